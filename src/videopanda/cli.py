@@ -1,0 +1,242 @@
+"""The command `videopanda`: one verb per function. Heavy imports stand inside the verbs, so that `--help` is instant.
+
+videopanda demo
+videopanda answer clip.mp4 "How many objects are there in total?"
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    help="Train, verify, run and serve encoder-free video-language models.\n\n"
+    "Start with  [bold]videopanda demo[/bold] . Each verb has its own --help with an example.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+scenes_app = typer.Typer(
+    help="Scenes: a generated world with exact answers, for training and tests.", no_args_is_help=True
+)
+evaluate_app = typer.Typer(help="Measure how often a model is right.", no_args_is_help=True)
+app.add_typer(scenes_app, name="scenes")
+app.add_typer(evaluate_app, name="evaluate")
+
+_ASSETS = Path(__file__).parent / "assets"
+
+Model = Annotated[
+    Path | None, typer.Option("--model", metavar="DIR", help="Checkpoint folder. Default: the bundled nano model.")
+]
+Frames = Annotated[
+    int | None, typer.Option("--frames", metavar="N", min=1, help="Frames to look at. Default: the model's own number.")
+]
+Start = Annotated[float | None, typer.Option("--start", metavar="S", help="Look from this second on.")]
+End = Annotated[float | None, typer.Option("--end", metavar="S", help="Look up to this second.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Chooses the scenes.")]
+
+
+@app.command("answer")
+def answer_verb(
+    video: Annotated[Path, typer.Argument(help="Video file, GIF, image, or folder of images.", show_default=False)],
+    question: Annotated[str, typer.Argument(help="What to ask.", show_default=False)],
+    model: Model = None,
+    frames: Frames = None,
+    start: Start = None,
+    end: End = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer one question about a video.
+
+    Example:  videopanda answer clip.mp4 "Which way does the red circle move?" --json
+    """
+    from videopanda.inference import ask
+
+    network, processor = _load(model)
+    (answer,) = ask(network, processor, video, [question], num_frames=frames, start=start, end=end)
+    if not as_json:
+        print(answer.answer)
+        return
+    from dataclasses import asdict
+
+    print(json.dumps(asdict(answer)))
+
+
+@app.command("chat")
+def chat_verb(
+    video: Annotated[Path, typer.Argument(help="Video file, GIF, image, or folder of images.", show_default=False)],
+    model: Model = None,
+    frames: Frames = None,
+    start: Start = None,
+    end: End = None,
+) -> None:
+    """Talk about a video: one question per line, an empty line ends the chat.
+
+    Example:  videopanda chat clip.mp4
+    """
+    from videopanda.inference import Chat
+
+    network, processor = _load(model)
+    chat = Chat(network, processor, video, num_frames=frames, start=start, end=end)
+    while question := _read_question():
+        print(chat.ask(question).answer, flush=True)
+
+
+@app.command("demo")
+def demo_verb(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the picture.")] = Path(
+        "videopanda_demo"
+    ),
+) -> None:
+    """Watch the bundled model answer questions about the bundled clip, and see the frames that it looked at.
+
+    Example:  videopanda demo --out out/demo
+    """
+    from rich.table import Table
+
+    from videopanda.contact_sheet import Row, contact_sheet
+    from videopanda.inference import ask
+    from videopanda.video import read_video
+
+    asked = json.loads((_ASSETS / "demo.json").read_text(encoding="utf-8"))["questions"]
+    network, processor = _load(None)
+    video = read_video(_ASSETS / "demo.mp4", num_frames=processor.video_processor.num_frames)
+    answers = ask(network, processor, video, [item["question"] for item in asked])
+    grid = Table(title=f"What {_ASSETS.name}/demo.mp4 shows", title_justify="left")
+    for column in ("question", "answer", "truth"):
+        grid.add_column(column)
+    lines = []
+    for item, answer in zip(asked, answers):
+        grid.add_row(item["question"], answer.answer, item["answer"])
+        lines.append(f"{item['question']}  {answer.answer}  (truth: {item['answer']})")
+    out.mkdir(parents=True, exist_ok=True)
+    contact_sheet([Row(video.frames, lines, video.timestamps)]).save(out / "contact_sheet.png")
+    _console().print(grid)
+    print(f"The frames that it looked at: {out / 'contact_sheet.png'}")
+
+
+@scenes_app.command("make")
+def scenes_make_verb(
+    out: Annotated[
+        Path, typer.Argument(help="Folder to write, or to complete after an interruption.", show_default=False)
+    ],
+    num: Annotated[int, typer.Option("--num", metavar="N", min=1, help="Number of clips.")] = 1000,
+    seed: Seed = 0,
+    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "train",
+) -> None:
+    """Write scenes as mp4 files with questions and answers in the conversation format.
+
+    Example:  videopanda scenes make data/scenes --num 1000 --seed 0
+    """
+    from videopanda.data.scenes.make import make
+
+    folder = make(out, num, seed, split)
+    print(f"{num} clips with questions: {folder / 'annotations.json'}\nat a glance: {folder / 'contact_sheet.png'}")
+
+
+@evaluate_app.command("scenes")
+def evaluate_scenes_verb(
+    model: Model = None,
+    num: Annotated[int, typer.Option("--num", metavar="N", min=12, help="Number of questions.")] = 2000,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Keep report, predictions and clips in this folder.")
+    ] = None,
+    no_baselines: Annotated[
+        bool, typer.Option("--no-baselines", help="Ask only about the real clips: five times faster.")
+    ] = False,
+) -> None:
+    """Exact-match accuracy on unseen test scenes, next to blind, one-frame, shuffled and wrong-video baselines.
+
+    Example:  videopanda evaluate scenes --num 240 --out out/scenes
+    """
+    from videopanda.evaluation.scenes import evaluate, table
+
+    network, processor = _load(model)
+    report = evaluate(network, processor, num, seed, baselines=not no_baselines, out=out)
+    if as_json:
+        print(json.dumps(report))
+        return
+    _console().print(table(report))
+    if out:
+        print(f"report, predictions, clips: {out}")
+
+
+@app.command("train")
+def train_verb(
+    stage: Annotated[str, typer.Argument(help="language, prealign, pretrain or finetune.", show_default=False)],
+    config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings of the stage.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option("--model", metavar="DIR", help="Checkpoint to start from.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Folder for checkpoint and log.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state in the output folder.")] = False,
+) -> None:
+    """Train one stage.
+
+    Example:  videopanda train finetune --model out/pretrain --output out/finetune --set max_steps=200
+    """
+    from videopanda.training.command import train
+
+    _quiet()
+    train(stage, config, set_ or [], model, output, resume)
+
+
+def main() -> None:
+    """Run the command; a mistake of the user becomes one line on stderr and exit code 2."""
+    try:
+        app(prog_name="videopanda")
+    except SystemExit:
+        raise
+    except _user_errors() as error:  # evaluated only when something went wrong
+        reason = str(error).strip().splitlines()
+        print(f"videopanda: error: {reason[0] if reason else type(error).__name__}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    from videopanda.video import VideoReadError
+
+    return VideoReadError, ValueError, OSError
+
+
+def _load(model: Path | None) -> Any:
+    """The model and its processor; tells which model that is where the user did not choose one."""
+    from videopanda.inference import load
+
+    _quiet()
+    if model is None:
+        print("videopanda: using the bundled nano model, which knows moving shapes only (see --model)", file=sys.stderr)
+    return load(model)
+
+
+def _quiet() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False)  # answers may hold square brackets
+
+
+def _read_question() -> str:
+    """The next line of the chat; empty at its end."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""

@@ -1,0 +1,96 @@
+"""Lays frames of videos out in rows, each with lines of text under it, as one picture.
+
+sheet = contact_sheet([Row(video.frames, ["What colour is the circle?  red"], video.timestamps)])
+sheet.save("contact_sheet.png")
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_GAP = 6  # pixels around frames and between rows
+_TEXT_SIZE = 16
+_LINE_HEIGHT = 22
+_LABEL_HEIGHT = 18
+_BACKGROUND, _TEXT, _FAINT = (250, 250, 250), (20, 20, 20), (110, 110, 110)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the sheet.
+
+    frames: uint8 (T, H, W, 3), RGB.
+    lines: text under the frames; long lines are wrapped.
+    timestamps: T times in seconds, written above the frames; none leaves the labels away.
+    """
+
+    frames: np.ndarray
+    lines: Sequence[str]
+    timestamps: Sequence[float] | np.ndarray = ()
+
+
+def contact_sheet(rows: Sequence[Row], frame_height: int = 120) -> Image.Image:
+    """Draw rows below each other, every frame `frame_height` pixels high in its own aspect ratio.
+
+    Raises:
+        ValueError: no rows, a row without frames, or a number of timestamps that is not the number of frames.
+    """
+    if not rows:
+        raise ValueError("a contact sheet needs at least one row")
+    for row in rows:
+        if not len(row.frames) or row.frames.ndim != 4:
+            raise ValueError(f"a row needs frames of shape (T, H, W, 3), not {row.frames.shape}")
+        if len(row.timestamps) not in (0, len(row.frames)):
+            raise ValueError(f"{len(row.timestamps)} timestamps do not go with {len(row.frames)} frames")
+    font = ImageFont.load_default(_TEXT_SIZE)
+    width = max(_row_width(row, frame_height) for row in rows)
+    pictures = [_draw_row(row, frame_height, width, font) for row in rows]
+    sheet = Image.new("RGB", (width, sum(picture.height for picture in pictures)), _BACKGROUND)
+    top = 0
+    for picture in pictures:
+        sheet.paste(picture, (0, top))
+        top += picture.height
+    return sheet
+
+
+def _frame_width(row: Row, frame_height: int) -> int:
+    height, width = row.frames.shape[1:3]
+    return max(1, round(width * frame_height / height))
+
+
+def _row_width(row: Row, frame_height: int) -> int:
+    return _GAP + len(row.frames) * (_frame_width(row, frame_height) + _GAP)
+
+
+def _draw_row(
+    row: Row, frame_height: int, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+) -> Image.Image:
+    lines = [part for line in row.lines for part in _wrap(line, font, width - 2 * _GAP)]
+    label_height = _LABEL_HEIGHT if len(row.timestamps) else 0
+    height = _GAP + label_height + frame_height + _GAP + len(lines) * _LINE_HEIGHT + _GAP
+    picture = Image.new("RGB", (width, height), _BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    frame_width = _frame_width(row, frame_height)
+    for i, frame in enumerate(row.frames):
+        left = _GAP + i * (frame_width + _GAP)
+        if label_height:
+            draw.text((left, _GAP - 3), f"{row.timestamps[i]:.2f} s", fill=_FAINT, font=font)
+        scaled = Image.fromarray(np.ascontiguousarray(frame)).resize((frame_width, frame_height))
+        picture.paste(scaled, (left, _GAP + label_height))
+    for i, line in enumerate(lines):
+        draw.text((_GAP, 2 * _GAP + label_height + frame_height + i * _LINE_HEIGHT), line, fill=_TEXT, font=font)
+    return picture
+
+
+def _wrap(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Break a line at spaces so that each part fits; a single word that is too wide stays whole."""
+    parts = [""]
+    for word in line.split():
+        longer = f"{parts[-1]} {word}".strip()
+        if parts[-1] and font.getlength(longer) > width:
+            parts.append(word)
+        else:
+            parts[-1] = longer
+    return parts

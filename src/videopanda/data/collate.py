@@ -1,0 +1,198 @@
+"""From samples to one padded batch: visual tensors, token ids, a loss on answers only.
+
+Conversations of one sample share the visual prefix. They are packed into one row behind it and masked from each other,
+so every question is answered exactly as if it stood alone, but the clip is encoded and read once:
+
+    position   0 … P-1      P … P+a      P … P+b
+    content    <video>…     question 1   question 2      (question 2 does not see question 1)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from videopanda.data.sample import Sample, Turn, to_messages
+
+IGNORE = -100
+
+
+def render(template: Any, turns: Sequence[Turn], num_videos: int) -> tuple[str, list[tuple[int, int]]]:
+    """The chat text of a conversation and the character spans of its answers, end marker included.
+
+    `template` is a processor or tokenizer with a chat template.
+
+    Raises:
+        ValueError: the template changes earlier text when a message is added, so that answers cannot be located.
+    """
+    messages = to_messages(turns, num_videos)
+    text = template.apply_chat_template(messages, tokenize=False)
+    spans = []
+    for i in range(1, len(messages), 2):
+        before = template.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
+        after = template.apply_chat_template(messages[: i + 1], tokenize=False)
+        if not text.startswith(after) or not after.startswith(before):
+            raise ValueError("this chat template rewrites earlier turns; give training one that only appends")
+        spans.append((len(before), len(after)))
+    return text, spans
+
+
+@dataclass
+class Packed:
+    """Token ids of one sample: a shared prefix, then one segment per conversation."""
+
+    ids: list[int]
+    labels: list[int]
+    positions: list[int]
+    segments: list[int]  # 0 in the prefix, 1, 2, ... in the conversations
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Collator:
+    """Batches samples for a `VideoPandaForConditionalGeneration` (or, without videos, for any causal LM).
+
+    Args:
+        processor: a `VideoPandaProcessor`, or a tokenizer with a chat template for samples without videos.
+        max_length: longest row in tokens. Conversations that no longer fit are left out (at least one must fit).
+        supervise: "answers" puts the loss on answers and their end marker; "all" on every token that is not visual.
+        pad_to: rows are padded to this length (static shapes for compilation); default the longest row.
+        text: without it, only the visual tensors are made.
+        cell_words: also say what every visual token shows, for videos that know it (`Clip.cell_words`).
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        max_length: int,
+        supervise: Literal["answers", "all"] = "answers",
+        pad_to: int | None = None,
+        text: bool = True,
+        cell_words: bool = False,
+    ):
+        self.processor = processor
+        self.tokenizer = processor if not hasattr(processor, "video_processor") else processor.tokenizer
+        self.max_length = max_length
+        self.supervise = supervise
+        self.pad_to = pad_to
+        self.text = text
+        self.cell_words = cell_words
+        self._word_ids: dict[str, int] = {}
+        markers = self.tokenizer.convert_tokens_to_ids(["<video>", "<image>"])
+        self.visual_ids = frozenset(token for token in markers if token is not None)
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+        """Keys: input_ids, labels, position_ids (B, L), attention_mask bool (B, 1, L, L) and, with videos,
+        pixel_values_videos and video_placement as the video processor makes them.
+
+        `cell_words` (V, 3) holds up to three token ids for each visual token of the batch, -100 where there is none.
+        """
+        batch: dict[str, torch.Tensor] = {}
+        expansions: list[str] = []
+        videos = [video for sample in samples for video in sample.videos]
+        if videos:
+            visual = self.processor.video_processor(videos=videos, return_tensors="pt", return_metadata=True)
+            expansions = [self.processor.replace_video_token(visual, i) for i in range(len(videos))]
+            batch.update({k: v for k, v in visual.items() if k in self.processor.video_processor.model_input_names})
+            if self.cell_words:
+                batch["cell_words"] = torch.cat(
+                    [self._words(video, row) for video, row in zip(videos, batch["video_placement"].tolist())]
+                )
+        if not self.text:
+            return batch
+        rows, start = [], 0
+        for sample in samples:
+            stop = start + len(sample.videos)
+            rows.append(self.pack(sample, expansions[start:stop]))
+            start = stop
+        batch.update(self._pad(rows))
+        return batch
+
+    def pack(self, sample: Sample, expansions: Sequence[str]) -> Packed:
+        """Tokenise every conversation and join those that fit behind their common visual prefix.
+
+        Raises:
+            ValueError: not even the first conversation fits; it is never cut.
+        """
+        texts, all_spans = [], []
+        for turns in sample.conversations:
+            text, spans = render(self.processor, turns, len(sample.videos))
+            for expansion in expansions:
+                at = text.index(self.processor.video_token)
+                grown = len(expansion) - len(self.processor.video_token)
+                text = text[:at] + expansion + text[at + len(self.processor.video_token) :]
+                spans = [(a + grown, b + grown) for a, b in spans]
+            texts.append(text)
+            all_spans.append(spans)
+        encoded = self.tokenizer(texts, return_offsets_mapping=True, add_special_tokens=False)
+        shared = _common_prefix(encoded["input_ids"])
+        packed = Packed([], [], [], [])
+        for ids, offsets, spans in zip(encoded["input_ids"], encoded["offset_mapping"], all_spans):
+            wanted = [self.supervise == "all" or any(a <= start < b for a, b in spans) for start, _ in offsets]
+            labels = [token if keep and token not in self.visual_ids else IGNORE for token, keep in zip(ids, wanted)]
+            if not len(packed):
+                if len(ids) > self.max_length:
+                    raise ValueError(
+                        f"sample {sample.id!r} needs {len(ids)} tokens but max_length is {self.max_length}: "
+                        "raise max_length, or use fewer frames"
+                    )
+                packed = Packed(ids, labels, list(range(len(ids))), [0] * shared + [1] * (len(ids) - shared))
+            elif len(packed) + len(ids) - shared <= self.max_length:
+                packed.ids += ids[shared:]
+                # The token before the segment in the row is a stranger: it must not predict the segment's first one.
+                packed.labels += [IGNORE, *labels[shared + 1 :]]
+                packed.positions += range(shared, len(ids))
+                packed.segments += [packed.segments[-1] + 1] * (len(ids) - shared)
+        return packed
+
+    def _words(self, video: Any, placement: list[int]) -> torch.Tensor:
+        """Token ids of the words for each visual token of one video, (V, 3), in the order in which STAB lays them out."""
+        _, _, rows, columns, frames, _ = placement
+        words = [[self._word_id(word) for word in cell] for cell in video.cell_words(rows, columns)]
+        ids = torch.full((frames * rows * columns, 3), IGNORE)
+        for i, cell in enumerate(words):
+            ids[i, : len(cell)] = torch.tensor(cell)
+        ids = ids.view(frames, rows, columns, 3)
+        layout = self.processor.video_processor
+        if layout.row_tokens:
+            ids = torch.nn.functional.pad(ids, (0, 0, 0, 1), value=IGNORE)
+        ids = ids.flatten(1, 2)
+        if layout.context_token:
+            ids = torch.nn.functional.pad(ids, (0, 0, 1, 0), value=IGNORE)
+        return ids.flatten(0, 1)
+
+    def _word_id(self, word: str) -> int:
+        if word not in self._word_ids:
+            self._word_ids[word] = self.tokenizer.encode(f" {word}", add_special_tokens=False)[0]
+        return self._word_ids[word]
+
+    def _pad(self, rows: Sequence[Packed]) -> dict[str, torch.Tensor]:
+        length = self.pad_to or max(len(row) for row in rows)
+        fill = {"ids": self.tokenizer.pad_token_id, "labels": IGNORE, "positions": 0, "segments": -1}
+        columns = {
+            name: torch.tensor([getattr(row, name) + [value] * (length - len(row)) for row in rows])
+            for name, value in fill.items()
+        }
+        segments = columns["segments"]
+        same = segments[:, :, None] == segments[:, None, :]
+        sees_prefix = (segments[:, None, :] == 0) & (segments[:, :, None] >= 0)
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        # A padding row attends to itself: a row without any key would turn into NaN.
+        attention_mask = (same | sees_prefix) & causal
+        return {
+            "input_ids": columns["ids"],
+            "labels": columns["labels"],
+            "position_ids": columns["positions"],
+            "attention_mask": attention_mask[:, None],
+        }
+
+
+def _common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """How many leading tokens all conversations of a sample share; 0 when there is only one."""
+    if len(rows) < 2:
+        return 0
+    low, high = min(rows), max(rows)  # the two that differ first, in lexicographic order
+    same = (a == b for a, b in zip(low, high))
+    return next((i for i, equal in enumerate(same) if not equal), min(len(low), len(high)) - 1)

@@ -1,0 +1,37 @@
+"""The one shape in which every data source hands its samples to the collator.
+
+A sample is one or more videos and one or more *conversations* about them. Conversations of one sample are independent:
+none sees another. That is what makes many questions per clip cheap: the clip is encoded once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Turn = tuple[str, str]  # (question, answer)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training example.
+
+    `videos` holds paths, or objects with `.frames` (uint8 (T, H, W, 3)), `.timestamps` and `.duration` (seconds).
+    """
+
+    id: str
+    videos: tuple[Any, ...]
+    conversations: tuple[tuple[Turn, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not self.conversations or not all(self.conversations):
+            raise ValueError(f"sample {self.id!r} has an empty conversation")
+
+
+def to_messages(turns: Sequence[Turn], num_videos: int) -> list[dict[str, Any]]:
+    """Chat-template messages; the videos stand at the start of the first question."""
+    messages: list[dict[str, Any]] = []
+    for i, (question, answer) in enumerate(turns):
+        content: list[dict[str, str]] = [{"type": "video"}] * num_videos if i == 0 else []
+        messages.append({"role": "user", "content": [*content, {"type": "text", "text": question}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return messages

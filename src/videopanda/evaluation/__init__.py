@@ -1,0 +1,1 @@
+"""Judge models: benchmarks, predictions, scores."""

@@ -1,0 +1,368 @@
+"""Answer questions about a video: one call, a batch of questions, or a chat.
+
+    import videopanda
+    print(videopanda.answer("clip.mp4", "What colour is the circle?"))
+
+    model, processor = load("path/to/checkpoint")            # None: the small model that comes with the package
+    for answer in ask(model, processor, "clip.mp4", ["How many objects are there?", "Which way does the circle move?"]):
+        print(answer.answer, answer.frame_times)
+
+Decoding is greedy. A clip is read and encoded once, however many questions follow; each question is answered exactly as
+if it were the only one. Prompts come from the chat template of the processor.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from videopanda.models.videopanda import (
+    VideoPandaForConditionalGeneration,
+    VideoPandaProcessor,
+    VideoPandaVisualOutput,
+)
+from videopanda.video import Video, read_video
+
+BUNDLED_MODEL = Path(__file__).parent / "assets" / "nano"
+MAX_NEW_TOKENS = 64
+
+Message = dict[str, Any]  # of a chat template: {"role": …, "content": […]}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reply and how it came about.
+
+    frame_times: seconds at which the frames that the model saw are first shown.
+    frame_indices: their numbers in the file; None for frames that no file was read for.
+    visual_tokens: number of tokens that the clip takes in the language model.
+    decoder: what decoded the file, with its version; None for frames that no file was read for.
+    timings: seconds for "decode", "preprocess" and "generate" (encoding included), of the whole batch of questions.
+    model: folder of the checkpoint.
+    """
+
+    question: str
+    answer: str
+    frame_times: tuple[float, ...]
+    frame_indices: tuple[int, ...] | None
+    visual_tokens: int
+    decoder: str | None
+    timings: dict[str, float]
+    model: str
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """A clip as the language model takes it in.
+
+    marker: what stands in the prompt in place of `<video>`.
+    tokens: projected visual tokens, (V, E).
+    """
+
+    marker: str
+    tokens: Tensor
+
+
+def load(
+    model: str | Path | None = None, device: str | None = None
+) -> tuple[VideoPandaForConditionalGeneration, VideoPandaProcessor]:
+    """Load a checkpoint folder, ready for inference. None is the bundled model.
+
+    `device` is a torch device; default CUDA where there is one, else the CPU, where every model runs in float32.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no weights in it.
+        ValueError: the folder holds something else, or not all of a Video-Panda checkpoint.
+    """
+    folder = BUNDLED_MODEL if model is None else Path(model)
+    _check_checkpoint(folder)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float32 if device == "cpu" else "auto"
+    try:
+        processor = VideoPandaProcessor.from_pretrained(folder)
+        network, report = VideoPandaForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True
+        )
+    except OSError as error:
+        raise ValueError(f"{folder} is not a complete videopanda checkpoint: {str(error).splitlines()[0]}") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ValueError(
+            f"{folder} is not a complete videopanda checkpoint: it lacks {missing[0]} ({len(missing)} weights in all)"
+        )
+    return network.to(device).eval(), processor
+
+
+def _check_checkpoint(folder: Path) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no model folder at {folder}")
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ValueError(f"{folder} is not a videopanda checkpoint: it has no config.json")
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{folder} is not a videopanda checkpoint: its config.json is damaged") from error
+    if kind != "videopanda":
+        raise ValueError(f"{folder} is not a videopanda checkpoint: its model_type is {kind!r}")
+    if not any(folder.glob("*.safetensors")):
+        raise FileNotFoundError(f"{folder} has no weights (*.safetensors)")
+
+
+def encode(model: VideoPandaForConditionalGeneration, processor: Any, videos: Sequence[Any]) -> list[EncodedClip]:
+    """Encode decoded videos (`.frames`, `.timestamps`, `.duration`) in one batch."""
+    return _encode(model, _prepare(processor, videos), processor)
+
+
+def _prepare(processor: Any, videos: Sequence[Any]) -> Any:
+    return processor.video_processor(videos=list(videos), return_tensors="pt", return_metadata=True)
+
+
+@torch.inference_mode()
+def _encode(model: VideoPandaForConditionalGeneration, inputs: Any, processor: Any) -> list[EncodedClip]:
+    tokens = model.get_video_features(
+        inputs["pixel_values_videos"].to(model.device, model.dtype), inputs["video_placement"]
+    ).pooler_output
+    assert tokens is not None
+    return [EncodedClip(processor.replace_video_token(inputs, i), rows) for i, rows in enumerate(tokens)]
+
+
+@torch.inference_mode()
+def reply(
+    model: VideoPandaForConditionalGeneration,
+    processor: Any,
+    prompts: Sequence[tuple[Sequence[Message], EncodedClip | None]],
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> list[str]:
+    """Greedy replies to conversations, each about one clip or, with None, about no clip, in one batch.
+
+    Conversations about the same clip share the work for its tokens.
+
+    Raises:
+        ValueError: a conversation does not fit into the context of the language model.
+    """
+    texts = []
+    for messages, clip in prompts:
+        text = processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        texts.append(text if clip is None else text.replace(processor.video_token, clip.marker, 1))
+    rows: list[list[int]] = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    length, limit = max(map(len, rows)), model.config.text_config.max_position_embeddings
+    if length + max_new_tokens > limit:
+        raise ValueError(
+            f"a prompt of {length} tokens and a reply of up to {max_new_tokens} do not fit into the {limit} tokens of "
+            "the language model: use fewer frames or a shorter conversation"
+        )
+    clips = [clip for _, clip in prompts]
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
+    starts = _shared_starts(rows, clips, processor.video_token_id)
+    if starts is None:
+        ids, mask = _left_padded(rows, processor.tokenizer, model.device)
+        options |= _visuals([clip for clip in clips if clip is not None])
+    else:
+        ids, mask, options["past_key_values"] = _read_starts(model, processor.tokenizer, rows, clips, starts)
+    output = model.generate(input_ids=ids, attention_mask=mask, **options)
+    replies = processor.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in replies]
+
+
+def _visuals(clips: Sequence[EncodedClip]) -> dict[str, Any]:
+    """The model's arguments for clips that are encoded already."""
+    tokens = [clip.tokens for clip in clips]
+    return {"mm_encoder_outputs": {"video": VideoPandaVisualOutput(pooler_output=tokens)}} if tokens else {}
+
+
+def _left_padded(rows: Sequence[Sequence[int]], tokenizer: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, (rows, longest row)."""
+    filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    longest = max(map(len, rows))
+    ids = torch.tensor([[filler] * (longest - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+def _shared_starts(
+    rows: Sequence[Sequence[int]], clips: Sequence[EncodedClip | None], video_token_id: int
+) -> dict[int, list[int]] | None:
+    """The tokens up to the end of each clip, by the clip's id; None where sharing is impossible or saves nothing."""
+    starts: dict[int, list[int]] = {}
+    for row, clip in zip(rows, clips):
+        if clip is None:
+            return None
+        end = len(row) - row[::-1].index(video_token_id)
+        if starts.setdefault(id(clip), list(row[:end])) != row[:end]:
+            return None
+    return starts if len(starts) < len(rows) else None
+
+
+def _read_starts(
+    model: VideoPandaForConditionalGeneration,
+    tokenizer: Any,
+    rows: Sequence[Sequence[int]],
+    clips: Sequence[EncodedClip | None],
+    starts: dict[int, list[int]],
+) -> tuple[Tensor, Tensor, Any]:
+    """Run the shared starts once. Returns ids and mask of all rows, padded around their start, and the cache."""
+    distinct = {id(clip): clip for clip in clips if clip is not None}
+    start_ids, start_mask = _left_padded([starts[key] for key in distinct], tokenizer, model.device)
+    cache = model.model(
+        input_ids=start_ids,
+        attention_mask=start_mask,
+        position_ids=(start_mask.cumsum(1) - 1).clamp(min=0),
+        use_cache=True,
+        **_visuals(list(distinct.values())),
+    ).past_key_values
+    numbers = {key: number for number, key in enumerate(distinct)}
+    owners = torch.tensor([numbers[id(clip)] for clip in clips], device=model.device)
+    cache.batch_select_indices(owners)
+    ends = [row[len(starts[id(clip)]) :] for row, clip in zip(rows, clips)]
+    end_ids, end_mask = _left_padded(ends, tokenizer, model.device)
+    ids = torch.cat([start_ids[owners], end_ids], dim=1)  # (rows, longest start + longest end)
+    mask = torch.cat([start_mask[owners], end_mask], dim=1)
+    return ids, mask, cache
+
+
+def question_messages(processor: Any, question: str, has_video: bool = True) -> list[Message]:
+    """The conversation that asks one question.
+
+    Raises:
+        ValueError: the question is empty or contains a placeholder of the model.
+    """
+    if not question.strip():
+        raise ValueError("the question is empty")
+    for token in (processor.video_token, processor.image_token):
+        if token in question:
+            raise ValueError(f"the question must not contain {token}: the video is put in front of it anyway")
+    video = [{"type": "video"}] if has_video else []
+    return [{"role": "user", "content": [*video, {"type": "text", "text": question}]}]
+
+
+class Chat:
+    """A conversation about one video, which is read and encoded once.
+
+    chat = Chat(model, processor, "clip.mp4")
+    chat.ask("How many objects are there?").answer
+    chat.ask("Which one is the largest?").answer        # sees the first question and its answer
+    """
+
+    def __init__(
+        self,
+        model: VideoPandaForConditionalGeneration,
+        processor: Any,
+        video: Any,
+        *,
+        num_frames: int | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ):
+        self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
+        self.messages: list[Message] = []
+        began = time.perf_counter()
+        self.video = _open(processor, video, num_frames, start, end)
+        decoded = time.perf_counter()
+        inputs = _prepare(processor, [self.video])
+        prepared = time.perf_counter()
+        (self.clip,) = _encode(model, inputs, processor)
+        self._costs = {"decode": decoded - began, "preprocess": prepared - decoded}
+        self._encode_seconds = time.perf_counter() - prepared
+
+    def ask(self, question: str) -> Answer:
+        """Answer a question in the light of all earlier ones. Timings of later questions hold only their own cost."""
+        messages = [*self.messages, *question_messages(self.processor, question, has_video=not self.messages)]
+        (answer,) = self._answers([question], [messages])
+        self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer.answer}]}]
+        return answer
+
+    def ask_apart(self, questions: Sequence[str]) -> list[Answer]:
+        """Answer questions in one batch; none sees another, nor what was said before."""
+        return self._answers(questions, [question_messages(self.processor, question) for question in questions])
+
+    def _answers(self, questions: Sequence[str], conversations: Sequence[Sequence[Message]]) -> list[Answer]:
+        began = time.perf_counter()
+        prompts = [(messages, self.clip) for messages in conversations]
+        texts = reply(self.model, self.processor, prompts, self.max_new_tokens)
+        timings = {**self._costs, "generate": self._encode_seconds + time.perf_counter() - began}
+        self._costs, self._encode_seconds = {"decode": 0.0, "preprocess": 0.0}, 0.0
+        video, from_file = self.video, isinstance(self.video, Video)
+        return [
+            Answer(
+                question=question,
+                answer=text,
+                frame_times=tuple(float(moment) for moment in video.timestamps),
+                frame_indices=tuple(int(index) for index in video.indices) if from_file else None,
+                visual_tokens=len(self.clip.tokens),
+                decoder=f"{video.decoder} {video.decoder_version}" if from_file else None,
+                timings=timings,
+                model=self.model.name_or_path,
+            )
+            for question, text in zip(questions, texts)
+        ]
+
+
+def _open(processor: Any, video: Any, num_frames: int | None, start: float | None, end: float | None) -> Any:
+    """Read a video, or hand on one that is decoded already. Its duration is that of the range that is looked at."""
+    if hasattr(video, "frames"):
+        if not (num_frames is start is end is None):
+            raise ValueError("num_frames, start and end choose frames of a file; these frames are decoded already")
+        return video
+    if num_frames is None:
+        num_frames = processor.video_processor.num_frames
+    part = read_video(video, num_frames=num_frames, start=start, end=end)
+    return replace(part, duration=part.end - part.start)
+
+
+def ask(
+    model: VideoPandaForConditionalGeneration,
+    processor: Any,
+    video: Any,
+    questions: Sequence[str],
+    *,
+    num_frames: int | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> list[Answer]:
+    """Answer several questions about one video in one batch, each on its own.
+
+    Args:
+        video: anything that `read_video` takes, or an object with `.frames`, `.timestamps` and `.duration`.
+        questions: at least one question.
+        num_frames: frames to look at, uniform in time; default the number that the processor was saved with.
+        start, end: the part of the video to look at, in seconds.
+        max_new_tokens: longest answer.
+
+    Raises:
+        VideoReadError: the video cannot be read.
+        ValueError: no or empty questions, or a range outside the video.
+    """
+    if isinstance(questions, str) or not questions:
+        raise ValueError("questions must be a list of one or more strings")
+    for question in questions:  # a bad one is told before the video is read
+        question_messages(processor, question)
+    chat = Chat(model, processor, video, num_frames=num_frames, start=start, end=end, max_new_tokens=max_new_tokens)
+    return chat.ask_apart(questions)
+
+
+def answer(
+    video: Any,
+    question: str,
+    *,
+    model: str | Path | None = None,
+    num_frames: int | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> str:
+    """Answer one question about a video. The last model used stays loaded. See `ask` for arguments and errors."""
+    network, processor = _load_once(None if model is None else str(model))
+    return ask(network, processor, video, [question], num_frames=num_frames, start=start, end=end)[0].answer
+
+
+@lru_cache(maxsize=1)
+def _load_once(model: str | None) -> tuple[VideoPandaForConditionalGeneration, VideoPandaProcessor]:
+    return load(model)

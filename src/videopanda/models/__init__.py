@@ -1,0 +1,1 @@
+"""Model families. Each folder is self-contained: torch, transformers and its own files."""

@@ -1,0 +1,323 @@
+"""Configuration of Video-Panda and the arithmetic of its visual tokens (needs no torch).
+
+Geometry: a *cell* is the square that becomes one visual token, 2 × 2 patches of `patch_size` pixels. A frame is scaled
+    so that its longer side fills the canvas of `image_size` pixels; the shorter side is rounded up to whole cells. Per
+    frame the language model sees [context token] + rows × (columns tokens + row token).
+"""
+
+import math
+from typing import Any, Literal
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+# QUIRK(ckpt): the official code crops an all-padding frame to its first 16 × 16 patches, whatever the clip's shape.
+PADDING_FRAME_CELLS = 8
+
+
+def grid_for_size(height: int, width: int, max_cells: int) -> tuple[int, int]:
+    """Return (rows, columns) of visual tokens for a frame of `height` × `width` pixels, at most `max_cells` each."""
+    if height < 1 or width < 1:
+        raise ValueError(f"A frame needs at least one pixel per side, got {height} × {width} (height × width).")
+    if width > height:
+        return math.ceil(max_cells * height / width), max_cells
+    return max_cells, math.ceil(max_cells * width / height)
+
+
+def placement_for_size(height: int, width: int, max_cells: int, tight: bool = False) -> tuple[int, int, int, int]:
+    """Return (top, left, rows, columns) in cells of the picture on its canvas.
+
+    The canvas is a square of `max_cells` cells with the picture in its middle (an odd cell goes below or right), or
+    with `tight` exactly the picture.
+    """
+    rows, columns = grid_for_size(height, width, max_cells)
+    if tight:
+        return 0, 0, rows, columns
+    return (max_cells - rows) // 2, (max_cells - columns) // 2, rows, columns
+
+
+def frame_token_count(rows: Any, columns: Any, row_tokens: bool = True, context_token: bool = True) -> Any:
+    """Count the tokens of one frame of `rows` × `columns` cells. Plain arithmetic: integers and tensors both work."""
+    return rows * (columns + int(row_tokens)) + int(context_token)
+
+
+def placement_token_count(
+    rows: Any,
+    columns: Any,
+    num_frames: Any,
+    num_real: Any,
+    *,
+    max_cells: int,
+    row_tokens: bool = True,
+    context_token: bool = True,
+) -> Any:
+    """Count the tokens of a video from its placement: `num_real` frames of rows × columns cells, then padding frames.
+
+    Plain arithmetic: integers and tensors both work. `max_cells` is the number of cells per side of the canvas.
+    """
+    corner = min(PADDING_FRAME_CELLS, max_cells)
+    real = frame_token_count(rows, columns, row_tokens, context_token)
+    padding = frame_token_count(corner, corner, row_tokens, context_token)
+    return num_real * real + (num_frames - num_real) * padding
+
+
+def visual_token_count(
+    num_frames: int,
+    height: int,
+    width: int,
+    *,
+    image_size: int = 448,
+    patch_size: int = 14,
+    row_tokens: bool = True,
+    context_token: bool = True,
+    pad_to_frames: int = 0,
+) -> int:
+    """Count the visual tokens of a clip of `num_frames` frames of `height` × `width` source pixels.
+
+    This is the one place that counts: processor, planner, server and model use it or `placement_token_count`, on which
+        it stands. `context_token` is false for a model without frame and video summary; `pad_to_frames` counts the all-
+        padding frames that fill a short clip.
+    """
+    max_cells = image_size // (2 * patch_size)
+    rows, columns = grid_for_size(height, width, max_cells)
+    return placement_token_count(
+        rows,
+        columns,
+        max(num_frames, pad_to_frames),
+        num_frames,
+        max_cells=max_cells,
+        row_tokens=row_tokens,
+        context_token=context_token,
+    )
+
+
+class VideoPandaStabConfig(PreTrainedConfig):
+    """The Spatio-Temporal Alignment Block: one field for each choice that the paper or the released weights make.
+
+    The defaults are the released arithmetic. Use `released()`, `paper()` or `eve_star()` and override single fields for
+    the ablations, for example `VideoPandaStabConfig.released(row_tokens=False)`.
+    """
+
+    model_type = "videopanda_stab"
+    base_config_key = "stab_config"
+
+    def __init__(
+        self,
+        hidden_size: int = 1024,  # D, width of every visual feature
+        patch_size: int = 14,  # pixels per patch side
+        image_size: int = 448,  # canvas side in pixels; bounds the token grid
+        num_heads: int = 8,  # heads of LSD, FSRA and GSTRA
+        segment_frames: int | None = 4,  # frames that LSTE and GSTRA see together; None = the whole video
+        lste: bool = True,  # local spatio-temporal encoding and dynamic position encoding
+        lste_batch_norm: bool = True,  # batch norm in front of LSTE
+        lste_depthwise: bool = True,  # temporal convolution per channel; False mixes channels
+        lste_bottleneck: int | None = None,  # channels between the LSTE convolutions; None = int(D / 1.5)
+        dense_connection: bool = True,  # add the patch embedding to the LSTE output once more before LSD
+        mask_padding: bool = False,  # padding influences nothing, from the first layer on
+        gstra: bool = True,  # global spatio-temporal aggregation: one summary per segment
+        gstra_input: Literal["full", "downsampled"] = "full",  # what GSTRA attends to: patches or visual tokens
+        gstra_mlp: bool = True,  # MLP after the attention of GSTRA
+        fsra: bool = True,  # frame-wise spatial aggregation: one summary per frame
+        lsd_query: Literal["pooled", "learned"] = "pooled",  # query of a window: its average, or one learned vector
+        query_residual: bool = True,  # add the query side (average pool, learned query) to what attention returns
+        attention_scale: Literal["width", "head"] = "width",  # LSD and FSRA divide by √D, or by √(D / heads)
+        fusion: Literal["gated", "linear"] = "gated",  # sigmoid gate + norm + linear, or free weight + linear
+        downsampling: Literal["lsd", "average", "half_resolution", "perceiver"] = "lsd",  # 2 × 2 patches → one token
+        downsample_first: bool = False,  # downsample in front of LSTE
+        row_tokens: bool = True,  # a learned token after each row of visual tokens
+        dropout: float = 0.5,  # inside the GSTRA MLP and the fusion, in training only
+        layer_norm_eps: float = 1e-5,
+        **kwargs: Any,
+    ):
+        self.hidden_size = hidden_size
+        self.patch_size = patch_size
+        self.image_size = image_size
+        self.num_heads = num_heads
+        self.segment_frames = segment_frames
+        self.lste = lste
+        self.lste_batch_norm = lste_batch_norm
+        self.lste_depthwise = lste_depthwise
+        self.lste_bottleneck: int = lste_bottleneck  # type: ignore[assignment]  # None until the check has passed
+        self.dense_connection = dense_connection
+        self.mask_padding = mask_padding
+        self.gstra = gstra
+        self.gstra_input = gstra_input
+        self.gstra_mlp = gstra_mlp
+        self.fsra = fsra
+        self.lsd_query = lsd_query
+        self.query_residual = query_residual
+        self.attention_scale = attention_scale
+        self.fusion = fusion
+        self.downsampling = downsampling
+        self.downsample_first = downsample_first
+        self.row_tokens = row_tokens
+        self.dropout = dropout
+        self.layer_norm_eps = layer_norm_eps
+        self._check()
+        if lste_bottleneck is None:
+            self.lste_bottleneck = int(hidden_size / 1.5)
+        super().__init__(**kwargs)
+
+    def _check(self) -> None:
+        """Raise `ValueError` for a field of a wrong type or a combination that has no meaning."""
+        for name in ("hidden_size", "patch_size", "image_size", "num_heads", "lste_bottleneck"):
+            value = vars(self)[name]
+            if name == "lste_bottleneck" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        segment = self.segment_frames
+        if segment is not None and (isinstance(segment, bool) or not isinstance(segment, int) or segment < 1):
+            raise ValueError(f"`segment_frames` must be a positive integer or None, got {segment!r}.")
+        for name in (
+            *("lste", "lste_batch_norm", "lste_depthwise", "dense_connection", "mask_padding", "gstra"),
+            *("gstra_mlp", "fsra", "query_residual", "downsample_first", "row_tokens"),
+        ):
+            if not isinstance(vars(self)[name], bool):
+                raise ValueError(f"`{name}` must be true or false, got {vars(self)[name]!r}.")
+        choices = {
+            "gstra_input": ("full", "downsampled"),
+            "lsd_query": ("pooled", "learned"),
+            "attention_scale": ("width", "head"),
+            "fusion": ("gated", "linear"),
+            "downsampling": ("lsd", "average", "half_resolution", "perceiver"),
+        }
+        for name, allowed in choices.items():
+            if vars(self)[name] not in allowed:
+                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {vars(self)[name]!r}.")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}.")
+        if self.image_size % (2 * self.patch_size):
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of the cell, 2 × {self.patch_size} pixels."
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"`dropout` must lie in [0, 1), got {self.dropout!r}.")
+        if not self.layer_norm_eps > 0.0:
+            raise ValueError(f"`layer_norm_eps` must be positive, got {self.layer_norm_eps!r}.")
+
+    @classmethod
+    def released(cls, **overrides: Any) -> "VideoPandaStabConfig":
+        """Return the arithmetic of the published weights (all defaults)."""
+        return cls(**overrides)
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> "VideoPandaStabConfig":
+        """Return the paper's equations.
+
+        Eq. 2: three plain convolutions and no batch norm. Eq. 4: single-head attention with scale 1/√D and a learned
+        window query. Eq. 12: one video-level summary from the downsampled tokens. Eq. 14: a free weight per channel and
+        a linear map. Padding takes part nowhere. Where the paper leaves room we read it so: the query of FSRA is one
+        vector for all frames, the attentions keep the layer norms of the released code, and the weight multiplies the
+        frame summary.
+        """
+        preset = {
+            "num_heads": 1,
+            "segment_frames": None,
+            "lste_batch_norm": False,
+            "lste_depthwise": False,
+            "dense_connection": False,
+            "mask_padding": True,
+            "gstra_input": "downsampled",
+            "gstra_mlp": False,
+            "lsd_query": "learned",
+            "query_residual": False,
+            "fusion": "linear",
+        }
+        return cls(**{**preset, **overrides})
+
+    @classmethod
+    def eve_star(cls, **overrides: Any) -> "VideoPandaStabConfig":
+        """Return the EVE* baseline, EVE applied frame by frame: no LSTE (with its position encoding) and no GSTRA."""
+        return cls(**{"lste": False, "gstra": False, **overrides})
+
+    @property
+    def cell_size(self) -> int:
+        """Pixels per side of the square that becomes one visual token."""
+        return 2 * self.patch_size
+
+    @property
+    def max_cells(self) -> int:
+        """Cells per side of the canvas."""
+        return self.image_size // self.cell_size
+
+    @property
+    def context_token(self) -> bool:
+        """Whether a video frame starts with a context token."""
+        return self.gstra or self.fsra
+
+    @property
+    def image_context_token(self) -> bool:
+        """Whether an image starts with a context token: GSTRA does not see images."""
+        return self.fsra
+
+
+class VideoPandaConfig(PreTrainedConfig):
+    """STAB, projector and any causal language model that transformers builds from `text_config`.
+
+    Args:
+        text_config: configuration of the language model (object or dict with `model_type`); default LLaMA.
+        stab_config: configuration of STAB (object or dict); default `VideoPandaStabConfig.released()`.
+        video_token_id, image_token_id: ids of the placeholders `<video>` and `<image>`, real entries of the vocabulary.
+        initializer_range: standard deviation of fresh linear weights of STAB and projector.
+    """
+
+    model_type = "videopanda"
+    sub_configs = {"text_config": AutoConfig, "stab_config": VideoPandaStabConfig}  # noqa: RUF012
+
+    def __init__(
+        self,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        stab_config: VideoPandaStabConfig | dict[str, Any] | None = None,
+        video_token_id: int = 32000,
+        image_token_id: int = 32001,
+        initializer_range: float = 0.02,
+        tie_word_embeddings: bool = False,
+        **kwargs: Any,
+    ):
+        if text_config is None:
+            text_config = {"model_type": "llama", "vocab_size": 32002}
+        if isinstance(text_config, dict):
+            if "model_type" not in text_config:
+                raise ValueError("`text_config` needs a `model_type`, such as 'llama' or 'qwen3'.")
+            text_config = CONFIG_MAPPING[text_config["model_type"]](**text_config)
+        if stab_config is None:
+            stab_config = VideoPandaStabConfig()
+        elif isinstance(stab_config, dict):
+            stab_config = VideoPandaStabConfig(**stab_config)
+        for name, token_id in (("video_token_id", video_token_id), ("image_token_id", image_token_id)):
+            if not 0 <= token_id < text_config.vocab_size:
+                raise ValueError(f"{name} {token_id} lies outside the vocabulary of {text_config.vocab_size} entries.")
+        if video_token_id == image_token_id:
+            raise ValueError(f"`<video>` and `<image>` need different ids, both are {video_token_id}.")
+        self.text_config = text_config
+        self.stab_config = stab_config
+        self.video_token_id = video_token_id
+        self.image_token_id = image_token_id
+        self.initializer_range = initializer_range
+        super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
+
+    @classmethod
+    def released(cls, **overrides: Any) -> "VideoPandaConfig":
+        """Return the published 7B model: released STAB and Vicuna-7B v1.5 with two more vocabulary entries."""
+        text_config = {
+            "model_type": "llama",
+            "vocab_size": 32002,
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        }
+        return cls(**{"text_config": text_config, "stab_config": VideoPandaStabConfig.released(), **overrides})
+
+
+__all__ = [
+    "PADDING_FRAME_CELLS",
+    "VideoPandaConfig",
+    "VideoPandaStabConfig",
+    "frame_token_count",
+    "grid_for_size",
+    "placement_for_size",
+    "placement_token_count",
+    "visual_token_count",
+]

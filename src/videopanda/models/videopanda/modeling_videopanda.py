@@ -1,0 +1,340 @@
+"""Video-Panda: STAB, projector and a causal language model joined at placeholder tokens.
+
+Dimensions: B samples of N tokens; V visual tokens of the whole batch; D width of STAB; E width of the language model;
+X × Y pixels.
+STAB itself is in `modeling_videopanda_stab.py`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+
+from .configuration_videopanda import VideoPandaConfig
+from .modeling_videopanda_stab import (
+    ContextFusion,
+    FrameSpatialAggregator,
+    GlobalSpatioTemporalAggregator,
+    LocalSpatialDownsampling,
+    MaskedBatchNorm,
+    PatchEmbedding,
+    PerceiverDownsampling,
+    VideoPandaStab,
+    ZeroConv3d,
+)
+
+
+@dataclass
+class VideoPandaVisualOutput(BaseModelOutputWithPooling):
+    """Projected visual tokens.
+
+    Args:
+        last_hidden_state: tokens of all videos one after the other, (V, E).
+        pooler_output: the same tokens as one view (V_i, E) per video, in the order of the videos.
+        token_counts: number of tokens of each video, (videos,).
+    """
+
+    pooler_output: list[Tensor] | None = None  # type: ignore[assignment]
+    token_counts: Tensor | None = None
+
+
+class VideoPandaPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and capability flags."""
+
+    config: VideoPandaConfig
+    config_class = VideoPandaConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ["video", "image", "text"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _no_split_modules = ["VideoPandaStab"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Keep the initial values of the paper's parts; everything else follows transformers.
+
+        The last LSTE convolution starts at zero, so LSTE starts as its position encoding; the GSTRA query starts at
+        zero, so GSTRA starts as the mean of its tokens; the fusion gate starts half open. Transformers visits only
+        modules with parameters of their own.
+        """
+        super()._init_weights(module)
+        if isinstance(module, PatchEmbedding):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+        elif isinstance(module, MaskedBatchNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+        elif isinstance(module, ZeroConv3d):
+            init.zeros_(module.weight)
+        elif isinstance(module, nn.Conv3d):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+        elif isinstance(module, GlobalSpatioTemporalAggregator):
+            init.zeros_(module.query)
+            init.xavier_uniform_(module.in_proj.weight)
+        elif isinstance(module, (LocalSpatialDownsampling, PerceiverDownsampling, FrameSpatialAggregator)):
+            if module.query is not None:
+                init.normal_(module.query, mean=0.0, std=1.0)
+        elif isinstance(module, ContextFusion):
+            if module.balance is not None:
+                init.constant_(module.balance, 0.0 if module.gated else 0.5)
+        elif isinstance(module, VideoPandaStab) and module.row_token is not None:
+            init.normal_(module.row_token, mean=0.0, std=1.0)
+
+
+class VideoPandaProjector(nn.Module):
+    """Two linear maps with an exact GELU between, from D to the width E of the language model."""
+
+    def __init__(self, hidden_size: int, output_size: int):
+        super().__init__()
+        self.up = nn.Linear(hidden_size, output_size)
+        self.down = nn.Linear(output_size, output_size)
+
+    def forward(self, tokens_VD: Tensor) -> Tensor:
+        """Map (V, D) to (V, E)."""
+        return self.down(F.gelu(self.up(tokens_VD)))
+
+
+class VideoPandaModel(VideoPandaPreTrainedModel):
+    """STAB, projector and language model without its head."""
+
+    def __init__(self, config: VideoPandaConfig):
+        super().__init__(config)
+        self.stab = VideoPandaStab(config.stab_config)
+        self.projector = VideoPandaProjector(config.stab_config.hidden_size, config.text_config.hidden_size)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embedding of the language model."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding of the language model."""
+        self.language_model.set_input_embeddings(value)
+
+    def encode_visuals(self, pixels_BTXY: Tensor, placement_B6: Tensor, is_image: bool = False) -> Tensor:
+        """Map frames to projected tokens (V, E)."""
+        if placement_B6.shape != (pixels_BTXY.shape[0], 6):
+            raise ValueError(
+                f"The placement needs one row of six numbers per video, got {tuple(placement_B6.shape)} for "
+                f"{pixels_BTXY.shape[0]} videos."
+            )
+        cell = self.config.stab_config.cell_size
+        if pixels_BTXY.shape[-2] % cell or pixels_BTXY.shape[-1] % cell:
+            raise ValueError(f"Frames of {tuple(pixels_BTXY.shape[-2:])} pixels are not a multiple of {cell} pixels.")
+        return self.projector(self.stab(pixels_BTXY, placement_B6.to(pixels_BTXY.device), is_image))
+
+    def _visual_output(self, pixels_BTXY: Tensor, placement_B6: Tensor, is_image: bool) -> VideoPandaVisualOutput:
+        features_VE = self.encode_visuals(pixels_BTXY, placement_B6, is_image)
+        cell = self.config.stab_config.cell_size
+        rows, columns = pixels_BTXY.shape[-2] // cell, pixels_BTXY.shape[-1] // cell
+        counts_B = self.stab.token_counts(placement_B6, rows, columns, is_image)
+        per_video = list(torch.split(features_VE, counts_B.tolist()))
+        return VideoPandaVisualOutput(last_hidden_state=features_VE, pooler_output=per_video, token_counts=counts_B)
+
+    def get_video_features(
+        self, pixel_values_videos: Tensor, video_placement: Tensor, **kwargs: Any
+    ) -> VideoPandaVisualOutput:
+        """Encode videos (videos, T, 3, X, Y) with placement (videos, 6) to the features behind `<video>` tokens."""
+        return self._visual_output(pixel_values_videos, video_placement, is_image=False)
+
+    def get_image_features(
+        self, pixel_values_images: Tensor, image_placement: Tensor, **kwargs: Any
+    ) -> VideoPandaVisualOutput:
+        """Encode images (images, 3, X, Y) with placement (images, 6) to the features behind `<image>` tokens."""
+        return self._visual_output(pixel_values_images.unsqueeze(1), image_placement, is_image=True)
+
+    def splice(self, embeds_BNE: Tensor, input_ids_BN: Tensor, token_id: int, features_VE: Tensor, kind: str) -> Tensor:
+        """Put features at the placeholders of one kind, in order; the numbers must agree."""
+        places_V = (input_ids_BN == token_id).flatten().nonzero().squeeze(1)
+        if places_V.shape[0] != features_VE.shape[0]:
+            raise ValueError(
+                f"The text holds {places_V.shape[0]} <{kind}> tokens but the {kind}s give {features_VE.shape[0]} "
+                "features. Let the processor expand the placeholders, and do not truncate them."
+            )
+        flat_XE = embeds_BNE.flatten(0, 1)  # (B·N, E)
+        return flat_XE.index_copy(0, places_V, features_VE.to(flat_XE.dtype)).view_as(embeds_BNE)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        video_placement: torch.LongTensor | None = None,
+        pixel_values_images: torch.FloatTensor | None = None,
+        image_placement: torch.LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Replace placeholders by visual features and run the language model.
+
+        Args:
+            input_ids: (B, N), with one `<video>` or `<image>` id per visual token.
+            pixel_values_videos: (videos, T, 3, X, Y), normalised; shorter videos are filled up at the end.
+            video_placement: (videos, 6): top, left, rows, columns in cells, frames that send tokens, real frames.
+            pixel_values_images, image_placement: (images, 3, X, Y) and (images, 6).
+            attention_mask: (B, N), or a four-dimensional mask that is handed on as it is.
+            mm_encoder_outputs: features computed before, under "video" and "image", as `get_video_features` returns
+                them.
+
+        Raises:
+            ValueError: when placeholders and features differ in number.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either `input_ids` or `inputs_embeds`.")
+        visuals = {name: torch.cat(list(output.pooler_output)) for name, output in (mm_encoder_outputs or {}).items()}
+        if pixel_values_videos is not None:
+            if video_placement is None:
+                raise ValueError("`pixel_values_videos` needs `video_placement`.")
+            visuals["video"] = self.encode_visuals(pixel_values_videos, video_placement)
+        if pixel_values_images is not None:
+            if image_placement is None:
+                raise ValueError("`pixel_values_images` needs `image_placement`.")
+            visuals["image"] = self.encode_visuals(pixel_values_images.unsqueeze(1), image_placement, is_image=True)
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        elif visuals:
+            raise ValueError("Visual inputs need `input_ids`: the placeholders show where the features go.")
+        # Without visuals nothing is counted once a cache exists: a generated token may carry a placeholder's id.
+        if input_ids is not None and (visuals or past_key_values is None or past_key_values.get_seq_length() == 0):
+            nothing_VE = inputs_embeds.new_zeros(0, inputs_embeds.shape[-1])
+            for kind, token_id in (("video", self.config.video_token_id), ("image", self.config.image_token_id)):
+                inputs_embeds = self.splice(inputs_embeds, input_ids, token_id, visuals.get(kind, nothing_VE), kind)
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+
+class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMixin):
+    """Video-Panda with its language-model head: training loss and `generate`."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: VideoPandaConfig):
+        super().__init__(config)
+        self.model = VideoPandaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        # A placeholder is an input, never an answer.
+        self.generation_config.suppress_tokens = [config.video_token_id, config.image_token_id]
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embedding of the language model."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding of the language model."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the language-model head."""
+        return self.lm_head
+
+    def get_video_features(self, pixel_values_videos: Tensor, video_placement: Tensor, **kwargs: Any) -> Any:
+        """See `VideoPandaModel.get_video_features`."""
+        return self.model.get_video_features(pixel_values_videos, video_placement, **kwargs)
+
+    def get_image_features(self, pixel_values_images: Tensor, image_placement: Tensor, **kwargs: Any) -> Any:
+        """See `VideoPandaModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values_images, image_placement, **kwargs)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        video_placement: torch.LongTensor | None = None,
+        pixel_values_images: torch.FloatTensor | None = None,
+        image_placement: torch.LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Run the model; see `VideoPandaModel.forward` for the inputs.
+
+        Args:
+            labels: (B, N), -100 where nothing is learned. The loss is the mean over supervised tokens (their sum over
+                `num_items_in_batch` where the trainer gives it); the head runs on those positions only. In training
+                mode with labels `logits` is therefore None; call `eval()` or leave the labels away to get logits.
+            logits_to_keep: number of last positions (0 = all) or indices for which logits are computed.
+        """
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values_videos=pixel_values_videos,
+            video_placement=video_placement,
+            pixel_values_images=pixel_values_images,
+            image_placement=image_placement,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        hidden_BNE = outputs.last_hidden_state
+        loss, logits = None, None
+        if labels is not None:
+            targets_BN = F.pad(labels[:, 1:], (0, 1), value=-100)
+            supervised_BN = targets_BN != -100
+            answer_logits = self.lm_head(hidden_BNE[supervised_BN]).float()
+            total = F.cross_entropy(answer_logits, targets_BN[supervised_BN].to(answer_logits.device), reduction="sum")
+            count = supervised_BN.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+            loss = total / count
+        if labels is None or not self.training:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden_BNE[:, kept])
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Hand visuals to the first step only: afterwards the cache holds them."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        cache = inputs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            for name in ("pixel_values_videos", "video_placement", "pixel_values_images", "image_placement"):
+                inputs.pop(name, None)
+            inputs.pop("mm_encoder_outputs", None)
+        return inputs
+
+
+__all__ = [
+    "VideoPandaForConditionalGeneration",
+    "VideoPandaModel",
+    "VideoPandaPreTrainedModel",
+    "VideoPandaProjector",
+    "VideoPandaStab",
+    "VideoPandaVisualOutput",
+]

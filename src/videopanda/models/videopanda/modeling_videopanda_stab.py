@@ -1,0 +1,497 @@
+"""Spatio-Temporal Alignment Block (STAB) of Video-Panda, in the order in which data flows.
+
+pixels → patches → LSTE (with position encoding) → GSTRA → LSD → FSRA → context, rows and row tokens.
+
+Every module works on all frames of all videos at once, channels last. Padding never needs a loop: a mask says what may
+take part, and one index selection at the end picks the tokens that exist.
+
+Dimensions: B videos; T frames; S segments of L frames; Z = B·S; F = B·T; P pixels per patch side; H × W patches; R × C
+    cells (2 × 2 patches, one token each); Q = F·R·C windows; J = 4 patches of a window; M keys; D width; U bottleneck
+    width; N heads; K = D / N; V visual tokens of the batch.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .configuration_videopanda import PADDING_FRAME_CELLS, VideoPandaStabConfig, placement_token_count
+
+
+class CellGrid(NamedTuple):
+    """What the placement says about every cell of a batch."""
+
+    sends: Tensor  # (B, T, R, C) bool: the cell sends a token
+    takes_part: Tensor  # (B, T, R, C) bool: the cell may influence other cells
+    frame_sends: Tensor  # (B, T) bool: the frame sends tokens
+    top: Tensor  # (B, T) first row of the picture in its frame
+    left: Tensor  # (B, T) first column
+    end: Tensor  # (B, T) first column behind it
+
+
+def cell_grid(placement_B6: Tensor, frames: int, rows: int, columns: int, mask_padding: bool) -> CellGrid:
+    """Expand `placement` (top, left, rows, columns, num_frames, num_real) to masks over frames and cells."""
+    top_B1, left_B1, rows_B1, columns_B1, num_frames_B1, num_real_B1 = placement_B6.unsqueeze(-1).unbind(1)
+    t_T = torch.arange(frames, device=placement_B6.device)
+    frame_sends_BT = t_T < num_frames_B1
+    real_BT = t_T < num_real_B1
+    corner = min(PADDING_FRAME_CELLS, rows, columns)
+    top_BT, left_BT = torch.where(real_BT, top_B1, 0), torch.where(real_BT, left_B1, 0)
+    rows_BT = torch.where(real_BT, rows_B1, corner)
+    columns_BT = torch.where(real_BT, columns_B1, corner)
+    r_R = torch.arange(rows, device=placement_B6.device)
+    c_C = torch.arange(columns, device=placement_B6.device)
+    row_inside_BTR = (r_R >= top_BT[..., None]) & (r_R < (top_BT + rows_BT)[..., None])
+    column_inside_BTC = (c_C >= left_BT[..., None]) & (c_C < (left_BT + columns_BT)[..., None])
+    inside_BTRC = row_inside_BTR[..., None] & column_inside_BTC[:, :, None, :]
+    sends_BTRC = inside_BTRC & frame_sends_BT[..., None, None]
+    if mask_padding:
+        takes_part_BTRC = sends_BTRC & real_BT[..., None, None]
+    else:
+        takes_part_BTRC = frame_sends_BT[..., None, None].expand_as(sends_BTRC)
+    return CellGrid(sends_BTRC, takes_part_BTRC, frame_sends_BT, top_BT, left_BT, left_BT + columns_BT)
+
+
+def cells_to_patches(x_BTRC: Tensor) -> Tensor:
+    """Repeat every cell value for its 2 × 2 patches."""
+    return x_BTRC.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+
+def pool_by_query(
+    query_D: Tensor, keys_ZMD: Tensor, mask_ZM: Tensor, wk_DD: Tensor, wv_DD: Tensor, heads: int, scale: float
+) -> Tensor:
+    """Multi-head attention of one query over `keys_ZMD`; returns (Z, D).
+
+    With a single query the key projection folds into the query and the value projection follows the weighted sum, so no
+    key or value is ever projected. The result is that of ordinary attention.
+    """
+    wk_NKD = wk_DD.unflatten(0, (heads, -1))
+    wv_NDK = wv_DD.unflatten(0, (heads, -1)).transpose(1, 2)  # (N, D, K)
+    folded_ND = torch.bmm(query_D.view(heads, 1, -1), wk_NKD).squeeze(1)
+    scores_ZMN = F.linear(keys_ZMD, folded_ND) * scale
+    scores_ZMN = scores_ZMN.masked_fill(~mask_ZM[..., None], torch.finfo(scores_ZMN.dtype).min)
+    weights_ZMN = scores_ZMN.softmax(dim=1)
+    pooled_NZD = torch.matmul(weights_ZMN.to(keys_ZMD.dtype).transpose(1, 2), keys_ZMD).transpose(0, 1)  # (N, Z, D)
+    return torch.bmm(pooled_NZD, wv_NDK.to(pooled_NZD.dtype)).transpose(0, 1).flatten(1)  # (Z, D)
+
+
+class PatchEmbedding(nn.Module):
+    """Cut frames into patches and map each linearly to D channels, without bias."""
+
+    def __init__(self, config: VideoPandaStabConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.weight = nn.Parameter(torch.empty(config.hidden_size, 3, config.patch_size, config.patch_size))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def forward(self, pixels_BTXY: Tensor) -> Tensor:
+        """Map (B, T, 3, H·P, W·P) to (B, T, H, W, D)."""
+        p = self.patch_size
+        b, t, _, height, width = pixels_BTXY.shape
+        patches_BTHW = pixels_BTXY.to(self.weight.dtype).reshape(b, t, 3, height // p, p, width // p, p)
+        patches_BTHW = patches_BTHW.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)  # (B, T, H, W, 3·P·P)
+        return F.linear(patches_BTHW, self.weight.flatten(1))
+
+
+class MaskedBatchNorm(nn.Module):
+    """Batch norm over the last axis whose statistics cover only the positions of a mask.
+
+    Statistics are those of this process; the official code takes them per video.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x_ZLHWD: Tensor, mask_ZLHW1: Tensor) -> Tensor:
+        """Normalise with batch statistics in training and with running statistics otherwise."""
+        mean_D, var_D = self.running_mean.float(), self.running_var.float()
+        if self.training:
+            weight_ZLHW1 = mask_ZLHW1.float()
+            count = weight_ZLHW1.sum().clamp(min=1.0)
+            mean_D = (x_ZLHWD * weight_ZLHW1).sum((0, 1, 2, 3)) / count
+            var_D = ((x_ZLHWD - mean_D).square() * weight_ZLHW1).sum((0, 1, 2, 3)) / count
+            with torch.no_grad():
+                self.running_mean.lerp_(mean_D.to(self.running_mean.dtype), self.momentum)
+                unbiased_D = var_D * count / (count - 1.0).clamp(min=1.0)
+                self.running_var.lerp_(unbiased_D.to(self.running_var.dtype), self.momentum)
+        scale_D = self.weight.float() * torch.rsqrt(var_D + self.eps)
+        shift_D = self.bias.float() - mean_D * scale_D
+        return torch.addcmul(shift_D.to(x_ZLHWD.dtype), x_ZLHWD, scale_D.to(x_ZLHWD.dtype))
+
+
+class ZeroConv3d(nn.Conv3d):
+    """Convolution whose fresh weights are zero, so that the residual branch it ends starts as nothing."""
+
+
+class LocalSpatioTemporalEncoding(nn.Module):
+    """LSTE (Eq. 2): a temporal bottleneck and a depth-wise 3 × 3 × 3 position encoding, both residual.
+
+    The convolutions are kept as `Conv3d` parameters and computed as matrix products and channels-last 2-D convolutions,
+    several times faster in training than `conv3d` on CPU. There is no activation between them.
+    """
+
+    def __init__(self, config: VideoPandaStabConfig):
+        super().__init__()
+        d, u = config.hidden_size, config.lste_bottleneck
+        groups = u if config.lste_depthwise else 1
+        # QUIRK(ckpt): the released branch starts with a batch norm and its temporal convolution is depth-wise.
+        self.norm = MaskedBatchNorm(d) if config.lste_batch_norm else None
+        self.reduce = nn.Conv3d(d, u, 1)
+        self.temporal = nn.Conv3d(u, u, (3, 1, 1), padding=(1, 0, 0), groups=groups)
+        self.expand = ZeroConv3d(u, d, 1)
+        self.position = nn.Conv3d(d, d, 3, padding=1, groups=d)
+
+    def temporal_branch(self, x_ZLHWD: Tensor, mask_ZLHW1: Tensor) -> Tensor:
+        """1 × 1 × 1, 3 × 1 × 1 and 1 × 1 × 1 convolution."""
+        if self.norm is not None:
+            x_ZLHWD = self.norm(x_ZLHWD, mask_ZLHW1)
+        h_ZLHWU = F.linear(x_ZLHWD, self.reduce.weight.flatten(1), self.reduce.bias)
+        h_ZLHWU = h_ZLHWU * mask_ZLHW1.to(h_ZLHWU.dtype)
+        h_ZUL_HW = h_ZLHWU.flatten(2, 3).permute(0, 3, 1, 2)  # (Z, U, L, H·W), channels last in memory
+        weight_U_31 = self.temporal.weight.squeeze(-1)  # (U, 1 or U, 3, 1)
+        h_ZUL_HW = F.conv2d(h_ZUL_HW, weight_U_31, self.temporal.bias, padding=(1, 0), groups=self.temporal.groups)
+        h_ZLHWU = h_ZUL_HW.permute(0, 2, 3, 1).reshape(h_ZLHWU.shape)
+        return F.linear(h_ZLHWU, self.expand.weight.flatten(1), self.expand.bias)
+
+    def position_branch(self, x_ZLHWD: Tensor) -> Tensor:
+        """Depth-wise 3 × 3 × 3 convolution as one spatial convolution for each of the three neighbour frames."""
+        z, length, h, w, d = x_ZLHWD.shape
+        x_FDHW = x_ZLHWD.reshape(z * length, h, w, d).permute(0, 3, 1, 2)
+        previous_ZLHWD, same_ZLHWD, next_ZLHWD = (
+            F.conv2d(x_FDHW, self.position.weight[:, :, k], bias, padding=1, groups=d)
+            .permute(0, 2, 3, 1)
+            .reshape(z, length, h, w, d)
+            for k, bias in ((0, None), (1, self.position.bias), (2, None))
+        )
+        after_first = F.pad(previous_ZLHWD[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))
+        before_last = F.pad(next_ZLHWD[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))
+        return same_ZLHWD + after_first + before_last
+
+    def forward(self, x_ZLHWD: Tensor, mask_ZLHW1: Tensor) -> Tensor:
+        """Encode segments; positions outside the mask influence nothing."""
+        branch_ZLHWD = self.temporal_branch(x_ZLHWD, mask_ZLHW1)
+        x_ZLHWD = torch.addcmul(x_ZLHWD, branch_ZLHWD, mask_ZLHW1.to(branch_ZLHWD.dtype))
+        return x_ZLHWD + self.position_branch(x_ZLHWD)
+
+
+class GlobalSpatioTemporalAggregator(nn.Module):
+    """GSTRA (Eq. 12): one learned query attends to every token of a segment and summarises it."""
+
+    def __init__(self, config: VideoPandaStabConfig):
+        super().__init__()
+        d = config.hidden_size
+        self.heads = config.num_heads
+        self.scale = (d // config.num_heads) ** -0.5
+        self.residual = config.query_residual
+        self.query = nn.Parameter(torch.zeros(d))
+        self.query_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        self.key_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        self.in_proj = nn.Linear(d, 3 * d)  # query, key and value rows
+        self.out_proj = nn.Linear(d, d)
+        self.has_mlp = config.gstra_mlp
+        if config.gstra_mlp:
+            self.mlp_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+            self.mlp_up = nn.Linear(d, 4 * d)
+            self.mlp_down = nn.Linear(4 * d, d)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, keys_ZMD: Tensor, mask_ZM: Tensor) -> Tensor:
+        """Return one summary (Z, D) per segment. A segment without any key yields a value nobody reads."""
+        wq_DD, wk_DD, wv_DD = self.in_proj.weight.chunk(3)
+        bq_D, bk_D, bv_D = self.in_proj.bias.chunk(3)
+        query_D = F.linear(self.query_norm(self.query), wq_DD, bq_D)
+        pooled_ZD = pool_by_query(query_D, self.key_norm(keys_ZMD), mask_ZM, wk_DD, wv_DD, self.heads, self.scale)
+        # QUIRK(ckpt): the key bias shifts all scores of a head alike and cancels; × 0 keeps it in the graph.
+        z_ZD = self.out_proj(pooled_ZD + bv_D + 0.0 * bk_D)
+        if self.residual:
+            z_ZD = z_ZD + self.query
+        if not self.has_mlp:
+            return z_ZD
+        h_Z4D = self.mlp_up(self.mlp_norm(z_ZD))
+        h_Z4D = self.dropout(h_Z4D * torch.sigmoid(1.702 * h_Z4D))
+        return z_ZD + self.mlp_down(h_Z4D)
+
+
+class LearnedPooling(nn.Module):
+    """The parts that LSD and FSRA share: norms and projections of query, keys and values, without biases."""
+
+    def __init__(self, config: VideoPandaStabConfig):
+        super().__init__()
+        d = config.hidden_size
+        self.heads = config.num_heads
+        # QUIRK(ckpt): the released scale is that of the full width, not of one head.
+        self.scale = (d if config.attention_scale == "width" else d // config.num_heads) ** -0.5
+        self.residual = config.query_residual
+        self.query_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        self.query_proj = nn.Linear(d, d, bias=False)
+        self.key_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        self.kv_proj = nn.Linear(d, 2 * d, bias=False)
+        self.out_proj = nn.Linear(d, d)
+
+
+class LocalSpatialDownsampling(LearnedPooling):
+    """LSD (Eq. 4): each window of 2 × 2 patches becomes one token by attention over its four patches.
+
+    As in `pool_by_query` the key projection folds into the query and the value projection follows the weighted sum,
+    which needs a quarter of the products of projecting all patches.
+    """
+
+    def __init__(self, config: VideoPandaStabConfig):
+        super().__init__(config)
+        self.query = nn.Parameter(torch.randn(config.hidden_size)) if config.lsd_query == "learned" else None
+
+    def forward(self, x_BTHWD: Tensor, grid: CellGrid) -> Tensor:
+        """Map (B, T, H, W, D) to (B, T, R, C, D); all windows, also those that send nothing."""
+        b, t, h, w, d = x_BTHWD.shape
+        x_QJD = x_BTHWD.reshape(b * t, h // 2, 2, w // 2, 2, d).transpose(2, 3).reshape(-1, 4, d)
+        keys_QJD = self.key_norm(x_QJD)
+        wk_DD, wv_DD = self.kv_proj.weight.chunk(2)
+        if self.query is None:
+            base_QD = x_QJD.mean(1)
+            query_NQK = self.query_proj(self.query_norm(base_QD)).unflatten(-1, (self.heads, -1)).transpose(0, 1)
+            folded_NQD = torch.bmm(query_NQK, wk_DD.unflatten(0, (self.heads, -1)).to(query_NQK.dtype))
+            scores_QNJ = torch.matmul(folded_NQD.transpose(0, 1), keys_QJD.transpose(1, 2)) * self.scale
+            weights_QNJ = scores_QNJ.softmax(-1).to(keys_QJD.dtype)
+            pooled_NQD = torch.matmul(weights_QNJ, keys_QJD).transpose(0, 1)  # (N, Q, D)
+            wv_NDK = wv_DD.unflatten(0, (self.heads, -1)).transpose(1, 2)  # (N, D, K)
+            pooled_QD = torch.bmm(pooled_NQD, wv_NDK.to(pooled_NQD.dtype)).transpose(0, 1).flatten(1)  # (Q, D)
+        else:
+            base_QD = self.query
+            query_D = self.query_proj(self.query_norm(self.query))
+            everything_QJ = keys_QJD.new_ones(keys_QJD.shape[:2], dtype=torch.bool)
+            pooled_QD = pool_by_query(query_D, keys_QJD, everything_QJ, wk_DD, wv_DD, self.heads, self.scale)
+        out_QD = self.out_proj(pooled_QD)
+        if self.residual:
+            out_QD = out_QD + base_QD
+        return out_QD.view(b, t, h // 2, w // 2, d)
+
+
+class AverageDownsampling(nn.Module):
+    """Ablation of LSD: the mean of each window."""
+
+    def forward(self, x_BTHWD: Tensor, grid: CellGrid) -> Tensor:
+        """Map (B, T, H, W, D) to (B, T, R, C, D)."""
+        b, t, h, w, d = x_BTHWD.shape
+        return x_BTHWD.reshape(b, t, h // 2, 2, w // 2, 2, d).mean((3, 5))  # (B, T, R, C, D)
+
+
+class NoDownsampling(nn.Module):
+    """Ablation of LSD: the frames come at half resolution, so each patch already is a token."""
+
+    def forward(self, x_BTRCD: Tensor, grid: CellGrid) -> Tensor:
+        """Return the input."""
+        return x_BTRCD
+
+
+class PerceiverDownsampling(LearnedPooling):
+    """Ablation of LSD: learned queries, one per cell of the picture, attend to all patches of their frame.
+
+    A one-layer Perceiver resampler. It keeps the token grid, so that only the downsampling differs from the full model.
+    """
+
+    def __init__(self, config: VideoPandaStabConfig):
+        super().__init__(config)
+        d = config.hidden_size
+        self.query = nn.Parameter(torch.randn(config.max_cells, config.max_cells, d))
+        self.mlp_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        self.mlp_up = nn.Linear(d, 4 * d)
+        self.mlp_down = nn.Linear(4 * d, d)
+
+    def forward(self, x_BTHWD: Tensor, grid: CellGrid) -> Tensor:
+        """Map (B, T, H, W, D) to (B, T, R, C, D)."""
+        b, t, h, w, d = x_BTHWD.shape
+        limit = self.query.shape[0] - 1
+        r_BTR = (torch.arange(h // 2, device=x_BTHWD.device) - grid.top[..., None]).clamp(0, limit)
+        c_BTC = (torch.arange(w // 2, device=x_BTHWD.device) - grid.left[..., None]).clamp(0, limit)
+        base_FMD = self.query[r_BTR[..., None], c_BTC[:, :, None, :]].view(b * t, -1, d)
+        query_FNMK, key_FNMK, value_FNMK = (
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (F, N, M, K)
+            for x in (
+                self.query_proj(self.query_norm(base_FMD)),
+                *self.kv_proj(self.key_norm(x_BTHWD).reshape(b * t, h * w, d)).chunk(2, dim=-1),
+            )
+        )
+        visible_F11M = cells_to_patches(grid.sends).view(b * t, 1, 1, h * w)
+        bias_F11M = torch.zeros_like(visible_F11M, dtype=query_FNMK.dtype)
+        bias_F11M = bias_F11M.masked_fill(~visible_F11M, torch.finfo(query_FNMK.dtype).min)
+        out_FNMK = F.scaled_dot_product_attention(query_FNMK, key_FNMK, value_FNMK, attn_mask=bias_F11M)
+        out_FMD = base_FMD + self.out_proj(out_FNMK.transpose(1, 2).flatten(2))
+        out_FMD = out_FMD + self.mlp_down(F.gelu(self.mlp_up(self.mlp_norm(out_FMD))))
+        return out_FMD.view(b, t, h // 2, w // 2, d)
+
+
+class FrameSpatialAggregator(LearnedPooling):
+    """FSRA: one learned query, shared by all frames, attends to the tokens of its frame."""
+
+    def __init__(self, config: VideoPandaStabConfig):
+        super().__init__(config)
+        self.query = nn.Parameter(torch.randn(config.hidden_size))
+
+    def forward(self, x_BTRCD: Tensor, grid: CellGrid) -> Tensor:
+        """Return one summary (B, T, D) per frame."""
+        wk_DD, wv_DD = self.kv_proj.weight.chunk(2)
+        query_D = self.query_proj(self.query_norm(self.query))
+        keys_FMD = self.key_norm(x_BTRCD).flatten(2, 3).flatten(0, 1)  # (F, M, D)
+        mask_FM = grid.sends.flatten(2).flatten(0, 1)  # (F, M)
+        pooled_FD = pool_by_query(query_D, keys_FMD, mask_FM, wk_DD, wv_DD, self.heads, self.scale)
+        out_FD = self.out_proj(pooled_FD)
+        if self.residual:
+            out_FD = out_FD + self.query
+        return out_FD.view(*x_BTRCD.shape[:2], -1)  # (B, T, D)
+
+
+class ContextFusion(nn.Module):
+    """Mix the summaries of segment and frame to the context token of a frame (Eq. 14)."""
+
+    def __init__(self, config: VideoPandaStabConfig):
+        super().__init__()
+        d = config.hidden_size
+        gated = config.fusion == "gated"
+        self.gated = gated
+        # QUIRK(ckpt): released weights store the gate before its sigmoid, and normalise in front of the linear map.
+        self.balance = nn.Parameter(torch.full((d,), 0.0 if gated else 0.5)) if config.fsra else None
+        self.norm = nn.LayerNorm(d, eps=config.layer_norm_eps) if gated else nn.Identity()
+        self.dropout = nn.Dropout(config.dropout if gated else 0.0)
+        self.proj = nn.Linear(d, d)
+
+    def forward(self, segment_BTD: Tensor, frame_BTD: Tensor | None) -> Tensor:
+        """Return context tokens (B, T, D); without a frame summary the segment summary stands alone."""
+        mixed_BTD = segment_BTD
+        if self.balance is not None and frame_BTD is not None:
+            alpha_D = torch.sigmoid(self.balance) if self.gated else self.balance
+            mixed_BTD = segment_BTD + alpha_D * (frame_BTD - segment_BTD)
+        return self.proj(self.dropout(self.norm(mixed_BTD)))
+
+
+class VideoPandaStab(nn.Module):
+    """STAB: frames of a batch of videos to the visual tokens that the projector receives."""
+
+    def __init__(self, config: VideoPandaStabConfig):
+        super().__init__()
+        self.config = config
+        self.patch_embedding = PatchEmbedding(config)
+        self.lste = LocalSpatioTemporalEncoding(config) if config.lste else None
+        self.gstra = GlobalSpatioTemporalAggregator(config) if config.gstra else None
+        if config.downsampling == "lsd":
+            self.lsd: nn.Module = LocalSpatialDownsampling(config)
+        elif config.downsampling == "perceiver":
+            self.lsd = PerceiverDownsampling(config)
+        else:
+            self.lsd = AverageDownsampling() if config.downsampling == "average" else NoDownsampling()
+        self.fsra = FrameSpatialAggregator(config) if config.fsra else None
+        self.fusion = ContextFusion(config) if config.gstra else None
+        self.row_token = nn.Parameter(torch.randn(config.hidden_size)) if config.row_tokens else None
+
+    def token_counts(self, placement_B6: Tensor, rows: int, columns: int, is_image: bool = False) -> Tensor:
+        """Return the number of tokens (B,) of each video or image on a canvas of `rows` × `columns` cells."""
+        config = self.config
+        _, _, rows_B, columns_B, num_frames_B, num_real_B = placement_B6.unbind(1)
+        return placement_token_count(
+            rows_B,
+            columns_B,
+            num_frames_B,
+            num_real_B,
+            max_cells=min(rows, columns),
+            row_tokens=config.row_tokens,
+            context_token=config.image_context_token if is_image else config.context_token,
+        )
+
+    def forward(self, pixel_values_BTXY: Tensor, placement_B6: Tensor, is_image: bool = False) -> Tensor:
+        """Map normalised frames (B, T, 3, height, width) to the tokens (V, D) of all videos, one video after the other.
+
+        `placement_B6` holds top, left, rows, columns of the picture in cells, the number of frames that send tokens and
+        the number of real frames among them. Images are videos of one frame for which LSTE, GSTRA and fusion are
+        skipped.
+        """
+        config = self.config
+        if config.downsampling == "half_resolution":
+            pixel_values_BTXY = F.avg_pool2d(pixel_values_BTXY.flatten(0, 1), 2).unflatten(
+                0, pixel_values_BTXY.shape[:2]
+            )
+        x_BTHWD = self.patch_embedding(pixel_values_BTXY)
+        per_cell = 1 if config.downsampling == "half_resolution" else 2
+        _, t, h, w, _ = x_BTHWD.shape
+        grid = cell_grid(placement_B6, t, h // per_cell, w // per_cell, config.mask_padding)
+        if is_image:
+            tokens_BTRCD = self.lsd(x_BTHWD, grid)
+            context_BTD = None if self.fsra is None else self.fsra(tokens_BTRCD, grid)
+            return self.lay_out(tokens_BTRCD, context_BTD, grid)
+        if config.downsample_first:
+            x_BTHWD = self.lsd(x_BTHWD, grid)
+        on_cells = config.downsample_first or per_cell == 1
+        mask_BTHW = grid.takes_part if on_cells else cells_to_patches(grid.takes_part)
+        encoded_BTHWD = x_BTHWD if self.lste is None else self.encode(self.lste, x_BTHWD, mask_BTHW)
+        tokens_BTRCD = encoded_BTHWD
+        if self.lste is not None and config.dense_connection:
+            # QUIRK(ckpt): the patch embedding is added once more for LSD, while GSTRA sees the sum without it.
+            tokens_BTRCD = encoded_BTHWD + x_BTHWD
+        if not config.downsample_first:
+            tokens_BTRCD = self.lsd(tokens_BTRCD, grid)
+        context_BTD = None if self.fsra is None else self.fsra(tokens_BTRCD, grid)
+        if self.gstra is not None and self.fusion is not None:
+            if config.gstra_input == "full":
+                segment_BTD = self.summarise(self.gstra, encoded_BTHWD, mask_BTHW)
+            else:
+                segment_BTD = self.summarise(self.gstra, tokens_BTRCD, grid.sends & grid.takes_part)
+            context_BTD = self.fusion(segment_BTD, context_BTD)
+        return self.lay_out(tokens_BTRCD, context_BTD, grid)
+
+    def to_segments(self, x_BT: Tensor) -> Tensor:
+        """Cut (B, T, ...) into consecutive segments (Z, L, ...), the last one filled up with zeros.
+
+        The official code splits T frames into T // 4 equal pieces; both agree when T is a multiple of four.
+        """
+        b, t = x_BT.shape[:2]
+        length = self.config.segment_frames or t
+        missing = -t % length
+        if missing:
+            x_BT = torch.cat([x_BT, x_BT.new_zeros(b, missing, *x_BT.shape[2:])], dim=1)
+        return x_BT.reshape(-1, length, *x_BT.shape[2:])  # (Z, L, ...)
+
+    def encode(self, lste: nn.Module, x_BTHWD: Tensor, mask_BTHW: Tensor) -> Tensor:
+        """Run LSTE on all segments."""
+        mask_ZLHW1 = self.to_segments(mask_BTHW)[..., None]
+        x_ZLHWD = self.to_segments(x_BTHWD) * mask_ZLHW1.to(x_BTHWD.dtype)
+        x_ZLHWD = lste(x_ZLHWD, mask_ZLHW1)
+        return x_ZLHWD.reshape(x_BTHWD.shape[0], -1, *x_BTHWD.shape[2:])[:, : x_BTHWD.shape[1]]
+
+    def summarise(self, gstra: nn.Module, x_BTHWD: Tensor, mask_BTHW: Tensor) -> Tensor:
+        """Run GSTRA on all segments and hand each frame (B, T, D) the summary of its segment."""
+        b, t = x_BTHWD.shape[:2]
+        x_ZLHWD = self.to_segments(x_BTHWD)
+        segment_ZD = gstra(x_ZLHWD.flatten(1, 3), self.to_segments(mask_BTHW).flatten(1))
+        return segment_ZD.view(b, -1, 1, segment_ZD.shape[-1]).expand(-1, -1, x_ZLHWD.shape[1], -1).flatten(1, 2)[:, :t]
+
+    def lay_out(self, tokens_BTRCD: Tensor, context_BTD: Tensor | None, grid: CellGrid) -> Tensor:
+        """Put the tokens in order, (V, D): per frame the context token, then each row of cells and its row token."""
+        b, t, r, c, d = tokens_BTRCD.shape
+        row_token = self.row_token
+        c_C = torch.arange(c + 1, device=tokens_BTRCD.device)  # one more slot per row, for the row token
+        end_BT11 = grid.end[..., None, None]
+        row_sends_BTR1 = grid.sends.any(-1, keepdim=True)
+        is_row_BTRC = row_sends_BTR1 & (c_C == end_BT11) & (row_token is not None)
+        filled_BTRC = F.pad(grid.sends, (0, 1)) | is_row_BTRC
+        source_BTRC = torch.arange(b * t * r, device=c_C.device).view(b, t, r, 1) * c + c_C
+        filled_BTX, is_row_BTX, source_BTX = filled_BTRC.flatten(2), is_row_BTRC.flatten(2), source_BTRC.flatten(2)
+        table_XD = tokens_BTRCD.reshape(-1, d)
+        if context_BTD is not None:
+            first_BT1 = table_XD.shape[0] + torch.arange(b * t, device=c_C.device).view(b, t, 1)
+            source_BTX = torch.cat([first_BT1, source_BTX], dim=2)
+            filled_BTX = torch.cat([grid.frame_sends[..., None], filled_BTX], dim=2)
+            is_row_BTX = F.pad(is_row_BTX, (1, 0))
+            table_XD = torch.cat([table_XD, context_BTD.reshape(-1, d).to(table_XD.dtype)])
+        chosen_V = filled_BTX.flatten().nonzero().squeeze(1)  # the one place that waits for the device
+        is_row_V = is_row_BTX.flatten()[chosen_V]
+        source_V = source_BTX.flatten()[chosen_V].masked_fill(is_row_V, 0)
+        tokens_VD = table_XD.index_select(0, source_V)
+        if row_token is not None:
+            tokens_VD = torch.where(is_row_V[:, None], row_token.to(tokens_VD.dtype), tokens_VD)
+        return tokens_VD

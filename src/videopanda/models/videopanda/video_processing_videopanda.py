@@ -1,0 +1,336 @@
+"""Frames to model inputs: resize, place on a canvas, normalise. Needs neither torchvision nor a video decoder.
+
+Dimensions: B videos; T frames; X × Y canvas pixels (height × width); R × C cells of the picture on its canvas.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.video_utils import VideoMetadata
+
+from .configuration_videopanda import (
+    VideoPandaStabConfig,
+    placement_for_size,
+    placement_token_count,
+    visual_token_count,
+)
+
+try:
+    from transformers.video_processing_utils import VideoProcessorMixin
+except ImportError:  # before transformers 5.19 the only base class needs torchvision
+    from transformers.video_processing_utils import BaseVideoProcessor as VideoProcessorMixin
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def flatten_videos(videos: Any) -> list[Any]:
+    """Flatten what a caller may pass for `videos` to a list with one entry per video.
+
+    One video is an object with `frames`, an array or tensor of four dimensions, or a list of frames (PIL images or
+    arrays of three dimensions). Lists of videos may be nested, as chat templates nest them by conversation.
+    """
+    if videos is None:
+        return []
+    if isinstance(videos, str | bytes):
+        raise ValueError(f"A video must be decoded before it is processed: videopanda.read_video({videos!r}).")
+    if hasattr(videos, "frames"):
+        return [videos]
+    if isinstance(videos, Image.Image):
+        return [[videos]]
+    if isinstance(videos, np.ndarray | torch.Tensor):
+        if videos.ndim not in (3, 4, 5):
+            raise ValueError(f"A video array has 4 dimensions (frames, height, width, 3), got {tuple(videos.shape)}.")
+        return list(videos) if videos.ndim == 5 else [videos if videos.ndim == 4 else videos[None]]
+    if not isinstance(videos, list | tuple):
+        raise ValueError(f"A video must be frames or an object with `frames`, got {type(videos).__name__}.")
+    if videos and all(isinstance(item, Image.Image) or getattr(item, "ndim", 0) == 3 for item in videos):
+        return [videos]
+    return [video for item in videos for video in flatten_videos(item)]
+
+
+def to_uint8_frames(video: Any) -> np.ndarray:
+    """Return the frames of one video as uint8 (T, height, width, 3)."""
+    frames = video.frames if hasattr(video, "frames") else video
+    if isinstance(frames, list | tuple):
+        if not frames:
+            raise ValueError("A video needs at least one frame, got none.")
+        sizes = {frame.size if isinstance(frame, Image.Image) else tuple(frame.shape) for frame in frames}
+        if len(sizes) > 1:
+            raise ValueError(f"All frames of a video need the same size, got {sorted(sizes)}.")
+        frames = [frame.convert("RGB") if isinstance(frame, Image.Image) else frame for frame in frames]
+        frames = np.stack([np.asarray(frame) for frame in frames])
+    frames = np.asarray(frames)
+    if frames.ndim == 4 and frames.shape[-1] != 3 and frames.shape[1] == 3:
+        frames = frames.transpose(0, 2, 3, 1)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        raise ValueError(f"Frames must be RGB uint8 (frames, height, width, 3), got {frames.dtype} {frames.shape}.")
+    if not len(frames):
+        raise ValueError("A video needs at least one frame, got none.")
+    return frames
+
+
+class VideoPandaVideoProcessor(VideoProcessorMixin):
+    """Turn frames into `pixel_values_videos` (B, T, 3, X, Y) and `video_placement` (B, 6).
+
+    A placement row is: top, left, rows, columns of the picture in cells of two patches, the number of frames that send
+    tokens, and the number of real frames among them. The defaults are those of the released model.
+
+    Args:
+        size: {"height", "width"} of the square canvas in pixels; the longer side of every picture becomes this long.
+        patch_size: pixels per patch side.
+        num_frames: frames per video: the number sampled from longer videos and, with `pad_frames`, the least number
+            sent.
+        canvas: "square" places the picture in the middle of the canvas; "tight" makes the canvas as large as the
+            picture
+            (the largest picture of a batch), for models that mask padding.
+        pad_frames: fill shorter videos with all-zero frames, as the released model does.
+        do_sample_frames: take `num_frames` evenly spaced frames of an array with more of them. Objects with `frames`
+            and
+            `timestamps`, such as those of `read_video`, were sampled already and stay as they are.
+        image_mean, image_std: per channel, for values in [0, 1].
+        pad_color: uint8 colour around the picture.
+        row_tokens, context_token, image_context_token: what the model adds to a frame or image; see `for_stab`.
+    """
+
+    model_input_names = ["pixel_values_videos", "video_placement"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        size: dict[str, int] | None = None,
+        patch_size: int = 14,
+        num_frames: int = 8,
+        canvas: Literal["square", "tight"] = "square",
+        pad_frames: bool = True,
+        do_sample_frames: bool = True,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
+        pad_color: list[int] | None = None,
+        row_tokens: bool = True,
+        context_token: bool = True,
+        image_context_token: bool = True,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.size = dict(size or {"height": 448, "width": 448})
+        self.patch_size = patch_size
+        self.num_frames = num_frames
+        self.canvas = canvas
+        self.pad_frames = pad_frames
+        self.do_sample_frames = do_sample_frames
+        self.image_mean = list(CLIP_MEAN if image_mean is None else image_mean)
+        self.image_std = list(CLIP_STD if image_std is None else image_std)
+        self.pad_color = [int(255 * mean) for mean in self.image_mean] if pad_color is None else list(pad_color)
+        self.row_tokens = row_tokens
+        self.context_token = context_token
+        self.image_context_token = image_context_token
+        if set(self.size) != {"height", "width"} or self.size["height"] != self.size["width"]:
+            raise ValueError(
+                f"`size` must be a square canvas such as {{'height': 448, 'width': 448}}, got {self.size}."
+            )
+        if self.size["height"] % (2 * patch_size):
+            raise ValueError(
+                f"The canvas of {self.size['height']} pixels is not a multiple of two patches, {2 * patch_size}."
+            )
+        if canvas not in ("square", "tight"):
+            raise ValueError(f"`canvas` must be 'square' or 'tight', got {canvas!r}.")
+        if num_frames < 1:
+            raise ValueError(f"`num_frames` must be at least 1, got {num_frames}.")
+        if pad_frames and canvas == "tight":
+            raise ValueError("`pad_frames` needs a square canvas: padding frames send the first 8 × 8 cells of it.")
+        if not (len(self.image_mean) == len(self.image_std) == len(self.pad_color) == 3):
+            raise ValueError("`image_mean`, `image_std` and `pad_color` need three channels.")
+
+    @classmethod
+    def for_stab(cls, config: VideoPandaStabConfig, **fields: Any) -> "VideoPandaVideoProcessor":
+        """Return a processor whose canvas and token counts are those of `config`; `fields` set everything else."""
+        if fields.get("canvas") == "tight" and not config.mask_padding:
+            raise ValueError("A tight canvas needs `mask_padding`: otherwise a clip's tokens depend on its batch.")
+        return cls(
+            size={"height": config.image_size, "width": config.image_size},
+            patch_size=config.patch_size,
+            row_tokens=config.row_tokens,
+            context_token=config.context_token,
+            image_context_token=config.image_context_token,
+            **fields,
+        )
+
+    @property
+    def cell_size(self) -> int:
+        """Pixels per side of the square that becomes one visual token."""
+        return 2 * self.patch_size
+
+    @property
+    def max_cells(self) -> int:
+        """Cells per side of the square canvas."""
+        return self.size["height"] // self.cell_size
+
+    def token_count(self, num_frames: int, height: int, width: int) -> int:
+        """Count the tokens of a clip of `num_frames` frames of `height` × `width` source pixels."""
+        return visual_token_count(
+            num_frames,
+            height,
+            width,
+            image_size=self.size["height"],
+            patch_size=self.patch_size,
+            row_tokens=self.row_tokens,
+            context_token=self.context_token,
+            pad_to_frames=self.num_frames if self.pad_frames else 0,
+        )
+
+    def image_token_count(self, height: int, width: int) -> int:
+        """Count the tokens of an image of `height` × `width` source pixels."""
+        return visual_token_count(
+            1,
+            height,
+            width,
+            image_size=self.size["height"],
+            patch_size=self.patch_size,
+            row_tokens=self.row_tokens,
+            context_token=self.image_context_token,
+        )
+
+    def placement_token_count(self, placement: Any, is_image: bool = False) -> int:
+        """Count the tokens of one placement row."""
+        _, _, rows, columns, num_frames, num_real = (int(value) for value in placement)
+        return placement_token_count(
+            rows,
+            columns,
+            num_frames,
+            num_real,
+            max_cells=self.max_cells,
+            row_tokens=self.row_tokens,
+            context_token=self.image_context_token if is_image else self.context_token,
+        )
+
+    def sample_frames(
+        self, metadata: VideoMetadata, num_frames: int | None = None, fps: float | None = None, **kwargs: Any
+    ) -> np.ndarray:
+        """Return the indices of the frames to use: the middles of equal parts of the video.
+
+        `fps` takes that many frames per second of a video with known frame rate, `num_frames` a fixed number (default:
+        that of the processor). A video with fewer frames is used whole.
+        """
+        total = metadata.total_num_frames
+        if fps is not None:
+            if metadata.fps is None:
+                raise ValueError("Sampling by `fps` needs the frame rate of the video: pass `video_metadata`.")
+            num_frames = max(1, round(total / metadata.fps * fps))
+        count = min(total, num_frames or self.num_frames)
+        return ((np.arange(count) + 0.5) * total / count).astype(np.int64)
+
+    def preprocess(
+        self,
+        videos: Any,
+        video_metadata: Any = None,
+        do_sample_frames: bool | None = None,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        return_tensors: str | None = None,
+        return_metadata: bool | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Process one video or any nesting of them; see `flatten_videos` for what counts as a video.
+
+        `video_metadata` holds one entry per video (frame rate, duration), `num_frames` and `fps` override the sampling.
+        With `return_metadata` the result also has `video_metadata`: duration, frame rate and chosen indices of each
+        video.
+        """
+        if kwargs:
+            raise ValueError(f"{', '.join(sorted(kwargs))}: set this when the processor is created, not per call.")
+        flat = flatten_videos(videos)
+        if video_metadata is None or isinstance(video_metadata, dict | VideoMetadata):
+            video_metadata = [video_metadata] * len(flat)
+        while len(video_metadata) and isinstance(video_metadata[0], list):  # nested by conversation, like the videos
+            video_metadata = [entry for group in video_metadata for entry in group]
+        if len(video_metadata) != len(flat):
+            raise ValueError(f"`video_metadata` has {len(video_metadata)} entries for {len(flat)} videos.")
+        sample = self.do_sample_frames if do_sample_frames is None else do_sample_frames
+        clips, metadata = [], []
+        for video, known in zip(flat, video_metadata):
+            frames = to_uint8_frames(video)
+            entry = self._metadata(video, frames, known)
+            if sample and not hasattr(video, "frames"):
+                indices = self.sample_frames(entry, num_frames, fps)
+                frames = frames[indices]
+                entry.frames_indices = indices.tolist()
+            clips.append(frames)
+            metadata.append(entry)
+        pixel_values, placement = self._place(clips, self.num_frames if self.pad_frames else 0)
+        features = BatchFeature(
+            {"pixel_values_videos": pixel_values, "video_placement": placement}, tensor_type=return_tensors
+        )
+        if return_metadata:
+            features["video_metadata"] = metadata
+        return features
+
+    def preprocess_images(self, images: Any, return_tensors: str | None = None) -> BatchFeature:
+        """Process images, each as a video of one frame, to `pixel_values_images` and `image_placement`."""
+        clips = [to_uint8_frames(image) for image in flatten_images(images)]
+        pixel_values, placement = self._place(clips, 0)
+        data = {"pixel_values_images": pixel_values.squeeze(1), "image_placement": placement}
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    @staticmethod
+    def _metadata(video: Any, frames: np.ndarray, known: Any) -> VideoMetadata:
+        """Collect what is known of a video: from its own fields, else from the caller's metadata."""
+        entry = VideoMetadata(total_num_frames=len(frames), height=frames.shape[1], width=frames.shape[2])
+        if known is not None:
+            given = dict(known)
+            entry.fps, entry.duration = given.get("fps"), given.get("duration")
+            entry.frames_indices = given.get("frames_indices")
+            if entry.duration is None and entry.fps and given.get("total_num_frames"):
+                entry.duration = given["total_num_frames"] / entry.fps
+        if hasattr(video, "frames"):
+            entry.duration = float(video.duration)
+        return entry
+
+    def _place(self, clips: list[np.ndarray], pad_to_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Resize, normalise and put clips on canvases of one size; (B, T, 3, X, Y) and (B, 6)."""
+        if not clips:
+            raise ValueError("There is no video or image to process.")
+        cell, tight = self.cell_size, self.canvas == "tight"
+        rows = [placement_for_size(clip.shape[1], clip.shape[2], self.max_cells, tight) for clip in clips]
+        placement = [(*row, max(len(clip), pad_to_frames), len(clip)) for row, clip in zip(rows, clips)]
+        height = max(row[2] for row in rows) * cell if tight else self.size["height"]
+        width = max(row[3] for row in rows) * cell if tight else self.size["width"]
+        frames = max(row[4] for row in placement)
+        mean = torch.tensor(self.image_mean).view(3, 1, 1)
+        std = torch.tensor(self.image_std).view(3, 1, 1)
+        pad_color = (torch.tensor(self.pad_color, dtype=torch.float32).view(3, 1, 1) / 255 - mean) / std
+        pixel_values = torch.zeros(len(clips), frames, 3, height, width)
+        for canvas, clip, (top, left, num_rows, num_columns) in zip(pixel_values, clips, rows):
+            resized = self.resize(clip, num_rows * cell, num_columns * cell)
+            if not tight:
+                canvas[: len(clip)] = pad_color
+            x, y = top * cell, left * cell
+            picture = torch.from_numpy(resized).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+            canvas[: len(clip), :, x : x + num_rows * cell, y : y + num_columns * cell] = picture
+        return pixel_values, torch.tensor(placement, dtype=torch.int64)
+
+    @staticmethod
+    def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Resize uint8 frames (T, h, w, 3) with PIL's bicubic filter, the default of the released model."""
+        if frames.shape[1:3] == (height, width):
+            return np.array(frames)
+        size = (width, height)
+        return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames])
+
+
+def flatten_images(images: Any) -> list[Any]:
+    """Flatten what a caller may pass for `images` to a list of videos of one frame each."""
+    if images is None:
+        return []
+    if isinstance(images, list | tuple):
+        return [image for item in images for image in flatten_images(item)]
+    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
+        return [image[None] for image in images]
+    if isinstance(images, Image.Image) or getattr(images, "ndim", 0) == 3:
+        return [[images]]
+    raise ValueError(f"An image must be a PIL image or an array of three dimensions, got {type(images).__name__}.")
+
+
+__all__ = ["VideoPandaVideoProcessor", "flatten_images", "flatten_videos"]

@@ -1,0 +1,1 @@
+"""Training: stages (a table), tasks (what a step computes), the run itself."""

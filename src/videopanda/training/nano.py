@@ -1,0 +1,101 @@
+"""The language side of the bundled model: a small tokenizer and a fresh Qwen3 that fits in a few megabytes.
+
+`videopanda train language` starts here; its output is an ordinary causal language model folder, in front of which
+`videopanda train prealign` puts a fresh STAB, as the paper does with Vicuna.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
+
+from videopanda.data.scenes.dataset import frame_log
+from videopanda.data.scenes.questions import make_captions, make_questions
+from videopanda.data.scenes.world import make_scene
+from videopanda.models.videopanda import VideoPandaStabConfig
+
+MAX_VOCAB_SIZE = 1024
+SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<video>", "<image>"]
+
+# The paper's block at a size for two CPU cores: 100-pixel frames, 20-pixel cells, at most 5 × 5 tokens per frame. Padding
+# takes part nowhere and there is no batch norm, so that a clip's tokens depend on nothing but the clip.
+STAB = VideoPandaStabConfig(
+    hidden_size=256,
+    patch_size=10,
+    image_size=100,
+    num_heads=8,
+    lste_batch_norm=False,
+    mask_padding=True,
+    dropout=0.0,
+)
+
+# Vicuna's turns without its system sentence: every token counts at this size.
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- 'USER: ' if message['role'] == 'user' else ' ASSISTANT:' -}}"
+    "{%- if message['content'] is string -%}{%- set parts = [{'type': 'text', 'text': message['content']}] -%}"
+    "{%- else -%}{%- set parts = message['content'] -%}{%- endif -%}"
+    "{%- for part in parts -%}"
+    "{%- if part['type'] == 'text' -%}{{- ' ' if message['role'] == 'assistant' -}}{{- part['text'] -}}"
+    "{%- else -%}{{- '<' + part['type'] + '>\n' -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{{- '</s>' if message['role'] == 'assistant' -}}"
+    "{%- endfor -%}"
+    "{{- ' ASSISTANT:' if add_generation_prompt -}}"
+)
+
+
+def make_tokenizer(num_scenes: int = 4000, seed: int = 0) -> PreTrainedTokenizerFast:
+    """A byte-level BPE, trained on the text of Scenes: any text can be written, words of the world are one token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=MAX_VOCAB_SIZE,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(num_scenes, seed), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=["<video>", "<image>"],
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def _texts(num_scenes: int, seed: int) -> Iterator[str]:
+    for index in range(num_scenes):
+        scene = make_scene(seed, "train", index)
+        yield "USER: " + frame_log(scene, 8)
+        for q in make_questions(scene, np.random.default_rng([seed, index])) + make_captions(scene, 8)[:2]:
+            yield f"\n{q.question} ASSISTANT: {q.answer}"
+
+
+def make_language_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen3ForCausalLM:
+    """A fresh Qwen3 of about 5.4M parameters."""
+    set_seed(seed)
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=-(-len(tokenizer) // 64) * 64,
+            hidden_size=256,
+            intermediate_size=768,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            head_dim=64,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )

@@ -1,0 +1,52 @@
+"""Which parts of a model a stage trains, and how fast.
+
+    report = set_stage(model, {"stab": 4e-4, "projector": 4e-4, "language_model": 0.0})
+    print(report)          # TRAINABLE  stab  24,086,866 ...   FROZEN  language_model ...
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """Parameters of one part and whether this stage trains them."""
+
+    part: str
+    num_parameters: int
+    learning_rate: float
+
+    def __str__(self) -> str:
+        state = f"TRAINABLE  lr {self.learning_rate:g}" if self.learning_rate else "FROZEN"
+        return f"{self.part:<16}{self.num_parameters:>15,}  {state}"
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to, by its name in `VideoPandaForConditionalGeneration` or a bare causal LM."""
+    for part in ("stab", "projector"):
+        if name.startswith(f"model.{part}."):
+            return part
+    return "language_model"  # its decoder, embeddings and output head
+
+
+def set_stage(model: nn.Module, learning_rates: dict[str, float]) -> list[PartReport]:
+    """Freeze the parts whose learning rate is 0, make all others trainable, and report both."""
+    counts = dict.fromkeys(learning_rates, 0)
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        parameter.requires_grad_(learning_rates[part] > 0)
+        counts[part] += parameter.numel()
+    return [PartReport(part, count, learning_rates[part]) for part, count in counts.items() if count]
+
+
+def parameter_groups(model: nn.Module, learning_rates: dict[str, float], weight_decay: float) -> list[dict]:
+    """Optimiser groups: one learning rate per part; weight decay on matrices only. They cover what is trainable."""
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((part_of(name), parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": parameters, "lr": learning_rates[part], "weight_decay": weight_decay if matrix else 0.0, "part": part}
+        for (part, matrix), parameters in groups.items()
+    ]

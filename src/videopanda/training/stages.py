@@ -1,0 +1,170 @@
+"""The training stages as data: one table for the paper, one for the bundled nano model.
+
+    config = make_config("pretrain", preset="nano", overrides=["learning_rate=3e-4", "max_steps=500"])
+
+`prealign`, `pretrain` and `finetune` are the paper's three stages (Sec. 3.4, Tab. 6). `language` is not in the paper: it
+gives nano what a real backbone brings along, a language model that has read text about the world.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+STAGES = ("language", "prealign", "pretrain", "finetune")
+PARTS = ("stab", "projector", "language_model")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Everything that decides the outcome of one stage. Learning rates of 0 freeze a part."""
+
+    stage: str
+    # Data: "scenes" (drawn on the fly) or a JSON/JSONL file of conversations.
+    data: str = "scenes"
+    media_root: str = ""  # folder that video paths are relative to; default the file's own folder
+    num_frames: int = 8  # frames that the model sees of every clip
+    max_length: int = 2048  # tokens per row; conversations that do not fit are left out whole
+    scenes_max_things: int = 4
+    scenes_ramp: float = 0.0  # share of the stage in which the number of things grows from 1 to the maximum
+    scenes_plain: float = 0.0  # share of scenes on a plain background
+    scenes_captions: int = 2  # captions per clip, beside its questions
+    # Loss.
+    text_weight: float = 1.0  # of the cross-entropy on answers; 0 = the language model does not run
+    align_weight: float = 0.0  # of the alignment of visual tokens with words, for data that knows what a cell shows
+    # Learning rate per part; warm-up, then cosine to zero.
+    stab_lr: float = 4e-5
+    projector_lr: float = 4e-5
+    language_model_lr: float = 4e-5
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    adam_beta2: float = 0.999
+    max_grad_norm: float = 0.0  # 0 = no clipping
+    # Length and batch.
+    epochs: float = 1.0
+    max_steps: int = 0  # 0 = as many as the epochs make
+    batch_size: int = 8  # rows per process and step
+    accumulation: int = 1
+    # Machine.
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the arithmetic; weights and optimiser stay float32
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    num_workers: int = 0
+    seed: int = 42
+    # Records.
+    log_steps: int = 10
+    save_steps: int = 200
+    keep_checkpoints: int = 1
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise ValueError(f"unknown stage {self.stage!r}: choose one of {', '.join(STAGES)}")
+        for name in ("num_frames", "max_length", "batch_size", "accumulation", "log_steps", "save_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.warmup_ratio < 1:
+            raise ValueError(f"warmup_ratio must lie in [0, 1), not {self.warmup_ratio}")
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Learning rate of every part of the model."""
+        return {part: getattr(self, f"{part}_lr") for part in PARTS}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for `run.json`."""
+        return asdict(self)
+
+
+# Paper Tab. 6 and Sec. 4.1. Global batch 2048 / 2048 / 1024: batch_size × accumulation × processes must make it so.
+PAPER = {
+    "prealign": StageConfig("prealign", data="valley_.json", stab_lr=4e-4, projector_lr=4e-4, language_model_lr=0.0),
+    "pretrain": StageConfig("pretrain", data="valley_.json", warmup_ratio=0.01, save_steps=300),
+    "finetune": StageConfig(
+        "finetune",
+        data="videochatgpt_tune_.json",
+        stab_lr=2e-5,
+        projector_lr=2e-5,
+        language_model_lr=2e-5,
+        warmup_ratio=0.01,
+        batch_size=4,
+        save_steps=400,
+    ),
+}
+
+_NANO = StageConfig(
+    "pretrain",
+    max_length=384,
+    batch_size=16,
+    adam_beta2=0.98,
+    max_grad_norm=1.0,
+    compile=True,
+    num_workers=1,
+    log_steps=20,
+)
+NANO = {
+    "language": replace(
+        _NANO, stage="language", max_length=448, language_model_lr=1.5e-3, stab_lr=0.0, projector_lr=0.0, max_steps=600
+    ),
+    "prealign": replace(
+        _NANO, stage="prealign", stab_lr=1.5e-3, projector_lr=1.5e-3, language_model_lr=0.0, max_steps=300,
+        scenes_max_things=2, scenes_plain=0.5, scenes_captions=4,
+    ),
+    "pretrain": replace(
+        _NANO, stab_lr=1e-3, projector_lr=1e-3, language_model_lr=1e-3, max_steps=2500, scenes_ramp=0.3,
+        scenes_captions=3,
+    ),
+    "finetune": replace(
+        _NANO, stage="finetune", stab_lr=5e-4, projector_lr=5e-4, language_model_lr=5e-4, max_steps=1500,
+        scenes_captions=1,
+    ),
+}  # fmt: skip
+PRESETS = {"paper": PAPER, "nano": NANO}
+
+
+def make_config(stage: str, preset: str | Path = "paper", overrides: Sequence[str] = ()) -> StageConfig:
+    """The stage's row of a preset, or of a JSON file {field: value}, then single `key=value` changes.
+
+    Raises:
+        ValueError: unknown stage, preset, field, or a value of the wrong type; the message names the nearest field.
+    """
+    values: dict[str, Any] = {}
+    table = PRESETS.get(str(preset))
+    if table is None:
+        path = Path(preset)
+        if not path.is_file():
+            raise ValueError(f"--config {preset}: neither a file nor one of {', '.join(PRESETS)}")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        table = PRESETS[values.pop("preset", "paper")]
+    if stage not in table:
+        raise ValueError(f"preset {preset} has no stage {stage!r}: choose one of {', '.join(table)}")
+    for item in overrides:
+        key, separator, text = item.partition("=")
+        if not separator:
+            raise ValueError(f"--set {item}: write it as key=value")
+        values[key.strip()] = text.strip()
+    config = table[stage]
+    types = {field.name: field.type for field in fields(StageConfig)}
+    for key, value in values.items():
+        if key not in types or key == "stage":
+            near = get_close_matches(key, types, n=1)
+            raise ValueError(f"unknown setting {key!r}" + (f": did you mean {near[0]!r}?" if near else ""))
+        config = replace(config, **{key: _convert(key, value, types[key])})
+    return config
+
+
+def _convert(key: str, value: Any, kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f"{key} must be one of {', '.join(get_args(kind))}, not {value!r}")
+        return value
+    if kind is bool:
+        names = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if str(value).lower() not in names:
+            raise ValueError(f"{key} must be true or false, not {value!r}")
+        return names[str(value).lower()]
+    try:
+        return kind(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key} must be of type {kind.__name__}, not {value!r}") from error

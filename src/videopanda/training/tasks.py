@@ -1,0 +1,65 @@
+"""Tasks: what one training step computes. A task returns named losses; `loss` is the one to minimise.
+
+A teacher for distillation belongs here, never to the model: frozen, in eval mode, absent from checkpoints.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Task(Protocol):
+    """Turns a batch into named losses."""
+
+    def step(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars: `loss`, and its parts as `*_loss`."""
+
+
+class VideoLanguage:
+    """Next-token cross-entropy on the answers (paper Eq. 18), and alignment of the visual tokens.
+
+    Where a batch says in words what every visual token shows (Scenes do), the projected token is drawn towards the
+    language model's own embeddings of these words. This stands where the paper distils a video teacher into the tokens
+    (Eq. 19): same place, but the teacher is the ground truth of the generated world.
+
+    Args:
+        text_weight: weight of the cross-entropy; at 0 the language model does not run at all.
+        align_weight: weight of the alignment.
+    """
+
+    temperature = 0.05  # of the cosine between token and word
+
+    def __init__(self, text_weight: float = 1.0, align_weight: float = 0.0):
+        self.text_weight, self.align_weight = text_weight, align_weight
+
+    def step(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Mean over the supervised tokens of the batch."""
+        if self.align_weight == 0:
+            loss = model(**batch).loss
+            return {"loss": loss, "text_loss": loss.detach()}
+        batch = dict(batch)
+        words = batch.pop("cell_words")
+        features = model.get_video_features(batch.pop("pixel_values_videos"), batch.pop("video_placement"))
+        align = self.alignment(features.last_hidden_state, words, model.get_input_embeddings().weight)
+        losses = {"loss": self.align_weight * align, "align_loss": align.detach()}
+        if self.text_weight:
+            text = model(**batch, mm_encoder_outputs={"video": features}).loss
+            losses["loss"] = losses["loss"] + self.text_weight * text
+            losses["text_loss"] = text.detach()
+        return losses
+
+    def alignment(self, tokens_VE: Tensor, words_V3: Tensor, vocabulary_WE: Tensor) -> Tensor:
+        """Cross-entropy of each visual token against its words. Cells with a thing and empty ones weigh the same."""
+        known_V = words_V3[:, 0] >= 0
+        tokens_VE, words_V3 = tokens_VE[known_V], words_V3[known_V]
+        directions_WE = F.normalize(vocabulary_WE.detach().float(), dim=-1)
+        scores_VW = F.normalize(tokens_VE.float(), dim=-1) @ directions_WE.T / self.temperature
+        per_word_V3 = F.cross_entropy(
+            scores_VW.repeat_interleave(3, dim=0), words_V3.flatten(), reduction="none", ignore_index=-100
+        ).view(-1, 3)
+        per_token_V = per_word_V3.sum(1) / (words_V3 >= 0).sum(1)
+        thing_V = words_V3[:, 1] >= 0
+        return per_token_V[thing_V].mean() + per_token_V[~thing_V].mean()

@@ -1,0 +1,201 @@
+"""Protects the command line: its surface, its two output channels, its exit codes, and that help stays instant."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tiny import tiny_model, tiny_processor
+from videopanda import cli
+from videopanda.inference import BUNDLED_MODEL
+
+ASSETS = Path(cli.__file__).parent / "assets"
+CLIP = str(ASSETS / "demo.mp4")
+needs_bundled = pytest.mark.skipif(
+    not (BUNDLED_MODEL / "config.json").exists(), reason="this checkout has no bundled model"
+)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command in this process: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["videopanda", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        return int(exit_.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """The bundled model, or a random one where there is none yet."""
+    if (BUNDLED_MODEL / "config.json").exists():
+        return str(BUNDLED_MODEL)
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return str(folder)
+
+
+# -- the surface -------------------------------------------------------------------------------------------------------
+SURFACE = {
+    "": (set(), {"answer", "chat", "demo", "train", "scenes", "evaluate"}),
+    "answer": ({"--model", "--frames", "--start", "--end", "--json"}, {"video", "question"}),
+    "chat": ({"--model", "--frames", "--start", "--end"}, {"video"}),
+    "demo": ({"--out"}, set()),
+    "scenes": (set(), {"make"}),
+    "scenes make": ({"--num", "--seed", "--split"}, {"out"}),
+    "evaluate": (set(), {"scenes"}),
+    "evaluate scenes": ({"--model", "--num", "--seed", "--json", "--out", "--no-baselines"}, set()),
+    "train": ({"--config", "--set", "--model", "--output", "--resume"}, {"stage"}),
+}
+
+
+@pytest.mark.parametrize("verb", SURFACE)
+def test_help_names_every_option_and_no_other(run, verb):
+    options, words = SURFACE[verb]
+    code, out, _ = run(*verb.split(), "--help")
+    assert code == 0
+    assert set(re.findall(r"--[a-z][a-z-]*", out)) == options | {"--help"}
+    listed = set(re.findall(r"^│ \*?\s*([a-z]+) ", out, flags=re.MULTILINE))
+    assert words == listed
+    if options:
+        assert "Example:  videopanda " + verb in out
+
+
+def _modules_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(*sys.modules, file=sys.__stdout__)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_help_and_import_load_nothing_heavy():
+    heavy = {"torch", "transformers", "numpy", "av", "PIL"}
+    assert not heavy & _modules_after("import videopanda")
+    helped = "import io, contextlib, videopanda.cli\nsys.argv[1:] = ['--help']\n"
+    helped += "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): videopanda.cli.main()"
+    assert not heavy & _modules_after(helped)
+
+
+def test_python_m_is_the_same_command():
+    done = subprocess.run([sys.executable, "-m", "videopanda", "answer", "--help"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Usage: videopanda answer" in done.stdout
+
+
+# -- answers -----------------------------------------------------------------------------------------------------------
+def test_answer_prints_the_answer_only(run, model):
+    code, out, err = run("answer", CLIP, "What colour is the large cross?", "--model", model)
+    assert (code, err) == (0, "")
+    assert out.count("\n") == 1
+
+
+def test_json_is_one_object_on_stdout(run, model):
+    code, out, err = run("answer", CLIP, "How many?", "--model", model, "--frames", "4", "--end", "3", "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    expected = {
+        "question",
+        "answer",
+        "frame_times",
+        "frame_indices",
+        "visual_tokens",
+        "decoder",
+        "timings",
+        "model",
+    }
+    assert set(report) == expected
+    assert report["question"] == "How many?"
+    assert len(report["frame_times"]) == len(report["frame_indices"]) == 4
+    assert max(report["frame_times"]) < 3
+    assert set(report["timings"]) == {"decode", "preprocess", "generate"}
+    assert report["model"] == model
+
+
+def test_chat_answers_line_by_line(run, model, monkeypatch):
+    lines = iter(["How many?", "Which?", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    code, out, _ = run("chat", CLIP, "--model", model)
+    assert code == 0
+    assert out.count("\n") >= 2
+    assert next(lines, None) is None
+
+
+def test_without_a_model_the_bundled_one_is_named(run):
+    code, out, err = run("answer", "missing.mp4", "What?")
+    assert (code, out) == (2, "")
+    notice, error = err.strip().splitlines()
+    assert "bundled nano model" in notice
+    assert "moving shapes" in notice
+    assert error.startswith("videopanda: error: ")
+
+
+@needs_bundled
+def test_demo_answers_and_shows_the_frames(run, tmp_path):
+    code, out, err = run("demo", "--out", str(tmp_path / "demo"))
+    assert code == 0
+    assert (tmp_path / "demo" / "contact_sheet.png").stat().st_size > 10_000
+    assert str(tmp_path / "demo" / "contact_sheet.png") in out.replace("\n", "")
+    for item in json.loads((ASSETS / "demo.json").read_text())["questions"]:
+        assert item["question"] in out
+    assert err.count("\n") == 1
+
+
+# -- scenes ------------------------------------------------------------------------------------------------------------
+def test_scenes_make_writes_a_folder(run, tmp_path):
+    code, out, _ = run("scenes", "make", str(tmp_path), "--num", "1", "--seed", "3", "--split", "validation")
+    assert code == 0
+    assert "annotations.json" in out
+    assert (tmp_path / "clips" / "validation-3-0.mp4").exists()
+
+
+def test_evaluate_scenes_prints_a_table_or_one_object(run, model, tmp_path):
+    common = ("evaluate", "scenes", "--model", model, "--num", "12", "--no-baselines", "--out", str(tmp_path))
+    code, out, _ = run(*common)
+    assert code == 0
+    assert "appearance_order" in out
+    code, out, _ = run(*common, "--json")
+    assert code == 0
+    assert json.loads(out)["num_questions"] == 12
+    assert (tmp_path / "report.json").exists()
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 12
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+def test_a_mistake_is_one_line_and_exit_code_two(run, model, tmp_path):
+    text = tmp_path / "notes.txt"
+    text.write_text("not a video")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for arguments, message in [
+        (["answer", "missing.mp4", "What?", "--model", model], "missing.mp4"),
+        (["answer", str(text), "What?", "--model", model], "notes.txt"),
+        (["answer", CLIP, "", "--model", model], "question is empty"),
+        (["answer", CLIP, "What?", "--model", model, "--start", "100"], "start"),
+        (["answer", CLIP, "What?", "--model", str(tmp_path / "none")], "no model folder"),
+        (["answer", CLIP, "What?", "--model", str(folder)], "not a videopanda checkpoint"),
+        (["scenes", "make", str(tmp_path / "out"), "--split", "val"], "train, validation, test"),
+        (["evaluate", "scenes", "--model", str(folder)], "not a videopanda checkpoint"),
+    ]:
+        code, out, err = run(*arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("videopanda: error: ")
+        assert message in err
+        assert err.count("\n") == 1
+
+
+def test_a_bug_is_not_dressed_up_as_a_mistake(monkeypatch):
+    def broken(**_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main()
