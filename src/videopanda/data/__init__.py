@@ -1,0 +1,1 @@
+"""Data: samples, conversation files, collation, and the generated world (`scenes`)."""

@@ -148,7 +148,7 @@ class Collator:
         return packed
 
     def _words(self, video: Any, placement: list[int]) -> torch.Tensor:
-        """Token ids of the words for each visual token of one video, (V, 3), in the order in which STAB lays them out."""
+        """Token ids of the words for each visual token of one video, (V, 3), in the order of STAB's layout."""
         _, _, rows, columns, frames, _ = placement
         words = [[self._word_id(word) for word in cell] for cell in video.cell_words(rows, columns)]
         ids = torch.full((frames * rows * columns, 3), IGNORE)
@@ -193,6 +193,5 @@ def _common_prefix(rows: Sequence[Sequence[int]]) -> int:
     """How many leading tokens all conversations of a sample share; 0 when there is only one."""
     if len(rows) < 2:
         return 0
-    low, high = min(rows), max(rows)  # the two that differ first, in lexicographic order
-    same = (a == b for a, b in zip(low, high))
-    return next((i for i, equal in enumerate(same) if not equal), min(len(low), len(high)) - 1)
+    columns = enumerate(zip(*rows))
+    return next((i for i, column in columns if len(set(column)) > 1), min(len(row) for row in rows) - 1)

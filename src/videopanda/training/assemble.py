@@ -1,6 +1,6 @@
 """A fresh STAB in front of a language model: where `prealign` starts.
 
-    model, processor = put_stab_in_front("out/nano/language", NANO_STAB, ...)
+model, processor = put_stab_in_front("out/nano/language", NANO_STAB, ...)
 """
 
 from pathlib import Path
@@ -17,18 +17,19 @@ from videopanda.models.videopanda import (
 )
 
 
-def load_start(
-    folder: str | Path, stab: VideoPandaStabConfig, seed: int
-) -> tuple[VideoPandaForConditionalGeneration, VideoPandaProcessor]:
-    """A Video-Panda folder as it is (float32), or any causal language model folder with a fresh STAB in front."""
-    if AutoConfig.from_pretrained(folder).model_type != VideoPandaConfig.model_type:
-        return put_stab_in_front(folder, stab, seed)
+def is_video_panda(folder: str | Path) -> bool:
+    """Whether a folder holds a Video-Panda, and not just a language model."""
+    return AutoConfig.from_pretrained(folder).model_type == VideoPandaConfig.model_type
+
+
+def load(folder: str | Path) -> tuple[VideoPandaForConditionalGeneration, VideoPandaProcessor]:
+    """A Video-Panda folder, ready to be trained: weights in float32."""
     model = VideoPandaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     return model, VideoPandaProcessor.from_pretrained(folder)
 
 
 def put_stab_in_front(
-    backbone: str | Path, stab: VideoPandaStabConfig, seed: int
+    backbone: str | Path, stab: VideoPandaStabConfig, initializer_range: float, seed: int
 ) -> tuple[VideoPandaForConditionalGeneration, VideoPandaProcessor]:
     """Join a causal language model folder with a fresh STAB and projector; weights in float32.
 
@@ -45,6 +46,7 @@ def put_stab_in_front(
         stab_config=stab,
         video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        initializer_range=initializer_range,
         tie_word_embeddings=language_model.config.tie_word_embeddings,
     )
     model = VideoPandaForConditionalGeneration(config)

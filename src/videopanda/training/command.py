@@ -4,38 +4,55 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from videopanda.data.collate import Collator
+from videopanda.data.conversations import ConversationDataset
 from videopanda.data.scenes.dataset import ScenesDataset
 from videopanda.training.run import run_stage
 from videopanda.training.stages import StageConfig, make_config
+from videopanda.training.whiten import whiten_patch_embedding
 
 logger = logging.getLogger(__name__)
 
 
 def train(
-    stage: str, config: str | Path, set_: list[str], model: Path | None, output: Path | None, resume: bool
+    stage: str, config: str | Path | None, set_: list[str], model: Path | None, output: Path | None, resume: bool
 ) -> Path:
-    """Run one stage; returns the folder of the trained model."""
-    settings = make_config(stage, config, set_)
-    start, processor = _start(settings, model)
-    return run_stage(settings, start, processor, make_dataset(settings), output or Path("out") / stage, resume)
+    """Run one stage; returns the folder of the trained model.
+
+    Raises:
+        ValueError: unknown stage, setting or value, no starting model, or an output folder that is in use.
+    """
+    settings = make_config(stage, config or "paper", set_)
+    dataset = make_dataset(settings)
+    start, processor = _start(settings, model, dataset)
+    return run_stage(settings, start, processor, dataset, output or Path("out") / stage, resume)
 
 
-def _start(settings: StageConfig, folder: Path | None) -> tuple[Any, Any]:
+def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[Any, Any]:
+    from videopanda.training import assemble, nano
+
     if settings.stage == "language":
-        from videopanda.training.nano import make_language_model, make_tokenizer
-
-        tokenizer = make_tokenizer(seed=settings.seed)
-        return make_language_model(tokenizer, settings.seed), tokenizer
+        tokenizer = nano.make_tokenizer(seed=settings.seed)
+        return nano.make_language_model(tokenizer, settings.seed), tokenizer
     if folder is None:
         raise ValueError(f"stage {settings.stage} starts from a model: pass --model DIR")
-    from videopanda.training.assemble import load_start
-    from videopanda.training.nano import STAB
+    if assemble.is_video_panda(folder):
+        return assemble.load(folder)
+    logger.info("putting a fresh STAB in front of %s", folder)
+    model, processor = assemble.put_stab_in_front(folder, nano.STAB, nano.INITIALIZER_RANGE, settings.seed)
+    if settings.whiten_patches:
+        clips = [dataset[i] for i in range(min(64, len(dataset)))]
+        pixel_values = Collator(processor, settings.max_length, text=False)(clips)["pixel_values_videos"]
+        whiten_patch_embedding(model.model.stab.patch_embedding.weight, pixel_values, seed=settings.seed)
+    return model, processor
 
-    return load_start(folder, STAB, settings.seed)
 
-
-def make_dataset(settings: StageConfig) -> ScenesDataset:
+def make_dataset(settings: StageConfig) -> Any:
     """The samples of a stage, in their final order."""
+    if settings.data != "scenes":
+        return ConversationDataset(settings.data, settings.media_root, settings.num_frames, settings.seed)
+    if not settings.max_steps:
+        raise ValueError("scenes are endless: say how long to train with --set max_steps=N")
     return ScenesDataset(
         num=settings.max_steps * settings.batch_size * settings.accumulation,
         seed=settings.seed,

@@ -18,17 +18,20 @@ from videopanda.models.videopanda import VideoPandaStabConfig
 MAX_VOCAB_SIZE = 1024
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<video>", "<image>"]
 
-# The paper's block at a size for two CPU cores: 100-pixel frames, 20-pixel cells, at most 5 × 5 tokens per frame. Padding
-# takes part nowhere and there is no batch norm, so that a clip's tokens depend on nothing but the clip.
+# The paper's block at a size for two CPU cores: 100-pixel frames, 20-pixel cells, at most 5 × 5 tokens per frame.
+# Padding takes part nowhere and there is no batch norm, so that a clip's tokens depend on nothing but the clip.
 STAB = VideoPandaStabConfig(
     hidden_size=256,
     patch_size=10,
     image_size=100,
     num_heads=8,
+    attention_scale="head",
     lste_batch_norm=False,
     mask_padding=True,
     dropout=0.0,
 )
+
+INITIALIZER_RANGE = 0.06  # 1 / √256: transformers' 0.02 suits widths of a thousand and more
 
 # Vicuna's turns without its system sentence: every token counts at this size.
 CHAT_TEMPLATE = (

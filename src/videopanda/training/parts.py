@@ -1,7 +1,7 @@
 """Which parts of a model a stage trains, and how fast.
 
-    report = set_stage(model, {"stab": 4e-4, "projector": 4e-4, "language_model": 0.0})
-    print(report)          # TRAINABLE  stab  24,086,866 ...   FROZEN  language_model ...
+report = set_stage(model, {"stab": 4e-4, "projector": 4e-4, "language_model": 0.0})
+print(report)          # TRAINABLE  stab  24,086,866 ...   FROZEN  language_model ...
 """
 
 from dataclasses import dataclass
@@ -47,6 +47,11 @@ def parameter_groups(model: nn.Module, learning_rates: dict[str, float], weight_
         if parameter.requires_grad:
             groups.setdefault((part_of(name), parameter.ndim > 1), []).append(parameter)
     return [
-        {"params": parameters, "lr": learning_rates[part], "weight_decay": weight_decay if matrix else 0.0, "part": part}
+        {
+            "params": parameters,
+            "lr": learning_rates[part],
+            "weight_decay": weight_decay if matrix else 0.0,
+            "part": part,
+        }
         for (part, matrix), parameters in groups.items()
     ]

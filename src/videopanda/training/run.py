@@ -2,13 +2,14 @@
 
     videopanda train pretrain --config nano --model out/prealign --output out/pretrain
 
-The loop, mixed precision, checkpoints and resuming are the Hugging Face Trainer's. Every checkpoint is an ordinary model
-folder; `metrics.jsonl`, `run.json` and `curves.png` lie beside them.
+The loop, mixed precision, checkpoints and resuming are the Hugging Face Trainer's. Every checkpoint is an ordinary
+model folder; `metrics.jsonl`, `run.json` and `curves.png` lie beside them.
 """
 
 import json
 import logging
 import platform
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,13 @@ class StageTrainer(Trainer):
         self.stage, self.task = stage, task
         self.loss_sums: dict[str, float] = {}
         self.first_item = 0
+        self.unwrapped: torch.nn.Module = kwargs["model"]
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with one group per part."""
         if self.optimizer is None:
-            groups = parameter_groups(self.model, self.stage.learning_rates, self.stage.weight_decay)
+            groups = parameter_groups(self.unwrapped, self.stage.learning_rates, self.stage.weight_decay)
             fused = all(p.dtype == torch.float32 for group in groups for p in group["params"])
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, self.stage.adam_beta2), eps=1e-8, fused=fused)
         return self.optimizer
@@ -135,6 +137,8 @@ def run_stage(
         done = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
         trainer.first_item = done * stage.batch_size * stage.accumulation * trainer.args.world_size
     trainer.train(resume_from_checkpoint=checkpoint)
+    if stage.save_dtype == "bfloat16":
+        model.to(torch.bfloat16)
     trainer.save_model(str(output))
     if trainer.is_world_process_zero():
         from videopanda.training.plots import plot_curves
@@ -177,6 +181,15 @@ def compile_blocks(model: Any) -> None:
         layer.compile(dynamic=False)
 
 
+def git_revision() -> str | None:
+    """Commit of the source tree that runs, or None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def write_run_file(output: Path, stage: StageConfig, reports: list) -> None:
     """Everything that a repetition needs."""
     packages = ("videopanda", "torch", "transformers", "accelerate", "numpy", "av")
@@ -184,6 +197,7 @@ def write_run_file(output: Path, stage: StageConfig, reports: list) -> None:
         "stage": stage.as_dict(),
         "parts": [vars(report) for report in reports],
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        "git_revision": git_revision(),
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
     }
     (output / "run.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,9 +1,9 @@
 """The training stages as data: one table for the paper, one for the bundled nano model.
 
-    config = make_config("pretrain", preset="nano", overrides=["learning_rate=3e-4", "max_steps=500"])
+    config = make_config("pretrain", preset="nano", overrides=["stab_lr=3e-4", "max_steps=500"])
 
-`prealign`, `pretrain` and `finetune` are the paper's three stages (Sec. 3.4, Tab. 6). `language` is not in the paper: it
-gives nano what a real backbone brings along, a language model that has read text about the world.
+`prealign`, `pretrain` and `finetune` are the paper's three stages (Sec. 3.4, Tab. 6). `language` is not in the paper:
+it gives nano what a real backbone brings along, a language model that has read text about the world.
 """
 
 import json
@@ -31,6 +31,7 @@ class StageConfig:
     scenes_ramp: float = 0.0  # share of the stage in which the number of things grows from 1 to the maximum
     scenes_plain: float = 0.0  # share of scenes on a plain background
     scenes_captions: int = 2  # captions per clip, beside its questions
+    whiten_patches: bool = False  # start a fresh patch embedding as a whitening of the first 64 clips
     # Loss.
     text_weight: float = 1.0  # of the cross-entropy on answers; 0 = the language model does not run
     align_weight: float = 0.0  # of the alignment of visual tokens with words, for data that knows what a cell shows
@@ -57,6 +58,7 @@ class StageConfig:
     log_steps: int = 10
     save_steps: int = 200
     keep_checkpoints: int = 1
+    save_dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights in the output folder
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
@@ -108,16 +110,16 @@ NANO = {
         _NANO, stage="language", max_length=448, language_model_lr=1.5e-3, stab_lr=0.0, projector_lr=0.0, max_steps=600
     ),
     "prealign": replace(
-        _NANO, stage="prealign", stab_lr=1.5e-3, projector_lr=1.5e-3, language_model_lr=0.0, max_steps=300,
-        scenes_max_things=2, scenes_plain=0.5, scenes_captions=4,
+        _NANO, stage="prealign", stab_lr=2e-3, projector_lr=2e-3, language_model_lr=0.0, max_steps=900,
+        batch_size=64, num_frames=4, whiten_patches=True, text_weight=0.0, align_weight=1.0, compile=False,
     ),
     "pretrain": replace(
-        _NANO, stab_lr=1e-3, projector_lr=1e-3, language_model_lr=1e-3, max_steps=2500, scenes_ramp=0.3,
-        scenes_captions=3,
+        _NANO, stab_lr=1e-3, projector_lr=1e-3, language_model_lr=1e-3, max_steps=1500, scenes_captions=3,
+        align_weight=0.3,
     ),
     "finetune": replace(
         _NANO, stage="finetune", stab_lr=5e-4, projector_lr=5e-4, language_model_lr=5e-4, max_steps=1500,
-        scenes_captions=1,
+        scenes_captions=1, save_dtype="bfloat16",
     ),
 }  # fmt: skip
 PRESETS = {"paper": PAPER, "nano": NANO}

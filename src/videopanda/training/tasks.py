@@ -4,17 +4,17 @@ A teacher for distillation belongs here, never to the model: frozen, in eval mod
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Task(Protocol):
     """Turns a batch into named losses."""
 
-    def step(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def step(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scalars: `loss`, and its parts as `*_loss`."""
 
 
@@ -31,11 +31,12 @@ class VideoLanguage:
     """
 
     temperature = 0.05  # of the cosine between token and word
+    longest = 5.0  # token length, in lengths of a mean word embedding, above which alignment pulls back
 
     def __init__(self, text_weight: float = 1.0, align_weight: float = 0.0):
         self.text_weight, self.align_weight = text_weight, align_weight
 
-    def step(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def step(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Mean over the supervised tokens of the batch."""
         if self.align_weight == 0:
             loss = model(**batch).loss
@@ -52,7 +53,11 @@ class VideoLanguage:
         return losses
 
     def alignment(self, tokens_VE: Tensor, words_V3: Tensor, vocabulary_WE: Tensor) -> Tensor:
-        """Cross-entropy of each visual token against its words. Cells with a thing and empty ones weigh the same."""
+        """Cross-entropy of each visual token against its words. Cells with a thing and empty ones weigh the same.
+
+        The cosine leaves the length free, and it would grow until the language model's layers could no longer change a
+        visual token by what they add to it; so length is held back.
+        """
         known_V = words_V3[:, 0] >= 0
         tokens_VE, words_V3 = tokens_VE[known_V], words_V3[known_V]
         directions_WE = F.normalize(vocabulary_WE.detach().float(), dim=-1)
@@ -62,4 +67,6 @@ class VideoLanguage:
         ).view(-1, 3)
         per_token_V = per_word_V3.sum(1) / (words_V3 >= 0).sum(1)
         thing_V = words_V3[:, 1] >= 0
-        return per_token_V[thing_V].mean() + per_token_V[~thing_V].mean()
+        length_V = tokens_VE.float().norm(dim=-1) / vocabulary_WE.detach().float().norm(dim=-1).mean()
+        excess = F.relu(torch.log(length_V / self.longest)).square().mean()
+        return per_token_V[thing_V].mean() + per_token_V[~thing_V].mean() + excess

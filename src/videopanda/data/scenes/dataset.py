@@ -1,7 +1,7 @@
 """Scenes as an endless training set: drawn on the fly, only at the seconds that the model looks at.
 
-    dataset = ScenesDataset(num=100_000, seed=0)
-    dataset[0].videos[0].frames.shape, dataset[0].conversations
+dataset = ScenesDataset(num=100_000, seed=0)
+dataset[0].videos[0].frames.shape, dataset[0].conversations
 """
 
 from dataclasses import dataclass
@@ -24,13 +24,15 @@ class Clip:
     frames: np.ndarray  # uint8 (T, height, width, 3)
     timestamps: tuple[float, ...]  # seconds
     duration: float  # seconds
-    scene: Scene
+    scene: Scene | None = None  # what it was drawn from
 
     def cell_words(self, rows: int, columns: int) -> list[tuple[str, ...]]:
         """What each cell of a `rows` × `columns` grid shows, frame by frame in reading order.
 
         (size, colour, shape) of the thing that covers most of the cell, or ("nothing",) where none covers a fifth.
         """
+        if self.scene is None:
+            raise ValueError("this clip was decoded from a file: what its cells show is not known")
         words: list[tuple[str, ...]] = []
         for second in self.timestamps:
             for owner in coverage(self.scene, second, rows, columns).ravel():

@@ -26,9 +26,7 @@ class Renderer:
         self.backdrop = _draw_background(scene.background, scene.width, scene.height, self.margin, self.side)
         rng = np.random.default_rng(scene.background.seed)
         level = scene.background.noise
-        self.noise = (
-            rng.integers(-level, level + 1, (_NOISE_TILE, _NOISE_TILE, 3), dtype=np.int16) if level else None
-        )
+        self.noise = rng.integers(-level, level + 1, (_NOISE_TILE, _NOISE_TILE, 3), dtype=np.int16) if level else None
         self.tint = [np.clip(np.array(COLOURS[t.colour]) + rng.integers(-14, 15, 3), 0, 255) for t in scene.things]
         self.tint_after = [
             np.clip(np.array(COLOURS[t.turns[1]]) + rng.integers(-14, 15, 3), 0, 255) if t.turns else None
@@ -138,8 +136,9 @@ def _draw_background(background: Background, width: int, height: int, margin: in
 
 def write_clip(scene: Scene, path: str | Path) -> None:
     """Write the scene as an H.264 mp4 (yuv420p) at its own frame rate."""
-    import av
     from fractions import Fraction
+
+    import av
 
     renderer = Renderer(scene)
     with av.open(str(path), "w", format="mp4") as container:

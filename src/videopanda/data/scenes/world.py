@@ -233,27 +233,23 @@ class _Stage:
         rng = self.rng
         for _ in range(20):
             a, b = self.body(), self.body()
-            if rng.random() < 0.5 and self.extent[0] >= 1:
-                axis = 0
-            else:
-                axis = 1
+            axis = 0 if rng.random() < 0.5 else 1
             length, across = self.extent[axis], self.extent[1 - axis]
             gap = (a.diameter + b.diameter) / 2
             meet = rng.uniform(0.4, 0.6) * length
             lane = rng.uniform(0.25, 0.75) * across
             when = rng.uniform(0.4, 0.6) * self.duration
-            lanes = (lane, lane)
             starts = (a.diameter / 2, length - b.diameter / 2)
             stops = (meet - gap / 2, meet + gap / 2)
             pair = []
-            for thing, start, stop, side in zip((a, b), starts, stops, lanes):
+            for thing, start, stop in zip((a, b), starts, stops):
                 points = [(0.0, start), (when, stop), (self.duration, start)]
-                path = tuple((t, p, side) if axis == 0 else (t, side, p) for t, p in points)
+                path = tuple((t, p, lane) if axis == 0 else (t, lane, p) for t, p in points)
                 pair.append(replace(thing, path=path, role="collides"))
-            if abs(stops[0] - starts[0]) > 0.08 and abs(stops[1] - starts[1]) > 0.08 and self.fits(pair[0]):
-                if self.fits(pair[1]) and pair[0].name != pair[1].name:
-                    self.things += pair
-                    return
+            far = all(abs(stop - start) > 0.08 for start, stop in zip(starts, stops))
+            if far and a.name != b.name and all(self.fits(thing) for thing in pair):
+                self.things += pair
+                return
 
     def crowd(self) -> None:
         """Several still things that share a colour or a shape, for counting."""
