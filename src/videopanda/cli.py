@@ -173,7 +173,9 @@ def evaluate_scenes_verb(
 @app.command("train")
 def train_verb(
     stage: Annotated[str, typer.Argument(help="language, prealign, pretrain or finetune.", show_default=False)],
-    config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings of the stage.")] = None,
+    config: Annotated[
+        str, typer.Option("--config", metavar="NAME|FILE", help="Settings: paper, nano, or a JSON file {key: value}.")
+    ] = "paper",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
     ] = None,
@@ -183,14 +185,18 @@ def train_verb(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state in the output folder.")] = False,
 ) -> None:
-    """Train one stage.
+    """Train one stage: from a folder to a folder, with what is frozen and what is trained said first.
 
-    Example:  videopanda train finetune --model out/pretrain --output out/finetune --set max_steps=200
+    Example:  videopanda train finetune --config nano --model out/pretrain --output out/finetune --set max_steps=200
     """
+    import logging
+
     from videopanda.training.command import train
 
     _quiet()
-    train(stage, config, set_ or [], model, output, resume)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    folder = train(stage, config, set_ or [], model, output, resume)
+    print(f"trained model, metrics.jsonl, curves.png: {folder}")
 
 
 def main() -> None:

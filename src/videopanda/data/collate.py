@@ -119,11 +119,13 @@ class Collator:
         texts, all_spans = [], []
         for turns in sample.conversations:
             text, spans = render(self.processor, turns, len(sample.videos))
+            at = 0
             for expansion in expansions:
-                at = text.index(self.processor.video_token)
+                at = text.index(self.processor.video_token, at)
                 grown = len(expansion) - len(self.processor.video_token)
                 text = text[:at] + expansion + text[at + len(self.processor.video_token) :]
                 spans = [(a + grown, b + grown) for a, b in spans]
+                at += len(expansion)  # behind the markers that this video was expanded to
             texts.append(text)
             all_spans.append(spans)
         encoded = self.tokenizer(texts, return_offsets_mapping=True, add_special_tokens=False)

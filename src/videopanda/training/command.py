@@ -7,6 +7,7 @@ from typing import Any
 from videopanda.data.collate import Collator
 from videopanda.data.conversations import ConversationDataset
 from videopanda.data.scenes.dataset import ScenesDataset
+from videopanda.models.videopanda import VideoPandaStabConfig
 from videopanda.training.run import run_stage
 from videopanda.training.stages import StageConfig, make_config
 from videopanda.training.whiten import whiten_patch_embedding
@@ -14,15 +15,13 @@ from videopanda.training.whiten import whiten_patch_embedding
 logger = logging.getLogger(__name__)
 
 
-def train(
-    stage: str, config: str | Path | None, set_: list[str], model: Path | None, output: Path | None, resume: bool
-) -> Path:
+def train(stage: str, config: str, set_: list[str], model: Path | None, output: Path | None, resume: bool) -> Path:
     """Run one stage; returns the folder of the trained model.
 
     Raises:
         ValueError: unknown stage, setting or value, no starting model, or an output folder that is in use.
     """
-    settings = make_config(stage, config or "paper", set_)
+    settings = make_config(stage, config, set_)
     dataset = make_dataset(settings)
     start, processor = _start(settings, model, dataset)
     return run_stage(settings, start, processor, dataset, output or Path("out") / stage, resume)
@@ -39,7 +38,11 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
     if assemble.is_video_panda(folder):
         return assemble.load(folder)
     logger.info("putting a fresh STAB in front of %s", folder)
-    model, processor = assemble.put_stab_in_front(folder, nano.STAB, nano.INITIALIZER_RANGE, settings.seed)
+    if settings.stab == "nano":
+        stab, initializer_range = nano.STAB, nano.INITIALIZER_RANGE
+    else:
+        stab, initializer_range = getattr(VideoPandaStabConfig, settings.stab)(), 0.02
+    model, processor = assemble.put_stab_in_front(folder, stab, initializer_range, settings.seed)
     if settings.whiten_patches:
         clips = [dataset[i] for i in range(min(64, len(dataset)))]
         pixel_values = Collator(processor, settings.max_length, text=False)(clips)["pixel_values_videos"]

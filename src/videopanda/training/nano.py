@@ -31,7 +31,7 @@ STAB = VideoPandaStabConfig(
     dropout=0.0,
 )
 
-INITIALIZER_RANGE = 0.06  # 1 / √256: transformers' 0.02 suits widths of a thousand and more
+INITIALIZER_RANGE = 0.06  # 1 / √256, where transformers' 0.02 suits widths of a thousand and more
 
 # Vicuna's turns without its system sentence: every token counts at this size.
 CHAT_TEMPLATE = (
@@ -84,7 +84,7 @@ def _texts(num_scenes: int, seed: int) -> Iterator[str]:
 
 
 def make_language_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen3ForCausalLM:
-    """A fresh Qwen3 of about 5.4M parameters."""
+    """A fresh Qwen3 of about 5.2M parameters."""
     set_seed(seed)
     return Qwen3ForCausalLM(
         Qwen3Config(

@@ -28,16 +28,16 @@ logger = logging.getLogger(__name__)
 
 
 class InOrder(Sampler[int]):
-    """Items `start`, `start + 1`, ...: data sets here order themselves by (id, seed), on every rank alike."""
+    """Items 0, 1, 2, ...: data sets here order themselves by (id, seed), on every rank alike."""
 
-    def __init__(self, num: int, start: int = 0):
-        self.num, self.start = num, start
+    def __init__(self, num: int):
+        self.num = num
 
     def __iter__(self):
-        return iter(range(self.start, self.num))
+        return iter(range(self.num))
 
     def __len__(self) -> int:
-        return self.num - self.start
+        return self.num
 
 
 class StageTrainer(Trainer):
@@ -46,9 +46,10 @@ class StageTrainer(Trainer):
     def __init__(self, *args: Any, stage: StageConfig, task: Task, **kwargs: Any):
         self.stage, self.task = stage, task
         self.loss_sums: dict[str, float] = {}
-        self.first_item = 0
         self.unwrapped: torch.nn.Module = kwargs["model"]
         super().__init__(*args, **kwargs)
+        # A task's loss is a mean over its batch, so the mean over accumulated batches is still to be taken.
+        self.model_accepts_loss_kwargs = False
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with one group per part."""
@@ -76,7 +77,7 @@ class StageTrainer(Trainer):
         super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
-        return InOrder(len(self.train_dataset), self.first_item)  # type: ignore[arg-type]
+        return InOrder(len(self.train_dataset))  # type: ignore[arg-type]
 
 
 class MetricsFile(TrainerCallback):
@@ -133,9 +134,6 @@ def run_stage(
         stage=stage,
         task=task or VideoLanguage(stage.text_weight, stage.align_weight),
     )
-    if checkpoint:
-        done = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-        trainer.first_item = done * stage.batch_size * stage.accumulation * trainer.args.world_size
     trainer.train(resume_from_checkpoint=checkpoint)
     if stage.save_dtype == "bfloat16":
         model.to(torch.bfloat16)
@@ -165,7 +163,6 @@ def _arguments(stage: StageConfig, output: Path) -> TrainingArguments:
         dataloader_prefetch_factor=4 if stage.num_workers else None,
         dataloader_pin_memory=cuda,
         dataloader_drop_last=True,
-        ignore_data_skip=True,  # the sampler itself starts where the checkpoint ended
         remove_unused_columns=False,
         logging_steps=stage.log_steps,
         save_steps=stage.save_steps,

@@ -31,6 +31,8 @@ class StageConfig:
     scenes_ramp: float = 0.0  # share of the stage in which the number of things grows from 1 to the maximum
     scenes_plain: float = 0.0  # share of scenes on a plain background
     scenes_captions: int = 2  # captions per clip, beside its questions
+    # A fresh STAB, where the starting folder is a bare language model.
+    stab: Literal["released", "paper", "eve_star", "nano"] = "released"
     whiten_patches: bool = False  # start a fresh patch embedding as a whitening of the first 64 clips
     # Loss.
     text_weight: float = 1.0  # of the cross-entropy on answers; 0 = the language model does not run
@@ -68,6 +70,13 @@ class StageConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"warmup_ratio must lie in [0, 1), not {self.warmup_ratio}")
+        for name in ("stab_lr", "projector_lr", "language_model_lr", "text_weight", "align_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, it is {getattr(self, name)}")
+        if self.text_weight == 0 and self.align_weight == 0:
+            raise ValueError("nothing to learn: text_weight and align_weight are both 0")
+        if self.align_weight and (self.data != "scenes" or self.stage == "language"):
+            raise ValueError("align_weight needs clips that know what their cells show: use it with data=scenes")
 
     @property
     def learning_rates(self) -> dict[str, float]:
@@ -97,6 +106,7 @@ PAPER = {
 
 _NANO = StageConfig(
     "pretrain",
+    stab="nano",
     max_length=384,
     batch_size=16,
     adam_beta2=0.98,
@@ -118,7 +128,7 @@ NANO = {
         align_weight=0.3,
     ),
     "finetune": replace(
-        _NANO, stage="finetune", stab_lr=5e-4, projector_lr=5e-4, language_model_lr=5e-4, max_steps=1500,
+        _NANO, stage="finetune", seed=43, stab_lr=5e-4, projector_lr=5e-4, language_model_lr=5e-4, max_steps=1500,
         scenes_captions=1, save_dtype="bfloat16",
     ),
 }  # fmt: skip
@@ -137,8 +147,11 @@ def make_config(stage: str, preset: str | Path = "paper", overrides: Sequence[st
         path = Path(preset)
         if not path.is_file():
             raise ValueError(f"--config {preset}: neither a file nor one of {', '.join(PRESETS)}")
-        values = json.loads(path.read_text(encoding="utf-8"))
-        table = PRESETS[values.pop("preset", "paper")]
+        values = _read_settings(path)
+        name = values.pop("preset", "paper")
+        if name not in PRESETS:
+            raise ValueError(f"{path}: preset {name!r} is not one of {', '.join(PRESETS)}")
+        table = PRESETS[name]
     if stage not in table:
         raise ValueError(f"preset {preset} has no stage {stage!r}: choose one of {', '.join(table)}")
     for item in overrides:
@@ -146,14 +159,23 @@ def make_config(stage: str, preset: str | Path = "paper", overrides: Sequence[st
         if not separator:
             raise ValueError(f"--set {item}: write it as key=value")
         values[key.strip()] = text.strip()
-    config = table[stage]
     types = {field.name: field.type for field in fields(StageConfig)}
     for key, value in values.items():
         if key not in types or key == "stage":
             near = get_close_matches(key, types, n=1)
             raise ValueError(f"unknown setting {key!r}" + (f": did you mean {near[0]!r}?" if near else ""))
-        config = replace(config, **{key: _convert(key, value, types[key])})
-    return config
+        values[key] = _convert(key, value, types[key])
+    return replace(table[stage], **values)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold one JSON object {{setting: value}}")
+    return values
 
 
 def _convert(key: str, value: Any, kind: Any) -> Any:
@@ -167,6 +189,9 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
             raise ValueError(f"{key} must be true or false, not {value!r}")
         return names[str(value).lower()]
     try:
-        return kind(value)
+        converted = kind(value)
+        if isinstance(value, float) and converted != value:
+            raise ValueError("not a whole number")
+        return converted
     except (TypeError, ValueError) as error:
         raise ValueError(f"{key} must be of type {kind.__name__}, not {value!r}") from error

@@ -69,4 +69,6 @@ class VideoLanguage:
         thing_V = words_V3[:, 1] >= 0
         length_V = tokens_VE.float().norm(dim=-1) / vocabulary_WE.detach().float().norm(dim=-1).mean()
         excess = F.relu(torch.log(length_V / self.longest)).square().mean()
-        return per_token_V[thing_V].mean() + per_token_V[~thing_V].mean() + excess
+        # A batch may show nothing at all, or things in every cell.
+        halves = [per_token_V[kind_V].sum() / kind_V.sum().clamp(min=1) for kind_V in (thing_V, ~thing_V)]
+        return halves[0] + halves[1] + excess

@@ -116,6 +116,19 @@ def _all_colours(scene: Scene) -> list[str]:
     return [t.colour for t in scene.things] + [t.turns[1] for t in scene.things if t.turns]
 
 
+def _refer(scene: Scene, thing: Thing, rng: np.random.Generator) -> str:
+    """A thing by its full name or, where one thing only fits, by its shape or its colour alone.
+
+    Full names alone would let a model get by with colours: they are nearly always different.
+    """
+    names = [thing.name]
+    if _unique([t.shape for t in scene.things], thing.shape):
+        names += [thing.shape] * 2
+    if _unique(_all_colours(scene), thing.colour):
+        names.append(f"{thing.colour} object")
+    return _pick(rng, *names)
+
+
 def _ask_colour(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     shapes = [t.shape for t in scene.things]
     sized = [f"{t.size} {t.shape}" for t in scene.things]
@@ -136,7 +149,7 @@ def _ask_shape(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 def _ask_size(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     for thing in scene.things:
         wording = _pick(rng, "Is the {} small or large?", "Is the {} large or small?")
-        yield Question("size", wording.format(thing.name), thing.size)
+        yield Question("size", wording.format(_refer(scene, thing, rng)), thing.size)
 
 
 def _ask_count(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
@@ -179,10 +192,10 @@ def _ask_relation(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
         for a, b in _pairs(seen, rng):
             (ax, ay), (bx, by) = a.position(second), b.position(second)
             if abs(ax - bx) > 0.25 and rng.random() < 0.5:
-                question = f"Is the {a.name} left or right of the {b.name} {moment}?"
+                question = f"Is the {_refer(scene, a, rng)} left or right of the {_refer(scene, b, rng)} {moment}?"
                 yield Question("spatial_relation", question, "left" if ax < bx else "right")
             elif abs(ay - by) > 0.25:
-                question = f"Is the {a.name} above or below the {b.name} {moment}?"
+                question = f"Is the {_refer(scene, a, rng)} above or below the {_refer(scene, b, rng)} {moment}?"
                 yield Question("spatial_relation", question, "above" if ay < by else "below")
 
 
@@ -190,7 +203,7 @@ def _ask_direction(scene: Scene, rng: np.random.Generator) -> Iterator[Question]
     for thing in scene.things:
         if thing.heading:
             wording = _pick(rng, "Which way does the {} move?", "In which direction does the {} move?")
-            yield Question("motion_direction", wording.format(thing.name), thing.heading)
+            yield Question("motion_direction", wording.format(_refer(scene, thing, rng)), thing.heading)
 
 
 def _ask_speed(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
@@ -216,7 +229,7 @@ def _ask_change(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     for thing in changing:
         assert thing.turns
         wording = _pick(rng, "What colour does the {} turn?", "Which colour does the {} become?")
-        yield Question("state_change", wording.format(thing.name), thing.turns[1])
+        yield Question("state_change", wording.format(_refer(scene, thing, rng)), thing.turns[1])
     if len(changing) == 1 and len(scene.things) > 1:
         yield Question("state_change", "Which object changes colour?", changing[0].name)
 
@@ -236,15 +249,16 @@ def _ask_events(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 
 def _ask_duration(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     for thing in scene.things:
+        name = _refer(scene, thing, rng)
         if thing.enters > 0:
-            yield Question("duration", f"When does the {thing.name} appear?", _seconds(thing.enters))
+            yield Question("duration", f"When does the {name} appear?", _seconds(thing.enters))
         if thing.leaves < scene.duration:
-            yield Question("duration", f"When does the {thing.name} vanish?", _seconds(thing.leaves))
+            yield Question("duration", f"When does the {name} vanish?", _seconds(thing.leaves))
         if thing.turns:
-            yield Question("duration", f"When does the {thing.name} change colour?", _seconds(thing.turns[0]))
+            yield Question("duration", f"When does the {name} change colour?", _seconds(thing.turns[0]))
         if thing.enters > 0 and thing.leaves < scene.duration:
             stay = _seconds(round(thing.leaves) - round(thing.enters))
-            yield Question("duration", f"How long is the {thing.name} visible?", stay)
+            yield Question("duration", f"How long is the {name} visible?", stay)
 
 
 _ASKERS = (

@@ -1,0 +1,21 @@
+"""What holds for every test: offline, one thread (with more, kernels add up in another order), GPU tests only on a GPU.
+
+That this file is here also puts its folder on the import path, for `tiny.py` and `media.py`.
+"""
+
+import os
+
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported; subprocesses inherit it
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if needs_gpu:
+        config.hook.pytest_deselected(items=needs_gpu)
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]

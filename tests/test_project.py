@@ -1,0 +1,305 @@
+"""Protects the house plan: who imports whom, file sizes, no hidden switches, light dependencies, the bundled model."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+from videopanda.inference import BUNDLED_MODEL, ask, load
+
+ROOT = Path(__file__).parents[1]
+SRC = ROOT / "src" / "videopanda"
+MAX_LINES = 500
+needs_bundled = pytest.mark.skipif(
+    not (BUNDLED_MODEL / "model.safetensors").exists(), reason="this checkout has no bundled model"
+)
+
+# Every room: what it may import from this package, and which packages of others. Modules are matched by their longest
+# prefix; "." stands for the room itself.
+ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    "": ({"_auto"}, set()),
+    "__main__": ({"cli"}, set()),
+    "_auto": ({"models"}, set()),
+    "models": ({"."}, {"torch", "transformers", "numpy", "PIL"}),
+    "video": ({"_video"}, {"av", "numpy", "PIL"}),
+    "_video": ({"."}, {"av", "torchcodec", "numpy", "PIL"}),
+    "contact_sheet": (set(), {"numpy", "PIL"}),
+    "inference": ({"models", "video"}, {"torch"}),
+    "data": ({".", "", "video", "models", "contact_sheet"}, {"torch", "numpy", "PIL", "rich"}),
+    "data.scenes.render": ({"."}, {"numpy", "PIL", "av"}),  # encodes clips
+    "training": ({".", "", "data", "models"}, {"torch", "transformers", "tokenizers", "numpy", "matplotlib"}),
+    "evaluation": (
+        {".", "", "data", "video", "models", "inference", "contact_sheet"},
+        {"torch", "transformers", "numpy", "rich", "av"},
+    ),
+    "serving": (
+        {".", "", "data", "video", "models", "inference"},
+        {"torch", "fastapi", "uvicorn", "pydantic", "numpy"},
+    ),
+    "bench": (
+        {".", "", "data", "video", "models", "inference"},
+        {"torch", "transformers", "numpy", "matplotlib", "rich"},
+    ),
+    "cli": (
+        {"video", "inference", "contact_sheet", "data", "training", "evaluation", "serving", "bench"},
+        {"typer", "rich", "transformers", "torch", "numpy"},
+    ),
+}
+
+
+def module_name(path: Path) -> str:
+    """Dotted name below `videopanda`, "" for the package itself."""
+    parts = path.relative_to(SRC).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str:
+    """The longest entry of ROOMS that the module is in; private video modules share a room."""
+    if module.startswith("_video_"):
+        return "_video"
+    parts = module.split(".")
+    names = [".".join(parts[:i]) for i in range(len(parts), 0, -1)]
+    return next((name for name in names if name in ROOMS), "" if module == "" else f"unknown room {parts[0]}")
+
+
+def imports(tree: ast.AST, module: str, is_package: bool) -> list[str]:
+    """Absolute names of all modules that a file imports; names of submodules count as modules."""
+    package = module if is_package else module.rpartition(".")[0]
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".") if package else []
+                above = above[: len(above) - node.level + 1]
+                base = ".".join(["videopanda", *above, *([base] if base else [])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
+            found += [name if is_own_module(name) else base for name in names]
+    return found
+
+
+def is_own_module(name: str) -> bool:
+    below = SRC.joinpath(*name.split(".")[1:])
+    return name.startswith("videopanda.") and (below.with_suffix(".py").exists() or (below / "__init__.py").exists())
+
+
+def forbidden(source: str, module: str, is_package: bool = False) -> list[str]:
+    """What this file imports and may not."""
+    room = room_of(module)
+    own, others = ROOMS.get(room, (set(), set()))
+    wrong = []
+    for name in imports(ast.parse(source), module, is_package):
+        first = name.split(".")[0]
+        if first == "videopanda":
+            target = name.partition(".")[2]
+            # A room below another one, such as data.scenes.render, counts as that other one for those who import it.
+            rooms = {room_of(target), room_of(target.split(".")[0])} if target else {""}
+            allowed = own | ({room, room.split(".")[0]} if "." in own else set())
+            if not rooms & allowed:
+                wrong.append(name)
+        elif first not in sys.stdlib_module_names and first not in others:
+            wrong.append(name)
+    return wrong
+
+
+@cache
+def trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(SRC.rglob("*.py"))}
+
+
+# -- who imports whom --------------------------------------------------------------------------------------------------
+def test_every_import_follows_the_plan():
+    wrong = {}
+    for path in trees():
+        found = forbidden(path.read_text(encoding="utf-8"), module_name(path), path.name == "__init__.py")
+        if found:
+            wrong[str(path.relative_to(ROOT))] = found
+    assert wrong == {}
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("models.videopanda.modeling_videopanda", "from videopanda.video import read_video"),
+        ("models.videopanda.modeling_videopanda", "from ...data import sample"),
+        ("models.videopanda.modeling_videopanda", "import einops"),
+        ("video", "import torch"),
+        ("video", "from videopanda.models.videopanda import VideoPandaConfig"),
+        ("_video_container", "from videopanda.video import read_video"),
+        ("data.collate", "from videopanda.inference import ask"),
+        ("data.collate", "from videopanda.training.run import run_stage"),
+        ("data.collate", "import av"),
+        ("data.scenes.render", "import torch"),
+        ("inference", "def f():\n    from videopanda.training import run"),
+        ("training.run", "from videopanda.evaluation.scenes import evaluate"),
+        ("training.run", "from videopanda.inference import load"),
+        ("evaluation.scenes", "from videopanda.training.run import run_stage"),
+        ("contact_sheet", "from videopanda import video"),
+        ("elsewhere", "import numpy"),
+    ],
+)
+def test_other_arrows_are_found(module, source):
+    assert len(forbidden(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("models.videopanda.modeling_videopanda", "from .configuration_videopanda import VideoPandaConfig"),
+        ("training.command", "from videopanda.training import assemble, nano"),
+        ("data.scenes.dataset", "from videopanda.data.scenes.render import Renderer"),
+        ("data.scenes.make", "from videopanda import __version__\nimport json"),
+        ("_video_torchcodec", "from videopanda._video_source import Place"),
+    ],
+)
+def test_arrows_of_the_plan_pass(module, source):
+    assert forbidden(source, module) == []
+
+
+def test_the_command_line_imports_heavy_things_inside_its_verbs():
+    top = [node for node in trees()[SRC / "cli.py"].body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = imports(ast.Module(body=top, type_ignores=[]), "cli", False)
+    assert [name for name in names if name.split(".")[0] not in sys.stdlib_module_names] == ["typer"]
+
+
+def test_importing_the_package_loads_no_torch():
+    code = "import sys, videopanda; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert "videopanda" in loaded
+    assert not loaded & {"torch", "transformers", "numpy", "av", "PIL", "typer"}
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+def test_no_file_is_longer_than_500_lines():
+    files = [path for folder in ("src", "tests") for path in (ROOT / folder).rglob("*.py")]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert lengths["src/videopanda/cli.py"] > 100
+    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
+
+
+def switches(tree: ast.AST) -> list[int]:
+    """Lines that read or write environment variables."""
+    names = {"environ", "environb", "getenv", "getenvb", "putenv"}
+    lines = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in names]
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "os"]
+    return lines + [node.lineno for node in froms if names & {alias.name for alias in node.names}]
+
+
+def broad_handlers(tree: ast.AST) -> list[int]:
+    """Lines of `except:` and of handlers that name Exception or BaseException."""
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler)
+        and (
+            node.type is None
+            or any(isinstance(n, ast.Name) and n.id in ("Exception", "BaseException") for n in ast.walk(node.type))
+        )
+    ]
+
+
+def test_the_package_reads_no_environment_variable():
+    assert switches(ast.parse("import os\nos.environ['A']")) == [2]
+    assert switches(ast.parse("from os import getenv")) == [1]
+    found = {path.name: switches(tree) for path, tree in trees().items() if switches(tree)}
+    assert found == {}
+
+
+def test_no_handler_catches_everything():
+    code = "try: pass\nexcept: pass\ntry: pass\nexcept (ValueError, Exception): pass\ntry: pass\nexcept OSError: pass"
+    assert broad_handlers(ast.parse(code)) == [2, 4]
+    found = {path.name: broad_handlers(tree) for path, tree in trees().items() if broad_handlers(tree)}
+    assert found == {}
+
+
+MACHINE_PATH = re.compile(r"(?<![\w.~}/-])/(?:home|mnt|work|root)/")
+
+
+def test_no_tracked_file_names_a_place_on_one_machine():
+    path = "/".join(("", "home", "me"))
+    assert MACHINE_PATH.search(f"open('{path}/clip.mp4')")
+    assert not MACHINE_PATH.search("https://example.org/home/page.html and src/work/clip.mp4")
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    found = []
+    for name in listed.stdout.split("\0")[:-1]:
+        file = ROOT / name
+        if name == ".gitignore" or not file.is_file():  # patterns of .gitignore start at the top of the repository
+            continue
+        content = file.read_bytes()
+        if b"\0" not in content and MACHINE_PATH.search(content.decode("utf-8")):
+            found.append(name)
+    assert found == []
+
+
+# -- dependencies ------------------------------------------------------------------------------------------------------
+def declared(name: str) -> list[str]:
+    """A list of strings in pyproject.toml (Python before 3.11 reads no TOML; such a list is Python, too)."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (items,) = re.findall(rf"^{name} = (\[.*?\])$", text, flags=re.MULTILINE | re.DOTALL)
+    return ast.literal_eval(items)
+
+
+def test_dependencies_are_bounded():
+    bounds = dict(re.match(r"([a-z-]+)(.*)", item).groups() for item in declared("dependencies"))
+    assert bounds["torch"] == ">=2.13,<2.14"  # an open range pulls gigabytes of CUDA packages onto CPU machines
+    assert bounds["transformers"] == ">=5.16.1,<6"
+    assert bounds["pillow"] == ">=12,<13"
+    assert declared("video") == ["torchcodec==0.13.0"]  # from 0.14 on the wheels need CUDA libraries
+    assert all(bound.startswith(">=") for bound in bounds.values())
+
+
+def test_nothing_heavy_is_installed():
+    names = {re.sub(r"[-_.]+", "-", dist.metadata["Name"]).lower() for dist in metadata.distributions()}
+    assert {"torch", "videopanda"} <= names
+    heavy = {"torchvision", "torchaudio", "timm", "decord"}
+    prefixes = ("opencv-",)
+    if torch.version.cuda is None:  # torch for GPUs brings these itself
+        heavy |= {"triton"}
+        prefixes += ("nvidia-",)
+    assert sorted(name for name in names if name in heavy or name.startswith(prefixes)) == []
+
+
+# -- the bundled model -------------------------------------------------------------------------------------------------
+@needs_bundled
+def test_the_bundled_model_is_small():
+    assert sum(file.stat().st_size for file in BUNDLED_MODEL.rglob("*") if file.is_file()) <= 24_000_000
+    kinds = {"model.safetensors", "config.json", "tokenizer.json", "processor_config.json", "chat_template.jinja"}
+    assert kinds <= {file.name for file in BUNDLED_MODEL.iterdir()}
+    assert not [file.name for file in BUNDLED_MODEL.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
+
+
+@needs_bundled
+def test_the_bundled_model_loads_through_the_auto_classes():
+    code = f"""
+import videopanda
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+folder = {str(BUNDLED_MODEL)!r}
+loaded = [c.from_pretrained(folder) for c in (AutoConfig, AutoProcessor, AutoModelForImageTextToText)]
+print(*(type(item).__name__ for item in loaded))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["VideoPandaConfig", "VideoPandaProcessor", "VideoPandaForConditionalGeneration"], (
+        done.stderr[-2000:]
+    )
+
+
+@needs_bundled
+def test_the_bundled_model_knows_its_demo():
+    demo = json.loads((SRC / "assets" / "demo.json").read_text(encoding="utf-8"))["questions"]
+    assert len(demo) == 6
+    model, processor = load(None, device="cpu")
+    answers = ask(model, processor, SRC / "assets" / "demo.mp4", [item["question"] for item in demo])
+    right = [item["question"] for item, answer in zip(demo, answers) if answer.answer == item["answer"]]
+    assert len(right) >= 4

@@ -1,0 +1,214 @@
+"""Protects a training run from folder to folder: what it writes, what it leaves alone, and that it resumes exactly.
+
+The nano model at its real size, for four steps of two rows in float32; the bookkeeping of steps on a tiny one.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tiny import tiny_config, tiny_tokenizer
+from videopanda.data.sample import Sample
+from videopanda.data.scenes.world import COLOURS, SHAPES, SIZES
+from videopanda.inference import load
+from videopanda.training.command import train
+from videopanda.training.nano import CHAT_TEMPLATE
+from videopanda.training.run import run_stage
+from videopanda.training.stages import StageConfig
+
+SMALL = [
+    *("max_steps=4", "batch_size=2", "compile=false", "num_workers=0", "dtype=float32"),
+    *("save_steps=2", "log_steps=1", "keep_checkpoints=2"),
+]
+STAGES = ("language", "prealign", "pretrain")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """Output folders of three stages, each started from the one before."""
+    folder = tmp_path_factory.mktemp("runs")
+    outputs: dict[str, Path] = {}
+    model = None
+    for stage in STAGES:
+        model = outputs[stage] = train(stage, "nano", SMALL, model, folder / stage, False)
+    return outputs
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def trace(folder: Path) -> dict[int, tuple]:
+    """Per step: what must repeat exactly."""
+    keys = ("loss", "text_loss", "align_loss", "grad_norm", "learning_rate")
+    return {row["step"]: tuple(row.get(key) for key in keys) for row in rows(folder) if "loss" in row}
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+# -- what a run leaves behind ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_records_itself(runs, stage):
+    folder = runs[stage]
+    record = json.loads((folder / "run.json").read_text())
+    assert record["stage"]["stage"] == stage
+    assert (record["stage"]["max_steps"], record["stage"]["dtype"]) == (4, "float32")
+    assert record["versions"]["torch"] == torch.__version__
+    assert {"parts", "versions", "machine", "git_revision"} < set(record)
+    assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    steps = trace(folder)
+    assert list(steps) == [1, 2, 3, 4]
+    assert all(torch.tensor(values[0]).isfinite() for values in steps.values())
+    wanted = {"language": {"text_loss"}, "prealign": {"align_loss"}, "pretrain": {"text_loss", "align_loss"}}
+    assert {key for row in rows(folder) for key in row if key in ("text_loss", "align_loss")} == wanted[stage]
+
+
+def test_language_gives_an_ordinary_causal_language_model(runs):
+    model = AutoModelForCausalLM.from_pretrained(runs["language"])
+    tokenizer = AutoTokenizer.from_pretrained(runs["language"])
+    assert model.config.model_type == "qwen3"
+    assert sum(p.numel() for p in model.parameters()) == 5_246_976
+    assert len(tokenizer) <= model.config.vocab_size
+    for word in (*COLOURS, *SHAPES, *SIZES, "nothing"):  # alignment names a cell by single tokens
+        assert len(tokenizer.encode(f" {word}", add_special_tokens=False)) == 1
+
+
+@pytest.mark.parametrize("stage", ["prealign", "pretrain"])
+@pytest.mark.parametrize("part", [".", "checkpoint-2", "checkpoint-4"])
+def test_every_output_and_checkpoint_is_an_ordinary_folder(runs, stage, part):
+    model, processor = load(runs[stage] / part, device="cpu")
+    assert processor.time_prompt
+    assert len(processor.tokenizer) <= model.config.text_config.vocab_size
+    state = model.state_dict()
+    saved = weights(runs[stage] / part)
+    assert all(torch.equal(state[name], tensor) for name, tensor in saved.items())
+
+
+# -- what is trained ---------------------------------------------------------------------------------------------------
+def test_prealign_leaves_the_language_model_bit_identical(runs):
+    before, after = weights(runs["language"]), weights(runs["prealign"])
+    renamed = {name.replace("model.", "model.language_model.", 1): tensor for name, tensor in before.items()}
+    assert renamed.keys() == {name for name in after if name.startswith("model.language_model.")}
+    assert all(torch.equal(after[name], tensor) for name, tensor in renamed.items())
+
+
+def test_prealign_trains_stab_and_projector(runs):
+    early, late = weights(runs["prealign"] / "checkpoint-2"), weights(runs["prealign"])
+    moved = {".".join(name.split(".")[:2]) for name in late if not torch.equal(early[name], late[name])}
+    assert moved == {"model.stab", "model.projector"}
+
+
+def test_pretrain_trains_every_part(runs):
+    early, late = weights(runs["prealign"]), weights(runs["pretrain"])
+    moved = {".".join(name.split(".")[:2]) for name in late if not torch.equal(early[name], late[name])}
+    assert moved == {"model.stab", "model.projector", "model.language_model"}
+
+
+# -- resuming ----------------------------------------------------------------------------------------------------------
+def stopped_after(run: Path, step: int, folder: Path) -> Path:
+    """What an interrupted run would have left: its first checkpoint and its record."""
+    shutil.copytree(run / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+    shutil.copy(run / "run.json", folder)
+    return folder
+
+
+@pytest.mark.parametrize("stage", ["prealign", "pretrain"])
+def test_a_resumed_run_ends_bit_identical(runs, tmp_path, stage):
+    folder = stopped_after(runs[stage], 2, tmp_path / "again")
+    train(stage, "nano", SMALL, runs[STAGES[STAGES.index(stage) - 1]], folder, True)
+    whole, second_half = trace(runs[stage]), trace(folder)
+    assert second_half == {step: whole[step] for step in (3, 4)}
+    assert_same_weights(folder, runs[stage])
+
+
+def test_a_used_output_folder_is_refused(runs):
+    before = (runs["pretrain"] / "run.json").stat().st_mtime_ns
+    with pytest.raises(ValueError, match="already holds a run: pass --resume"):
+        train("pretrain", "nano", SMALL, runs["prealign"], runs["pretrain"], False)
+    assert (runs["pretrain"] / "run.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("stage", ["prealign", "pretrain", "finetune"])
+def test_stages_after_language_need_a_model(tmp_path, stage):
+    with pytest.raises(ValueError, match=f"stage {stage} starts from a model: pass --model DIR"):
+        train(stage, "nano", SMALL, None, tmp_path / "out", False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_scenes_need_a_number_of_steps(tmp_path):
+    with pytest.raises(ValueError, match="--set max_steps=N"):
+        train("pretrain", "nano", [*SMALL, "max_steps=0"], None, tmp_path, False)
+
+
+# -- steps, epochs, accumulation: a tiny language model on eight short texts -------------------------------------------
+TEXTS = [Sample(str(i), (), (((f"Question {i}?", "yes " * (i + 1)),),)) for i in range(8)]
+EIGHT = StageConfig(
+    "language",
+    data="texts",
+    batch_size=2,
+    dtype="float32",
+    language_model_lr=1e-2,
+    stab_lr=0.0,
+    projector_lr=0.0,
+    save_steps=1,
+    log_steps=1,
+    keep_checkpoints=20,
+)
+
+
+def run_tiny(folder: Path, resume: bool = False, **settings) -> Path:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(text="qwen3").text_config)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    stage = StageConfig(**{**EIGHT.as_dict(), **settings})
+    return run_stage(stage, model, tokenizer, TEXTS, folder, resume)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "stop"),
+    [
+        ({"epochs": 1.0}, 4, 1),
+        ({"epochs": 1.0}, 4, 3),
+        ({"epochs": 2.0}, 8, 3),
+        ({"epochs": 2.0}, 8, 4),
+        ({"epochs": 2.0}, 8, 6),
+        ({"max_steps": 7}, 7, 5),
+        ({"epochs": 2.0, "accumulation": 2}, 4, 3),
+    ],
+    ids=str,
+)
+def test_resuming_works_at_every_step_of_every_epoch(tmp_path, settings, steps, stop):
+    whole = run_tiny(tmp_path / "whole", **settings)
+    assert list(trace(whole)) == list(range(1, steps + 1))
+    folder = run_tiny(stopped_after(whole, stop, tmp_path / "again"), resume=True, **settings)
+    assert trace(folder) == {step: values for step, values in trace(whole).items() if step > stop}
+    assert_same_weights(folder, whole)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    whole = run_tiny(tmp_path / "whole")
+    before = weights(whole)
+    run_tiny(whole, resume=True)
+    after = weights(whole)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_accumulated_batches_are_averaged(tmp_path):
+    """The logged loss is that of the task: twice the rows per step do not double it."""
+    (one,) = trace(run_tiny(tmp_path / "one", accumulation=4)).values()
+    loss, text_loss, *_ = one
+    assert loss == pytest.approx(text_loss, rel=1e-5)

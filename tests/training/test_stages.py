@@ -1,0 +1,159 @@
+"""Protects the table of stages (paper Tab. 6) and how single settings are changed."""
+
+import json
+from dataclasses import fields, replace
+from typing import Literal, get_args, get_origin
+
+import pytest
+
+from videopanda.training.stages import NANO, PAPER, PARTS, STAGES, StageConfig, make_config
+
+# stage: (STAB, projector, language model), share of warm-up steps, rows per process and step.
+TABLE = {
+    "prealign": ((4e-4, 4e-4, 0.0), 0.03, 8),
+    "pretrain": ((4e-5, 4e-5, 4e-5), 0.01, 8),
+    "finetune": ((2e-5, 2e-5, 2e-5), 0.01, 4),
+}
+FIELDS = {field.name: field for field in fields(StageConfig)}
+SETTABLE = [name for name in FIELDS if name != "stage"]
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+def test_the_paper_has_three_stages():
+    found = {
+        name: (tuple(stage.learning_rates[part] for part in PARTS), stage.warmup_ratio, stage.batch_size)
+        for name, stage in PAPER.items()
+    }
+    assert found == TABLE
+    for stage in PAPER.values():
+        assert (stage.epochs, stage.max_steps, stage.weight_decay, stage.adam_beta2) == (1.0, 0, 0.0, 0.999)
+        assert (stage.text_weight, stage.align_weight, stage.dtype) == (1.0, 0.0, "bfloat16")
+
+
+@pytest.mark.parametrize("preset", ["paper", "nano"])
+def test_rows_stand_under_their_own_name(preset):
+    table = {"paper": PAPER, "nano": NANO}[preset]
+    assert all(stage.stage == name for name, stage in table.items())
+    assert [name for name in STAGES if name in table] == list(table)
+    for name, stage in table.items():
+        assert make_config(name, preset) == stage
+
+
+def test_only_prealign_and_language_freeze_anything():
+    frozen = {
+        (preset, name): {part for part, rate in stage.learning_rates.items() if rate == 0}
+        for preset, table in (("paper", PAPER), ("nano", NANO))
+        for name, stage in table.items()
+    }
+    assert {key: parts for key, parts in frozen.items() if parts} == {
+        ("paper", "prealign"): {"language_model"},
+        ("nano", "prealign"): {"language_model"},
+        ("nano", "language"): {"stab", "projector"},
+    }
+
+
+# -- single settings ---------------------------------------------------------------------------------------------------
+def other_value(name: str):
+    """A valid value of the field's type that is not its default."""
+    field = FIELDS[name]
+    default = PAPER["prealign"].as_dict()[name]
+    if get_origin(field.type) is Literal:
+        return next(value for value in get_args(field.type) if value != default)
+    if field.type is bool:
+        return not default
+    return "elsewhere" if field.type is str else default + {int: 3, float: 0.25}[field.type]
+
+
+@pytest.mark.parametrize("name", SETTABLE)
+def test_every_setting_can_be_set(name):
+    value = other_value(name)
+    config = make_config("prealign", "paper", [f"{name}={value}"])
+    assert config == replace(PAPER["prealign"], **{name: value})
+    assert config != PAPER["prealign"]
+    assert type(config.as_dict()[name]) is type(value)
+
+
+def test_later_changes_win_and_blanks_do_not_count():
+    config = make_config("pretrain", "nano", ["max_steps=5", " stab_lr = 3e-4 ", "max_steps=7"])
+    assert config == replace(NANO["pretrain"], max_steps=7, stab_lr=3e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("True", True), ("1", True), ("yes", True), ("no", False), ("0", False)]
+)
+def test_the_ways_to_write_true_and_false(text, value):
+    assert make_config("pretrain", "paper", [f"compile={text}"]).compile is value
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("stab_rl=1", "unknown setting 'stab_rl': did you mean 'stab_lr'?"),
+        ("learning_rat=1", "unknown setting 'learning_rat'"),
+        ("zzzzzz=1", "unknown setting 'zzzzzz'"),
+        ("stage=pretrain", "unknown setting 'stage'"),
+        ("compile=maybe", "compile must be true or false, not 'maybe'"),
+        ("compile=", "compile must be true or false, not ''"),
+        ("max_steps=many", "max_steps must be of type int, not 'many'"),
+        ("max_steps=3.5", "max_steps must be of type int, not '3.5'"),
+        ("stab_lr=fast", "stab_lr must be of type float, not 'fast'"),
+        ("dtype=float16", "dtype must be one of float32, bfloat16, not 'float16'"),
+        ("batch_size=0", "batch_size must be at least 1, not 0"),
+        ("save_steps=-1", "save_steps must be at least 1, not -1"),
+        ("warmup_ratio=1", r"warmup_ratio must lie in \[0, 1\), not 1.0"),
+        ("max_steps", "--set max_steps: write it as key=value"),
+    ],
+)
+def test_a_wrong_setting_is_told(item, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make_config("prealign", "paper", [item])
+
+
+# -- presets and files -------------------------------------------------------------------------------------------------
+def test_a_file_changes_a_preset_and_the_command_line_wins(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"preset": "nano", "max_steps": 5, "compile": False, "data": "a.json", "stab_lr": 1}))
+    config = make_config("prealign", path, ["max_steps=9"])
+    assert config == replace(NANO["prealign"], max_steps=9, compile=False, data="a.json", stab_lr=1.0)
+    assert type(config.stab_lr) is float
+
+
+def test_a_file_without_preset_changes_the_paper(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"batch_size": 2}))
+    assert make_config("prealign", str(path)) == replace(PAPER["prealign"], batch_size=2)
+
+
+def test_what_a_run_records_makes_it_again(tmp_path):
+    """`run.json` holds the settings of a run; without the name of the stage they are a file for --config."""
+    settings = make_config("pretrain", "nano", ["max_steps=3", "compile=no"])
+    values = settings.as_dict()
+    assert values.pop("stage") == "pretrain"
+    path = tmp_path / "again.json"
+    path.write_text(json.dumps(values))
+    assert make_config("pretrain", path) == settings
+
+
+@pytest.mark.parametrize(
+    ("stage", "preset", "message"),
+    [
+        ("prealign", "huge", "--config huge: neither a file nor one of paper, nano"),
+        ("language", "paper", "preset paper has no stage 'language': choose one of prealign, pretrain, finetune"),
+        ("warmup", "nano", "preset nano has no stage 'warmup'"),
+    ],
+)
+def test_unknown_stages_and_presets(stage, preset, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make_config(stage, preset)
+
+
+def test_a_wrong_setting_in_a_file_is_told(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"batchsize": 2}))
+    with pytest.raises(ValueError, match="unknown setting 'batchsize': did you mean 'batch_size'"):
+        make_config("prealign", path)
+
+
+def test_an_unknown_stage_cannot_be_built():
+    with pytest.raises(ValueError, match="unknown stage 'sft': choose one of language, prealign, pretrain, finetune"):
+        StageConfig("sft")
