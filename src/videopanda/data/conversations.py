@@ -46,6 +46,8 @@ def to_turns(row: Mapping[str, Any]) -> tuple[Turn, ...]:
         ValueError: turns that do not alternate human, gpt, or a second marker for the one clip.
     """
     name = row.get("id", "?")
+    if "image" in row:
+        raise ValueError(f"row {name!r} is about an image: only videos and text can be trained on so far")
     said = row.get("conversations") or []
     speakers = [str(turn.get("from")).lower() for turn in said]
     if not said or speakers != ["human", "gpt"] * (len(said) // 2):

@@ -1,6 +1,6 @@
 """A fresh STAB in front of a language model: where `prealign` starts.
 
-model, processor = put_stab_in_front("out/nano/language", NANO_STAB, ...)
+model, processor = put_stab_in_front("out/language", nano.STAB, nano.INITIALIZER_RANGE, seed=0)
 """
 
 from pathlib import Path

@@ -31,6 +31,8 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
     from videopanda.training import assemble, nano
 
     if settings.stage == "language":
+        if folder is not None:
+            raise ValueError("stage language starts from nothing: leave --model away")
         tokenizer = nano.make_tokenizer(seed=settings.seed)
         return nano.make_language_model(tokenizer, settings.seed), tokenizer
     if folder is None:

@@ -169,6 +169,7 @@ def _arguments(stage: StageConfig, output: Path) -> TrainingArguments:
         save_total_limit=stage.keep_checkpoints,
         seed=stage.seed,
         report_to=[],
+        disable_tqdm=False,
     )
 
 
