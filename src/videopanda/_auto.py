@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
 
 
 def _register_config(auto: ModuleType) -> None:
@@ -84,6 +85,10 @@ class _WatchedLoader(Loader):
 
     def __init__(self, loader: Loader, watcher: _Watcher):
         self.loader, self.watcher = loader, watcher
+
+    def __getattr__(self, name: str) -> Any:
+        # `python -m` and inspection ask a loader for code and sources.
+        return getattr(self.loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)

@@ -5,6 +5,7 @@ The nano model at its real size, for four steps of two rows in float32; the book
 
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_a_run_records_itself(runs, stage):
     record = json.loads((folder / "run.json").read_text())
     assert record["stage"]["stage"] == stage
     assert (record["stage"]["max_steps"], record["stage"]["dtype"]) == (4, "float32")
-    assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["torch"] == version("torch")
     assert {"parts", "versions", "machine", "git_revision"} < set(record)
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
     steps = trace(folder)

@@ -55,6 +55,8 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
 def make_dataset(settings: StageConfig) -> Any:
     """The samples of a stage, in their final order."""
     if settings.data != "scenes":
+        if settings.align_weight:
+            raise ValueError("files do not say what a cell shows: use --set align_weight=0, or data=scenes")
         return ConversationDataset(settings.data, settings.media_root, settings.num_frames, settings.seed)
     if not settings.max_steps:
         raise ValueError("scenes are endless: say how long to train with --set max_steps=N")

@@ -75,8 +75,6 @@ class StageConfig:
                 raise ValueError(f"{name} must not be negative, it is {getattr(self, name)}")
         if self.text_weight == 0 and self.align_weight == 0:
             raise ValueError("nothing to learn: text_weight and align_weight are both 0")
-        if self.align_weight and (self.data != "scenes" or self.stage == "language"):
-            raise ValueError("align_weight needs clips that know what their cells show: use it with data=scenes")
 
     @property
     def learning_rates(self) -> dict[str, float]:
