@@ -35,6 +35,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data": ({".", "", "video", "models", "contact_sheet"}, {"torch", "numpy", "PIL", "rich"}),
     "data.scenes.render": ({"."}, {"numpy", "PIL", "av"}),  # encodes clips
     "training": ({".", "", "data", "models"}, {"torch", "transformers", "tokenizers", "numpy", "matplotlib"}),
+    "verification": ({".", "", "models"}, {"torch", "transformers", "safetensors", "numpy", "rich"}),
     "evaluation": (
         {".", "", "data", "video", "models", "inference", "contact_sheet"},
         {"torch", "transformers", "numpy", "rich", "av"},
@@ -48,7 +49,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "transformers", "numpy", "matplotlib", "rich"},
     ),
     "cli": (
-        {"video", "inference", "contact_sheet", "data", "training", "evaluation", "serving", "bench"},
+        {"video", "inference", "contact_sheet", "data", "training", "verification", "evaluation", "serving", "bench"},
         {"typer", "rich", "transformers", "torch", "numpy"},
     ),
 }
