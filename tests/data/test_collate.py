@@ -13,6 +13,7 @@ from tiny import clip, tiny_model, tiny_processor, tiny_stab, tiny_tokenizer
 from videopanda.data.collate import IGNORE, Collator, render
 from videopanda.data.sample import Sample
 from videopanda.data.scenes.dataset import ScenesDataset, draw
+from videopanda.data.scenes.questions import place
 from videopanda.data.scenes.world import COLOURS, SHAPES, SIZES, Background, Scene, Thing
 from videopanda.models.videopanda import VideoPandaProcessor
 from videopanda.training.nano import CHAT_TEMPLATE, make_tokenizer
@@ -280,7 +281,9 @@ def test_cell_words_say_where_a_thing_is(row_tokens):
     for colour in ("red", "blue"):
         expected.append(())  # context token
         for r in range(6):
-            expected += [("large", colour, "square") if r < 3 and c < 3 else ("nothing",) for c in range(6)]
+            for c in range(6):
+                where = place((c + 0.5) / 6, (r + 0.5) / 6).split()
+                expected.append(("large", colour, "square", *where) if r < 3 and c < 3 else ("nothing",))
             expected += [()] * row_tokens
     assert [words_of(row) for row in batch["cell_words"]] == expected
     assert len(expected) == (batch["input_ids"] == processor.video_token_id).sum()

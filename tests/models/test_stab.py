@@ -1,5 +1,6 @@
 """STAB equals the reference numbers, never mixes clips or padding, and counts its tokens; protects every ablation."""
 
+import math
 import zlib
 from pathlib import Path
 
@@ -209,6 +210,7 @@ ABLATIONS = {
     "downsample_first": {"downsample_first": True},
     "average_first": {"downsampling": "average", "downsample_first": True},
     "no_dense_connection": {"dense_connection": False, "segment_frames": 4},
+    "coordinates": {"coordinates": True},
     "other_choices": {"attention_scale": "head", "fusion": "linear", "lste_batch_norm": False, "gstra_mlp": False},
 }
 
@@ -301,6 +303,31 @@ def test_images(name):
     context, rows = config.image_context_token, config.row_tokens
     assert counts == [6 * (4 + rows) + context, 4 * (6 + rows) + context]
     assert len(tokens) == sum(counts)
+
+
+def test_coordinates_are_waves_over_the_picture_and_the_clip():
+    """Each cell's token grows by the projected waves of its own centre; context and row tokens stay as they are."""
+    stab = VideoPandaStab(tiny_stab("paper", coordinates=True)).eval()
+    randomize(stab)
+    frames, rows, columns = 3, 4, 6
+    placement = torch.tensor([[1, 0, rows, columns, frames, frames]])
+    pixels = random_clip(placement[0].tolist(), 8, 6, 6, frames, torch.Generator().manual_seed(4))[None]
+    with torch.no_grad():
+        found = stab(pixels, placement)
+        weight, stab.coordinates = stab.coordinates.projection.weight, None
+        expected = stab(pixels, placement).view(frames, -1, 32)
+        for t in range(frames):
+            for r in range(rows):
+                for c in range(columns):
+                    waves = [
+                        wave(math.pi * k * x)
+                        for x in ((t + 0.5) / frames, (r + 0.5) / rows, (c + 0.5) / columns)
+                        for wave in (math.cos, math.sin)
+                        for k in range(1, 9)
+                    ]
+                    expected[t, 1 + r * (columns + 1) + c] += weight @ torch.tensor(waves)
+    # measured worst: 1.4e-6 on values up to 9
+    torch.testing.assert_close(found, expected.flatten(0, 1), rtol=1e-5, atol=1e-4)
 
 
 def test_paper_equals_a_naive_implementation():

@@ -16,6 +16,7 @@ import torch
 from videopanda.data.sample import Sample, Turn, to_messages
 
 IGNORE = -100
+MAX_CELL_WORDS = 5
 
 
 def render(template: Any, turns: Sequence[Turn], num_videos: int) -> tuple[str, list[tuple[int, int]]]:
@@ -61,6 +62,7 @@ class Collator:
         pad_to: rows are padded to this length (static shapes for compilation); default the longest row.
         text: without it, only the visual tensors are made.
         cell_words: also say what every visual token shows, for videos that know it (`Clip.cell_words`).
+        additive_mask: make the attention mask numbers to add to scores, as eager attention wants it, not booleans.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Collator:
         pad_to: int | None = None,
         text: bool = True,
         cell_words: bool = False,
+        additive_mask: bool = False,
     ):
         self.processor = processor
         self.tokenizer = processor if not hasattr(processor, "video_processor") else processor.tokenizer
@@ -79,15 +82,16 @@ class Collator:
         self.pad_to = pad_to
         self.text = text
         self.cell_words = cell_words
+        self.additive_mask = additive_mask
         self._word_ids: dict[str, int] = {}
         markers = self.tokenizer.convert_tokens_to_ids(["<video>", "<image>"])
         self.visual_ids = frozenset(token for token in markers if token is not None)
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """Keys: input_ids, labels, position_ids (B, L), attention_mask bool (B, 1, L, L) and, with videos,
+        """Keys: input_ids, labels, position_ids (B, L), attention_mask (B, 1, L, L) and, with videos,
         pixel_values_videos and video_placement as the video processor makes them.
 
-        `cell_words` (V, 3) holds up to three token ids for each visual token of the batch, -100 where there is none.
+        `cell_words` (V, K) holds up to K token ids for each visual token of the batch, -100 where there is none.
         """
         batch: dict[str, torch.Tensor] = {}
         expansions: list[str] = []
@@ -150,13 +154,13 @@ class Collator:
         return packed
 
     def _words(self, video: Any, placement: list[int]) -> torch.Tensor:
-        """Token ids of the words for each visual token of one video, (V, 3), in the order of STAB's layout."""
+        """Token ids of the words for each visual token of one video, (V, K), in the order of STAB's layout."""
         _, _, rows, columns, frames, _ = placement
         words = [[self._word_id(word) for word in cell] for cell in video.cell_words(rows, columns)]
-        ids = torch.full((frames * rows * columns, 3), IGNORE)
+        ids = torch.full((frames * rows * columns, MAX_CELL_WORDS), IGNORE)
         for i, cell in enumerate(words):
             ids[i, : len(cell)] = torch.tensor(cell)
-        ids = ids.view(frames, rows, columns, 3)
+        ids = ids.view(frames, rows, columns, MAX_CELL_WORDS)
         layout = self.processor.video_processor
         if layout.row_tokens:
             ids = torch.nn.functional.pad(ids, (0, 0, 0, 1), value=IGNORE)
@@ -183,6 +187,8 @@ class Collator:
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         # A padding row attends to itself: a row without any key would turn into NaN.
         attention_mask = (same | sees_prefix) & causal
+        if self.additive_mask:
+            attention_mask = torch.zeros(attention_mask.shape).masked_fill_(~attention_mask, torch.finfo().min)
         return {
             "input_ids": columns["ids"],
             "labels": columns["labels"],

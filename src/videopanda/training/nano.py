@@ -28,6 +28,7 @@ STAB = VideoPandaStabConfig(
     attention_scale="head",
     lste_batch_norm=False,
     mask_padding=True,
+    coordinates=True,
     dropout=0.0,
 )
 
@@ -97,6 +98,7 @@ def make_language_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qw
             head_dim=64,
             max_position_embeddings=2048,
             tie_word_embeddings=True,
+            initializer_range=INITIALIZER_RANGE,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

@@ -128,6 +128,7 @@ def run_stage(
             pad_to=stage.max_length if stage.compile else None,
             text=stage.text_weight > 0,
             cell_words=stage.align_weight > 0,
+            additive_mask=stage.compile,
         ),
         processing_class=processor,
         callbacks=[MetricsFile(output / "metrics.jsonl")],
@@ -174,8 +175,13 @@ def _arguments(stage: StageConfig, output: Path) -> TrainingArguments:
 
 
 def compile_blocks(model: Any) -> None:
-    """Compile every decoder layer on its own: seconds instead of minutes, and most of the gain."""
-    for layer in model.get_decoder().layers:
+    """Compile every decoder layer on its own: seconds instead of minutes, and most of the gain.
+
+    At a few hundred tokens compiled eager attention is faster on CPU than the fused one (a quarter of the step).
+    """
+    decoder = model.get_decoder()
+    decoder.set_attn_implementation("eager")
+    for layer in decoder.layers:
         layer.compile(dynamic=False)
 
 

@@ -52,21 +52,20 @@ class VideoLanguage:
             losses["text_loss"] = text.detach()
         return losses
 
-    def alignment(self, tokens_VE: Tensor, words_V3: Tensor, vocabulary_WE: Tensor) -> Tensor:
+    def alignment(self, tokens_VE: Tensor, words_VK: Tensor, vocabulary_WE: Tensor) -> Tensor:
         """Cross-entropy of each visual token against its words. Cells with a thing and empty ones weigh the same.
 
         The cosine leaves the length free, and it would grow until the language model's layers could no longer change a
         visual token by what they add to it; so length is held back.
         """
-        known_V = words_V3[:, 0] >= 0
-        tokens_VE, words_V3 = tokens_VE[known_V], words_V3[known_V]
+        known_V = words_VK[:, 0] >= 0
+        tokens_VE, words_VK = tokens_VE[known_V], words_VK[known_V]
         directions_WE = F.normalize(vocabulary_WE.detach().float(), dim=-1)
         scores_VW = F.normalize(tokens_VE.float(), dim=-1) @ directions_WE.T / self.temperature
-        per_word_V3 = F.cross_entropy(
-            scores_VW.repeat_interleave(3, dim=0), words_V3.flatten(), reduction="none", ignore_index=-100
-        ).view(-1, 3)
-        per_token_V = per_word_V3.sum(1) / (words_V3 >= 0).sum(1)
-        thing_V = words_V3[:, 1] >= 0
+        logs_VK = scores_VW.log_softmax(-1).gather(1, words_VK.clamp(min=0))
+        given_VK = words_VK >= 0
+        per_token_V = -(logs_VK * given_VK).sum(1) / given_VK.sum(1)
+        thing_V = given_VK[:, 1]  # an empty cell has one word
         length_V = tokens_VE.float().norm(dim=-1) / vocabulary_WE.detach().float().norm(dim=-1).mean()
         excess = F.relu(torch.log(length_V / self.longest)).square().mean()
         # A batch may show nothing at all, or things in every cell.

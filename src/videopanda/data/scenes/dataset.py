@@ -9,12 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from videopanda.data.sample import Sample, Turn
-from videopanda.data.scenes.questions import Question, make_captions, make_questions
+from videopanda.data.scenes.questions import Question, make_captions, make_questions, place
 from videopanda.data.scenes.render import Renderer, coverage
 from videopanda.data.scenes.world import THEMES, Difficulty, Scene, make_scene
 
 # Every scene has several of these to ask and few of the others; two of each are enough for one clip.
-_COMMON = ("colour", "shape", "size", "existence", "spatial_relation", "count")
+_COMMON = ("colour", "shape", "size", "existence", "spatial_relation", "count", "event_count", "duration")
+
+# Training sees the themes that rare families need more often than the world that tests use.
+TRAINING_THEMES = (*THEMES, "move", "race", "race", "order", "order", "change")
 
 
 @dataclass(frozen=True)
@@ -29,15 +32,20 @@ class Clip:
     def cell_words(self, rows: int, columns: int) -> list[tuple[str, ...]]:
         """What each cell of a `rows` × `columns` grid shows, frame by frame in reading order.
 
-        (size, colour, shape) of the thing that covers most of the cell, or ("nothing",) where none covers a fifth.
+        (size, colour, shape, one or two words for the cell's place) of the thing that covers most of the cell, or
+        ("nothing",) where none covers a fifth.
         """
         if self.scene is None:
             raise ValueError("this clip was decoded from a file: what its cells show is not known")
         words: list[tuple[str, ...]] = []
         for second in self.timestamps:
-            for owner in coverage(self.scene, second, rows, columns).ravel():
-                thing = self.scene.things[owner] if owner >= 0 else None
-                words.append((thing.size, thing.colour_at(second), thing.shape) if thing else ("nothing",))
+            for (row, column), owner in np.ndenumerate(coverage(self.scene, second, rows, columns)):
+                if owner < 0:
+                    words.append(("nothing",))
+                    continue
+                thing = self.scene.things[owner]
+                where = place((column + 0.5) / columns, (row + 0.5) / rows).split()
+                words.append((thing.size, thing.colour_at(second), thing.shape, *where))
         return words
 
 
@@ -64,7 +72,7 @@ class ScenesDataset:
             raise IndexError(index)
         rng = np.random.default_rng([self.seed, index, 1])
         grown = 1 + int(index / (self.num * self.ramp) * self.max_things) if self.ramp else self.max_things
-        difficulty = Difficulty(min(grown, self.max_things), THEMES, plain=bool(rng.random() < self.plain))
+        difficulty = Difficulty(min(grown, self.max_things), TRAINING_THEMES, plain=bool(rng.random() < self.plain))
         scene = make_scene(self.seed, self.split, index, difficulty)
         conversations = self._conversations(scene, rng)
         name = f"{self.split}-{self.seed}-{index}"
@@ -75,7 +83,9 @@ class ScenesDataset:
         return Sample(name, (draw(scene, self.num_frames),), tuple(conversations))
 
     def _conversations(self, scene: Scene, rng: np.random.Generator) -> list[tuple[Turn, ...]]:
-        questions = balanced(make_questions(scene, rng))
+        # Asked twice, in other words and pairs: rare questions are worth more than common ones of yet another clip.
+        drawn = {q.question: q for _ in range(2) for q in make_questions(scene, rng)}
+        questions = balanced([drawn[text] for text in rng.permutation(sorted(drawn))])
         captions = make_captions(scene, self.num_frames)
         captions = [captions[i] for i in rng.permutation(len(captions))[: self.captions]]
         turns = [(q.question, q.answer) for q in (*captions, *questions)]

@@ -58,12 +58,17 @@ def make_captions(scene: Scene, num_frames: int) -> list[Question]:
 
 
 # -- captions ----------------------------------------------------------------------------------------------------------
-def region(scene: Scene, thing: Thing, second: float) -> str:
-    """One of nine places: "top left", "top", ..., "centre", ..., "bottom right"."""
-    (x, y), (width, height) = thing.position(second), scene.extent
-    row = ("top", "", "bottom")[min(2, int(3 * y / height))]
-    column = ("left", "", "right")[min(2, int(3 * x / width))]
+def place(x: float, y: float) -> str:
+    """One of nine places: "top left", "top", ..., "centre", ..., "bottom right". (x, y) in widths and heights."""
+    row = ("top", "", "bottom")[min(2, int(3 * y))]
+    column = ("left", "", "right")[min(2, int(3 * x))]
     return f"{row} {column}".strip() or "centre"
+
+
+def region(scene: Scene, thing: Thing, second: float) -> str:
+    """The place of a thing's centre."""
+    (x, y), (width, height) = thing.position(second), scene.extent
+    return place(x / width, y / height)
 
 
 def _reading_order(scene: Scene, thing: Thing, second: float) -> tuple[int, float]:
@@ -148,6 +153,9 @@ def _ask_shape(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 
 def _ask_size(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     for thing in scene.things:
+        # Large things find a place less often: without this, "small" would be right two times in three.
+        if thing.size == "small" and rng.random() < 0.45:
+            continue
         wording = _pick(rng, "Is the {} small or large?", "Is the {} large or small?")
         yield Question("size", wording.format(_refer(scene, thing, rng)), thing.size)
 

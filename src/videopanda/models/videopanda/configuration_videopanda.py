@@ -124,6 +124,7 @@ class VideoPandaStabConfig(PreTrainedConfig):
         downsampling: Literal["lsd", "average", "half_resolution", "perceiver"] = "lsd",  # 2 × 2 patches → one token
         downsample_first: bool = False,  # downsample in front of LSTE
         row_tokens: bool = True,  # a learned token after each row of visual tokens
+        coordinates: bool = False,  # tell every token its frame, row and column; not in the paper
         dropout: float = 0.5,  # inside the GSTRA MLP and the fusion, in training only
         layer_norm_eps: float = 1e-5,
         **kwargs: Any,
@@ -150,6 +151,7 @@ class VideoPandaStabConfig(PreTrainedConfig):
         self.downsampling = downsampling
         self.downsample_first = downsample_first
         self.row_tokens = row_tokens
+        self.coordinates = coordinates
         self.dropout = dropout
         self.layer_norm_eps = layer_norm_eps
         self._check()
@@ -170,7 +172,7 @@ class VideoPandaStabConfig(PreTrainedConfig):
             raise ValueError(f"`segment_frames` must be a positive integer or None, got {segment!r}.")
         for name in (
             *("lste", "lste_batch_norm", "lste_depthwise", "dense_connection", "mask_padding", "gstra"),
-            *("gstra_mlp", "fsra", "query_residual", "downsample_first", "row_tokens"),
+            *("gstra_mlp", "fsra", "query_residual", "downsample_first", "row_tokens", "coordinates"),
         ):
             if not isinstance(vars(self)[name], bool):
                 raise ValueError(f"`{name}` must be true or false, got {vars(self)[name]!r}.")

@@ -76,6 +76,22 @@ def pool_by_query(
     return torch.bmm(pooled_NZD, wv_NDK.to(pooled_NZD.dtype)).transpose(0, 1).flatten(1)  # (Z, D)
 
 
+class ReadLinear(nn.Module):
+    """A linear map whose weights the modules around it read directly.
+
+    Not an `nn.Linear`: vLLM, PEFT and quantisers replace those by layers that keep their weights in another form.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True):
+        super().__init__()
+        linear = nn.Linear(in_features, out_features, bias=bias)
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        return F.linear(x, self.weight, self.bias)
+
+
 class PatchEmbedding(nn.Module):
     """Cut frames into patches and map each linearly to D channels, without bias."""
 
@@ -194,7 +210,7 @@ class GlobalSpatioTemporalAggregator(nn.Module):
         self.query = nn.Parameter(torch.zeros(d))
         self.query_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
         self.key_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
-        self.in_proj = nn.Linear(d, 3 * d)  # query, key and value rows
+        self.in_proj = ReadLinear(d, 3 * d)  # query, key and value rows
         self.out_proj = nn.Linear(d, d)
         self.has_mlp = config.gstra_mlp
         if config.gstra_mlp:
@@ -233,7 +249,7 @@ class LearnedPooling(nn.Module):
         self.query_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
         self.query_proj = nn.Linear(d, d, bias=False)
         self.key_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
-        self.kv_proj = nn.Linear(d, 2 * d, bias=False)
+        self.kv_proj = ReadLinear(d, 2 * d, bias=False)
         self.out_proj = nn.Linear(d, d)
 
 
@@ -371,6 +387,39 @@ class ContextFusion(nn.Module):
         return self.proj(self.dropout(self.norm(mixed_BTD)))
 
 
+class Coordinates(nn.Module):
+    """Where and when a token is: waves of 1, 2, ... half periods over the picture and over the clip.
+
+    Not in the paper, where a large language model has learned to count tokens; a small one learns that very slowly.
+    """
+
+    num_waves = 8  # per axis
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.projection = ReadLinear(6 * self.num_waves, hidden_size, bias=False)
+
+    def forward(self, grid: CellGrid, placement_B6: Tensor) -> Tensor:
+        """Return (B, T, R, C, D), to be added to the visual tokens."""
+        _, t, rows, columns = grid.sends.shape
+        device = placement_B6.device
+        top_B, left_B, rows_B, columns_B, num_frames_B, _ = (x_B[:, None].float() for x_B in placement_B6.unbind(1))
+        when_BT = (torch.arange(t, device=device) + 0.5) / num_frames_B
+        row_BR = (torch.arange(rows, device=device) + 0.5 - top_B) / rows_B
+        column_BC = (torch.arange(columns, device=device) + 0.5 - left_B) / columns_B
+        when, row, column = self.waves(when_BT), self.waves(row_BR), self.waves(column_BC)
+        # The projection of the three axes side by side is the sum of one projection for each.
+        when, row, column = (
+            x @ weight.T for x, weight in zip((when, row, column), self.projection.weight.split(2 * self.num_waves, 1))
+        )
+        return when[:, :, None, None] + row[:, None, :, None] + column[:, None, None, :]
+
+    def waves(self, x_BN: Tensor) -> Tensor:
+        """Cosines and sines (B, N, 2 × num_waves) of positions between 0 and 1."""
+        angle = torch.pi * x_BN[..., None] * torch.arange(1, self.num_waves + 1, device=x_BN.device)
+        return torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.projection.weight.dtype)
+
+
 class VideoPandaStab(nn.Module):
     """STAB: frames of a batch of videos to the visual tokens that the projector receives."""
 
@@ -389,6 +438,7 @@ class VideoPandaStab(nn.Module):
         self.fsra = FrameSpatialAggregator(config) if config.fsra else None
         self.fusion = ContextFusion(config) if config.gstra else None
         self.row_token = nn.Parameter(torch.randn(config.hidden_size)) if config.row_tokens else None
+        self.coordinates = Coordinates(config.hidden_size) if config.coordinates else None
 
     def token_counts(self, placement_B6: Tensor, rows: int, columns: int, is_image: bool = False) -> Tensor:
         """Return the number of tokens (B,) of each video or image on a canvas of `rows` × `columns` cells."""
@@ -423,7 +473,7 @@ class VideoPandaStab(nn.Module):
         if is_image:
             tokens_BTRCD = self.lsd(x_BTHWD, grid)
             context_BTD = None if self.fsra is None else self.fsra(tokens_BTRCD, grid)
-            return self.lay_out(tokens_BTRCD, context_BTD, grid)
+            return self.lay_out(self.locate(tokens_BTRCD, grid, placement_B6), context_BTD, grid)
         if config.downsample_first:
             x_BTHWD = self.lsd(x_BTHWD, grid)
         on_cells = config.downsample_first or per_cell == 1
@@ -442,7 +492,13 @@ class VideoPandaStab(nn.Module):
             else:
                 segment_BTD = self.summarise(self.gstra, tokens_BTRCD, grid.sends & grid.takes_part)
             context_BTD = self.fusion(segment_BTD, context_BTD)
-        return self.lay_out(tokens_BTRCD, context_BTD, grid)
+        return self.lay_out(self.locate(tokens_BTRCD, grid, placement_B6), context_BTD, grid)
+
+    def locate(self, tokens_BTRCD: Tensor, grid: CellGrid, placement_B6: Tensor) -> Tensor:
+        """Add coordinates to the tokens of cells, where the configuration asks for them."""
+        if self.coordinates is None:
+            return tokens_BTRCD
+        return tokens_BTRCD + self.coordinates(grid, placement_B6).to(tokens_BTRCD.dtype)
 
     def to_segments(self, x_BT: Tensor) -> Tensor:
         """Cut (B, T, ...) into consecutive segments (Z, L, ...), the last one filled up with zeros.
