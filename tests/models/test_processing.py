@@ -114,7 +114,7 @@ def test_every_form_of_input_gives_the_same_pixels():
 @pytest.mark.parametrize(
     ("video", "message"),
     [
-        ("clip.mp4", "read_video"),
+        ("clip.mp4", "no video file"),
         (clip().astype(np.float32), "uint8"),
         (np.zeros((8, 4, 4, 4), np.uint8), "RGB"),
         (np.zeros((0, 4, 4, 3), np.uint8), "at least one frame"),
@@ -202,7 +202,7 @@ def test_conversation_with_videos_and_images():
         },
     ]
     out = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=True, return_dict=True)
-    visual = {"pixel_values_videos", "video_placement", "pixel_values_images", "image_placement"}
+    visual = {"pixel_values_videos", "video_placement", "pixel_values", "image_placement"}
     assert visual | {"input_ids", "attention_mask"} <= set(out) <= set(processor.model_input_names)
     ids = out["input_ids"]
     videos = [processor.video_processor.token_count(8, 30, 40), processor.video_processor.token_count(4, 40, 20)]
@@ -210,12 +210,12 @@ def test_conversation_with_videos_and_images():
     assert (ids == processor.image_token_id).sum() == processor.video_processor.image_token_count(30, 40)
     text = processor.apply_chat_template(conversation, add_generation_prompt=True)
     assert text == (
-        "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
-        "detailed, and polite answers to the human's questions. USER: <video>\n<image>\nWhich is red? "
-        "ASSISTANT: The first.</s>USER: <video>\nAnd now? ASSISTANT:"
+        "<s> A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the human's questions. USER: <video> \n<image> \nWhich is red? "
+        "ASSISTANT: The first.</s>USER: <video> \nAnd now? ASSISTANT:"
     )
     system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    assert processor.apply_chat_template(system) == "Be brief. USER: Hi "
+    assert processor.apply_chat_template(system) == "<s> Be brief. USER: Hi "
 
 
 def test_batch_of_conversations_pads_on_the_left():

@@ -6,39 +6,13 @@ from transformers import ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs
 
+from .prompts_videopanda import VICUNA_CHAT_TEMPLATE
 from .video_processing_videopanda import (
     VideoPandaVideoProcessor,
     VideoProcessorMixin,
     flatten_images,
     flatten_videos,
 )
-
-# The layout of Vicuna v1, with the system sentence that the released model is asked with.
-VICUNA_TEMPLATE = """\
-{%- macro render(content) -%}
-{%- if content is string -%}{{ content }}
-{%- else -%}
-{%- for part in content -%}
-{%- if part['type'] == 'video' -%}{{ '<video>\\n' }}
-{%- elif part['type'] == 'image' -%}{{ '<image>\\n' }}
-{%- else -%}{{ part['text'] }}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{%- endmacro -%}
-{%- if messages[0]['role'] != 'system' -%}
-{{ "A chat between a curious human and an artificial intelligence assistant. " -}}
-{{ "The assistant gives helpful, detailed, and polite answers to the human's questions. " -}}
-{%- endif -%}
-{%- for message in messages -%}
-{%- if message['role'] == 'system' -%}{{ render(message['content']) ~ ' ' }}
-{%- elif message['role'] == 'user' -%}{{ 'USER: ' ~ render(message['content']) ~ ' ' }}
-{%- elif message['role'] == 'assistant' -%}{{ 'ASSISTANT: ' ~ render(message['content']) ~ '</s>' }}
-{%- else -%}{{ raise_exception('Unknown role ' ~ message['role'] ~ ': use system, user or assistant.') }}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
-"""
 
 
 class VideoPandaProcessorKwargs(ProcessingKwargs, total=False):
@@ -82,7 +56,7 @@ class VideoPandaProcessor(ProcessorMixin):
         self.video_token_id = vocabulary[self.video_token]
         self.image_token_id = vocabulary[self.image_token]
         if chat_template is None:
-            chat_template = VICUNA_TEMPLATE
+            chat_template = VICUNA_CHAT_TEMPLATE
         super().__init__(video_processor, tokenizer, chat_template=chat_template)
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
@@ -108,13 +82,18 @@ class VideoPandaProcessor(ProcessorMixin):
     def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> BatchFeature:
         """Tokenise texts with `<video>` and `<image>` markers and process the visuals that belong to them.
 
-        Visuals fill the markers in order, over all texts; lists of lists are checked text by text.
+        Visuals fill the markers in order, over all texts; lists of lists are checked text by text. Texts that start
+        with the start token get no second one.
 
         Raises:
             ValueError: when markers and visuals differ in number, or truncation would cut visual tokens.
         """
         images = None if not flatten_images(images) else images
         videos = None if not flatten_videos(videos) else videos
+        texts = [text] if isinstance(text, str) else text or []
+        start = self.tokenizer.bos_token
+        if start and any(str(entry).startswith(start) for entry in texts):  # the chat template has written it already
+            kwargs.setdefault("add_special_tokens", False)
         return super().__call__(images=images, text=text, videos=videos, **kwargs)
 
     def validate_inputs(
@@ -187,4 +166,4 @@ class VideoPandaProcessor(ProcessorMixin):
         return MultiModalData(**counts)
 
 
-__all__ = ["VICUNA_TEMPLATE", "VideoPandaProcessor"]
+__all__ = ["VideoPandaProcessor"]

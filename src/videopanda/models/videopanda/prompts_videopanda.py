@@ -1,0 +1,57 @@
+"""Prompts of the released model: the layout of Vicuna v1, token for token.
+
+The official code cuts a prompt at its visual placeholders and tokenises each piece on its own, so SentencePiece puts a
+blank before every piece. Here the whole prompt is tokenised at once, with placeholders that are tokens; the template
+writes that blank behind them and behind the start token.
+"""
+
+# The released model was trained with "user" and is asked with "human".
+TRAINING_SYSTEM_PROMPT = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+ANSWERING_SYSTEM_PROMPT = TRAINING_SYSTEM_PROMPT.replace("user", "human")
+
+VICUNA_CHAT_TEMPLATE = """\
+{%- macro said(content) -%}
+{%- if content is string -%}{{ content }}
+{%- else -%}
+{%- for part in content -%}
+{%- if part['type'] in ('video', 'image') -%}{{ '<' ~ part['type'] ~ '>\\n' }}
+{%- else -%}{{ part['text'] }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- macro spaced(text, placeholder) -%}
+{%- for piece in text.split(placeholder) -%}
+{{ piece if loop.first else placeholder ~ (' ' ~ piece if piece else '') }}
+{%- endfor -%}
+{%- endmacro -%}
+{%- if bos_token -%}{{ bos_token ~ ' ' }}{%- endif -%}
+{%- if messages[0]['role'] != 'system' -%}{{ "SYSTEM " }}{%- endif -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}{{ said(message['content']) ~ ' ' }}
+{%- elif message['role'] == 'user' -%}
+{%- set text = spaced(spaced('USER: ' ~ said(message['content']) ~ ' ', '<video>'), '<image>') -%}
+{{ text | replace('<video> <image>', '<video><image>') | replace('<image> <video>', '<image><video>') }}
+{%- elif message['role'] == 'assistant' -%}{{ 'ASSISTANT: ' ~ said(message['content']) ~ eos_token }}
+{%- else -%}{{ raise_exception('Unknown role ' ~ message['role'] ~ ': use system, user or assistant.') }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
+""".replace("SYSTEM", ANSWERING_SYSTEM_PROMPT)
+
+
+def place_marker(message: str) -> str:
+    """Move a `<video>` or `<image>` from the end of a message to its start, as the released model was trained.
+
+    It then stands on a line of its own. Elsewhere a marker stays where it is.
+    """
+    for marker in ("<video>", "<image>"):
+        if message.endswith(marker):
+            return f"{marker}\n{message.removesuffix(marker).strip()}"
+    return message
+
+
+__all__ = ["ANSWERING_SYSTEM_PROMPT", "TRAINING_SYSTEM_PROMPT", "VICUNA_CHAT_TEMPLATE", "place_marker"]
