@@ -27,6 +27,8 @@ class StageConfig:
     media_root: str = ""  # folder that video paths are relative to; default the file's own folder
     num_frames: int = 8  # frames that the model sees of every clip
     max_length: int = 2048  # tokens per row; conversations that do not fit are left out whole
+    system_prompt: str = ""  # in front of every conversation; "" = what the chat template says by itself
+    official_flip: bool = False  # mirror half of the clips, as the official frame transform does
     scenes_max_things: int = 4
     scenes_ramp: float = 0.0  # share of the stage in which the number of things grows from 1 to the maximum
     scenes_plain: float = 0.0  # share of scenes on a plain background
@@ -73,6 +75,8 @@ class StageConfig:
         for name in ("stab_lr", "projector_lr", "language_model_lr", "text_weight", "align_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, it is {getattr(self, name)}")
+        if self.official_flip and self.align_weight > 0:
+            raise ValueError("official_flip mirrors the picture but not the words that align_weight aligns: choose one")
         if self.text_weight == 0 and self.align_weight == 0:
             raise ValueError("nothing to learn: text_weight and align_weight are both 0")
 
@@ -105,29 +109,33 @@ PAPER = {
 _NANO = StageConfig(
     "pretrain",
     stab="nano",
-    max_length=384,
-    batch_size=16,
-    adam_beta2=0.98,
+    max_length=448,
+    scenes_captions=1,
+    batch_size=4,  # many small steps: looking things up is learned by their number, not by that of rows
+    adam_beta2=0.99,
     max_grad_norm=1.0,
     compile=True,
     num_workers=1,
-    log_steps=20,
+    log_steps=50,
+    save_steps=500,
 )
 NANO = {
     "language": replace(
-        _NANO, stage="language", max_length=448, language_model_lr=1.5e-3, stab_lr=0.0, projector_lr=0.0, max_steps=600
+        _NANO, stage="language", stab_lr=0.0, projector_lr=0.0, language_model_lr=1e-3, max_steps=2400,
+        scenes_ramp=0.2,
     ),
     "prealign": replace(
-        _NANO, stage="prealign", stab_lr=2e-3, projector_lr=2e-3, language_model_lr=0.0, max_steps=900,
-        batch_size=64, num_frames=4, whiten_patches=True, text_weight=0.0, align_weight=1.0, compile=False,
+        _NANO, stage="prealign", seed=44, stab_lr=2e-3, projector_lr=2e-3, language_model_lr=0.0, max_steps=700,
+        batch_size=64, num_frames=4, adam_beta2=0.98, whiten_patches=True, text_weight=0.0, align_weight=1.0,
+        compile=False,
     ),
     "pretrain": replace(
-        _NANO, stab_lr=1e-3, projector_lr=1e-3, language_model_lr=1e-3, max_steps=1500, scenes_captions=3,
-        align_weight=0.3,
+        _NANO, seed=45, stab_lr=3e-4, projector_lr=3e-4, language_model_lr=1e-3, max_steps=4000, align_weight=0.1,
+        scenes_ramp=0.15,
     ),
     "finetune": replace(
-        _NANO, stage="finetune", seed=43, stab_lr=5e-4, projector_lr=5e-4, language_model_lr=5e-4, max_steps=1500,
-        scenes_captions=1, save_dtype="bfloat16",
+        _NANO, stage="finetune", seed=46, stab_lr=3e-4, projector_lr=3e-4, language_model_lr=7e-4, max_steps=12000,
+        align_weight=0.1, save_dtype="bfloat16",
     ),
 }  # fmt: skip
 PRESETS = {"paper": PAPER, "nano": NANO}
