@@ -47,7 +47,7 @@ def model(tmp_path_factory) -> str:
 
 # -- the surface -------------------------------------------------------------------------------------------------------
 SURFACE = {
-    "": (set(), {"answer", "chat", "demo", "train", "scenes", "evaluate"}),
+    "": (set(), {"answer", "chat", "demo", "export", "init", "train", "scenes", "evaluate"}),
     "answer": ({"--model", "--frames", "--start", "--end", "--json"}, {"video", "question"}),
     "chat": ({"--model", "--frames", "--start", "--end"}, {"video"}),
     "demo": ({"--out"}, set()),
@@ -55,6 +55,8 @@ SURFACE = {
     "scenes make": ({"--num", "--seed", "--split"}, {"out"}),
     "evaluate": (set(), {"scenes"}),
     "evaluate scenes": ({"--model", "--num", "--seed", "--json", "--out", "--no-baselines"}, set()),
+    "init": ({"--backbone", "--preset", "--chat-template", "--seed"}, {"out"}),
+    "export": (set(), {"checkpoint", "out"}),
     "train": ({"--config", "--set", "--model", "--output", "--resume"}, {"stage"}),
 }
 

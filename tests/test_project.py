@@ -34,7 +34,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "inference": ({"models", "video"}, {"torch"}),
     "data": ({".", "", "video", "models", "contact_sheet"}, {"torch", "numpy", "PIL", "rich"}),
     "data.scenes.render": ({"."}, {"numpy", "PIL", "av"}),  # encodes clips
-    "training": ({".", "", "data", "models"}, {"torch", "transformers", "tokenizers", "numpy", "matplotlib"}),
+    "training": ({".", "", "data", "models"}, {"torch", "transformers", "tokenizers", "jinja2", "numpy", "matplotlib"}),
     "verification": ({".", "", "models"}, {"torch", "transformers", "safetensors", "numpy", "rich"}),
     "evaluation": (
         {".", "", "data", "video", "models", "inference", "contact_sheet"},
@@ -49,7 +49,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "transformers", "numpy", "matplotlib", "rich"},
     ),
     "cli": (
-        {"video", "inference", "contact_sheet", "data", "training", "verification", "evaluation", "serving", "bench"},
+        {"models", "video", "inference", "contact_sheet", "data", "training", "verification", "evaluation"}
+        | {"serving", "bench"},
         {"typer", "rich", "transformers", "torch", "numpy"},
     ),
 }

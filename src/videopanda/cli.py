@@ -199,6 +199,46 @@ def train_verb(
     print(f"trained model, metrics.jsonl, curves.png: {folder}")
 
 
+@app.command("init")
+def init_verb(
+    out: Annotated[Path, typer.Argument(help="New folder for the checkpoint.", show_default=False)],
+    backbone: Annotated[
+        str, typer.Option("--backbone", metavar="DIR|NAME", help="Causal language model: folder or Hub name.")
+    ],
+    preset: Annotated[
+        str, typer.Option("--preset", metavar="NAME", help="Form of the block: released, paper or eve_star.")
+    ] = "released",
+    chat_template: Annotated[
+        str | None,
+        typer.Option("--chat-template", metavar="FILE|vicuna", help="Chat template. Default: the tokenizer's own."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Chooses the fresh weights.")] = 0,
+) -> None:
+    """Put a fresh, untrained STAB in front of a language model: where training starts.
+
+    Example:  videopanda init --backbone vicuna-7b-v1.5 --chat-template vicuna out/fresh
+    """
+    from videopanda.training.assemble import make_checkpoint
+
+    _quiet()
+    print("\n".join(make_checkpoint(out, backbone, preset, chat_template, seed)))
+
+
+@app.command("export")
+def export_verb(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
+) -> None:
+    """Copy a checkpoint together with the code that it needs, for the Hub, vLLM and places without this package.
+
+    Example:  videopanda export out/finetune out/for_the_hub
+    """
+    from videopanda.models.videopanda.hub_videopanda import export
+
+    files = export(checkpoint, out)
+    print(f"{out}: {len(files)} files; loads with trust_remote_code=True where videopanda is not installed")
+
+
 def main() -> None:
     """Run the command; a mistake of the user becomes one line on stderr and exit code 2."""
     try:

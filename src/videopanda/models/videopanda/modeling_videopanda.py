@@ -6,6 +6,7 @@ STAB itself is in `modeling_videopanda_stab.py`.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from .configuration_videopanda import VideoPandaConfig
+from .hub_videopanda import add_code
 from .modeling_videopanda_stab import (
     ContextFusion,
     FrameSpatialAggregator,
@@ -24,6 +26,7 @@ from .modeling_videopanda_stab import (
     MaskedBatchNorm,
     PatchEmbedding,
     PerceiverDownsampling,
+    ReadLinear,
     VideoPandaStab,
     ZeroConv3d,
 )
@@ -69,7 +72,11 @@ class VideoPandaPreTrainedModel(PreTrainedModel):
         modules with parameters of their own.
         """
         super()._init_weights(module)
-        if isinstance(module, PatchEmbedding):
+        if isinstance(module, ReadLinear):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, PatchEmbedding):
             init.kaiming_uniform_(module.weight, a=5**0.5)
         elif isinstance(module, MaskedBatchNorm):
             init.ones_(module.weight)
@@ -151,10 +158,10 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         return self._visual_output(pixel_values_videos, video_placement, is_image=False)
 
     def get_image_features(
-        self, pixel_values_images: Tensor, image_placement: Tensor, **kwargs: Any
+        self, pixel_values: Tensor, image_placement: Tensor, **kwargs: Any
     ) -> VideoPandaVisualOutput:
         """Encode images (images, 3, X, Y) with placement (images, 6) to the features behind `<image>` tokens."""
-        return self._visual_output(pixel_values_images.unsqueeze(1), image_placement, is_image=True)
+        return self._visual_output(pixel_values.unsqueeze(1), image_placement, is_image=True)
 
     def splice(self, embeds_BNE: Tensor, input_ids_BN: Tensor, token_id: int, features_VE: Tensor, kind: str) -> Tensor:
         """Put features at the placeholders of one kind, in order; the numbers must agree."""
@@ -172,7 +179,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         pixel_values_videos: torch.FloatTensor | None = None,
         video_placement: torch.LongTensor | None = None,
-        pixel_values_images: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
         image_placement: torch.LongTensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
@@ -188,7 +195,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
             input_ids: (B, N), with one `<video>` or `<image>` id per visual token.
             pixel_values_videos: (videos, T, 3, X, Y), normalised; shorter videos are filled up at the end.
             video_placement: (videos, 6): top, left, rows, columns in cells, frames that send tokens, real frames.
-            pixel_values_images, image_placement: (images, 3, X, Y) and (images, 6).
+            pixel_values, image_placement: (images, 3, X, Y) and (images, 6).
             attention_mask: (B, N), or a four-dimensional mask that is handed on as it is.
             mm_encoder_outputs: features computed before, under "video" and "image", as `get_video_features` returns
                 them.
@@ -203,10 +210,10 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
             if video_placement is None:
                 raise ValueError("`pixel_values_videos` needs `video_placement`.")
             visuals["video"] = self.encode_visuals(pixel_values_videos, video_placement)
-        if pixel_values_images is not None:
+        if pixel_values is not None:
             if image_placement is None:
-                raise ValueError("`pixel_values_images` needs `image_placement`.")
-            visuals["image"] = self.encode_visuals(pixel_values_images.unsqueeze(1), image_placement, is_image=True)
+                raise ValueError("`pixel_values` needs `image_placement`.")
+            visuals["image"] = self.encode_visuals(pixel_values.unsqueeze(1), image_placement, is_image=True)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         elif visuals:
@@ -229,11 +236,12 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
 class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMixin):
     """Video-Panda with its language-model head: training loss and `generate`."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
-
     def __init__(self, config: VideoPandaConfig):
         super().__init__(config)
         self.model = VideoPandaModel(config)
+        embedding = self.model.get_input_embeddings()
+        name = next(name for name, module in self.model.named_modules() if module is embedding)
+        self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}  # where the configuration ties them
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         # A placeholder is an input, never an answer.
         self.generation_config.suppress_tokens = [config.video_token_id, config.image_token_id]
@@ -255,16 +263,16 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         """See `VideoPandaModel.get_video_features`."""
         return self.model.get_video_features(pixel_values_videos, video_placement, **kwargs)
 
-    def get_image_features(self, pixel_values_images: Tensor, image_placement: Tensor, **kwargs: Any) -> Any:
+    def get_image_features(self, pixel_values: Tensor, image_placement: Tensor, **kwargs: Any) -> Any:
         """See `VideoPandaModel.get_image_features`."""
-        return self.model.get_image_features(pixel_values_images, image_placement, **kwargs)
+        return self.model.get_image_features(pixel_values, image_placement, **kwargs)
 
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values_videos: torch.FloatTensor | None = None,
         video_placement: torch.LongTensor | None = None,
-        pixel_values_images: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
         image_placement: torch.LongTensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
@@ -289,7 +297,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             input_ids=input_ids,
             pixel_values_videos=pixel_values_videos,
             video_placement=video_placement,
-            pixel_values_images=pixel_values_images,
+            pixel_values=pixel_values,
             image_placement=image_placement,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -319,12 +327,25 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             attentions=outputs.attentions,
         )
 
+    def save_pretrained(
+        self, save_directory: str | Path, *args: Any, self_contained: bool = False, **kwargs: Any
+    ) -> None:
+        """Write configuration and weights to a folder; see `PreTrainedModel.save_pretrained`.
+
+        Args:
+            self_contained: write the code too, so that the folder loads with `trust_remote_code=True` where this
+                package is missing. A model that came from such a folder is always saved with its code.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self_contained or "auto_map" in vars(self.config):
+            add_code(Path(save_directory) / "config.json")
+
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Hand visuals to the first step only: afterwards the cache holds them."""
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         cache = inputs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
-            for name in ("pixel_values_videos", "video_placement", "pixel_values_images", "image_placement"):
+            for name in ("pixel_values_videos", "video_placement", "pixel_values", "image_placement"):
                 inputs.pop(name, None)
             inputs.pop("mm_encoder_outputs", None)
         return inputs

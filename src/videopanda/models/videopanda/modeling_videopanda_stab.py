@@ -127,9 +127,12 @@ class MaskedBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x_ZLHWD: Tensor, mask_ZLHW1: Tensor) -> Tensor:
-        """Normalise with batch statistics in training and with running statistics otherwise."""
+        """Normalise with batch statistics where it is trained and with running statistics otherwise.
+
+        Frozen, it keeps its statistics in training mode too: an adapter that is trained behind it does not save them.
+        """
         mean_D, var_D = self.running_mean.float(), self.running_var.float()
-        if self.training:
+        if self.training and self.weight.requires_grad:
             weight_ZLHW1 = mask_ZLHW1.float()
             count = weight_ZLHW1.sum().clamp(min=1.0)
             mean_D = (x_ZLHWD * weight_ZLHW1).sum((0, 1, 2, 3)) / count

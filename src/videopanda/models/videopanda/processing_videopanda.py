@@ -1,13 +1,17 @@
 """Text, videos and images to model inputs: a marker in the text becomes one token per visual feature."""
 
+from copy import copy
+from pathlib import Path
 from typing import Any
 
 from transformers import ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs
 
+from .hub_videopanda import add_code
 from .prompts_videopanda import VICUNA_CHAT_TEMPLATE
 from .video_processing_videopanda import (
+    IMAGE_INPUT_NAMES,
     VideoPandaVideoProcessor,
     VideoProcessorMixin,
     flatten_images,
@@ -70,14 +74,15 @@ class VideoPandaProcessor(ProcessorMixin):
 
     @property
     def image_processor(self) -> VideoPandaVideoProcessor:
-        """The video processor: an image is a video of one frame."""
-        return self.video_processor
+        """The video processor with the names of image inputs: an image is a video of one frame."""
+        image_processor = copy(self.video_processor)
+        image_processor.model_input_names = IMAGE_INPUT_NAMES
+        return image_processor
 
     @property
     def model_input_names(self) -> list[str]:
         """Names of everything the processor returns."""
-        names = [*self.tokenizer.model_input_names, *self.video_processor.model_input_names]
-        return [*names, "pixel_values_images", "image_placement"]
+        return [*self.tokenizer.model_input_names, *self.video_processor.model_input_names, *IMAGE_INPUT_NAMES]
 
     def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> BatchFeature:
         """Tokenise texts with `<video>` and `<image>` markers and process the visuals that belong to them.
@@ -122,6 +127,20 @@ class VideoPandaProcessor(ProcessorMixin):
                         raise ValueError(
                             f"Text {number} has {marked} {token} markers, but {len(flatten(item))} were given for it."
                         )
+
+    def save_pretrained(
+        self, save_directory: str | Path, *args: Any, self_contained: bool = False, **kwargs: Any
+    ) -> Any:
+        """Write tokenizer, chat template and settings to a folder; see `ProcessorMixin.save_pretrained`.
+
+        Args:
+            self_contained: write the code too, so that the folder loads with `trust_remote_code=True` where this
+                package is missing. A processor that came from such a folder is always saved with its code.
+        """
+        files = super().save_pretrained(str(save_directory), *args, **kwargs)
+        if self_contained or "auto_map" in vars(self.video_processor):
+            files += add_code(Path(save_directory) / "processor_config.json")
+        return files
 
     def _process_videos(self, videos: Any, **kwargs: Any) -> tuple[BatchFeature, list[str]]:
         kwargs["return_metadata"] = True

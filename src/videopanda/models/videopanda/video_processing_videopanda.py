@@ -3,13 +3,14 @@
 Dimensions: B videos; T frames; X × Y canvas pixels (height × width); R × C cells of the picture on its canvas.
 """
 
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.video_utils import VideoMetadata
+from transformers.video_utils import VideoMetadata, load_video
 
 from .configuration_videopanda import (
     VideoPandaStabConfig,
@@ -25,19 +26,19 @@ except ImportError:  # before transformers 5.19 the only base class needs torchv
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGE_INPUT_NAMES = ["pixel_values", "image_placement"]
 
 
 def flatten_videos(videos: Any) -> list[Any]:
     """Flatten what a caller may pass for `videos` to a list with one entry per video.
 
-    One video is an object with `frames`, an array or tensor of four dimensions, or a list of frames (PIL images or
-    arrays of three dimensions). Lists of videos may be nested, as chat templates nest them by conversation.
+    One video is an object with `frames`, an array or tensor of four dimensions, a list of frames (PIL images or arrays
+    of three dimensions), or the path or address of a file. Lists of videos may be nested, as chat templates nest them
+    by conversation.
     """
     if videos is None:
         return []
-    if isinstance(videos, str | bytes):
-        raise ValueError(f"A video must be decoded before it is processed: videopanda.read_video({videos!r}).")
-    if hasattr(videos, "frames"):
+    if isinstance(videos, str | Path) or hasattr(videos, "frames"):
         return [videos]
     if isinstance(videos, Image.Image):
         return [[videos]]
@@ -97,6 +98,8 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
     """
 
     model_input_names = ["pixel_values_videos", "video_placement"]  # noqa: RUF012
+    # Only for vLLM, which measures memory with made-up videos of this rate: `time_prompt` needs to know their length.
+    fps = 1.0
 
     def __init__(
         self,
@@ -236,6 +239,8 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
         """Process one video or any nesting of them; see `flatten_videos` for what counts as a video.
 
         `video_metadata` holds one entry per video (frame rate, duration), `num_frames` and `fps` override the sampling.
+        A file is decoded by transformers with PyAV, which chooses its frames by number; `videopanda.read_video` chooses
+        them by time, which differs where the frame rate varies.
         With `return_metadata` the result also has `video_metadata`: duration, frame rate and chosen indices of each
         video.
         """
@@ -251,9 +256,12 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
         sample = self.do_sample_frames if do_sample_frames is None else do_sample_frames
         clips, metadata = [], []
         for video, known in zip(flat, video_metadata):
+            is_file = isinstance(video, str | Path)
+            if is_file:
+                video, known = self._read(str(video), sample, num_frames, fps)
             frames = to_uint8_frames(video)
             entry = self._metadata(video, frames, known)
-            if sample and not hasattr(video, "frames"):
+            if sample and not is_file and not hasattr(video, "frames"):
                 indices = self.sample_frames(entry, num_frames, fps)
                 frames = frames[indices]
                 entry.frames_indices = indices.tolist()
@@ -268,11 +276,23 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
         return features
 
     def preprocess_images(self, images: Any, return_tensors: str | None = None) -> BatchFeature:
-        """Process images, each as a video of one frame, to `pixel_values_images` and `image_placement`."""
-        clips = [to_uint8_frames(image) for image in flatten_images(images)]
+        """Process images, each as a video of one frame, to `pixel_values` and `image_placement`."""
+        clips = [to_uint8_frames(image) for image in flatten_images(self.fetch_images(images))]
         pixel_values, placement = self._place(clips, 0)
-        data = {"pixel_values_images": pixel_values.squeeze(1), "image_placement": placement}
+        data = {"pixel_values": pixel_values.squeeze(1), "image_placement": placement}
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def _read(self, path: str, sample: bool, num_frames: int | None, fps: float | None) -> tuple[Any, VideoMetadata]:
+        """Decode a file; its chosen frames (T, height, width, 3) and what is known of it."""
+
+        def choose(metadata: VideoMetadata, **kwargs: Any) -> np.ndarray:
+            if metadata.total_num_frames < 1:
+                raise ValueError(f"{path} does not say how many frames it has: pass videopanda.read_video({path!r}).")
+            return self.sample_frames(metadata, num_frames, fps) if sample else np.arange(metadata.total_num_frames)
+
+        if "://" not in path and not Path(path).is_file():
+            raise ValueError(f"There is no video file at {path}.")
+        return load_video(path, backend="pyav", sample_indices_fn=choose)
 
     @staticmethod
     def _metadata(video: Any, frames: np.ndarray, known: Any) -> VideoMetadata:
@@ -321,14 +341,14 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
 
 
 def flatten_images(images: Any) -> list[Any]:
-    """Flatten what a caller may pass for `images` to a list of videos of one frame each."""
+    """Flatten what a caller may pass for `images` to a list of videos of one frame each; files stay paths."""
     if images is None:
         return []
     if isinstance(images, list | tuple):
         return [image for item in images for image in flatten_images(item)]
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
         return [image[None] for image in images]
-    if isinstance(images, Image.Image) or getattr(images, "ndim", 0) == 3:
+    if isinstance(images, str | Image.Image) or getattr(images, "ndim", 0) == 3:
         return [[images]]
     raise ValueError(f"An image must be a PIL image or an array of three dimensions, got {type(images).__name__}.")
 

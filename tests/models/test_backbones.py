@@ -1,0 +1,394 @@
+"""Video-Panda in front of any causal language model: the model behind it stays what it was, for every family.
+
+The members are tiny and random, with the traits that real ones have: tied and untied embeddings, rows to spare in the
+embedding, tokenizers with and without a chat template, padding token or beginning of text.
+"""
+
+import copy
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BertForMaskedLM,
+    PreTrainedTokenizerFast,
+)
+
+import videopanda  # noqa: F401 - makes the Auto classes know our classes
+from tiny import clip, randomize, realign, tiny_model, tiny_processor, tiny_stab
+from videopanda.models.videopanda.prompts_videopanda import VICUNA_CHAT_TEMPLATE
+from videopanda.training.assemble import make_checkpoint, put_stab_in_front
+
+CHATML = (
+    "{%- for message in messages -%}"
+    "{{ '<|im_start|>' + message.role + '\n' + message.content | trim + '<|im_end|>\n' }}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
+INST = (
+    "{{ bos_token }}{%- for message in messages -%}"
+    "{%- if message['role'] == 'system' -%}{{ raise_exception('only user and assistant') }}{%- endif -%}"
+    "{%- if message['role'] == 'user' -%}{{ '[INST] ' + message['content'].strip() + ' [/INST]' }}"
+    "{%- else -%}{{ ' ' + message['content'].strip() + eos_token }}{%- endif -%}{%- endfor -%}"
+)
+BARS = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+CHATML_TEXT = "<|im_start|>user\n<video>\nWhat moves?<|im_end|>\n<|im_start|>assistant\n"
+INST_TEXT = "<s>[INST] <video>\nWhat moves? [/INST]"
+
+# model type, fields, rows of the embedding beyond the tokenizer, chat template, what it makes of a question
+FAMILIES = {
+    "vicuna": ("llama", {}, 0, None, None),
+    "llama-2": ("llama", {}, 0, INST, INST_TEXT),
+    "smollm2": ("llama", {"tie_word_embeddings": True}, 0, CHATML, CHATML_TEXT),
+    "smollm3": ("smollm3", {"tie_word_embeddings": True, "pad_token_id": 0}, 1, CHATML, CHATML_TEXT),
+    "mistral": ("mistral", {"sliding_window": 32}, 0, INST, INST_TEXT),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}, 21, CHATML, CHATML_TEXT),
+    "qwen3": ("qwen3", {"head_dim": 12}, 21, CHATML, CHATML_TEXT),
+    "phi3": ("phi3", {"pad_token_id": 0}, 2, BARS, "<|user|>\n<video>\nWhat moves?<|end|>\n<|assistant|>\n"),
+}
+
+
+@cache
+def _trained() -> str:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=280,
+        special_tokens=["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["user: What moves? assistant: The circle."], trainer)
+    return tokenizer.to_str()
+
+
+def text_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
+    """A tokenizer that has never heard of videos; with ChatML its turns end as those of Qwen do."""
+    chatml = template == CHATML
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_trained()),
+        unk_token="<unk>",
+        bos_token=None if chatml else "<s>",
+        eos_token="<|im_end|>" if chatml else "</s>",
+        pad_token="</s>" if chatml else None,
+        chat_template=template,
+    )
+
+
+def write_backbone(folder, family: str):
+    """A folder with a language model and its tokenizer, as the Hub has them."""
+    model_type, fields, spare, template, _ = FAMILIES[family]
+    tokenizer = text_tokenizer(template)
+    sizes = {
+        "vocab_size": len(tokenizer) + spare,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": False,
+    }
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**sizes, **fields}))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    """Name, folder of the language model, and the Video-Panda made of it, whose STAB has no zero weights."""
+    folder = write_backbone(tmp_path_factory.mktemp(request.param), request.param)
+    template = "vicuna" if request.param == "vicuna" else None
+    model, processor = put_stab_in_front(folder, tiny_stab(), 0.02, seed=3, chat_template=template)
+    randomize(model.model.stab)
+    randomize(model.model.projector, 1)
+    return request.param, folder, realign(model).eval(), processor
+
+
+def question(video, text="What moves?"):
+    return [{"role": "user", "content": [{"type": "video", "video": video}, {"type": "text", "text": text}]}]
+
+
+CONVERSATIONS = [question(clip(8, seed=1)), question(clip(3, 60, 20, seed=2), "Where is it now?")]
+
+
+def inputs_of(processor, conversations):
+    return processor.apply_chat_template(conversations, add_generation_prompt=True, tokenize=True, return_dict=True)
+
+
+def test_chat_template_comes_from_the_tokenizer(family):
+    name, _, _, processor = family
+    if name == "vicuna":
+        assert processor.chat_template == VICUNA_CHAT_TEMPLATE
+        return
+    text = processor.apply_chat_template(question(clip()), add_generation_prompt=True)
+    assert text == FAMILIES[name][4]
+    turns = [*question(clip()), {"role": "assistant", "content": "A circle."}, {"role": "user", "content": "Sure?"}]
+    plain = [{**turns[0], "content": "<video>\nWhat moves?"}, *turns[1:]]
+    assert processor.apply_chat_template(turns) == processor.tokenizer.apply_chat_template(
+        plain, chat_template=FAMILIES[name][3], tokenize=False
+    )
+
+
+def test_vocabulary(family):
+    name, _, model, processor = family
+    size = len(text_tokenizer(None))
+    assert [model.config.video_token_id, model.config.image_token_id] == [size, size + 1]
+    rows = size + max(2, FAMILIES[name][2])
+    assert model.config.text_config.vocab_size == model.get_input_embeddings().weight.shape[0] == rows
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == model.config.tie_word_embeddings
+    assert processor.tokenizer.pad_token_id == model.generation_config.pad_token_id is not None
+    end = model.generation_config.eos_token_id
+    assert end == ([2, 4] if FAMILIES[name][3] == CHATML else 2)
+
+
+def test_forward_is_that_of_the_language_model(family):
+    _, folder, model, processor = family
+    plain = realign(AutoModelForCausalLM.from_pretrained(folder))
+    seen = {}
+    handle = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
+    )
+    with torch.no_grad():
+        logits = model(**inputs_of(processor, CONVERSATIONS)).logits
+        handle.remove()
+        expected = plain(inputs_embeds=seen["inputs_embeds"], attention_mask=seen["attention_mask"]).logits
+        rows = plain.config.vocab_size
+        torch.testing.assert_close(logits[..., :rows], expected, rtol=0, atol=1e-5)  # measured worst: 0
+        ids = processor.tokenizer("The circle moves.", return_tensors="pt")["input_ids"]
+        torch.testing.assert_close(model(ids).logits[..., :rows], plain(ids).logits, rtol=0, atol=1e-5)  # measured: 0
+
+
+def test_generate_in_batches_and_with_cache(family):
+    _, _, model, processor = family
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    together = model.generate(**inputs_of(processor, CONVERSATIONS), **settings)[:, -6:]
+    without_cache = model.generate(**inputs_of(processor, CONVERSATIONS), **settings, use_cache=False)[:, -6:]
+    assert together.tolist() == without_cache.tolist()
+    alone = [model.generate(**inputs_of(processor, [one]), **settings)[0, -6:] for one in CONVERSATIONS]
+    assert together.tolist() == [row.tolist() for row in alone]
+
+
+def test_saved_model_gives_identical_logits(family, tmp_path):
+    _, _, model, processor = family
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = realign(AutoModelForImageTextToText.from_pretrained(tmp_path))
+    again = type(processor).from_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = model(**inputs_of(processor, CONVERSATIONS)).logits
+        assert torch.equal(loaded(**inputs_of(again, CONVERSATIONS)).logits, expected)
+    assert loaded.generation_config.eos_token_id == model.generation_config.eos_token_id
+    assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == model.config.tie_word_embeddings
+
+
+def test_lora_trains_merges_and_is_saved(family, tmp_path):
+    _, _, model, processor = family
+    config = LoraConfig(r=4, target_modules=r"model\.language_model\..*_proj", modules_to_save=["projector"])
+    torch.manual_seed(0)
+    tuned = get_peft_model(copy.deepcopy(model), config)
+    trained = [name for name, parameter in tuned.named_parameters() if parameter.requires_grad]
+    assert all("lora_" in name or "projector.modules_to_save" in name for name in trained)
+    inputs = inputs_of(processor, CONVERSATIONS)
+    labels = inputs["input_ids"].clone()
+    labels[:, :-6] = -100
+    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-2)
+    tuned.train()
+    losses = []
+    for _ in range(4):
+        loss = tuned(**inputs, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    tuned.eval().save_pretrained(tmp_path)
+    with torch.no_grad():
+        logits = tuned(**inputs).logits
+        loaded = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path).eval()
+        assert torch.equal(realign(loaded)(**inputs).logits, logits)
+        merged = tuned.merge_and_unload()
+        torch.testing.assert_close(merged(**inputs).logits, logits, rtol=0, atol=1e-4)  # measured worst: 1.5e-5
+
+
+# -- a real language model ---------------------------------------------------------------------------------------------
+STORIES = Path(__file__).parents[3] / "shared" / "lm" / "stories260K"
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="no folder of pretrained models beside the checkout")
+def test_a_pretrained_model_tells_its_story(tmp_path):
+    """260K parameters, trained on TinyStories: its greedy text is known."""
+    lines = make_checkpoint(tmp_path / "fresh", STORIES, "released", "vicuna", seed=0)
+    assert lines[0].split() == ["language", "model", "260,160", "llama"]
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "fresh")
+    processor = AutoProcessor.from_pretrained(tmp_path / "fresh")
+    expected = json.loads((STORIES / "greedy_from_bos.json").read_text())
+    settings = {"max_new_tokens": len(expected) - 1, "do_sample": False}
+    for use_cache in (True, False):
+        ids = model.generate(torch.tensor([[1]]), **settings, use_cache=use_cache)[0].tolist()
+        assert ids == expected
+    text = processor.decode(ids, skip_special_tokens=True)
+    assert text.strip() == (STORIES / "greedy_from_bos.txt").read_text().strip()
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+def edit(file, **changes):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def without_chat_template(folder):
+    write_backbone(folder, "vicuna")
+
+
+def blind_chat_template(folder):
+    write_backbone(folder, "qwen2")
+    (folder / "chat_template.jinja").write_text("Hello!")
+
+
+def encoder(folder):
+    sizes = {
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "intermediate_size": 8,
+        "vocab_size": 9,
+    }
+    BertForMaskedLM(AutoConfig.for_model("bert", **sizes)).save_pretrained(folder)
+
+
+def no_head(folder):
+    write_backbone(folder, "qwen2")
+    AutoModel.from_pretrained(folder).save_pretrained(folder)
+
+
+def a_video_panda(folder):
+    tiny_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+
+
+def a_weight_is_missing(folder):
+    write_backbone(folder, "qwen3")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def no_weights(folder):
+    write_backbone(folder, "qwen3")
+    (folder / "model.safetensors").unlink()
+
+
+def unknown_type(folder):
+    write_backbone(folder, "qwen3")
+    edit(folder / "config.json", model_type="wavelets")
+
+
+def code_of_its_own(folder):
+    write_backbone(folder, "qwen3")
+    edit(folder / "config.json", model_type="wavelets", auto_map={"AutoConfig": "configuration_wavelets.Wavelets"})
+
+
+def write_other(folder, model_type, **fields):
+    tokenizer = text_tokenizer(CHATML)
+    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **sizes, **fields)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def a_head_with_a_bias(folder):
+    write_other(folder, "phi")
+
+
+def logits_are_capped(folder):
+    write_other(folder, "gemma2", num_key_value_heads=4, head_dim=12, final_logit_softcapping=1.0)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (without_chat_template, "pass --chat-template FILE"),
+        (blind_chat_template, "does not show the question"),
+        (encoder, "BertForMaskedLM"),
+        (no_head, "Qwen2Model"),
+        (a_video_panda, "is a Video-Panda already"),
+        (a_weight_is_missing, "lacks model.layers.1.mlp.up_proj.weight"),
+        (no_weights, "no language model at .*model.safetensors"),
+        (unknown_type, "wavelets"),
+        (code_of_its_own, "(?i)custom code"),
+        (a_head_with_a_bias, "PhiForCausalLM has a bias"),
+        (logits_are_capped, "Gemma2ForCausalLM changes its logits"),
+        (Path.rmdir, "no language model at"),
+    ],
+)
+def test_a_wrong_backbone_is_refused_in_one_line(tmp_path, write, message):
+    folder = tmp_path / "backbone"
+    folder.mkdir()
+    write(folder)
+    with pytest.raises(ValueError, match=message) as caught:
+        put_stab_in_front(folder, tiny_stab(), 0.02, seed=0)
+    assert str(caught.value).splitlines()[0]
+
+
+def test_wrong_arguments_are_refused(tmp_path):
+    folder = write_backbone(tmp_path / "backbone", "qwen2")
+    for arguments, message in [
+        ((tmp_path / "none", "released", None), "no language model at"),
+        ((folder, "realeased", None), "released, paper, eve_star"),
+        ((folder, "released", str(tmp_path / "none.jinja")), "none.jinja"),
+    ]:
+        with pytest.raises((ValueError, OSError), match=message):
+            make_checkpoint(tmp_path / "out", *arguments, seed=0)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="in use"):
+        make_checkpoint(folder, folder, "released", None, seed=0)
+
+
+def test_presets_seed_and_type(tmp_path):
+    folder = write_backbone(tmp_path / "backbone", "qwen2")
+    edit(folder / "config.json", dtype="bfloat16")
+    models = [
+        put_stab_in_front(folder, tiny_stab(preset), 0.02, seed=seed, dtype="auto")[0]
+        for preset, seed in (("paper", 0), ("paper", 0), ("paper", 1), ("eve_star", 0))
+    ]
+    weights = [model.model.projector.up.weight for model in models]
+    assert weights[0].dtype == torch.bfloat16
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert models[3].model.stab.gstra is None
+    assert {parameter.device.type for parameter in models[0].parameters()} == {"cpu"}
+
+
+def test_other_names_of_the_embedding(tmp_path):
+    """A model of another naming scheme is tied, saved and loaded alike."""
+    tokenizer = text_tokenizer(CHATML)
+    config = AutoConfig.for_model("gpt2", vocab_size=len(tokenizer), n_embd=48, n_layer=1, n_head=4)
+    plain = AutoModelForCausalLM.from_config(config)
+    plain.save_pretrained(tmp_path / "backbone")
+    tokenizer.save_pretrained(tmp_path / "backbone")
+    model, _ = put_stab_in_front(tmp_path / "backbone", tiny_stab(), 0.02, seed=0)
+    model.save_pretrained(tmp_path / "made")
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "made")
+    assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        expected = plain.eval()(ids).logits
+        torch.testing.assert_close(loaded(ids).logits[..., : len(tokenizer)], expected, rtol=0, atol=1e-5)
