@@ -7,10 +7,12 @@ so every question is answered exactly as if it stood alone, but the clip is enco
     content    <video>…     question 1   question 2      (question 2 does not see question 1)
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from videopanda.data.sample import Sample, Turn, to_messages
@@ -19,24 +21,36 @@ IGNORE = -100
 MAX_CELL_WORDS = 5
 
 
-def render(template: Any, turns: Sequence[Turn], num_videos: int) -> tuple[str, list[tuple[int, int]]]:
+def render(
+    template: Any, turns: Sequence[Turn], num_videos: int, system_prompt: str = ""
+) -> tuple[str, list[tuple[int, int]]]:
     """The chat text of a conversation and the character spans of its answers, end marker included.
 
-    `template` is a processor or tokenizer with a chat template.
+    `template` is a processor or tokenizer with a chat template; without `system_prompt` it writes its own, if any.
 
     Raises:
         ValueError: the template changes earlier text when a message is added, so that answers cannot be located.
     """
-    messages = to_messages(turns, num_videos)
+    messages = to_messages(turns, num_videos, system_prompt)
     text = template.apply_chat_template(messages, tokenize=False)
     spans = []
-    for i in range(1, len(messages), 2):
+    for i in (i for i, message in enumerate(messages) if message["role"] == "assistant"):
         before = template.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
         after = template.apply_chat_template(messages[: i + 1], tokenize=False)
         if not text.startswith(after) or not after.startswith(before):
             raise ValueError("this chat template rewrites earlier turns; give training one that only appends")
         spans.append((len(before), len(after)))
     return text, spans
+
+
+def flipped(pixels: torch.Tensor) -> torch.Tensor:
+    """Mirror whole canvases (..., height, width): left and right change places, also of the padding."""
+    return pixels.flip(-1)
+
+
+def is_flipped(sample_id: str, video: int, seed: int) -> bool:
+    """Whether a clip is among the half that is mirrored: the same in every process and every epoch."""
+    return bool(np.random.default_rng([seed, zlib.crc32(sample_id.encode()), video]).random() < 0.5)
 
 
 @dataclass
@@ -63,6 +77,9 @@ class Collator:
         text: without it, only the visual tensors are made.
         cell_words: also say what every visual token shows, for videos that know it (`Clip.cell_words`).
         additive_mask: make the attention mask numbers to add to scores, as eager attention wants it, not booleans.
+        system_prompt: stands in front of every conversation; without it the chat template's own does.
+        flip_seed: mirror half of the clips, chosen by this seed and the sample's id, as the official transform does:
+            the whole canvas, after padding. Needs a square canvas.
     """
 
     def __init__(
@@ -74,6 +91,8 @@ class Collator:
         text: bool = True,
         cell_words: bool = False,
         additive_mask: bool = False,
+        system_prompt: str = "",
+        flip_seed: int | None = None,
     ):
         self.processor = processor
         self.tokenizer = processor if not hasattr(processor, "video_processor") else processor.tokenizer
@@ -83,6 +102,12 @@ class Collator:
         self.text = text
         self.cell_words = cell_words
         self.additive_mask = additive_mask
+        self.system_prompt = system_prompt
+        self.flip_seed = flip_seed
+        if flip_seed is not None and processor.video_processor.canvas != "square":
+            raise ValueError(
+                "Mirroring the canvas needs a square one: on a tight canvas a picture would leave its place."
+            )
         self._word_ids: dict[str, int] = {}
         markers = self.tokenizer.convert_tokens_to_ids(["<video>", "<image>"])
         self.visual_ids = frozenset(token for token in markers if token is not None)
@@ -100,6 +125,11 @@ class Collator:
             visual = self.processor.video_processor(videos=videos, return_tensors="pt", return_metadata=True)
             expansions = [self.processor.replace_video_token(visual, i) for i in range(len(videos))]
             batch.update({k: v for k, v in visual.items() if k in self.processor.video_processor.model_input_names})
+            if self.flip_seed is not None:
+                chosen = [
+                    is_flipped(sample.id, i, self.flip_seed) for sample in samples for i in range(len(sample.videos))
+                ]
+                batch["pixel_values_videos"][chosen] = flipped(batch["pixel_values_videos"][chosen])
             if self.cell_words:
                 batch["cell_words"] = torch.cat(
                     [self._words(video, row) for video, row in zip(videos, batch["video_placement"].tolist())]
@@ -122,7 +152,7 @@ class Collator:
         """
         texts, all_spans = [], []
         for turns in sample.conversations:
-            text, spans = render(self.processor, turns, len(sample.videos))
+            text, spans = render(self.processor, turns, len(sample.videos), self.system_prompt)
             at = 0
             for expansion in expansions:
                 at = text.index(self.processor.video_token, at)

@@ -27,11 +27,14 @@ class Sample:
             raise ValueError(f"sample {self.id!r} has an empty conversation")
 
 
-def to_messages(turns: Sequence[Turn], num_videos: int) -> list[dict[str, Any]]:
-    """Chat-template messages; the videos stand at the start of the first question."""
+def to_messages(turns: Sequence[Turn], num_videos: int, system_prompt: str = "") -> list[dict[str, Any]]:
+    """Chat-template messages; the videos stand at the start of the first question, or where `<video>` says so."""
     messages: list[dict[str, Any]] = []
+    if system_prompt:
+        messages.append({"role": "system", "content": system_prompt})
+    is_placed = any("<video>" in question for question, _ in turns)
     for i, (question, answer) in enumerate(turns):
-        content: list[dict[str, str]] = [{"type": "video"}] * num_videos if i == 0 else []
+        content: list[dict[str, str]] = [{"type": "video"}] * num_videos if i == 0 and not is_placed else []
         messages.append({"role": "user", "content": [*content, {"type": "text", "text": question}]})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return messages

@@ -129,6 +129,8 @@ def run_stage(
             text=stage.text_weight > 0,
             cell_words=stage.align_weight > 0,
             additive_mask=stage.compile,
+            system_prompt=stage.system_prompt,
+            flip_seed=stage.seed if stage.official_flip else None,
         ),
         processing_class=processor,
         callbacks=[MetricsFile(output / "metrics.jsonl")],

@@ -313,6 +313,9 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             targets_BN = F.pad(labels[:, 1:], (0, 1), value=-100)
             supervised_BN = targets_BN != -100
             answer_logits = self.lm_head(hidden_BNE[supervised_BN]).float()
+            # As if the vocabulary had no placeholders, which the official one has not: they are inputs, never answers.
+            placeholders = torch.tensor([self.config.video_token_id, self.config.image_token_id])
+            answer_logits = answer_logits.index_fill(1, placeholders.to(answer_logits.device), float("-inf"))
             total = F.cross_entropy(answer_logits, targets_BN[supervised_BN].to(answer_logits.device), reduction="sum")
             count = supervised_BN.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
             loss = total / count

@@ -1,0 +1,286 @@
+"""Distillation of a frozen video teacher into the visual tokens (paper Eq. 19; facts, Sec. 5).
+
+    head = FusedHead(4096, 1024, num_states=9)
+    distillation = Distillation(head, model.config.stab_config)
+    task = DistillVideoLanguage(distillation, StoredFeatures(), layers=every_fourth_layer(32))
+
+Head and teacher belong to the task: no checkpoint of the model holds them.
+
+Dimensions: B videos of T frames; V visual tokens of the batch, in the order of the videos; Q cells of real frames among
+them; S × S cells of the canvas; G × G patches of the teacher's canvas; E width of the language model; D width of the
+teacher; J hidden states; N heads; K = D / N.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from videopanda.models.videopanda import (
+    VideoPandaStabConfig,
+    VideoPandaVideoProcessor,
+    frame_token_count,
+    placement_token_count,
+)
+
+
+def every_fourth_layer(num_layers: int) -> tuple[int, ...]:
+    """The hidden states of the released head, last one first: 32, 28, ..., 0. State 0 is the language model's input."""
+    return tuple(range(num_layers, -1, -4))
+
+
+class FusedHead(nn.Module):
+    """The released head: the last state asks the earlier ones, and what they answer is added to its projection.
+
+    Parameters are named as in official checkpoints, below `video_tower_compressor`.
+
+    Args:
+        language_size, teacher_size: widths E and D.
+        num_states: J, at least 2.
+        num_heads: of the attention over states; its scale is 1 / √D, that of the full width.
+    """
+
+    def __init__(self, language_size: int, teacher_size: int, num_states: int = 9, num_heads: int = 8):
+        super().__init__()
+        if num_states < 2 or teacher_size % num_heads:
+            raise ValueError(
+                f"A fused head needs at least two states and a teacher width that its heads divide, got {num_states} "
+                f"states and width {teacher_size} for {num_heads} heads."
+            )
+        self.num_states, self.num_heads = num_states, num_heads
+        self.scale = teacher_size**-0.5
+        self.norm_layer = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(language_size), nn.Linear(language_size, teacher_size, bias=False))
+            for _ in range(num_states)
+        )
+        self.input_layer = nn.Linear(language_size, teacher_size)
+        self.output_layer = nn.Linear(teacher_size, teacher_size)
+
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        """Map J states (Q, E), last layer first, to predictions (Q, D)."""
+        projected = [layer(state) for layer, state in zip(self.norm_layer, states, strict=True)]
+        query_QNK = projected[0].unflatten(-1, (self.num_heads, -1))
+        earlier_QJNK = torch.stack(projected[1:], dim=1).unflatten(-1, (self.num_heads, -1))
+        scores_QJN = (query_QNK[:, None] * earlier_QJNK).sum(-1) * self.scale
+        weights_QJN = scores_QJN.softmax(dim=1).to(earlier_QJNK.dtype)
+        fused_QD = (weights_QJN[..., None] * earlier_QJNK).sum(1).flatten(1)
+        return self.input_layer(states[0]) + self.output_layer(fused_QD)
+
+
+class LastLayerHead(nn.Module):
+    """The paper's wording: a linear map of the language model's output alone."""
+
+    num_states = 1
+
+    def __init__(self, language_size: int, teacher_size: int):
+        super().__init__()
+        self.input_layer = nn.Linear(language_size, teacher_size)
+
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        """Map one state (Q, E) to predictions (Q, D)."""
+        return self.input_layer(states[0])
+
+
+class Cells(NamedTuple):
+    """Where the cells of all real frames are, frame by frame and row by row."""
+
+    token: Tensor  # (Q,) among the V visual tokens
+    frame: Tensor  # (Q,) among the B · T frames
+    row: Tensor  # (Q,) on the canvas
+    column: Tensor  # (Q,)
+    weight: Tensor  # (Q,) share of a cell in a loss that weighs all real frames alike; their sum is 1
+
+
+def real_cells(placement_B6: Tensor, num_frames: int, stab: VideoPandaStabConfig) -> Cells:
+    """Find the tokens of cells among all visual tokens: without context and row tokens and without padding frames."""
+    s, device = stab.max_cells, placement_B6.device
+    top_B, left_B, rows_B, columns_B, sent_B, real_B = placement_B6.unbind(1)
+    layout = {"row_tokens": stab.row_tokens, "context_token": stab.context_token}
+    per_video_B = placement_token_count(rows_B, columns_B, sent_B, real_B, max_cells=s, **layout)
+    first_B = per_video_B.cumsum(0) - per_video_B
+    t_T11, r_S1, c_S = (
+        torch.arange(n, device=device).view(-1, *[1] * after) for n, after in ((num_frames, 2), (s, 1), (s, 0))
+    )
+    top, left, rows, columns, real, first = (
+        x_B.view(-1, 1, 1, 1) for x_B in (top_B, left_B, rows_B, columns_B, real_B, first_B)
+    )
+    inside_BTSS = (t_T11 < real) & (r_S1 >= top) & (r_S1 < top + rows) & (c_S >= left) & (c_S < left + columns)
+    start_BT11 = first + t_T11 * frame_token_count(rows, columns, **layout) + int(stab.context_token)
+    token_BTSS = start_BT11 + (r_S1 - top) * (columns + int(stab.row_tokens)) + c_S - left
+    place_Q = inside_BTSS.flatten().nonzero().squeeze(1)
+    frame_Q = place_Q // (s * s)
+    weight_B = 1.0 / (rows_B * columns_B * real_B.sum().clamp(min=1))
+    return Cells(
+        token=token_BTSS.flatten()[place_Q],
+        frame=frame_Q,
+        row=place_Q // s % s,
+        column=place_Q % s,
+        weight=weight_B[frame_Q // num_frames],
+    )
+
+
+class Distillation(nn.Module):
+    """Head and loss: mean over real frames of the mean over their cells of the distance to the teacher.
+
+    A frame with few cells weighs as much as one with many. Context and row tokens and padding frames take no part.
+    Where the teacher's grid is finer than the cells its features are averaged over each cell; where it is coarser the
+    hidden states are.
+
+    Args:
+        head: `FusedHead` or `LastLayerHead`.
+        stab: says how the visual tokens of a frame are laid out.
+        distance: "cosine" is 1 - cosine, the released loss; "mse" the squared difference, averaged over D.
+    """
+
+    def __init__(
+        self,
+        head: FusedHead | LastLayerHead,
+        stab: VideoPandaStabConfig,
+        distance: Literal["cosine", "mse"] = "cosine",
+    ):
+        super().__init__()
+        if distance not in ("cosine", "mse"):
+            raise ValueError(f"`distance` must be cosine or mse, got {distance!r}.")
+        self.head, self.stab, self.distance = head, stab, distance
+
+    def forward(self, states: Sequence[Tensor], placement_B6: Tensor, teacher_BTGGD: Tensor) -> Tensor:
+        """Return the loss, a scalar.
+
+        Args:
+            states: hidden states at all visual tokens of the batch, J tensors (V, E), last layer first.
+            placement_B6: placement rows on the canvas that the teacher sees.
+            teacher_BTGGD: the teacher's patch features, without class token, on the whole canvas.
+
+        Raises:
+            ValueError: neither grid divides the other.
+        """
+        distance_Q, cells = self.distances(states, placement_B6, teacher_BTGGD)
+        return (cells.weight * distance_Q).sum()
+
+    def distances(self, states: Sequence[Tensor], placement_B6: Tensor, teacher_BTGGD: Tensor) -> tuple[Tensor, Cells]:
+        """Distance of every cell (or, with a coarser teacher, of every teacher patch) to the teacher."""
+        cells = real_cells(placement_B6, teacher_BTGGD.shape[1], self.stab)
+        states = [state_VE[cells.token] for state_VE in states]
+        s, g = self.stab.max_cells, teacher_BTGGD.shape[2]
+        if max(s, g) % min(s, g):
+            raise ValueError(f"A teacher of {g} × {g} patches does not fit {s} × {s} cells: neither divides the other.")
+        teacher_FGGD = teacher_BTGGD.flatten(0, 1)
+        if g > s:
+            teacher_FGGD = F.avg_pool2d(teacher_FGGD.permute(0, 3, 1, 2), g // s).permute(0, 2, 3, 1)
+        elif g < s:
+            states, cells = average_states(states, cells, placement_B6, s, s // g)
+        prediction_QD = self.head(states).float()
+        target_QD = teacher_FGGD[cells.frame, cells.row, cells.column].float()
+        if self.distance == "mse":
+            return F.mse_loss(prediction_QD, target_QD, reduction="none").mean(-1), cells
+        return 1.0 - F.cosine_similarity(prediction_QD, target_QD, dim=-1, eps=1e-8), cells
+
+
+def average_states(
+    states: Sequence[Tensor], cells: Cells, placement_B6: Tensor, side: int, factor: int
+) -> tuple[list[Tensor], Cells]:
+    """Average states over blocks of `factor` × `factor` cells, which must not reach beyond the picture."""
+    if (placement_B6[:, :4] % factor).any():
+        raise ValueError(f"A teacher patch spans {factor} × {factor} cells, but a picture ends inside of one.")
+    coarse = side // factor
+    block_Q = (cells.frame * coarse + cells.row // factor) * coarse + cells.column // factor
+    place_P, index_Q = block_Q.unique(return_inverse=True)
+    averaged = [
+        state_QE.new_zeros(len(place_P), state_QE.shape[1]).index_add(0, index_Q, state_QE) / factor**2
+        for state_QE in states
+    ]
+    weight_P = cells.weight.new_zeros(len(place_P)).index_add(0, index_Q, cells.weight)
+    frame_P, row_P, column_P = place_P // coarse**2, place_P // coarse % coarse, place_P % coarse
+    return averaged, Cells(place_P, frame_P, row_P, column_P, weight_P)
+
+
+class Teacher(Protocol):
+    """A frozen source of features."""
+
+    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
+        """Take what only the teacher reads out of the batch; return patch features (B, T, G, G, D)."""
+
+
+class StoredFeatures:
+    """Features that were computed before and come with the batch as `teacher_features`."""
+
+    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return them."""
+        return batch.pop("teacher_features")
+
+
+class DistillVideoLanguage:
+    """Next-token cross-entropy on the answers plus the distillation of a teacher.
+
+    Args:
+        distillation: head and loss; its parameters are to be trained with the model's.
+        teacher: is called without gradients.
+        layers: hidden states that the head reads, last layer first; see `every_fourth_layer`.
+        weight: of the distillation.
+    """
+
+    def __init__(self, distillation: Distillation, teacher: Teacher, layers: Sequence[int], weight: float = 1.0):
+        if len(layers) != distillation.head.num_states:
+            raise ValueError(f"The head reads {distillation.head.num_states} states, but {len(layers)} are named.")
+        self.distillation, self.teacher, self.layers, self.weight = distillation, teacher, tuple(layers), weight
+
+    def step(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Losses of a batch with `pixel_values_videos` and what the teacher needs."""
+        batch = dict(batch)
+        with torch.no_grad():
+            teacher_BTGGD = self.teacher(batch)
+        placement_B6 = batch.pop("video_placement")
+        features = model.get_video_features(batch.pop("pixel_values_videos"), placement_B6)
+        with hidden_states(model.get_decoder(), self.layers) as states:
+            text_loss = model(**batch, mm_encoder_outputs={"video": features}).loss
+        visual_BN = batch["input_ids"] == model.config.video_token_id
+        at_tokens = [states[i][visual_BN] if i else features.last_hidden_state for i in self.layers]
+        distill_loss = self.distillation(at_tokens, placement_B6, teacher_BTGGD)
+        return {
+            "loss": text_loss + self.weight * distill_loss,
+            "text_loss": text_loss.detach(),
+            "distill_loss": distill_loss.detach(),
+        }
+
+
+@contextmanager
+def hidden_states(decoder: Any, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Collect some hidden states (B, N, E) of the next forward pass, and no others.
+
+    State i > 0 is the output of the i-th layer, that of the last layer after the final norm. State 0 is not collected.
+    """
+    states: dict[int, Tensor] = {}
+    handles = []
+    for i in layers:
+        if i == len(decoder.layers):
+            handles.append(
+                decoder.register_forward_hook(lambda _, __, out, i=i: states.update({i: out.last_hidden_state}))
+            )
+        elif i:
+            handles.append(decoder.layers[i - 1].register_forward_hook(lambda _, __, out, i=i: states.update({i: out})))
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def teacher_video_processor(student: VideoPandaVideoProcessor, image_size: int = 224) -> VideoPandaVideoProcessor:
+    """Return the processor of a teacher's frames: the student's geometry on a square canvas of `image_size` pixels.
+
+    Frames are resized from the source, not from the student's canvas, and cells lie where the student's lie. Mirroring
+    is left to whoever feeds both: student and teacher must see the same picture (the official code draws twice).
+
+    Raises:
+        ValueError: the canvas has no even number of pixels per cell.
+    """
+    return VideoPandaVideoProcessor(
+        size={"height": image_size, "width": image_size},
+        patch_size=image_size // (2 * student.max_cells),
+        num_frames=student.num_frames,
+        pad_frames=student.pad_frames,
+        do_sample_frames=student.do_sample_frames,
+    )

@@ -1,0 +1,232 @@
+"""Sections 4 and 5 of the golden README: distillation, and the whole model in training and generation."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from golden_checks.data import PLACEHOLDER, question_prompt, training_prompt
+from golden_checks.findings import Findings
+from golden_checks.stab import Weights, placement_of_mask, to_cells
+from videopanda.data.collate import IGNORE
+from videopanda.models.videopanda import VideoPandaConfig, VideoPandaForConditionalGeneration, VideoPandaStabConfig
+from videopanda.models.videopanda.convert_videopanda import fate_of
+from videopanda.training.distill import (
+    Distillation,
+    DistillVideoLanguage,
+    FusedHead,
+    StoredFeatures,
+    every_fourth_layer,
+    hidden_states,
+)
+
+TOKENS, LOSS, LOGITS = 1e-4, 1e-6, 1e-3
+GRADIENT = 1e-4  # relative
+
+
+def load_head(weights: Weights) -> FusedHead:
+    """A head from its official names, all of which must have a place."""
+    num_states = sum(name.endswith(".0.bias") for name in weights)
+    teacher_size, language_size = weights["input_layer.weight"].shape
+    head = FusedHead(language_size, teacher_size, num_states)
+    head.load_state_dict(weights)
+    return head.eval()
+
+
+def check_distill(golden: Weights) -> Findings:
+    """Loss of the whole batch and of every frame, and gradients of head and hidden states."""
+    findings = Findings()
+    head = load_head({k.removeprefix("compressor."): v for k, v in golden.items() if k.startswith("compressor.")})
+    canvas, patch, downsampling, teacher_canvas, teacher_patch, _ = golden["meta"].tolist()
+    stab = VideoPandaStabConfig(image_size=canvas, patch_size=patch)
+    assert downsampling == 2
+    hidden = golden["hidden_states"].float().requires_grad_()
+    num_videos, frames = golden["feature_lens"].shape
+    side = teacher_canvas // teacher_patch
+    scale = stab.max_cells / side
+    tokens, placement = [], []
+    for b in range(num_videos):
+        mask = golden["teacher_mask"][b]
+        top, left, height, width, _, real = placement_of_mask(mask).tolist() if mask.any() else [0, 0, side, side, 0, 0]
+        placement.append([*(int(x * scale) for x in (top, left, height, width)), real, real])
+        start = int((golden["input_ids"][b] == PLACEHOLDER).nonzero()[0])
+        # The stored batch has padding frames of 73 rows on any canvas; only the rows of real frames go on.
+        tokens.append(hidden[b, start : start + int(golden["feature_lens"][b, :real].sum())])
+    states = torch.cat(tokens)
+    placement = torch.tensor(placement)
+    teacher = golden["teacher_features"][:, :, 1:].float().unflatten(2, (side, side))
+    distillation = Distillation(head, stab)
+    by_layer = [states[:, i] for i in golden["layer_idx"].tolist()]
+    loss = distillation(by_layer, placement, teacher)
+    findings.compare("loss", loss, golden["loss"][0], LOSS)
+    findings.compare("loss_fp64", loss, golden["loss_fp64"][0], LOSS)
+    distance_Q, cells = distillation.distances(by_layer, placement, teacher)  # noqa: N806
+    total, per_frame = torch.zeros(num_videos * frames), cells.weight * placement[:, 5].sum()
+    total.index_add_(0, cells.frame, (distance_Q * per_frame).detach())
+    findings.compare("per_frame_loss", total.view(num_videos, frames), golden["per_frame_loss"], LOSS)
+    loss.backward()
+    parameters = dict(head.named_parameters())
+    for name in golden:
+        if name == "grad.hidden_states.l2_per_layer":
+            findings.compare(name, hidden.grad.square().sum((0, 1, 3)).sqrt(), golden[name], LOSS)
+        elif name.startswith("grad."):
+            findings.compare(name, parameters[name.removeprefix("grad.")].grad, golden[name], LOSS)
+    return findings
+
+
+def load_whole(config: Mapping[str, Any], weights: Weights) -> tuple[VideoPandaForConditionalGeneration, FusedHead]:
+    """Model and distillation head from official names; `<video>` and `<image>` get two new, empty vocabulary rows."""
+    vocabulary, preprocessor = config["llm"]["vocab_size"], config["preprocessor"]
+    model = VideoPandaForConditionalGeneration(
+        VideoPandaConfig(
+            text_config={
+                **{"model_type": "llama", "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+                **config["llm"],
+                **{"rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]}},
+                **{"vocab_size": vocabulary + 2},
+            },
+            stab_config=VideoPandaStabConfig.released(
+                hidden_size=config["video_hidden_size"],
+                num_heads=config["n_head_dec"],
+                segment_frames=config["chunk_size"],
+                image_size=preprocessor["image_size"],
+                patch_size=preprocessor["patch_stride"],
+            ),
+            video_token_id=vocabulary,
+            image_token_id=vocabulary + 1,
+        )
+    )
+    state, head, ours = {}, {}, model.state_dict()
+    for name, tensor in weights.items():
+        fate = fate_of(name)
+        if fate.kind == "unknown":
+            raise ValueError(f"{name} has no place in the model")
+        if fate.kind == "head":
+            head[fate.target] = tensor
+        elif fate.kind == "weight":
+            if tensor.shape[0] == vocabulary and ours[fate.target].shape[0] == vocabulary + 2:
+                tensor = torch.cat([tensor, tensor.new_zeros(2, tensor.shape[1])])
+            state[fate.target] = tensor.reshape(ours[fate.target].shape)
+    model.load_state_dict(state)
+    return model.eval(), load_head(head)
+
+
+def check_whole_weights(weights: Weights) -> Findings:
+    """Whether every tensor has a fate."""
+    findings = Findings()
+    unknown = [name for name in weights if fate_of(name).kind == "unknown"]
+    findings.require(f"{len(weights)} names known", not unknown)
+    return findings
+
+
+def expand(ids: Iterable[int], lengths: Iterable[int], video_token_id: int) -> list[int]:
+    """Replace the k-th placeholder by as many `<video>` ids as frame k has tokens."""
+    lengths = iter(lengths)
+    return [x for i in ids for x in ([video_token_id] * next(lengths) if i == PLACEHOLDER else [i])]
+
+
+def whole_batch(golden: Weights, model: VideoPandaForConditionalGeneration) -> dict[str, Tensor]:
+    """Inputs of our model from the stored ones."""
+    cell, video_id = model.config.stab_config.cell_size, model.config.video_token_id
+    rows, targets = [], []
+    for b, lengths in enumerate(golden["feature_lens"].tolist()):
+        length = int(golden["attention_mask"][b].sum())
+        ids, labels = golden["input_ids"][b, :length].tolist(), golden["labels"][b, :length].tolist()
+        rows.append(torch.tensor(expand(ids, lengths, video_id)))
+        marked = [PLACEHOLDER if i == PLACEHOLDER else label for i, label in zip(ids, labels)]
+        targets.append(torch.tensor(expand(marked, lengths, IGNORE)))
+    pad = torch.nn.utils.rnn.pad_sequence
+    frames = golden["frames_q.v0"].shape[0]
+    return {
+        "input_ids": pad(rows, batch_first=True),
+        "labels": pad(targets, batch_first=True, padding_value=IGNORE),
+        "attention_mask": pad([torch.ones_like(row) for row in rows], batch_first=True),
+        "pixel_values_videos": torch.stack([golden[f"frames_q.v{b}"] for b in range(len(rows))]).float() / 64,
+        "video_placement": torch.stack(
+            [to_cells(placement_of_mask(golden[f"mask.v{b}"]), frames, cell) for b in range(len(rows))]
+        ),
+    }
+
+
+def check_whole(
+    config: Mapping[str, Any], weights: Weights, golden: Weights, texts: Mapping[str, Any], tokenizer: Any
+) -> Findings:
+    """Embeddings, labels, losses, hidden states, logits, gradient norms and greedy tokens."""
+    findings = Findings()
+    model, head = load_whole(config, weights)
+    num_layers, vocabulary = config["llm"]["num_hidden_layers"], config["llm"]["vocab_size"]
+    if "loss.total" in golden:
+        batch = whole_batch(golden, model)
+        is_real = batch["attention_mask"].bool()
+        findings.compare("merged_attention_mask", is_real, golden["merged_attention_mask"], 0.0)
+        findings.compare("merged_labels", batch["labels"], golden["merged_labels"], 0.0)
+        counts = model.model.stab.token_counts(batch["video_placement"], *[model.config.stab_config.max_cells] * 2)
+        findings.compare("feature_lens", counts, golden["feature_lens"].sum(1), 0.0)
+        kept = [int(m[1]) for name in golden if (m := re.fullmatch(r"hidden\.layer(\d+)", name))]
+        decoder = model.get_decoder()
+        embeds: list[Tensor] = []
+        hook = decoder.register_forward_pre_hook(
+            lambda _, args, kwargs: embeds.append(kwargs["inputs_embeds"]), with_kwargs=True
+        )
+        with torch.no_grad(), hidden_states(decoder, [num_layers, *kept]) as states:
+            logits = model(**batch).logits
+        hook.remove()
+        findings.compare("merged_embeds", embeds[0][is_real], golden["merged_embeds"][is_real], TOKENS)
+        for name, i in {"hidden.last": num_layers, **{f"hidden.layer{i}": i for i in kept}}.items():
+            every_eighth = is_real[:, ::8]
+            findings.compare(name, states[i][:, ::8][every_eighth], golden[name][every_eighth], LOGITS)
+        tail, end = golden["logits.tail"], is_real[:, -golden["logits.tail"].shape[1] :]
+        findings.compare("logits.tail", logits[:, -tail.shape[1] :, :vocabulary][end], tail[end], LOGITS)
+        side = config["preprocessor"]["image_size_teacher"] // config["preprocessor"]["patch_stride_teacher"]
+        batch["teacher_features"] = golden["teacher_features"][:, :, 1:].unflatten(2, (side, side))
+        task = DistillVideoLanguage(
+            Distillation(head, model.config.stab_config), StoredFeatures(), every_fourth_layer(num_layers)
+        )
+        losses = task.step(model, batch)
+        findings.compare("loss.text", losses["text_loss"], golden["loss.text"][0], 1e-5)
+        findings.compare("loss.distill", losses["distill_loss"], golden["loss.distill"][0], LOSS)
+        findings.compare("loss.total", losses["loss"], golden["loss.total"][0], 1e-5)
+        losses["loss"].backward()
+        gradients = {n: p.grad for n, p in [*model.named_parameters(), *head.named_parameters()]}
+        for name, norm in texts["grad_l2"].items():
+            gradient = gradients[fate_of(name).target]
+            findings.compare(f"grad_l2 {name}, relative", gradient.norm() / norm, 1.0, GRADIENT)
+        unused = [name for name in texts.get("params_without_grad", []) if fate_of(name).kind != "dropped"]
+        findings.require("params_without_grad", not unused)
+        check_conversations(findings, texts["conversations"], golden, tokenizer)
+    if "gen.new_ids" in golden:
+        check_greedy(findings, model, golden, texts, tokenizer)
+    return findings
+
+
+def check_conversations(findings: Findings, conversations: list, golden: Weights, tokenizer: Any) -> None:
+    """Token ids and labels of the stored conversations."""
+    frames = golden["feature_lens"].shape[1]
+    for b, conversation in enumerate(conversations):
+        length = int(golden["attention_mask"][b].sum())
+        ids, labels, _ = training_prompt(tokenizer, conversation, frames)
+        findings.require(f"input_ids {b}", ids == golden["input_ids"][b, :length].tolist())
+        findings.require(f"labels {b}", labels == golden["labels"][b, :length].tolist())
+
+
+def check_greedy(findings: Findings, model: Any, golden: Weights, texts: Mapping[str, Any], tokenizer: Any) -> None:
+    """Greedy tokens for the first video."""
+    frames = golden["frames_q.v0"].shape[0]
+    ids, _ = question_prompt(tokenizer, texts["question"], frames)
+    findings.require("gen.input_ids", ids == golden["gen.input_ids"][0].tolist())
+    placement = to_cells(placement_of_mask(golden["mask.v0"]), frames, model.config.stab_config.cell_size)[None]
+    pixels = golden["frames_q.v0"].float()[None] / 64
+    lengths = golden["feature_lens"][0].tolist()
+    new = golden["gen.new_ids"][0].tolist()
+    prompt = torch.tensor([expand(golden["gen.input_ids"][0].tolist(), lengths, model.config.video_token_id)])
+    output = model.generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        pixel_values_videos=pixels,
+        video_placement=placement,
+        max_new_tokens=len(new),
+        do_sample=False,
+    )
+    findings.require("gen.new_ids", output[0, prompt.shape[1] :].tolist() == new)
