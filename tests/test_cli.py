@@ -47,9 +47,10 @@ def model(tmp_path_factory) -> str:
 
 # -- the surface -------------------------------------------------------------------------------------------------------
 SURFACE = {
-    "": (set(), {"answer", "chat", "demo", "export", "init", "train", "scenes", "evaluate"}),
+    "": (set(), {"answer", "chat", "convert", "demo", "export", "init", "train", "scenes", "evaluate", "verify"}),
     "answer": ({"--model", "--frames", "--start", "--end", "--json"}, {"video", "question"}),
     "chat": ({"--model", "--frames", "--start", "--end"}, {"video"}),
+    "convert": ({"--allow", "--json"}, {"source", "target"}),
     "demo": ({"--out"}, set()),
     "scenes": (set(), {"make"}),
     "scenes make": ({"--num", "--seed", "--split"}, {"out"}),
@@ -57,6 +58,7 @@ SURFACE = {
     "evaluate scenes": ({"--model", "--num", "--seed", "--json", "--out", "--no-baselines"}, set()),
     "init": ({"--backbone", "--preset", "--chat-template", "--seed"}, {"out"}),
     "export": (set(), {"checkpoint", "out"}),
+    "verify": ({"--against", "--record", "--json"}, {"checkpoint"}),
     "train": ({"--config", "--set", "--model", "--output", "--resume"}, {"stage"}),
 }
 

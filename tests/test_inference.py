@@ -84,6 +84,13 @@ def test_ask_tells_what_it_looked_at(loaded, path, checkpoint):
         assert answer.answer == _by_hand(model, processor, video, question_messages(processor, answer.question), 8)
 
 
+def test_a_released_model_looks_at_the_frames_of_the_released_rule(loaded, path):
+    model, _ = loaded
+    video = read_video(path, num_frames=8, sampling="released")
+    (answer,) = ask(model, tiny_processor(frame_sampling="released"), path, ["What?"], max_new_tokens=2)
+    assert answer.frame_indices == tuple(video.indices) != tuple(read_video(path, num_frames=8).indices)
+
+
 def test_a_range_is_looked_at_as_a_clip_of_its_own_length(loaded, path):
     model, processor = loaded
     chat = Chat(model, processor, path, num_frames=4, start=1.0, end=2.0)

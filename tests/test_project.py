@@ -34,8 +34,13 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "inference": ({"models", "video"}, {"torch"}),
     "data": ({".", "", "video", "models", "contact_sheet"}, {"torch", "numpy", "PIL", "rich"}),
     "data.scenes.render": ({"."}, {"numpy", "PIL", "av"}),  # encodes clips
-    "training": ({".", "", "data", "models"}, {"torch", "transformers", "tokenizers", "jinja2", "numpy", "matplotlib"}),
-    "verification": ({".", "", "models"}, {"torch", "transformers", "safetensors", "numpy", "rich"}),
+    "weights": ({"."}, {"torch"}),
+    "conversion": ({".", "", "weights", "models"}, {"torch", "transformers", "tokenizers", "rich"}),
+    "training": (
+        {".", "", "data", "models", "weights"},
+        {"torch", "transformers", "tokenizers", "jinja2", "numpy", "matplotlib"},
+    ),
+    "verification": ({".", "", "models", "weights", "conversion", "inference"}, {"torch", "numpy", "rich"}),
     "evaluation": (
         {".", "", "data", "video", "models", "inference", "contact_sheet"},
         {"torch", "transformers", "numpy", "rich", "av"},
@@ -49,8 +54,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "transformers", "numpy", "matplotlib", "rich"},
     ),
     "cli": (
-        {"models", "video", "inference", "contact_sheet", "data", "training", "verification", "evaluation"}
-        | {"serving", "bench"},
+        {"models", "video", "inference", "contact_sheet", "conversion", "data", "training", "verification"}
+        | {"evaluation", "serving", "bench"},
         {"typer", "rich", "transformers", "torch", "numpy"},
     ),
 }
@@ -144,6 +149,9 @@ def test_every_import_follows_the_plan():
         ("inference", "def f():\n    from videopanda.training import run"),
         ("training.run", "from videopanda.evaluation.scenes import evaluate"),
         ("training.run", "from videopanda.inference import load"),
+        ("training.run", "from videopanda.conversion.convert import convert"),
+        ("weights.files", "from videopanda.models.videopanda import VideoPandaConfig"),
+        ("inference", "from videopanda.verification.verify import verify"),
         ("evaluation.scenes", "from videopanda.training.run import run_stage"),
         ("contact_sheet", "from videopanda import video"),
         ("elsewhere", "import numpy"),

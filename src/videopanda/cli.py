@@ -239,6 +239,66 @@ def export_verb(
     print(f"{out}: {len(files)} files; loads with trust_remote_code=True where videopanda is not installed")
 
 
+@app.command("convert")
+def convert_verb(
+    source: Annotated[Path, typer.Argument(help="Folder of an official checkpoint.", show_default=False)],
+    target: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
+    allow: Annotated[
+        list[str] | None,
+        typer.Option("--allow", metavar="KEY|PATTERN", help="Drop unknown tensors of this name; may be repeated."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn an official Video-Panda or EVE checkpoint into a folder that every other verb takes.
+
+    Example:  videopanda convert Video-Panda-7B/videopanda_fitu out/video-panda-7b
+    """
+    from videopanda.conversion.convert import convert
+    from videopanda.conversion.ledger import table
+
+    quiet()
+    plan = convert(source, target, allow or [])
+    if as_json:
+        print(json.dumps(plan.as_dict()))
+        return
+    console().print(table(plan))
+    for note in plan.settings.notes:
+        print(f"videopanda: {note}", file=sys.stderr)
+    print(f"{target}: every tensor is listed in conversion.json; check it with  videopanda verify {target}")
+
+
+@app.command("verify")
+def verify_verb(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.", show_default=False)],
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="SRC", help="Official checkpoint that every weight must equal bit for bit."),
+    ] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write checksums of the weights as they are now, if all else passes.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a checkpoint: names, shapes, values, checksums, STAB against its reference, answers against themselves.
+
+    Exit code 1 says that a check failed.
+
+    Example:  videopanda verify out/video-panda-7b
+    """
+    from videopanda.verification.verify import tables, verify
+
+    quiet()
+    report = verify(checkpoint, against, record)
+    if as_json:
+        print(json.dumps(report.as_dict()))
+    else:
+        console().print(tables(report))
+        if report.recorded:
+            print(f"checksums recorded: {checkpoint / 'checksums.json'}")
+    if not report.passed:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run the command; a mistake of the user becomes one line on stderr and exit code 2."""
     try:

@@ -26,6 +26,7 @@ from videopanda.models.videopanda import (
     VideoPandaForConditionalGeneration,
     VideoPandaProcessor,
     VideoPandaVisualOutput,
+    refuse_official,
 )
 from videopanda.video import Video, read_video
 
@@ -81,7 +82,7 @@ def load(
         ValueError: the folder holds something else, or not all of a Video-Panda checkpoint.
     """
     folder = BUNDLED_MODEL if model is None else Path(model)
-    _check_checkpoint(folder)
+    check_checkpoint(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if device == "cpu" else "auto"
     try:
@@ -99,16 +100,24 @@ def load(
     return network.to(device).eval(), processor
 
 
-def _check_checkpoint(folder: Path) -> None:
+def check_checkpoint(folder: Path) -> None:
+    """See that a folder looks like a checkpoint of this project.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no weights in it.
+        ValueError: the folder holds something else; for an official checkpoint the message names the command to run.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"no model folder at {folder}")
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(f"{folder} is not a videopanda checkpoint: it has no config.json")
     try:
-        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        kind = settings.get("model_type")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{folder} is not a videopanda checkpoint: its config.json is damaged") from error
+    refuse_official(settings, folder)
     if kind != "videopanda":
         raise ValueError(f"{folder} is not a videopanda checkpoint: its model_type is {kind!r}")
     if not any(folder.glob("*.safetensors")):
@@ -313,7 +322,8 @@ def _open(processor: Any, video: Any, num_frames: int | None, start: float | Non
         return video
     if num_frames is None:
         num_frames = processor.video_processor.num_frames
-    part = read_video(video, num_frames=num_frames, start=start, end=end)
+    sampling = processor.video_processor.frame_sampling
+    part = read_video(video, num_frames=num_frames, sampling=sampling, start=start, end=end)
     return replace(part, duration=part.end - part.start)
 
 

@@ -134,6 +134,7 @@ def test_bad_videos_are_refused(video, message):
         {"size": {"height": 50, "width": 50}},
         {"size": {"height": 48, "width": 96}},
         {"canvas": "round"},
+        {"frame_sampling": "random"},
         {"num_frames": 0},
         {"canvas": "tight", "pad_frames": True},
         {"image_mean": [0.5]},

@@ -23,6 +23,7 @@ from videopanda.data.collate import Collator
 from videopanda.training.parts import parameter_groups, set_stage
 from videopanda.training.stages import StageConfig
 from videopanda.training.tasks import Task, VideoLanguage
+from videopanda.weights import checksums
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,7 @@ def run_stage(
     if trainer.is_world_process_zero():
         from videopanda.training.plots import plot_curves
 
+        checksums.record(output)
         plot_curves(output / "metrics.jsonl", output / "curves.png", title=stage.stage)
     return output
 

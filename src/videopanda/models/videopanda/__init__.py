@@ -10,6 +10,7 @@ _HOME = {
     "grid_for_size": "configuration_videopanda",
     "placement_for_size": "configuration_videopanda",
     "placement_token_count": "configuration_videopanda",
+    "refuse_official": "configuration_videopanda",
     "visual_token_count": "configuration_videopanda",
     "VideoPandaForConditionalGeneration": "modeling_videopanda",
     "VideoPandaModel": "modeling_videopanda",

@@ -253,6 +253,15 @@ class VideoPandaStabConfig(PreTrainedConfig):
         return self.fsra
 
 
+def refuse_official(config: dict[str, Any], folder: Any) -> None:
+    """Raise `ValueError` with the command to run if `config` is that of an official Video-Panda or EVE checkpoint."""
+    if config.get("model_type") in ("videopanda", "eve") and "text_config" not in config and "hidden_size" in config:
+        raise ValueError(
+            f"{folder} is a checkpoint of the official {config['model_type']} code: run "
+            f"`videopanda convert {folder} DST` and load DST."
+        )
+
+
 class VideoPandaConfig(PreTrainedConfig):
     """STAB, projector and any causal language model that transformers builds from `text_config`.
 
@@ -279,7 +288,7 @@ class VideoPandaConfig(PreTrainedConfig):
         if text_config is None:
             text_config = {"model_type": "llama", "vocab_size": 32002}
         if isinstance(text_config, dict):
-            if "model_type" not in text_config:
+            if text_config.get("model_type") not in CONFIG_MAPPING:
                 raise ValueError("`text_config` needs a `model_type`, such as 'llama' or 'qwen3'.")
             text_config = CONFIG_MAPPING[text_config["model_type"]](**text_config)
         if stab_config is None:
@@ -297,6 +306,23 @@ class VideoPandaConfig(PreTrainedConfig):
         self.image_token_id = image_token_id
         self.initializer_range = initializer_range
         super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "VideoPandaConfig":
+        """Read the configuration of a folder or Hub name; see `from_dict` for official checkpoints."""
+        return super().from_pretrained(
+            pretrained_model_name_or_path, **{"name_or_path": str(pretrained_model_name_or_path), **kwargs}
+        )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "VideoPandaConfig":
+        """Read a configuration.
+
+        Raises:
+            ValueError: it is that of an official checkpoint; the message names the command that converts it.
+        """
+        refuse_official(config_dict, kwargs.get("name_or_path", "SRC"))
+        return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def released(cls, **overrides: Any) -> "VideoPandaConfig":
@@ -321,5 +347,6 @@ __all__ = [
     "grid_for_size",
     "placement_for_size",
     "placement_token_count",
+    "refuse_official",
     "visual_token_count",
 ]

@@ -1,4 +1,12 @@
-"""Conversion of official Video-Panda checkpoints."""
+"""Names of official Video-Panda and EVE checkpoints and what they are called here.
+
+An official checkpoint holds more than the model: every tensor of the tower twice (`video_tower` and `vision_tower` are
+two names for one module, `video_projector` and `mm_projector` likewise), a branch that is never used (`lmhra2`), the
+head that distils a teacher, and often the teacher itself, also twice.
+"""
+
+import re
+from typing import Literal, NamedTuple
 
 _STAB = {
     "class_embedding": "fsra.query",
@@ -33,6 +41,12 @@ _STAB = {
     "global_attention.proj": "fsra.out_proj",
 }
 _PROJECTOR = {"0": "up", "2": "down"}
+_TOWERS = ("video_tower", "vision_tower")  # the second name is used where the first one is missing
+_PROJECTORS = ("video_projector", "mm_projector")
+_LAYER = re.compile(
+    r"layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj|input_layernorm|post_attention_layernorm)\.weight"
+)
+_HEAD = re.compile(r"(norm_layer\.\d+\.0\.(weight|bias)|norm_layer\.\d+\.1\.weight|(in|out)put_layer\.(weight|bias))")
 
 
 def official_to_ours(name: str) -> str | None:
@@ -43,10 +57,10 @@ def official_to_ours(name: str) -> str | None:
     """
     name = name.removeprefix("model.")
     tower, _, rest = name.partition(".")
-    if tower in ("video_projector", "mm_projector"):
+    if tower in _PROJECTORS:
         layer, _, kind = rest.partition(".")
-        return f"projector.{_PROJECTOR[layer]}.{kind}"
-    if tower not in ("video_tower", "vision_tower"):
+        return f"projector.{_PROJECTOR[layer]}.{kind}" if layer in _PROJECTOR else None
+    if tower not in _TOWERS:
         return None
     if rest in _STAB:
         return f"stab.{_STAB[rest]}"
@@ -54,3 +68,44 @@ def official_to_ours(name: str) -> str | None:
     if module not in _STAB or kind == "num_batches_tracked":
         return None  # `lmhra2` is never used
     return f"stab.{_STAB[module]}.{kind}"
+
+
+class Fate(NamedTuple):
+    """What becomes of an official tensor.
+
+    kind: "weight" of the model, tensor of the distillation "head", "dropped" on purpose, or "unknown".
+    target: its name in the model, or in the file of the head.
+    rank: where several tensors have one target, the one with the lowest rank is taken.
+    why: reason for dropping it.
+    """
+
+    kind: Literal["weight", "head", "dropped", "unknown"]
+    target: str = ""
+    rank: int = 0
+    why: str = ""
+
+
+def fate_of(name: str) -> Fate:
+    """Say what becomes of a tensor of an official Video-Panda or EVE checkpoint."""
+    if name == "lm_head.weight":
+        return Fate("weight", name)
+    inner = name.removeprefix("model.")
+    module, _, rest = inner.partition(".")
+    if "teacher" in inner or any("clip" in part for part in inner.split(".")):
+        return Fate("dropped", why="frozen teacher of the distillation")
+    if inner.endswith("rotary_emb.inv_freq"):
+        return Fate("dropped", why="rotary frequencies follow from the configuration")
+    if inner in ("embed_tokens.weight", "norm.weight") or _LAYER.fullmatch(inner):
+        return Fate("weight", f"model.language_model.{inner}")
+    if module in (*_TOWERS, *_PROJECTORS):
+        rank = int(module in (_TOWERS[1], _PROJECTORS[1]))
+        ours = official_to_ours(name)
+        if ours is not None:
+            return Fate("weight", f"model.{ours}", rank)
+        if rest.startswith("lmhra2.pos_embed."):
+            return Fate("dropped", why="branch that no forward pass uses")
+        if rest == "lmhra1.pos_embed.0.num_batches_tracked":
+            return Fate("dropped", why="step counter of the batch norm, used nowhere")
+    if module in ("video_tower_compressor", "vision_tower_compressor") and _HEAD.fullmatch(rest):
+        return Fate("head", rest, int(module == "vision_tower_compressor"))
+    return Fate("unknown")

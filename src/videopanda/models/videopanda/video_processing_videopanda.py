@@ -86,12 +86,12 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
         num_frames: frames per video: the number sampled from longer videos and, with `pad_frames`, the least number
             sent.
         canvas: "square" places the picture in the middle of the canvas; "tight" makes the canvas as large as the
-            picture
-            (the largest picture of a batch), for models that mask padding.
+            picture (the largest picture of a batch), for models that mask padding.
         pad_frames: fill shorter videos with all-zero frames, as the released model does.
         do_sample_frames: take `num_frames` evenly spaced frames of an array with more of them. Objects with `frames`
-            and
-            `timestamps`, such as those of `read_video`, were sampled already and stay as they are.
+            and `timestamps`, such as those of `read_video`, were sampled already and stay as they are.
+        frame_sampling: the rule by which `videopanda answer` and its kin choose frames of a file: "uniform" takes the
+            middles of equal parts, "released" a grid of one frame per second, thinned, as the released code does.
         image_mean, image_std: per channel, for values in [0, 1].
         pad_color: uint8 colour around the picture.
         row_tokens, context_token, image_context_token: what the model adds to a frame or image; see `for_stab`.
@@ -109,6 +109,7 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
         canvas: Literal["square", "tight"] = "square",
         pad_frames: bool = True,
         do_sample_frames: bool = True,
+        frame_sampling: Literal["uniform", "released"] = "uniform",
         image_mean: list[float] | None = None,
         image_std: list[float] | None = None,
         pad_color: list[int] | None = None,
@@ -124,6 +125,7 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
         self.canvas = canvas
         self.pad_frames = pad_frames
         self.do_sample_frames = do_sample_frames
+        self.frame_sampling = frame_sampling
         self.image_mean = list(CLIP_MEAN if image_mean is None else image_mean)
         self.image_std = list(CLIP_STD if image_std is None else image_std)
         self.pad_color = [int(255 * mean) for mean in self.image_mean] if pad_color is None else list(pad_color)
@@ -140,6 +142,8 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
             )
         if canvas not in ("square", "tight"):
             raise ValueError(f"`canvas` must be 'square' or 'tight', got {canvas!r}.")
+        if frame_sampling not in ("uniform", "released"):
+            raise ValueError(f"`frame_sampling` must be 'uniform' or 'released', got {frame_sampling!r}.")
         if num_frames < 1:
             raise ValueError(f"`num_frames` must be at least 1, got {num_frames}.")
         if pad_frames and canvas == "tight":

@@ -1,0 +1,1 @@
+"""Official Video-Panda and EVE checkpoints to ordinary folders of this project."""
