@@ -256,12 +256,12 @@ def convert_verb(
     from videopanda.conversion.convert import convert
     from videopanda.conversion.ledger import table
 
-    quiet()
+    _quiet()
     plan = convert(source, target, allow or [])
     if as_json:
         print(json.dumps(plan.as_dict()))
         return
-    console().print(table(plan))
+    _console().print(table(plan))
     for note in plan.settings.notes:
         print(f"videopanda: {note}", file=sys.stderr)
     print(f"{target}: every tensor is listed in conversion.json; check it with  videopanda verify {target}")
@@ -287,12 +287,12 @@ def verify_verb(
     """
     from videopanda.verification.verify import tables, verify
 
-    quiet()
+    _quiet()
     report = verify(checkpoint, against, record)
     if as_json:
         print(json.dumps(report.as_dict()))
     else:
-        console().print(tables(report))
+        _console().print(tables(report))
         if report.recorded:
             print(f"checksums recorded: {checkpoint / 'checksums.json'}")
     if not report.passed:
