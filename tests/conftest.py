@@ -1,15 +1,19 @@
-"""What holds for every test: offline, one thread (with more, kernels add up in another order), GPU tests only on a GPU.
+"""What holds for every test: offline, one thread (with more, kernels add up in another order), GPU tests only on a GPU,
+the same random examples in every run.
 
 That this file is here also puts its folder on the import path, for `tiny.py` and `media.py`.
 """
 
 import os
 
+import hypothesis
 import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported; subprocesses inherit it
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

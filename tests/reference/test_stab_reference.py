@@ -1,5 +1,7 @@
 """The fast STAB equals the slow one on random configurations, forward and backward."""
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -76,7 +78,7 @@ def compare(config: VideoPandaStabConfig, canvas: tuple[int, int], videos: list[
     return max(((one - two).abs().max() / two.abs().max().clamp(min=1)).item() for one, two in pairs)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=12)
 @given(st.data())
 @pytest.mark.parametrize("preset", ["released", "paper", "any"])
 def test_fast_equals_slow(preset, data):
@@ -92,5 +94,5 @@ def test_fast_equals_slow(preset, data):
 
 
 def test_every_field_is_drawn():
-    fields = vars(VideoPandaStabConfig(**SIZES)).keys() & VideoPandaStabConfig.__init__.__annotations__.keys()
-    assert fields - {"kwargs"} == free_fields().keys() | SIZES.keys()
+    fields = set(inspect.signature(VideoPandaStabConfig.__init__).parameters) - {"self", "kwargs"}
+    assert fields == free_fields().keys() | SIZES.keys()
