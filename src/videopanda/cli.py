@@ -254,17 +254,18 @@ def convert_verb(
     Example:  videopanda convert Video-Panda-7B/videopanda_fitu out/video-panda-7b
     """
     from videopanda.conversion.convert import convert
-    from videopanda.conversion.ledger import table
+    from videopanda.conversion.ledger import lines, table
 
     _quiet()
     plan = convert(source, target, allow or [])
     if as_json:
         print(json.dumps(plan.as_dict()))
         return
+    print(*lines(plan), sep="\n")
     _console().print(table(plan))
     for note in plan.settings.notes:
         print(f"videopanda: {note}", file=sys.stderr)
-    print(f"{target}: every tensor is listed in conversion.json; check it with  videopanda verify {target}")
+    print(f"{target}: the ledger is kept in conversion.json; check the folder with  videopanda verify {target}")
 
 
 @app.command("verify")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 
@@ -120,8 +121,18 @@ def test_the_ledger_for_people_and_for_machines(whole, tmp_path, run, monkeypatc
     monkeypatch.setenv("COLUMNS", "120")
     code, out, err = run("convert", whole, tmp_path / "one")
     assert (code, err) == (0, "")
-    for words in ("frozen teacher of the distillation", "branch that no forward pass uses", "distillation_head"):
-        assert words in out
+    lines = [line.split(maxsplit=1) for line in out.splitlines()]
+    for line in (
+        ["used", "lm_head.weight"],
+        ["renamed", "model.video_tower.balance → model.stab.fusion.balance"],
+        ["renamed", "8 ×  model.layers.*.mlp.up_proj.weight → model.language_model.layers.*.mlp.up_proj.weight"],
+        ["dropped", "model.video_tower.lmhra2.pos_embed.1.bias (branch that no forward pass uses)"],
+    ):
+        assert line in lines
+    assert any("frozen teacher of the distillation" in line[-1] for line in lines if line)
+    totals = json.loads((tmp_path / "one" / "conversion.json").read_text())["totals"]
+    for fate, number in totals.items():
+        assert any(re.match(rf"│ {fate} +│ +{number} │", line) for line in out.splitlines()), fate
     assert f"videopanda verify {tmp_path / 'one'}" in out
     code, out, err = run("convert", whole, tmp_path / "two", "--json")
     assert (code, err) == (0, "")

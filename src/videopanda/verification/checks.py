@@ -59,20 +59,21 @@ class Expected:
 
 def check_keys(expected: Expected, places: dict[str, Place]) -> Check:
     """Every weight is there, under its name and with its shape, and no other."""
-    reasons = []
-    for name, shape in expected.shapes.items():
-        if name in expected.tied and name not in places:
-            continue
-        if name not in places:
-            kind = " (batch norm statistic; a loader would put its initial value there)" if is_statistic(name) else ""
-            reasons.append(f"{name} is missing{kind}")
-        elif places[name].shape != shape:
-            reasons.append(f"{name} has the shape {places[name].shape}, the configuration asks for {shape}")
-    reasons += [f"{name} belongs to nothing in this model" for name in places if name not in expected.shapes]
+    missing = [name for name in expected.shapes if name not in places and name not in expected.tied]
+    unexpected = [name for name in places if name not in expected.shapes]
+    other_shape = [name for name, shape in expected.shapes.items() if name in places and places[name].shape != shape]
+    statistic = " (batch norm statistic; a loader would put its initial value there)"
+    reasons = [
+        *(f"{name} is missing{statistic if is_statistic(name) else ''}" for name in missing),
+        *(f"{n} has the shape {places[n].shape}, the configuration asks for {expected.shapes[n]}" for n in other_shape),
+        *(f"{name} belongs to nothing in this model" for name in unexpected),
+    ]
     for second, first in expected.tied.items():
         if {first, second} <= places.keys() and checksums.checksum(places[first]) != checksums.checksum(places[second]):
             reasons.append(f"{first} and {second} are two names of one tensor, but their values differ")
-    return Check.of("keys", reasons, f"{len(places)} tensors", found=len(places), expected=len(expected.shapes))
+    summary = f"{len(places)} tensors, no name missing, none too many"
+    ledger = {"found": len(places), "missing": missing, "unexpected": unexpected, "other_shape": other_shape}
+    return Check.of("keys", reasons, summary, **ledger)
 
 
 def is_statistic(name: str) -> bool:

@@ -1,5 +1,6 @@
 """Text, videos and images to model inputs: a marker in the text becomes one token per visual feature."""
 
+import json
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from transformers import ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs
 
+from .configuration_videopanda import refuse_official
 from .hub_videopanda import add_code
 from .prompts_videopanda import VICUNA_CHAT_TEMPLATE
 from .video_processing_videopanda import (
@@ -62,6 +64,18 @@ class VideoPandaProcessor(ProcessorMixin):
         if chat_template is None:
             chat_template = VICUNA_CHAT_TEMPLATE
         super().__init__(video_processor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "VideoPandaProcessor":
+        """Load the processor of a folder or Hub name.
+
+        Raises:
+            ValueError: the folder is an official checkpoint; the message names the command that converts it.
+        """
+        config = Path(pretrained_model_name_or_path, "config.json")
+        if config.is_file():
+            refuse_official(json.loads(config.read_text(encoding="utf-8")), config.parent)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         """Accept our video processor: transformers looks the base class up only where torchvision is installed."""
