@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test check lint types clean
+.PHONY: setup demo test test-vllm check lint types clean
 
 setup: $(VENV)/.installed
 
@@ -21,6 +22,18 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
+# vLLM asks for other versions of packages than we do, so it gets an environment without this one.
+$(VLLM)/.installed: tests/vllm/requirements.txt tests/vllm/vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/vllm/requirements.txt
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+		--requirement tests/vllm/vllm.txt
+	touch $@
+
+test-vllm: setup $(VLLM)/.installed
+	$(BIN)/python -m pytest tests/vllm/check_vllm.py
+
 lint: setup
 	$(BIN)/ruff check src tests
 	$(BIN)/ruff format --check src tests
@@ -31,4 +44,4 @@ types: setup
 check: lint types test
 
 clean:
-	rm -rf $(VENV) out dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) out dist .pytest_cache .mypy_cache .ruff_cache

@@ -337,11 +337,15 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
 
     @staticmethod
     def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Resize uint8 frames (T, h, w, 3) with PIL's bicubic filter, the default of the released model."""
+        """Resize uint8 frames (T, h, w, 3) with PIL's bicubic filter, the default of the released model.
+
+        Width first, then height: Pillow 13 and later choose the order by size, and it shows in the rounding between.
+        """
         if frames.shape[1:3] == (height, width):
             return np.array(frames)
-        size = (width, height)
-        return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames])
+        bicubic = Image.Resampling.BICUBIC
+        wide = [Image.fromarray(frame).resize((width, frame.shape[0]), bicubic) for frame in frames]
+        return np.stack([np.asarray(image.resize((width, height), bicubic)) for image in wide])
 
 
 def flatten_images(images: Any) -> list[Any]:
