@@ -8,11 +8,14 @@ damaged, has no place in the layout or lacks a companion, and when nothing was c
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,9 +24,14 @@ from safetensors.torch import load_file
 from golden_checks import data, stab, whole
 from golden_checks.findings import Findings
 
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+COMPANIONS = ("weights of a tower", "weights of a whole model", "configuration of a whole model", "tokenizer")
 PREPROCESS = re.compile(r"preprocess_(\d+)x(\d+)_(\d+)f")
-TOKENIZER_FILE = "tokenizer.model"
-DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, AssertionError, SafetensorError)
+# What a damaged file may raise, wherever its numbers meet arithmetic.
+DAMAGE = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError),
+    *(StopIteration, TypeError, ValueError, SafetensorError),
+)
 
 
 @dataclass
@@ -31,40 +39,43 @@ class Folder:
     """Files by what they hold."""
 
     cases: dict[Path, str] = field(default_factory=dict)  # kind of each file with reference numbers
-    tower_weights: list[Path] = field(default_factory=list)
-    whole_weights: list[Path] = field(default_factory=list)
-    whole_configs: list[Path] = field(default_factory=list)
-    tokenizers: list[Path] = field(default_factory=list)
-    companions: list[Path] = field(default_factory=list)  # read together with a case, or documentation
-    unknown: dict[Path, str] = field(default_factory=dict)
+    companions: dict[str, list[Path]] = field(default_factory=lambda: {kind: [] for kind in COMPANIONS})
+    unknown: dict[Path, str] = field(default_factory=dict)  # with the reason
 
 
 def sort_files(root: Path) -> Folder:
     """Find out what every file below `root` is, by its contents."""
-    folder = Folder()
+    folder, texts = Folder(), []
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    tokenizer_folders = {path.parent for path in files if path.name == TOKENIZER_FILE}
-    folder.tokenizers = sorted(tokenizer_folders)
+    folder.companions["tokenizer"] = [path.parent for path in files if path.name == "tokenizer.model"]
     for path in files:
-        if path.parent in tokenizer_folders and path.parent != root:
-            folder.companions.append(path)
-        elif path.suffix in (".safetensors", ".json"):
-            try:
-                kind = kind_of_tensors(path) if path.suffix == ".safetensors" else kind_of_json(path)
-            except (OSError, ValueError, SafetensorError) as error:
-                folder.unknown[path] = f"cannot be read: {one_line(error)}"
-                continue
-            if kind is None:
-                folder.unknown[path] = "nothing of the golden layout"
-            elif kind in ("tower_weights", "whole_weights", "whole_configs", "companions"):
-                getattr(folder, kind).append(path)
-            else:
-                folder.cases[path] = kind
-        elif path.name == "README.md":
-            folder.companions.append(path)
+        if path.name == "README.md":
+            continue
+        if path.name in TOKENIZER_FILES and path.parent in folder.companions["tokenizer"]:
+            continue
+        try:
+            kind = kind_of(path)
+        except DAMAGE as error:
+            folder.unknown[path] = f"cannot be read: {one_line(error)}"
+            continue
+        if kind == "texts":
+            texts.append(path)
+        elif kind in COMPANIONS:
+            folder.companions[kind].append(path)
+        elif kind is not None:
+            folder.cases[path] = kind
         else:
             folder.unknown[path] = "nothing of the golden layout"
+    for path in texts:
+        if folder.cases.get(path.with_suffix(".safetensors")) != "whole":
+            folder.unknown[path] = "texts of a whole model without its tensors"
     return folder
+
+
+def kind_of(path: Path) -> str | None:
+    """What a file holds, or None for nothing of the layout."""
+    kinds = {".safetensors": kind_of_tensors, ".json": kind_of_json}
+    return kinds[path.suffix](path) if path.suffix in kinds else None
 
 
 def kind_of_tensors(path: Path) -> str | None:
@@ -72,25 +83,25 @@ def kind_of_tensors(path: Path) -> str | None:
     with safe_open(path, "pt") as file:
         names = list(file.keys())
     if "lm_head.weight" in names:
-        return "whole_weights"
+        return "weights of a whole model"
     if "merged_embeds" in names or "gen.new_ids" in names:
         return "whole"
     if "hidden_states" in names and "teacher_features" in names:
         return "distill"
-    if any(name.startswith("tokens_rows.") for name in names):
+    if any(name.startswith(("tokens_rows.", "token_l2.")) for name in names):
         return "real"
     if any(name.startswith("tokens.v") for name in names):
         return "stab"
     if names and all(name.startswith(("video_tower.", "video_projector.")) for name in names):
-        return "tower_weights"
-    if PREPROCESS.fullmatch(path.stem) and any(name.startswith(("student", "teacher")) for name in names):
+        return "weights of a tower"
+    if any(name.startswith(("student", "teacher")) for name in names):
         return "preprocess"
     return None
 
 
 def kind_of_json(path: Path) -> str | None:
     """What a table holds, by its fields."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     first = content[0] if isinstance(content, list) and content and isinstance(content[0], dict) else {}
     if {"num_frames", "avg_fps", "positions"} <= first.keys():
         return "sampling"
@@ -98,11 +109,11 @@ def kind_of_json(path: Path) -> str | None:
         return "preprocess_table"
     if isinstance(content, dict):
         if "llm" in content and "preprocessor" in content:
-            return "whole_configs"
+            return "configuration of a whole model"
         if "train" in content or "infer" in content:
             return "prompts"
-        if ("grad_l2" in content or "question" in content) and path.with_suffix(".safetensors").exists():
-            return "companions"
+        if "question" in content or "grad_l2" in content:
+            return "texts"
     return None
 
 
@@ -110,65 +121,73 @@ def check(folder: Folder, path: Path, kind: str) -> Findings:
     """Check one file.
 
     Raises:
-        ValueError: a companion is missing.
+        ValueError: a companion is missing, or the name does not tell what it should.
     """
-    if kind in ("sampling", "preprocess_table", "prompts"):
-        table = json.loads(path.read_text(encoding="utf-8"))
-        if kind == "prompts":
-            return data.check_prompts(table, data.load_tokenizer(only(folder.tokenizers, "tokenizer")))
-        return data.check_sampling(table) if kind == "sampling" else data.check_preprocess_table(table)
+    if kind == "sampling":
+        return data.check_sampling(read_json(path))
+    if kind == "preprocess_table":
+        return data.check_preprocess_table(read_json(path))
+    if kind == "prompts":
+        table = read_json(path)
+        return best_fit(folder, lambda tokenizer: data.check_prompts(table, load(tokenizer)), "tokenizer")
     golden = load_file(path)
     if kind == "preprocess":
         match = PREPROCESS.fullmatch(path.stem)
-        assert match is not None
+        if match is None:
+            raise ValueError("its name must tell the source size and the frames: preprocess_{w}x{h}_{n}f")
         return data.check_preprocess(golden, *map(int, match.groups()))
     if kind == "real":
         return stab.check_real(golden, path.stem)
     if kind == "distill":
         return whole.check_distill(golden)
     if kind == "whole":
-        texts = path.with_suffix(".json")
-        if not texts.exists():
-            raise ValueError(f"{texts.name} is missing")
-        tokenizer = data.load_tokenizer(only(folder.tokenizers, "tokenizer"))
-        config = json.loads(nearest(path, folder.whole_configs, "configuration").read_text(encoding="utf-8"))
-        weights = load_file(nearest(path, folder.whole_weights, "weights"))
-        return whole.check_whole(config, weights, golden, json.loads(texts.read_text(encoding="utf-8")), tokenizer)
-    return best_weights(folder.tower_weights, lambda weights: stab.check_stab(golden, weights))
+        texts = read_json(path.with_suffix(".json"))
+        return best_fit(
+            folder,
+            lambda config, weights, tokenizer: whole.check_whole(
+                load(config), load(weights), golden, texts, load(tokenizer)
+            ),
+            *("configuration of a whole model", "weights of a whole model", "tokenizer"),
+        )
+    return best_fit(folder, lambda weights: stab.check_stab(golden, load(weights)), "weights of a tower")
 
 
-def best_weights(files: list[Path], run: Callable[[dict[str, torch.Tensor]], Findings]) -> Findings:
-    """A case does not name its weights; wrong ones are off by far more than any tolerance, so the best fit counts."""
-    if not files:
-        raise ValueError("there are no weights of a tower beside it")
+def best_fit(folder: Folder, run: Callable[..., Findings], *kinds: str) -> Findings:
+    """Run with the companions of these kinds that fit best.
+
+    A case does not name its companions, but wrong ones are off by far more than any tolerance.
+
+    Raises:
+        ValueError: a companion is missing.
+        DAMAGE: the case cannot be used with any of them.
+    """
+    for kind in kinds:
+        if not folder.companions[kind]:
+            raise ValueError(f"there is no {kind} beside it")
     found, damage = [], []
-    for file in files:
+    for companions in product(*(folder.companions[kind] for kind in kinds)):
         try:
-            found.append(run(load_file(file)))
+            found.append(run(*companions))
         except DAMAGE as error:
-            damage.append(f"with {file.name}: {one_line(error)}")
+            damage.append(error)
+            continue
+        if found[-1].hold:
+            return found[-1]
     if not found:
-        raise ValueError("; ".join(damage))
-    return min(found, key=lambda findings: (not findings.hold, findings[findings.worst][0]))
+        raise damage[0]
+    return min(found, key=lambda findings: findings[findings.worst][0] if findings else math.inf)
 
 
-def only(items: list[Path], what: str) -> Path:
-    """The one companion of its kind."""
-    if len(items) != 1:
-        raise ValueError(f"needs one {what} beside it, found {len(items)}")
-    return items[0]
+def read_json(path: Path) -> Any:
+    """The content of a table."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def nearest(path: Path, candidates: list[Path], what: str) -> Path:
-    """The companion whose name starts like the file's."""
-    if not candidates:
-        raise ValueError(f"its {what} is missing")
-
-    def shared(other: Path) -> int:
-        pairs = zip(path.stem, other.stem)
-        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(path.stem), len(other.stem)))
-
-    return max(candidates, key=shared)
+def load(companion: Path) -> Any:
+    """Tensors, a configuration or a tokenizer."""
+    if companion.is_dir():
+        return data.load_tokenizer(companion)
+    return load_file(companion) if companion.suffix == ".safetensors" else read_json(companion)
 
 
 def one_line(error: BaseException) -> str:
@@ -189,14 +208,14 @@ def main(arguments: list[str] | None = None) -> int:
     failed, compared = len(folder.unknown), 0
     for path, why in folder.unknown.items():
         print(f"FAILED  {path.relative_to(root)}: {why}")
-    loads: dict[Path, Callable[[], Findings]] = {
-        **{path: lambda path=path: stab.check_stab_weights(load_file(path)) for path in folder.tower_weights},
-        **{path: lambda path=path: whole.check_whole_weights(load_file(path)) for path in folder.whole_weights},
+    loads = {
+        **dict.fromkeys(folder.companions["weights of a tower"], stab.check_stab_weights),
+        **dict.fromkeys(folder.companions["weights of a whole model"], whole.check_whole_weights),
     }
     for path in sorted([*folder.cases, *loads]):
         name = path.relative_to(root)
         try:
-            findings = loads[path]() if path in loads else check(folder, path, folder.cases[path])
+            findings = loads[path](load_file(path)) if path in loads else check(folder, path, folder.cases[path])
         except DAMAGE as error:
             print(f"FAILED  {name}: {one_line(error)}")
             failed += 1

@@ -67,6 +67,7 @@ def test_a_question_has_the_official_ids(processor, row):
     [
         ("What moves?\n<video>", "<video>\nWhat moves?"),
         ("What moves? <image>", "<image>\nWhat moves?"),
+        ("What moves?<image><image>", "<image><image>\nWhat moves?"),
         ("<video>\nWhat moves?", "<video>\nWhat moves?"),
         ("In <video> what moves?", "In <video> what moves?"),
         ("What moves?", "What moves?"),

@@ -27,11 +27,11 @@ class Vision(torch.nn.Module):
         self.projector = VideoPandaProjector(config.hidden_size, output_size)
 
     @classmethod
-    def from_official(cls, weights: Weights, image_size: int = 448) -> "Vision":
+    def from_official(cls, weights: Weights, image_size: int | None = None) -> "Vision":
         """A released model of the size that the weights have; no tensor may be missing, none left over."""
         d, _, patch, _ = weights["video_tower.patch_embedding.weight"].shape
         config = VideoPandaStabConfig.released(
-            hidden_size=d, patch_size=patch, image_size=image_size, num_heads=HEADS.get(d, 8)
+            hidden_size=d, patch_size=patch, image_size=image_size or 32 * patch, num_heads=HEADS.get(d, 8)
         )
         vision = cls(config, weights["video_projector.0.weight"].shape[0])
         ours = vision.state_dict()
@@ -72,11 +72,13 @@ def to_cells(placement: Tensor, frames: int, cell: int) -> Tensor:
 
 
 def placement_of_mask(mask_TXY: Tensor) -> Tensor:  # noqa: N803
-    """(top, left, height, width, side, real) from a mask of pixels or patches."""
+    """(top, left, height, width, side, real) from a mask of pixels or patches; without real frames the whole canvas."""
+    side, real = mask_TXY.shape[-1], int(mask_TXY.flatten(1).any(1).sum())
+    if not real:
+        return torch.tensor([0, 0, side, side, side, 0])
     rows, columns = mask_TXY[0].any(1).nonzero(), mask_TXY[0].any(0).nonzero()
     top, left = int(rows[0]), int(columns[0])
-    real = int(mask_TXY.flatten(1).any(1).sum())
-    return torch.tensor([top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left, mask_TXY.shape[-1], real])
+    return torch.tensor([top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left, side, real])
 
 
 def check_stab(golden: Weights, weights: Weights) -> Findings:
@@ -84,22 +86,10 @@ def check_stab(golden: Weights, weights: Weights) -> Findings:
     findings, videos = Findings(), videos_in(golden, "placement")
     frames, side = golden["patch_hw"].shape[1], int(golden["placement.v0"][4])
     vision = Vision.from_official(weights, side)
-    cell = vision.stab.config.cell_size
+    cell, is_image = vision.stab.config.cell_size, frames == 1
     pixels = torch.stack([read_pixels(golden, v, frames) for v in videos])
     placement = torch.stack([to_cells(golden[f"placement.v{v}"], frames, cell) for v in videos])
-    is_image = frames == 1
-    seen: dict[str, Any] = {}
-    hooks = [
-        vision.stab.get_submodule(name).register_forward_hook(
-            lambda _, args, out, name=name: seen.update({name: (args, out)})
-        )
-        for name in ("patch_embedding", "lste", "gstra", "lsd", "fsra", "fusion.norm", "fusion")
-    ]
     tokens = vision(pixels, placement, is_image)
-    for hook in hooks:
-        hook.remove()
-    if any(name.startswith("inter.") for name in golden):
-        compare_steps(findings, golden, vision, seen, placement[0])
     counts = vision.stab.token_counts(placement, side // cell, side // cell, is_image).tolist()
     for v, together in zip(videos, tokens.split(counts)):
         alone = vision(pixels[v : v + 1], placement[v : v + 1], is_image) if len(videos) > 1 else together
@@ -111,16 +101,28 @@ def check_stab(golden: Weights, weights: Weights) -> Findings:
         if f"mask.v{v}" in golden:
             found = placement_of_mask(golden[f"mask.v{v}"])
             findings.compare(f"mask.v{v}", found, golden[f"placement.v{v}"], 0.0)
+    if any(name.startswith("inter.") for name in golden):
+        compare_steps(findings, golden, vision, pixels[:1], placement[:1])
     return findings
 
 
-def compare_steps(findings: Findings, golden: Weights, vision: Vision, seen: dict[str, Any], row: Tensor) -> None:
-    """What every module of STAB gives for the first video."""
+def compare_steps(findings: Findings, golden: Weights, vision: Vision, pixels: Tensor, placement: Tensor) -> None:
+    """What every module of STAB gives for the first video, which must have more than one frame."""
+    seen: dict[str, Any] = {}
+    hooks = [
+        vision.stab.get_submodule(name).register_forward_hook(
+            lambda _, args, out, name=name: seen.update({name: (args, out)})
+        )
+        for name in ("patch_embedding", "lste", "gstra", "lsd", "fsra", "fusion.norm", "fusion")
+    ]
+    vision(pixels, placement)
+    for hook in hooks:
+        hook.remove()
     with torch.no_grad():
         x, mask = seen["lste"][0]
         branch = vision.stab.lste.temporal_branch(x, mask)
         position = vision.stab.lste.position_branch(x + branch)
-    top, left, rows, columns, frames, _ = row.tolist()
+    top, left, rows, columns, frames, _ = placement[0].tolist()
     patches = slice(2 * top, 2 * (top + rows)), slice(2 * left, 2 * (left + columns))
     cells = slice(top, top + rows), slice(left, left + columns)
     steps = {

@@ -5,6 +5,8 @@ blank before every piece. Here the whole prompt is tokenised at once, with place
 writes that blank behind them and behind the start token.
 """
 
+import re
+
 # The released model was trained with "user" and is asked with "human".
 TRAINING_SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -44,14 +46,12 @@ VICUNA_CHAT_TEMPLATE = """\
 
 
 def place_marker(message: str) -> str:
-    """Move a `<video>` or `<image>` from the end of a message to its start, as the released model was trained.
+    """Move `<video>` or `<image>` (or a run of one of them) from the end of a message to its start.
 
-    It then stands on a line of its own. Elsewhere a marker stays where it is.
+    The released model was trained so. It then stands on a line of its own. Elsewhere a marker stays where it is.
     """
-    for marker in ("<video>", "<image>"):
-        if message.endswith(marker):
-            return f"{marker}\n{message.removesuffix(marker).strip()}"
-    return message
+    match = re.fullmatch("(.*?)((?:<video>)+|(?:<image>)+)", message, re.DOTALL)
+    return f"{match[2]}\n{match[1].strip()}" if match else message
 
 
 __all__ = ["ANSWERING_SYSTEM_PROMPT", "TRAINING_SYSTEM_PROMPT", "VICUNA_CHAT_TEMPLATE", "place_marker"]
