@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
@@ -30,7 +31,7 @@ PREPROCESS = re.compile(r"preprocess_(\d+)x(\d+)_(\d+)f")
 # What a damaged file may raise, wherever its numbers meet arithmetic.
 DAMAGE = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError),
-    *(StopIteration, TypeError, ValueError, SafetensorError),
+    *(StopIteration, TypeError, ValueError, SafetensorError, StrictDataclassError),
 )
 
 
@@ -84,7 +85,7 @@ def kind_of_tensors(path: Path) -> str | None:
         names = list(file.keys())
     if "lm_head.weight" in names:
         return "weights of a whole model"
-    if "merged_embeds" in names or "gen.new_ids" in names:
+    if any(name.startswith(("merged_", "gen.")) for name in names):
         return "whole"
     if "hidden_states" in names and "teacher_features" in names:
         return "distill"

@@ -13,7 +13,7 @@ from golden_checks.findings import Findings
 from videopanda.models.videopanda import VideoPandaProjector, VideoPandaStab, VideoPandaStabConfig
 from videopanda.models.videopanda.convert_videopanda import official_to_ours
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # measured worst: 3.6e-5 at the real size, 2.2e-5 at the small one, 8.6e-6 inside
 HEADS = {1408: 11}  # of the tower, where they are not 8
 Weights = Mapping[str, Tensor]
 
@@ -53,6 +53,7 @@ def videos_in(golden: Weights, kind: str) -> list[int]:
 def read_pixels(golden: Weights, video: int, frames: int) -> Tensor:
     """Rebuild the pixels (T, 3, S, S) of a video."""
     if f"frames_q.v{video}" in golden:
+        assert len(golden[f"frames_q.v{video}"]) == frames, f"video {video} has not {frames} frames"
         return golden[f"frames_q.v{video}"].float() / 64
     top, left, height, width, side, real = golden[f"placement.v{video}"].tolist()
     if f"valid_half_q.v{video}" in golden:
@@ -91,11 +92,11 @@ def check_stab(golden: Weights, weights: Weights) -> Findings:
     placement = torch.stack([to_cells(golden[f"placement.v{v}"], frames, cell) for v in videos])
     tokens = vision(pixels, placement, is_image)
     counts = vision.stab.token_counts(placement, side // cell, side // cell, is_image).tolist()
+    grids = [[row[2:4]] * row[5] + [[min(8, side // cell)] * 2] * (frames - row[5]) for row in placement.tolist()]
+    findings.compare("patch_hw", grids, golden["patch_hw"], 0.0)
     for v, together in zip(videos, tokens.split(counts)):
         alone = vision(pixels[v : v + 1], placement[v : v + 1], is_image) if len(videos) > 1 else together
         expected = [golden[f"tokens.v{v}.f{t:02}"] for t in range(frames)]
-        found = [frame[0] * (frame[1] + 1) + 1 for frame in golden["patch_hw"][v].tolist()]
-        findings.require(f"patch_hw.v{v}", found == [len(frame) for frame in expected])
         findings.compare(f"tokens.v{v}", together, torch.cat(expected), TOLERANCE)
         findings.compare(f"tokens.v{v} alone", alone, torch.cat(expected), TOLERANCE)
         if f"mask.v{v}" in golden:

@@ -22,8 +22,11 @@ from videopanda.training.distill import (
     hidden_states,
 )
 
-TOKENS, LOSS, LOGITS = 1e-4, 1e-6, 1e-3
-GRADIENT = 1e-4  # relative
+TOKENS = 1e-4  # measured worst: 3.9e-6
+LOGITS = 1e-3  # 1.5e-5
+LOSS = 1e-6  # 1.2e-7, of the gradients of the head too
+TEXT_LOSS = 1e-5  # 0; float32 has steps of 4.8e-7 there
+GRADIENT = 1e-4  # relative, of the whole model: 1.6e-6
 
 
 def load_head(weights: Weights) -> FusedHead:
@@ -181,9 +184,9 @@ def check_whole(
             Distillation(head, model.config.stab_config), StoredFeatures(), every_fourth_layer(num_layers)
         )
         losses = task.step(model, batch)
-        findings.compare("loss.text", losses["text_loss"], golden["loss.text"][0], 1e-5)
+        findings.compare("loss.text", losses["text_loss"], golden["loss.text"][0], TEXT_LOSS)
         findings.compare("loss.distill", losses["distill_loss"], golden["loss.distill"][0], LOSS)
-        findings.compare("loss.total", losses["loss"], golden["loss.total"][0], 1e-5)
+        findings.compare("loss.total", losses["loss"], golden["loss.total"][0], TEXT_LOSS)
         losses["loss"].backward()
         gradients = {n: p.grad for n, p in [*model.named_parameters(), *head.named_parameters()]}
         for name, norm in texts["grad_l2"].items():
@@ -192,7 +195,7 @@ def check_whole(
         unused = [name for name in texts.get("params_without_grad", []) if fate_of(name).kind != "dropped"]
         findings.require("params_without_grad", not unused)
         check_conversations(findings, texts["conversations"], golden, tokenizer)
-    if "gen.new_ids" in golden:
+    if any(name.startswith("gen.") for name in golden):
         check_greedy(findings, model, golden, texts, tokenizer)
     return findings
 
