@@ -28,6 +28,7 @@ import videopanda  # noqa: F401 - makes the Auto classes know our classes
 from tiny import clip, randomize, realign, tiny_model, tiny_processor, tiny_stab
 from videopanda.models.videopanda.prompts_videopanda import VICUNA_CHAT_TEMPLATE
 from videopanda.training.assemble import make_checkpoint, put_stab_in_front
+from videopanda.verification.verify import verify
 
 CHATML = (
     "{%- for message in messages -%}"
@@ -247,6 +248,7 @@ def test_a_pretrained_model_tells_its_story(tmp_path):
         assert ids == expected
     text = processor.decode(ids, skip_special_tokens=True)
     assert text.strip() == (STORIES / "greedy_from_bos.txt").read_text().strip()
+    assert {check.name: check.reasons for check in verify(tmp_path / "fresh").checks if check.status != "passed"} == {}
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------

@@ -249,12 +249,13 @@ def test_positions_that_are_wrong_behind_a_cache(converted, monkeypatch):
 
 
 def test_padding_that_is_seen(converted, monkeypatch):
-    right = VideoPandaForConditionalGeneration.forward
+    right = VideoPandaForConditionalGeneration.prepare_inputs_for_generation
 
-    def unmasked(self, *args, attention_mask=None, **kwargs):
-        return right(self, *args, attention_mask=torch.ones_like(attention_mask), **kwargs)
+    def unmasked(self, *args, **kwargs):
+        inputs = right(self, *args, **kwargs)
+        return {name: value for name, value in inputs.items() if name != "attention_mask"}
 
-    monkeypatch.setattr(VideoPandaForConditionalGeneration, "forward", unmasked)
+    monkeypatch.setattr(VideoPandaForConditionalGeneration, "prepare_inputs_for_generation", unmasked)
     check = check_greedy(converted, VideoPandaConfig.from_pretrained(converted), 1000)
     assert check.status == "failed"
     assert all("in a batch" in reason for reason in check.reasons)

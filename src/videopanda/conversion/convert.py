@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from videopanda.conversion.plan import HEAD_FILE, Plan, make_plan
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration, VideoPandaProcessor
 from videopanda.models.videopanda.prompts_videopanda import VICUNA_CHAT_TEMPLATE
 from videopanda.weights import checksums
-from videopanda.weights.files import CHUNK_BYTES, CheckpointError, Place
+from videopanda.weights.files import CheckpointError, Place, chunks_of
 from videopanda.weights.write import SHARD_BYTES, Outgoing, write_shards
 
 LEDGER_FILE = "conversion.json"
@@ -70,36 +71,19 @@ def _write(plan: Plan, folder: Path, shard_bytes: int) -> None:
 def outgoing_weights(plan: Plan) -> list[Outgoing]:
     """Every weight of the new checkpoint, in the order in which the official files hold them."""
     outgoing = [
-        Outgoing(name, place.dtype, plan.shapes[name], _Grown(place, plan.added_rows.get(name, 0)))
+        Outgoing(name, place.dtype, plan.shapes[name], partial(_grown, place, plan.added_rows.get(name, 0)))
         for name, place in plan.weights.items()
     ]
     for name, tensor in fresh_weights(plan).items():
-        outgoing.append(Outgoing(name, tensor.dtype, tuple(tensor.shape), _InMemory(tensor)))
+        outgoing.append(Outgoing(name, tensor.dtype, tuple(tensor.shape), partial(chunks_of, tensor)))
     return outgoing
 
 
-class _Grown:
+def _grown(place: Place, rows: int) -> Iterator[bytes]:
     """The bytes of a tensor, followed by rows of zeros."""
-
-    def __init__(self, place: Place, rows: int):
-        self.place, self.rows = place, rows
-
-    def __call__(self) -> Iterator[bytes]:
-        yield from self.place.chunks()
-        if self.rows:
-            yield bytes(self.place.num_bytes // self.place.shape[0] * self.rows)
-
-
-class _InMemory:
-    """The bytes of a tensor that is in memory."""
-
-    def __init__(self, tensor: Tensor):
-        self.tensor = tensor
-
-    def __call__(self) -> Iterator[bytes]:
-        flat = self.tensor.contiguous().view(-1).view(torch.uint8)
-        for start in range(0, len(flat), CHUNK_BYTES):
-            yield flat[start : start + CHUNK_BYTES].numpy().tobytes()
+    yield from place.chunks()
+    if rows:
+        yield bytes(place.num_bytes // place.shape[0] * rows)
 
 
 def fresh_weights(plan: Plan, seed: int = 0) -> dict[str, Tensor]:

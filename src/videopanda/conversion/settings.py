@@ -1,6 +1,7 @@
 """The settings of an official checkpoint in our terms: configuration, processor and tokenizer."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ def _stab_config(folder: Path, places: dict[str, Place], preprocessor: dict[str,
     )
 
 
-def _shape(places: dict[str, Place], names: Any, what: str) -> tuple[int, ...]:
+def _shape(places: dict[str, Place], names: Sequence[str], what: str) -> tuple[int, ...]:
     found = next((places[name].shape for name in names if name in places), None)
     if found is None:
         raise CheckpointError(f"the checkpoint lacks the {what}, {names[0]}")

@@ -20,6 +20,7 @@ from videopanda.models.videopanda import (
     VideoPandaVideoProcessor,
 )
 from videopanda.training.chat_template import visual_chat_template
+from videopanda.weights import checksums
 
 PLACEHOLDERS = ["<video>", "<image>"]
 PRESETS = {
@@ -124,6 +125,7 @@ def make_checkpoint(
     )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    checksums.record(folder)
     text = model.config.text_config
     parts = {"language model": text.model_type, "stab": f"{preset}, fresh", "projector": "fresh"}
     modules = (model.model.language_model, model.model.stab, model.model.projector)

@@ -21,12 +21,17 @@ def start(dtype: torch.dtype, shape: Iterable[int]) -> "hashlib._Hash":
     return hashlib.sha256(f"{DTYPE_NAMES[dtype]} {'x'.join(map(str, shape))}\n".encode())
 
 
-def checksum(place: Place) -> str:
-    """Checksum of the tensor at a place."""
-    digest = start(place.dtype, place.shape)
-    for chunk in place.chunks():
+def of_bytes(dtype: torch.dtype, shape: Iterable[int], chunks: Iterable[bytes]) -> str:
+    """Checksum of a tensor of this type and shape, whose bytes come row by row."""
+    digest = start(dtype, shape)
+    for chunk in chunks:
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def checksum(place: Place) -> str:
+    """Checksum of the tensor at a place."""
+    return of_bytes(place.dtype, place.shape, place.chunks())
 
 
 def write(folder: Path, checksums: dict[str, str]) -> Path:

@@ -78,11 +78,9 @@ class Place:
             CheckpointError: the file ends too early.
         """
         if self.offset is None or self.stride is not None:
-            flat = self.read().contiguous().view(-1).view(torch.uint8)
-            for start in range(0, len(flat), CHUNK_BYTES):
-                yield flat[start : start + CHUNK_BYTES].numpy().tobytes()
-            return
-        yield from self._stored(self.num_bytes)
+            yield from chunks_of(self.read())
+        else:
+            yield from self._stored(self.num_bytes)
 
     def read(self) -> Tensor:
         """The tensor, in memory of its own.
@@ -112,6 +110,13 @@ class Place:
                     raise CheckpointError(f"{self.path} is incomplete: it ends inside {self.key}")
                 num_bytes -= len(chunk)
                 yield chunk
+
+
+def chunks_of(tensor: Tensor) -> Iterator[bytes]:
+    """The bytes of the elements of a tensor in memory, row by row."""
+    flat = tensor.contiguous().view(-1).view(torch.uint8)
+    for start in range(0, len(flat), CHUNK_BYTES):
+        yield flat[start : start + CHUNK_BYTES].numpy().tobytes()
 
 
 def find_tensors(folder: Path) -> dict[str, Place]:
@@ -220,7 +225,7 @@ def read_bin_header(path: Path) -> dict[str, Place]:
         if is_zip:
             begin = tensor.untyped_storage()._checkpoint_offset
             assert begin is not None
-            offset = begin + tensor.storage_offset() * tensor.dtype.itemsize
+            offset = begin + int(tensor.storage_offset()) * tensor.dtype.itemsize
             if begin + tensor.untyped_storage().nbytes() > size:
                 raise CheckpointError(f"{path} is damaged: {name} lies behind its end")
         places[name] = Place(path, name, tensor.dtype, tuple(tensor.shape), offset, stride)

@@ -46,7 +46,7 @@ def write_shards(
         shards[-1].append(tensor)
         room -= tensor.num_bytes
     found: dict[str, str] = {}
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         single = len(shards) == 1
         name = f"{stem}.safetensors" if single else f"{stem}-{number:05}-of-{len(shards):05}.safetensors"

@@ -308,11 +308,10 @@ class VideoPandaConfig(PreTrainedConfig):
         super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "VideoPandaConfig":
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "VideoPandaConfig":
         """Read the configuration of a folder or Hub name; see `from_dict` for official checkpoints."""
-        return super().from_pretrained(
-            pretrained_model_name_or_path, **{"name_or_path": str(pretrained_model_name_or_path), **kwargs}
-        )
+        kwargs.setdefault("name_or_path", str(pretrained_model_name_or_path))
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "VideoPandaConfig":
