@@ -47,10 +47,19 @@ def model(tmp_path_factory) -> str:
 
 # -- the surface -------------------------------------------------------------------------------------------------------
 SURFACE = {
-    "": (set(), {"answer", "chat", "convert", "demo", "export", "init", "train", "scenes", "evaluate", "verify"}),
+    "": (
+        set(),
+        {"answer", "chat", "convert", "data", "demo", "export", "init", "train", "scenes", "evaluate", "verify"},
+    ),
     "answer": ({"--model", "--frames", "--start", "--end", "--json"}, {"video", "question"}),
     "chat": ({"--model", "--frames", "--start", "--end"}, {"video"}),
     "convert": ({"--allow", "--json"}, {"source", "target"}),
+    "data": (set(), {"check", "shard"}),
+    "data check": ({"--media-root", "--format", "--out", "--against", "--workers", "--json"}, {"data"}),
+    "data shard": (
+        {"--media-root", "--format", "--manifest", "--max-bad-share", "--samples", "--seed"},
+        {"data", "out"},
+    ),
     "demo": ({"--out"}, set()),
     "scenes": (set(), {"make"}),
     "scenes make": ({"--num", "--seed", "--split"}, {"out"}),
@@ -69,7 +78,7 @@ def test_help_names_every_option_and_no_other(run, verb):
     code, out, _ = run(*verb.split(), "--help")
     assert code == 0
     assert set(re.findall(r"--[a-z][a-z-]*", out)) == options | {"--help"}
-    listed = set(re.findall(r"^│ \*?\s*([a-z]+) ", out, flags=re.MULTILINE))
+    listed = set(re.findall(r"^│ \*?\s*([a-z]+)(?:\.\.\.)? ", out, flags=re.MULTILINE))
     assert words == listed
     if options:
         assert "Example:  videopanda " + verb in out

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from videopanda.cli_data import data_app
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -27,6 +29,7 @@ scenes_app = typer.Typer(
 )
 evaluate_app = typer.Typer(help="Measure how often a model is right.", no_args_is_help=True)
 app.add_typer(scenes_app, name="scenes")
+app.add_typer(data_app, name="data")
 app.add_typer(evaluate_app, name="evaluate")
 
 _ASSETS = Path(__file__).parent / "assets"

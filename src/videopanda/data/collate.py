@@ -77,7 +77,8 @@ class Collator:
         text: without it, only the visual tensors are made.
         cell_words: also say what every visual token shows, for videos that know it (`Clip.cell_words`).
         additive_mask: make the attention mask numbers to add to scores, as eager attention wants it, not booleans.
-        system_prompt: stands in front of every conversation; without it the chat template's own does.
+        system_prompt: stands in front of every conversation whose sample has none of its own; without either, the
+            chat template's own does.
         flip_seed: mirror half of the clips, chosen by this seed and the sample's id, as the official transform does:
             the whole canvas, after padding. Needs a square canvas.
     """
@@ -152,7 +153,7 @@ class Collator:
         """
         texts, all_spans = [], []
         for turns in sample.conversations:
-            text, spans = render(self.processor, turns, len(sample.videos), self.system_prompt)
+            text, spans = render(self.processor, turns, len(sample.videos), sample.system or self.system_prompt)
             at = 0
             for expansion in expansions:
                 at = text.index(self.processor.video_token, at)

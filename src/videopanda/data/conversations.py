@@ -1,84 +1,171 @@
-"""Conversations about video files: the LLaVA-style JSON that most of the field trains on.
+"""Conversations about video files, from any format of `formats/`, in a fixed order.
 
     dataset = ConversationDataset("annotations.json", num_frames=8, seed=0)
-    dataset[0].conversations        # ((("What colour is the circle?", "red"), ...),)
+    dataset[0].conversations        # ((("<video>\nWhat colour is the circle?", "red"), ...),)
 
-One JSON array or one JSON object per line; each row has `video` (a path, relative to `media_root`) and `conversations`
-of alternating `human` and `gpt` turns, the first of which may carry one `<video>` marker.
+Opening reads and checks every row, and keeps seven numbers about each; a row is read again, and its clip
+decoded, on access. So a file of any size fits, and access from many processes is safe.
 """
 
-import json
-from collections.abc import Mapping
+import hashlib
+import logging
+from array import array
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from videopanda.data.sample import Sample, Turn
-from videopanda.video import read_video
+from videopanda.data import manifest as manifests
+from videopanda.data import order
+from videopanda.data.formats.record import Medium, Record, RowError
+from videopanda.data.formats.sources import Source, open_sources
+from videopanda.data.sample import Sample
+from videopanda.video import Video, read_video
 
-MARKERS = ("<video>", "<image>")
-
-
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """All rows of a .json array or .jsonl file.
-
-    Raises:
-        ValueError: the file is not JSON of that shape; the message names the line.
-    """
-    path = Path(path)
-    text = path.read_text(encoding="utf-8")
-    try:
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} must hold a JSON array of conversations, not {type(rows).__name__}")
-    return rows
-
-
-def to_turns(row: Mapping[str, Any]) -> tuple[Turn, ...]:
-    """(question, answer) pairs of a row, without visual markers.
-
-    Raises:
-        ValueError: turns that do not alternate human, gpt, or a second marker for the one clip.
-    """
-    name = row.get("id", "?")
-    if "image" in row:
-        raise ValueError(f"row {name!r} is about an image: only videos and text can be trained on so far")
-    said = row.get("conversations") or []
-    speakers = [str(turn.get("from")).lower() for turn in said]
-    if not said or speakers != ["human", "gpt"] * (len(said) // 2):
-        raise ValueError(f"row {name!r}: turns must alternate human, gpt, but are {speakers}")
-    texts = [str(turn["value"]) for turn in said]
-    if sum(text.count(marker) for text in texts for marker in MARKERS) > 1:
-        raise ValueError(f"row {name!r}: more than one visual marker for one clip")
-    for marker in MARKERS:
-        texts = [text.replace(marker, "") for text in texts]
-    texts = [text.strip() for text in texts]
-    return tuple(zip(texts[::2], texts[1::2]))
+logger = logging.getLogger(__name__)
 
 
 class ConversationDataset:
-    """Rows of a conversation file in an order that depends on (seed, row number) only. Clips are decoded on access.
+    """Rows of one or more files of annotations as `Sample`s. Their order depends on (id, seed, epoch) only.
+
+    Args:
+        path: what `open_sources` takes; `format` and `media_root` as there.
+        num_frames: frames read of every clip, evenly spread over it or over the part that the row means.
+        share: part of the samples that is used, chosen by (id, seed).
+        group_by_clip: make one sample of all conversations about the same part of the same clip.
+        manifest: what `videopanda data check` wrote. Rows that it calls bad are left out. Without it, a bad row is an
+            error: nothing is left out that nobody has listed.
+        max_bad_share: the largest part of all rows that may be left out.
 
     Raises:
-        ValueError: a row is malformed (all rows are checked at once).
-        VideoReadError: on access, when the clip cannot be read. It is never replaced by another.
+        ValueError: bad rows that no manifest lists, or too many of them; images, which cannot be trained on; no rows.
+        VideoReadError: on access, when a clip cannot be read. It is never replaced by another.
     """
 
-    def __init__(self, path: str | Path, media_root: str | Path | None = None, num_frames: int = 8, seed: int = 0):
-        self.root = Path(media_root) if media_root else Path(path).parent
-        self.num_frames = num_frames
-        self.rows = [(str(row.get("id", i)), row.get("video"), to_turns(row)) for i, row in enumerate(read_rows(path))]
-        self.order = np.random.default_rng(seed).permutation(len(self.rows))
+    def __init__(
+        self,
+        path: str | Path,
+        media_root: str | Path | None = None,
+        num_frames: int = 8,
+        seed: int = 0,
+        *,
+        format: str = "auto",
+        share: float = 1.0,
+        group_by_clip: bool = False,
+        manifest: str | Path | None = None,
+        max_bad_share: float = 0.01,
+    ):
+        self.num_frames, self.seed = num_frames, seed
+        self.sources = open_sources(path, format, media_root)
+        listed = manifests.bad_rows(manifest, self.sources) if manifest else None
+        rows = _Rows(self.sources, listed)
+        rows.report(str(path), max_bad_share)
+        ids, before = order.told_apart(np.array(rows.ids, np.uint64))
+        self._places = np.array([rows.source, rows.number, rows.start, rows.stop, before], np.int64).T  # (R, 5)
+        keys = np.array(rows.clips, np.uint64) if group_by_clip else ids
+        kept = np.flatnonzero(order.subset(keys, seed, share))
+        by_key = kept[np.argsort(keys[kept], kind="stable")]
+        self._keys, first = np.unique(keys[by_key], return_index=True)  # (N,) one key per sample
+        self._rows, self._bounds = by_key, np.append(first, len(by_key))  # rows of sample i: bounds[i] to bounds[i + 1]
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of another epoch."""
+        self._order = order.shuffled(self._keys, self.seed, epoch)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells samples and their order apart."""
+        return hashlib.sha256(self._keys[self._order].tobytes()).hexdigest()
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._keys)
+
+    def records(self, index: int) -> list[tuple[str, Source, Record]]:
+        """The rows of a sample: an id that is unique in the file, the source, and the record."""
+        place = self._order[index]
+        found = []
+        for row in sorted(self._rows[self._bounds[place] : self._bounds[place + 1]]):
+            source, number, start, stop, before = map(int, self._places[row])
+            record = self.sources[source].record(number, start, stop)
+            # The same id may stand in many rows, for one that names a clip.
+            name = f"{record.id}#{before + 1}" if before else record.id
+            found.append((name, self.sources[source], record))
+        return found
 
     def __getitem__(self, index: int) -> Sample:
-        name, video, turns = self.rows[self.order[index]]
-        videos = () if video is None else (read_video(self.root / video, num_frames=self.num_frames),)
-        return Sample(name, videos, (turns,))
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        rows = self.records(index)
+        name, source, record = rows[0]
+        videos = tuple(read_clip(source, medium, self.num_frames) for medium in record.media)
+        return Sample(name, videos, tuple(record.turns for _, _, record in rows), record.system)
+
+
+def read_clip(source: Source, medium: Medium, num_frames: int) -> Video:
+    """Frames of a clip, or of the part of it that a row means. Raises `VideoReadError`."""
+    start, end = medium.start, medium.end
+    return read_video(source.locate(medium), num_frames=num_frames, start=start, end=end, image_fps=medium.fps)
+
+
+def clip_key(record: Record, source: Source) -> int:
+    """64 bits that tell which part of which clips a record is about; without clips, which record it is."""
+    if not record.media:
+        return order.key_of(str(source.root), record.source, record.id, str(record.turns))
+    return order.key_of(str(source.root), record.system, *map(str, record.media))
+
+
+class _Rows:
+    """Numbers about every row that can be trained on, and what is wrong with the others."""
+
+    def __init__(self, sources: list[Source], listed: list[dict[int, RowError]] | None):
+        self.is_listed = listed is not None
+        self.source, self.number, self.start, self.stop = array("q"), array("q"), array("q"), array("q")
+        self.ids, self.clips = array("Q"), array("Q")
+        self.total = self.images = 0
+        self.bad: Counter[str] = Counter()
+        self.first: list[str] = []
+        for place, source in enumerate(sources):
+            skipped = listed[place] if listed is not None else {}
+            for row, record in source.records():
+                self.total += 1
+                error = record if isinstance(record, RowError) else skipped.get(row.number)
+                if error is not None:
+                    self.bad[error.kind] += 1
+                    if len(self.first) < 3:
+                        self.first.append(f"{source.name} row {row.number}: {error}")
+                    continue
+                assert isinstance(record, Record)
+                self.images += any(medium.kind == "image" for medium in record.media)
+                for column, value in (
+                    (self.source, place),
+                    (self.number, row.number),
+                    (self.start, row.start),
+                    (self.stop, row.stop),
+                    (self.ids, order.key_of(record.source, record.id)),
+                    (self.clips, clip_key(record, source)),
+                ):
+                    column.append(value)
+
+    def report(self, path: str, max_bad_share: float) -> None:
+        """Say what is left out, and refuse what may not be."""
+        bad = sum(self.bad.values())
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self.bad.items()))
+        if not self.total:
+            raise ValueError(f"{path} holds no rows")
+        if bad and not self.is_listed:
+            raise ValueError(
+                f"{path}: {bad} of {self.total} rows cannot be used ({counts}; {self.first[0]}): run `videopanda data "
+                "check` and pass its manifest with --set manifest=FILE to leave them out"
+            )
+        if bad == self.total or bad > max_bad_share * self.total:
+            raise ValueError(
+                f"{path}: {bad} of {self.total} rows cannot be used ({counts}), more than max_bad_share = "
+                f"{max_bad_share:g} allows; the first: {self.first[0]}"
+            )
+        if self.images:
+            raise ValueError(f"{path}: {self.images} rows are about images: only videos and text can be trained on")
+        if bad:
+            logger.info("%s: %d of %d rows are left out (%s)", path, bad, self.total, counts)
+            for line in self.first:
+                logger.info("  %s", line)

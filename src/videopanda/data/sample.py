@@ -16,11 +16,13 @@ class Sample:
     """One training example.
 
     `videos` holds paths, or objects with `.frames` (uint8 (T, H, W, 3)), `.timestamps` and `.duration` (seconds).
+    `system` is a system prompt of this sample alone, "" for that of the training.
     """
 
     id: str
     videos: tuple[Any, ...]
     conversations: tuple[tuple[Turn, ...], ...]
+    system: str = ""
 
     def __post_init__(self) -> None:
         if not self.conversations or not all(self.conversations):

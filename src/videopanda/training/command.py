@@ -7,6 +7,7 @@ from typing import Any
 from videopanda.data.collate import Collator
 from videopanda.data.conversations import ConversationDataset
 from videopanda.data.scenes.dataset import ScenesDataset
+from videopanda.data.shards import ShardDataset
 from videopanda.models.videopanda import VideoPandaStabConfig
 from videopanda.training.run import run_stage
 from videopanda.training.stages import StageConfig, make_config
@@ -57,7 +58,22 @@ def make_dataset(settings: StageConfig) -> Any:
     if settings.data != "scenes":
         if settings.align_weight:
             raise ValueError("files do not say what a cell shows: use --set align_weight=0, or data=scenes")
-        return ConversationDataset(settings.data, settings.media_root, settings.num_frames, settings.seed)
+        share, group = settings.data_share, settings.group_by_clip
+        if Path(settings.data, "shards.json").is_file():
+            if settings.manifest:
+                raise ValueError("shards are written without bad rows: pass the manifest to `videopanda data shard`")
+            return ShardDataset(settings.data, settings.num_frames, settings.seed, share=share, group_by_clip=group)
+        return ConversationDataset(
+            settings.data,
+            settings.media_root,
+            settings.num_frames,
+            settings.seed,
+            format=settings.data_format,
+            share=share,
+            group_by_clip=group,
+            manifest=settings.manifest or None,
+            max_bad_share=settings.max_bad_share,
+        )
     if not settings.max_steps:
         raise ValueError("scenes are endless: say how long to train with --set max_steps=N")
     return ScenesDataset(

@@ -22,9 +22,14 @@ class StageConfig:
     """Everything that decides the outcome of one stage. Learning rates of 0 freeze a part."""
 
     stage: str
-    # Data: "scenes" (drawn on the fly) or a JSON/JSONL file of conversations.
+    # Data: "scenes" (drawn on the fly), a file of conversations, a mixture, or a folder of shards (docs/data.md).
     data: str = "scenes"
+    data_format: str = "auto"  # of the file, where its content does not tell
     media_root: str = ""  # folder that video paths are relative to; default the file's own folder
+    data_share: float = 1.0  # part of the samples that is used, chosen by (id, seed)
+    group_by_clip: bool = False  # all conversations about a clip in one row
+    manifest: str = ""  # of `videopanda data check`: what it calls bad is left out
+    max_bad_share: float = 0.01  # larger parts of all rows are not left out, but an error
     num_frames: int = 8  # frames that the model sees of every clip
     max_length: int = 2048  # tokens per row; conversations that do not fit are left out whole
     system_prompt: str = ""  # in front of every conversation; "" = what the chat template says by itself
@@ -70,6 +75,10 @@ class StageConfig:
         for name in ("num_frames", "max_length", "batch_size", "accumulation", "log_steps", "save_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.data_share <= 1:
+            raise ValueError(f"data_share must lie in (0, 1], not {self.data_share}")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"max_bad_share must lie in [0, 1], not {self.max_bad_share}")
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"warmup_ratio must lie in [0, 1), not {self.warmup_ratio}")
         for name in ("stab_lr", "projector_lr", "language_model_lr", "text_weight", "align_weight"):
@@ -92,7 +101,9 @@ class StageConfig:
 
 # Paper Tab. 6 and Sec. 4.1. Global batch 2048 / 2048 / 1024: batch_size × accumulation × processes must make it so.
 PAPER = {
-    "prealign": StageConfig("prealign", data="valley_.json", stab_lr=4e-4, projector_lr=4e-4, language_model_lr=0.0),
+    "prealign": StageConfig(
+        "prealign", data="valley_.json", data_share=0.5, stab_lr=4e-4, projector_lr=4e-4, language_model_lr=0.0
+    ),
     "pretrain": StageConfig("pretrain", data="valley_.json", warmup_ratio=0.01, save_steps=300),
     "finetune": StageConfig(
         "finetune",

@@ -1,0 +1,94 @@
+"""The verbs `videopanda data …`. Heavy imports stand inside the verbs, as in `cli`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from videopanda.cli_options import AsJson, console
+
+data_app = typer.Typer(help="Look after training data.", no_args_is_help=True)
+
+MediaRoot = Annotated[
+    Path | None,
+    typer.Option("--media-root", metavar="DIR", help="Folder of the clips. Default: that of the annotations."),
+]
+Format = Annotated[
+    str, typer.Option("--format", metavar="NAME", help="Format of the annotations, where their content does not tell.")
+]
+
+
+@data_app.command("check")
+def check_verb(
+    data: Annotated[list[str], typer.Argument(help="Annotations, mixtures, or DATA_ROOT.", show_default=False)],
+    media_root: MediaRoot = None,
+    format_: Format = "auto",
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="Manifest to write, or to go on with after an interruption.")
+    ] = Path("manifest.jsonl"),
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="FILE", help="Test set whose clips must not be in the data.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, help="Processes. Default: one per CPU.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at every row and every clip once; write down what is wrong, so that training can leave it out.
+
+    Exit code 1 says that something is.
+
+    Example:  videopanda data check train.json --media-root videos --out manifest.jsonl --against test_q.json
+    """
+    import os
+
+    from videopanda.data.doctor import check, tables
+
+    report = check(data, out, format_, media_root, against, workers or os.cpu_count() or 1)
+    if as_json:
+        print(json.dumps(report.as_dict()))
+    else:
+        for table in tables(report):
+            console().print(table)
+        print(f"manifest: {out}; to leave bad rows out:  videopanda train STAGE --set manifest={out}")
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+@data_app.command("shard")
+def shard_verb(
+    data: Annotated[str, typer.Argument(help="Annotations or a mixture.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write, or to complete.", show_default=False)],
+    media_root: MediaRoot = None,
+    format_: Format = "auto",
+    manifest: Annotated[
+        Path | None, typer.Option("--manifest", metavar="FILE", help="Leave out what data check calls bad.")
+    ] = None,
+    max_bad_share: Annotated[
+        float, typer.Option("--max-bad-share", metavar="X", min=0, max=1, help="Refuse to leave out more than this.")
+    ] = 0.01,
+    samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Clips per shard.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Chooses which clips lie together.")] = 0,
+) -> None:
+    """Pack annotations and clips into WebDataset shards; train on them with the setting data=OUT.
+
+    Example:  videopanda data shard train.json out/shards --media-root videos --manifest manifest.jsonl
+    """
+    import logging
+
+    from videopanda.data.conversations import ConversationDataset
+    from videopanda.data.shards import write_shards
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    dataset = ConversationDataset(
+        data,
+        media_root,
+        seed=seed,
+        format=format_,
+        group_by_clip=True,
+        manifest=manifest,
+        max_bad_share=max_bad_share,
+    )
+    written = write_shards(dataset, out, samples)
+    print(f"{written['samples']} clips with their conversations in {written['shards']} shards: {out}")

@@ -1,0 +1,231 @@
+"""Finds what is wrong with training data before training does: `videopanda data check`.
+
+Every row is read, every clip is looked at once. Nothing is repaired or replaced: each bad row becomes one entry of the
+manifest, with a name that is counted and a sentence that explains it.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from videopanda.data import manifest
+from videopanda.data.formats.record import Record, RowError
+from videopanda.data.formats.rows import iter_rows
+from videopanda.data.formats.sources import VIDEO_SUFFIXES, Source, open_sources
+from videopanda.data.manifest import BadRow, CheckedSource, Clip, Entry
+from videopanda.data.probe import Job, fingerprint, probe_all
+
+_SHOWN = 3  # examples per kind in the report; the manifest has all
+# Where annotations of tests and benchmarks name their clip.
+_CLIP_KEYS = ("video", "videos", "video_name", "video_id", "videoID", "video_uid", "video_path", "q_uid")
+
+
+@dataclass
+class Report:
+    """What a check found. `duplicates` are groups of paths with equal content, `contaminated` clips of the test set."""
+
+    manifest: str
+    rows: int = 0
+    bad_rows: int = 0
+    problems: dict[str, int] = field(default_factory=dict)
+    examples: list[BadRow] = field(default_factory=list)
+    clips: int = 0
+    bad_clips: int = 0
+    probed: int = 0  # clips that the manifest did not know yet
+    hours: float = 0.0
+    gigabytes: float = 0.0
+    duplicates: list[list[str]] = field(default_factory=list)
+    contaminated: list[str] | None = None  # None: nothing to compare with
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """No bad row, and no clip of the test set. Duplicates are no mistake by themselves."""
+        return not self.bad_rows and not self.contaminated
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"passed": self.passed, **asdict(self)}
+
+
+def check(
+    data: Sequence[str | Path],
+    out: Path,
+    format: str = "auto",
+    media_root: Path | None = None,
+    against: Path | None = None,
+    workers: int = 1,
+) -> Report:
+    """Check annotations and all clips that they name; `out` is the manifest to write, or to go on with.
+
+    Raises:
+        ValueError: data, `against` or `out` that are no such files.
+    """
+    began = time.monotonic()
+    test_names = clip_names(against) if against else None
+    sources = [source for name in data for source in open_sources(name, format, media_root)]
+    jobs = {job.path: job for source in sources for job in _jobs(source)}
+    known = _known(out, jobs)
+    todo = [job for path, job in sorted(jobs.items()) if path not in known]
+    manifest.append(out, _shown(probe_all(todo, workers), len(todo)))
+    found = {entry.path: entry for entry in manifest.read_manifest(out) if isinstance(entry, Clip)}
+    clips = {path: found[path] for path in sorted(jobs)}
+    report = Report(str(out), clips=len(clips), probed=len(todo))
+    report.bad_clips = sum(bool(clip.kind) for clip in clips.values())
+    report.hours = sum(clip.duration for clip in clips.values()) / 3600
+    report.gigabytes = sum(clip.size for clip in clips.values()) / 1e9
+    report.duplicates = duplicates(clips.values())
+    others = [entry for path, entry in sorted(found.items()) if path not in clips]
+    manifest.rewrite(out, _entries(sources, clips, others, report))
+    if test_names is not None:
+        report.contaminated = [path for path in clips if _bare(path) in test_names]
+    report.seconds = round(time.monotonic() - began, 3)
+    return report
+
+
+def _jobs(source: Source) -> Iterator[Job]:
+    for _, record in source.records():
+        if isinstance(record, Record):
+            for medium in record.media:
+                yield Job(str(source.locate(medium)), medium.kind == "image", medium.fps)
+
+
+def _known(out: Path, jobs: dict[str, Job]) -> set[str]:
+    """Clips of an earlier check that have not changed since. Missing ones may have come."""
+    known = set()
+    if out.exists():
+        for entry in manifest.read_manifest(out):
+            if isinstance(entry, Clip) and entry.path in jobs and entry.sha256:
+                try:
+                    is_same = fingerprint(entry.path) == (entry.size, entry.modified)
+                except OSError:
+                    is_same = False
+                if is_same:
+                    known.add(entry.path)
+    return known
+
+
+def _entries(
+    sources: Sequence[Source], clips: dict[str, Clip], others: Sequence[Clip], report: Report
+) -> Iterator[Entry]:
+    """Everything that goes into the manifest; counts it for the report on the way."""
+    problems: Counter[str] = Counter()
+    shown: Counter[str] = Counter()
+    yield from sorted([*clips.values(), *others], key=lambda clip: clip.path)
+    for source in sources:
+        rows = bad = 0
+        for row, record in source.records():
+            rows += 1
+            error = record if isinstance(record, RowError) else _clip_error(source, record, clips)
+            if error is None:
+                continue
+            bad += 1
+            problems[error.kind] += 1
+            name = record.id if isinstance(record, Record) else _id_of(row.value)
+            entry = BadRow(str(source.path), row.number, name, error.kind, error.reason)
+            if shown[error.kind] < _SHOWN:
+                shown[error.kind] += 1
+                report.examples.append(entry)
+            yield entry
+        report.rows += rows
+        report.bad_rows += bad
+        yield CheckedSource(str(source.path), manifest.file_sha256(source.path), rows, bad)
+    report.problems = dict(sorted(problems.items()))
+
+
+def _clip_error(source: Source, record: Record, clips: dict[str, Clip]) -> RowError | None:
+    for medium in record.media:
+        clip = clips[str(source.locate(medium))]
+        if clip.kind:
+            return RowError(clip.kind, clip.reason)  # type: ignore[arg-type]
+        if medium.start and medium.start >= clip.duration:
+            return RowError("range", f"start is {medium.start} s, and {clip.path} lasts {clip.duration:.3f} s")
+    return None
+
+
+def _id_of(value: Any) -> str:
+    return str(value["id"]) if isinstance(value, dict) and "id" in value else ""
+
+
+def duplicates(clips: Any) -> list[list[str]]:
+    """Groups of two or more paths whose content is equal, in order of their first path."""
+    groups: dict[str, list[str]] = {}
+    for clip in clips:
+        if clip.sha256:
+            groups.setdefault(clip.sha256, []).append(clip.path)
+    return sorted(sorted(group) for group in groups.values() if len(group) > 1)
+
+
+def clip_names(annotations: Path) -> set[str]:
+    """Names of the clips of a test set, without folders, suffix and the "v_" that ActivityNet puts in front.
+
+    Raises:
+        ValueError: a row that names no clip.
+    """
+    names = set()
+    for row in iter_rows(annotations):
+        values = [row.value[key] for key in _CLIP_KEYS if key in row.value] if row.error is None else []
+        if not values:
+            reason = row.error or f"none of the keys {', '.join(_CLIP_KEYS)}"
+            raise ValueError(f"{annotations}: row {row.number} names no clip: {reason}")
+        for value in values:
+            names |= {_bare(str(path)) for path in (value if isinstance(value, list) else [value])}
+    return names
+
+
+def _bare(path: str) -> str:
+    name = PurePosixPath(path).name
+    stem, dot, suffix = name.rpartition(".")
+    return (stem if dot and f".{suffix.lower()}" in (*VIDEO_SUFFIXES, ".gif", ".pkl") else name).removeprefix("v_")
+
+
+def _shown(clips: Iterator[Clip], total: int) -> Iterator[Clip]:
+    """The same clips, with a progress bar on stderr."""
+    counts = MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[bad]}")
+    columns = TextColumn("probing clips"), BarColumn(), *counts
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task, bad = progress.add_task("", total=total, bad=""), 0
+        for clip in clips:
+            bad += bool(clip.kind)
+            progress.update(task, advance=1, bad=f"{bad} bad" if bad else "")
+            yield clip
+
+
+def tables(report: Report) -> list[Table]:
+    """The report for people."""
+    counts = Table(title="Data", title_justify="left", show_header=False)
+    clips = f"{report.clips} ({report.bad_clips} bad), {report.hours:.2f} h, {report.gigabytes:.3f} GB"
+    counts.add_row("rows", f"{report.rows} ({report.bad_rows} bad)")
+    counts.add_row("clips", f"{clips}; {report.probed} probed now")
+    counts.add_row("equal clips", f"{len(report.duplicates)} groups")
+    if report.contaminated is not None:
+        counts.add_row("clips of the test set", str(len(report.contaminated)))
+    shown = [counts]
+    if report.problems:
+        listed = Table(title="Bad rows", title_justify="left")
+        for column in ("kind", "rows", "for example"):
+            listed.add_column(column, justify="right" if column == "rows" else "left")
+        for kind, count in report.problems.items():
+            example = next(entry for entry in report.examples if entry.kind == kind)
+            place = f"{Path(example.source).name} row {example.row}"
+            listed.add_row(kind, str(count), f"{place} ({example.id or '?'}): {example.reason}")
+        shown.append(listed)
+    for title, groups in (
+        ("Equal clips", [", ".join(group) for group in report.duplicates]),
+        ("Clips of the test set", report.contaminated or []),
+    ):
+        if groups:
+            listed = Table(title=title, title_justify="left", show_header=False)
+            for group in groups[:_SHOWN]:
+                listed.add_row(group)
+            if len(groups) > _SHOWN:
+                listed.add_row(f"... and {len(groups) - _SHOWN} more (see --json)")
+            shown.append(listed)
+    return shown

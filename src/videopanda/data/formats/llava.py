@@ -1,0 +1,70 @@
+"""The LLaVA family: `conversations` of `from` and `value` about one `video`.
+
+    {"id": "x1", "video": "clips/x1.mp4",
+     "conversations": [{"from": "human", "value": "<video>\nWhat is shown?"}, {"from": "gpt", "value": "A cat."}]}
+
+Video-LLaVA's `train_json`, Qwen's fine-tuning example, VideoLLaMA3 (lists of media) and the rows of VideoChat-Flash
+have this form as it is. Valley, LLaVA-Video-178K and the converted form of Video-ChatGPT-100K differ a little.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from videopanda.data.formats.record import Medium, Record, RowError, items, mark, name_of, pair, paths, seconds, text
+
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+
+
+def llava(row: Mapping[str, Any], number: int, source: str) -> Record:
+    """Read a row with `video`, `image` or neither (text only); `<image>` may stand for a video.
+
+    Raises:
+        RowError: both kinds of media, or a conversation that `pair` or `mark` refuses.
+    """
+    videos, images = paths(row, "video"), paths(row, "image")
+    if videos and images:
+        raise RowError("schema", "both 'video' and 'image'; a row of this format has one of them")
+    if any(path.endswith(".pkl") for path in videos):
+        raise RowError("schema", "features in a .pkl file are not read; with --format videochatgpt its video is")
+    start, end = seconds(row)
+    media = tuple(Medium("video", path, start, end) for path in videos) + tuple(Medium("image", p) for p in images)
+    said = []
+    for turn in items(row, "conversations"):
+        if not isinstance(turn, Mapping):
+            raise RowError("schema", "a turn must be an object with 'from' and 'value'")
+        role = str(turn.get("from")).lower()
+        said.append((_ROLES.get(role, role), turn.get("value")))
+    return Record(name_of(row, number), source, media, mark(pair(said), media, missing="refuse"))
+
+
+def llava_video(row: Mapping[str, Any], number: int, source: str) -> Record:
+    """LLaVA-Video-178K: as `llava`; `data_source` names the folder that the row belongs to."""
+    return replace(llava(row, number, source), source=text(row, "data_source"))
+
+
+def valley(row: Mapping[str, Any], number: int, source: str) -> Record:
+    """Valley's `chat.json`: media in the sub-folder `source` (else `webvid`), ".mp4" may be missing.
+
+    The re-hosted `valley_.json` of Video-LLaVA and Video-Panda has complete paths: read that as `llava`.
+    """
+    path = text(row, "video")
+    folder = row.get("source", "webvid")
+    if not isinstance(folder, str):
+        raise RowError("schema", "'source' must be the name of a folder")
+    path = path if path.endswith(".mp4") else f"{path}.mp4"
+    return llava({**row, "video": f"{folder}/{path}"}, number, source)
+
+
+def videochatgpt(row: Mapping[str, Any], number: int, source: str) -> Record:
+    """Video-ChatGPT-100K: `q`, `a`, `video_id`; or the converted form, whose `video` is a .pkl file of features.
+
+    The clip is looked for under the video's name with any usual suffix.
+    """
+    if "conversations" in row:
+        return llava({**row, "video": PurePosixPath(text(row, "video")).stem}, number, source)
+    name = text(row, "video_id")
+    turns = pair([("user", text(row, "q")), ("assistant", text(row, "a"))])
+    media = (Medium("video", name),)
+    return Record(name, source, media, mark(turns, media, missing="front"))

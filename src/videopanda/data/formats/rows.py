@@ -1,0 +1,166 @@
+"""Rows of JSON and JSONL files, read as a stream: a file of any size takes a few megabytes of memory.
+
+    for row in iter_rows("annotations.json"):
+        row.number, row.value or row.error          # 17, {"id": ...} or RowError("json", ...)
+        read_row("annotations.json", row.start, row.stop)    # the same value, without reading the rest
+
+The content decides: an array of rows starts with "[", a file with one row per line with "{". JSON's own characters are
+ASCII, and UTF-8 keeps them apart from all others: rows are cut out of bytes, each of which is looked at as one
+character, and only the text of a row is decoded. So positions are byte positions, and bytes that are not UTF-8 cost
+their row, not the file.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from videopanda.data.formats.record import RowError
+
+CHUNK_BYTES = 1 << 20
+MAX_ROW_BYTES = 1 << 24  # a longer "row" is not one: the file is damaged, or has another form
+_BLANK = b" \t\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a file: its number from 0, its bytes [start, stop), and its value or what is wrong with it."""
+
+    number: int
+    start: int
+    stop: int
+    value: Any
+    error: RowError | None = None
+
+
+def iter_rows(path: str | Path) -> Iterator[Row]:
+    """All rows of a .json or .jsonl file in order. A broken line of JSONL is one bad row; an array ends with it.
+
+    Raises:
+        ValueError: the file is empty, or neither an array nor lines of objects.
+    """
+    with open(path, "rb") as file:
+        head = file.read(64)
+        skipped = 3 if head.startswith(b"\xef\xbb\xbf") else 0  # byte order mark
+        head = head[skipped:].lstrip(_BLANK)
+        if head[:1] == b"[":
+            file.seek(skipped)
+            yield from _array(file, skipped)
+        elif head[:1] == b"{":
+            file.seek(skipped)
+            yield from _lines(file, skipped)
+        elif not head:
+            raise ValueError(f"{path} is empty")
+        else:
+            raise ValueError(f"{path} holds neither a JSON array of rows nor one JSON object per line")
+
+
+def read_row(path: str | Path, start: int, stop: int) -> Any:
+    """The value of a row that `iter_rows` gave without an error."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        return _parse(file.read(stop - start))
+
+
+def _parse(data: bytes) -> Any:
+    twice: list[str] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            keys = [key for key, _ in pairs]
+            twice.append(next(key for key in keys if keys.count(key) > 1))
+        return found
+
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
+    except UnicodeDecodeError as error:
+        byte = f"byte {data[error.start]:#x} at position {error.start} of the row"
+        raise RowError("encoding", f"not UTF-8: {byte}") from error
+    except json.JSONDecodeError as error:
+        raise RowError("json", f"not valid JSON: {error.msg} at character {error.pos} of the row") from error
+    if twice:
+        raise RowError("json", f"the key {twice[0]!r} stands twice in one object")
+    if not isinstance(value, dict):
+        raise RowError("schema", f"a row must be an object, not {type(value).__name__}")
+    return value
+
+
+def _row(number: int, start: int, data: bytes) -> Row:
+    try:
+        return Row(number, start, start + len(data), _parse(data))
+    except RowError as error:
+        return Row(number, start, start + len(data), None, error)
+
+
+def _lines(file: BinaryIO, start: int) -> Iterator[Row]:
+    number = 0
+    while line := file.readline(MAX_ROW_BYTES):
+        if len(line) == MAX_ROW_BYTES and not line.endswith(b"\n"):
+            error = RowError("json", f"longer than {MAX_ROW_BYTES >> 20} MB; what follows is not read")
+            yield Row(number, start, start + len(line), None, error)
+            return
+        if line.strip(_BLANK):
+            yield _row(number, start, line)
+            number += 1
+        start += len(line)
+
+
+def _array(file: BinaryIO, offset: int) -> Iterator[Row]:
+    decode = json.JSONDecoder().raw_decode
+    text, at = "", 0  # what is in memory, starting at byte `offset` of the file, and the position in it
+    done = False
+
+    def grow() -> None:
+        nonlocal text, at, offset, done
+        # As much again as is there: a long row is then parsed a few times only.
+        data = file.read(max(CHUNK_BYTES, len(text) - at))
+        done = not data
+        text, offset, at = text[at:] + data.decode("latin-1"), offset + at, 0
+
+    def following() -> str:
+        nonlocal at
+        while True:
+            while at < len(text) and text[at] in " \t\r\n":
+                at += 1
+            if at < len(text) or done:
+                return text[at : at + 1]
+            grow()
+
+    following()
+    at += 1  # the bracket
+    number = 0
+    while (sign := following()) != "]" or number:
+        if number:
+            if sign == "]":
+                at += 1
+                if following():
+                    yield _lost(number, offset + at, "text after the end of the array")
+                return
+            if sign != ",":
+                yield _lost(number, offset + at, "expected a comma" if sign else "the file ends inside the array")
+                return
+            at += 1
+            following()
+        while True:
+            try:
+                _, stop = decode(text, at)
+            except json.JSONDecodeError as error:
+                if done or len(text) - at > MAX_ROW_BYTES:
+                    is_cut = done and (error.pos == len(text) or error.msg.startswith("Unterminated"))
+                    yield _lost(number, offset + at, "the file ends inside the row" if is_cut else error.msg)
+                    return
+            else:
+                if stop < len(text) or done:
+                    break
+            grow()
+        yield _row(number, offset + at, text[at:stop].encode("latin-1"))
+        at = stop
+        number += 1
+
+
+def _lost(number: int, start: int, reason: str) -> Row:
+    """The last row of an array that cannot be read further."""
+    error = RowError("json", f"not valid JSON at byte {start}: {reason}; this row and all after it cannot be read")
+    return Row(number, start, start, None, error)

@@ -1,0 +1,150 @@
+"""What `videopanda data check` found, as a file: JSON lines of three types.
+
+    {"type": "clip", "path": "videos/a.mp4", "kind": "", "reason": "", "duration": 9.6, "size": 81234, "sha256": ...}
+    {"type": "row", "source": "train.json", "row": 17, "id": "x17", "kind": "roles", "reason": "turns must ..."}
+    {"type": "source", "source": "train.json", "sha256": ..., "rows": 500, "bad": 1}
+
+While a check runs, clips are appended as they come, so that an interrupted one can go on. At its end the file is
+written anew: clips in order of their paths, then every bad row and the counts of each file of annotations.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from videopanda.data.formats.record import RowError
+from videopanda.data.formats.sources import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A video, folder of frames or image on disk. `kind` and `reason` say what is wrong; both "" where nothing is.
+
+    size in bytes, modified in nanoseconds, duration in seconds; sha256 of the content (of a folder: of names and
+    contents of its files). What could not be found out is 0 or "".
+    """
+
+    path: str
+    kind: str = ""
+    reason: str = ""
+    duration: float = 0.0
+    width: int = 0
+    height: int = 0
+    fps: float = 0.0
+    size: int = 0
+    modified: int = 0
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row of a file of annotations that cannot be trained on. `row` counts from 0."""
+
+    source: str
+    row: int
+    id: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedSource:
+    """A file of annotations: its content, its number of rows that are meant, and how many of them are bad."""
+
+    source: str
+    sha256: str
+    rows: int
+    bad: int
+
+
+Entry = Clip | BadRow | CheckedSource
+_TYPES: dict[str, type[Clip] | type[BadRow] | type[CheckedSource]] = {
+    "clip": Clip,
+    "row": BadRow,
+    "source": CheckedSource,
+}
+
+
+def to_line(entry: Entry) -> str:
+    """One line of a manifest, with its end."""
+    name = next(name for name, kind in _TYPES.items() if isinstance(entry, kind))
+    return json.dumps({"type": name, **asdict(entry)}, ensure_ascii=False) + "\n"
+
+
+def read_manifest(path: str | Path, clips: bool = True) -> Iterator[Entry]:
+    """The entries of a manifest, without clips where they are not wanted (there may be a million).
+
+    Raises:
+        ValueError: not a manifest. A last line that was cut off when a check was killed is left out.
+    """
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return
+            if not clips and line.startswith('{"type": "clip"'):
+                continue
+            try:
+                values: dict[str, Any] = json.loads(line)
+                yield _TYPES[values.pop("type")](**values)
+            except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+                raise ValueError(f"{path} is not a manifest of videopanda data check: line {number}") from error
+
+
+def append(path: Path, entries: Iterable[Entry]) -> None:
+    """Append entries as they come, each with one write: a kill leaves at most one line that is cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":  # a kill has cut off the last line
+            os.ftruncate(descriptor, path.read_bytes().rfind(b"\n") + 1)
+        for entry in entries:
+            os.write(descriptor, to_line(entry).encode("utf-8", "surrogateescape"))
+    finally:
+        os.close(descriptor)
+
+
+def rewrite(path: Path, entries: Iterable[Entry]) -> None:
+    """Write a manifest anew; until all of it is there, the old one stays."""
+    part = path.with_name(f"{path.name}.part")
+    with part.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        file.writelines(map(to_line, entries))
+    os.replace(part, path)
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def bad_rows(manifest: str | Path, sources: Iterable[Source]) -> list[dict[int, RowError]]:
+    """For each source, the rows that the manifest calls bad. Files are recognised by their content.
+
+    Raises:
+        ValueError: the manifest does not cover a source, or the source has changed since.
+    """
+    checked: dict[str, set[str]] = {}
+    found: dict[str, dict[int, RowError]] = {}
+    for entry in read_manifest(manifest, clips=False):
+        if isinstance(entry, CheckedSource):
+            checked.setdefault(entry.sha256, set()).add(entry.source)
+        elif isinstance(entry, BadRow):
+            found.setdefault(entry.source, {})[entry.row] = RowError(entry.kind, entry.reason)  # type: ignore[arg-type]
+    listed = []
+    for source in sources:
+        names = checked.get(file_sha256(source.path))
+        if names is None:
+            raise ValueError(
+                f"{manifest} does not cover {source.path} as it is now: run `videopanda data check {source.path} "
+                f"--out {manifest}` again; clips that it knows are not probed twice"
+            )
+        listed.append({row: error for name in names for row, error in found.get(name, {}).items()})
+    return listed

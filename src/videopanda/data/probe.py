@@ -1,0 +1,99 @@
+"""Reads every clip once, in several processes, and says what is wrong with it. Imports no torch: workers start fast."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+from videopanda.data.manifest import Clip, file_sha256
+from videopanda.video import VideoReadError, read_video
+
+NUM_FRAMES = 8  # looked at, in the middle of equal parts of the clip: those that training looks at by default
+TIMEOUT = 120.0  # seconds per clip
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to probe: a path, whether it is an image, and the rate of a folder of frames."""
+
+    path: str
+    is_image: bool = False
+    fps: float = 1.0
+
+
+def fingerprint(path: str) -> tuple[int, int]:
+    """Size in bytes and time of the last change in nanoseconds, of a folder: of all its files. Raises OSError."""
+    status = [entry.stat() for entry in os.scandir(path)] if os.path.isdir(path) else [os.stat(path)]
+    return sum(s.st_size for s in status), max((s.st_mtime_ns for s in status), default=0)
+
+
+def probe(job: Job) -> Clip:
+    """Hash the file and decode `NUM_FRAMES` frames of it."""
+    clip = Clip(job.path)
+    try:
+        size, modified = fingerprint(job.path)
+        clip = replace(clip, size=size, modified=modified, sha256=_content_sha256(Path(job.path)))
+        frames = 1 if job.is_image else NUM_FRAMES
+        # PyAV has the last word on what can be read, and needs no torch.
+        video = read_video(job.path, num_frames=frames, image_fps=job.fps, decoder="pyav", timeout=TIMEOUT)
+    except FileNotFoundError:
+        return replace(clip, kind="missing_file", reason=f"{job.path} does not exist")
+    except VideoReadError as error:
+        return replace(clip, kind="unreadable", reason=f"{job.path}: {error.reason}")
+    except OSError as error:
+        return replace(clip, kind="unreadable", reason=f"{job.path}: {error.strerror}")
+    return replace(clip, duration=video.duration, width=video.width, height=video.height, fps=video.source_fps)
+
+
+def _content_sha256(path: Path) -> str:
+    if not path.is_dir():
+        return file_sha256(path)
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    listed = "".join(f"{file_sha256(file)} {file.name}\n" for file in files)
+    return hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def probe_all(jobs: Iterable[Job], workers: int, work: Callable[[Job], Clip] = probe) -> Iterator[Clip]:
+    """Results as they come. With one worker, in this process; else a clip that kills its process is a bad clip."""
+    if workers == 1:
+        yield from map(work, jobs)
+        return
+    waiting = iter(jobs)
+    left: list[Job] | None = None
+    while left is None or left:
+        for job in left or ():
+            yield _alone(job, work)
+        left = []
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            running: dict[Future[Clip], Job] = {}
+            try:
+                for job in waiting:
+                    left.append(job)
+                    running[pool.submit(work, job)] = job
+                    left.remove(job)
+                    if len(running) >= 4 * workers:
+                        yield from _finished(running)
+                while running:
+                    yield from _finished(running)
+            except BrokenProcessPool:
+                left += running.values()
+
+
+def _finished(running: dict[Future[Clip], Job]) -> Iterator[Clip]:
+    done, _ = wait(running, return_when=FIRST_COMPLETED)
+    for future in sorted(done, key=lambda f: f.exception() is not None):  # a crash fails all others that run, too
+        clip = future.result()
+        del running[future]
+        yield clip
+
+
+def _alone(job: Job, work: Callable[[Job], Clip]) -> Clip:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            return pool.submit(work, job).result()
+        except BrokenProcessPool:
+            return Clip(job.path, "unreadable", f"{job.path}: the decoder crashed")

@@ -1,0 +1,192 @@
+"""WebDataset shards: tar files that hold annotations and clips together, for clusters that dislike small files.
+
+    write_shards(dataset, Path("shards"))       # shards/000000.tar, shards/000000.jsonl, ..., shards/shards.json
+    ShardDataset("shards", num_frames=8, seed=0)[0]
+
+A sample is one clip (or none, or several) with all conversations about it:
+
+    000017.json          {"ids": [...], "source": ..., "system": ..., "conversations": [...], "media": [...]}
+    000017.0.mp4         the first clip, byte for byte; frames of a folder are 000017.0.<name of the frame>
+
+These are plain tar files in WebDataset's convention, which its library reads, too. The .jsonl beside a shard says where
+each sample lies in it, so that one read of one stretch of bytes brings a sample, in any order.
+"""
+
+import io
+import json
+import os
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videopanda.data import order
+from videopanda.data.conversations import ConversationDataset
+from videopanda.data.formats.record import Medium
+from videopanda.data.sample import Sample
+from videopanda.video import Video, VideoReadError, read_video
+
+_TABLE = "shards.json"
+
+
+def write_shards(dataset: ConversationDataset, out: Path, samples_per_shard: int = 1000) -> dict[str, Any]:
+    """Write the samples of a data set, in its order. A call that was interrupted goes on behind its last shard.
+
+    Returns what `shards.json` holds.
+
+    Raises:
+        ValueError: the folder holds shards of other samples.
+        OSError: a clip that is missing (let `videopanda data check` list it, and pass the manifest to the data set).
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    count = -(-len(dataset) // samples_per_shard)
+    sizes = {"samples": len(dataset), "samples_per_shard": samples_per_shard, "shards": count}
+    plan = {**sizes, "order": dataset.fingerprint}
+    table = out / _TABLE
+    if table.exists():
+        if json.loads(table.read_text(encoding="utf-8")) != plan:
+            raise ValueError(f"{out} holds shards of other samples: choose another folder")
+    else:
+        _replace(table, json.dumps(plan) + "\n")
+    for shard in range(count):
+        if not (out / f"{shard:06d}.jsonl").exists():
+            chosen = range(shard * samples_per_shard, min(len(dataset), (shard + 1) * samples_per_shard))
+            _write_shard(dataset, chosen, out / f"{shard:06d}.tar")
+    return plan
+
+
+def _write_shard(dataset: ConversationDataset, chosen: range, path: Path) -> None:
+    part = path.with_suffix(".part")
+    lines = []
+    with tarfile.open(part, "w") as tar:
+        for index in chosen:
+            rows = dataset.records(index)
+            start = tar.offset
+            _, source, first = rows[0]
+            content = {
+                "ids": [name for name, _, _ in rows],
+                "source": first.source,
+                "system": first.system,
+                "conversations": [record.turns for _, _, record in rows],
+                "media": [asdict(medium) for medium in first.media],
+            }
+            _add(tar, f"{index:09d}.json", json.dumps(content, ensure_ascii=False).encode())
+            for k, medium in enumerate(first.media):
+                place = source.locate(medium)
+                if place.is_dir():
+                    for frame in sorted(file for file in place.iterdir() if file.is_file()):
+                        _add(tar, f"{index:09d}.{k}.{frame.name}", frame.read_bytes())
+                else:
+                    _add(tar, f"{index:09d}.{k}{place.suffix}", place.read_bytes())
+            place_in_shard = {"start": start, "stop": tar.offset}
+            lines.append(json.dumps({"ids": content["ids"], "source": first.source, **place_in_shard}))
+    os.replace(part, path)
+    _replace(path.with_suffix(".jsonl"), "\n".join(lines) + "\n")  # only now is the shard complete
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)  # of fixed time and owner: equal samples make equal files
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+class ShardDataset:
+    """Samples of a folder of shards: shard after shard, shuffled among and within them by (seed, epoch).
+
+    Args:
+        folder: what `write_shards` wrote, complete.
+        num_frames, seed, share: as of `ConversationDataset`.
+        group_by_clip: give all conversations about a clip at once; else each is a sample of its own.
+
+    Raises:
+        ValueError: no such folder, or a shard that is not there yet.
+        VideoReadError: on access, when a clip cannot be read.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        num_frames: int = 8,
+        seed: int = 0,
+        *,
+        share: float = 1.0,
+        group_by_clip: bool = False,
+    ):
+        self.folder, self.num_frames, self.seed = Path(folder), num_frames, seed
+        units = list(_units(self.folder, group_by_clip))
+        keys, _ = order.told_apart(np.array([unit[0] for unit in units], np.uint64))
+        kept = np.flatnonzero(order.subset(keys, seed, share))
+        self._keys = keys[kept]
+        self._places = np.array([unit[1:] for unit in units], np.int64).reshape(-1, 4)[kept]  # shard, start, stop, k
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of another epoch."""
+        within = order.spread(self._keys, self.seed, epoch)
+        shards = order.spread(self._places[:, 0].astype(np.uint64), self.seed, epoch)
+        self._order = np.lexsort((within, shards))
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard, start, stop, k = map(int, self._places[self._order[index]])
+        path = self.folder / f"{shard:06d}.tar"
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(stop - start)
+        members = {}
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            for info in tar:
+                content = tar.extractfile(info)
+                assert content is not None
+                members[info.name.partition(".")[2]] = content.read()
+        content = json.loads(members.pop("json"))
+        media = [Medium(**values) for values in content["media"]]
+        videos = tuple(self._clip(f"{path}: {content['ids'][0]}", n, medium, members) for n, medium in enumerate(media))
+        said = [tuple(map(tuple, turns)) for turns in content["conversations"]]
+        chosen = said if k < 0 else [said[k]]
+        return Sample(content["ids"][max(k, 0)], videos, tuple(chosen), content["system"])
+
+    def _clip(self, name: str, number: int, medium: Medium, members: dict[str, bytes]) -> Video:
+        files = {key.partition(".")[2]: data for key, data in members.items() if key.partition(".")[0] == str(number)}
+        meant = {"num_frames": self.num_frames, "start": medium.start, "end": medium.end, "image_fps": medium.fps}
+        try:
+            if len(files) == 1:
+                return read_video(next(iter(files.values())), **meant)  # type: ignore[arg-type]
+            with tempfile.TemporaryDirectory() as folder:
+                for frame, data in files.items():
+                    (Path(folder) / frame).write_bytes(data)
+                return read_video(folder, **meant)  # type: ignore[arg-type]
+        except VideoReadError as error:
+            raise VideoReadError(name, error.reason) from error
+
+
+def _units(folder: Path, group_by_clip: bool) -> Iterator[tuple[int, int, int, int, int]]:
+    """(key, shard, start, stop, number of the conversation or -1 for all) of everything that can be a sample."""
+    table = folder / _TABLE
+    if not table.is_file():
+        raise ValueError(f"{folder} has no {_TABLE}: write shards with `videopanda data shard`")
+    for shard in range(json.loads(table.read_text(encoding="utf-8"))["shards"]):
+        index = folder / f"{shard:06d}.jsonl"
+        if not index.is_file() or not index.with_suffix(".tar").is_file():
+            raise ValueError(f"{folder} is not complete, shard {shard} is missing: run `videopanda data shard` again")
+        with index.open(encoding="utf-8") as lines:
+            for line in lines:
+                values = json.loads(line)
+                names = values["ids"][:1] if group_by_clip else values["ids"]
+                for k, name in enumerate(names):
+                    key = order.key_of(values["source"], name)
+                    yield key, shard, values["start"], values["stop"], -1 if group_by_clip else k
