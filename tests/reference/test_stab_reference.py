@@ -12,8 +12,15 @@ from videopanda.models.videopanda.configuration_videopanda import VideoPandaStab
 from videopanda.models.videopanda.modeling_videopanda_stab import VideoPandaStab
 from videopanda.verification.stab_reference import slow_stab
 
-SIZES = {"hidden_size": 12, "patch_size": 2, "image_size": 12}
-CELL, MAX_CELLS = 4, 3
+MAX_CELLS = 3
+SIZES = st.builds(
+    lambda hidden_size, patch_size: {
+        "hidden_size": hidden_size,
+        "patch_size": patch_size,
+        "image_size": MAX_CELLS * 2 * patch_size,
+    },
+    *(st.sampled_from((6, 12)), st.sampled_from((1, 2, 3))),
+)
 
 
 def free_fields() -> dict[str, st.SearchStrategy]:
@@ -59,7 +66,8 @@ def compare(config: VideoPandaStabConfig, canvas: tuple[int, int], videos: list[
     randomize(stab)
     generator = torch.Generator().manual_seed(3)
     frames = max(row[4] for row in videos)
-    pixels = torch.randn(len(videos), frames, 3, *(side * CELL for side in canvas), generator=generator).double()
+    sides = (side * config.cell_size for side in canvas)
+    pixels = torch.randn(len(videos), frames, 3, *sides, generator=generator).double()
     for row, clip in zip(videos, pixels):
         clip[row[5] :] = 0  # padding frames are black
     placement = torch.tensor(videos)
@@ -78,21 +86,21 @@ def compare(config: VideoPandaStabConfig, canvas: tuple[int, int], videos: list[
     return max(((one - two).abs().max() / two.abs().max().clamp(min=1)).item() for one, two in pairs)
 
 
-@settings(max_examples=12)
+@settings(max_examples=30)
 @given(st.data())
 @pytest.mark.parametrize("preset", ["released", "paper", "any"])
 def test_fast_equals_slow(preset, data):
-    is_image = data.draw(st.integers(0, 5)) == 0
+    is_image, sizes = data.draw(st.integers(0, 5)) == 0, data.draw(SIZES)
     if preset == "any":
-        config = VideoPandaStabConfig(**SIZES, **data.draw(st.fixed_dictionaries(free_fields())))
+        config = VideoPandaStabConfig(**sizes, **data.draw(st.fixed_dictionaries(free_fields())))
     elif preset == "released":
-        config = VideoPandaStabConfig.released(**SIZES, num_heads=4)
+        config = VideoPandaStabConfig.released(**sizes, num_heads=data.draw(st.sampled_from((2, 3))))
     else:
-        config = VideoPandaStabConfig.paper(**SIZES)
+        config = VideoPandaStabConfig.paper(**sizes)
     error = compare(config, *data.draw(placements(config, is_image)), is_image)
-    assert error <= 1e-5  # measured worst: 6.7e-7; batch norm and waves are computed in float32
+    assert error <= 1e-5  # measured worst: 2.0e-6 in 1200 examples; batch norm and waves are computed in float32
 
 
 def test_every_field_is_drawn():
     fields = set(inspect.signature(VideoPandaStabConfig.__init__).parameters) - {"self", "kwargs"}
-    assert fields == free_fields().keys() | SIZES.keys()
+    assert fields == free_fields().keys() | {"hidden_size", "patch_size", "image_size"}
