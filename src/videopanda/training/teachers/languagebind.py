@@ -1,0 +1,92 @@
+"""The vision towers of LanguageBind on transformers' CLIP (facts, Sec. 5; arXiv 2310.01852).
+
+LanguageBind-Image is a CLIP tower. LanguageBind-Video puts into every layer, before its attention over space, an
+attention over time at each place. Parameters are named as in the published weights.
+
+Dimensions: F frames, in groups of L that follow each other; N tokens of a frame; D width.
+"""
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig
+from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, CLIPVisionEmbeddings
+
+T = TypeVar("T")
+
+
+class TemporalLayer(CLIPEncoderLayer):
+    """A CLIP layer that first lets every token see the tokens at its place in the other frames of its group."""
+
+    def __init__(self, config: CLIPVisionConfig, num_frames: int):
+        super().__init__(config)
+        self.num_frames = num_frames
+        self.temporal_embedding = nn.Parameter(torch.zeros(1, num_frames, config.hidden_size))
+        self.temporal_attn = CLIPAttention(config)
+        self.temporal_layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Map (F, N, D) to (F, N, D)."""
+        tokens = hidden_states.shape[1]
+        x_XLD = hidden_states.unflatten(0, (-1, self.num_frames)).transpose(1, 2).flatten(0, 1)  # X = F / L · N
+        x_XLD = x_XLD + self.temporal_embedding
+        x_XLD = x_XLD + self.temporal_attn(self.temporal_layer_norm1(x_XLD), None)[0]
+        x_FND = x_XLD.unflatten(0, (-1, tokens)).transpose(1, 2).flatten(0, 1)
+        return super().forward(x_FND, attention_mask, **kwargs)
+
+
+class LanguageBindTower(nn.Module):
+    """A LanguageBind vision tower up to the input of its last layer, which is what is distilled.
+
+    The last layer and the norm behind it are loaded, so that every published tensor has its place, but never run.
+
+    Args:
+        config: of the tower.
+        num_frames: L, the frames of a group; 1 is LanguageBind-Image, whose layers have no attention over time.
+    """
+
+    def __init__(self, config: CLIPVisionConfig, num_frames: int):
+        super().__init__()
+        self.config, self.num_frames = config, num_frames
+        self.embeddings = CLIPVisionEmbeddings(config)
+        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)  # the published spelling
+        layers = [
+            TemporalLayer(config, num_frames) if num_frames > 1 else CLIPEncoderLayer(config)
+            for _ in range(config.num_hidden_layers)
+        ]
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, pixels_FCHW: Tensor) -> Tensor:
+        """Map frames to (F, N, D), class token first.
+
+        Raises:
+            ValueError: F is not a multiple of the frames of a group.
+        """
+        if pixels_FCHW.shape[0] % self.num_frames:
+            raise ValueError(
+                f"This teacher attends over groups of {self.num_frames} frames, and {pixels_FCHW.shape[0]} are no "
+                f"multiple of that: choose num_frames so, as in --set num_frames={self.num_frames}."
+            )
+        x_FND = self.pre_layrnorm(self.embeddings(pixels_FCHW))
+        for layer in self.encoder["layers"][:-1]:
+            x_FND = layer(x_FND, None)
+        return x_FND
+
+
+def tower_weights(state: dict[str, T]) -> dict[str, T]:
+    """The tower's part of what a published file holds by name, under the names of `LanguageBindTower`.
+
+    Known layouts: the full model (`vision_model.*` beside `text_model.*`), official Video-Panda checkpoints
+    (`model.video_teacher.video_tower.*`), and a tower alone, as transformers saves it.
+
+    Raises:
+        ValueError: no tower under any of these names.
+    """
+    for prefix in ("vision_model.", "model.video_teacher.video_tower.", ""):
+        found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        if "embeddings.class_embedding" in found:
+            found.pop("embeddings.position_ids", None)  # a counter that old versions of transformers saved
+            return found
+    raise ValueError("no CLIP or LanguageBind tower in the weights: vision_model.* is not there")
