@@ -89,6 +89,18 @@ def test_a_marker_inside_a_question_stays_there(processor):
     assert ids == before_ids + visual + [blank] + after_ids[1:]
 
 
+def test_an_unknown_word_is_not_taken_for_padding(processor):
+    """Both have the id 0, and the official attention mask hides both."""
+    text = "See <unk> there"
+    inputs = processor(text=[text, f"{text} and more"])
+    unknown = inputs["input_ids"] == processor.tokenizer.unk_token_id
+    assert processor.tokenizer.pad_token_id == processor.tokenizer.unk_token_id
+    assert (unknown & inputs["attention_mask"].bool()).sum(1).tolist() == [1, 1]
+    batch = Collator(processor, 1000)([Sample("x", (), (((text, "A cat."),),))])
+    (place,) = (batch["input_ids"][0] == processor.tokenizer.unk_token_id).nonzero().flatten().tolist()
+    assert batch["attention_mask"][0, 0, place:, place].all()
+
+
 def test_other_chat_templates_get_the_system_prompt_too():
     processor = tiny_processor()
     processor.chat_template = VICUNA_CHAT_TEMPLATE

@@ -185,6 +185,10 @@ def test_fresh_weights():
     assert not stab.lste.expand.weight.any()
     assert not stab.lste.position.bias.any()
     assert stab.lste.position.weight.any()
+    # The official constructor zeroes these, but its loader draws them anew, and so the released training began.
+    for linear in (stab.gstra.out_proj, stab.gstra.mlp_up, stab.gstra.mlp_down, stab.fusion.proj):
+        assert linear.weight.std().item() == pytest.approx(model.config.initializer_range, rel=0.1)
+        assert not linear.bias.any()
     assert stab.fsra.query.std() > 0.5
     assert stab.row_token.std() > 0.5
     assert stab.lste.norm.running_var.eq(1).all()

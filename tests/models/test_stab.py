@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from golden_checks.stab import real_shapes
+from golden_checks.stab import Vision, real_shapes
 from tiny import randomize, tiny_stab
 from videopanda.models.videopanda.configuration_videopanda import (
     VideoPandaConfig,
+    VideoPandaStabConfig,
     placement_for_size,
     visual_token_count,
 )
@@ -29,6 +30,30 @@ def test_parameter_count_of_the_released_model():
     official = {official_to_ours(name): shape for name, shape in real_shapes().items()}
     ours = {name: tuple(tensor.shape) for name, tensor in model.model.state_dict().items() if "language" not in name}
     assert {name: np.prod(shape) for name, shape in official.items()} == {n: np.prod(s) for n, s in ours.items()}
+
+
+def test_multiply_accumulates_of_the_released_model():
+    """105.43 G for eight square frames: what the paper calls FLOPs. A weight multiplies once for every place it sees.
+
+    Folded attention needs fewer; the count is that of the plain equations.
+    """
+    frames, segments = 8, 2
+    patches, cells, tokens = frames * 32 * 32, frames * 16 * 16, frames * (16 * 17 + 1)
+    places = {
+        **dict.fromkeys(("patch_embedding", "lste", "lsd.kv_proj"), patches),
+        **dict.fromkeys(("lsd.query_proj", "lsd.out_proj", "fsra.kv_proj"), cells),
+        **dict.fromkeys(("fsra.query_proj", "fsra.out_proj", "fusion.proj"), frames),
+        "gstra.in_proj": (2 * patches + segments) / 3,  # rows of keys and values, and of the query
+        "gstra": segments,
+        "projector": tokens,
+    }
+    with torch.device("meta"):
+        vision = Vision(VideoPandaStabConfig.released(), 4096)
+    total = 0.0
+    for name, weight in vision.named_parameters():
+        if weight.ndim > 1:
+            total += weight.numel() * next(n for part, n in places.items() if part in name)
+    assert total == pytest.approx(105.43e9, rel=5e-4)  # measured: 105.415e9
 
 
 ABLATIONS = {
