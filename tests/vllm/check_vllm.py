@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from media import write_video
 from tiny import clip, randomize, tiny_config, tiny_processor
 from videopanda.inference import BUNDLED_MODEL, load
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration
@@ -77,21 +78,32 @@ def prompt_of(processor, request):
     return processor.apply_chat_template(messages, add_generation_prompt=True)
 
 
+def tokens(model, inputs):
+    ids = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)[0].tolist()
+    start = inputs["input_ids"].shape[1]
+    return {"prompt": ids[:start], "reply": ids[start:]}
+
+
 def ours(model, processor, request):
     seconds = request["videos"]
     videos = [FRAMES[name] if request["sample"] else Clip(FRAMES[name], seconds[name]) for name in seconds]
     known = [{"duration": duration} for duration in seconds.values()]
     images = [FRAMES[name] for name in request["images"]]
     inputs = processor(text=prompt_of(processor, request), videos=videos, images=images, video_metadata=known)
-    ids = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)[0].tolist()
-    start = inputs["input_ids"].shape[1]
-    return {"prompt": ids[:start], "reply": ids[start:]}
+    return tokens(model, inputs)
+
+
+def ours_about_a_file(model, processor, file, question):
+    content = [{"type": "video", "path": file}, {"type": "text", "text": question}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    return tokens(model, inputs)
 
 
 def theirs(folder, processor, requests, work):
-    (work / "requests.json").write_text(
-        json.dumps([{**request, "prompt": prompt_of(processor, request)} for request in requests])
-    )
+    asked = [entry if "file" in entry else {**entry, "prompt": prompt_of(processor, entry)} for entry in requests]
+    (work / "requests.json").write_text(json.dumps(asked))
     np.savez(work / "frames.npz", **FRAMES)
     done = subprocess.run(
         [PYTHON, Path(__file__).with_name("answer.py"), folder, "requests.json", "frames.npz", "replies.json"],
@@ -119,8 +131,10 @@ def test_released_preset(text, tmp_path):
     model.save_pretrained(tmp_path / "plain")
     processor.save_pretrained(tmp_path / "plain")
     export(tmp_path / "plain", tmp_path / "model")
-    requests = REQUESTS + WITH_IMAGES
-    expected = [ours(model, processor, request) for request in requests]
+    file = str(write_video(tmp_path / "clip.mp4", range(40), fps=10))
+    requests = [*REQUESTS, *WITH_IMAGES, {"question": "What moves?", "file": file}]
+    expected = [ours(model, processor, request) for request in REQUESTS + WITH_IMAGES]
+    expected.append(ours_about_a_file(model, processor, file, "What moves?"))
     assert len({tuple(one["reply"]) for one in expected}) > len(expected) // 2  # the answers depend on the input
     assert theirs(tmp_path / "model", processor, requests, tmp_path) == expected
 

@@ -34,16 +34,16 @@ STAB = VideoPandaStabConfig(
 
 INITIALIZER_RANGE = 0.06  # 1 / √256, where transformers' 0.02 suits widths of a thousand and more
 
-# Vicuna's turns without its system sentence: every token counts at this size.
+# Vicuna's turns without its system sentence: every token counts at this size. vLLM tells by the loop over
+# `message['content']` that parts may be videos.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
+    "{%- set blank = ' ' if message['role'] == 'assistant' else '' -%}"
     "{{- 'USER: ' if message['role'] == 'user' else ' ASSISTANT:' -}}"
-    "{%- if message['content'] is string -%}{%- set parts = [{'type': 'text', 'text': message['content']}] -%}"
-    "{%- else -%}{%- set parts = message['content'] -%}{%- endif -%}"
-    "{%- for part in parts -%}"
-    "{%- if part['type'] == 'text' -%}{{- ' ' if message['role'] == 'assistant' -}}{{- part['text'] -}}"
-    "{%- else -%}{{- '<' + part['type'] + '>\n' -}}{%- endif -%}"
-    "{%- endfor -%}"
+    "{%- if message['content'] is string -%}{{- blank ~ message['content'] -}}"
+    "{%- else -%}{%- for part in message['content'] -%}"
+    "{{- blank ~ part['text'] if part['type'] == 'text' else '<' ~ part['type'] ~ '>\n' -}}"
+    "{%- endfor -%}{%- endif -%}"
     "{{- '</s>' if message['role'] == 'assistant' -}}"
     "{%- endfor -%}"
     "{{- ' ASSISTANT:' if add_generation_prompt -}}"
