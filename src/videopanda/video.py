@@ -89,20 +89,20 @@ def uniform_times(start: float, end: float, num_frames: int) -> list[float]:
 def released_frame_indices(num_source_frames: int, fps: float, max_frames: int = 8, min_frames: int = 8) -> list[int]:
     """Frame numbers that the released Video-Panda code takes from a clip of so many frames at `fps`.
 
-    One candidate per second. More than `max_frames` candidates are thinned at truncated, evenly spaced positions;
-    fewer than `min_frames` are replaced by a denser grid, with at most `num_source_frames` entries. The released code
-    fails for a single frame and for fps <= 0.5; here the single frame is taken and the stride is at least one frame.
+    One candidate per second; fewer than `min_frames` are replaced by a denser grid, with at most `num_source_frames`
+    entries. More than `max_frames` are thinned at truncated, evenly spaced positions. The released code fails for a
+    single frame and for fps <= 0.5; here the single frame is taken and the stride is at least one frame.
     """
     if num_source_frames < 1 or max_frames < 1 or min_frames < 1 or not fps > 0:
         raise ValueError("released_frame_indices needs at least one frame, max_frames, min_frames >= 1 and fps > 0")
     candidates = list(range(0, num_source_frames, max(1, round(fps))))
+    if len(candidates) < min(min_frames, max_frames + 1):
+        count = min(min_frames, num_source_frames)
+        stride = max(1, (num_source_frames - 1) // max(1, count - 1))
+        candidates = [i * stride for i in range(count)]
     if len(candidates) > max_frames:
         positions = np.linspace(0, len(candidates) - 1, max_frames).astype(int)
         return [candidates[position] for position in positions]
-    if len(candidates) < min_frames:
-        count = min(min_frames, num_source_frames)
-        stride = max(1, (num_source_frames - 1) // max(1, count - 1))
-        return [i * stride for i in range(count)]
     return candidates
 
 
