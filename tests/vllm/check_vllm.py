@@ -60,7 +60,7 @@ class Clip:
 
 
 def tiny(text):
-    """A random model whose language model has heads of 64 channels, the smallest that vLLM takes."""
+    """A random model whose language model has heads of 64 channels: vLLM takes certain sizes only."""
     config = tiny_config(text=text)
     config.text_config.head_dim, config.text_config.initializer_range = 64, 0.2
     config.text_config.hidden_size = 128
