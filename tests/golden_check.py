@@ -225,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
         failed += not findings.hold
         print(f"{'ok    ' if findings.hold else 'FAILED'}  {name}: {describe(findings)}")
     if not compared:
-        print(f"FAILED  nothing was checked: {root} holds no reference numbers")
+        print(f"FAILED  nothing was checked: no reference numbers in {root} could be compared")
         return 1
     print(f"{compared} comparisons in {len(folder.cases)} files, {failed} files failed")
     return 1 if failed else 0

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import CLIPVisionConfig
 
 from golden_checks.data import PLACEHOLDER, question_prompt, training_prompt
 from golden_checks.findings import Findings
@@ -21,8 +22,9 @@ from videopanda.training.distill import (
     every_fourth_layer,
     hidden_states,
 )
+from videopanda.training.teachers.languagebind import LanguageBindTower, tower_weights
 
-TOKENS = 1e-4  # measured worst: 3.9e-6
+TOKENS = 1e-4  # measured worst: 3.9e-6, of the teacher too
 LOGITS = 1e-3  # 1.5e-5
 LOSS = 1e-6  # 1.2e-7, of the gradients of the head too
 TEXT_LOSS = 1e-5  # 0; float32 has steps of 4.8e-7 there
@@ -116,6 +118,17 @@ def load_whole(config: Mapping[str, Any], weights: Weights) -> tuple[VideoPandaF
     return model.eval(), load_head(head)
 
 
+@torch.no_grad()
+def teacher_features(config: Mapping[str, Any], weights: Weights, golden: Weights) -> Tensor:
+    """Features (B, T, 1 + G·G, D) of the stored teacher for the stored frames, class token first."""
+    known = {key: config[key] for key in CLIPVisionConfig().to_dict() if key in config}
+    frames = config["num_frames"] if config["add_time_attn"] else 1
+    tower = LanguageBindTower(CLIPVisionConfig(**known, attn_implementation="sdpa"), frames)
+    tower.load_state_dict(tower_weights(weights))
+    videos = range(len(golden["teacher_features"]))
+    return torch.stack([tower.eval()(golden[f"teacher_q.v{b}"].float() / 64) for b in videos])
+
+
 def check_whole_weights(weights: Weights) -> Findings:
     """Whether every tensor has a fate."""
     findings = Findings()
@@ -178,8 +191,10 @@ def check_whole(
             findings.compare(name, states[i][:, ::8][every_eighth], golden[name][every_eighth], LOGITS)
         tail, end = golden["logits.tail"], is_real[:, -golden["logits.tail"].shape[1] :]
         findings.compare("logits.tail", logits[:, -tail.shape[1] :, :vocabulary][end], tail[end], LOGITS)
+        features = teacher_features(config["teacher_vision"], weights, golden)
+        findings.compare("teacher_features", features, golden["teacher_features"], TOKENS)
         side = config["preprocessor"]["image_size_teacher"] // config["preprocessor"]["patch_stride_teacher"]
-        batch["teacher_features"] = golden["teacher_features"][:, :, 1:].unflatten(2, (side, side))
+        batch["teacher_features"] = features[:, :, 1:].unflatten(2, (side, side))
         task = DistillVideoLanguage(
             Distillation(head, model.config.stab_config), StoredFeatures(), every_fourth_layer(num_layers)
         )
