@@ -63,7 +63,20 @@ SURFACE = {
     "demo": ({"--out"}, set()),
     "scenes": (set(), {"make"}),
     "scenes make": ({"--num", "--seed", "--split"}, {"out"}),
-    "evaluate": (set(), {"scenes"}),
+    "evaluate": (set(), {"inspect", "judge", "predict", "report", "scenes", "score"}),
+    "evaluate predict": (
+        {"--out", "--videos", "--model", "--condition", "--errata", "--frames", "--batch-size", "--max-new-tokens"}
+        | {"--prompts", "--seed", "--engine", "--workers", "--json"},
+        {"bench", "path"},
+    ),
+    "evaluate inspect": ({"--errata", "--videos", "--json"}, {"bench", "path"}),
+    "evaluate judge": (
+        {"--out", "--judge", "--base-url", "--local", "--import", "--prompts", "--errata", "--concurrency", "--retries"}
+        | {"--timeout", "--price-in", "--price-out", "--dry-run", "--json"},
+        {"bench", "path", "predictions"},
+    ),
+    "evaluate report": ({"--out", "--json"}, {"scores"}),
+    "evaluate score": ({"--out", "--scorer", "--errata", "--wordnet", "--json"}, {"bench", "path", "predictions"}),
     "evaluate scenes": ({"--model", "--num", "--seed", "--json", "--out", "--no-baselines"}, set()),
     "init": ({"--backbone", "--preset", "--chat-template", "--seed"}, {"out"}),
     "export": (set(), {"checkpoint", "out"}),

@@ -43,7 +43,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "verification": ({".", "", "models", "weights", "conversion", "inference"}, {"torch", "numpy", "rich"}),
     "evaluation": (
         {".", "", "data", "video", "models", "inference", "contact_sheet"},
-        {"torch", "transformers", "numpy", "rich", "av"},
+        {"torch", "transformers", "numpy", "rich", "av", "matplotlib", "openai", "pyarrow", "ray"},
     ),
     "serving": (
         {".", "", "data", "video", "models", "inference"},

@@ -7,14 +7,13 @@ videopanda answer clip.mp4 "How many objects are there in total?"
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from videopanda.cli_data import data_app
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from videopanda.cli_evaluate import evaluate_app
+from videopanda.cli_options import AsJson, Frames, Model, Seed, console, load_model, quiet
 
 app = typer.Typer(
     help="Train, verify, run and serve encoder-free video-language models.\n\n"
@@ -27,23 +26,14 @@ app = typer.Typer(
 scenes_app = typer.Typer(
     help="Scenes: a generated world with exact answers, for training and tests.", no_args_is_help=True
 )
-evaluate_app = typer.Typer(help="Measure how often a model is right.", no_args_is_help=True)
 app.add_typer(scenes_app, name="scenes")
 app.add_typer(data_app, name="data")
 app.add_typer(evaluate_app, name="evaluate")
 
 _ASSETS = Path(__file__).parent / "assets"
 
-Model = Annotated[
-    Path | None, typer.Option("--model", metavar="DIR", help="Checkpoint folder. Default: the bundled nano model.")
-]
-Frames = Annotated[
-    int | None, typer.Option("--frames", metavar="N", min=1, help="Frames to look at. Default: the model's own number.")
-]
 Start = Annotated[float | None, typer.Option("--start", metavar="S", help="Look from this second on.")]
 End = Annotated[float | None, typer.Option("--end", metavar="S", help="Look up to this second.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
-Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Chooses the scenes.")]
 
 
 @app.command("answer")
@@ -62,7 +52,7 @@ def answer_verb(
     """
     from videopanda.inference import ask
 
-    network, processor = _load(model)
+    network, processor = load_model(model)
     (answer,) = ask(network, processor, video, [question], num_frames=frames, start=start, end=end)
     if not as_json:
         print(answer.answer)
@@ -86,7 +76,7 @@ def chat_verb(
     """
     from videopanda.inference import Chat
 
-    network, processor = _load(model)
+    network, processor = load_model(model)
     chat = Chat(network, processor, video, num_frames=frames, start=start, end=end)
     while question := _read_question():
         print(chat.ask(question).answer, flush=True)
@@ -109,7 +99,7 @@ def demo_verb(
     from videopanda.video import read_video
 
     asked = json.loads((_ASSETS / "demo.json").read_text(encoding="utf-8"))["questions"]
-    network, processor = _load(None)
+    network, processor = load_model(None)
     video = read_video(_ASSETS / "demo.mp4", num_frames=processor.video_processor.num_frames)
     answers = ask(network, processor, video, [item["question"] for item in asked])
     grid = Table(title=f"What {_ASSETS.name}/demo.mp4 shows", title_justify="left")
@@ -121,7 +111,7 @@ def demo_verb(
         lines.append(f"{item['question']}  {answer.answer}  (truth: {item['answer']})")
     out.mkdir(parents=True, exist_ok=True)
     contact_sheet([Row(video.frames, lines, video.timestamps)]).save(out / "contact_sheet.png")
-    _console().print(grid)
+    console().print(grid)
     print(f"The frames that it looked at: {out / 'contact_sheet.png'}")
 
 
@@ -142,35 +132,6 @@ def scenes_make_verb(
 
     folder = make(out, num, seed, split)
     print(f"{num} clips with questions: {folder / 'annotations.json'}\nat a glance: {folder / 'contact_sheet.png'}")
-
-
-@evaluate_app.command("scenes")
-def evaluate_scenes_verb(
-    model: Model = None,
-    num: Annotated[int, typer.Option("--num", metavar="N", min=12, help="Number of questions.")] = 2000,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Keep report, predictions and clips in this folder.")
-    ] = None,
-    no_baselines: Annotated[
-        bool, typer.Option("--no-baselines", help="Ask only about the real clips: five times faster.")
-    ] = False,
-) -> None:
-    """Exact-match accuracy on unseen test scenes, next to blind, one-frame, shuffled and wrong-video baselines.
-
-    Example:  videopanda evaluate scenes --num 240 --out out/scenes
-    """
-    from videopanda.evaluation.scenes import evaluate, table
-
-    network, processor = _load(model)
-    report = evaluate(network, processor, num, seed, baselines=not no_baselines, out=out)
-    if as_json:
-        print(json.dumps(report))
-        return
-    _console().print(table(report))
-    if out:
-        print(f"report, predictions, clips: {out}")
 
 
 @app.command("train")
@@ -196,7 +157,7 @@ def train_verb(
 
     from videopanda.training.command import train
 
-    _quiet()
+    quiet()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder = train(stage, config, set_ or [], model, output, resume)
     print(f"trained model, metrics.jsonl, curves.png: {folder}")
@@ -223,7 +184,7 @@ def init_verb(
     """
     from videopanda.training.assemble import make_checkpoint
 
-    _quiet()
+    quiet()
     print("\n".join(make_checkpoint(out, backbone, preset, chat_template, seed)))
 
 
@@ -259,13 +220,13 @@ def convert_verb(
     from videopanda.conversion.convert import convert
     from videopanda.conversion.ledger import lines, table
 
-    _quiet()
+    quiet()
     plan = convert(source, target, allow or [])
     if as_json:
         print(json.dumps(plan.as_dict()))
         return
     print(*lines(plan), sep="\n")
-    _console().print(table(plan))
+    console().print(table(plan))
     for note in plan.settings.notes:
         print(f"videopanda: {note}", file=sys.stderr)
     print(f"{target}: the ledger is kept in conversion.json; check the folder with  videopanda verify {target}")
@@ -291,12 +252,12 @@ def verify_verb(
     """
     from videopanda.verification.verify import tables, verify
 
-    _quiet()
+    quiet()
     report = verify(checkpoint, against, record)
     if as_json:
         print(json.dumps(report.as_dict()))
     else:
-        _console().print(tables(report))
+        console().print(tables(report))
         if report.recorded:
             print(f"checksums recorded: {checkpoint / 'checksums.json'}")
     if not report.passed:
@@ -319,29 +280,6 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from videopanda.video import VideoReadError
 
     return VideoReadError, ValueError, OSError
-
-
-def _load(model: Path | None) -> Any:
-    """The model and its processor; tells which model that is where the user did not choose one."""
-    from videopanda.inference import load
-
-    _quiet()
-    if model is None:
-        print("videopanda: using the bundled nano model, which knows moving shapes only (see --model)", file=sys.stderr)
-    return load(model)
-
-
-def _quiet() -> None:
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False)  # answers may hold square brackets
 
 
 def _read_question() -> str:

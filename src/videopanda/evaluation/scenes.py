@@ -323,7 +323,7 @@ def evaluate(
             "generation": {"decoding": "greedy", "max_new_tokens": MAX_NEW_TOKENS, "questions_per_prompt": 1},
             "scoring": "exact match; case, white space, final full stop and leading article do not count",
         },
-        "versions": _versions(),
+        "versions": versions(),
         "seconds": round(time.perf_counter() - began, 1),
     }
     if out:
@@ -353,7 +353,8 @@ def weights_sha256(folder: Path) -> str | None:
     return digest.hexdigest() if files else None
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide what a model says."""
     modules = {"torch": torch, "transformers": transformers, "numpy": np, "av": av}
     named = {name: module.__version__ for name, module in modules.items()}
     return {"videopanda": __version__, "python": platform.python_version(), **named}

@@ -1,0 +1,1 @@
+"""Benchmarks as data: every annotation format is read into one `Item`, and nothing is dropped in silence."""

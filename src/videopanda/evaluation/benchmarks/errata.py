@@ -1,0 +1,103 @@
+"""Known errors of published annotations, found by rule, and what the three modes do about them.
+
+    as-published   nothing is changed
+    corrected      what is certain is repaired; a question that no repair can save is left out
+    strict         every question that an erratum touches is left out
+
+What is left out is listed. The rules look at content, so they find the errors in any copy of the files; where the
+literature or a count of the real files says how many there are, the benchmark's table says so (`Erratum.documented`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from videopanda.evaluation.benchmarks.files import Rejected
+from videopanda.evaluation.benchmarks.item import Item
+
+MODES = ("as-published", "corrected", "strict")
+
+
+@dataclass(frozen=True)
+class Erratum:
+    """One kind of error."""
+
+    name: str
+    what: str
+    is_in: Callable[[Item], bool]
+    repair: Callable[[Item], Item | None]  # None: no repair is certain
+    documented: str = ""  # what is known of the published files
+
+
+def without(key: str) -> Callable[[Item], Item]:
+    """A repair that drops a wrong entry of `extra`."""
+    return lambda item: replace(item, extra={k: v for k, v in item.extra.items() if k != key})
+
+
+def _choice_of(item: Item, test: Callable[[Item], bool]) -> bool:
+    return item.task == "choice" and test(item)
+
+
+def _accept_equal_options(item: Item) -> Item:
+    texts = {item.options[i] for i in item.right}
+    return replace(item, right=tuple(i for i, option in enumerate(item.options) if option in texts))
+
+
+def _find_reworded_option(item: Item) -> Item | None:
+    """The one option that is part of the longer answer, or that the answer is part of."""
+    answer = item.answers[0].casefold() if item.answers else ""
+    options = [option.casefold() for option in item.options]
+    near = [i for i, option in enumerate(options) if option and answer and (option in answer or answer in option)]
+    return replace(item, right=(near[0],)) if len(near) == 1 else None
+
+
+def _drop(item: Item) -> None:
+    return None
+
+
+DUPLICATE_OPTIONS = Erratum(
+    "duplicate-options",
+    "two options are the same text: when the right one is among them, the key is ambiguous; all of them are accepted",
+    lambda item: _choice_of(item, lambda i: len({o for o in i.options if o}) < len([o for o in i.options if o])),
+    _accept_equal_options,
+)
+EMPTY_OPTION = Erratum(
+    "empty-option",
+    "an option is empty; a question whose options are all empty cannot be asked",
+    lambda item: _choice_of(item, lambda i: "" in i.options),
+    lambda item: item if any(item.options) else None,
+)
+ANSWER_NOT_AN_OPTION = Erratum(
+    "answer-not-an-option",
+    "the answer is none of the options; it is taken for the one option that is part of its wording, or the reverse",
+    lambda item: _choice_of(item, lambda i: i.has_answer and not i.right),
+    _find_reworded_option,
+)
+SINGLE_OPTION = Erratum(
+    "single-option",
+    "there is one option only, so every answer is right",
+    lambda item: _choice_of(item, lambda i: len(i.options) == 1),
+    _drop,
+)
+REPEATED_KEY = Erratum(
+    "repeated-key",
+    "a JSON key stands in the row more than once; the last one counts",
+    lambda item: "repeated_keys" in item.extra,
+    lambda item: item,
+)
+COMMON = (DUPLICATE_OPTIONS, EMPTY_OPTION, ANSWER_NOT_AN_OPTION, SINGLE_OPTION, REPEATED_KEY)
+
+
+def apply(item: Item, errata: tuple[Erratum, ...], mode: str) -> tuple[Item | Rejected, tuple[str, ...]]:
+    """The item as the mode wants it, or why it is left out; and the names of the errata that are in it as published."""
+    hits = tuple(erratum for erratum in errata if erratum.is_in(item))
+    names = tuple(erratum.name for erratum in hits)
+    if mode == "as-published" or not hits:
+        return item, names
+    if mode == "strict":
+        return Rejected(item.place, f"erratum: {', '.join(names)}", item.id), names
+    for erratum in hits:
+        repaired = erratum.repair(item)
+        if repaired is None:
+            return Rejected(item.place, f"erratum without a repair: {erratum.name}", item.id), names
+        item = repaired
+    return item, names

@@ -1,0 +1,274 @@
+"""Annotation files as rows: JSON arrays, JSON Lines, CSV, TSV and parquet, read piece by piece.
+
+Nothing here is fatal but a file that is not there: what cannot be read is yielded as `Rejected`. A row knows its place.
+"""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_CHUNK = 1 << 20  # characters
+_PARQUET_ROWS = 1024
+_BETWEEN = re.compile(r"[ \t\r\n,]*")
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+
+
+class AnnotationError(ValueError):
+    """The annotation files of a benchmark are not where they should be, or cannot be read at all."""
+
+
+class RowError(ValueError):
+    """A row cannot become an item; says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that is not among the items, and why."""
+
+    place: str
+    reason: str
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A record of a file. Its methods take alternative keys, use the first that is there, and raise `RowError`."""
+
+    place: str  # "test_q.json row 3"
+    data: Mapping[str, Any]
+    repeated_keys: tuple[str, ...] = ()  # JSON keys that stood in the row more than once; the last one counts
+
+    def get(self, *keys: str) -> Any:
+        """The value of the first key that is there and not null; None if there is none."""
+        return next((self.data[key] for key in keys if self.data.get(key) is not None), None)
+
+    def text(self, *keys: str, empty: bool = False) -> str:
+        """A string without white space around it; `empty` says whether it may be empty."""
+        value = self.get(*keys)
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise RowError(f"{_names(keys)} is {'missing' if value is None else 'no text'}")
+        if not (text := str(value).strip()) and not empty:
+            raise RowError(f"{_names(keys)} is empty")
+        return text
+
+    def id(self, *keys: str) -> str:
+        """An identifier, string or whole number, as a string."""
+        value = self.get(*keys)
+        if isinstance(value, float) and value.is_integer():  # what spreadsheets make of whole numbers
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
+            raise RowError(f"{_names(keys)} is {'missing' if value is None else 'no identifier'}")
+        return str(value).strip()
+
+    def number(self, *keys: str) -> float:
+        """A finite number, or a string that is one."""
+        value = self.get(*keys)
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise RowError(f"{_names(keys)} is {'missing' if value is None else f'no number: {value!r:.40}'}")
+        return number
+
+    def index(self, *keys: str, below: int) -> int:
+        """A whole number from 0 to `below` - 1."""
+        number = self.number(*keys)
+        if not number.is_integer() or not 0 <= number < below:
+            raise RowError(f"{_names(keys)} is {number:g}, not a whole number from 0 to {below - 1}")
+        return int(number)
+
+    def texts(self, *keys: str) -> tuple[str, ...]:
+        """A list of strings (numbers become strings), each without white space around it; they may be empty."""
+        value = self.get(*keys)
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise RowError(f"{_names(keys)} is {'missing' if value is None else 'no list'}")
+        if any(isinstance(v, bool) or not isinstance(v, (str, int, float)) for v in value):
+            raise RowError(f"{_names(keys)} holds something that is no text")
+        return tuple(str(v).strip() for v in value)
+
+    def extra(self, *keys: str) -> dict[str, Any]:
+        """Those of the keys that are there."""
+        return {key: self.data[key] for key in keys if self.data.get(key) is not None}
+
+    def refuse(self, reason: str) -> Rejected:
+        """This row as a rejected one."""
+        return Rejected(self.place, reason)
+
+
+def _names(keys: Sequence[str]) -> str:
+    return " or ".join(map(repr, keys))
+
+
+# -- finding files -----------------------------------------------------------------------------------------------------
+def find(path: Path, *patterns: str) -> list[Path]:
+    """The file `path` itself, or the files below the folder `path` that the first successful pattern names, sorted.
+
+    Raises:
+        AnnotationError: there is no such file or folder, or nothing in it has one of the names.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise AnnotationError(f"{path}: no such file or folder")
+    for pattern in patterns:
+        # Hidden folders are caches of download tools, which keep old copies.
+        found = (file for file in path.rglob(pattern) if file.is_file())
+        files = sorted(f for f in found if not any(part.startswith(".") for part in f.relative_to(path).parts))
+        if files:
+            return files
+    raise AnnotationError(f"{path} holds none of these files: {', '.join(patterns)}")
+
+
+def beside(file: Path, name: str) -> Path | None:
+    """A file of this name in the folder of `file`, if there is one."""
+    other = file.parent / name
+    return other if other.is_file() else None
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+def rows(path: Path) -> Iterator[Row | Rejected]:
+    """The records of a file, in their order; small memory for files of any size.
+
+    A `.csv` file may be separated by tabs. A `.json` file may hold an array or one object per line.
+
+    Raises:
+        AnnotationError: the file is missing or of another kind.
+    """
+    readers: dict[str, Callable[[Path], Iterator[Row | Rejected]]] = {
+        ".json": _json_rows,
+        ".jsonl": _jsonl_rows,
+        ".csv": _csv_rows,
+        ".tsv": _csv_rows,
+        ".parquet": _parquet_rows,
+    }
+    if path.suffix.lower() not in readers:
+        raise AnnotationError(f"{path}: annotation files end with {', '.join(SUFFIXES)}")
+    try:
+        yield from readers[path.suffix.lower()](path)
+    except FileNotFoundError as error:
+        raise AnnotationError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        yield Rejected(path.name, f"the rest of the file is not UTF-8 text: {error.reason}")
+
+
+def _json_rows(path: Path) -> Iterator[Row | Rejected]:
+    with path.open(encoding="utf-8-sig") as file:
+        while (first := file.read(1)).isspace():
+            pass
+    if first == "[":
+        yield from _array_rows(path)
+    else:
+        yield from _jsonl_rows(path)
+
+
+def _array_rows(path: Path) -> Iterator[Row | Rejected]:
+    number, position, chunk, ended = 0, 0, _CHUNK, False
+    repeated: list[str] = []
+    decoder = json.JSONDecoder(object_pairs_hook=_noting(repeated))
+    with path.open(encoding="utf-8-sig") as file:
+        buffer = file.read(_CHUNK).lstrip()[1:]
+        while True:
+            position = _BETWEEN.match(buffer, position).end()  # type: ignore[union-attr]  # matches nothing, too
+            if buffer.startswith("]", position):
+                return
+            repeated.clear()
+            try:
+                value, position = decoder.raw_decode(buffer, position)
+            except (json.JSONDecodeError, RecursionError) as error:
+                if ended:
+                    yield Rejected(f"{path.name} row {number + 1}", f"the file is broken from here on: {error}")
+                    return
+                more = file.read(chunk)
+                # Doubled, so that a row of many chunks is not parsed too often.
+                buffer, position, ended, chunk = buffer[position:] + more, 0, not more, chunk * 2
+                continue
+            number, chunk = number + 1, _CHUNK
+            yield _row(f"{path.name} row {number}", value, repeated)
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row | Rejected]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            place, repeated = f"{path.name} line {number}", list[str]()
+            try:
+                value = json.loads(line, object_pairs_hook=_noting(repeated))
+            except (json.JSONDecodeError, RecursionError) as error:
+                yield Rejected(place, f"not valid JSON: {error}")
+                continue
+            yield _row(place, value, repeated)
+
+
+def _row(place: str, value: Any, repeated: list[str]) -> Row | Rejected:
+    if not isinstance(value, dict):
+        return Rejected(place, "not an object")
+    return Row(place, value, tuple(repeated))
+
+
+def _noting(repeated: list[str]) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        built = dict(pairs)
+        if len(built) < len(pairs):
+            keys = [key for key, _ in pairs]
+            repeated.extend(key for key in built if keys.count(key) > 1)
+        return built
+
+    return build
+
+
+def _csv_rows(path: Path) -> Iterator[Row | Rejected]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = file.readline()
+        file.seek(0)
+        tabs = "\t" in header
+        # Tab-separated files of the field hold bare quotation marks in their text.
+        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(file)
+        names = [name.strip() for name in next(reader, [])]
+        try:
+            for values in reader:
+                place = f"{path.name} line {reader.line_num}"
+                if len(values) == len(names):
+                    yield Row(place, {name: value for name, value in zip(names, values) if value != ""})
+                elif values:
+                    yield Rejected(place, f"{len(values)} columns instead of {len(names)}")
+        except csv.Error as error:
+            yield Rejected(f"{path.name} line {reader.line_num}", f"the file is broken from here on: {error}")
+
+
+def _parquet_rows(path: Path) -> Iterator[Row | Rejected]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise AnnotationError(f"{path}: reading parquet needs pyarrow: pip install 'videopanda[eval]'") from error
+    try:
+        number = 0
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_PARQUET_ROWS):
+                for value in batch.to_pylist():
+                    number += 1
+                    yield Row(f"{path.name} row {number}", value)
+    except (pyarrow.ArrowException, OSError) as error:
+        yield Rejected(f"{path.name} row {number + 1}", f"the file is broken from here on: {error}")
+
+
+def read_object(path: Path) -> Mapping[str, Any]:
+    """A JSON file that holds one object.
+
+    Raises:
+        AnnotationError: it holds something else, or no JSON.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise AnnotationError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise AnnotationError(f"{path} must hold one JSON object")
+    return value

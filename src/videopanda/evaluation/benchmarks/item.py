@@ -1,0 +1,76 @@
+"""The one shape of a question of a benchmark."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from videopanda.evaluation.benchmarks.files import Rejected, Row, RowError
+
+Task = Literal["short_answer", "yes_no", "choice", "grounding", "description"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question about one video.
+
+    Letters are no part of options: whoever writes the prompt adds them, and readers take off those of the files (the
+    strings as they stood are then in `extra["options_as_published"]`). `description` is a text that only a judge can
+    rate.
+    """
+
+    id: str
+    video: str  # file below the benchmark's folder of videos; without a suffix where the annotations name none
+    question: str  # for grounding the sentence to be found
+    task: Task
+    types: tuple[str, ...] = ()  # the benchmark's own categories, mostly one
+    options: tuple[str, ...] = ()
+    right: tuple[int, ...] = ()  # indices of the right options, from 0
+    answers: tuple[str, ...] = ()  # accepted texts; for a choice the text that the annotations call right
+    interval: tuple[float, float] | None = None  # right answer of grounding, seconds
+    start: float | None = None  # the part of the video to be shown, seconds
+    end: float | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)  # JSON values: subtitles, duration, domain, ...
+    place: str = field(default="", compare=False)  # where it stands, "test_q.json row 3"
+
+    @property
+    def has_answer(self) -> bool:
+        """False where the answer is not public."""
+        return bool(self.answers or self.right or self.interval)
+
+
+def items(rows: Iterable[Row | Rejected], make: Callable[[Row], Item]) -> Iterator[Item | Rejected]:
+    """One item per row. A row that `make` refuses with a `RowError` is listed."""
+    for row in rows:
+        if isinstance(row, Rejected):
+            yield row
+            continue
+        try:
+            item = make(row)
+        except RowError as error:
+            yield row.refuse(str(error))
+            continue
+        extra = {**item.extra, "repeated_keys": list(row.repeated_keys)} if row.repeated_keys else item.extra
+        yield replace(item, place=row.place, extra=extra)
+
+
+class RunningNumber:
+    """Ids for files that have none: the n-th question about a video in the order of the file, from 0."""
+
+    def __init__(self) -> None:
+        self._seen: Counter[str] = Counter()
+
+    def __call__(self, name: str) -> str:
+        """`name` with the number of earlier calls for it, "v_abc/0"."""
+        self._seen[name] += 1
+        return f"{name}/{self._seen[name] - 1}"
+
+
+def stem(video: str) -> str:
+    """The name of a video file without folders and suffix; the names of data sets may hold dots."""
+    name = PurePosixPath(video).name
+    return name.rpartition(".")[0] if name.lower().endswith(VIDEO_SUFFIXES) else name
+
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")

@@ -1,0 +1,93 @@
+"""MLVU: long videos, seven tasks with options and two with free answers (facts 13).
+
+    json/1_plotQA.json … 7_topic_reasoning.json   [{"video", "duration", "question", "candidates", "answer" (the text),
+                                                    "question_type"}, …]
+    json/8_sub_scene.json, 9_summary.json         the same without candidates; a judge rates the answers
+    video/<name of the file>/<video>
+
+The test split adds `question_id` ("AR_0") and has six options. The re-hosted table has `video_name`, `task_type`, the
+options in the question and a letter as its answer. Rows of the development split have no id; they are numbered per
+file and video: `1_plotQA/movie101_1/0`. M-Avg is the plain mean over the seven tasks.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from videopanda.evaluation.benchmarks.errata import (
+    ANSWER_NOT_AN_OPTION,
+    COMMON,
+    DUPLICATE_OPTIONS,
+    EMPTY_OPTION,
+    Erratum,
+    without,
+)
+from videopanda.evaluation.benchmarks.files import Rejected, Row, RowError, find, rows
+from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items, stem
+from videopanda.evaluation.benchmarks.options import letter_index, published, same_text, split_question, unmark_all
+
+_LONGEST = 6 * 3600  # seconds; the videos of the set run from three minutes to about two hours
+_DOCUMENTED = {
+    DUPLICATE_OPTIONS.name: "development split, with the empty ones: 16 (1_plotQA 5, 6_anomaly_reco 9, "
+    "7_topic_reasoning 2); the key itself is ambiguous in plotQA movie101_21, en_tv_10, movie101_60, in anomaly "
+    "surveil_6, in topic ego_11 and movie101_89",
+    EMPTY_OPTION.name: "1_plotQA movie101_5 (two), 7_topic_reasoning movie101_89 (all four, and the answer)",
+    ANSWER_NOT_AN_OPTION.name: "2 in 2_needle: a longer wording of one option",
+}
+ERRATA = (
+    *(replace(erratum, documented=_DOCUMENTED.get(erratum.name, "")) for erratum in COMMON),
+    Erratum(
+        "implausible-duration",
+        "the duration is more than six hours; it is dropped, the container knows better",
+        lambda item: item.extra.get("duration", 0) > _LONGEST,
+        without("duration"),
+        documented="6_anomaly_reco surveil_176: 32,550 s",
+    ),
+)
+
+
+def read(path: Path) -> Iterator[Item | Rejected]:
+    """Read all files of the development split in a folder, or one file of any split."""
+    for file in find(path, "[1-9]_*.json*", "*test*.json*", "*.parquet", "*.jsonl", "*.json"):
+        yield from items(rows(file), partial(_item, part=file.stem, number=RunningNumber()))
+
+
+def _item(row: Row, part: str, number: RunningNumber) -> Item:
+    video, question = row.text("video", "video_name"), row.text("question")
+    name = number(f"{part}/{stem(video)}")
+    answers = (row.text("answer", empty=True),) if row.get("answer") is not None else ()
+    given = row.texts("candidates") if row.get("candidates") else ()
+    options = unmark_all(given)
+    if options and row.get("video_name") is not None:  # the table repeats the options in the question
+        question = _without_options(question)
+    right = same_text(options, answers[0]) or _named(row, options) if options and answers else ()
+    return Item(
+        id=row.id("question_id") if row.get("question_id") is not None else name,
+        video=f"{part}/{video}" if part[0].isdigit() else video,
+        question=question,
+        task="choice" if options else "description",
+        types=(row.text("question_type", "task_type"),),
+        options=options,
+        right=right,
+        answers=answers,
+        extra={
+            **({"duration": row.number("duration")} if row.get("duration") is not None else {}),
+            **row.extra("scoring_points"),
+            **published(given, options),
+        },
+    )
+
+
+def _without_options(question: str) -> str:
+    try:
+        return split_question(question)[0]
+    except RowError:
+        return question
+
+
+def _named(row: Row, options: tuple[str, ...]) -> tuple[int, ...]:
+    try:
+        return (letter_index(row, "answer", options=options),)
+    except RowError:
+        return ()  # a text that is none of the options: an erratum

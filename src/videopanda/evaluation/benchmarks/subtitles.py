@@ -1,0 +1,65 @@
+"""Subtitles of Video-MME (SRT) and LongVideoBench (JSON), and those that belong to the frames shown."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_SPAN = re.compile(r"(\d+):(\d+):(\d+)[,.](\d+)\s*-->\s*(\d+):(\d+):(\d+)[,.](\d+)")
+_TAG = re.compile(r"<[^>]*>|\{\\[^}]*\}")
+
+
+class SubtitleError(ValueError):
+    """A file of subtitles cannot be read."""
+
+
+@dataclass(frozen=True)
+class Cue:
+    """A text and the time at which it is shown, in seconds of the video."""
+
+    start: float
+    end: float  # infinite where the file leaves it open: until the video ends
+    text: str
+
+
+def read(path: Path, offset: float = 0.0) -> list[Cue]:
+    """The cues of an `.srt` or a LongVideoBench `.json` file in their order; `offset` seconds are taken off all times.
+
+    Raises:
+        SubtitleError: it is no such file.
+    """
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    try:
+        found = _srt(text) if path.suffix.lower() == ".srt" else map(_json_cue, json.loads(text))
+        return [Cue(cue.start - offset, cue.end - offset, cue.text) for cue in found if cue.text]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SubtitleError(f"{path} holds no subtitles: {error}") from error
+
+
+def _srt(text: str) -> Iterator[Cue]:
+    for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
+        match = _SPAN.search(block)
+        if match:
+            h1, m1, s1, f1, h2, m2, s2, f2 = match.groups()
+            lines = _TAG.sub("", block[match.end() :]).split("\n")[1:]
+            yield Cue(_seconds(h1, m1, f"{s1}.{f1}"), _seconds(h2, m2, f"{s2}.{f2}"), " ".join(lines).strip())
+
+
+def _json_cue(cue: Any) -> Cue:
+    if "timestamp" in cue:
+        start, end = cue["timestamp"]
+        return Cue(float(start), float(end) if isinstance(end, (int, float)) else math.inf, cue["text"].strip())
+    start, end = (_seconds(*cue[key].split(":")) for key in ("start", "end"))
+    return Cue(start, end, cue["line"].strip())
+
+
+def _seconds(hours: str, minutes: str, seconds: str) -> float:
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
+def at_times(cues: Iterable[Cue], times: Sequence[float]) -> list[Cue]:
+    """The cues that are shown at one of the times: what a protocol with subtitles puts into the prompt."""
+    return [cue for cue in cues if any(cue.start <= time <= cue.end for time in times)]

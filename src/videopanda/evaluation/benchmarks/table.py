@@ -1,0 +1,151 @@
+"""The benchmarks, and how one is read: `load("mvbench", "MVBench/json")`."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from videopanda.evaluation.benchmarks import (
+    charades_sta,
+    egoschema,
+    hourvideo,
+    long_video_bench,
+    lvbench,
+    mlvu,
+    mvbench,
+    nextqa,
+    scenes,
+    tempcompass,
+    tgif,
+    video_chatgpt,
+    video_mme,
+    zero_shot_qa,
+)
+from videopanda.evaluation.benchmarks.errata import COMMON, MODES, Erratum, apply
+from videopanda.evaluation.benchmarks.files import AnnotationError, Rejected
+from videopanda.evaluation.benchmarks.item import Item
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark: its reader, its known errors, and what is published about its size."""
+
+    title: str
+    read: Callable[[Path], Iterator[Item | Rejected]]
+    errata: tuple[Erratum, ...] = COMMON
+    published_rows: str = ""  # to compare with what was read
+    mean_over_types: bool = False  # its headline number is the mean of the accuracies of its types
+
+
+BENCHMARKS = {
+    "msvd-qa": Benchmark("MSVD-QA", zero_shot_qa.read_msvd, published_rows="13,157"),
+    "msrvtt-qa": Benchmark("MSRVTT-QA", zero_shot_qa.read_msrvtt, published_rows="about 73,000"),
+    "tgif-qa": Benchmark("TGIF-QA", tgif.read, tgif.ERRATA, "frameqa 13,691"),
+    "activitynet-qa": Benchmark("ActivityNet-QA", zero_shot_qa.read_activitynet, published_rows="8,000"),
+    "video-chatgpt": Benchmark("Video-ChatGPT, five aspects", video_chatgpt.read),
+    "egoschema": Benchmark("EgoSchema", egoschema.read, published_rows="5,031, 500 with public answers"),
+    "video-mme": Benchmark("Video-MME without subtitles", video_mme.read, published_rows="2,700"),
+    "video-mme-subtitles": Benchmark(
+        "Video-MME with subtitles",
+        video_mme.read_with_subtitles,
+        published_rows="2,700, 744 of 900 videos with subtitles",
+    ),
+    "mvbench": Benchmark("MVBench", mvbench.read, mvbench.ERRATA, "4,000, 200 per task", mean_over_types=True),
+    "mlvu": Benchmark("MLVU", mlvu.read, mlvu.ERRATA, "2,593 in the development split", mean_over_types=True),
+    "longvideobench": Benchmark("LongVideoBench", long_video_bench.read, published_rows="1,337 in lvb_val.json"),
+    "lvbench": Benchmark("LVBench", lvbench.read, lvbench.ERRATA, "1,549, 1,519 in lvbench_clean.json"),
+    "next-qa": Benchmark("NExT-QA, multiple choice", nextqa.read),
+    "tempcompass": Benchmark("TempCompass", tempcompass.read),
+    "hourvideo": Benchmark("HourVideo", hourvideo.read, published_rows="1,182 in the development file"),
+    "charades-sta": Benchmark("Charades-STA", charades_sta.read, charades_sta.ERRATA, "3,720"),
+    "scenes": Benchmark("Scenes", scenes.read),
+}
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Two rows that are, or look like, the same question."""
+
+    place: str
+    first: str  # place of the earlier row
+    id: str
+    kind: str  # "same id, same content" and "same id, other content" are left out, "other id, same content" is kept
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was read: the items, and everything that is not among them or not as it should be."""
+
+    name: str
+    mode: str
+    items: tuple[Item, ...]
+    rejected: tuple[Rejected, ...]  # every row that is not an item, with its reason
+    duplicates: tuple[Duplicate, ...]
+    errata: dict[str, tuple[str, ...]]  # name of an erratum: ids of the questions that it is in, as published
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the items, equal for equal content in any layout and order of files."""
+        digest = hashlib.sha256()
+        for item in sorted(self.items, key=lambda item: item.id):
+            content = {key: value for key, value in asdict(item).items() if key != "place"}
+            digest.update(json.dumps(content, sort_keys=True).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def benchmark(name: str) -> Benchmark:
+    """The entry of a benchmark.
+
+    Raises:
+        ValueError: there is no such benchmark.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(f"unknown benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]
+
+
+def load(name: str, path: str | Path, mode: str = "as-published") -> Loaded:
+    """Read the original annotation files of a benchmark, a folder or one file.
+
+    Raises:
+        AnnotationError: the files are not there, or nothing in them is a question.
+        ValueError: unknown benchmark or mode.
+    """
+    entry = benchmark(name)
+    if mode not in MODES:
+        raise ValueError(f"unknown errata mode {mode!r}; there are {', '.join(MODES)}")
+    kept: list[Item] = []
+    rejected: list[Rejected] = []
+    duplicates: list[Duplicate] = []
+    errata: dict[str, list[str]] = {erratum.name: [] for erratum in entry.errata}
+    by_id: dict[str, Item] = {}
+    by_content: dict[str, Item] = {}
+    for item in entry.read(Path(path)):
+        if isinstance(item, Rejected):
+            rejected.append(item)
+            continue
+        first = by_id.setdefault(item.id, item)
+        if first is not item:
+            kind = "same content" if first == item else "other content"
+            duplicates.append(Duplicate(item.place, first.place, item.id, f"same id, {kind}"))
+            rejected.append(
+                Rejected(item.place, f"the id of {first.place} again, with {kind.split()[0]} content", item.id)
+            )
+            continue
+        twin = by_content.setdefault(_content(item), item)
+        if twin is not item:
+            duplicates.append(Duplicate(item.place, twin.place, item.id, "other id, same content"))
+        outcome, names = apply(item, entry.errata, mode)
+        for erratum in names:
+            errata[erratum].append(item.id)
+        (rejected if isinstance(outcome, Rejected) else kept).append(outcome)  # type: ignore[arg-type]
+    if not by_id:
+        reasons = f"; first: {rejected[0].place}: {rejected[0].reason}" if rejected else ""
+        raise AnnotationError(f"{path} holds no question of {entry.title} ({len(rejected)} rows rejected{reasons})")
+    found = {erratum: tuple(ids) for erratum, ids in errata.items()}
+    return Loaded(name, mode, tuple(kept), tuple(rejected), tuple(duplicates), found)
+
+
+def _content(item: Item) -> str:
+    return repr(replace(item, id="", place=""))

@@ -1,0 +1,109 @@
+"""MSVD-QA, MSRVTT-QA and ActivityNet-QA: open questions with short answers, in the layout of the zero-shot protocol.
+
+    test_q.json   [{"video_name", "question", "question_id"}, …]
+    test_a.json   [{"answer", "question_id", "type"?}, …]          joined by id, never by position
+
+A file that holds question and answer in the same row is read, too, in every row format. Media are named without a
+suffix. (Format: facts 8.)
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from videopanda.evaluation.benchmarks.files import AnnotationError, Rejected, Row, RowError, beside, find, rows
+from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items
+
+ACTIVITYNET_TYPES = ("motion", "spatial", "temporal", "yes/no", "colour", "object", "location", "number", "other")
+
+
+def read_msvd(path: Path) -> Iterator[Item | Rejected]:
+    """MSVD-QA; files are `<video_name>.avi` or `.mp4`."""
+    return read(path, "msvd")
+
+
+def read_msrvtt(path: Path) -> Iterator[Item | Rejected]:
+    """MSRVTT-QA. Its own files number the videos: 7010 is `video7010`."""
+    return read(path, "msrvtt", prefix="video")
+
+
+def read_activitynet(path: Path) -> Iterator[Item | Rejected]:
+    """ActivityNet-QA; annotations leave out the "v_" with which every file starts."""
+    return read(path, "activitynet", ACTIVITYNET_TYPES, prefix="v_")
+
+
+def read(path: Path, name: str, types: tuple[str, ...] = (), prefix: str = "") -> Iterator[Item | Rejected]:
+    """Read a set whose type codes mean `types`.
+
+    Raises:
+        AnnotationError: PATH holds no questions, or those of several sets.
+    """
+    questions = _one_of(find(path, "test_q.json", "*test*.json*", "*.json*", "*.parquet", "*.csv"), path, name)
+    answers = beside(questions, "test_a.json") if questions.name == "test_q.json" else None
+    merged = _joined(questions, answers) if answers else rows(questions)
+    return items(merged, partial(_item, number=RunningNumber(), types=types, prefix=prefix))
+
+
+def _one_of(files: list[Path], path: Path, name: str) -> Path:
+    own = [file for file in files if name in str(file.relative_to(path.parent)).lower()]
+    for candidates in (files, own):
+        if len(candidates) == 1:
+            return candidates[0]
+    raise AnnotationError(f"{path} holds several files of questions; name one: {', '.join(map(str, files[:4]))}")
+
+
+def _joined(questions: Path, answers: Path) -> Iterator[Row | Rejected]:
+    """Question rows with the answer and the type of the row that has the same id."""
+    found: dict[str, Row] = {}
+    for row in rows(answers):
+        if isinstance(row, Rejected):
+            yield row
+            continue
+        try:
+            key = row.id("question_id")
+        except RowError as error:
+            yield row.refuse(str(error))
+            continue
+        if key in found:
+            yield Rejected(row.place, f"a second answer for this question; the first is {found[key].place}", key)
+        else:
+            found[key] = row
+    used = set()
+    for row in rows(questions):
+        if isinstance(row, Rejected):
+            yield row
+            continue
+        try:
+            key = row.id("question_id")
+        except RowError as error:
+            yield row.refuse(str(error))
+            continue
+        answer = found.get(key)
+        if answer is None:
+            yield Rejected(row.place, f"{answers.name} holds no answer for this question", key)
+            continue
+        used.add(key)
+        repeated = row.repeated_keys + answer.repeated_keys
+        yield Row(row.place, {**row.data, **answer.extra("answer", "type")}, repeated)
+    for key, row in found.items():
+        if key not in used:
+            yield Rejected(row.place, f"{questions.name} holds no question for this answer", key)
+
+
+def _item(row: Row, number: RunningNumber, types: tuple[str, ...], prefix: str) -> Item:
+    video = row.id("video_name", "video", "video_id", "gif_name")
+    name = prefix + video.removeprefix(prefix)
+    return Item(
+        id=row.id("question_id", "id") if row.get("question_id", "id") is not None else number(name),
+        video=name,
+        question=row.text("question"),
+        answers=(answer := row.text("answer"),),
+        task="yes_no" if answer.lower() in ("yes", "no") else "short_answer",
+        types=_types(row, types),
+    )
+
+
+def _types(row: Row, names: tuple[str, ...]) -> tuple[str, ...]:
+    if row.get("type") is None:
+        return ()
+    return (names[row.index("type", below=len(names))],) if names else (row.id("type"),)

@@ -1,0 +1,1 @@
+"""Scores by a judge, a language model that compares replies with right answers."""

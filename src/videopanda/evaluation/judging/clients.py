@@ -1,0 +1,140 @@
+"""Judges: a server that speaks the OpenAI protocol, or a local Hugging Face model."""
+
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+MAX_TOKENS = 128  # of a verdict; the objects that are asked for take about twenty
+_LONGEST_WAIT = 30.0  # seconds between two tries
+
+
+class JudgeError(Exception):
+    """A call that failed. `final` says that no other call will succeed either."""
+
+    def __init__(self, reason: str, final: bool = False):
+        super().__init__(reason)
+        self.final = final
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a judge said, and who it says it is."""
+
+    text: str
+    model: str
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class Judge(Protocol):
+    """Answers a conversation, always in the same way as far as it can."""
+
+    name: str  # the pinned model
+
+    def ask(self, messages: list[dict[str, str]]) -> Reply:
+        """Raises `JudgeError`."""
+        ...
+
+
+class RemoteJudge:
+    """A model behind `<base_url>/chat/completions`; the key is read by the client from OPENAI_API_KEY.
+
+    Busy and broken servers (429, 5xx, no connection, too slow) are asked up to `retries` times again, after waits that
+    double, or as long as the server says.
+    """
+
+    def __init__(self, name: str, base_url: str | None = None, retries: int = 5, timeout: float = 60.0):
+        try:
+            import openai
+        except ImportError as error:
+            raise ValueError("judges need the OpenAI client: pip install 'videopanda[eval]'") from error
+        self.name, self.retries = name, retries
+        self._errors = openai
+        given: dict[str, Any] = {"base_url": base_url, "timeout": timeout, "max_retries": 0}
+        try:
+            self._client = openai.OpenAI(**given)
+        except openai.OpenAIError as error:
+            if base_url is None:
+                raise ValueError("set OPENAI_API_KEY, or name a server of your own with --base-url") from error
+            self._client = openai.OpenAI(**given, api_key="none")  # servers of one's own need none
+
+    def ask(self, messages: list[dict[str, str]]) -> Reply:
+        """Ask with temperature 0."""
+        for attempt in range(self.retries + 1):
+            try:
+                return self._ask_once(messages)
+            except (self._errors.RateLimitError, self._errors.InternalServerError) as error:
+                reason, wait = f"{error.status_code}: {error}", error.response.headers.get("retry-after")
+                final = False
+            except self._errors.APIConnectionError as error:  # time-outs are of this kind, too
+                reason, wait = f"{error} {error.__cause__ or ''}".strip(), None
+                final = not isinstance(error, self._errors.APITimeoutError)
+            except (
+                self._errors.AuthenticationError,
+                self._errors.PermissionDeniedError,
+                self._errors.NotFoundError,
+            ) as error:
+                raise JudgeError(str(error), final=True) from error
+            except self._errors.OpenAIError as error:
+                raise JudgeError(str(error)) from error
+            if attempt < self.retries:
+                time.sleep(_wait(attempt, wait))
+        raise JudgeError(reason, final=final)
+
+    def _ask_once(self, messages: list[dict[str, str]]) -> Reply:
+        completion = self._client.chat.completions.create(
+            model=self.name,
+            messages=messages,  # type: ignore[arg-type]
+            temperature=0.0,
+            seed=0,
+            max_tokens=MAX_TOKENS,
+        )
+        if not completion.choices:
+            raise JudgeError("the reply holds no choice")
+        usage = completion.usage
+        return Reply(
+            completion.choices[0].message.content or "",
+            completion.model or "",
+            usage.prompt_tokens if usage else None,
+            usage.completion_tokens if usage else None,
+        )
+
+
+def _wait(attempt: int, asked: str | None) -> float:
+    """Seconds: what the server asks for, else 0.5, 1, 2, … and a little chance, lest callers march in step."""
+    try:
+        seconds = float(asked) if asked is not None else 0.5 * 2**attempt * random.uniform(1.0, 1.25)
+    except ValueError:  # a date
+        seconds = _LONGEST_WAIT
+    return min(max(seconds, 0.0), _LONGEST_WAIT)
+
+
+class LocalJudge:
+    """A causal language model with a chat template in a folder, answering greedily."""
+
+    def __init__(self, folder: Path, device: str | None = None):
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from videopanda.evaluation.scenes import weights_sha256
+
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} holds no model")
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        if not self.tokenizer.chat_template:
+            raise ValueError(f"the tokenizer of {folder} has no chat template")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device).eval()
+        self.name = f"{folder.resolve().name} {(weights_sha256(folder) or '')[:16]}".strip()
+
+    def ask(self, messages: list[dict[str, str]]) -> Reply:
+        """Ask; the reply ends after `MAX_TOKENS` tokens."""
+        inputs = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).to(self.model.device)
+        start = inputs["input_ids"].shape[1]
+        output = self.model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False, num_beams=1)
+        text = self.tokenizer.decode(output[0, start:], skip_special_tokens=True)
+        return Reply(text, self.name, start, int(output.shape[1]) - start)

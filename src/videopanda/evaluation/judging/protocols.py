@@ -1,0 +1,136 @@
+"""What a judge is asked and how its verdict is read: the two protocols of the field, in our own wording.
+
+    answer                      right or wrong, and 0 to 5 points: open questions (facts 7.1)
+    correctness, detail, context, temporal, consistency     0 to 5 points each: Video-ChatGPT's five aspects (facts 7.2)
+
+A JSON file {"answer": {"system": …, "user": …}, …} puts official prompts in place of ours.
+"""
+
+import ast
+import hashlib
+import inspect
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videopanda.evaluation.benchmarks.files import read_object
+
+SLOTS = ("question", "answer", "prediction", "question_2", "prediction_2")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Templates of one aspect; slots are those of `SLOTS` in braces."""
+
+    system: str
+    user: str
+
+    def fill(self, values: Mapping[str, str]) -> list[dict[str, str]]:
+        """The conversation that asks for a verdict."""
+        user = self.user
+        for name, value in values.items():
+            user = user.replace(f"{{{name}}}", value.replace("{", "\0"))
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": user.replace("\0", "{")}]
+
+
+_TEXTS = "Question: {question}\nRight answer: {answer}\nReply to be judged: {prediction}\n\n"
+_POINTS = (
+    'Give a whole number of points from 0 (worst) to 5 (best). Write one JSON object and nothing else: {"score": 3}'
+)
+
+
+def _aspect(what: str) -> Prompt:
+    system = (
+        "You rate replies of a system that was asked about a video you do not see. The right answer tells you what the "
+        f"video shows. {what} Wording and length do not matter by themselves."
+    )
+    return Prompt(system, _TEXTS + _POINTS)
+
+
+PROMPTS = {
+    "answer": Prompt(
+        "You mark replies of a system that was asked about a video you do not see. The right answer tells you what the "
+        "video shows. A reply is right if it means the same; synonyms, paraphrases and additions that do not "
+        "contradict it are right, too. A reply that is evasive, or that names something else, is wrong.",
+        _TEXTS
+        + "Say whether the reply is right, and how close its meaning is to the right answer, as a whole number from 0 "
+        '(unrelated) to 5 (the same). Write one JSON object and nothing else: {"pred": "yes" or "no", "score": 3}',
+    ),
+    "correctness": _aspect(
+        "Rate how correct the facts of the reply are; what contradicts the right answer costs most."
+    ),
+    "detail": _aspect("Rate how complete and how specific the reply is, compared with the right answer."),
+    "context": _aspect("Rate whether the reply understood the situation and the main theme of the video."),
+    "temporal": _aspect("Rate whether the reply has the order and the timing of events right."),
+    "consistency": Prompt(
+        "A system was asked the same thing about a video twice, in different words. You do not see the video; the "
+        "right answer tells you what it shows. Rate whether both replies agree with each other and with it.",
+        "First question: {question}\nSecond question: {question_2}\nRight answer: {answer}\n"
+        "Reply to the first: {prediction}\nReply to the second: {prediction_2}\n\n" + _POINTS,
+    ),
+}
+
+
+def read_prompts(path: Path | None) -> dict[str, Prompt]:
+    """The prompts, with those of a file in place of our own.
+
+    Raises:
+        ValueError: the file names another aspect, or a prompt lacks a slot for the reply.
+    """
+    prompts = dict(PROMPTS)
+    for aspect, given in (read_object(path) if path else {}).items():
+        if aspect not in PROMPTS:
+            raise ValueError(f"{path}: there is no aspect {aspect!r}; there are {', '.join(PROMPTS)}")
+        if not isinstance(given, dict) or given.keys() != {"system", "user"}:
+            raise ValueError(f"{path}: {aspect!r} must have the texts 'system' and 'user'")
+        slots = ("prediction", "prediction_2") if aspect == "consistency" else ("prediction",)
+        if any(f"{{{slot}}}" not in given["user"] for slot in slots):
+            raise ValueError(f"{path}: 'user' of {aspect!r} must hold {{{'}, {'.join(slots)}}}")
+        prompts[aspect] = Prompt(**given)
+    return prompts
+
+
+def metrics_of(aspect: str) -> tuple[str, ...]:
+    """What a verdict on this aspect measures."""
+    return ("accuracy", "score") if aspect == "answer" else (aspect,)
+
+
+def parse(aspect: str, reply: str) -> dict[str, float] | None:
+    """The metrics of a verdict; None if the reply holds anything but one object of the form that was asked for.
+
+    JSON or, for official prompts, a Python literal. It may stand in a sentence or a code block.
+    """
+    text = reply[reply.find("{") : reply.rfind("}") + 1]
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return verdict(aspect, read(text))
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+    return None
+
+
+def verdict(aspect: str, given: Any) -> dict[str, float] | None:
+    """The metrics of an object; points are from 0 to 5, a fraction is cut off as in the official scripts."""
+    if not isinstance(given, dict):
+        return None
+    points = given.get("score")
+    if isinstance(points, str) and points.strip().isdigit():
+        points = int(points)
+    if isinstance(points, bool) or not isinstance(points, (int, float)) or not 0 <= points <= 5:
+        return None
+    score = float(math.floor(points))
+    if aspect != "answer":
+        return {aspect: score}
+    said = str(given.get("pred")).strip().lower()
+    return {"accuracy": float(said == "yes"), "score": score} if said in ("yes", "no") else None
+
+
+def sha256(prompts: Mapping[str, Prompt], aspects: set[str]) -> str:
+    """Digest of the prompts of some aspects and of the code that reads verdicts."""
+    used = {aspect: [prompts[aspect].system, prompts[aspect].user] for aspect in sorted(aspects)}
+    source = inspect.getsource(sys.modules[__name__])
+    return hashlib.sha256(f"{json.dumps(used)}\0{source}".encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Asking a model the questions of a benchmark."""

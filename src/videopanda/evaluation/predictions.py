@@ -1,0 +1,169 @@
+"""Predictions as they are stored: one JSON object per line, one line per question, complete enough to be scored again.
+
+    {"id": "v_abc_3", "prediction": "yes", "failure": null, "reason": "", "video": "v_abc.mp4",
+     "frame_indices": [12, 36, …], "frame_times": [0.4, 1.2, …], "decoder": "pyav 18.1.0", "prompt_sha256": "…",
+     "protocol": {"benchmark": "activitynet-qa", "errata": "as-published", "condition": "full", "model": "…", …}}
+
+`id` and `prediction` are enough to be scored; what a foreign file does not say stays unknown. A question whose video or
+answer failed is a row, too: its prediction is null and `failure` says why. Predictions never hold scores.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from videopanda.evaluation.benchmarks.files import Rejected, Row, RowError, rows
+
+Failure = Literal["missing_video", "unreadable_video", "error"]
+FAILURES: tuple[Failure, ...] = get_args(Failure)
+CONDITIONS = ("full", "no_video", "one_frame", "shuffled", "reversed", "wrong_video")  # what is shown
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is the same for all questions of a run. Numbers of different protocols are not comparable."""
+
+    benchmark: str
+    errata: str  # as-published, corrected or strict
+    condition: str = "full"  # one of CONDITIONS
+    model: str = ""
+    model_sha256: str | None = None  # of the weight files
+    vision_parameters: int | None = None  # of all that turns pixels into tokens of the language model
+    num_frames: int | None = None
+    sampling: str = ""  # rule by which frames are chosen
+    prompt_sha256: str = ""  # of the templates
+    generation: Mapping[str, Any] = field(default_factory=dict)  # max_new_tokens, do_sample, ...
+    seed: int | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)  # of packages
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer of a model to one question, or why there is none."""
+
+    id: str
+    prediction: str | None
+    failure: Failure | None = None
+    reason: str = ""  # what went wrong, for people
+    video: str = ""  # what was shown, by its path below the folder of videos
+    frame_indices: tuple[int, ...] = ()  # of the frames shown, in the order shown
+    frame_times: tuple[float, ...] = ()  # seconds
+    decoder: str = ""  # "pyav 18.1.0"
+    prompt_sha256: str = ""  # of the whole prompt of this question
+    protocol: Protocol | None = None
+    place: str = field(default="", compare=False)  # where it stands, "predictions.jsonl line 3"
+
+    def __post_init__(self) -> None:
+        if (self.prediction is None) == (self.failure is None):
+            raise ValueError(f"prediction {self.id!r} must have either a text or a failure")
+
+    def as_json(self) -> str:
+        """One line without its end; equal for equal predictions."""
+        content = asdict(self)
+        del content["place"]
+        return json.dumps(content, allow_nan=False)
+
+
+def append_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Add predictions to a file, as `append_lines` does."""
+    append_lines(path, [prediction.as_json() for prediction in predictions])
+
+
+def append_lines(path: Path, lines: Sequence[str]) -> None:
+    """Add lines to a file, all of them or none; a line that an interruption cut off before is removed first.
+
+    The lines are on the disk when this returns. A file has one writer at a time.
+    """
+    with open(path, "a+b") as file:
+        remove_torn_line(file)
+        end = file.seek(0, os.SEEK_END)
+        try:
+            file.write("".join(f"{line}\n" for line in lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+def remove_torn_line(file: Any) -> None:
+    """Cut off what follows the last line end of a binary file opened for reading and writing."""
+    length = end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        size = min(end, 1 << 16)
+        file.seek(end - size)
+        newline = file.read(size).rfind(b"\n")
+        if newline >= 0:
+            end += newline + 1 - size
+            break
+        end -= size
+    if end < length:
+        file.truncate(end)
+
+
+def read_predictions(path: Path) -> Iterator[Prediction | Rejected]:
+    """The predictions of a file (`.jsonl`, or a `.json` array) in their order; rows that are none are listed.
+
+    Besides our own rows those of the field are understood: `question_id` for `id`, `pred` for `prediction`. Ids may be
+    numbers.
+
+    Raises:
+        AnnotationError: the file is missing or of another kind.
+    """
+    for row in rows(path):
+        if isinstance(row, Rejected):
+            yield row
+            continue
+        try:
+            yield prediction_of(row)
+        except (RowError, ValueError, TypeError) as error:
+            yield Rejected(row.place, str(error), _id_or_none(row))
+
+
+def _id_or_none(row: Row) -> str | None:
+    try:
+        return row.id(*_ID)
+    except RowError:
+        return None
+
+
+_ID = ("id", "question_id")
+_PREDICTION = ("prediction", "pred")
+_PROTOCOL_KEYS = {entry.name for entry in fields(Protocol)}
+
+
+def prediction_of(row: Row) -> Prediction:
+    """A row as a prediction.
+
+    Raises:
+        RowError, ValueError, TypeError: it is none.
+    """
+    failure = row.get("failure")
+    if failure is not None and failure not in FAILURES:
+        raise RowError(f"unknown failure {failure!r:.40}; there are {', '.join(FAILURES)}")
+    text = row.get(*_PREDICTION)
+    if text is None and failure is None:
+        raise RowError("there is neither a prediction nor a failure")
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        text = str(text)
+    if text is not None and not isinstance(text, str):
+        raise RowError(f"the prediction is no text: {text!r:.40}")
+    protocol = row.get("protocol")
+    if protocol is not None and (not isinstance(protocol, dict) or not protocol.keys() <= _PROTOCOL_KEYS):
+        raise RowError("the protocol is not one of this version")
+    return Prediction(
+        id=row.id(*_ID),
+        prediction=text,
+        failure=failure,
+        reason=str(row.get("reason") or ""),
+        video=str(row.get("video") or ""),
+        frame_indices=tuple(row.get("frame_indices") or ()),
+        frame_times=tuple(row.get("frame_times") or ()),
+        decoder=str(row.get("decoder") or ""),
+        prompt_sha256=str(row.get("prompt_sha256") or ""),
+        protocol=Protocol(**protocol) if protocol is not None else None,
+        place=row.place,
+    )

@@ -1,0 +1,1 @@
+"""Reports of scores: tables, intervals, baselines, published numbers, plots."""

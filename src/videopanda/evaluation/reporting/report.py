@@ -1,0 +1,195 @@
+"""A report from files of scores: what was measured, how certain it is, and how much of it needs no video.
+
+    report([Path("full.scores.jsonl"), Path("no_video.scores.jsonl")])
+
+One table holds one benchmark, one ruler and one protocol. Files that differ in the judge, the scorer, the questions or
+the protocol are refused together; models and conditions (the clip and its baselines) are what a table compares.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videopanda.evaluation.benchmarks.files import AnnotationError, Rejected, read_object, rows
+from videopanda.evaluation.benchmarks.table import benchmark
+from videopanda.evaluation.predictions import CONDITIONS
+from videopanda.evaluation.reporting.published import as_rows
+
+RESAMPLES = 2000
+_DIGITS = 6
+# What may differ between the models and conditions of a table.
+_FREE = frozenset({"model", "model_sha256", "vision_parameters", "condition", "versions"})
+
+
+@dataclass(frozen=True)
+class Run:
+    """The scores of one model under one condition."""
+
+    file: Path
+    summary: dict[str, Any]
+    scores: tuple[dict[str, Any], ...]
+    protocol: dict[str, Any]  # empty where the predictions say nothing
+
+    @property
+    def model(self) -> str:
+        """Name of the model; of the file where the predictions do not name one."""
+        return self.protocol.get("model") or self.file.name.partition(".")[0]
+
+    @property
+    def condition(self) -> str:
+        """What the model was shown."""
+        return self.protocol.get("condition", "full")
+
+    @property
+    def ruler(self) -> dict[str, Any]:
+        """What must be equal within a table, by name."""
+        protocol = {name: value for name, value in self.protocol.items() if name not in _FREE}
+        generation = {k: v for k, v in protocol.pop("generation", {}).items() if k != "batch_size"}
+        return {
+            "questions (items_sha256)": self.summary["items_sha256"],
+            "errata mode": self.summary["errata_mode"],
+            "scorer or judge": self.summary["scorers"],
+            **{f"protocol: {name}": value for name, value in sorted({**protocol, **generation}.items())},
+        }
+
+
+def read_run(path: Path) -> Run:
+    """A file of scores and the summary beside it.
+
+    Raises:
+        ValueError: one of them is missing or damaged, or the predictions were of several protocols.
+    """
+    beside = path.with_suffix(".summary.json")
+    if not beside.is_file():
+        raise ValueError(f"{path}: the summary {beside.name} is not beside it; write both with  evaluate score")
+    summary = dict(read_object(beside))
+    scores = []
+    for row in rows(path):
+        if isinstance(row, Rejected):
+            raise ValueError(f"{row.place}: {row.reason}")
+        scores.append(dict(row.data))
+    try:
+        protocols = [entry["protocol"] or {} for entry in summary["protocols"]]
+        if len(scores) != summary["questions"]:
+            raise ValueError(f"{path} holds {len(scores)} scores, its summary is about {summary['questions']}")
+    except (KeyError, TypeError) as error:
+        raise AnnotationError(f"{beside} is no summary of scores") from error
+    if len(protocols) > 1:
+        raise ValueError(f"{path}: its predictions follow {len(protocols)} protocols, so they are no one run")
+    return Run(path, summary, tuple(scores), protocols[0] if protocols else {})
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+def bootstrap(videos: Sequence[str], values: Sequence[float], seed: int = 0) -> tuple[float, float] | None:
+    """95 % interval of the mean (percentile bootstrap, Efron 1979); None for fewer than two videos.
+
+    Whole videos are drawn, not questions: questions about one video are right and wrong together.
+    """
+    names = {name: i for i, name in enumerate(dict.fromkeys(videos))}
+    if len(names) < 2:
+        return None
+    places = np.array([names[video] for video in videos])
+    counts = np.bincount(places).astype(float)  # (V,)
+    sums = np.bincount(places, weights=np.asarray(values, float))  # (V,)
+    rng = np.random.default_rng(seed)
+    means = np.empty(RESAMPLES)
+    for k in range(RESAMPLES):
+        drawn = rng.integers(0, len(names), len(names))
+        means[k] = sums[drawn].sum() / counts[drawn].sum()
+    low, high = np.percentile(means, [2.5, 97.5])
+    return round(float(low), _DIGITS), round(float(high), _DIGITS)
+
+
+def measure(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Questions, and for every metric its mean and interval."""
+    metrics = dict.fromkeys(name for score in scores for name in score["metrics"])
+    measured = {}
+    for name in metrics:
+        have = [score for score in scores if name in score["metrics"]]
+        values = [score["metrics"][name] for score in have]
+        interval = bootstrap([score["video"] for score in have], values)
+        mean = round(sum(values) / len(values), _DIGITS)
+        measured[name] = {"value": mean, "ci95": list(interval) if interval else None, "questions": len(values)}
+    return {"questions": len(scores), "metrics": measured}
+
+
+def _measure_run(run: Run) -> dict[str, Any]:
+    by_type: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for score in run.scores:
+        for type_ in score["types"]:
+            by_type[type_].append(score)
+    lost = run.summary["wrong_without_being_read"]
+    return {
+        "file": run.file.name,
+        **measure(run.scores),
+        "mean_over_types": run.summary.get("mean_over_types"),
+        "types": {name: measure(scores) for name, scores in sorted(by_type.items())},
+        "coverage": round(run.summary["statuses"].get("scored", 0) / len(run.scores), _DIGITS),
+        "wrong_without_being_read": lost,
+        "not_scored": run.summary["not_scored"],
+        "versions": run.protocol.get("versions", {}),
+    }
+
+
+# -- the report --------------------------------------------------------------------------------------------------------
+def report(files: Sequence[Path]) -> dict[str, Any]:
+    """Measure files of scores, one table per benchmark.
+
+    Raises:
+        ValueError: files of one benchmark differ in judge, scorer, questions or protocol, or two files hold the same
+            model under the same condition.
+    """
+    groups: defaultdict[str, list[Run]] = defaultdict(list)
+    for run in map(read_run, files):
+        groups[run.summary["benchmark"]].append(run)
+    return {"benchmarks": [_table(name, runs) for name, runs in groups.items()]}
+
+
+def _table(name: str, runs: list[Run]) -> dict[str, Any]:
+    first = runs[0]
+    for run in runs[1:]:
+        one, other = first.ruler, run.ruler
+        for key in dict.fromkeys((*one, *other)):
+            if one.get(key) != other.get(key):
+                raise ValueError(
+                    f"{first.file.name} and {run.file.name} differ in {key} ({_short(one.get(key))}, "
+                    f"{_short(other.get(key))}): no table may hold both; report them apart"
+                )
+    models: dict[tuple[str, str | None], dict[str, Run]] = {}
+    for run in sorted(runs, key=lambda run: CONDITIONS.index(run.condition)):
+        conditions = models.setdefault((run.model, run.protocol.get("model_sha256")), {})
+        if run.condition in conditions:
+            raise ValueError(
+                f"{conditions[run.condition].file.name} and {run.file.name} are both {run.model}, condition "
+                f"{run.condition}"
+            )
+        conditions[run.condition] = run
+    return {
+        "benchmark": name,
+        "title": benchmark(name).title,
+        "ruler": first.ruler,
+        "chance": first.summary["chance"],
+        "most_frequent_answer": first.summary["most_frequent_answer"],
+        "models": [
+            {
+                "model": model,
+                "model_sha256": sha256,
+                "vision_parameters": next(iter(conditions.values())).protocol.get("vision_parameters"),
+                "conditions": {condition: _measure_run(run) for condition, run in conditions.items()},
+            }
+            for (model, sha256), conditions in models.items()
+        ],
+        "published": as_rows(name),
+    }
+
+
+def _short(value: Any) -> str:
+    """A value for a message; of scorers and judges what tells them apart."""
+    if isinstance(value, list):
+        return ", ".join(f"{entry['name']} {entry['sha256'][:8]}" for entry in value)
+    return json.dumps(value)[:60]

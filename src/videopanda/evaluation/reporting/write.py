@@ -1,0 +1,179 @@
+"""The report as Markdown, JSON and plots: `report.md`, `report.json` and one or two PNG files per benchmark."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from videopanda.evaluation.predictions import CONDITIONS
+from videopanda.evaluation.reporting.plots import plot_types, plot_vision_size
+from videopanda.evaluation.scoring.score import OUT_OF_FIVE
+
+_LISTED = 20  # ids per kind of loss; report.json has all
+
+
+def write(report: dict[str, Any], out: Path) -> list[Path]:
+    """Write all files into a folder. Equal reports give equal text files."""
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    parts = ["# Evaluation"]
+    for table in report["benchmarks"]:
+        plots = [out / f"{table['benchmark']}.types.png"] if _has_types(table) else []
+        for path in plots:
+            plot_types(table, headline(table), path)
+        if any(model["vision_parameters"] for model in table["models"]):
+            plots.append(out / f"{table['benchmark']}.vision_size.png")
+            plot_vision_size(table, headline(table), plots[-1])
+        parts.append(markdown(table, [path.name for path in plots]))
+        written += plots
+    for name, text in (
+        ("report.md", "\n\n".join(parts) + "\n"),
+        ("report.json", json.dumps(report, indent=2, allow_nan=False) + "\n"),
+    ):
+        (out / name).write_text(text, encoding="utf-8", newline="\n")
+        written.append(out / name)
+    return written
+
+
+def headline(table: dict[str, Any]) -> str:
+    """The metric that stands for the others: the first one."""
+    conditions = table["models"][0]["conditions"]
+    return next(iter(next(iter(conditions.values()))["metrics"]))
+
+
+def _has_types(table: dict[str, Any]) -> bool:
+    return any(part["types"] for model in table["models"] for part in model["conditions"].values())
+
+
+# -- Markdown ----------------------------------------------------------------------------------------------------------
+def markdown(table: dict[str, Any], plots: Sequence[str] = ()) -> str:
+    """One benchmark: its ruler, the table of models, the blindness battery, types, what was lost, published numbers."""
+    main = headline(table)
+    parts = [f"## {table['title']}", _ruler(table), _models(table), _battery(table, main)]
+    parts += [_types(table, model, main) for model in table["models"] if _has_types({"models": [model]})]
+    parts.append(_lost(table))
+    parts += [f"![{name}]({name})" for name in plots]
+    parts.append(_published(table))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _ruler(table: dict[str, Any]) -> str:
+    ruler = dict(table["ruler"])
+    judges = [
+        f"{entry['name']} {entry['version']} ({entry['task']}, {entry['sha256'][:12]})"
+        + (
+            f", judge {entry['judge']['model']}, prompts {entry['judge']['prompt_sha256'][:12]}"
+            if "judge" in entry
+            else ""
+        )
+        for entry in ruler.pop("scorer or judge")
+    ]
+    lines = [f"- scorer or judge: {'; '.join(judges)}"]
+    lines += [f"- {name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in ruler.items()]
+    if not any(name.startswith("protocol") for name in ruler):
+        lines.append("- protocol: unknown; the predictions do not say how they were made")
+    return "\n".join(lines)
+
+
+def _models(table: dict[str, Any]) -> str:
+    parts = [(model, *next(iter(model["conditions"].items()))) for model in table["models"]]
+    metrics = list(dict.fromkeys(name for _, _, part in parts for name in part["metrics"]))
+    mean = any(part["mean_over_types"] for _, _, part in parts)
+    header = ["model", "shown", "questions", "read", *metrics, *(["mean over types"] if mean else [])]
+    rows = [
+        [
+            model["model"],
+            condition,
+            f"{part['questions']:,}",
+            f"{100 * part['coverage']:.1f} %",
+            *(_value(name, part["metrics"].get(name)) for name in metrics),
+            *([_number(metrics[0], part["mean_over_types"][metrics[0]])] if mean else []),
+        ]
+        for model, condition, part in parts
+    ]
+    note = "Percent, scores of judges from 0 to 5; in brackets 95 % intervals (bootstrap over videos). "
+    note += "Questions without a usable reply are counted as wrong and listed below."
+    return f"{_grid(header, rows)}\n\n{note}"
+
+
+def _battery(table: dict[str, Any], main: str) -> str:
+    """The score beside those that need no video, or not all of it."""
+    shown = [c for c in CONDITIONS if any(c in model["conditions"] for model in table["models"])]
+    frequent = table["most_frequent_answer"]
+    floor = [
+        _number(main, frequent["metrics"][main]) if frequent and main in frequent["metrics"] else "–",
+        _number(main, table["chance"]) if table["chance"] is not None else "–",
+    ]
+    rows = [
+        [model["model"], *(_value(main, _metric(model, condition, main)) for condition in shown), *floor]
+        for model in table["models"]
+    ]
+    header = ["model", *(name.replace("_", " ") for name in shown), "most frequent answer", "chance"]
+    return f"### Does it look at the video? ({main})\n\n{_grid(header, rows)}"
+
+
+def _metric(model: dict[str, Any], condition: str, name: str) -> dict[str, Any] | None:
+    part = model["conditions"].get(condition)
+    return part["metrics"].get(name) if part else None
+
+
+def _types(table: dict[str, Any], model: dict[str, Any], main: str) -> str:
+    conditions = model["conditions"]
+    names = dict.fromkeys(name for part in conditions.values() for name in part["types"])
+    first = next(iter(conditions.values()))
+    rows = [
+        [
+            name,
+            f"{first['types'][name]['questions']:,}",
+            *(_value(main, part["types"][name]["metrics"].get(main)) for part in conditions.values()),
+        ]
+        for name in names
+    ]
+    header = ["type", "questions", *(condition.replace("_", " ") for condition in conditions)]
+    return f"### {model['model']} by type ({main})\n\n{_grid(header, rows)}"
+
+
+def _lost(table: dict[str, Any]) -> str:
+    lines = []
+    for model in table["models"]:
+        for condition, part in model["conditions"].items():
+            for status, ids in part["wrong_without_being_read"].items():
+                more = f" and {len(ids) - _LISTED:,} more (report.json)" if len(ids) > _LISTED else ""
+                lines.append(
+                    f"- {model['model']}, {condition}: {status.replace('_', ' ')} {len(ids):,}: "
+                    f"{', '.join(f'`{id_}`' for id_ in ids[:_LISTED])}{more}"
+                )
+    return "\n".join(["### Counted as wrong without being read", "", *lines]) if lines else ""
+
+
+def _published(table: dict[str, Any]) -> str:
+    if not table["published"]:
+        return ""
+    metrics = list(dict.fromkeys(name for entry in table["published"] for name in entry["metrics"]))
+    rows = [
+        [
+            entry["model"],
+            *(f"{entry['metrics'][name]:g}" if name in entry["metrics"] else "–" for name in metrics),
+            entry["protocol"],
+        ]
+        for entry in table["published"]
+    ]
+    note = "### Published numbers\n\nMeasured under other protocols, so not to be compared digit by digit."
+    return f"{note}\n\n{_grid(['model', *metrics, 'protocol'], rows)}"
+
+
+def _value(name: str, measured: dict[str, Any] | None) -> str:
+    if measured is None:
+        return "–"
+    interval = measured["ci95"]
+    shown = f" [{_number(name, interval[0])}, {_number(name, interval[1])}]" if interval else ""
+    return f"{_number(name, measured['value'])}{shown}"
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:.2f}" if name in OUT_OF_FIVE else f"{100 * value:.1f}"
+
+
+def _grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [list(header), ["---"] * len(header), *map(list, rows)]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

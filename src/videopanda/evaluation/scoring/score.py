@@ -1,0 +1,305 @@
+"""Scores of stored predictions, with a denominator that nothing can shrink.
+
+    summary = score_file("mvbench", "MVBench/json", "predictions.jsonl", "scores.jsonl")
+
+Every question with a public answer counts. A question whose video is missing, that has no prediction, whose prediction
+cannot be understood, or whose id has several predictions, is wrong and is listed. Scores go to a file of their own, one
+row per question in the order of the benchmark, and a summary beside it; equal predictions give equal bytes.
+"""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+
+from videopanda.evaluation.benchmarks.files import Rejected
+from videopanda.evaluation.benchmarks.inspect import chance
+from videopanda.evaluation.benchmarks.item import Item, Task
+from videopanda.evaluation.benchmarks.options import LETTERS
+from videopanda.evaluation.benchmarks.table import Loaded, benchmark, load
+from videopanda.evaluation.predictions import Failure, Prediction, read_predictions
+from videopanda.evaluation.scoring.scorers import DEFAULTS, Scorer, scorer
+from videopanda.evaluation.scoring.wordnet import WordNet
+
+Status = (
+    Literal["scored", "unparsable", "missing_prediction", "duplicate_id", "unparsable_verdict", "not_judged"] | Failure
+)
+WRONG: tuple[Status, ...] = (
+    "missing_video",
+    "unreadable_video",
+    "error",
+    "missing_prediction",
+    "duplicate_id",
+    "unparsable",
+    "unparsable_verdict",
+    "not_judged",
+)
+OUT_OF_FIVE = frozenset({"score", "correctness", "detail", "context", "temporal", "consistency"})  # metrics of judges
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one question contributes."""
+
+    id: str
+    video: str
+    status: Status
+    scorer: str
+    metrics: dict[str, float]
+    types: tuple[str, ...]
+    parsed: str | None = None  # what the reply was understood to say
+    prediction: str | None = None
+
+    def as_json(self) -> str:
+        """One line without its end."""
+        return json.dumps(asdict(self), allow_nan=False)
+
+
+def choose_scorers(name: str | None = None, words: WordNet | None = None) -> dict[Task, Scorer]:
+    """The scorer of each task: the defaults, or the named one for the tasks that it accepts.
+
+    Raises:
+        ValueError: there is no such scorer, or it needs a WordNet.
+    """
+    if name is None:
+        return {task: scorer(default) for task, default in DEFAULTS.items()}
+    chosen = scorer(name, words)
+    return dict.fromkeys(chosen.tasks, chosen)
+
+
+def score(items: Iterable[Item], predictions: Sequence[Prediction], scorers: Mapping[Task, Scorer]) -> list[Score]:
+    """Score every item that has an answer and a scorer, in the order of the items."""
+    found: defaultdict[str, list[Prediction]] = defaultdict(list)
+    for prediction in predictions:
+        found[prediction.id].append(prediction)
+    return [
+        _score(item, found.get(item.id, []), scorers[item.task])
+        for item in items
+        if item.has_answer and item.task in scorers
+    ]
+
+
+def _score(item: Item, predictions: Sequence[Prediction], scorer: Scorer) -> Score:
+    def wrong(status: Status, text: str | None = None) -> Score:
+        return Score(
+            item.id, item.video, status, scorer.name, dict.fromkeys(scorer.metrics, 0.0), item.types, None, text
+        )
+
+    if not predictions:
+        return wrong("missing_prediction")
+    if len(predictions) > 1:
+        return wrong("duplicate_id")
+    (prediction,) = predictions
+    if prediction.prediction is None:
+        assert prediction.failure is not None
+        return wrong(prediction.failure)
+    verdict = scorer.judge(item, prediction.prediction)
+    if verdict is None:
+        return wrong("unparsable", prediction.prediction)
+    metrics = {name: round(value, _DIGITS) for name, value in verdict.metrics.items()}
+    return Score(item.id, item.video, "scored", scorer.name, metrics, item.types, verdict.parsed, prediction.prediction)
+
+
+def summarise(
+    loaded: Loaded,
+    scores: Sequence[Score],
+    predictions: Sequence[Prediction],
+    malformed: Sequence[Rejected],
+    judged: Set[str],
+    scorers: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The numbers, what they are numbers of, and lists of everything that counted as wrong without being read.
+
+    Args:
+        judged: ids of the items that the scores are about.
+        scorers: what the scores were made with: task, name, version, sha256, ...
+
+    Raises:
+        ValueError: no question can be scored, or the predictions are of another benchmark or of several conditions.
+    """
+    entry = benchmark(loaded.name)
+    items = loaded.items
+    left = [item for item in items if item.has_answer and item.id not in judged]
+    if not scores:
+        kinds = ", ".join(sorted({item.task for item in left})) or "questions without public answers"
+        raise ValueError(f"no question of {entry.title} can be scored so; what is there: {kinds}")
+    protocols = Counter(json.dumps(asdict(p.protocol)) if p.protocol else "null" for p in predictions)
+    foreign = {p.protocol.benchmark for p in predictions if p.protocol} - {loaded.name}
+    if foreign:
+        raise ValueError(f"the predictions are those of {', '.join(sorted(foreign))}, not of {loaded.name}")
+    conditions = sorted({p.protocol.condition for p in predictions if p.protocol})
+    if len(conditions) > 1:
+        raise ValueError(f"the predictions are of several conditions ({', '.join(conditions)}): one file for each")
+    by_type: defaultdict[str, list[Score]] = defaultdict(list)
+    for row in scores:
+        for type_ in row.types:
+            by_type[type_].append(row)
+    types = {name: _means(rows) for name, rows in sorted(by_type.items())}
+    known = {item.id for item in items} | {row.id for row in loaded.rejected if row.id}
+    return {
+        "benchmark": loaded.name,
+        "errata_mode": loaded.mode,
+        "items_sha256": loaded.sha256,
+        "predictions_sha256": _digest(predictions),
+        "scorers": list(scorers),
+        **_means(scores),
+        **({"mean_over_types": _mean_over_types(types)} if entry.mean_over_types else {}),
+        "chance": chance([item for item in items if item.id in judged]),
+        "most_frequent_answer": None,
+        "types": types,
+        "statuses": dict(sorted(Counter(score.status for score in scores).items())),
+        "wrong_without_being_read": {
+            status: ids for status in WRONG if (ids := [score.id for score in scores if score.status == status])
+        },
+        "not_scored": {
+            "without_public_answer": sum(not item.has_answer for item in items),
+            "no_scorer_for_the_task": dict(sorted(Counter(item.task for item in left).items())),
+            "rejected_rows_of_the_benchmark": len(loaded.rejected),
+        },
+        "predictions_for_unknown_ids": sorted({p.id for p in predictions} - known),
+        "malformed_predictions": [asdict(row) for row in malformed],
+        "protocols": [{"rows": n, "protocol": json.loads(text)} for text, n in sorted(protocols.items())],
+    }
+
+
+def most_frequent_answer(items: Iterable[Item], scorers: Mapping[Task, Scorer]) -> dict[str, Any] | None:
+    """What a model would score that knows the type of each question and always gives the type's most frequent answer.
+
+    None where there is no such answer, as for intervals.
+    """
+    groups: defaultdict[tuple[Task, tuple[str, ...]], list[Item]] = defaultdict(list)
+    for item in items:
+        groups[item.task, item.types].append(item)
+    scores = []
+    for group in groups.values():
+        replies = Counter(reply for item in group if (reply := _right_reply(item)))
+        if not replies:
+            return None
+        reply = max(replies, key=lambda reply: (replies[reply], reply))
+        scores += [_score(item, [Prediction(item.id, reply)], scorers[item.task]) for item in group]
+    return _means(scores)
+
+
+def _right_reply(item: Item) -> str | None:
+    if item.task == "choice":
+        return LETTERS[item.right[0]] if item.right else None
+    return item.answers[0] if item.answers else None
+
+
+def _means(scores: Sequence[Score]) -> dict[str, Any]:
+    """Mean of each metric over the questions whose scorer has it, and the number of questions."""
+    metrics = dict.fromkeys(name for score in scores for name in score.metrics)
+    values = {name: [score.metrics[name] for score in scores if name in score.metrics] for name in metrics}
+    return {
+        "questions": len(scores),
+        "metrics": {name: round(sum(all_) / len(all_), _DIGITS) for name, all_ in values.items()},
+    }
+
+
+def _mean_over_types(types: Mapping[str, Any]) -> dict[str, float]:
+    metrics = dict.fromkeys(name for entry in types.values() for name in entry["metrics"])
+    values = {name: [e["metrics"][name] for e in types.values() if name in e["metrics"]] for name in metrics}
+    return {name: round(sum(all_) / len(all_), _DIGITS) for name, all_ in values.items()}
+
+
+def _digest(predictions: Iterable[Prediction]) -> str:
+    return hashlib.sha256("\n".join(sorted(p.as_json() for p in predictions)).encode()).hexdigest()
+
+
+def score_file(
+    name: str,
+    path: str | Path,
+    predictions: str | Path,
+    out: str | Path,
+    scorer_name: str | None = None,
+    mode: str = "as-published",
+    wordnet: str | Path | None = None,
+) -> dict[str, Any]:
+    """Score a file of predictions; write `out` and `<out without suffix>.summary.json`, and return the summary.
+
+    Raises:
+        AnnotationError: annotations or predictions are not there.
+        ValueError: unknown benchmark, scorer or mode; nothing can be scored; `out` is the file of predictions.
+    """
+    out = Path(out)
+    if out.exists() and out.samefile(predictions):
+        raise ValueError(f"{out} holds the predictions: scores go to a file of their own")
+    scorers = choose_scorers(scorer_name, WordNet(wordnet) if wordnet else None)
+    loaded = load(name, path, mode)
+    read, malformed = read_all(Path(predictions))
+    scores = score(loaded.items, read, scorers)
+    items = [item for item in loaded.items if item.has_answer and item.task in scorers]
+    used = [(task, scorers[task]) for task in dict.fromkeys(item.task for item in items)]
+    entries = [{"task": task, "name": s.name, "version": s.version, "sha256": s.sha256} for task, s in used]
+    summary = summarise(loaded, scores, read, malformed, {item.id for item in items}, entries)
+    summary["most_frequent_answer"] = most_frequent_answer(items, scorers)
+    write_scores(out, scores, summary)
+    return summary
+
+
+def read_all(path: Path) -> tuple[list[Prediction], list[Rejected]]:
+    """The predictions of a file, and the rows that are none."""
+    rows = list(read_predictions(path))
+    return [row for row in rows if isinstance(row, Prediction)], [row for row in rows if isinstance(row, Rejected)]
+
+
+def write_scores(out: Path, scores: Iterable[Score], summary: Mapping[str, Any]) -> None:
+    """Write `out` and the summary beside it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _write(out, "".join(row.as_json() + "\n" for row in scores))
+    _write(out.with_suffix(".summary.json"), json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8", newline="\n")
+    part.replace(path)
+
+
+def _percent(metric: str, value: float) -> str:
+    return f"{value:.2f}" if metric in OUT_OF_FIVE else f"{100 * value:.2f}"
+
+
+def table(summary: Mapping[str, Any]) -> Group:
+    """The summary for people, in percent; points of judges from 0 to 5."""
+    title = (
+        f"{benchmark(summary['benchmark']).title}: {summary['questions']:,} questions, errata {summary['errata_mode']}"
+    )
+    metrics = list(summary["metrics"])
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    grid.add_column("type", overflow="fold")
+    for header in ("n", *metrics):
+        grid.add_column(header, justify="right")
+
+    def add(name: str, n: str, values: Mapping[str, float], last: bool = False) -> None:
+        shown = (_percent(metric, values[metric]) if metric in values else "–" for metric in metrics)
+        grid.add_row(name, n, *shown, end_section=last)
+
+    for name, part in summary["types"].items():
+        add(name, f"{part['questions']:,}", part["metrics"], last=name == list(summary["types"])[-1])
+    add("all", f"{summary['questions']:,}", summary["metrics"])
+    if "mean_over_types" in summary:
+        add("mean over types", "", summary["mean_over_types"])
+    if summary["chance"] is not None:
+        add("chance", "", {"accuracy": summary["chance"]})
+    lost = ", ".join(
+        f"{status.replace('_', ' ')} {len(ids):,}" for status, ids in summary["wrong_without_being_read"].items()
+    )
+    notes = [f"counted as wrong: {lost}"] if lost else []
+    unscored = summary["not_scored"]
+    if unscored["without_public_answer"]:
+        notes.append(f"without public answer, not counted: {unscored['without_public_answer']:,}")
+    for task, n in unscored["no_scorer_for_the_task"].items():
+        notes.append(f"not counted, no scorer for this kind: {task} {n:,}")
+    notes += [
+        f"{entry['task']}: {entry['name']} {entry['version']} {entry['sha256'][:12]}" for entry in summary["scorers"]
+    ]
+    return Group(grid, *notes)

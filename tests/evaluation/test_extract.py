@@ -1,0 +1,194 @@
+"""Protects what replies are understood to say, and the normal form of texts (properties and cases)."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from videopanda.evaluation.benchmarks.options import LETTERS
+from videopanda.evaluation.scoring.extract import choice, interval, yes_no
+from videopanda.evaluation.scoring.normalise import ARTICLES, normalise, singular, tokens
+
+WORDS = st.sampled_from(["red", "blue", "cup", "dog", "runs", "seven", "21", "left", "boxes", "person", "hill"])
+OPTIONS = st.lists(st.lists(WORDS, min_size=1, max_size=3, unique=True).map(" ".join), min_size=2, max_size=6).filter(
+    lambda options: len({normalise(option) for option in options}) == len(options)
+)
+
+
+# -- the normal form ---------------------------------------------------------------------------------------------------
+@given(st.text())
+@example("ǅ İ ſ ﬀ ½ ٣ 2️⃣")
+@example("two hundred and and five")
+def test_normalising_twice_changes_nothing(text):
+    assert normalise(normalise(text)) == normalise(text)
+
+
+@given(st.text())
+def test_case_space_and_final_stop_do_not_count(text):
+    once = normalise(text)
+    assert normalise(f"  {text} . ") == once
+    assert not ARTICLES & set(once.split()) or once == ""
+
+
+@given(st.lists(WORDS, min_size=1, max_size=5), st.sampled_from(sorted(ARTICLES)))
+def test_articles_do_not_count(words, article):
+    assert normalise(" ".join([article, *words])) == normalise(" ".join(words))
+
+
+@given(st.integers(0, 999_999))
+def test_spelled_numbers_are_numbers(number):
+    assert normalise(spell(number)) == str(number)
+    assert normalise(f"{number:,}") == str(number)
+    assert normalise(f"{number}.0") == str(number)
+
+
+def spell(number: int) -> str:
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+    words += ["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+    tens = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+    if number < 20:
+        return words[number]
+    if number < 100:
+        return tens[number // 10 - 2] + (f"-{words[number % 10]}" if number % 10 else "")
+    if number < 1000:
+        return f"{words[number // 100]} hundred" + (f" and {spell(number % 100)}" if number % 100 else "")
+    return f"{spell(number // 1000)} thousand" + (f" {spell(number % 1000)}" if number % 1000 else "")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The Twenty-one men.", "21 man"),
+        ("A dog's bowl", "dog bowl"),
+        ("three people, playing", "3 person playing"),
+        ("T-shirt", "t shirt"),
+        ("007", "7"),
+        ("1,000,000 cars", "1000000 car"),
+        ("the second one", "second 1"),
+        ("First", "1st"),
+        ("boxes dishes glasses", "box dish glass"),
+        ("bus glass tennis always", "bus glass tennis always"),
+        ("five six", "5 6"),
+        ("the", ""),
+        ("…", ""),
+        ("yes.", "yes"),
+    ],
+)
+def test_normal_forms(text, expected):
+    assert normalise(text) == expected
+
+
+@given(st.text(alphabet="aeimnorstuxy", min_size=1, max_size=8))
+def test_a_singular_is_its_own_singular(word):
+    assert singular(singular(word)) == singular(word)
+    assert tokens(word) == tokens(singular(word))
+
+
+# -- options -----------------------------------------------------------------------------------------------------------
+FORMS = (
+    "{letter}",
+    "({letter})",
+    "{letter}.",
+    "({small})",
+    "{letter}. {text}",
+    "({letter}) {text}",
+    "{text}",
+    "{text}.",
+    "The answer is {letter}.",
+    "The correct answer is ({letter}) {text}.",
+    "Best option: ({letter}) {text}",
+    "Answer: {letter}",
+    "I think option {letter} is right.",
+)
+
+
+@given(OPTIONS, st.data(), st.sampled_from(FORMS))
+def test_every_usual_form_of_reply_names_its_option(options, data, form):
+    index = data.draw(st.integers(0, len(options) - 1))
+    letter = LETTERS[index]
+    reply = form.format(letter=letter, small=letter.lower(), text=options[index])
+    assert choice(reply, options) == (index,)
+
+
+@given(st.text(max_size=60), OPTIONS)
+def test_a_choice_is_an_option_or_none(reply, options):
+    chosen = choice(reply, options)
+    assert chosen is None or (chosen and set(chosen) <= set(range(len(options))))
+
+
+@given(OPTIONS, st.data())
+def test_two_letters_are_no_choice(options, data):
+    first, second = data.draw(st.lists(st.integers(0, len(options) - 1), min_size=2, max_size=2, unique=True))
+    for form in ("The answer is {} . The answer is {}.", "option {} or option {}", "({}) or maybe ({})"):
+        assert choice(form.format(LETTERS[first], LETTERS[second]), options) is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("a red cup", (0,)),
+        ("They show a dog on the hill.", (2,)),
+        ("a big blue cup of tea", (1,)),  # "blue cup", although "cup" is an option of its own
+        ("It is not a red cup.", None),
+        ("red cup or dog", None),
+        ("B. dog", None),  # the letter of one, the text of another
+        ("E", None),
+        ("", None),
+        ("a", (0,)),
+        ("A dog.", (2,)),  # an article, not a letter
+        ("I cannot tell.", None),
+        ("2", None),
+        ("Option 2", (1,)),
+        ("**C**", (2,)),
+        ("The answer is a dog", (2,)),
+        ("(D)", (3,)),
+    ],
+)
+def test_replies_about_options(reply, expected):
+    assert choice(reply, ("a red cup", "a blue cup", "a dog", "cup")) == expected
+
+
+def test_options_of_the_same_text_are_chosen_together():
+    assert choice("green", ("red", "Green", "green.", "white")) == (1, 2)
+
+
+# -- yes or no ---------------------------------------------------------------------------------------------------------
+@given(
+    st.sampled_from(["yes", "no"]), st.sampled_from(["{}", "{}.", "{}, it is.", "'{}'", "The answer is {}.", "**{}**"])
+)
+def test_yes_and_no_are_found(word, form):
+    for text in (word, word.capitalize(), word.upper()):
+        assert yes_no(form.format(text)) == word
+
+
+@pytest.mark.parametrize("reply", ["", "maybe", "yes or no", "no, yes", "nothing", "Yesterday", "unknown", "I know."])
+def test_unclear_replies_are_neither(reply):
+    assert yes_no(reply) is None
+
+
+# -- intervals ---------------------------------------------------------------------------------------------------------
+@given(st.floats(0, 5000).map(lambda x: round(x, 1)), st.floats(0.1, 5000).map(lambda x: round(x, 1)))
+def test_intervals_in_seconds_and_minutes(start, length):
+    end = round(start + length, 1)
+    for reply in (f"{start} - {end}", f"From {start} to {end} seconds.", f"[{start}, {end}]", f"{start}s and {end}s"):
+        assert interval(reply) == (start, end)
+    clock = "{:02d}:{:04.1f}"
+    reply = " to ".join(clock.format(int(t // 60), t % 60) for t in (start, end))
+    if "60.0" not in reply:
+        assert interval(reply) == pytest.approx((start, end), abs=1e-6)  # sums of floats
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("from 1:02:03 to 1:02:10", (3723.0, 3730.0)),
+        ("1 minute 5 seconds to 2 minutes", (65.0, 120.0)),
+        ("In clip 3 it happens between 4 and 11 s.", (4.0, 11.0)),
+        ("11 to 4", None),
+        ("at 4 s", None),
+        ("4, 5, 6", None),
+        ("", None),
+        ("never", None),
+    ],
+)
+def test_replies_about_times(reply, expected):
+    assert interval(reply) == expected

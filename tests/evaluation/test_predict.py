@@ -1,0 +1,328 @@
+"""Protects predictions: what is shown and asked, failures as rows, resuming after any end, sharing of work."""
+
+import json
+import multiprocessing
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from benchmark_files import WRITERS, question, write_json
+
+from command import run
+from media import read_number, write_video
+from tiny import tiny_model, tiny_processor
+from videopanda.evaluation.benchmarks.item import Item
+from videopanda.evaluation.benchmarks.videos import Videos
+from videopanda.evaluation.predicting.conditions import CONDITIONS, asked, show
+from videopanda.evaluation.predicting.predict import Job, finish, predict
+from videopanda.evaluation.predicting.prompts import Prompts, read_prompts
+from videopanda.evaluation.predictions import read_predictions
+from videopanda.inference import ask, load
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory) -> Path:
+    """Twelve questions about four videos; the questions about one of them are not next to each other."""
+    folder = tmp_path_factory.mktemp("bench")
+    names = ["a", "b", "a", "c", "a", "d", "b", "b", "c", "c", "d", "d"]
+    write_json(folder / "test_q.json", [question(n, f"what is it, {i}?", i) for i, n in enumerate(names)])
+    write_json(folder / "test_a.json", [{"answer": "x", "question_id": i} for i in range(len(names))])
+    (folder / "videos").mkdir()
+    for first, name in enumerate("abcd"):
+        write_video(folder / "videos" / f"{name}.mp4", range(100 * first, 100 * first + 20), fps=10)
+    return folder
+
+
+@pytest.fixture
+def job(bench, model) -> Job:
+    return Job("msvd-qa", bench, bench / "videos", model, batch_size=3, num_frames=4, max_new_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def whole(bench, model, tmp_path_factory) -> bytes:
+    """The file of a run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "p.jsonl"
+    job = Job("msvd-qa", bench, bench / "videos", model, batch_size=3, num_frames=4, max_new_tokens=4)
+    assert predict(job, out)["complete"]
+    return out.read_bytes()
+
+
+# -- what is asked -----------------------------------------------------------------------------------------------------
+def test_prompts():
+    choice = Item("1", "v", "Which {one}?", "choice", options=("a {cup}", "dog"))
+    assert Prompts().ask(choice) == "Which {one}?\nA. a {cup}\nB. dog\nAnswer with the letter of the right option."
+    assert Prompts().ask(Item("1", "v", "who?", "short_answer")) == "who?"
+    with_lines = Prompts().ask(Item("1", "v", "who?", "short_answer"), ["Hi.", "I am {question}."])
+    assert with_lines == "Subtitles of the video:\nHi.\nI am {question}.\nwho?"
+    assert "who falls." in Prompts().ask(Item("1", "v", "who falls.", "grounding"))
+
+
+def test_own_prompts(tmp_path):
+    own = read_prompts(write_json(tmp_path / "p.json", {"yes_no": "{question} Yes or no?"}))
+    assert (own.yes_no, own.choice) == ("{question} Yes or no?", Prompts().choice)
+    assert own.sha256 != Prompts().sha256 == read_prompts(None).sha256
+    for content, message in [
+        ({"choose": "x"}, "no template 'choose'"),
+        ({"choice": "{question}"}, r"hold \{options\}"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            read_prompts(write_json(tmp_path / "bad.json", content))
+
+
+# -- what is shown -----------------------------------------------------------------------------------------------------
+def numbers(bench, condition, name="b", seed=0):
+    """The numbers that the shown frames carry."""
+    videos = Videos(bench / "videos")
+    (entry,) = asked((Item("1", name, "?", "short_answer"), *_other(condition)), videos, condition)[:1]
+    shown = show(entry.source, condition, 4, "uniform", seed)
+    return [read_number(frame) for frame in shown.clip.frames], shown
+
+
+def _other(condition):
+    return [Item("2", "d", "?", "short_answer")] if condition == "wrong_video" else []
+
+
+def test_conditions(bench):
+    assert numbers(bench, "full")[0] == [102, 107, 112, 117]
+    assert numbers(bench, "reversed")[0] == [117, 112, 107, 102]
+    assert numbers(bench, "one_frame")[0] == [112] * 4
+    assert numbers(bench, "wrong_video")[0] == [302, 307, 312, 317]
+    mixed, shown = numbers(bench, "shuffled")
+    assert sorted(mixed) == [102, 107, 112, 117] != mixed
+    assert [100 + i for i in shown.indices] == mixed
+    assert shown.times == tuple(i / 10 for i in shown.indices)
+    assert list(shown.clip.timestamps) == [0.2, 0.7, 1.2, 1.7]  # places keep their times
+    assert mixed == numbers(bench, "shuffled")[0]
+    assert {tuple(numbers(bench, "shuffled", seed=seed)[0]) for seed in range(5)} != {tuple(mixed)}
+
+
+def test_the_wrong_video_is_the_next_other_one(bench):
+    items = tuple(Item(str(i), name, "?", "short_answer") for i, name in enumerate("abcx"))
+    found = asked(items, Videos(bench / "videos"), "wrong_video")
+    assert [entry.source.name for entry in found] == ["b.mp4", "c.mp4", "a.mp4", "x"]
+    with pytest.raises(ValueError, match="needs at least two videos"):
+        asked(items[:1], Videos(bench / "videos"), "wrong_video")
+    with pytest.raises(ValueError, match="unknown condition 'blind'; there are full"):
+        asked(items, Videos(bench / "videos"), "blind")
+
+
+def test_questions_about_a_part_see_the_part(bench):
+    item = Item("1", "a", "?", "short_answer", start=1.0, end=2.0)
+    (entry,) = asked((item,), Videos(bench / "videos"), "full")
+    shown = show(entry.source, "full", 2, "uniform", 0)
+    assert ([read_number(frame) for frame in shown.clip.frames], shown.clip.duration) == ([12, 17], pytest.approx(1.0))
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+def test_a_row_tells_all_and_answers_are_those_of_ask(job, whole, model, bench):
+    rows = [json.loads(line) for line in whole.splitlines()]
+    assert [row["id"] for row in rows] == ["0", "2", "4", "1", "6", "7", "3", "8", "9", "5", "10", "11"]
+    row = rows[3]
+    assert (row["video"], row["frame_indices"], row["frame_times"]) == ("b.mp4", [2, 7, 12, 17], [0.2, 0.7, 1.2, 1.7])
+    assert row["decoder"].split()[0] in ("pyav", "torchcodec")
+    protocol = row["protocol"]
+    assert (protocol["benchmark"], protocol["condition"], protocol["num_frames"]) == ("msvd-qa", "full", 4)
+    assert protocol["generation"] == {"do_sample": False, "max_new_tokens": 4, "batch_size": 3}
+    assert len({row["prompt_sha256"] for row in rows}) == 12
+    network, processor = load(model)
+    assert protocol["vision_parameters"] == sum(
+        p.numel() for name, p in network.named_parameters() if name.startswith(("model.stab.", "model.projector."))
+    )
+    (answer,) = ask(network, processor, bench / "videos/b.mp4", ["what is it, 1?"], num_frames=4, max_new_tokens=4)
+    assert row["prediction"] == answer.answer
+
+
+@pytest.mark.parametrize("condition", CONDITIONS[1:])
+def test_baselines_answer_every_question(job, condition, tmp_path):
+    report = predict(replace(job, condition=condition), tmp_path / "p.jsonl")
+    assert (report["answered"], report["complete"]) == (12, True)
+    rows = list(read_predictions(tmp_path / "p.jsonl"))
+    assert {row.protocol.condition for row in rows} == {condition}
+    assert all(bool(row.frame_times) == (condition != "no_video") for row in rows)
+
+
+def test_failures_are_rows(job, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    write_video(videos / "a.mp4", range(20), fps=10)
+    (videos / "b.mp4").write_text("no video")
+    write_video(videos / "d.mp4", range(20), fps=10)
+    write_json(
+        tmp_path / "test_q.json",
+        [
+            question("a", "what?", "1"),
+            question("b", "what?", "2"),
+            question("c", "what?", "3"),
+            question("d", "what is <video>?", "4"),
+            question("d", "what? " * 3000, "5"),
+            question("d", "what?", "6"),
+        ],
+    )
+    write_json(tmp_path / "test_a.json", [{"answer": "x", "question_id": str(i)} for i in range(1, 7)])
+    report = predict(replace(job, path=tmp_path, videos=videos, batch_size=6), tmp_path / "p.jsonl")
+    assert report["failures"] == {"error": ["4", "5"], "missing_video": ["3"], "unreadable_video": ["2"]}
+    rows = {row.id: row for row in read_predictions(tmp_path / "p.jsonl")}
+    assert rows["1"].prediction is not None
+    assert rows["6"].prediction is not None
+    assert "must not contain <video>" in rows["4"].reason
+    assert "do not fit" in rows["5"].reason
+    assert str(tmp_path) not in (tmp_path / "p.jsonl").read_text()  # equal on every machine
+
+
+def test_subtitles_of_the_frames_shown_are_asked_with(model, tmp_path):
+    folder = WRITERS["video-mme-subtitles"](tmp_path)
+    write_video(tmp_path / "INVENTED_01.mp4", range(40), fps=10)  # subtitles from 1 to 2.5 s
+    hashes = {}
+    for bench in ("video-mme", "video-mme-subtitles"):
+        job = Job(bench, folder, tmp_path, model, num_frames=4, max_new_tokens=2)
+        report = predict(job, tmp_path / f"{bench}.jsonl")
+        assert report["failures"] == {"missing_video": ["902-1"]}
+        hashes[bench] = next(iter(read_predictions(tmp_path / f"{bench}.jsonl"))).prompt_sha256
+    assert len(set(hashes.values())) == 2
+
+
+# -- interruptions -----------------------------------------------------------------------------------------------------
+def predict_in_one_thread(job: Job, out: Path) -> None:
+    torch.set_num_threads(1)
+    predict(job, out)
+
+
+def test_killed_twenty_times_the_file_is_the_same(job, whole, tmp_path):
+    out = tmp_path / "p.jsonl"
+    rng = random.Random(0)
+    context = multiprocessing.get_context("forkserver")  # fresh interpreters would spend their lives importing
+    context.set_forkserver_preload(["videopanda.evaluation.predicting.predict"])
+    kills = 0
+    for _ in range(20):
+        if out.exists() and rng.random() < 0.3:  # what a crash of the machine leaves: any part of the file
+            out.write_bytes(out.read_bytes()[: rng.randrange(len(whole))])
+        size = out.stat().st_size if out.exists() else 0
+        child = context.Process(target=predict_in_one_thread, args=(replace(job), out))
+        child.start()
+        # Some are killed while they start, others as soon as they have written something.
+        wait_for_growth, limit = rng.random() < 0.5, time.monotonic() + rng.uniform(0.0, 0.4)
+        while child.is_alive() and (time.monotonic() < limit or wait_for_growth):
+            if wait_for_growth and out.exists() and out.stat().st_size > size:
+                break
+            time.sleep(0.001)
+        child.kill()
+        child.join()
+        kills += child.exitcode == -signal.SIGKILL
+        if out.exists() and out.read_bytes() == whole:
+            out.write_bytes(whole[: rng.randrange(len(whole))])
+    assert kills >= 15  # the others were faster than their killer
+    assert predict(job, out)["complete"]
+    assert out.read_bytes() == whole
+
+
+def test_a_file_cut_anywhere_is_completed(job, whole, tmp_path):
+    out = tmp_path / "p.jsonl"
+    for cut in (0, 1, len(whole) // 3, len(whole) // 2, len(whole) - 1):
+        out.write_bytes(whole[:cut])
+        assert predict(job, out)["complete"]
+        assert out.read_bytes() == whole
+
+
+def test_a_complete_file_is_left_alone(job, whole, tmp_path):
+    out = tmp_path / "p.jsonl"
+    out.write_bytes(whole)
+    before = out.stat().st_mtime_ns
+    assert predict(job, out)["answered"] == 12
+    assert out.stat().st_mtime_ns == before
+
+
+def test_files_of_other_runs_are_refused(job, whole, tmp_path):
+    out = tmp_path / "p.jsonl"
+    out.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"predictions of another run \(num_frames 4\): name another file"):
+        predict(replace(job, num_frames=8), out)
+    with pytest.raises(ValueError, match=r"another run \(condition 'full'\)"):
+        predict(replace(job, condition="no_video"), out)
+    out.write_text("something else\n")
+    with pytest.raises(ValueError, match="holds something else than predictions"):
+        predict(job, out)
+    assert out.read_text() == "something else\n"
+
+
+# -- several processes -------------------------------------------------------------------------------------------------
+def test_shares_are_joined_whatever_the_number_of_processes(job, whole, tmp_path):
+    out = tmp_path / "p.jsonl"
+    first = predict(job, out, rank=1, world_size=2)
+    assert (first["complete"], first["questions"], first["answered"]) == (False, 12, 6)
+    assert not out.exists()
+    # The other one died; three go on, and what is there is not asked again.
+    for rank in (0, 2, 1):
+        report = predict(job, out, rank=rank, world_size=3)
+    assert report["complete"]
+    assert out.read_bytes() == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
+
+
+def test_joining_twice_does_no_harm(job, whole, tmp_path):
+    out = tmp_path / "p.jsonl"
+    for rank in (0, 1):
+        predict(job, out, rank=rank, world_size=2)
+    protocol = next(iter(read_predictions(out))).protocol
+    assert len(finish(out, job, protocol)) == 12
+    assert out.read_bytes() == whole
+
+
+def arguments(job: Job, out: Path) -> list[str]:
+    given = {"--videos": job.videos, "--model": job.model, "--out": out, "--frames": 4, "--batch-size": 3}
+    given["--max-new-tokens"] = 4
+    options = [str(word) for pair in given.items() for word in pair]
+    return ["evaluate", "predict", job.bench, str(job.path), *options]
+
+
+@pytest.mark.slow
+def test_torchrun_shares_the_work(job, whole, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "videopanda", *arguments(job, tmp_path / "p.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("12 questions, answered 12") in (1, 2)  # told by every process that saw the end
+    assert (tmp_path / "p.jsonl").read_bytes() == whole
+    assert not list(tmp_path.glob("*.rank-*"))
+
+
+@pytest.mark.slow
+def test_ray_shares_the_work(job, whole, tmp_path):
+    pytest.importorskip("ray")
+    command = [sys.executable, "-m", "videopanda", *arguments(job, tmp_path / "p.jsonl"), "--engine", "ray"]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["answered"] == 12
+    assert (tmp_path / "p.jsonl").read_bytes() == whole
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+def test_the_command_predicts(job, whole, tmp_path):
+    out = tmp_path / "p.jsonl"
+    code, printed, _ = run(*arguments(job, out))
+    assert (code, printed.strip()) == (0, f"12 questions, answered 12: {out}")
+    assert out.read_bytes() == whole
+    code, printed, _ = run(*arguments(job, out), "--json")
+    assert json.loads(printed) == {"questions": 12, "answered": 12, "failures": {}, "complete": True, "out": str(out)}
+    for extra, message in [
+        (["--engine", "spark"], "unknown engine 'spark'"),
+        (["--condition", "blind"], "unknown condition"),
+        (["--videos", str(tmp_path / "none")], "no such folder of videos"),
+        (["--frames", "8"], "another run (num_frames 4)"),
+    ]:
+        code, printed, err = run(*arguments(job, out), *extra)
+        assert (code, printed) == (2, "")
+        assert message in err.strip().splitlines()[-1]

@@ -1,0 +1,199 @@
+"""Protects the report: its numbers and intervals, what it refuses to mix, and that losses and baselines are shown."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmark_files import question, write_json, write_lines
+
+from command import run
+from videopanda.evaluation.predictions import CONDITIONS
+from videopanda.evaluation.reporting.published import PUBLISHED
+from videopanda.evaluation.reporting.report import bootstrap, measure, report
+from videopanda.evaluation.reporting.write import markdown, write
+from videopanda.evaluation.scoring.score import score_file
+
+IDS = [f"v_{i}" for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("asked")
+    write_json(folder / "test_q.json", [question(f"clip{i // 2}", "what?", id_) for i, id_ in enumerate(IDS)])
+    answers = [{"answer": "dog" if i % 4 else "cat", "type": i % 2, "question_id": id_} for i, id_ in enumerate(IDS)]
+    write_json(folder / "test_a.json", answers)
+    return folder
+
+
+def scores(asked: Path, folder: Path, name: str, replies: dict[str, str], scorer=None, **protocol) -> Path:
+    """Score the replies of a run; questions without a reply have none."""
+    full = {"benchmark": "msvd-qa", "errata": "as-published", "condition": "full", "model": "m", "num_frames": 8}
+    rows = [{"id": id_, "prediction": text, "protocol": {**full, **protocol}} for id_, text in replies.items()]
+    predictions = write_lines(folder / f"{name}.predictions.jsonl", *rows)
+    out = folder / f"{name}.jsonl"
+    score_file("msvd-qa", asked, predictions, out, scorer)
+    return out
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(60):
+        videos = [str(i // 3) for i in range(180)]
+        rate = np.repeat(rng.beta(2, 2, 60), 3)  # questions about one video go together; the mean is 1/2
+        low, high = bootstrap(videos, rng.random(180) < rate, seed=trial)
+        hits += low <= 0.5 <= high
+    assert hits / 60 >= 0.88  # measured: 0.983
+
+
+def test_intervals_are_the_same_every_time_and_wider_for_fewer_videos():
+    values = [1.0, 0.0] * 20
+    many = bootstrap([str(i) for i in range(40)], values)
+    assert many == bootstrap([str(i) for i in range(40)], values)
+    together = bootstrap([str(i // 10) for i in range(40)], sorted(values))
+    assert together[1] - together[0] > many[1] - many[0]
+    assert bootstrap(["a"] * 40, values) is None
+    assert bootstrap(["a", "b"], [1.0, 1.0]) == (1.0, 1.0)
+
+
+def test_means_are_over_the_questions_that_have_the_metric():
+    rows = [
+        {"video": "a", "metrics": {"accuracy": 1.0}},
+        {"video": "b", "metrics": {"accuracy": 0.0, "miou": 0.5}},
+    ]
+    measured = measure(rows)
+    assert (measured["questions"], measured["metrics"]["accuracy"]["value"]) == (2, 0.5)
+    assert (measured["metrics"]["miou"]["value"], measured["metrics"]["miou"]["questions"]) == (0.5, 1)
+
+
+# -- one table ---------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def battery(asked, tmp_path) -> list[Path]:
+    """A model that says "dog" to three quarters of the questions; without a video it leaves out some."""
+    full = {id_: "a dog" if i % 4 else "cat" for i, id_ in enumerate(IDS)}
+    blind = dict.fromkeys(IDS[:36], "dog") | {IDS[35]: "…"}
+    return [
+        scores(asked, tmp_path, "blind", blind, condition="no_video", vision_parameters=30_000_000),
+        scores(asked, tmp_path, "full", full, vision_parameters=30_000_000),
+    ]
+
+
+def test_a_report_says_it_all(battery, tmp_path):
+    measured = report(battery)
+    (table,) = measured["benchmarks"]
+    (model,) = table["models"]
+    assert list(model["conditions"]) == ["full", "no_video"]  # in the order of the battery
+    full, blind = model["conditions"].values()
+    assert (full["metrics"]["accuracy"]["value"], full["coverage"]) == (1.0, 1.0)
+    assert blind["metrics"]["accuracy"]["value"] == 26 / 40
+    assert blind["wrong_without_being_read"] == {"missing_prediction": IDS[36:], "unparsable": [IDS[35]]}
+    assert blind["coverage"] == 35 / 40
+    assert {name: part["questions"] for name, part in full["types"].items()} == {"0": 20, "1": 20}
+    # "cat" and "dog" are equally frequent in type 0; in type 1 it is always "dog".
+    assert table["most_frequent_answer"]["metrics"]["accuracy"] == 0.75
+    text = markdown(table)
+    for piece in (
+        "## MSVD-QA",
+        "| m | full | 40 | 100.0 % | 100.0 [100.0, 100.0] |",
+        "| model | full | no video | most frequent answer | chance |",
+        "| 75.0 | – |",
+        "- m, no_video: missing prediction 4: `v_36`, `v_37`, `v_38`, `v_39`",
+        "- m, no_video: unparsable 1: `v_35`",
+        "| Video-Panda | 64.7 | 3.8 | 8 frames, judge gpt-3.5-turbo of unknown date",
+        "normalised 1 (short_answer, ",
+        "- protocol: num_frames: 8",
+    ):
+        assert piece in text
+    files = write(measured, tmp_path / "out")
+    assert sorted(path.name for path in files) == [
+        "msvd-qa.types.png",
+        "msvd-qa.vision_size.png",
+        "report.json",
+        "report.md",
+    ]
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == measured
+    for path in files:
+        if path.suffix == ".png":
+            assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+            assert f"![{path.name}]({path.name})" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_equal_scores_give_equal_bytes(battery, tmp_path):
+    for name in ("one", "two"):
+        write(report(battery), tmp_path / name)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_frames": 16}, r"differ in protocol: num_frames \(8, 16\)"),
+        ({"prompt_sha256": "other"}, "differ in protocol: prompt_sha256"),
+        ({"generation": {"max_new_tokens": 9}}, "differ in protocol: max_new_tokens"),
+        ({"scorer": "contains"}, "differ in scorer or judge"),
+        ({"model": "m", "condition": "full"}, "are both m, condition full"),
+    ],
+)
+def test_what_is_not_comparable_is_refused(asked, battery, tmp_path, change, message):
+    other = scores(asked, tmp_path, "other", dict.fromkeys(IDS, "dog"), **{"model": "n", **change})
+    with pytest.raises(ValueError, match=message):
+        report([*battery, other])
+    assert report([other])  # alone it is fine
+    code, out, err = run("evaluate", "report", *battery, other, "--out", tmp_path / "out")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_conditions_and_batch_sizes_may_differ(asked, battery, tmp_path):
+    other = scores(asked, tmp_path, "other", dict.fromkeys(IDS, "dog"), model="n", generation={"batch_size": 9})
+    (table,) = report([*battery, other])["benchmarks"]
+    assert [model["model"] for model in table["models"]] == ["m", "n"]
+
+
+def test_predictions_without_a_protocol_are_a_table_of_their_own(asked, battery, tmp_path):
+    predictions = write_lines(tmp_path / "p.jsonl", *({"id": id_, "pred": "dog"} for id_ in IDS))
+    score_file("msvd-qa", asked, predictions, tmp_path / "foreign.jsonl")
+    (table,) = report([tmp_path / "foreign.jsonl"])["benchmarks"]
+    assert table["models"][0]["model"] == "foreign"
+    assert "the predictions do not say how they were made" in markdown(table)
+    with pytest.raises(ValueError, match="differ in protocol"):
+        report([battery[1], tmp_path / "foreign.jsonl"])
+
+
+def test_damaged_scores_are_refused(battery, tmp_path):
+    lines = battery[0].read_text().splitlines(keepends=True)
+    battery[0].write_text("".join(lines[:-1]))
+    with pytest.raises(ValueError, match="holds 39 scores, its summary is about 40"):
+        report(battery)
+    battery[0].write_text("".join(lines) + "{torn")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        report(battery)
+    battery[0].with_suffix(".summary.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"no summary of scores|not valid JSON"):
+        report(battery[:1])
+    battery[0].with_suffix(".summary.json").unlink()
+    with pytest.raises(ValueError, match="is not beside it"):
+        report(battery)
+
+
+def test_the_command_reports(battery, tmp_path):
+    code, out, err = run("evaluate", "report", *battery, "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    assert "Does it look at the video?" in out
+    code, out, _ = run("evaluate", "report", *battery, "--out", tmp_path / "out", "--json")
+    assert json.loads(out) == report(battery)
+
+
+def test_published_numbers_name_their_protocol():
+    for entries in PUBLISHED.values():
+        for entry in entries:
+            assert entry.protocol
+            assert all(0 < value <= 100 for value in entry.metrics.values())
+    panda = {
+        name: next(e for e in PUBLISHED[name] if e.model == "Video-Panda").metrics for name in ("msvd-qa", "tgif-qa")
+    }
+    assert panda == {"msvd-qa": {"accuracy": 64.7, "score": 3.8}, "tgif-qa": {"accuracy": 42.9, "score": 3.2}}
+    assert CONDITIONS[0] == "full"
