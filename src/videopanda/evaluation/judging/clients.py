@@ -1,5 +1,6 @@
 """Judges: a server that speaks the OpenAI protocol, or a local Hugging Face model."""
 
+import json
 import random
 import time
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ class RemoteJudge:
             except (self._errors.RateLimitError, self._errors.InternalServerError) as error:
                 reason, wait = f"{error.status_code}: {error}", error.response.headers.get("retry-after")
                 final = False
+            except _NoCompletionError as error:
+                reason, wait, final = str(error), None, False
             except self._errors.APIConnectionError as error:  # time-outs are of this kind, too
                 reason, wait = f"{error} {error.__cause__ or ''}".strip(), None
                 final = not isinstance(error, self._errors.APITimeoutError)
@@ -84,22 +87,28 @@ class RemoteJudge:
         raise JudgeError(reason, final=final)
 
     def _ask_once(self, messages: list[dict[str, str]]) -> Reply:
-        completion = self._client.chat.completions.create(
+        response = self._client.chat.completions.with_raw_response.create(
             model=self.name,
             messages=messages,  # type: ignore[arg-type]
             temperature=0.0,
             seed=0,
             max_tokens=MAX_TOKENS,
         )
-        if not completion.choices:
-            raise JudgeError("the reply holds no choice")
-        usage = completion.usage
-        return Reply(
-            completion.choices[0].message.content or "",
-            completion.model or "",
-            usage.prompt_tokens if usage else None,
-            usage.completion_tokens if usage else None,
-        )
+        # The client trusts its server and would hand on anything; ours may be broken.
+        content = response.http_response.text
+        try:
+            body = json.loads(content)
+            text = body["choices"][0]["message"]["content"]
+            usage = body.get("usage") or {}
+            return Reply(
+                str(text or ""), str(body.get("model", "")), usage.get("prompt_tokens"), usage.get("completion_tokens")
+            )
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise _NoCompletionError(f"the server sent no chat completion: {content[:80]!r}") from error
+
+
+class _NoCompletionError(Exception):
+    """A successful response with something else in it."""
 
 
 def _wait(attempt: int, asked: str | None) -> float:
@@ -122,11 +131,12 @@ class LocalJudge:
 
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no model")
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         if not self.tokenizer.chat_template:
             raise ValueError(f"the tokenizer of {folder} has no chat template")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        self.model = model.to(device).eval()
         self.name = f"{folder.resolve().name} {(weights_sha256(folder) or '')[:16]}".strip()
 
     def ask(self, messages: list[dict[str, str]]) -> Reply:

@@ -183,8 +183,8 @@ def stored(out: Path, own: Path, job: Job, protocol: Protocol) -> dict[str, Pred
         ValueError: the file holds other things than predictions of this job.
     """
     if own.exists():
-        with own.open("r+b") as file:
-            remove_torn_line(file)
+        with own.open("r+b") as opened:
+            remove_torn_line(opened)
     ids = {question.item.id for batch in job.batches for question in batch}
     found: dict[str, Prediction] = {}
     wanted = json.loads(json.dumps(asdict(protocol)))
