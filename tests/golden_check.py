@@ -193,6 +193,8 @@ def load(companion: Path) -> Any:
 
 def one_line(error: BaseException) -> str:
     """Kind and first line of an error."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
 
 
