@@ -19,13 +19,17 @@ def message(**video):
     return [{"role": "user", "content": [{"type": "video", **video}, {"type": "text", "text": "What moves?"}]}]
 
 
-@pytest.mark.parametrize("preset", ["released", "paper"])
-def test_pipeline_answers_as_ask_does(file, preset):
+@pytest.mark.parametrize(
+    ("preset", "settings"),
+    [("released", {}), ("released", {"frame_sampling": "released"}), ("paper", {"time_prompt": True})],
+)
+def test_pipeline_answers_as_ask_does(file, preset, settings):
     """From the file's name alone; with `time_prompt`, which needs the length of the clip, too."""
-    model, processor = tiny_model(preset), tiny_processor(preset, time_prompt=preset == "paper")
+    model, processor = tiny_model(preset), tiny_processor(preset, **settings)
     (expected,) = ask(model, processor, file, ["What moves?"], max_new_tokens=8)
     answerer = pipeline("image-text-to-text", model=model, processor=processor)
-    for video in ({"path": file}, {"url": file}, {"video": file}, {"video": videopanda.read_video(file, num_frames=8)}):
+    read = videopanda.read_video(file, num_frames=8, sampling=processor.video_processor.frame_sampling)
+    for video in ({"path": file}, {"url": file}, {"video": file}, {"video": read}):
         (result,) = answerer(text=message(**video), max_new_tokens=8, return_full_text=False)
         assert result["generated_text"].strip() == expected.answer
 

@@ -19,6 +19,7 @@ from videopanda.models.videopanda import (
     placement_for_size,
     visual_token_count,
 )
+from videopanda.video import released_frame_indices
 
 
 def test_known_counts():
@@ -113,6 +114,20 @@ def test_sampling():
     assert len(processor(frames, do_sample_frames=False)["pixel_values_videos"][0]) == 20
     read = SimpleNamespace(frames=frames, timestamps=np.arange(20.0), duration=20.0)
     assert len(processor(read)["pixel_values_videos"][0]) == 20
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5000), st.floats(0.1, 240), st.integers(1, 64))
+def test_released_sampling_is_that_of_read_video(total, fps, most):
+    processor = tiny_processor(frame_sampling="released", num_frames=most).video_processor
+    metadata = SimpleNamespace(total_num_frames=total, fps=fps)
+    assert processor.sample_frames(metadata).tolist() == released_frame_indices(total, fps, most)
+
+
+def test_released_sampling_without_frame_rate_is_uniform():
+    metadata = SimpleNamespace(total_num_frames=80, fps=None)
+    indices = tiny_processor(frame_sampling="released").video_processor.sample_frames(metadata)
+    assert indices.tolist() == [5, 15, 25, 35, 45, 55, 65, 75]
 
 
 @settings(deadline=None, max_examples=60)

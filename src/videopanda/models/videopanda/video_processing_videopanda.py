@@ -216,18 +216,33 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
     def sample_frames(
         self, metadata: VideoMetadata, num_frames: int | None = None, fps: float | None = None, **kwargs: Any
     ) -> np.ndarray:
-        """Return the indices of the frames to use: the middles of equal parts of the video.
+        """Return the indices of the frames to use, by the rule `frame_sampling`.
 
         `fps` takes that many frames per second of a video with known frame rate, `num_frames` a fixed number (default:
-        that of the processor). A video with fewer frames is used whole.
+        that of the processor). A video with fewer frames is used whole. The rule "released" goes by seconds: where the
+        frame rate is unknown, or with `fps`, the middles of equal parts are taken.
         """
         total = metadata.total_num_frames
         if fps is not None:
             if metadata.fps is None:
                 raise ValueError("Sampling by `fps` needs the frame rate of the video: pass `video_metadata`.")
             num_frames = max(1, round(total / metadata.fps * fps))
+        elif self.frame_sampling == "released" and metadata.fps is not None:
+            return self.released_frames(total, metadata.fps, num_frames or self.num_frames)
         count = min(total, num_frames or self.num_frames)
         return ((np.arange(count) + 0.5) * total / count).astype(np.int64)
+
+    @staticmethod
+    def released_frames(total: int, fps: float, most: int) -> np.ndarray:
+        """Return the frames that the released code takes: one per second, but at least 8, thinned to `most`.
+
+        Equal to `videopanda.video.released_frame_indices`, which this folder does without.
+        """
+        frames = np.arange(0, total, max(1, round(fps)))
+        if len(frames) < min(8, most + 1):
+            count = min(8, total)
+            frames = np.arange(count) * max(1, (total - 1) // max(1, count - 1))
+        return frames if len(frames) <= most else frames[np.linspace(0, len(frames) - 1, most).astype(np.int64)]
 
     def preprocess(
         self,
