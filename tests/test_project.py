@@ -43,7 +43,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "verification": ({".", "", "models", "weights", "conversion", "inference"}, {"torch", "numpy", "rich"}),
     "evaluation": (
         {".", "", "data", "video", "models", "inference", "contact_sheet"},
-        {"torch", "transformers", "numpy", "rich", "av", "matplotlib", "openai", "pyarrow", "ray"},
+        {"torch", "transformers", "numpy", "rich", "av", "matplotlib", "openai", "pyarrow", "ray"}
+        | {"accelerate", "datasets", "lmms_eval"},  # for the lmms-eval plug-in
     ),
     "serving": (
         {".", "", "data", "video", "models", "inference"},

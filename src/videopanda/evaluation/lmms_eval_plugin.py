@@ -1,0 +1,5 @@
+"""What lmms-eval finds through the entry point `lmms_eval.models`: a model called `videopanda`."""
+
+from lmms_eval.models.registry_v2 import ModelManifest
+
+MANIFEST = ModelManifest("videopanda", chat_class_path="videopanda.evaluation.lmms_eval_model.VideoPanda")

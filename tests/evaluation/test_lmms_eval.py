@@ -1,0 +1,48 @@
+"""The real lmms-eval runs our model on our tasks. Skipped where it is not installed (docs/evaluation.md)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from benchmark_files import question, write_json
+
+import videopanda
+from media import write_video
+from tiny import tiny_model, tiny_processor
+from videopanda.evaluation.predicting.predict import Job, predict
+from videopanda.evaluation.scoring.score import score_file
+
+pytest.importorskip("lmms_eval")
+TASKS = Path(videopanda.__file__).parent / "evaluation" / "lmms_eval_tasks"
+
+
+@pytest.mark.slow
+def test_lmms_eval_gets_the_accuracy_of_our_own_commands(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_processor().save_pretrained(tmp_path / "model")
+    data = tmp_path / "data" / "msvd-qa"
+    write_json(data / "test_q.json", [question("abc"[i % 3], f"what {i}?", i) for i in range(6)])
+    answers = [{"answer": "x", "question_id": i} for i in range(6)]
+    write_json(data / "test_a.json", answers)
+    (data / "videos").mkdir()
+    for name in "ab":  # the third one is missing
+        write_video(data / "videos" / f"{name}.mp4", range(20), fps=10)
+    job = Job("msvd-qa", data, data / "videos", tmp_path / "model", num_frames=4, batch_size=2)
+    predict(job, tmp_path / "p.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    # Half of the answers are what the model says, so that the accuracy is neither 0 nor 1.
+    said = {row["id"]: row["prediction"] for row in rows if row["prediction"]}
+    for i, id_ in enumerate(sorted(said)):
+        answers[int(id_)]["answer"] = said[id_] if i % 2 else "x"
+    write_json(data / "test_a.json", answers)
+    ours = score_file("msvd-qa", data, tmp_path / "p.jsonl", tmp_path / "s.jsonl")
+    command = [sys.executable, "-m", "lmms_eval", "--model", "videopanda", "--tasks", "msvd_qa_videopanda"]
+    command += ["--model_args", f"pretrained={tmp_path / 'model'},num_frames=4", "--batch_size", "2"]
+    command += ["--include_path", str(TASKS), "--output_path", str(tmp_path / "out"), "--device", "cpu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (results,) = (tmp_path / "out").rglob("*results.json")
+    found = json.loads(results.read_text())["results"]["msvd_qa_videopanda"]
+    assert found["accuracy,none"] == pytest.approx(ours["metrics"]["accuracy"])
