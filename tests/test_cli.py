@@ -49,17 +49,19 @@ def model(tmp_path_factory) -> str:
 SURFACE = {
     "": (
         set(),
-        {"answer", "chat", "convert", "data", "demo", "export", "init", "train", "scenes", "evaluate", "verify"},
+        {"answer", "chat", "convert", "data", "demo", "export", "finetune", "init", "train", "scenes"}
+        | {"evaluate", "verify"},
     ),
     "answer": ({"--model", "--frames", "--start", "--end", "--json"}, {"video", "question"}),
     "chat": ({"--model", "--frames", "--start", "--end"}, {"video"}),
     "convert": ({"--allow", "--json"}, {"source", "target"}),
-    "data": (set(), {"check", "shard"}),
+    "data": (set(), {"check", "features", "shard"}),
     "data check": ({"--media-root", "--format", "--out", "--against", "--workers", "--json"}, {"data"}),
     "data shard": (
         {"--media-root", "--format", "--manifest", "--max-bad-share", "--samples", "--seed"},
         {"data", "out"},
     ),
+    "data features": ({"--model", "--config", "--set"}, {"stage", "out"}),
     "demo": ({"--out"}, set()),
     "scenes": (set(), {"make"}),
     "scenes make": ({"--num", "--seed", "--split"}, {"out"}),
@@ -80,8 +82,12 @@ SURFACE = {
     "evaluate scenes": ({"--model", "--num", "--seed", "--json", "--out", "--no-baselines"}, set()),
     "init": ({"--backbone", "--preset", "--chat-template", "--seed"}, {"out"}),
     "export": (set(), {"checkpoint", "out"}),
+    "finetune": (
+        {"--data", "--model", "--media-root", "--lora", "--qlora", "--set", "--output", "--resume"},
+        set(),
+    ),
+    "train": ({"--config", "--set", "--model", "--output", "--resume", "--dry-run", "--processes"}, {"stage"}),
     "verify": ({"--against", "--record", "--json"}, {"checkpoint"}),
-    "train": ({"--config", "--set", "--model", "--output", "--resume"}, {"stage"}),
 }
 
 

@@ -32,13 +32,13 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "_video": ({"."}, {"av", "torchcodec", "numpy", "PIL"}),
     "contact_sheet": (set(), {"numpy", "PIL"}),
     "inference": ({"models", "video"}, {"torch"}),
-    "data": ({".", "", "video", "models", "contact_sheet"}, {"torch", "numpy", "PIL", "rich", "yaml"}),
+    "data": ({".", "", "video", "models", "contact_sheet"}, {"torch", "torchdata", "numpy", "PIL", "rich", "yaml"}),
     "data.scenes.render": ({"."}, {"numpy", "PIL", "av"}),  # encodes clips
     "weights": ({"."}, {"torch"}),
     "conversion": ({".", "", "weights", "models"}, {"torch", "transformers", "tokenizers", "rich"}),
     "training": (
         {".", "", "data", "models", "weights"},
-        {"torch", "transformers", "tokenizers", "jinja2", "numpy", "matplotlib"},
+        {"torch", "transformers", "tokenizers", "safetensors", "peft", "jinja2", "numpy", "matplotlib"},
     ),
     "verification": ({".", "", "models", "weights", "conversion", "inference"}, {"torch", "numpy", "rich"}),
     "evaluation": (

@@ -14,6 +14,7 @@ import typer
 from videopanda.cli_data import data_app
 from videopanda.cli_evaluate import evaluate_app
 from videopanda.cli_options import AsJson, Frames, Model, Seed, console, load_model, quiet
+from videopanda.cli_train import finetune_verb, train_verb
 
 app = typer.Typer(
     help="Train, verify, run and serve encoder-free video-language models.\n\n"
@@ -134,33 +135,8 @@ def scenes_make_verb(
     print(f"{num} clips with questions: {folder / 'annotations.json'}\nat a glance: {folder / 'contact_sheet.png'}")
 
 
-@app.command("train")
-def train_verb(
-    stage: Annotated[str, typer.Argument(help="language, prealign, pretrain or finetune.", show_default=False)],
-    config: Annotated[
-        str, typer.Option("--config", metavar="NAME|FILE", help="Settings: paper, nano, or a JSON file {key: value}.")
-    ] = "paper",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
-    ] = None,
-    model: Annotated[Path | None, typer.Option("--model", metavar="DIR", help="Checkpoint to start from.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Folder for checkpoint and log.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state in the output folder.")] = False,
-) -> None:
-    """Train one stage: from a folder to a folder, with what is frozen and what is trained said first.
-
-    Example:  videopanda train finetune --config nano --model out/pretrain --output out/finetune --set max_steps=200
-    """
-    import logging
-
-    from videopanda.training.command import train
-
-    quiet()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    folder = train(stage, config, set_ or [], model, output, resume)
-    print(f"trained model, metrics.jsonl, curves.png: {folder}")
+app.command("train")(train_verb)
+app.command("finetune")(finetune_verb)
 
 
 @app.command("init")

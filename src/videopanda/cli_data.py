@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli_options import AsJson, console
+from videopanda.cli_options import AsJson, console, quiet
 
 data_app = typer.Typer(help="Look after training data.", no_args_is_help=True)
 
@@ -92,3 +92,29 @@ def shard_verb(
     )
     written = write_shards(dataset, out, samples)
     print(f"{written['samples']} clips with their conversations in {written['shards']} shards: {out}")
+
+
+@data_app.command("features")
+def features_verb(
+    stage: Annotated[str, typer.Argument(help="Stage whose clips are looked at.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write, or to complete.", show_default=False)],
+    model: Annotated[Path, typer.Option("--model", metavar="DIR", help="Checkpoint that the stage starts from.")],
+    config: Annotated[
+        str, typer.Option("--config", metavar="NAME|FILE", help="Settings, as of videopanda train.")
+    ] = "paper",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
+    ] = None,
+) -> None:
+    """Compute a teacher's features once; train on them with the setting teacher_features=OUT.
+
+    Example:  videopanda data features pretrain out/features --model out/prealign --config my.json
+    """
+    import logging
+
+    from videopanda.training.command import make_features
+
+    quiet()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    written = make_features(stage, config, set_ or [], model, out)
+    print(f"features of {written} clips written: {out}")

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from media import paint_number, read_numbers, write_video
 from videopanda.cli import app
 from videopanda.data.conversations import ConversationDataset
 from videopanda.data.shards import ShardDataset, write_shards
-from videopanda.data.stream import BatchStream, start_worker
+from videopanda.data.stream import BatchStream, Loader, make_loader, note_of, plan_batches
 from videopanda.video import VideoReadError
 
 
@@ -165,18 +164,68 @@ class Numbers:
     def __getitem__(self, index: int) -> int:
         return int(self.order[index])
 
+    def lengths(self) -> np.ndarray:
+        return self.order
 
-def loader(workers: int, rank: int = 0, world_size: int = 1) -> StatefulDataLoader:
-    stream = BatchStream(Numbers(23), 2, rank, world_size)
-    return StatefulDataLoader(stream, batch_size=None, num_workers=workers, worker_init_fn=start_worker)
+    def files(self, index: int) -> list[str]:
+        return [f"file {self.order[index]}"]
+
+
+def loader(workers: int, rank: int = 0, world_size: int = 1, **fields) -> Loader:
+    return make_loader(BatchStream(Numbers(23), 2, rank, world_size, **fields), tuple, workers)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_ranks_share_the_samples_of_an_epoch(world_size):
     given = [list(loader(0, rank, world_size)) for rank in range(world_size)]
     assert {len(batches) for batches in given} == {23 // (2 * world_size)}
-    flat = [number for step in zip(*given) for batch in step for number in batch]
+    in_turns = [batch for step in zip(*given) for batch in step]
+    assert [number for number, _ in in_turns] == list(range(len(in_turns)))
+    flat = [sample for _, samples in in_turns for sample in samples]
     assert flat == Numbers(23).order[: len(flat)].tolist()
+
+
+def test_the_number_of_batches_is_a_multiple_of_the_accumulation():
+    assert len(loader(0, accumulation=4)) == 8
+
+
+def test_batches_of_another_epoch_have_other_numbers():
+    batches = loader(0)
+    first = {number for number, _ in batches}
+    batches.set_epoch(1)
+    assert {number for number, _ in batches} == {number + 11 for number in first}
+
+
+def test_batches_of_similar_length_give_every_rank_as_much():
+    lengths = np.random.default_rng(0).lognormal(5, 1, 512)
+    plan = plan_batches(512, 4, 2, lengths=lengths)
+    assert plan.shape == (64, 2, 4)
+    assert sorted(plan.flatten()) == list(range(512))
+    assert np.array_equal(plan, plan_batches(512, 4, 2, lengths=lengths))
+    waste = {}
+    for name, steps in {"grouped": plan, "in order": plan_batches(512, 4, 2)}.items():
+        tokens = lengths[steps].sum(2)  # (steps, ranks)
+        padded = lengths[steps].max(2) * 4
+        waste[name] = (1 - tokens.sum() / padded.sum(), np.abs(tokens[:, 0] / tokens[:, 1] - 1).mean())
+    assert waste["grouped"][0] < 0.5 * waste["in order"][0]  # padding
+    assert waste["grouped"][1] < 0.2 * waste["in order"][1]  # one rank waiting for the other
+
+
+def test_steps_with_long_samples_are_spread():
+    lengths = np.arange(64)
+    longest = plan_batches(64, 2, 2, lengths=lengths).max((1, 2))
+    assert sorted(longest, reverse=True) != longest.tolist()
+
+
+def test_a_worker_notes_what_it_reads(tmp_path):
+    class Watched(Numbers):
+        def __getitem__(self, index):
+            assert note_of(tmp_path, 1, 0).read_text() == f"file {self.order[index]}"
+            return super().__getitem__(index)
+
+    batches = make_loader(BatchStream(Watched(8), 2, 1, 2, reading=tmp_path), tuple)
+    assert len(list(batches)) == 2
+    assert note_of(tmp_path, 1, 0).read_text() == ""
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -8,6 +8,7 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -155,7 +156,26 @@ def test_scenes_need_a_number_of_steps(tmp_path):
 
 
 # -- steps, epochs, accumulation: a tiny language model on eight short texts -------------------------------------------
-TEXTS = [Sample(str(i), (), (((f"Question {i}?", "yes " * (i + 1)),),)) for i in range(8)]
+class Texts:
+    """Eight short texts, in an order of their own in every epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Sample:
+        i = (index * 3 + self.epoch) % 8
+        return Sample(str(i), (), (((f"Question {i}?", "yes " * (i + 1)),),))
+
+    def lengths(self) -> np.ndarray:
+        return np.array([(index * 3 + self.epoch) % 8 for index in range(8)])
+
+    def files(self, index: int) -> list[str]:
+        return [f"text {index}"]
+
+
 EIGHT = StageConfig(
     "language",
     data="texts",
@@ -176,7 +196,7 @@ def run_tiny(folder: Path, resume: bool = False, **settings) -> Path:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
     stage = StageConfig(**{**EIGHT.as_dict(), **settings})
-    return run_stage(stage, model, tokenizer, TEXTS, folder, resume)
+    return run_stage(stage, model, tokenizer, Texts(), folder, resume)
 
 
 @pytest.mark.parametrize(

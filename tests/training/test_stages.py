@@ -52,6 +52,10 @@ def test_only_prealign_and_language_freeze_anything():
     }
 
 
+# What else must be set for a value to make sense.
+WITH = {"align_weight": {"distill_weight": 0.0}, "quantize": {"lora_rank": 4}}
+
+
 # -- single settings ---------------------------------------------------------------------------------------------------
 def other_value(name: str):
     """A valid value of the field's type that is not its default."""
@@ -61,14 +65,16 @@ def other_value(name: str):
         return next(value for value in get_args(field.type) if value != default)
     if field.type is bool:
         return not default
+    if name == "report_to":
+        return "tensorboard, wandb"
     return "elsewhere" if field.type is str else default + {int: 3, float: 0.25}[field.type]
 
 
 @pytest.mark.parametrize("name", SETTABLE)
 def test_every_setting_can_be_set(name):
-    value = other_value(name)
-    config = make_config("prealign", "paper", [f"{name}={value}"])
-    assert config == replace(PAPER["prealign"], **{name: value})
+    value, more = other_value(name), WITH.get(name, {})
+    config = make_config("prealign", "paper", [f"{key}={v}" for key, v in {name: value, **more}.items()])
+    assert config == replace(PAPER["prealign"], **{name: value, **more})
     assert config != PAPER["prealign"]
     assert type(config.as_dict()[name]) is type(value)
 
@@ -102,6 +108,11 @@ def test_the_ways_to_write_true_and_false(text, value):
         ("save_steps=-1", "save_steps must be at least 1, not -1"),
         ("warmup_ratio=1", r"warmup_ratio must lie in \[0, 1\), not 1.0"),
         ("max_steps", "--set max_steps: write it as key=value"),
+        ("report_to=mail", "report_to must name tensorboard, wandb or trackio, not 'mail'"),
+        ("quantize=nf4", "quantised weights cannot be trained: set lora_rank, too"),
+        ("align_weight=1", "distill_weight goes with text_weight, and with no align_weight"),
+        ("text_weight=0", "distill_weight goes with text_weight, and with no align_weight"),
+        ("global_batch=-1", "global_batch must not be negative, it is -1"),
     ],
 )
 def test_a_wrong_setting_is_told(item, message):
@@ -137,7 +148,7 @@ def test_what_a_run_records_makes_it_again(tmp_path):
 @pytest.mark.parametrize(
     ("stage", "preset", "message"),
     [
-        ("prealign", "huge", "--config huge: neither a file nor one of paper, nano"),
+        ("prealign", "huge", "--config huge: neither a file nor one of paper, scripts, nano, own"),
         ("language", "paper", "preset paper has no stage 'language': choose one of prealign, pretrain, finetune"),
         ("warmup", "nano", "preset nano has no stage 'warmup'"),
     ],

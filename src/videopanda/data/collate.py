@@ -8,7 +8,7 @@ so every question is answered exactly as if it stood alone, but the clip is enco
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,6 +81,9 @@ class Collator:
             chat template's own does.
         flip_seed: mirror half of the clips, chosen by this seed and the sample's id, as the official transform does:
             the whole canvas, after padding. Needs a square canvas.
+        teacher_processor: also makes `teacher_pixels` (B, T, 3, S, S), mirrored like the student's, and
+            `teacher_placement` (B, 6).
+        teacher_features: gives what a teacher made of samples before, instead.
     """
 
     def __init__(
@@ -94,6 +97,8 @@ class Collator:
         additive_mask: bool = False,
         system_prompt: str = "",
         flip_seed: int | None = None,
+        teacher_processor: Any = None,
+        teacher_features: Callable[[Sequence[Sample]], dict[str, torch.Tensor]] | None = None,
     ):
         self.processor = processor
         self.tokenizer = processor if not hasattr(processor, "video_processor") else processor.tokenizer
@@ -105,6 +110,7 @@ class Collator:
         self.additive_mask = additive_mask
         self.system_prompt = system_prompt
         self.flip_seed = flip_seed
+        self.teacher_processor, self.teacher_features = teacher_processor, teacher_features
         if flip_seed is not None and processor.video_processor.canvas != "square":
             raise ValueError(
                 "Mirroring the canvas needs a square one: on a tight canvas a picture would leave its place."
@@ -126,11 +132,18 @@ class Collator:
             visual = self.processor.video_processor(videos=videos, return_tensors="pt", return_metadata=True)
             expansions = [self.processor.replace_video_token(visual, i) for i in range(len(videos))]
             batch.update({k: v for k, v in visual.items() if k in self.processor.video_processor.model_input_names})
+            if self.teacher_processor is not None:
+                seen = self.teacher_processor(videos=videos, return_tensors="pt")
+                batch["teacher_pixels"] = seen["pixel_values_videos"]
+                batch["teacher_placement"] = seen["video_placement"]
+            if self.teacher_features is not None:
+                batch.update(self.teacher_features(samples))
             if self.flip_seed is not None:
                 chosen = [
                     is_flipped(sample.id, i, self.flip_seed) for sample in samples for i in range(len(sample.videos))
                 ]
-                batch["pixel_values_videos"][chosen] = flipped(batch["pixel_values_videos"][chosen])
+                for name in {"pixel_values_videos", "teacher_pixels"} & batch.keys():
+                    batch[name][chosen] = flipped(batch[name][chosen])
             if self.cell_words:
                 batch["cell_words"] = torch.cat(
                     [self._words(video, row) for video, row in zip(videos, batch["video_placement"].tolist())]

@@ -3,7 +3,7 @@
     dataset = ConversationDataset("annotations.json", num_frames=8, seed=0)
     dataset[0].conversations        # ((("<video>\nWhat colour is the circle?", "red"), ...),)
 
-Opening reads and checks every row, and keeps seven numbers about each; a row is read again, and its clip
+Opening reads and checks every row, and keeps eight numbers about each; a row is read again, and its clip
 decoded, on access. So a file of any size fits, and access from many processes is safe.
 """
 
@@ -23,6 +23,8 @@ from videopanda.data.sample import Sample
 from videopanda.video import Video, read_video
 
 logger = logging.getLogger(__name__)
+
+TOKENS_PER_CLIP = 1232  # eight frames of 16:9 in the released model
 
 
 class ConversationDataset:
@@ -62,6 +64,7 @@ class ConversationDataset:
         rows.report(str(path), max_bad_share)
         ids, before = order.told_apart(np.array(rows.ids, np.uint64))
         self._places = np.array([rows.source, rows.number, rows.start, rows.stop, before], np.int64).T  # (R, 5)
+        self._lengths = np.array(rows.lengths, np.int64)
         keys = np.array(rows.clips, np.uint64) if group_by_clip else ids
         kept = np.flatnonzero(order.subset(keys, seed, share))
         by_key = kept[np.argsort(keys[kept], kind="stable")]
@@ -80,6 +83,16 @@ class ConversationDataset:
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def lengths(self) -> np.ndarray:
+        """About how many tokens each sample has, (N,), in the order of the epoch."""
+        totals = np.add.reduceat(self._lengths[self._rows], self._bounds[:-1]) if len(self) else self._lengths
+        return totals[self._order]
+
+    def files(self, index: int) -> list[str]:
+        """The clips of a sample."""
+        _, source, record = self.records(index)[0]
+        return [str(source.locate(medium)) for medium in record.media]
 
     def records(self, index: int) -> list[tuple[str, Source, Record]]:
         """The rows of a sample: an id that is unique in the file, the source, and the record."""
@@ -115,13 +128,19 @@ def clip_key(record: Record, source: Source) -> int:
     return order.key_of(str(source.root), record.system, *map(str, record.media))
 
 
+def length_of(record: Record) -> int:
+    """About how many tokens a record takes. What a clip takes depends on its shape, which nobody has looked at yet."""
+    words = sum(len(text.split()) for turn in record.turns for text in turn)
+    return words * 4 // 3 + TOKENS_PER_CLIP * len(record.media)
+
+
 class _Rows:
     """Numbers about every row that can be trained on, and what is wrong with the others."""
 
     def __init__(self, sources: list[Source], listed: list[dict[int, RowError]] | None):
         self.is_listed = listed is not None
         self.source, self.number, self.start, self.stop = array("q"), array("q"), array("q"), array("q")
-        self.ids, self.clips = array("Q"), array("Q")
+        self.ids, self.clips, self.lengths = array("Q"), array("Q"), array("q")
         self.total = self.images = 0
         self.bad: Counter[str] = Counter()
         self.first: list[str] = []
@@ -144,6 +163,7 @@ class _Rows:
                     (self.stop, row.stop),
                     (self.ids, order.key_of(record.source, record.id)),
                     (self.clips, clip_key(record, source)),
+                    (self.lengths, length_of(record)),
                 ):
                     column.append(value)
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from videopanda.data import order
-from videopanda.data.conversations import ConversationDataset
+from videopanda.data.conversations import ConversationDataset, length_of
 from videopanda.data.formats.record import Medium
 from videopanda.data.sample import Sample
 from videopanda.video import Video, VideoReadError, read_video
@@ -82,8 +82,9 @@ def _write_shard(dataset: ConversationDataset, chosen: range, path: Path) -> Non
                         _add(tar, f"{index:09d}.{k}.{frame.name}", frame.read_bytes())
                 else:
                     _add(tar, f"{index:09d}.{k}{place.suffix}", place.read_bytes())
-            place_in_shard = {"start": start, "stop": tar.offset}
-            lines.append(json.dumps({"ids": content["ids"], "source": first.source, **place_in_shard}))
+            lengths = [length_of(record) for _, _, record in rows]
+            line = {"ids": content["ids"], "source": first.source, "lengths": lengths}
+            lines.append(json.dumps({**line, "start": start, "stop": tar.offset}))
     os.replace(part, path)
     _replace(path.with_suffix(".jsonl"), "\n".join(lines) + "\n")  # only now is the shard complete
 
@@ -127,7 +128,8 @@ class ShardDataset:
         keys, _ = order.told_apart(np.array([unit[0] for unit in units], np.uint64))
         kept = np.flatnonzero(order.subset(keys, seed, share))
         self._keys = keys[kept]
-        self._places = np.array([unit[1:] for unit in units], np.int64).reshape(-1, 4)[kept]  # shard, start, stop, k
+        # Each row: shard, start, stop, number of the conversation or -1, length.
+        self._places = np.array([unit[1:] for unit in units], np.int64).reshape(-1, 5)[kept]
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -139,10 +141,19 @@ class ShardDataset:
     def __len__(self) -> int:
         return len(self._order)
 
+    def lengths(self) -> np.ndarray:
+        """About how many tokens each sample has, (N,), in the order of the epoch."""
+        return self._places[self._order, 4]
+
+    def files(self, index: int) -> list[str]:
+        """The shard of a sample, and where it begins in it."""
+        shard, start, *_ = map(int, self._places[self._order[index]])
+        return [f"{self.folder / f'{shard:06d}.tar'} at byte {start}"]
+
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        shard, start, stop, k = map(int, self._places[self._order[index]])
+        shard, start, stop, k, _ = map(int, self._places[self._order[index]])
         path = self.folder / f"{shard:06d}.tar"
         with path.open("rb") as file:
             file.seek(start)
@@ -174,8 +185,8 @@ class ShardDataset:
             raise VideoReadError(name, error.reason) from error
 
 
-def _units(folder: Path, group_by_clip: bool) -> Iterator[tuple[int, int, int, int, int]]:
-    """(key, shard, start, stop, number of the conversation or -1 for all) of everything that can be a sample."""
+def _units(folder: Path, group_by_clip: bool) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """(key, shard, start, stop, number of the conversation or -1 for all, length) of all that can be a sample."""
     table = folder / _TABLE
     if not table.is_file():
         raise ValueError(f"{folder} has no {_TABLE}: write shards with `videopanda data shard`")
@@ -186,7 +197,9 @@ def _units(folder: Path, group_by_clip: bool) -> Iterator[tuple[int, int, int, i
         with index.open(encoding="utf-8") as lines:
             for line in lines:
                 values = json.loads(line)
-                names = values["ids"][:1] if group_by_clip else values["ids"]
-                for k, name in enumerate(names):
+                names, lengths = values["ids"], values["lengths"]
+                if group_by_clip:
+                    names, lengths = names[:1], [sum(lengths)]
+                for k, (name, length) in enumerate(zip(names, lengths)):
                     key = order.key_of(values["source"], name)
-                    yield key, shard, values["start"], values["stop"], -1 if group_by_clip else k
+                    yield key, shard, values["start"], values["stop"], -1 if group_by_clip else k, length

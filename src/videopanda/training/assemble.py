@@ -36,8 +36,16 @@ def is_video_panda(folder: str | Path) -> bool:
 
 
 def load(folder: str | Path) -> tuple[VideoPandaForConditionalGeneration, VideoPandaProcessor]:
-    """A Video-Panda folder, ready to be trained: weights in float32."""
-    model = VideoPandaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    """A Video-Panda folder, ready to be trained: weights in float32.
+
+    Raises:
+        ValueError: weights are missing, which would else start fresh in silence.
+    """
+    model, report = VideoPandaForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{folder} is not complete: it lacks {missing[0]} ({len(missing)} weights in all)")
     return model, VideoPandaProcessor.from_pretrained(folder)
 
 

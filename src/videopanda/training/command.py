@@ -1,16 +1,33 @@
-"""What `videopanda train` does: find the start, the data and the output of a stage, then run it."""
+"""What `videopanda train` does: find the start, the data, the teacher and the output of a stage, then run it."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+from transformers import set_seed
+
 from videopanda.data.collate import Collator
 from videopanda.data.conversations import ConversationDataset
 from videopanda.data.scenes.dataset import ScenesDataset
 from videopanda.data.shards import ShardDataset
-from videopanda.models.videopanda import VideoPandaStabConfig
-from videopanda.training.run import run_stage
+from videopanda.models.videopanda import VideoPandaProcessor, VideoPandaStabConfig
+from videopanda.training.adapter import add_adapter, load_quantised
+from videopanda.training.distill import (
+    Distillation,
+    DistillVideoLanguage,
+    FusedHead,
+    LastLayerHead,
+    StoredFeatures,
+    every_fourth_layer,
+)
+from videopanda.training.module import HEAD_FILE
+from videopanda.training.run import arguments, make_collator, run_stage
 from videopanda.training.stages import StageConfig, make_config
+from videopanda.training.tasks import Task, VideoLanguage
+from videopanda.training.teachers.features import FeatureFolder, write_features
+from videopanda.training.teachers.open import Teacher, open_teacher
 from videopanda.training.whiten import whiten_patch_embedding
 
 logger = logging.getLogger(__name__)
@@ -22,10 +39,45 @@ def train(stage: str, config: str, set_: list[str], model: Path | None, output: 
     Raises:
         ValueError: unknown stage, setting or value, no starting model, or an output folder that is in use.
     """
+    folder = output or Path("out") / stage
     settings = make_config(stage, config, set_)
+    # The Trainer's arguments find the other processes, if there are any.
+    settings = settings.on(arguments(settings, folder).world_size)
     dataset = make_dataset(settings)
     start, processor = _start(settings, model, dataset)
-    return run_stage(settings, start, processor, dataset, output or Path("out") / stage, resume)
+    if settings.lora_rank:
+        start = add_adapter(start, settings)
+    task, collator = make_task(settings, start, processor, model)
+    return run_stage(settings, start, processor, dataset, folder, resume, task, collator)
+
+
+def own_settings(data: str, media_root: Path | None, lora: bool, quantize: bool) -> list[str]:
+    """What `videopanda finetune` changes in the preset `own`."""
+    settings = [f"data={data}", f"media_root={media_root or ''}"]
+    if not torch.cuda.is_available():
+        settings.append("dtype=float32")  # several times faster than bfloat16 on most CPUs
+    if lora:
+        settings += ["lora_rank=16", "language_model_lr=0.0002"]
+    if quantize:
+        settings.append("quantize=nf4")
+    return settings
+
+
+def make_features(stage: str, config: str, set_: list[str], model: Path, out: Path) -> int:
+    """Write the teacher's features of a stage's data, as `write_features`; returns how many clips were new."""
+    settings = make_config(stage, config, set_)
+    if not settings.teacher:
+        raise ValueError("name the teacher with --set teacher=DIR")
+    args = arguments(settings, out)
+    _, processor = _start(settings, model, None)
+    teacher = _open_teacher(settings, processor)
+    collator = make_collator(settings, processor, teacher_processor=teacher.video_processor(processor.video_processor))
+    collator.text = False
+
+    def batch(samples: Any) -> dict[str, torch.Tensor]:
+        return {name: tensor.to(args.device) for name, tensor in collator(samples).items()}
+
+    return write_features(settings, make_dataset(settings), batch, teacher, out, args.process_index, args.world_size)
 
 
 def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[Any, Any]:
@@ -39,18 +91,77 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
     if folder is None:
         raise ValueError(f"stage {settings.stage} starts from a model: pass --model DIR")
     if assemble.is_video_panda(folder):
+        if settings.quantize == "nf4":
+            return load_quantised(folder), VideoPandaProcessor.from_pretrained(folder)
         return assemble.load(folder)
+    if settings.lora_rank:
+        raise ValueError(f"LoRA needs a Video-Panda that was trained, and {folder} is a bare language model")
     logger.info("putting a fresh STAB in front of %s", folder)
     if settings.stab == "nano":
         stab, initializer_range = nano.STAB, nano.INITIALIZER_RANGE
     else:
         stab, initializer_range = getattr(VideoPandaStabConfig, settings.stab)(), 0.02
     model, processor = assemble.put_stab_in_front(folder, stab, initializer_range, settings.seed)
-    if settings.whiten_patches:
+    if settings.whiten_patches and dataset is not None:
         clips = [dataset[i] for i in range(min(64, len(dataset)))]
         pixel_values = Collator(processor, settings.max_length, text=False)(clips)["pixel_values_videos"]
         whiten_patch_embedding(model.model.stab.patch_embedding.weight, pixel_values, seed=settings.seed)
     return model, processor
+
+
+def make_task(settings: StageConfig, model: Any, processor: Any, folder: Path | None) -> tuple[Task, Collator]:
+    """What a step of a stage computes, and what makes its batches.
+
+    Raises:
+        ValueError: distillation without a teacher, or a teacher that cannot be opened.
+    """
+    if not settings.distill_weight:
+        return VideoLanguage(settings.text_weight, settings.align_weight), make_collator(settings, processor)
+    teacher: Any
+    if settings.teacher_features:
+        features = FeatureFolder(settings.teacher_features, settings)
+        teacher, size = StoredFeatures(), features.size
+        collator = make_collator(settings, processor, teacher_features=features.read)
+    elif settings.teacher:
+        teacher = _open_teacher(settings, processor)
+        size = teacher.size
+        seen = teacher.video_processor(processor.video_processor)
+        collator = make_collator(settings, processor, teacher_processor=seen)
+    else:
+        raise ValueError(
+            "this stage distils a teacher: name one with --set teacher=DIR (or teacher_features=DIR), or leave it out "
+            "with --set distill_weight=0"
+        )
+    text = model.config.get_text_config()
+    layers = every_fourth_layer(text.num_hidden_layers)
+    set_seed(settings.seed)
+    head: FusedHead | LastLayerHead
+    if settings.distill_head == "fused":
+        head = FusedHead(text.hidden_size, size, len(layers))
+    else:
+        head, layers = LastLayerHead(text.hidden_size, size), layers[:1]
+    _load_head(head, folder)
+    distillation = Distillation(head, model.config.stab_config, settings.distill_distance)
+    return DistillVideoLanguage(distillation, teacher, layers, settings.distill_weight), collator
+
+
+def _open_teacher(settings: StageConfig, processor: Any) -> Teacher:
+    dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
+    return open_teacher(settings.teacher, processor.video_processor.max_cells, dtype)
+
+
+def _load_head(head: torch.nn.Module, folder: Path | None) -> None:
+    """Go on with the head that lies beside the model, if it is one of this kind."""
+    path = folder / HEAD_FILE if folder else None
+    if path is None or not path.exists():
+        logger.info("the distillation head starts fresh")
+        return
+    found = load_file(path)
+    fits = {name: tensor.shape for name, tensor in head.state_dict().items()}
+    if {name: tensor.shape for name, tensor in found.items()} != fits:
+        logger.info("the distillation head starts fresh: that in %s is of another kind or size", path)
+        return
+    head.load_state_dict(found)
 
 
 def make_dataset(settings: StageConfig) -> Any:
@@ -76,8 +187,9 @@ def make_dataset(settings: StageConfig) -> Any:
         )
     if not settings.max_steps:
         raise ValueError("scenes are endless: say how long to train with --set max_steps=N")
+    processes = arguments(settings, Path("out")).world_size
     return ScenesDataset(
-        num=settings.max_steps * settings.batch_size * settings.accumulation,
+        num=settings.max_steps * settings.batch_size * settings.accumulation * processes,
         seed=settings.seed,
         num_frames=settings.num_frames,
         captions=settings.scenes_captions,

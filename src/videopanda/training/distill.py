@@ -226,19 +226,25 @@ class DistillVideoLanguage:
         if len(layers) != distillation.head.num_states:
             raise ValueError(f"The head reads {distillation.head.num_states} states, but {len(layers)} are named.")
         self.distillation, self.teacher, self.layers, self.weight = distillation, teacher, tuple(layers), weight
+        self.head = distillation.head
 
     def step(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Losses of a batch with `pixel_values_videos` and what the teacher needs."""
+        """Losses of a batch with `pixel_values_videos` and what the teacher needs; without clips, of its text."""
+        if "pixel_values_videos" not in batch:
+            loss = model(**batch).loss
+            return {"loss": loss, "text_loss": loss.detach(), "distill_loss": torch.zeros_like(loss.detach())}
         batch = dict(batch)
         with torch.no_grad():
             teacher_BTGGD = self.teacher(batch)
         placement_B6 = batch.pop("video_placement")
+        # On a tight canvas the student's picture lies elsewhere than on the teacher's.
+        on_teacher_B6 = batch.pop("teacher_placement", placement_B6)
         features = model.get_video_features(batch.pop("pixel_values_videos"), placement_B6)
         with hidden_states(model.get_decoder(), self.layers) as states:
             text_loss = model(**batch, mm_encoder_outputs={"video": features}).loss
         visual_BN = batch["input_ids"] == model.config.video_token_id
         at_tokens = [states[i][visual_BN] if i else features.last_hidden_state for i in self.layers]
-        distill_loss = self.distillation(at_tokens, placement_B6, teacher_BTGGD)
+        distill_loss = self.distillation(at_tokens, on_teacher_B6, teacher_BTGGD)
         return {
             "loss": text_loss + self.weight * distill_loss,
             "text_loss": text_loss.detach(),

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+_ADAPTED = "base_model.model."  # where PEFT keeps the model that it adapts
+
 
 @dataclass(frozen=True)
 class PartReport:
@@ -16,14 +18,23 @@ class PartReport:
     part: str
     num_parameters: int
     learning_rate: float
+    num_trainable: int
 
     def __str__(self) -> str:
-        state = f"TRAINABLE  lr {self.learning_rate:g}" if self.learning_rate else "FROZEN"
+        state = f"TRAINABLE  lr {self.learning_rate:g}" if self.num_trainable else "FROZEN"
+        if 0 < self.num_trainable < self.num_parameters:
+            state += f"  {self.num_trainable:,} of them"
         return f"{self.part:<16}{self.num_parameters:>15,}  {state}"
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter belongs to, by its name in `VideoPandaForConditionalGeneration` or a bare causal LM."""
+    """The part that a parameter belongs to, by its name in `VideoPandaForConditionalGeneration` or a bare causal LM.
+
+    Either may be inside of a `PeftModel`, or beside a distillation head, which is "head".
+    """
+    if name.startswith("head."):
+        return "head"
+    name = name.removeprefix(_ADAPTED)
     for part in ("stab", "projector"):
         if name.startswith(f"model.{part}."):
             return part
@@ -31,13 +42,18 @@ def part_of(name: str) -> str:
 
 
 def set_stage(model: nn.Module, learning_rates: dict[str, float]) -> list[PartReport]:
-    """Freeze the parts whose learning rate is 0, make all others trainable, and report both."""
-    counts = dict.fromkeys(learning_rates, 0)
+    """Freeze the parts whose learning rate is 0, make all others trainable, and report both.
+
+    Of a `PeftModel` only what the adapter added is trained.
+    """
+    counts, trained = dict.fromkeys(learning_rates, 0), dict.fromkeys(learning_rates, 0)
     for name, parameter in model.named_parameters():
         part = part_of(name)
-        parameter.requires_grad_(learning_rates[part] > 0)
+        is_added = "lora_" in name or ".modules_to_save." in name
+        parameter.requires_grad_(learning_rates[part] > 0 and (is_added or not name.startswith(_ADAPTED)))
         counts[part] += parameter.numel()
-    return [PartReport(part, count, learning_rates[part]) for part, count in counts.items() if count]
+        trained[part] += parameter.numel() * parameter.requires_grad
+    return [PartReport(part, counts[part], learning_rates[part], trained[part]) for part in counts if counts[part]]
 
 
 def parameter_groups(model: nn.Module, learning_rates: dict[str, float], weight_decay: float) -> list[dict]:

@@ -1,9 +1,14 @@
-"""Curves of a training run: loss, learning rate and gradient norm over steps."""
+"""Curves of a training run: loss, learning rate, gradient norm and throughput over steps."""
 
 import json
 from pathlib import Path
 
-PANELS = (("loss", "loss"), ("learning_rate", "learning rate"), ("grad_norm", "gradient norm"))
+PANELS = (
+    ("loss", "loss"),
+    ("learning_rate", "learning rate"),
+    ("grad_norm", "gradient norm"),
+    ("rows_per_second", "rows per second"),
+)
 
 
 def plot_curves(metrics: Path, picture: Path, title: str) -> None:

@@ -9,149 +9,127 @@ model folder; `metrics.jsonl`, `run.json` and `curves.png` lie beside them.
 import json
 import logging
 import platform
+import shutil
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import TrainingArguments
 
 from videopanda.data.collate import Collator
-from videopanda.training.parts import parameter_groups, set_stage
+from videopanda.data.stream import Ordered
+from videopanda.training.adapter import ADAPTER, merge
+from videopanda.training.loop import MetricsFile, StageTrainer, complete_checkpoints
+from videopanda.training.module import TaskModule
+from videopanda.training.parts import set_stage
 from videopanda.training.stages import StageConfig
 from videopanda.training.tasks import Task, VideoLanguage
+from videopanda.training.watch import RunStoppedError, StallWatch, StopOnSignal
 from videopanda.weights import checksums
 
 logger = logging.getLogger(__name__)
-
-
-class InOrder(Sampler[int]):
-    """Items 0, 1, 2, ...: data sets here order themselves by (id, seed), on every rank alike."""
-
-    def __init__(self, num: int):
-        self.num = num
-
-    def __iter__(self):
-        return iter(range(self.num))
-
-    def __len__(self) -> int:
-        return self.num
-
-
-class StageTrainer(Trainer):
-    """The Trainer with a task, one learning rate per part, and data in its own order."""
-
-    def __init__(self, *args: Any, stage: StageConfig, task: Task, **kwargs: Any):
-        self.stage, self.task = stage, task
-        self.loss_sums: dict[str, float] = {}
-        self.unwrapped: torch.nn.Module = kwargs["model"]
-        super().__init__(*args, **kwargs)
-        # A task's loss is a mean over its batch, so the mean over accumulated batches is still to be taken.
-        self.model_accepts_loss_kwargs = False
-
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with one group per part."""
-        if self.optimizer is None:
-            groups = parameter_groups(self.unwrapped, self.stage.learning_rates, self.stage.weight_decay)
-            fused = all(p.dtype == torch.float32 for group in groups for p in group["params"])
-            self.optimizer = torch.optim.AdamW(groups, betas=(0.9, self.stage.adam_beta2), eps=1e-8, fused=fused)
-        return self.optimizer
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Ask the task; remember its named parts for the log."""
-        with self.accelerator.autocast():
-            losses = self.task.step(model, inputs)
-        for name, value in losses.items():
-            if name != "loss":
-                self.loss_sums[name] = self.loss_sums.get(name, 0.0) + value.item()
-        return (losses["loss"], None) if return_outputs else losses["loss"]
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the task's losses, averaged since the last log."""
-        steps = self.stage.log_steps * self.stage.accumulation
-        if "loss" in logs:
-            logs |= {name: total / steps for name, total in self.loss_sums.items()}
-            self.loss_sums.clear()
-        super().log(logs, start_time)
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
-        return InOrder(len(self.train_dataset))  # type: ignore[arg-type]
-
-
-class MetricsFile(TrainerCallback):
-    """Appends every log entry to `metrics.jsonl`."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Write one line."""
-        if state.is_world_process_zero and logs:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
 def run_stage(
     stage: StageConfig,
     model: Any,
     processor: Any,
-    dataset: Dataset,
+    dataset: Ordered,
     output: Path,
     resume: bool = False,
     task: Task | None = None,
+    collator: Collator | None = None,
 ) -> Path:
     """Train `model` on `dataset` (of `Sample`s) as `stage` says and save it, with its processor, in `output`.
 
+    Args:
+        task: what a step computes; default cross-entropy and alignment with the weights of the stage.
+        collator: makes its batches; default `make_collator(stage, processor)`.
+
     Raises:
         ValueError: `output` holds another run and `resume` is not set.
+        RunStoppedError: a signal has ended the run behind a checkpoint.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    checkpoint = get_last_checkpoint(str(output))
     if (output / "run.json").exists() and not resume:
         raise ValueError(f"{output} already holds a run: pass --resume to go on with it, or choose another --output")
+    output.mkdir(parents=True, exist_ok=True)
     reports = set_stage(model, stage.learning_rates)
     for report in reports:
         logger.info("%s", report)
-    write_run_file(output, stage, reports)
     if stage.compile:
         compile_blocks(model)
+    if stage.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    metrics, stop = MetricsFile(output / "metrics.jsonl"), StopOnSignal()
+    args = arguments(stage, output, wrapped=[type(model.get_decoder().layers[0]).__name__])
+    watch = [StallWatch(stage.stall_seconds, args.process_index, output / "reading")] if stage.stall_seconds else []
     trainer = StageTrainer(
-        model=model,
-        args=_arguments(stage, output),
-        train_dataset=dataset,
-        data_collator=Collator(
-            processor,
-            stage.max_length,
-            supervise="all" if stage.stage == "language" else "answers",
-            pad_to=stage.max_length if stage.compile else None,
-            text=stage.text_weight > 0,
-            cell_words=stage.align_weight > 0,
-            additive_mask=stage.compile,
-            system_prompt=stage.system_prompt,
-            flip_seed=stage.seed if stage.official_flip else None,
-        ),
+        model=TaskModule(model, task or VideoLanguage(stage.text_weight, stage.align_weight), stage.seed),
+        args=args,
+        dataset=dataset,
+        collator=collator or make_collator(stage, processor),
         processing_class=processor,
-        callbacks=[MetricsFile(output / "metrics.jsonl")],
+        callbacks=[metrics, stop, *watch],
         stage=stage,
-        task=task or VideoLanguage(stage.text_weight, stage.align_weight),
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if stage.save_dtype == "bfloat16":
+    checkpoints = complete_checkpoints(output)
+    trainer.accelerator.wait_for_everyone()  # all have looked at the folder before anything is written
+    if trainer.is_world_process_zero():
+        write_run_file(output, stage, reports, trainer.args.world_size)
+        metrics.rewind(int(checkpoints[-1].name.partition("-")[2]) if checkpoints else 0)
+    trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+    shutil.rmtree(output / "reading", ignore_errors=True)
+    if stop.stopped:
+        raise RunStoppedError(f"stopped behind step {trainer.state.global_step}: go on with --resume")
+    if stage.save_dtype == "bfloat16" and not stage.lora_rank:
         model.to(torch.bfloat16)
-    trainer.save_model(str(output))
+    trainer.save_model(str(output / ADAPTER if stage.lora_rank else output))
     if trainer.is_world_process_zero():
         from videopanda.training.plots import plot_curves
 
+        if stage.lora_rank:
+            merge(Path(model.config._name_or_path), output / ADAPTER).save_pretrained(output)
+            processor.save_pretrained(output)
         checksums.record(output)
         plot_curves(output / "metrics.jsonl", output / "curves.png", title=stage.stage)
     return output
 
 
-def _arguments(stage: StageConfig, output: Path) -> TrainingArguments:
+def make_collator(stage: StageConfig, processor: Any, **fields: Any) -> Collator:
+    """What makes the batches of a stage."""
+    return Collator(
+        processor,
+        stage.max_length,
+        supervise="all" if stage.stage == "language" else "answers",
+        pad_to=stage.max_length if stage.compile else None,
+        text=stage.text_weight > 0,
+        cell_words=stage.align_weight > 0,
+        additive_mask=stage.compile,
+        system_prompt=stage.system_prompt,
+        flip_seed=stage.seed if stage.official_flip else None,
+        **fields,
+    )
+
+
+def arguments(stage: StageConfig, output: Path, wrapped: Sequence[str] = ()) -> TrainingArguments:
+    """What the Trainer reads of a stage. `wrapped` names the classes of layers that FSDP shards each by itself."""
     cuda = torch.cuda.is_available()
+    sharded: dict[str, Any] = {}
+    if stage.strategy == "fsdp2":
+        sharded = {
+            "fsdp": True,
+            "fsdp_config": {
+                "fsdp_version": 2,
+                "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+                "transformer_layer_cls_to_wrap": list(wrapped),
+                "state_dict_type": "FULL_STATE_DICT",
+            },
+        }
+    elif stage.strategy in ("zero2", "zero3"):
+        sharded = {"deepspeed": deepspeed_config(stage)}
     return TrainingArguments(
         output_dir=str(output),
         use_cpu=not cuda,
@@ -163,19 +141,32 @@ def _arguments(stage: StageConfig, output: Path) -> TrainingArguments:
         lr_scheduler_type="cosine",
         warmup_steps=stage.warmup_ratio,  # below 1 it is a share of all steps
         max_grad_norm=stage.max_grad_norm,
-        gradient_checkpointing=stage.gradient_checkpointing,
-        dataloader_num_workers=stage.num_workers,
-        dataloader_prefetch_factor=4 if stage.num_workers else None,
         dataloader_pin_memory=cuda,
-        dataloader_drop_last=True,
         remove_unused_columns=False,
         logging_steps=stage.log_steps,
         save_steps=stage.save_steps,
-        save_total_limit=stage.keep_checkpoints,
         seed=stage.seed,
-        report_to=[],
+        report_to=stage.loggers,
         disable_tqdm=False,
+        ddp_find_unused_parameters=False,
+        **sharded,
     )
+
+
+def deepspeed_config(stage: StageConfig) -> dict[str, Any]:
+    """ZeRO-2 as in the official script, or ZeRO-3; no gradient clipping unless the stage asks for it."""
+    zero: dict[str, Any] = {"stage": int(stage.strategy[-1]), "overlap_comm": False, "contiguous_gradients": True}
+    if zero["stage"] == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    return {
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": stage.dtype == "bfloat16"},
+        "gradient_clipping": stage.max_grad_norm,
+        "train_micro_batch_size_per_gpu": stage.batch_size,
+        "gradient_accumulation_steps": stage.accumulation,
+    }
 
 
 def compile_blocks(model: Any) -> None:
@@ -198,7 +189,7 @@ def git_revision() -> str | None:
         return None
 
 
-def write_run_file(output: Path, stage: StageConfig, reports: list) -> None:
+def write_run_file(output: Path, stage: StageConfig, reports: list, processes: int = 1) -> None:
     """Everything that a repetition needs."""
     packages = ("videopanda", "torch", "transformers", "accelerate", "numpy", "av")
     record = {
@@ -206,6 +197,6 @@ def write_run_file(output: Path, stage: StageConfig, reports: list) -> None:
         "parts": [vars(report) for report in reports],
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         "git_revision": git_revision(),
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "processes": processes},
     }
     (output / "run.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

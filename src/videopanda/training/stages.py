@@ -43,7 +43,17 @@ class StageConfig:
     whiten_patches: bool = False  # start a fresh patch embedding as a whitening of the first 64 clips
     # Loss.
     text_weight: float = 1.0  # of the cross-entropy on answers; 0 = the language model does not run
+    distill_weight: float = 0.0  # of the distillation of a video teacher (Eq. 19)
+    distill_distance: Literal["cosine", "mse"] = "cosine"
+    distill_head: Literal["fused", "last_layer"] = "fused"  # the released head, or the paper's wording
+    teacher: str = ""  # folder of weights, or module:function (docs/training.md)
+    teacher_features: str = ""  # folder of `videopanda data features`: the teacher itself does not run
     align_weight: float = 0.0  # of the alignment of visual tokens with words, for data that knows what a cell shows
+    # LoRA on the language model; STAB and projector are trained whole, unless their learning rate is 0.
+    lora_rank: int = 0  # 0 = the language model itself is trained
+    lora_alpha: float = 0.0  # 0 = twice the rank
+    lora_dropout: float = 0.0
+    quantize: Literal["none", "nf4"] = "none"  # of the frozen language model in memory
     # Learning rate per part; warm-up, then cosine to zero.
     stab_lr: float = 4e-5
     projector_lr: float = 4e-5
@@ -57,64 +67,124 @@ class StageConfig:
     max_steps: int = 0  # 0 = as many as the epochs make
     batch_size: int = 8  # rows per process and step
     accumulation: int = 1
+    global_batch: int = 0  # rows per step of all processes together; other than 0, it sets the accumulation
+    group_by_length: bool = False  # similar lengths into one batch, as many tokens for every rank
     # Machine.
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the arithmetic; weights and optimiser stay float32
     compile: bool = False
     gradient_checkpointing: bool = False
     num_workers: int = 0
     seed: int = 42
+    strategy: Literal["ddp", "fsdp2", "zero2", "zero3"] = "ddp"  # where several processes train
     # Records.
     log_steps: int = 10
     save_steps: int = 200
     keep_checkpoints: int = 1
     save_dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights in the output folder
+    report_to: str = ""  # tensorboard, wandb, trackio; several with commas
+    stall_seconds: float = 600.0  # without a step, after which a rank says what it waits for; 0 = never
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
             raise ValueError(f"unknown stage {self.stage!r}: choose one of {', '.join(STAGES)}")
-        for name in ("num_frames", "max_length", "batch_size", "accumulation", "log_steps", "save_steps"):
+        for name in (
+            "num_frames",
+            "max_length",
+            "batch_size",
+            "accumulation",
+            "log_steps",
+            "save_steps",
+            "keep_checkpoints",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.quantize != "none" and not self.lora_rank:
+            raise ValueError("quantised weights cannot be trained: set lora_rank, too")
+        if self.global_batch < 0:
+            raise ValueError(f"global_batch must not be negative, it is {self.global_batch}")
         if not 0 < self.data_share <= 1:
             raise ValueError(f"data_share must lie in (0, 1], not {self.data_share}")
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"max_bad_share must lie in [0, 1], not {self.max_bad_share}")
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"warmup_ratio must lie in [0, 1), not {self.warmup_ratio}")
-        for name in ("stab_lr", "projector_lr", "language_model_lr", "text_weight", "align_weight"):
+        for name in (
+            "stab_lr",
+            "projector_lr",
+            "language_model_lr",
+            "text_weight",
+            "align_weight",
+            "distill_weight",
+            "stall_seconds",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, it is {getattr(self, name)}")
         if self.official_flip and self.align_weight > 0:
             raise ValueError("official_flip mirrors the picture but not the words that align_weight aligns: choose one")
-        if self.text_weight == 0 and self.align_weight == 0:
-            raise ValueError("nothing to learn: text_weight and align_weight are both 0")
+        if self.text_weight == self.align_weight == self.distill_weight == 0:
+            raise ValueError("nothing to learn: text_weight, align_weight and distill_weight are all 0")
+        if self.distill_weight and (self.align_weight or not self.text_weight):
+            raise ValueError("distill_weight goes with text_weight, and with no align_weight")
+        if unknown := set(self.loggers) - {"tensorboard", "wandb", "trackio"}:
+            raise ValueError(f"report_to must name tensorboard, wandb or trackio, not {sorted(unknown)[0]!r}")
 
     @property
     def learning_rates(self) -> dict[str, float]:
         """Learning rate of every part of the model."""
         return {part: getattr(self, f"{part}_lr") for part in PARTS}
 
+    def on(self, processes: int) -> "StageConfig":
+        """This stage on a number of processes: `global_batch`, if any, decides the accumulation.
+
+        Raises:
+            ValueError: the global batch cannot be made of equal parts.
+        """
+        if not self.global_batch:
+            return self
+        at_once = self.batch_size * processes
+        if self.global_batch % at_once:
+            raise ValueError(
+                f"global_batch={self.global_batch} is not a multiple of {at_once} rows ({self.batch_size} on each of "
+                f"{processes} processes): change batch_size or global_batch, or set global_batch=0"
+            )
+        return replace(self, accumulation=self.global_batch // at_once)
+
+    @property
+    def loggers(self) -> list[str]:
+        """What `report_to` names."""
+        return [name.strip() for name in self.report_to.split(",") if name.strip()]
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for `run.json`."""
         return asdict(self)
 
 
-# Paper Tab. 6 and Sec. 4.1. Global batch 2048 / 2048 / 1024: batch_size × accumulation × processes must make it so.
+# Paper Tab. 6 and Sec. 4.1; what the paper leaves out is as in the official scripts, but for the mirroring of clips.
+_PAPER = StageConfig(
+    "pretrain",
+    data="valley_.json",
+    distill_weight=1.0,
+    max_length=4096,
+    warmup_ratio=0.01,
+    global_batch=2048,
+    group_by_length=True,
+    gradient_checkpointing=True,
+    save_steps=300,
+)
 PAPER = {
-    "prealign": StageConfig(
-        "prealign", data="valley_.json", data_share=0.5, stab_lr=4e-4, projector_lr=4e-4, language_model_lr=0.0
+    "prealign": replace(
+        _PAPER, stage="prealign", data_share=0.5, stab_lr=4e-4, projector_lr=4e-4, language_model_lr=0.0,
+        warmup_ratio=0.03, save_steps=200,
     ),
-    "pretrain": StageConfig("pretrain", data="valley_.json", warmup_ratio=0.01, save_steps=300),
-    "finetune": StageConfig(
-        "finetune",
-        data="videochatgpt_tune_.json",
-        stab_lr=2e-5,
-        projector_lr=2e-5,
-        language_model_lr=2e-5,
-        warmup_ratio=0.01,
-        batch_size=4,
-        save_steps=400,
+    "pretrain": _PAPER,
+    "finetune": replace(
+        _PAPER, stage="finetune", data="videochatgpt_tune_.json", stab_lr=2e-5, projector_lr=2e-5,
+        language_model_lr=2e-5, batch_size=4, global_batch=1024, save_steps=400,
     ),
+}  # fmt: skip
+# The published scripts: 16 nodes of 4 GPUs with 8, 8 and 4 rows each, a quarter of the paper's global batches.
+SCRIPTS = {
+    name: replace(stage, global_batch=stage.global_batch // 4, official_flip=True) for name, stage in PAPER.items()
 }
 
 _NANO = StageConfig(
@@ -149,7 +219,14 @@ NANO = {
         align_weight=0.1, save_dtype="bfloat16",
     ),
 }  # fmt: skip
-PRESETS = {"paper": PAPER, "nano": NANO}
+# Some hundred clips of one's own, on one machine.
+OWN = {
+    "finetune": StageConfig(
+        "finetune", group_by_clip=True, epochs=3.0, batch_size=4, max_grad_norm=1.0, log_steps=1, save_steps=100,
+        stab_lr=2e-5, projector_lr=2e-5, language_model_lr=2e-5,
+    )
+}  # fmt: skip
+PRESETS = {"paper": PAPER, "scripts": SCRIPTS, "nano": NANO, "own": OWN}
 
 
 def make_config(stage: str, preset: str | Path = "paper", overrides: Sequence[str] = ()) -> StageConfig:

@@ -8,11 +8,13 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Task(Protocol):
-    """Turns a batch into named losses."""
+    """Turns a batch into named losses. `head` is what it trains beside the model, or None."""
+
+    head: nn.Module | None
 
     def step(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scalars: `loss`, and its parts as `*_loss`."""
@@ -30,6 +32,7 @@ class VideoLanguage:
         align_weight: weight of the alignment.
     """
 
+    head = None
     temperature = 0.05  # of the cosine between token and word
     longest = 5.0  # token length, in lengths of a mean word embedding, above which alignment pulls back
 

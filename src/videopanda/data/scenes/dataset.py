@@ -67,6 +67,17 @@ class ScenesDataset:
     def __len__(self) -> int:
         return self.num
 
+    def set_epoch(self, epoch: int) -> None:
+        """There is one order: scenes do not come again."""
+
+    def lengths(self) -> np.ndarray:
+        """All scenes count as equally long, (num,)."""
+        return np.ones(self.num, np.int64)
+
+    def files(self, index: int) -> list[str]:
+        """Nothing is read; the name of the scene."""
+        return [f"scene {self.split}-{self.seed}-{index}"]
+
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.num:
             raise IndexError(index)

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Fine-tune the bundled model on a few clips, on one CPU, in minutes.
+set -euo pipefail
+out=${1:-out/laptop}
+
+videopanda scenes make "$out/scenes" --num 100
+videopanda data check "$out/scenes/annotations.json" --out "$out/manifest.jsonl"
+videopanda train finetune --config own --model "${MODEL:?folder of a Video-Panda}" --output "$out/run" \
+    --set data="$out/scenes/annotations.json" --set manifest="$out/manifest.jsonl" \
+    --set dtype=float32 --set max_steps=20

@@ -1,0 +1,164 @@
+"""What a stage would do, and two steps of it on a small model, before a cluster is asked.
+
+    videopanda train pretrain --model DIR --set data=valley_.json --dry-run --processes 64
+
+The plan is arithmetic. The trial is real: processes over gloo, the stage's own data, batches, strategy and checkpoints;
+only the model is small (two layers of width 64), without a teacher, one row per process and step.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from videopanda.models.videopanda import (
+    VideoPandaConfig,
+    VideoPandaForConditionalGeneration,
+    VideoPandaProcessor,
+    VideoPandaStabConfig,
+)
+from videopanda.training import assemble, nano
+from videopanda.training.command import make_dataset
+from videopanda.training.parts import set_stage
+from videopanda.training.run import run_stage
+from videopanda.training.stages import StageConfig, make_config
+
+MOST_PROCESSES = 4  # of the trial
+TIMEOUT = 600.0  # seconds that the trial may take
+_WIDTH = 64
+# An H100's dense bfloat16 rate, and the share of it that training of this kind reaches.
+_FLOPS, _SHARE = 989e12, 0.4
+
+
+def plan(stage: str, config: str, set_: list[str], folder: Path | None, processes: int) -> list[str]:
+    """What the stage would do on a number of processes, line by line.
+
+    Raises:
+        ValueError: as `train` would.
+    """
+    settings = make_config(stage, config, set_).on(processes)
+    if folder is None and stage != "language":
+        raise ValueError(f"stage {stage} starts from a model: pass --model DIR")
+    dataset = make_dataset(settings)
+    model, config_ = _on_paper(settings, folder)
+    reports = set_stage(model, settings.learning_rates)
+    rows = settings.batch_size * settings.accumulation * processes
+    steps = settings.max_steps or int(len(dataset) // rows * settings.epochs)
+    visual = 0
+    if isinstance(config_, VideoPandaConfig):
+        stab = config_.stab_config
+        visual = settings.num_frames * (stab.max_cells * 9 // 16) * (stab.max_cells + stab.row_tokens)
+    tokens = visual + 150
+    total = sum(report.num_parameters for report in reports)
+    trained = sum(report.num_trainable for report in reports)
+    shards = {"ddp": (1, 1), "zero2": (1, processes), "zero3": (processes, processes), "fsdp2": (processes, processes)}
+    of_weights, of_rest = shards[settings.strategy]
+    state = (4 * total / of_weights + 12 * trained / of_rest) / 1e9  # weights; gradients and two moments
+    text = config_.get_text_config()
+    kept = 2 if settings.gradient_checkpointing else 34  # bytes per value of a layer's width, in half precision
+    active = settings.batch_size * tokens * text.hidden_size * text.num_hidden_layers * kept / 1e9
+    passes = 6 + 2 * settings.gradient_checkpointing
+    hours = steps * rows * tokens * (passes * trained + 4 * (total - trained)) / (_FLOPS * _SHARE) / 3600
+    return [
+        json.dumps(settings.as_dict(), indent=2),
+        *map(str, reports),
+        f"data             {len(dataset):,} samples; {rows:,} rows per step on {processes} processes; {steps:,} steps",
+        f"tokens           about {tokens:,} per row ({visual:,} visual, at 16:9), at most {settings.max_length:,}",
+        f"memory           about {state:.1f} GB of weights, gradients and moments per process ({settings.strategy}), "
+        f"{active:.1f} GB of activations",
+        f"time             about {hours:,.1f} GPU-hours without a teacher at {_SHARE:.0%} of {_FLOPS:.3g} FLOP/s",
+    ]
+
+
+def _on_paper(settings: StageConfig, folder: Path | None) -> tuple[torch.nn.Module, Any]:
+    """The model without weights, and its configuration."""
+    with torch.device("meta"):
+        if folder is None:
+            model = nano.make_language_model(nano.make_tokenizer(10, settings.seed), settings.seed)
+            return model, model.config
+        config = AutoConfig.from_pretrained(folder)
+        if config.model_type != VideoPandaConfig.model_type:
+            config = VideoPandaConfig(text_config=config, stab_config=_stab(settings))
+        return VideoPandaForConditionalGeneration(config), config
+
+
+def _stab(settings: StageConfig) -> VideoPandaStabConfig:
+    return nano.STAB if settings.stab == "nano" else getattr(VideoPandaStabConfig, settings.stab)()
+
+
+def try_steps(stage: str, config: str, set_: list[str], folder: Path | None, processes: int) -> str:
+    """Run two steps of the stage on at most four processes over gloo; says how it went.
+
+    Raises:
+        ValueError: the trial failed or hung; the message holds the end of what it printed.
+    """
+    count = min(processes, MOST_PROCESSES)
+    job = json.dumps([stage, config, set_, str(folder) if folder else None])
+    with tempfile.TemporaryDirectory() as out:
+        # Without GPUs, and one thread each: the trial must leave the machine usable.
+        command = ["env", "CUDA_VISIBLE_DEVICES=", "OMP_NUM_THREADS=1", sys.executable, "-m", "torch.distributed.run"]
+        command += ["--standalone", f"--nproc_per_node={count}"]
+        command += ["-m", "videopanda.training.dry_run", job, out]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        except subprocess.TimeoutExpired as error:
+            end = (error.stderr or b"").decode(errors="replace")[-2000:]
+            raise ValueError(f"the trial on {count} processes hung for {TIMEOUT:.0f} s:\n{end}") from error
+        if done.returncode:
+            raise ValueError(f"the trial on {count} processes failed:\n{done.stderr[-2000:]}")
+        rows = [json.loads(line) for line in Path(out, "run", "metrics.jsonl").read_text().splitlines()]
+    losses = ", ".join(f"{row['loss']:.3f}" for row in rows if "loss" in row)
+    return (
+        f"trial            2 steps on {count} processes ({make_config(stage, config, set_).strategy}): losses {losses}"
+    )
+
+
+def _trial(job: str, out: Path) -> None:
+    stage, config, set_, folder = json.loads(job)
+    settings = make_config(stage, config, set_)
+    settings = replace(
+        settings, batch_size=1, accumulation=1, global_batch=0, max_steps=2, dtype="float32", compile=False,
+        distill_weight=0.0, lora_rank=0, quantize="none", log_steps=1, save_steps=1, report_to="", whiten_patches=False,
+    )  # fmt: skip
+    model, processor = _small(settings, Path(folder) if folder else None, out)
+    run_stage(settings, model, processor, make_dataset(settings), out / "run")
+
+
+def _small(settings: StageConfig, folder: Path | None, out: Path) -> tuple[Any, Any]:
+    """A small model of the same kind, with the processor of the real one."""
+    torch.manual_seed(settings.seed)
+    if folder is None:
+        tokenizer = nano.make_tokenizer(10, settings.seed)
+        return nano.make_language_model(tokenizer, settings.seed), tokenizer
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type == VideoPandaConfig.model_type:
+        values = {**config.to_dict(), "text_config": _shrunk(config.text_config)}
+        values["stab_config"] = {**config.stab_config.to_dict(), "hidden_size": _WIDTH}
+        model = VideoPandaForConditionalGeneration(VideoPandaConfig(**values))
+        return model, VideoPandaProcessor.from_pretrained(folder)
+    small = out / f"language-{os.getpid()}"
+    AutoModelForCausalLM.from_config(type(config)(**_shrunk(config))).save_pretrained(small)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(small)
+    stab = VideoPandaStabConfig(**{**_stab(settings).to_dict(), "hidden_size": _WIDTH})
+    return assemble.put_stab_in_front(small, stab, 0.02, settings.seed)
+
+
+def _shrunk(text: Any) -> dict[str, Any]:
+    values = text.to_dict()
+    small = {"hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
+    small |= {"num_key_value_heads": 4, "head_dim": _WIDTH // 4}
+    values |= {name: value for name, value in small.items() if name in values}
+    if values.get("layer_types"):
+        values["layer_types"] = values["layer_types"][:2]
+    return values
+
+
+if __name__ == "__main__":
+    _trial(sys.argv[1], Path(sys.argv[2]))

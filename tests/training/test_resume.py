@@ -1,0 +1,130 @@
+"""Protects a run that is killed: at any moment, also inside of a checkpoint, it goes on as if nothing had been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from clips import Clips
+from safetensors.torch import load_file
+
+from tiny import tiny_model, tiny_processor
+from videopanda.training.loop import MetricsFile, complete_checkpoints
+from videopanda.training.run import run_stage
+from videopanda.training.stages import StageConfig
+from videopanda.training.watch import RunStoppedError, StallWatch
+
+STEPS = 12
+
+
+def run(folder: Path, workers: int = 2, resume: bool = False, dataset=None, **fields) -> Path:
+    stage = StageConfig(
+        "pretrain",
+        data="clips",
+        batch_size=2,
+        max_steps=STEPS,
+        dtype="float32",
+        stab_lr=1e-3,
+        projector_lr=1e-3,
+        language_model_lr=1e-3,
+        log_steps=1,
+        save_steps=1,
+        num_workers=workers,
+        **fields,
+    )
+    torch.set_num_threads(1)
+    return run_stage(stage, tiny_model(), tiny_processor(), dataset or Clips(), folder, resume)
+
+
+def trace(folder: Path) -> list[tuple]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"], row["grad_norm"], row["learning_rate"]) for row in rows if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    return run(tmp_path_factory.mktemp("whole"), workers=0)
+
+
+def test_the_number_of_workers_changes_nothing(whole, tmp_path):
+    run(tmp_path, workers=3)
+    assert trace(tmp_path) == trace(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 7])
+def test_a_killed_run_goes_on_bit_identically(whole, tmp_path, step):
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
+    process = subprocess.Popen([sys.executable, __file__, str(tmp_path)], env={**os.environ, "PYTHONPATH": paths})
+    try:
+        while process.poll() is None and not (tmp_path / f"checkpoint-{step}").exists():
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)  # at once: the checkpoint is being written
+        process.wait()
+    assert not (tmp_path / "config.json").exists()
+    assert complete_checkpoints(tmp_path)
+    run(tmp_path, resume=True)
+    assert trace(tmp_path) == trace(whole)
+    one, other = load_file(tmp_path / "model.safetensors"), load_file(whole / "model.safetensors")
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_a_checkpoint_that_is_not_complete_does_not_count(whole, tmp_path):
+    for step in (1, 2, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (2, 10):
+        (tmp_path / f"checkpoint-{step}" / "complete").touch()
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-10"]
+    assert [path.name for path in complete_checkpoints(whole)] == [f"checkpoint-{STEPS}"]  # keep_checkpoints = 1
+
+
+def test_the_record_is_wound_back_to_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    MetricsFile(path).rewind(2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+# -- signals and stalls ------------------------------------------------------------------------------------------------
+class Disturbed(Clips):
+    """Does something at one sample."""
+
+    def __init__(self, index: int, disturb):
+        self.index, self.disturb = index, disturb
+
+    def __getitem__(self, index: int):
+        if index == self.index:
+            self.disturb()
+        return super().__getitem__(index)
+
+
+def test_a_signal_stops_behind_a_checkpoint(whole, tmp_path):
+    dataset = Disturbed(7, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    with pytest.raises(RunStoppedError, match="stopped behind step 4: go on with --resume"):
+        run(tmp_path, workers=0, dataset=dataset)
+    assert not (tmp_path / "config.json").exists()
+    run(tmp_path, workers=0, resume=True)
+    assert trace(tmp_path) == trace(whole)
+
+
+def test_a_rank_that_stalls_is_named_with_its_file(tmp_path, caplog):
+    run(tmp_path, workers=1, stall_seconds=1.0, dataset=Disturbed(0, lambda: time.sleep(4)))
+    assert "rank 0 has waited" in caplog.text
+    assert "s for data: worker 0 reads clip 0" in caplog.text
+    assert not (tmp_path / "reading").exists()
+
+
+def test_a_rank_inside_of_a_step_says_so(tmp_path):
+    watch = StallWatch(1.0, 3, tmp_path)
+    watch.on_step_begin(None, None, None)
+    assert watch.message(7.4) == "rank 3 has been inside of a step for 7 s: it computes, or waits for another rank"
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))
