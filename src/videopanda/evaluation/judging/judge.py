@@ -61,7 +61,8 @@ def units(items: Iterable[Item]) -> list[Unit]:
             found += [Unit(f"{item.id}#{aspect}", aspect, (item,)) for aspect in item.extra["aspects"]]
         else:
             found.append(Unit(item.id, "answer", (item,)))
-    return found + [Unit(f"{id_}#consistency", "consistency", tuple(pair)) for id_, pair in pairs.items()]
+    whole = {id_: tuple(pair) for id_, pair in pairs.items() if len(pair) == 2}  # the other half was rejected
+    return found + [Unit(f"{id_}#consistency", "consistency", pair) for id_, pair in whole.items()]
 
 
 @dataclass(frozen=True)

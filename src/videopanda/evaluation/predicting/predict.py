@@ -9,6 +9,7 @@ or by Ray, share the batches; every torchrun process writes a part of its own, a
 
 import hashlib
 import json
+import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from videopanda.evaluation.benchmarks import subtitles
-from videopanda.evaluation.benchmarks.files import Rejected
+from videopanda.evaluation.benchmarks.files import AnnotationError, Rejected
 from videopanda.evaluation.benchmarks.item import Item
 from videopanda.evaluation.benchmarks.table import load
 from videopanda.evaluation.benchmarks.videos import Videos
@@ -188,8 +189,12 @@ def stored(out: Path, own: Path, job: Job, protocol: Protocol) -> dict[str, Pred
     ids = {question.item.id for batch in job.batches for question in batch}
     found: dict[str, Prediction] = {}
     wanted = json.loads(json.dumps(asdict(protocol)))
-    for file in (out, *parts(out)):
-        for row in read_predictions(file) if file.exists() else ():
+    for file in (*parts(out), out):  # in this order: a part goes when it stands in `out`
+        try:
+            rows = list(read_predictions(file))
+        except AnnotationError:  # not there yet, or gone since the parts were listed
+            continue
+        for row in rows:
             if isinstance(row, Rejected):
                 if file == own:
                     raise ValueError(f"{own} holds something else than predictions: {row.place}: {row.reason}")
@@ -212,7 +217,7 @@ def finish(out: Path, job: Job, protocol: Protocol) -> dict[str, Prediction] | N
     rows = {id_: found[id_] for id_ in order}
     content = "".join(row.as_json() + "\n" for row in rows.values())
     if not out.exists() or out.read_text(encoding="utf-8") != content:
-        joined = out.with_name(f"{out.name}.joined")
+        joined = out.with_name(f"{out.name}.{uuid.uuid4().hex}")  # several processes may see the end at once
         joined.write_text(content, encoding="utf-8", newline="\n")
         joined.replace(out)
     for part in parts(out):
@@ -260,16 +265,16 @@ def predict(
         results = predictor.answers(mine)
     for rows in results:
         append_predictions(own, [row for row in rows if row.id not in done])
-    rows_or_none = finish(out, job, predictor.protocol)
-    rows_ = rows_or_none if rows_or_none is not None else stored(out, own, job, predictor.protocol)
+    all_rows = finish(out, job, predictor.protocol)
+    there = all_rows or stored(out, own, job, predictor.protocol)
     failures: defaultdict[str, list[str]] = defaultdict(list)
-    for row in rows_.values():
+    for row in there.values():
         if row.failure:
             failures[row.failure].append(row.id)
     return {
         "questions": sum(map(len, batches)),
-        "answered": sum(row.prediction is not None for row in rows_.values()),
+        "answered": sum(row.prediction is not None for row in there.values()),
         "failures": dict(sorted(failures.items())),
-        "complete": rows_or_none is not None,
+        "complete": all_rows is not None,
         "out": str(out),
     }

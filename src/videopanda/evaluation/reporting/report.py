@@ -81,7 +81,10 @@ def read_run(path: Path) -> Run:
         raise AnnotationError(f"{beside} is no summary of scores") from error
     if len(protocols) > 1:
         raise ValueError(f"{path}: its predictions follow {len(protocols)} protocols, so they are no one run")
-    return Run(path, summary, tuple(scores), protocols[0] if protocols else {})
+    run = Run(path, summary, tuple(scores), protocols[0] if protocols else {})
+    if run.condition not in CONDITIONS:
+        raise ValueError(f"{path}: unknown condition {run.condition!r}; there are {', '.join(CONDITIONS)}")
+    return run
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
