@@ -69,7 +69,7 @@ def tiny(text):
     model = VideoPandaForConditionalGeneration(config)
     randomize(model.model.stab)
     randomize(model.model.projector, 1, scale=0.1)
-    return model.eval(), tiny_processor()
+    return model.eval(), tiny_processor(frame_sampling="released")
 
 
 def prompt_of(processor, request):
@@ -87,7 +87,7 @@ def tokens(model, inputs):
 def ours(model, processor, request):
     seconds = request["videos"]
     videos = [FRAMES[name] if request["sample"] else Clip(FRAMES[name], seconds[name]) for name in seconds]
-    known = [{"duration": duration} for duration in seconds.values()]
+    known = [{"duration": seconds[name], "fps": len(FRAMES[name]) / seconds[name]} for name in seconds]
     images = [FRAMES[name] for name in request["images"]]
     inputs = processor(text=prompt_of(processor, request), videos=videos, images=images, video_metadata=known)
     return tokens(model, inputs)
