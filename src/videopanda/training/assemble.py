@@ -162,11 +162,12 @@ def _load_backbone(backbone: str | Path, dtype: torch.dtype | Literal["auto"]) -
                 f"{', '.join(found) or config.model_type}"
             )
         tokenizer = AutoTokenizer.from_pretrained(backbone, trust_remote_code=False)
-        language_model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             backbone, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
     except OSError as error:
         raise ValueError(f"no language model at {backbone}: {str(error).splitlines()[0]}") from error
+    language_model, report = loaded
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ValueError(f"{backbone} is not complete: it lacks {missing[0]} ({len(missing)} weights in all)")

@@ -6,6 +6,7 @@ STAB itself is in `modeling_videopanda_stab.py`.
 """
 
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -331,7 +332,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         )
 
     def save_pretrained(
-        self, save_directory: str | Path, *args: Any, self_contained: bool = False, **kwargs: Any
+        self, save_directory: str | PathLike[Any], *args: Any, self_contained: bool = False, **kwargs: Any
     ) -> None:
         """Write configuration and weights to a folder; see `PreTrainedModel.save_pretrained`.
 

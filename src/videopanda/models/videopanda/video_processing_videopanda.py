@@ -311,7 +311,8 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
 
         if "://" not in path and not Path(path).is_file():
             raise ValueError(f"There is no video file at {path}.")
-        return load_video(path, backend="pyav", sample_indices_fn=choose)
+        frames: Any = load_video(path, backend="pyav", sample_indices_fn=choose)  # type: ignore[arg-type]  # or a name
+        return frames
 
     @staticmethod
     def _metadata(video: Any, frames: np.ndarray, known: Any) -> VideoMetadata:
