@@ -45,4 +45,4 @@ def test_lmms_eval_gets_the_accuracy_of_our_own_commands(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     (results,) = (tmp_path / "out").rglob("*results.json")
     found = json.loads(results.read_text())["results"]["msvd_qa_videopanda"]
-    assert found["accuracy,none"] == pytest.approx(ours["metrics"]["accuracy"])
+    assert found["accuracy,none"] == pytest.approx(ours["metrics"]["accuracy"], abs=1e-6)  # ours is rounded
