@@ -20,6 +20,7 @@ CODE = {
     "configuration_videopanda.py",
     "hub_videopanda.py",
     "modeling_videopanda.py",
+    "modeling_videopanda_layers.py",
     "modeling_videopanda_stab.py",
     "processing_videopanda.py",
     "prompts_videopanda.py",

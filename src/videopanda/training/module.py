@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from videopanda.data.order import key_of
-from videopanda.models.videopanda.modeling_videopanda_stab import MaskedBatchNorm
+from videopanda.models.videopanda.modeling_videopanda_layers import MaskedBatchNorm
 from videopanda.training.tasks import Task
 from videopanda.weights.files import CheckpointError, find_tensors
 

@@ -19,17 +19,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 
 from .configuration_videopanda import VideoPandaConfig
 from .hub_videopanda import add_code
+from .modeling_videopanda_layers import MaskedBatchNorm, PatchEmbedding, ReadLinear, ZeroConv3d
 from .modeling_videopanda_stab import (
     ContextFusion,
     FrameSpatialAggregator,
     GlobalSpatioTemporalAggregator,
     LocalSpatialDownsampling,
-    MaskedBatchNorm,
-    PatchEmbedding,
     PerceiverDownsampling,
-    ReadLinear,
     VideoPandaStab,
-    ZeroConv3d,
 )
 
 
