@@ -13,8 +13,17 @@ from videopanda.data.scenes.questions import Question, make_captions, make_quest
 from videopanda.data.scenes.render import Renderer, coverage
 from videopanda.data.scenes.world import THEMES, Difficulty, Scene, make_scene
 
-# Every scene has several of these to ask and few of the others; two of each are enough for one clip.
-_COMMON = ("colour", "shape", "size", "existence", "spatial_relation", "count", "event_count", "duration")
+# Most questions of one family about one clip. What is learned late gets more room; rare families are not bounded.
+_AT_MOST = {
+    "shape": 1,
+    "size": 1,
+    "existence": 1,
+    "spatial_relation": 1,
+    "count": 2,
+    "event_count": 2,
+    "colour": 2,
+    "duration": 6,
+}
 
 # Training sees the themes that rare families need more often than the world that tests use.
 TRAINING_THEMES = (*THEMES, "move", "race", "race", "order", "order", "change")
@@ -106,12 +115,13 @@ class ScenesDataset:
 
 
 def balanced(questions: list[Question]) -> list[Question]:
-    """At most two questions of each common family; the rare families first."""
+    """At most so many questions of each common family; the rare families first."""
     kept: list[Question] = []
     for question in questions:
-        if question.family not in _COMMON or sum(q.family == question.family for q in kept) < 2:
+        most = _AT_MOST.get(question.family)
+        if most is None or sum(q.family == question.family for q in kept) < most:
             kept.append(question)
-    return sorted(kept, key=lambda q: q.family in _COMMON)
+    return sorted(kept, key=lambda q: q.family in _AT_MOST)
 
 
 def draw(scene: Scene, num_frames: int) -> Clip:
