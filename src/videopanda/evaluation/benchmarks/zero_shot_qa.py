@@ -52,31 +52,33 @@ def _one_of(files: list[Path], path: Path, name: str) -> Path:
     raise AnnotationError(f"{path} holds several files of questions; name one: {', '.join(map(str, files[:4]))}")
 
 
+def _identified(path: Path) -> Iterator[tuple[str, Row | Rejected]]:
+    """Rows with the id of their question, and what was rejected (with "")."""
+    for row in rows(path):
+        if isinstance(row, Rejected):
+            yield "", row
+            continue
+        try:
+            yield row.id("question_id"), row
+        except RowError as error:
+            yield "", row.refuse(str(error))
+
+
 def _joined(questions: Path, answers: Path) -> Iterator[Row | Rejected]:
     """Question rows with the answer and the type of the row that has the same id."""
     found: dict[str, Row] = {}
-    for row in rows(answers):
+    for key, row in _identified(answers):
         if isinstance(row, Rejected):
             yield row
-            continue
-        try:
-            key = row.id("question_id")
-        except RowError as error:
-            yield row.refuse(str(error))
             continue
         if key in found:
             yield Rejected(row.place, f"a second answer for this question; the first is {found[key].place}", key)
         else:
             found[key] = row
     used = set()
-    for row in rows(questions):
+    for key, row in _identified(questions):
         if isinstance(row, Rejected):
             yield row
-            continue
-        try:
-            key = row.id("question_id")
-        except RowError as error:
-            yield row.refuse(str(error))
             continue
         answer = found.get(key)
         if answer is None:
