@@ -113,8 +113,10 @@ def features_verb(
     import logging
 
     from videopanda.training.command import make_features
+    from videopanda.training.run import part_processes
 
     quiet()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     written = make_features(stage, config, set_ or [], model, out)
+    part_processes()
     print(f"features of {written} clips written: {out}")

@@ -86,11 +86,14 @@ def _train(stage: str, config: str, set_: list[str], model: Path | None, output:
     import sys
 
     from videopanda.training.command import train
+    from videopanda.training.run import part_processes
     from videopanda.training.watch import RunStoppedError
 
     try:
         folder = train(stage, config, set_, model, output, resume)
     except RunStoppedError as stopped:
+        part_processes()
         print(f"videopanda: {stopped}", file=sys.stderr)
         raise typer.Exit(_STOPPED) from stopped
+    part_processes()
     print(f"trained model, metrics.jsonl, curves.png: {folder}")

@@ -15,7 +15,7 @@ import torch
 from clips import Clips
 
 from tiny import tiny_model, tiny_processor
-from videopanda.training.run import run_stage
+from videopanda.training.run import part_processes, run_stage
 from videopanda.training.stages import StageConfig
 
 STEPS = 20
@@ -80,3 +80,4 @@ def test_losses_are_those_of_one_process(alone, tmp_path, strategy, processes):
 
 if __name__ == "__main__":
     run(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    part_processes()

@@ -27,7 +27,7 @@ from videopanda.models.videopanda import (
 from videopanda.training import assemble, nano
 from videopanda.training.command import make_dataset
 from videopanda.training.parts import set_stage
-from videopanda.training.run import run_stage
+from videopanda.training.run import part_processes, run_stage
 from videopanda.training.stages import StageConfig, make_config
 
 MOST_PROCESSES = 4  # of the trial
@@ -162,3 +162,4 @@ def _shrunk(text: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     _trial(sys.argv[1], Path(sys.argv[2]))
+    part_processes()

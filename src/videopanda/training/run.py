@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import TrainingArguments
 
 from videopanda.data.collate import Collator
@@ -96,6 +97,17 @@ def run_stage(
         checksums.record(output)
         plot_curves(output / "metrics.jsonl", output / "curves.png", title=stage.stage)
     return output
+
+
+def part_processes() -> None:
+    """Wait for all processes and part from them: the last thing that a program does which ran stages on several.
+
+    A process that ends while gloo's threads still run is aborted ("terminate called without an active exception"), and
+    one that ends before the others takes their connections with it.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def make_collator(stage: StageConfig, processor: Any, **fields: Any) -> Collator:
