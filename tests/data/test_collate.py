@@ -305,6 +305,18 @@ def test_cell_words_follow_the_videos_of_a_batch():
         assert torch.equal(collator([sample])["cell_words"], words)
 
 
+def test_frames_that_fill_a_short_clip_have_no_words():
+    """The released model sends tokens of all-padding frames, too: they stand behind those of the real ones."""
+    videos = [draw(corner_scene(), 2), draw(corner_scene(), 8)]
+    samples = [Sample(str(i), (video,), ((("What?", "red"),),)) for i, video in enumerate(videos)]
+    batch = Collator(tiny_processor(), 4096, text=False, cell_words=True)(samples)
+    assert batch["video_placement"][:, 4:].tolist() == [[8, 2], [8, 8]]
+    features = tiny_model().get_video_features(batch["pixel_values_videos"], batch["video_placement"])
+    known = (batch["cell_words"] != IGNORE).any(1)
+    assert len(known) == len(features.last_hidden_state) == 2 * 8 * (1 + 6 * 7)
+    assert [frame.sum().item() for frame in known.view(16, -1)] == [36, 36, *[0] * 6, *[36] * 8]
+
+
 @dataclass
 class Marked:
     """A clip with one cell that is said to be red."""

@@ -199,19 +199,21 @@ class Collator:
 
     def _words(self, video: Any, placement: list[int]) -> torch.Tensor:
         """Token ids of the words for each visual token of one video, (V, K), in the order of STAB's layout."""
-        _, _, rows, columns, frames, _ = placement
+        _, _, rows, columns, _, real = placement
         words = [[self._word_id(word) for word in cell] for cell in video.cell_words(rows, columns)]
-        ids = torch.full((frames * rows * columns, MAX_CELL_WORDS), IGNORE)
+        ids = torch.full((real * rows * columns, MAX_CELL_WORDS), IGNORE)
         for i, cell in enumerate(words):
             ids[i, : len(cell)] = torch.tensor(cell)
-        ids = ids.view(frames, rows, columns, MAX_CELL_WORDS)
+        ids = ids.view(real, rows, columns, MAX_CELL_WORDS)
         layout = self.processor.video_processor
         if layout.row_tokens:
             ids = torch.nn.functional.pad(ids, (0, 0, 0, 1), value=IGNORE)
         ids = ids.flatten(1, 2)
         if layout.context_token:
             ids = torch.nn.functional.pad(ids, (0, 0, 1, 0), value=IGNORE)
-        return ids.flatten(0, 1)
+        ids = ids.flatten(0, 1)
+        padding = layout.placement_token_count(placement) - len(ids)  # of frames that fill a short clip
+        return torch.nn.functional.pad(ids, (0, 0, 0, padding), value=IGNORE)
 
     def _word_id(self, word: str) -> int:
         if word not in self._word_ids:
