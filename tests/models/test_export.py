@@ -19,6 +19,7 @@ from videopanda.models.videopanda.hub_videopanda import AUTO_MAP, export
 CODE = {
     "configuration_videopanda.py",
     "hub_videopanda.py",
+    "layout_videopanda.py",
     "modeling_videopanda.py",
     "modeling_videopanda_layers.py",
     "modeling_videopanda_stab.py",

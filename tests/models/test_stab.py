@@ -20,7 +20,7 @@ from videopanda.models.videopanda.configuration_videopanda import (
 from videopanda.models.videopanda.convert_videopanda import official_to_ours
 from videopanda.models.videopanda.modeling_videopanda import VideoPandaForConditionalGeneration
 from videopanda.models.videopanda.modeling_videopanda_layers import MaskedBatchNorm
-from videopanda.models.videopanda.modeling_videopanda_stab import VideoPandaStab
+from videopanda.models.videopanda.modeling_videopanda_stab import VideoPandaStab, encode_frames
 
 
 def test_parameter_count_of_the_released_model():
@@ -112,7 +112,10 @@ def test_clips_are_independent_and_counted(name, shapes, preset):
     batch[0, placements[0][4] :] = 7.0  # frames behind the end never count, whatever they hold
     with torch.no_grad():
         together = stab(batch, torch.tensor(placements))
+        lean = encode_frames(stab, torch.nn.Identity(), batch, torch.tensor(placements))
         alone = [stab(clip[None], torch.tensor([row])) for clip, row in zip(clips_, placements)]
+    # measured worst: 5.8e-6 on values up to 16
+    torch.testing.assert_close(lean, together, rtol=1e-5, atol=1e-4)
     counts = stab.token_counts(torch.tensor(placements), 6, 6).tolist()
     assert counts == [
         visual_token_count(
@@ -158,7 +161,11 @@ def test_images(name):
     stab = VideoPandaStab(config).eval()
     placement = torch.tensor([[0, 1, 6, 4, 1, 1], [1, 0, 4, 6, 1, 1]])
     with torch.no_grad():
-        tokens = stab(torch.randn(2, 1, 3, 48, 48), placement, is_image=True)
+        pixels = torch.randn(2, 1, 3, 48, 48)
+        tokens = stab(pixels, placement, is_image=True)
+        lean = encode_frames(stab, torch.nn.Identity(), pixels, placement, is_image=True)
+    # measured worst: 4.8e-7
+    torch.testing.assert_close(lean, tokens, rtol=1e-5, atol=1e-5)
     counts = stab.token_counts(placement, 6, 6, is_image=True).tolist()
     context, rows = config.image_context_token, config.row_tokens
     assert counts == [6 * (4 + rows) + context, 4 * (6 + rows) + context]
@@ -255,6 +262,34 @@ def test_short_last_segment():
         end = stab(pixels[:, 8:], torch.tensor([[0, 0, 6, 6, 2, 2]]))
     # measured worst: 9.6e-7 on values up to 14
     torch.testing.assert_close(whole[-len(end) :], end, rtol=1e-5, atol=1e-4)
+
+
+def test_inference_is_one_graph():
+    """With a layout nothing waits for the device and nothing depends on data."""
+    stab = VideoPandaStab(tiny_stab()).eval()
+    pixels, placement = torch.randn(2, 8, 3, 48, 48), torch.tensor([[1, 0, 4, 6, 8, 8], [0, 1, 6, 4, 8, 8]])
+    layout = stab.plan(placement, 8, 6, 6, False, pixels.device)
+    with torch.no_grad():
+        one_graph = torch.compile(stab, backend="eager", fullgraph=True)(pixels, placement, layout=layout)
+        # measured worst: 0
+        torch.testing.assert_close(one_graph, stab(pixels, placement, layout=layout))
+
+
+def test_inference_computes_only_what_tokens_need():
+    """Pictures decide the box; a row token is there once; training takes no layout."""
+    stab = VideoPandaStab(tiny_stab()).eval()
+    layout = stab.plan(torch.tensor([[2, 0, 2, 6, 8, 8]]), 8, 6, 6, False, torch.device("cpu"))
+    assert layout.box == (2, 4, 0, 6)
+    assert layout.takes_part is None
+    assert len(layout.kept) == 8 * (2 * 6 + 1) + 1
+    assert len(layout.order) == 8 * (2 * 7 + 1)
+    both = torch.tensor([[2, 0, 2, 6, 8, 8], [0, 1, 6, 4, 4, 4]])
+    mixed = stab.plan(both, 8, 6, 6, False, torch.device("cpu"))
+    assert mixed.box == (0, 6, 0, 6)
+    assert mixed.takes_part is not None
+    assert len(mixed.kept) == 8 * 13 + 4 * 25 + 1
+    with pytest.raises(AssertionError):
+        stab.train()(torch.randn(1, 8, 3, 48, 48), both[:1], layout=layout)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tiny import randomize
 from videopanda.models.videopanda.configuration_videopanda import VideoPandaStabConfig
-from videopanda.models.videopanda.modeling_videopanda_stab import VideoPandaStab
+from videopanda.models.videopanda.modeling_videopanda_stab import VideoPandaStab, encode_frames
 from videopanda.verification.stab_reference import slow_stab
 
 MAX_CELLS = 3
@@ -73,13 +73,15 @@ def compare(config: VideoPandaStabConfig, canvas: tuple[int, int], videos: list[
     placement = torch.tensor(videos)
     fast_pixels, slow_pixels = pixels.clone().requires_grad_(), pixels.clone().requires_grad_()
     weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in stab.state_dict().items()}
+    with torch.no_grad():
+        lean = encode_frames(stab, torch.nn.Identity(), pixels, placement, is_image)
     fast = stab(fast_pixels, placement, is_image)
     slow = slow_stab(config, weights, slow_pixels, placement, is_image)
     assert fast.shape == slow.shape
     loss_weights = torch.randn(fast.shape, generator=generator)
     (fast * loss_weights).sum().backward()
     (slow * loss_weights).sum().backward()
-    pairs = [(fast, slow), (fast_pixels.grad, slow_pixels.grad)]
+    pairs = [(fast, slow), (lean, slow), (fast_pixels.grad, slow_pixels.grad)]
     for name, parameter in stab.named_parameters():
         zero = torch.zeros_like(parameter)
         pairs.append(tuple(zero if g is None else g for g in (parameter.grad, weights[name].grad)))

@@ -27,6 +27,7 @@ from .modeling_videopanda_stab import (
     LocalSpatialDownsampling,
     PerceiverDownsampling,
     VideoPandaStab,
+    encode_frames,
 )
 
 
@@ -139,7 +140,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         cell = self.config.stab_config.cell_size
         if pixels_BTXY.shape[-2] % cell or pixels_BTXY.shape[-1] % cell:
             raise ValueError(f"Frames of {tuple(pixels_BTXY.shape[-2:])} pixels are not a multiple of {cell} pixels.")
-        return self.projector(self.stab(pixels_BTXY, placement_B6.to(pixels_BTXY.device), is_image))
+        return encode_frames(self.stab, self.projector, pixels_BTXY, placement_B6, is_image)
 
     def _visual_output(self, pixels_BTXY: Tensor, placement_B6: Tensor, is_image: bool) -> VideoPandaVisualOutput:
         features_VE = self.encode_visuals(pixels_BTXY, placement_B6, is_image)

@@ -1,58 +1,17 @@
-"""What STAB is built of: masks over frames and cells, pooling by a query, and layers that torch has not.
+"""What STAB is built of: pooling by a query, and layers that torch has not.
 
 Dimensions: as in `modeling_videopanda_stab.py`.
 """
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .configuration_videopanda import PADDING_FRAME_CELLS, VideoPandaStabConfig
-
-
-class CellGrid(NamedTuple):
-    """What the placement says about every cell of a batch."""
-
-    sends: Tensor  # (B, T, R, C) bool: the cell sends a token
-    takes_part: Tensor  # (B, T, R, C) bool: the cell may influence other cells
-    frame_sends: Tensor  # (B, T) bool: the frame sends tokens
-    top: Tensor  # (B, T) first row of the picture in its frame
-    left: Tensor  # (B, T) first column
-    end: Tensor  # (B, T) first column behind it
-
-
-def cell_grid(placement_B6: Tensor, frames: int, rows: int, columns: int, mask_padding: bool) -> CellGrid:
-    """Expand `placement` (top, left, rows, columns, num_frames, num_real) to masks over frames and cells."""
-    top_B1, left_B1, rows_B1, columns_B1, num_frames_B1, num_real_B1 = placement_B6.unsqueeze(-1).unbind(1)
-    t_T = torch.arange(frames, device=placement_B6.device)
-    frame_sends_BT = t_T < num_frames_B1
-    real_BT = t_T < num_real_B1
-    corner = min(PADDING_FRAME_CELLS, rows, columns)
-    top_BT, left_BT = torch.where(real_BT, top_B1, 0), torch.where(real_BT, left_B1, 0)
-    rows_BT = torch.where(real_BT, rows_B1, corner)
-    columns_BT = torch.where(real_BT, columns_B1, corner)
-    r_R = torch.arange(rows, device=placement_B6.device)
-    c_C = torch.arange(columns, device=placement_B6.device)
-    row_inside_BTR = (r_R >= top_BT[..., None]) & (r_R < (top_BT + rows_BT)[..., None])
-    column_inside_BTC = (c_C >= left_BT[..., None]) & (c_C < (left_BT + columns_BT)[..., None])
-    inside_BTRC = row_inside_BTR[..., None] & column_inside_BTC[:, :, None, :]
-    sends_BTRC = inside_BTRC & frame_sends_BT[..., None, None]
-    if mask_padding:
-        takes_part_BTRC = sends_BTRC & real_BT[..., None, None]
-    else:
-        takes_part_BTRC = frame_sends_BT[..., None, None].expand_as(sends_BTRC)
-    return CellGrid(sends_BTRC, takes_part_BTRC, frame_sends_BT, top_BT, left_BT, left_BT + columns_BT)
-
-
-def cells_to_patches(x_BTRC: Tensor) -> Tensor:
-    """Repeat every cell value for its 2 × 2 patches."""
-    return x_BTRC.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+from .configuration_videopanda import VideoPandaStabConfig
 
 
 def pool_by_query(
-    query_D: Tensor, keys_ZMD: Tensor, mask_ZM: Tensor, wk_DD: Tensor, wv_DD: Tensor, heads: int, scale: float
+    query_D: Tensor, keys_ZMD: Tensor, mask_ZM: Tensor | None, wk_DD: Tensor, wv_DD: Tensor, heads: int, scale: float
 ) -> Tensor:
     """Multi-head attention of one query over `keys_ZMD`; returns (Z, D).
 
@@ -63,7 +22,8 @@ def pool_by_query(
     wv_NDK = wv_DD.unflatten(0, (heads, -1)).transpose(1, 2)  # (N, D, K)
     folded_ND = torch.bmm(query_D.view(heads, 1, -1), wk_NKD).squeeze(1)
     scores_ZMN = F.linear(keys_ZMD, folded_ND) * scale
-    scores_ZMN = scores_ZMN.masked_fill(~mask_ZM[..., None], torch.finfo(scores_ZMN.dtype).min)
+    if mask_ZM is not None:
+        scores_ZMN = scores_ZMN.masked_fill(~mask_ZM[..., None], torch.finfo(scores_ZMN.dtype).min)
     weights_ZMN = scores_ZMN.softmax(dim=1)
     pooled_NZD = torch.matmul(weights_ZMN.to(keys_ZMD.dtype).transpose(1, 2), keys_ZMD).transpose(0, 1)  # (N, Z, D)
     return torch.bmm(pooled_NZD, wv_NDK.to(pooled_NZD.dtype)).transpose(0, 1).flatten(1)  # (Z, D)
@@ -134,9 +94,13 @@ class MaskedBatchNorm(nn.Module):
                 self.running_mean.lerp_(mean_D.to(self.running_mean.dtype), self.momentum)
                 unbiased_D = var_D * count / (count - 1.0).clamp(min=1.0)
                 self.running_var.lerp_(unbiased_D.to(self.running_var.dtype), self.momentum)
-        scale_D = self.weight.float() * torch.rsqrt(var_D + self.eps)
-        shift_D = self.bias.float() - mean_D * scale_D
+        scale_D, shift_D = self.affine(mean_D, var_D)
         return torch.addcmul(shift_D.to(x_ZLHWD.dtype), x_ZLHWD, scale_D.to(x_ZLHWD.dtype))
+
+    def affine(self, mean_D: Tensor, var_D: Tensor) -> tuple[Tensor, Tensor]:
+        """The factor and the summand of every channel, in float32."""
+        scale_D = self.weight.float() * torch.rsqrt(var_D + self.eps)
+        return scale_D, self.bias.float() - mean_D * scale_D
 
 
 class ZeroConv3d(nn.Conv3d):

@@ -10,21 +10,15 @@ Dimensions: B videos; T frames; S segments of L frames; Z = B·S; F = B·T; P pi
     width; N heads; K = D / N; V visual tokens of the batch.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_videopanda import VideoPandaStabConfig, placement_token_count
-from .modeling_videopanda_layers import (
-    CellGrid,
-    MaskedBatchNorm,
-    PatchEmbedding,
-    ReadLinear,
-    ZeroConv3d,
-    cell_grid,
-    cells_to_patches,
-    pool_by_query,
-)
+from .layout_videopanda import CellGrid, TokenLayout, cell_grid, cells_to_patches, plan_tokens, token_sources
+from .modeling_videopanda_layers import MaskedBatchNorm, PatchEmbedding, ReadLinear, ZeroConv3d, pool_by_query
 
 
 class LocalSpatioTemporalEncoding(nn.Module):
@@ -45,17 +39,30 @@ class LocalSpatioTemporalEncoding(nn.Module):
         self.expand = ZeroConv3d(u, d, 1)
         self.position = nn.Conv3d(d, d, 3, padding=1, groups=d)
 
-    def temporal_branch(self, x_ZLHWD: Tensor, mask_ZLHW1: Tensor) -> Tensor:
+    def temporal_branch(self, x_ZLHWD: Tensor, mask_ZLHW1: Tensor | None) -> Tensor:
         """1 × 1 × 1, 3 × 1 × 1 and 1 × 1 × 1 convolution."""
-        if self.norm is not None:
-            x_ZLHWD = self.norm(x_ZLHWD, mask_ZLHW1)
-        h_ZLHWU = F.linear(x_ZLHWD, self.reduce.weight.flatten(1), self.reduce.bias)
-        h_ZLHWU = h_ZLHWU * mask_ZLHW1.to(h_ZLHWU.dtype)
+        if mask_ZLHW1 is None:
+            h_ZLHWU = self.normed_reduce(x_ZLHWD)
+        else:
+            if self.norm is not None:
+                x_ZLHWD = self.norm(x_ZLHWD, mask_ZLHW1)
+            h_ZLHWU = F.linear(x_ZLHWD, self.reduce.weight.flatten(1), self.reduce.bias)
+            h_ZLHWU = h_ZLHWU * mask_ZLHW1.to(h_ZLHWU.dtype)
         h_ZUL_HW = h_ZLHWU.flatten(2, 3).permute(0, 3, 1, 2)  # (Z, U, L, H·W), channels last in memory
         weight_U_31 = self.temporal.weight.squeeze(-1)  # (U, 1 or U, 3, 1)
         h_ZUL_HW = F.conv2d(h_ZUL_HW, weight_U_31, self.temporal.bias, padding=(1, 0), groups=self.temporal.groups)
         h_ZLHWU = h_ZUL_HW.permute(0, 2, 3, 1).reshape(h_ZLHWU.shape)
         return F.linear(h_ZLHWU, self.expand.weight.flatten(1), self.expand.bias)
+
+    def normed_reduce(self, x_ZLHWD: Tensor) -> Tensor:
+        """Batch norm with running statistics and the first convolution, as one linear map."""
+        weight_UD, bias_U = self.reduce.weight.flatten(1), self.reduce.bias
+        assert bias_U is not None
+        if self.norm is not None:
+            scale_D, shift_D = self.norm.affine(self.norm.running_mean.float(), self.norm.running_var.float())
+            bias_U = (bias_U.float() + weight_UD.float() @ shift_D).to(bias_U.dtype)
+            weight_UD = (weight_UD.float() * scale_D).to(weight_UD.dtype)
+        return F.linear(x_ZLHWD, weight_UD, bias_U)
 
     def position_branch(self, x_ZLHWD: Tensor) -> Tensor:
         """Depth-wise 3 × 3 × 3 convolution as one spatial convolution for each of the three neighbour frames."""
@@ -67,14 +74,17 @@ class LocalSpatioTemporalEncoding(nn.Module):
             .reshape(z, length, h, w, d)
             for k, bias in ((0, None), (1, self.position.bias), (2, None))
         )
-        after_first = F.pad(previous_ZLHWD[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))
-        before_last = F.pad(next_ZLHWD[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))
-        return same_ZLHWD + after_first + before_last
+        same_ZLHWD[:, 1:] += previous_ZLHWD[:, :-1]
+        same_ZLHWD[:, :-1] += next_ZLHWD[:, 1:]
+        return same_ZLHWD
 
-    def forward(self, x_ZLHWD: Tensor, mask_ZLHW1: Tensor) -> Tensor:
-        """Encode segments; positions outside the mask influence nothing."""
+    def forward(self, x_ZLHWD: Tensor, mask_ZLHW1: Tensor | None) -> Tensor:
+        """Encode segments; positions outside the mask influence nothing. None, at inference: there are none."""
         branch_ZLHWD = self.temporal_branch(x_ZLHWD, mask_ZLHW1)
-        x_ZLHWD = torch.addcmul(x_ZLHWD, branch_ZLHWD, mask_ZLHW1.to(branch_ZLHWD.dtype))
+        if mask_ZLHW1 is None:
+            x_ZLHWD = x_ZLHWD + branch_ZLHWD
+        else:
+            x_ZLHWD = torch.addcmul(x_ZLHWD, branch_ZLHWD, mask_ZLHW1.to(branch_ZLHWD.dtype))
         return x_ZLHWD + self.position_branch(x_ZLHWD)
 
 
@@ -99,7 +109,7 @@ class GlobalSpatioTemporalAggregator(nn.Module):
             self.mlp_down = nn.Linear(4 * d, d)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, keys_ZMD: Tensor, mask_ZM: Tensor) -> Tensor:
+    def forward(self, keys_ZMD: Tensor, mask_ZM: Tensor | None) -> Tensor:
         """Return one summary (Z, D) per segment. A segment without any key yields a value nobody reads."""
         wq_DD, wk_DD, wv_DD = self.in_proj.weight.chunk(3)
         bq_D, bk_D, bv_D = self.in_proj.bias.chunk(3)
@@ -334,13 +344,35 @@ class VideoPandaStab(nn.Module):
             context_token=config.image_context_token if is_image else config.context_token,
         )
 
-    def forward(self, pixel_values_BTXY: Tensor, placement_B6: Tensor, is_image: bool = False) -> Tensor:
+    def plan(
+        self, placement_B6: Tensor, frames: int, rows: int, columns: int, is_image: bool, device: Any
+    ) -> TokenLayout:
+        """Plan the tokens of a batch of videos or images on a canvas of `rows` × `columns` cells, for `forward`."""
+        config = self.config
+        return plan_tokens(
+            placement_B6,
+            (frames, rows, columns),
+            config.segment_frames,
+            mask_padding=config.mask_padding,
+            row_tokens=config.row_tokens,
+            context_token=config.image_context_token if is_image else config.context_token,
+            crop=not config.downsample_first,
+            device=device,
+        )
+
+    def forward(
+        self, pixel_values_BTXY: Tensor, placement_B6: Tensor, is_image: bool = False, layout: TokenLayout | None = None
+    ) -> Tensor:
         """Map normalised frames (B, T, 3, height, width) to the tokens (V, D) of all videos, one video after the other.
 
         `placement_B6` holds top, left, rows, columns of the picture in cells, the number of frames that send tokens and
         the number of real frames among them. Images are videos of one frame for which LSTE, GSTRA and fusion are
         skipped.
+
+        With the `layout` of `plan`, at inference, nothing is computed that no token needs, and each distinct token is
+        returned once, (U, D): `layout.order` puts them in order. The values are the same.
         """
+        assert layout is None or not self.training
         config = self.config
         if config.downsampling == "half_resolution":
             pixel_values_BTXY = F.avg_pool2d(pixel_values_BTXY.flatten(0, 1), 2).unflatten(
@@ -349,20 +381,27 @@ class VideoPandaStab(nn.Module):
         x_BTHWD = self.patch_embedding(pixel_values_BTXY)
         per_cell = 1 if config.downsampling == "half_resolution" else 2
         _, t, h, w, _ = x_BTHWD.shape
-        grid = cell_grid(placement_B6, t, h // per_cell, w // per_cell, config.mask_padding)
+        if layout is None:
+            grid = cell_grid(placement_B6, t, h // per_cell, w // per_cell, config.mask_padding)
+            takes_part: Tensor | None = grid.takes_part
+        else:
+            grid, placement_B6, takes_part = layout.grid, layout.placement, layout.takes_part
         if is_image:
-            tokens_BTRCD = self.lsd(x_BTHWD, grid)
+            tokens_BTRCD = self.lsd(x_BTHWD if layout is None else layout.crop(x_BTHWD, per_cell), grid)
             context_BTD = None if self.fsra is None else self.fsra(tokens_BTRCD, grid)
-            return self.lay_out(self.locate(tokens_BTRCD, grid, placement_B6), context_BTD, grid)
+            return self.lay_out(self.locate(tokens_BTRCD, grid, placement_B6), context_BTD, grid, layout)
         if config.downsample_first:
             x_BTHWD = self.lsd(x_BTHWD, grid)
         on_cells = config.downsample_first or per_cell == 1
-        mask_BTHW = grid.takes_part if on_cells else cells_to_patches(grid.takes_part)
+        mask_BTHW = takes_part if takes_part is None or on_cells else cells_to_patches(takes_part)
         encoded_BTHWD = x_BTHWD if self.lste is None else self.encode(self.lste, x_BTHWD, mask_BTHW)
         tokens_BTRCD = encoded_BTHWD
+        if layout is not None:
+            tokens_BTRCD = layout.crop(encoded_BTHWD, 1 if on_cells else per_cell)
+            x_BTHWD = layout.crop(x_BTHWD, 1 if on_cells else per_cell)
         if self.lste is not None and config.dense_connection:
             # QUIRK(ckpt): the patch embedding is added once more for LSD, while GSTRA sees the sum without it.
-            tokens_BTRCD = encoded_BTHWD + x_BTHWD
+            tokens_BTRCD = tokens_BTRCD + x_BTHWD
         if not config.downsample_first:
             tokens_BTRCD = self.lsd(tokens_BTRCD, grid)
         context_BTD = None if self.fsra is None else self.fsra(tokens_BTRCD, grid)
@@ -372,7 +411,7 @@ class VideoPandaStab(nn.Module):
             else:
                 segment_BTD = self.summarise(self.gstra, tokens_BTRCD, grid.sends & grid.takes_part)
             context_BTD = self.fusion(segment_BTD, context_BTD)
-        return self.lay_out(self.locate(tokens_BTRCD, grid, placement_B6), context_BTD, grid)
+        return self.lay_out(self.locate(tokens_BTRCD, grid, placement_B6), context_BTD, grid, layout)
 
     def locate(self, tokens_BTRCD: Tensor, grid: CellGrid, placement_B6: Tensor) -> Tensor:
         """Add coordinates to the tokens of cells, where the configuration asks for them."""
@@ -392,42 +431,49 @@ class VideoPandaStab(nn.Module):
             x_BT = torch.cat([x_BT, x_BT.new_zeros(b, missing, *x_BT.shape[2:])], dim=1)
         return x_BT.reshape(-1, length, *x_BT.shape[2:])  # (Z, L, ...)
 
-    def encode(self, lste: nn.Module, x_BTHWD: Tensor, mask_BTHW: Tensor) -> Tensor:
+    def encode(self, lste: nn.Module, x_BTHWD: Tensor, mask_BTHW: Tensor | None) -> Tensor:
         """Run LSTE on all segments."""
-        mask_ZLHW1 = self.to_segments(mask_BTHW)[..., None]
-        x_ZLHWD = self.to_segments(x_BTHWD) * mask_ZLHW1.to(x_BTHWD.dtype)
+        x_ZLHWD, mask_ZLHW1 = self.to_segments(x_BTHWD), None
+        if mask_BTHW is not None:
+            mask_ZLHW1 = self.to_segments(mask_BTHW)[..., None]
+            x_ZLHWD = x_ZLHWD * mask_ZLHW1.to(x_BTHWD.dtype)
         x_ZLHWD = lste(x_ZLHWD, mask_ZLHW1)
         return x_ZLHWD.reshape(x_BTHWD.shape[0], -1, *x_BTHWD.shape[2:])[:, : x_BTHWD.shape[1]]
 
-    def summarise(self, gstra: nn.Module, x_BTHWD: Tensor, mask_BTHW: Tensor) -> Tensor:
+    def summarise(self, gstra: nn.Module, x_BTHWD: Tensor, mask_BTHW: Tensor | None) -> Tensor:
         """Run GSTRA on all segments and hand each frame (B, T, D) the summary of its segment."""
         b, t = x_BTHWD.shape[:2]
         x_ZLHWD = self.to_segments(x_BTHWD)
-        segment_ZD = gstra(x_ZLHWD.flatten(1, 3), self.to_segments(mask_BTHW).flatten(1))
+        mask_ZM = None if mask_BTHW is None else self.to_segments(mask_BTHW).flatten(1)
+        segment_ZD = gstra(x_ZLHWD.flatten(1, 3), mask_ZM)
         return segment_ZD.view(b, -1, 1, segment_ZD.shape[-1]).expand(-1, -1, x_ZLHWD.shape[1], -1).flatten(1, 2)[:, :t]
 
-    def lay_out(self, tokens_BTRCD: Tensor, context_BTD: Tensor | None, grid: CellGrid) -> Tensor:
-        """Put the tokens in order, (V, D): per frame the context token, then each row of cells and its row token."""
-        b, t, r, c, d = tokens_BTRCD.shape
-        row_token = self.row_token
-        c_C = torch.arange(c + 1, device=tokens_BTRCD.device)  # one more slot per row, for the row token
-        end_BT11 = grid.end[..., None, None]
-        row_sends_BTR1 = grid.sends.any(-1, keepdim=True)
-        is_row_BTRC = row_sends_BTR1 & (c_C == end_BT11) & (row_token is not None)
-        filled_BTRC = F.pad(grid.sends, (0, 1)) | is_row_BTRC
-        source_BTRC = torch.arange(b * t * r, device=c_C.device).view(b, t, r, 1) * c + c_C
-        filled_BTX, is_row_BTX, source_BTX = filled_BTRC.flatten(2), is_row_BTRC.flatten(2), source_BTRC.flatten(2)
-        table_XD = tokens_BTRCD.reshape(-1, d)
+    def lay_out(
+        self, tokens_BTRCD: Tensor, context_BTD: Tensor | None, grid: CellGrid, layout: TokenLayout | None
+    ) -> Tensor:
+        """Put the tokens in order, (V, D), or with a layout gather the distinct ones, (U, D)."""
+        table_XD = tokens_BTRCD.reshape(-1, tokens_BTRCD.shape[-1])
         if context_BTD is not None:
-            first_BT1 = table_XD.shape[0] + torch.arange(b * t, device=c_C.device).view(b, t, 1)
-            source_BTX = torch.cat([first_BT1, source_BTX], dim=2)
-            filled_BTX = torch.cat([grid.frame_sends[..., None], filled_BTX], dim=2)
-            is_row_BTX = F.pad(is_row_BTX, (1, 0))
-            table_XD = torch.cat([table_XD, context_BTD.reshape(-1, d).to(table_XD.dtype)])
-        chosen_V = filled_BTX.flatten().nonzero().squeeze(1)  # the one place that waits for the device
-        is_row_V = is_row_BTX.flatten()[chosen_V]
-        source_V = source_BTX.flatten()[chosen_V].masked_fill(is_row_V, 0)
-        tokens_VD = table_XD.index_select(0, source_V)
+            table_XD = torch.cat([table_XD, context_BTD.reshape(-1, table_XD.shape[1]).to(table_XD.dtype)])
+        row_token = self.row_token
+        if layout is not None:
+            if row_token is not None:
+                table_XD = torch.cat([table_XD, row_token[None].to(table_XD.dtype)])
+            return table_XD.index_select(0, layout.kept)
+        source_V, is_row_V = token_sources(grid, row_token is not None, context_BTD is not None)
+        tokens_VD = table_XD.index_select(0, source_V.masked_fill(is_row_V, 0))
         if row_token is not None:
             tokens_VD = torch.where(is_row_V[:, None], row_token.to(tokens_VD.dtype), tokens_VD)
         return tokens_VD
+
+
+def encode_frames(
+    stab: VideoPandaStab, projector: nn.Module, pixels_BTXY: Tensor, placement_B6: Tensor, is_image: bool = False
+) -> Tensor:
+    """Map frames (B, T, 3, X, Y) to projected tokens (V, E): in training all, else each distinct one once."""
+    if stab.training:
+        return projector(stab(pixels_BTXY, placement_B6.to(pixels_BTXY.device), is_image))
+    cell = stab.config.cell_size
+    _, frames, _, height, width = pixels_BTXY.shape
+    layout = stab.plan(placement_B6, frames, height // cell, width // cell, is_image, pixels_BTXY.device)
+    return projector(stab(pixels_BTXY, placement_B6, is_image, layout)).index_select(0, layout.order)
