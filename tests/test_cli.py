@@ -50,9 +50,14 @@ SURFACE = {
     "": (
         set(),
         {"answer", "chat", "convert", "data", "demo", "export", "finetune", "init", "train", "scenes"}
-        | {"evaluate", "verify"},
+        | {"bench", "evaluate", "verify"},
     ),
     "answer": ({"--model", "--frames", "--start", "--end", "--json"}, {"video", "question"}),
+    "bench": (set(), {"efficiency"}),
+    "bench efficiency": (
+        {"--models", "--source", "--rounds", "--device", "--dtype", "--compile", "--flops-only", "--json", "--plot"},
+        set(),
+    ),
     "chat": ({"--model", "--frames", "--start", "--end"}, {"video"}),
     "convert": ({"--allow", "--json"}, {"source", "target"}),
     "data": (set(), {"check", "features", "shard"}),

@@ -51,7 +51,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "fastapi", "uvicorn", "pydantic", "numpy"},
     ),
     "bench": (
-        {".", "", "data", "video", "models", "inference"},
+        {".", "", "data", "video", "models", "inference", "training"},  # peers share the teachers' towers
         {"torch", "transformers", "numpy", "matplotlib", "rich"},
     ),
     "cli": (

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from videopanda.cli_bench import bench_app
 from videopanda.cli_data import data_app
 from videopanda.cli_evaluate import evaluate_app
 from videopanda.cli_options import AsJson, Frames, Model, Seed, console, load_model, quiet
@@ -30,6 +31,7 @@ scenes_app = typer.Typer(
 app.add_typer(scenes_app, name="scenes")
 app.add_typer(data_app, name="data")
 app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(bench_app, name="bench")
 
 _ASSETS = Path(__file__).parent / "assets"
 

@@ -1,0 +1,1 @@
+"""What the vision part costs, measured against its peers in one run."""

@@ -1,0 +1,233 @@
+"""Parameters, multiply-accumulates, latency and memory of vision parts, side by side in one run.
+
+All models have their true shapes and random weights. Latencies are interleaved: each round runs every model once, so
+that whatever else the machine does falls on all of them alike, and comparisons are ratios within a round.
+"""
+
+import gc
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from videopanda.bench.official import OfficialVision
+from videopanda.bench.peers import SIDE, VideoChatGPTVision, VideoLlavaVision
+from videopanda.models.videopanda import VideoPandaProjector, VideoPandaStab, VideoPandaStabConfig, placement_for_size
+from videopanda.models.videopanda.modeling_videopanda_stab import encode_frames
+
+FRAMES, CANVAS, OUTPUT = 8, 448, 4096  # OUTPUT: width of Vicuna-7B
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Table 3 of the Video-Panda paper: parameters in millions, multiply-accumulates in billions (it says FLOPs), latency in
+# milliseconds on hardware that it does not name.
+PAPER = {
+    "video-panda": {"params": 45, "macs": 105.5, "latency_ms": 41},
+    "video-llava": {"params": 425, "macs": 864.1, "latency_ms": 125},
+    "video-chatgpt": {"params": 307, "macs": 8109.1, "latency_ms": 171},
+}
+
+
+class PandaVision(nn.Module):
+    """STAB and projector as inference runs them."""
+
+    def __init__(self, config: VideoPandaStabConfig):
+        super().__init__()
+        self.stab = VideoPandaStab(config)
+        self.projector = VideoPandaProjector(config.hidden_size, OUTPUT)
+
+    def forward(self, pixels_BTCXY: Tensor, placement_B6: Tensor) -> Tensor:
+        """Map (B, T, 3, X, Y) and placements to (V, E)."""
+        return encode_frames(self.stab, self.projector, pixels_BTCXY, placement_B6)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A vision part in the comparison.
+
+    build: makes the module with random weights.
+    arguments: its inputs for source frames of (height, width) pixels; pixels first, on the CPU.
+    portion: frames that one measurement on a CPU covers where frames do not know of each other and all of them would
+        take minutes; the latency is scaled up. None: all frames.
+    """
+
+    build: Callable[[], nn.Module]
+    arguments: Callable[[int, int], tuple[Tensor, ...]]
+    frames: int = FRAMES
+    portion: int | None = None
+
+
+def panda_arguments(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Eight frames on the square canvas, and their placement."""
+    placement = [*placement_for_size(height, width, CANVAS // 28), FRAMES, FRAMES]
+    return torch.zeros(1, FRAMES, 3, CANVAS, CANVAS), torch.tensor([placement])
+
+
+def official_arguments(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The same frames, and a mask of the picture."""
+    pixels, placement = panda_arguments(height, width)
+    top, left, rows, columns = (28 * cells for cells in placement[0, :4].tolist())
+    mask = torch.zeros(1, FRAMES, CANVAS, CANVAS)
+    mask[:, :, top : top + rows, left : left + columns] = 1.0
+    return pixels, mask
+
+
+CONTENDERS = {
+    "video-panda": Contender(lambda: PandaVision(VideoPandaStabConfig.released()), panda_arguments),
+    "video-panda-official-arithmetic": Contender(OfficialVision, official_arguments),
+    "eve-star": Contender(lambda: PandaVision(VideoPandaStabConfig.eve_star()), panda_arguments),
+    "video-llava": Contender(VideoLlavaVision, lambda *_: (torch.zeros(FRAMES, 3, SIDE, SIDE),)),
+    "video-chatgpt": Contender(VideoChatGPTVision, lambda *_: (torch.zeros(100, 3, SIDE, SIDE),), 100, portion=10),
+}
+
+
+def count(name: str, height: int, width: int) -> dict[str, int]:
+    """Parameters and multiply-accumulates (half of what torch counts as FLOPs), without computing anything.
+
+    Attention is taken apart into matrix products, because torch counts a fused one on a CPU as nothing.
+    """
+    contender = CONTENDERS[name]
+    with torch.device("meta"):
+        model = contender.build().eval().requires_grad_(False)
+    pixels, *rest = contender.arguments(height, width)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(pixels.to("meta"), *rest)
+    return {"params": sum(p.numel() for p in model.parameters()), "macs": counter.get_total_flops() // 2}
+
+
+class Runner:
+    """A contender on a device, ready to be timed."""
+
+    def __init__(self, name: str, height: int, width: int, device: torch.device, dtype: torch.dtype, compiled: bool):
+        contender = CONTENDERS[name]
+        self.device = device
+        torch.manual_seed(0)
+        self.model = contender.build().to(device, dtype).eval()
+        pixels, *rest = contender.arguments(height, width)
+        portion = contender.portion if device.type == "cpu" else None
+        self.scale = contender.frames / portion if portion else 1.0
+        pixels = torch.rand(pixels[:portion].shape if portion else pixels.shape)
+        self.inputs = [pixels.to(device, dtype), *(x.to(device, dtype) if x.is_floating_point() else x for x in rest)]
+        self.call: Callable[..., Any] = self.model.encode if portion else self.model
+        if compiled and isinstance(self.model, PandaVision):
+            self.model.stab = torch.compile(self.model.stab)
+            self.model.projector = torch.compile(self.model.projector)
+
+    @torch.inference_mode()
+    def seconds(self) -> float:
+        """Wall time of one pass over all frames."""
+        self.wait()
+        began = time.perf_counter()
+        self.call(*self.inputs)
+        self.wait()
+        return (time.perf_counter() - began) * self.scale
+
+    def wait(self) -> None:
+        """Let the device finish."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def peak_bytes(self) -> int | None:
+        """Most memory that a pass takes beside weights and input; None where the system does not tell."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            self.seconds()
+            return torch.cuda.max_memory_allocated(self.device) - before
+        reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+        if not (reset.exists() and status.exists()):
+            return None
+        reset.write_text("5")  # the peak starts anew
+        before = _status_bytes(status, "VmRSS")
+        self.seconds()
+        return _status_bytes(status, "VmHWM") - before
+
+
+def _status_bytes(status: Path, field: str) -> int:
+    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{field}:"))
+    return 1024 * int(line.split()[1])
+
+
+def interval(values: Sequence[float], seed: int = 0) -> dict[str, float]:
+    """Median and its 95 % bootstrap interval."""
+    generator = random.Random(seed)
+    medians = sorted(statistics.median(generator.choices(values, k=len(values))) for _ in range(1000))
+    return {"median": statistics.median(values), "low": medians[25], "high": medians[974]}
+
+
+def measure(
+    names: Sequence[str],
+    height: int,
+    width: int,
+    *,
+    rounds: int,
+    device: str = "cpu",
+    dtype: str = "float32",
+    compiled: bool = False,
+    flops_only: bool = False,
+) -> dict[str, Any]:
+    """Compare vision parts; see `CONTENDERS` for names. Source frames have `height` × `width` pixels.
+
+    Returns {"machine", "settings", "models"}; a model has params, macs, frames, the figures of the paper where it has
+    any and, unless `flops_only`, latency_ms, peak_bytes and times_video_panda, its latency relative to that of
+    video-panda in the same round; each with its interval.
+
+    Raises:
+        ValueError: an unknown name, data type or device.
+    """
+    unknown = sorted(set(names) - CONTENDERS.keys())
+    if unknown:
+        raise ValueError(f"no model {unknown[0]!r} in this comparison: choose from {', '.join(CONTENDERS)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"no data type {dtype!r}: choose from {', '.join(DTYPES)}")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"there is no device {device!r} here: choose cpu" + (" or cuda" * torch.cuda.is_available()))
+    models: dict[str, dict[str, Any]] = {
+        name: {**count(name, height, width), "frames": CONTENDERS[name].frames, "paper": PAPER.get(name)}
+        for name in names
+    }
+    if not flops_only:
+        place = torch.device(device)
+        runners = {name: Runner(name, height, width, place, DTYPES[dtype], compiled) for name in names}
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        for name, runner in runners.items():  # also warms up
+            models[name]["peak_bytes"] = runner.peak_bytes()
+        for _ in range(rounds):
+            for name, runner in runners.items():
+                seconds[name].append(runner.seconds())
+        for name, values in seconds.items():
+            models[name]["latency_ms"] = interval([1000 * value for value in values])
+            models[name]["measured_frames"] = round(CONTENDERS[name].frames / runners[name].scale)
+            if "video-panda" in seconds:
+                ratios = [value / own for value, own in zip(values, seconds["video-panda"])]
+                models[name]["times_video_panda"] = interval(ratios)
+    settings = {"source": f"{width}x{height}", "rounds": rounds, "device": device, "dtype": dtype, "compile": compiled}
+    return {"machine": machine(device), "settings": settings, "models": models}
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"

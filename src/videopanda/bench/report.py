@@ -1,0 +1,51 @@
+"""What `videopanda bench` shows: tables and the bubble chart of the paper's Figure 1."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+
+def table(report: dict[str, Any]) -> Table:
+    """Each model with its measured figures, and those of the paper's Table 3 beside."""
+    settings, machine = report["settings"], report["machine"]
+    title = f"Vision parts, {settings['source']} pixels"
+    timed = any("latency_ms" in row for row in report["models"].values())
+    if timed:
+        where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
+        title += f", {settings['dtype']}, {where}, {settings['rounds']} rounds"
+    grid = Table(title=title, title_justify="left")
+    for column in ("model", "frames", "params", "MACs", "latency", "× video-panda", "peak memory", "paper's Table 3"):
+        grid.add_column(column, justify="left" if column == "model" else "right")
+    for name, row in report["models"].items():
+        latency, ratio, peak, paper = (
+            row.get(key) for key in ("latency_ms", "times_video_panda", "peak_bytes", "paper")
+        )
+        grid.add_row(
+            name,
+            str(row["frames"]),
+            f"{row['params'] / 1e6:.1f} M",
+            f"{row['macs'] / 1e9:.1f} G",
+            "–" if latency is None else f"{latency['median']:.0f} ms ({latency['low']:.0f}–{latency['high']:.0f})",
+            "–" if ratio is None else f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})",
+            "–" if peak is None else f"{peak / 2**20:.0f} MiB",
+            "–" if paper is None else f"{paper['params']} M, {paper['macs']} G, {paper['latency_ms']} ms",
+        )
+    return grid
+
+
+def draw(report: dict[str, Any], file: Path) -> None:
+    """Bubbles: latency (or, unmeasured, multiply-accumulates) over parameters; the area is multiply-accumulates."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    timed = all("latency_ms" in row for row in report["models"].values())
+    for name, row in report["models"].items():
+        x, y = row["params"] / 1e6, row["latency_ms"]["median"] if timed else row["macs"] / 1e9
+        axes.scatter([x], [y], s=row["macs"] / 1e9, alpha=0.5)
+        axes.annotate(f"{name}\n{row['macs'] / 1e9:.0f} G", (x, y), ha="center", va="center", fontsize=7)
+    axes.set(xlabel="parameters of the vision part (millions)", xlim=(-40, 520), yscale="log")
+    axes.set_ylabel("latency (ms)" if timed else "multiply-accumulates (billions)")
+    axes.margins(y=0.3)
+    figure.savefig(file, dpi=120)
