@@ -127,6 +127,50 @@ def test_a_chat_remembers(loaded, path):
     assert chat.messages[:3] == history
 
 
+def test_a_chat_reads_its_clip_once(loaded, path, monkeypatch):
+    """Neither STAB nor the language model sees the clip again, and what is remembered stays as it was."""
+    model, processor = loaded
+    read, encoded = [], []
+    for module, into in ((model.model.language_model, read), (model.model.stab, encoded)):
+        original = module.forward
+        monkeypatch.setattr(
+            module,
+            "forward",
+            lambda *args, original=original, into=into, **kwargs: (
+                into.append(kwargs["inputs_embeds"].shape[1] if "inputs_embeds" in kwargs else 0)
+                or original(*args, **kwargs)
+            ),
+        )
+    chat = Chat(model, processor, path, max_new_tokens=4)
+    first = chat.ask_apart(["What?"])[0]
+    assert max(read) > first.visual_tokens
+    read.clear()
+    second = chat.ask_apart(["And how many?", "Why?"])
+    third = chat.ask("What?")
+    chat.ask("And then?")
+    assert 10 * max(read) < first.visual_tokens
+    assert len(encoded) == 1
+    assert third.answer == first.answer
+    apart = [ask(model, processor, path, [a.question], max_new_tokens=4)[0].answer for a in second]
+    assert [a.answer for a in second] == apart
+
+
+def test_a_clip_remembers_nothing_unless_told(loaded):
+    model, processor = loaded
+    (one,) = encode(model, processor, [Clip(clip(), tuple(range(8)), 8.0)])
+    prompts = [(question_messages(processor, q), one) for q in QUESTIONS]
+    replies = reply(model, processor, prompts, 4)
+    assert one.read_starts == {}
+    assert reply(model, processor, prompts, 4, remember=True) == replies
+    assert len(one.read_starts) == 1
+    assert reply(model, processor, prompts, 4, remember=True) == replies
+
+
+def test_a_list_of_questions_gets_a_list_of_answers(checkpoint, path):
+    answers = videopanda.answer(path, QUESTIONS, model=checkpoint)
+    assert answers == [videopanda.answer(path, question, model=checkpoint) for question in QUESTIONS]
+
+
 def test_the_public_name_loads_a_model_once(checkpoint, path):
     from videopanda.inference import _load_once
 

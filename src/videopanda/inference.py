@@ -14,10 +14,11 @@ if it were the only one. Prompts come from the chat template of the processor.
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -64,10 +65,12 @@ class EncodedClip:
 
     marker: what stands in the prompt in place of `<video>`.
     tokens: projected visual tokens, (V, E).
+    read_starts: what the language model made of prompts up to the end of the clip, by their token ids; see `reply`.
     """
 
     marker: str
     tokens: Tensor
+    read_starts: dict[tuple[int, ...], Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 def load(
@@ -148,10 +151,14 @@ def reply(
     processor: Any,
     prompts: Sequence[tuple[Sequence[Message], EncodedClip | None]],
     max_new_tokens: int = MAX_NEW_TOKENS,
+    *,
+    remember: bool = False,
 ) -> list[str]:
     """Greedy replies to conversations, each about one clip or, with None, about no clip, in one batch.
 
-    Conversations about the same clip share the work for its tokens.
+    Conversations about the same clip share the work for its tokens. With `remember`, where all are about one clip, the
+    clip keeps what the language model made of it (keys and values of all layers), and later calls read only what
+    follows the clip.
 
     Raises:
         ValueError: a conversation does not fit into the context of the language model.
@@ -170,11 +177,11 @@ def reply(
     clips = [clip for _, clip in prompts]
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
     starts = _shared_starts(rows, clips, processor.video_token_id)
-    if starts is None:
+    if starts is None or (len(starts) == len(rows) and not remember):  # nothing to share
         ids, mask = _left_padded(rows, processor.tokenizer, model.device)
         options |= _visuals([clip for clip in clips if clip is not None])
     else:
-        ids, mask, options["past_key_values"] = _read_starts(model, processor.tokenizer, rows, clips, starts)
+        ids, mask, options["past_key_values"] = _read_starts(model, processor.tokenizer, rows, clips, starts, remember)
     output = model.generate(input_ids=ids, attention_mask=mask, **options)
     replies = processor.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in replies]
@@ -198,7 +205,7 @@ def _left_padded(rows: Sequence[Sequence[int]], tokenizer: Any, device: torch.de
 def _shared_starts(
     rows: Sequence[Sequence[int]], clips: Sequence[EncodedClip | None], video_token_id: int
 ) -> dict[int, list[int]] | None:
-    """The tokens up to the end of each clip, by the clip's id; None where sharing is impossible or saves nothing."""
+    """The tokens up to the end of each clip, by the clip's id; None where sharing is impossible."""
     starts: dict[int, list[int]] = {}
     for row, clip in zip(rows, clips):
         if clip is None:
@@ -206,7 +213,7 @@ def _shared_starts(
         end = len(row) - row[::-1].index(video_token_id)
         if starts.setdefault(id(clip), list(row[:end])) != row[:end]:
             return None
-    return starts if len(starts) < len(rows) else None
+    return starts
 
 
 def _read_starts(
@@ -215,17 +222,23 @@ def _read_starts(
     rows: Sequence[Sequence[int]],
     clips: Sequence[EncodedClip | None],
     starts: dict[int, list[int]],
+    remember: bool,
 ) -> tuple[Tensor, Tensor, Any]:
     """Run the shared starts once. Returns ids and mask of all rows, padded around their start, and the cache."""
     distinct = {id(clip): clip for clip in clips if clip is not None}
     start_ids, start_mask = _left_padded([starts[key] for key in distinct], tokenizer, model.device)
-    cache = model.model(
-        input_ids=start_ids,
-        attention_mask=start_mask,
-        position_ids=(start_mask.cumsum(1) - 1).clamp(min=0),
-        use_cache=True,
-        **_visuals(list(distinct.values())),
-    ).past_key_values
+    first = next(iter(distinct.values()))
+    known = first.read_starts if remember and len(distinct) == 1 else {}
+    key = tuple(starts[id(first)])
+    if key not in known:
+        known[key] = model.model(
+            input_ids=start_ids,
+            attention_mask=start_mask,
+            position_ids=(start_mask.cumsum(1) - 1).clamp(min=0),
+            use_cache=True,
+            **_visuals(list(distinct.values())),
+        ).past_key_values
+    cache = deepcopy(known[key]) if known is first.read_starts else known[key]  # generation writes into it
     numbers = {key: number for number, key in enumerate(distinct)}
     owners = torch.tensor([numbers[id(clip)] for clip in clips], device=model.device)
     cache.batch_select_indices(owners)
@@ -257,6 +270,8 @@ class Chat:
     chat = Chat(model, processor, "clip.mp4")
     chat.ask("How many objects are there?").answer
     chat.ask("Which one is the largest?").answer        # sees the first question and its answer
+
+    With `remember` the language model, too, reads the clip only once; this keeps its keys and values in memory.
     """
 
     def __init__(
@@ -269,8 +284,10 @@ class Chat:
         start: float | None = None,
         end: float | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
+        remember: bool = True,
     ):
         self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
+        self.remember = remember
         self.messages: list[Message] = []
         began = time.perf_counter()
         self.video = _open(processor, video, num_frames, start, end)
@@ -295,7 +312,7 @@ class Chat:
     def _answers(self, questions: Sequence[str], conversations: Sequence[Sequence[Message]]) -> list[Answer]:
         began = time.perf_counter()
         prompts = [(messages, self.clip) for messages in conversations]
-        texts = reply(self.model, self.processor, prompts, self.max_new_tokens)
+        texts = reply(self.model, self.processor, prompts, self.max_new_tokens, remember=self.remember)
         timings = {**self._costs, "generate": self._encode_seconds + time.perf_counter() - began}
         self._costs, self._encode_seconds = {"decode": 0.0, "preprocess": 0.0}, 0.0
         video, from_file = self.video, isinstance(self.video, Video)
@@ -355,10 +372,20 @@ def ask(
         raise ValueError("questions must be a list of one or more strings")
     for question in questions:  # a bad one is told before the video is read
         question_messages(processor, question)
-    chat = Chat(model, processor, video, num_frames=num_frames, start=start, end=end, max_new_tokens=max_new_tokens)
+    chat = Chat(
+        model,
+        processor,
+        video,
+        num_frames=num_frames,
+        start=start,
+        end=end,
+        max_new_tokens=max_new_tokens,
+        remember=False,  # all questions go in one batch, which shares the clip anyway
+    )
     return chat.ask_apart(questions)
 
 
+@overload
 def answer(
     video: Any,
     question: str,
@@ -367,10 +394,39 @@ def answer(
     num_frames: int | None = None,
     start: float | None = None,
     end: float | None = None,
-) -> str:
-    """Answer one question about a video. The last model used stays loaded. See `ask` for arguments and errors."""
+) -> str: ...
+
+
+@overload
+def answer(
+    video: Any,
+    question: Sequence[str],
+    *,
+    model: str | Path | None = None,
+    num_frames: int | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> list[str]: ...
+
+
+def answer(
+    video: Any,
+    question: str | Sequence[str],
+    *,
+    model: str | Path | None = None,
+    num_frames: int | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> str | list[str]:
+    """Answer one question about a video, or a list of them, for which the video is read and encoded once.
+
+    The last model used stays loaded. See `ask` for arguments and errors.
+    """
     network, processor = _load_once(None if model is None else str(model))
-    return ask(network, processor, video, [question], num_frames=num_frames, start=start, end=end)[0].answer
+    questions = [question] if isinstance(question, str) else question
+    answers = ask(network, processor, video, questions, num_frames=num_frames, start=start, end=end)
+    replies = [answer.answer for answer in answers]
+    return replies[0] if isinstance(question, str) else replies
 
 
 @lru_cache(maxsize=1)
