@@ -1,6 +1,7 @@
 """Protects a run that is killed: at any moment, also inside of a checkpoint, it goes on as if nothing had been."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -114,10 +115,29 @@ def test_a_signal_stops_behind_a_checkpoint(whole, tmp_path):
 
 
 def test_a_rank_that_stalls_is_named_with_its_file(tmp_path, caplog):
-    run(tmp_path, workers=1, stall_seconds=1.0, dataset=Disturbed(0, lambda: time.sleep(4)))
+    """The worker is up and stuck at a clip until it is named, however slowly this machine works."""
+    named = tmp_path / "named"
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "worker 0 reads clip 7" in record.getMessage():
+                named.touch()
+
+    def stuck() -> None:
+        given_up = time.monotonic() + 120
+        while not named.exists() and time.monotonic() < given_up:
+            time.sleep(0.05)
+
+    listener, logger = Listener(), logging.getLogger("videopanda.training.watch")
+    logger.addHandler(listener)
+    try:
+        run(tmp_path / "run", workers=1, stall_seconds=1.0, dataset=Disturbed(7, stuck))
+    finally:
+        logger.removeHandler(listener)
+    assert named.exists()
     assert "rank 0 has waited" in caplog.text
-    assert "s for data: worker 0 reads clip 0" in caplog.text
-    assert not (tmp_path / "reading").exists()
+    assert "s for data: worker 0 reads clip 7" in caplog.text
+    assert not (tmp_path / "run" / "reading").exists()
 
 
 def test_a_rank_inside_of_a_step_says_so(tmp_path):

@@ -115,7 +115,7 @@ class Runner:
         self.scale = contender.frames / portion if portion else 1.0
         pixels = torch.rand(pixels[:portion].shape if portion else pixels.shape)
         self.inputs = [pixels.to(device, dtype), *(x.to(device, dtype) if x.is_floating_point() else x for x in rest)]
-        self.call: Callable[..., Any] = self.model.encode if portion else self.model
+        self.call: Any = self.model.encode if portion else self.model
         if compiled and isinstance(self.model, PandaVision):
             self.model.stab = torch.compile(self.model.stab)
             self.model.projector = torch.compile(self.model.projector)
