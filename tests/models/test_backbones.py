@@ -25,26 +25,12 @@ from transformers import (
 )
 
 import videopanda  # noqa: F401 - makes the Auto classes know our classes
+from chat_templates import BARS, CHATML, INST
 from tiny import clip, randomize, realign, tiny_model, tiny_processor, tiny_stab
 from videopanda.models.videopanda.prompts_videopanda import VICUNA_CHAT_TEMPLATE
 from videopanda.training.assemble import make_checkpoint, put_stab_in_front
 from videopanda.verification.verify import verify
 
-CHATML = (
-    "{%- for message in messages -%}"
-    "{{ '<|im_start|>' + message.role + '\n' + message.content | trim + '<|im_end|>\n' }}"
-    "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
-)
-INST = (
-    "{{ bos_token }}{%- for message in messages -%}"
-    "{%- if message['role'] == 'system' -%}{{ raise_exception('only user and assistant') }}{%- endif -%}"
-    "{%- if message['role'] == 'user' -%}{{ '[INST] ' + message['content'].strip() + ' [/INST]' }}"
-    "{%- else -%}{{ ' ' + message['content'].strip() + eos_token }}{%- endif -%}{%- endfor -%}"
-)
-BARS = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-)
 CHATML_TEXT = "<|im_start|>user\n<video>\nWhat moves?<|im_end|>\n<|im_start|>assistant\n"
 INST_TEXT = "<s>[INST] <video>\nWhat moves? [/INST]"
 

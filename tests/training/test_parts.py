@@ -1,14 +1,19 @@
 """Protects what a stage trains: which parameters, each once, at which learning rate."""
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from tiny import tiny_config, tiny_model
+from videopanda.training.adapter import add_adapter
 from videopanda.training.parts import parameter_groups, part_of, set_stage
-from videopanda.training.stages import NANO, PAPER
+from videopanda.training.stages import NANO, PAPER, SCRIPTS, make_config
+
+NAMES = json.loads((Path(__file__).parent.parent / "golden" / "trainable_names.json").read_text())
 
 VISUAL = {"model.stab", "model.projector"}
 LANGUAGE = {"model.language_model", "lm_head"}
@@ -27,6 +32,25 @@ def causal_lm():
 
 def top_level(names) -> set[str]:
     return {"lm_head" if name.startswith("lm_head") else ".".join(name.split(".")[:2]) for name in names}
+
+
+@pytest.mark.parametrize("table", [PAPER, SCRIPTS], ids=["paper", "scripts"])
+@pytest.mark.parametrize("stage", TRAINABLE)
+def test_the_names_that_each_stage_trains(table, stage):
+    """Written down for the released layout with two layers: nothing is frozen or trained unseen."""
+    model = tiny_model().train()
+    set_stage(model, table[stage].learning_rates)
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == NAMES[stage]
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["stab trained", "stab frozen"])
+def test_the_names_that_an_adapter_trains(frozen):
+    settings = ["lora_rank=2", *(["stab_lr=0", "projector_lr=0"] if frozen else [])]
+    stage = make_config("finetune", "own", settings)
+    model = add_adapter(tiny_model(), stage)
+    set_stage(model, stage.learning_rates)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained == NAMES["lora, stab frozen" if frozen else "lora"]
 
 
 @pytest.mark.parametrize("table", [PAPER, NANO], ids=["paper", "nano"])
