@@ -48,7 +48,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "serving": (
         {".", "", "data", "video", "models", "inference"},
-        {"torch", "fastapi", "uvicorn", "pydantic", "numpy"},
+        {"torch", "transformers", "fastapi", "uvicorn", "pydantic", "prometheus_client", "numpy", "PIL"},
     ),
     "bench": (
         {".", "", "data", "video", "models", "inference", "training"},  # peers share the teachers' towers
