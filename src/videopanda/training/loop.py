@@ -21,16 +21,16 @@ _COMPLETE = "complete"  # this file says that all of a checkpoint is there
 class StageTrainer(Trainer):
     """One learning rate per part, data in its own order with an exact position, whole checkpoints only."""
 
-    def __init__(self, *args: Any, stage: StageConfig, dataset: Ordered, collator: Collator, **kwargs: Any):
+    def __init__(self, model: TaskModule, stage: StageConfig, dataset: Ordered, collator: Collator, **kwargs: Any):
         self.stage, self.dataset, self.collator = stage, dataset, collator
-        self.module: TaskModule = kwargs["model"]
+        self.module = model
         self.loss_sums: dict[str, float] = {}
         self.loader: Loader | None = None
         self.clock = time.monotonic()
-        super().__init__(*args, train_dataset=dataset, **kwargs)
+        super().__init__(model=model, train_dataset=dataset, **kwargs)
 
     # -- data ----------------------------------------------------------------------------------------------------------
-    def get_train_dataloader(self) -> Loader:  # type: ignore[override]
+    def get_train_dataloader(self) -> Loader:
         """The batches of this process."""
         stage = self.stage
         stream = BatchStream(
@@ -40,7 +40,7 @@ class StageTrainer(Trainer):
             self.args.world_size,
             stage.accumulation,
             stage.group_by_length,
-            Path(self.args.output_dir, "reading") if stage.stall_seconds else None,
+            Path(str(self.args.output_dir), "reading") if stage.stall_seconds else None,
         )
         if not len(stream):
             rows = stage.batch_size * self.args.world_size * stage.accumulation

@@ -32,7 +32,8 @@ class TaskModule(nn.Module):
 
     def __init__(self, model: Any, task: Task, seed: int):
         super().__init__()
-        self.model, self.head = model, task.head
+        self.model = model
+        self.head: Any = task.head
         self.task, self.seed = task, seed
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -79,7 +80,7 @@ class TaskModule(nn.Module):
         if adapter.exists():
             from peft import set_peft_model_state_dict
 
-            found = set_peft_model_state_dict(self.model, load_file(adapter))
+            found: Any = set_peft_model_state_dict(self.model, load_file(adapter))
             if found.unexpected_keys:
                 raise CheckpointError(f"{adapter}: {found.unexpected_keys[0]} has no place in the model")
         else:

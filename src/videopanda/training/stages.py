@@ -51,7 +51,7 @@ class StageConfig:
     align_weight: float = 0.0  # of the alignment of visual tokens with words, for data that knows what a cell shows
     # LoRA on the language model; STAB and projector are trained whole, unless their learning rate is 0.
     lora_rank: int = 0  # 0 = the language model itself is trained
-    lora_alpha: float = 0.0  # 0 = twice the rank
+    lora_alpha: int = 0  # 0 = twice the rank
     lora_dropout: float = 0.0
     quantize: Literal["none", "nf4"] = "none"  # of the frozen language model in memory
     # Learning rate per part; warm-up, then cosine to zero.

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 class Task(Protocol):
     """Turns a batch into named losses. `head` is what it trains beside the model, or None."""
 
-    head: nn.Module | None
+    @property
+    def head(self) -> nn.Module | None:
+        """Has parameters of its own."""
 
     def step(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scalars: `loss`, and its parts as `*_loss`."""

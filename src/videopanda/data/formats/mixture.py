@@ -42,6 +42,8 @@ def read_mixture(file: Path, format: str = "auto", media_root: Path | None = Non
 
 def _entry(file: Path, entry: dict[str, Any], format: str, media_root: Path) -> Source:
     name = entry.get("json_path")
+    if not name:
+        raise ValueError(f"{file}: the entry {entry} has no json_path")
     if unknown := set(entry) - _KEYS:
         raise ValueError(f"{file}: {name}: unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(_KEYS))}")
     data_root = entry.get("data_root") or ""

@@ -33,7 +33,7 @@ class TemporalLayer(CLIPEncoderLayer):
         x_XLD = x_XLD + self.temporal_embedding
         x_XLD = x_XLD + self.temporal_attn(self.temporal_layer_norm1(x_XLD), None)[0]
         x_FND = x_XLD.unflatten(0, (-1, tokens)).transpose(1, 2).flatten(0, 1)
-        return super().forward(x_FND, attention_mask, **kwargs)
+        return super().forward(x_FND, attention_mask, **kwargs)  # type: ignore[arg-type]
 
 
 class LanguageBindTower(nn.Module):
@@ -51,11 +51,11 @@ class LanguageBindTower(nn.Module):
         self.config, self.num_frames = config, num_frames
         self.embeddings = CLIPVisionEmbeddings(config)
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)  # the published spelling
-        layers = [
+        layers = nn.ModuleList(
             TemporalLayer(config, num_frames) if num_frames > 1 else CLIPEncoderLayer(config)
             for _ in range(config.num_hidden_layers)
-        ]
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
+        )
+        self.encoder = nn.ModuleDict({"layers": layers})
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, pixels_FCHW: Tensor) -> Tensor:
@@ -70,7 +70,8 @@ class LanguageBindTower(nn.Module):
                 f"multiple of that: choose num_frames so, as in --set num_frames={self.num_frames}."
             )
         x_FND = self.pre_layrnorm(self.embeddings(pixels_FCHW))
-        for layer in self.encoder["layers"][:-1]:
+        *layers, _ = self.encoder["layers"].children()
+        for layer in layers:
             x_FND = layer(x_FND, None)
         return x_FND
 

@@ -44,7 +44,7 @@ class Teacher:
     """
 
     build: Callable[[], nn.Module]
-    features: Callable[[nn.Module, Tensor], Tensor]
+    features: Callable[[Any, Tensor], Tensor]
     size: int
     image_size: int
     mean: tuple[float, ...] = CLIP_MEAN
@@ -113,7 +113,8 @@ def clip_teacher(folder: Path, vision: dict[str, Any], dtype: torch.dtype = torc
     """CLIP or LanguageBind: the input of the last layer, without class token, as the official code distils it."""
     num_frames = vision.get("num_frames", 1) if vision.get("add_time_attn") else 1
     known = {key: vision[key] for key in CLIPVisionConfig().to_dict() if key in vision}
-    config = CLIPVisionConfig(**known, attn_implementation="sdpa")
+    config = CLIPVisionConfig(**known)
+    config._attn_implementation = "sdpa"
 
     def build() -> nn.Module:
         places = find_tensors(folder)
@@ -122,7 +123,8 @@ def clip_teacher(folder: Path, vision: dict[str, Any], dtype: torch.dtype = torc
         with torch.device("meta"):
             tower = LanguageBindTower(config, num_frames)
         tower.to_empty(device="cpu")
-        tower.embeddings.position_ids = torch.arange(tower.embeddings.num_positions)[None]
+        position_ids = torch.arange(tower.embeddings.num_positions)[None]
+        tower.embeddings.register_buffer("position_ids", position_ids, persistent=False)
         tower.load_state_dict({name: places[key].read().float() for name, key in names.items()})
         return tower
 
@@ -130,7 +132,7 @@ def clip_teacher(folder: Path, vision: dict[str, Any], dtype: torch.dtype = torc
         tokens_FND = tower(pixels_BTCHW.flatten(0, 1))[:, 1:]
         return _grid(tokens_FND, pixels_BTCHW)
 
-    return Teacher(build, features, config.hidden_size, config.image_size, dtype=dtype)
+    return Teacher(build, features, config.hidden_size, vision.get("image_size", 224), dtype=dtype)
 
 
 def _interpolating(
@@ -138,7 +140,7 @@ def _interpolating(
     vision: dict[str, Any],
     max_cells: int,
     dtype: torch.dtype,
-    features: Callable[[nn.Module, Tensor], Tensor],
+    features: Callable[[Any, Tensor], Tensor],
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Teacher:
@@ -153,20 +155,20 @@ def _interpolating(
     return Teacher(build, features, vision.get("hidden_size", 768), patch * max_cells, mean, std, dtype)
 
 
-def dinov2_features(model: nn.Module, pixels_BTCHW: Tensor) -> Tensor:
+def dinov2_features(model: Any, pixels_BTCHW: Tensor) -> Tensor:
     """Normed patch tokens of DINOv2, without class and register tokens."""
     tokens_FND = model(pixel_values=pixels_BTCHW.flatten(0, 1)).last_hidden_state
     grid = pixels_BTCHW.shape[-1] // model.config.patch_size
     return _grid(tokens_FND[:, -grid * grid :], pixels_BTCHW)
 
 
-def siglip_features(model: nn.Module, pixels_BTCHW: Tensor) -> Tensor:
+def siglip_features(model: Any, pixels_BTCHW: Tensor) -> Tensor:
     """Normed tokens of SigLIP, and of the SigLIP 2 towers of fixed resolution."""
     output = model(pixel_values=pixels_BTCHW.flatten(0, 1), interpolate_pos_encoding=True)
     return _grid(output.last_hidden_state, pixels_BTCHW)
 
 
-def siglip2_features(model: nn.Module, pixels_BTCHW: Tensor) -> Tensor:
+def siglip2_features(model: Any, pixels_BTCHW: Tensor) -> Tensor:
     """Normed tokens of SigLIP 2 with flexible resolution ("naflex"), which is given patches instead of pictures."""
     frames_FCHW = pixels_BTCHW.flatten(0, 1)
     patch = model.config.patch_size
