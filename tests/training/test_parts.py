@@ -13,7 +13,7 @@ from videopanda.training.adapter import add_adapter
 from videopanda.training.parts import parameter_groups, part_of, set_stage
 from videopanda.training.stages import NANO, PAPER, SCRIPTS, make_config
 
-NAMES = json.loads((Path(__file__).parent.parent / "golden" / "trainable_names.json").read_text())
+NAMES = json.loads(Path(__file__).with_name("trainable_names.json").read_text())
 
 VISUAL = {"model.stab", "model.projector"}
 LANGUAGE = {"model.language_model", "lm_head"}
