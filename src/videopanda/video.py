@@ -24,7 +24,15 @@ import numpy as np
 if TYPE_CHECKING:
     from videopanda._video_container import Deadline, Timeline
 
-__all__ = ["Video", "VideoReadError", "VideoSource", "read_video", "released_frame_indices", "uniform_times"]
+__all__ = [
+    "Video",
+    "VideoLimits",
+    "VideoReadError",
+    "VideoSource",
+    "read_video",
+    "released_frame_indices",
+    "uniform_times",
+]
 
 VideoSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 Sampling = Literal["uniform", "released"]
@@ -81,6 +89,31 @@ class Video:
         return len(self.frames)
 
 
+@dataclass(frozen=True)
+class VideoLimits:
+    """What `read_video` takes on, for those who read files of strangers.
+
+    source_frames: frames in the source, whether needed or not; they are counted before one is decoded.
+    pixels: of one picture of the source.
+    frames: frames that are read.
+    """
+
+    source_frames: int
+    pixels: int
+    frames: int
+
+    def check(self, timeline: "Timeline") -> None:
+        """Raises `UnreadableError` for a source that is too large."""
+        from videopanda._video_container import UnreadableError
+
+        count = timeline.duration * timeline.fps if timeline.pts is None else len(timeline.pts)
+        if count > self.source_frames:
+            raise UnreadableError(f"its {count:.0f} frames are more than the {self.source_frames} that are taken")
+        if timeline.width * timeline.height > self.pixels:
+            size = f"{timeline.width}x{timeline.height}"
+            raise UnreadableError(f"pictures of {size} are larger than the {self.pixels} pixels that are taken")
+
+
 def uniform_times(start: float, end: float, num_frames: int) -> list[float]:
     """Middles of `num_frames` equal parts of [start, end), in seconds."""
     return [start + (i + 0.5) * (end - start) / num_frames for i in range(num_frames)]
@@ -118,6 +151,7 @@ class _Request:
     end: float | None
     max_side: int | None
     image_fps: float
+    limits: VideoLimits | None = None
 
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.num_frames, self.fps, self.timestamps)) != 1:
@@ -158,6 +192,7 @@ def read_video(
     image_fps: float = 1.0,
     decoder: Decoder = "auto",
     timeout: float = 60.0,
+    limits: VideoLimits | None = None,
 ) -> Video:
     """Read chosen frames of a video. Give exactly one of `num_frames`, `fps` and `timestamps`.
 
@@ -173,12 +208,13 @@ def read_video(
     image_fps: rate of a folder of images (a single image is shown for 1 / image_fps seconds).
     decoder: "auto" takes torchcodec where it loads and can read the source, else PyAV; both give the same frames.
     timeout: seconds after which reading is given up (math.inf for never).
+    limits: refuse sources and requests that are larger.
 
     Raises ValueError for a request that makes no sense or lies outside the duration, and `VideoReadError` for a source
     that is missing, not a video, cut short before a needed frame, damaged between the keyframe before a needed frame
     and that frame, of changing picture size, or too slow. Damage that the codec itself hides cannot be noticed.
     """
-    request = _Request(num_frames, fps, timestamps, sampling, start, end, max_side, image_fps)
+    request = _Request(num_frames, fps, timestamps, sampling, start, end, max_side, image_fps, limits)
     if decoder not in ("auto", "pyav", "torchcodec"):
         raise ValueError(f"decoder must be 'auto', 'pyav' or 'torchcodec', not {decoder!r}")
     if not timeout > 0:
@@ -258,6 +294,12 @@ def _moments(timeline: "Timeline", request: _Request) -> tuple[list[float], floa
     start, end = float(request.start or 0.0), min(duration, duration if request.end is None else float(request.end))
     if start > 0 and start >= duration:
         raise ValueError(f"start is {start} s, and the video lasts only {duration:.3f} s")
+    if request.limits is not None and max(request.num_frames or 0, (end - start) * (request.fps or 0)) > (
+        request.limits.frames
+    ):
+        raise ValueError(
+            f"more than {request.limits.frames} frames: ask for fewer frames, a lower fps or a shorter range"
+        )
     if request.fps is not None:
         count = max(1, math.ceil((end - start) * request.fps - 1e-6))
         return [start + k / request.fps for k in range(count)], start, end
@@ -298,6 +340,8 @@ def _read(source: VideoSource, name: str, request: _Request, decoder: Decoder, d
                 timeline = sources.image_timeline(place.images, request.image_fps)
             else:
                 timeline = pyav.scan(place.opener, deadline, full=request.sampling == "released")
+            if request.limits is not None:
+                request.limits.check(timeline)
 
         def collect(decode: _Decode, version: tuple[str, str]) -> Video:
             return _collect(lambda ticks: decode(place, timeline, ticks, deadline), timeline, request, name, version)
