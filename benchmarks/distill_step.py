@@ -1,21 +1,33 @@
-"""Time and peak memory of one distillation step on CPU: the nine states that the head reads, or all of them stacked.
+"""Time and peak memory of a distillation step on CPU: the nine states that the head reads, or all of them.
 
     python benchmarks/distill_step.py --out benchmarks/distill-step.json
 
-Each way runs in a process of its own, since peak memory is that of a process. `all` does what the official code does:
-it asks for every hidden state and stacks them to (B, N, layers + 1, E).
+    needed    the task as it trains: nine of 33 states, at visual tokens only
+    kept      all states of the whole row are asked for, nine of them are read
+    stacked   as the official code does: all states, stacked to (B, N, 33, E) before nine are read
+
+A decoder of the released depth at an eighth of its width, with the released head, activations recomputed. A step is
+the losses and their gradients; no optimiser. Times are CPU seconds of one process in which the ways take turns, and
+their ratio is taken within each turn. Memory is the peak of a fresh process per way, before the first step and after
+the second.
 """
 
 import argparse
 import json
+import os
 import platform
 import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from videopanda.evaluation.scenes import versions
 from videopanda.models.videopanda import VideoPandaConfig, VideoPandaForConditionalGeneration, VideoPandaStabConfig
 from videopanda.training.distill import (
     Distillation,
@@ -25,94 +37,134 @@ from videopanda.training.distill import (
     every_fourth_layer,
 )
 
-LAYERS, WIDTH, FRAMES, ROWS, TEXT = 32, 512, 8, 2, 64
+LAYERS, WIDTH, TEACHER, FRAMES, ROWS, TEXT = 32, 512, 256, 8, 2, 64
+STAB = VideoPandaStabConfig.released(hidden_size=256, image_size=224)  # 8 × 8 cells
+VISUAL = FRAMES * (STAB.max_cells * (STAB.max_cells + 1) + 1)
+WAYS = ("needed", "kept", "stacked")
+T_95 = {3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}  # Student's t by degrees of freedom
 
 
-def build() -> tuple[VideoPandaForConditionalGeneration, DistillVideoLanguage, dict[str, torch.Tensor]]:
-    """A decoder as deep as the released one at an eighth of its width, and two rows of 8 square frames."""
+def build() -> tuple[VideoPandaForConditionalGeneration, DistillVideoLanguage, dict[str, Tensor]]:
+    """Model, task and a batch of square frames."""
     torch.manual_seed(0)
-    stab = VideoPandaStabConfig.released(hidden_size=256)
     text = {
         **{"model_type": "llama", "vocab_size": 4002, "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH},
         **{"num_hidden_layers": LAYERS, "num_attention_heads": 8, "num_key_value_heads": 8},
     }
-    config = VideoPandaConfig(text_config=text, stab_config=stab, video_token_id=4000, image_token_id=4001)
+    config = VideoPandaConfig(text_config=text, stab_config=STAB, video_token_id=4000, image_token_id=4001)
     model = VideoPandaForConditionalGeneration(config).train()
     model.activation_checkpointing_enable()
-    layers = every_fourth_layer(LAYERS)
-    task = DistillVideoLanguage(Distillation(FusedHead(WIDTH, 256, len(layers)), stab), StoredFeatures(), layers)
-    cells = stab.max_cells
-    visual = FRAMES * (cells * (cells + 1) + 1)
-    ids = torch.randint(0, 4000, (ROWS, visual + TEXT))
-    ids[:, 1 : visual + 1] = 4000
+    layers, cells = every_fourth_layer(LAYERS), STAB.max_cells
+    task = DistillVideoLanguage(Distillation(FusedHead(WIDTH, TEACHER, len(layers)), STAB), StoredFeatures(), layers)
+    ids = torch.randint(0, 4000, (ROWS, VISUAL + TEXT))
+    ids[:, 1 : VISUAL + 1] = 4000
     labels = ids.clone()
     labels[:, : -TEXT // 2] = -100
     batch = {
         "input_ids": ids,
         "labels": labels,
-        "pixel_values_videos": torch.randn(ROWS, FRAMES, 3, stab.image_size, stab.image_size),
+        "pixel_values_videos": torch.randn(ROWS, FRAMES, 3, STAB.image_size, STAB.image_size),
         "video_placement": torch.tensor([[0, 0, cells, cells, FRAMES, FRAMES]] * ROWS),
-        "teacher_features": torch.randn(ROWS, FRAMES, cells, cells, 256),
+        "teacher_features": torch.randn(ROWS, FRAMES, cells, cells, TEACHER),
     }
     return model, task, batch
 
 
-def step_with_all_states(model, task, batch) -> torch.Tensor:
-    """The same losses from all hidden states, stacked."""
+def loss_of(way: str, model: Any, task: DistillVideoLanguage, batch: dict[str, Tensor]) -> Tensor:
+    """The loss of a step, the same in every way."""
+    if way == "needed":
+        return task.step(model, batch)["loss"]
     batch = dict(batch)
-    teacher = task.teacher(batch)
+    teacher_features = task.teacher(batch)
     out = model(**batch, output_hidden_states=True)
-    states = torch.stack(out.hidden_states, 2)
     visual = batch["input_ids"] == model.config.video_token_id
-    at_tokens = [states[:, :, i][visual] for i in task.layers]
-    return out.loss + task.distillation(at_tokens, batch["video_placement"], teacher)
+    if way == "stacked":
+        states = torch.stack(out.hidden_states, 2)
+        at_tokens = [states[:, :, i][visual] for i in task.layers]
+    else:
+        at_tokens = [out.hidden_states[i][visual] for i in task.layers]
+    return out.loss + task.weight * task.distillation(at_tokens, batch["video_placement"], teacher_features)
 
 
-def measure(way: str) -> dict[str, float]:
-    """Seconds of the second of two steps, and peak memory of this process."""
-    model, task, batch = build()
+def step(way: str, model: Any, task: DistillVideoLanguage, batch: dict[str, Tensor]) -> tuple[float, float]:
+    """CPU seconds and loss of one step."""
+    began = time.process_time()
+    loss = loss_of(way, model, task, batch)
+    loss.backward()
+    return time.process_time() - began, loss.item()
+
+
+def memory(way: str) -> dict[str, float]:
+    """Peak memory of this process in MB (10^6 bytes) before the first step and after the second."""
+    parts = build()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(2):
-        began = time.process_time()
-        loss = task.step(model, batch)["loss"] if way == "needed" else step_with_all_states(model, task, batch)
-        loss.backward()
-        seconds = time.process_time() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    rows_per_second = ROWS / seconds
-    return {"loss": loss.item(), "cpu_seconds": seconds, "rows_per_cpu_second": rows_per_second, "peak_mb": peak / 1e3,
-            "model_mb": before / 1e3}  # fmt: skip
+    losses = [step(way, *parts)[1] for _ in range(2)]
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"before_mb": round(before * 1024 / 1e6), "peak_mb": round(after * 1024 / 1e6), "loss": losses[-1]}
+
+
+def times(turns: int) -> dict[str, Any]:
+    """CPU seconds per step, and the ratio to `needed` within a turn with its 95 % interval."""
+    parts = build()
+    taken: dict[str, list[float]] = {way: [] for way in WAYS}
+    for turn in range(turns + 1):
+        # Each way comes first equally often; the first turn warms up.
+        for way in WAYS[turn % len(WAYS) :] + WAYS[: turn % len(WAYS)]:
+            seconds, _ = step(way, *parts)
+            if turn:
+                taken[way].append(seconds)
+    found: dict[str, Any] = {}
+    for way, seconds in taken.items():
+        ratios = [b / a for a, b in zip(taken["needed"], seconds, strict=True)]
+        half = T_95[turns - 1] * stdev(ratios) / turns**0.5
+        found[way] = {
+            "cpu_seconds": [round(s, 2) for s in seconds],
+            "rows_per_cpu_second": round(ROWS / mean(seconds), 4),
+            "ratio_to_needed": round(mean(ratios), 4),
+            "ratio_ci95": [round(mean(ratios) - half, 4), round(mean(ratios) + half, 4)],
+        }
+    return found
+
+
+def arithmetic() -> dict[str, float]:
+    """Bytes of the states alone, here (float32, MB) and at the released size (bfloat16, 8 rows of 2300 tokens, GB)."""
+    nine = len(every_fourth_layer(LAYERS))
+    return {
+        "all_states_mb": round(ROWS * (VISUAL + TEXT) * (LAYERS + 1) * WIDTH * 4 / 1e6, 1),
+        "needed_states_mb": round(ROWS * VISUAL * nine * WIDTH * 4 / 1e6, 1),
+        "released_all_states_gb": round(8 * 2300 * 33 * 4096 * 2 / 1e9, 2),
+        "released_needed_states_gb": round(8 * 2184 * 9 * 4096 * 2 / 1e9, 2),
+    }
 
 
 def main() -> None:
-    """Measure both ways and write them beside the arithmetic."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--out")
-    parser.add_argument("--way")
-    arguments = parser.parse_args()
-    if arguments.way:
-        print(json.dumps(measure(arguments.way)))
+    """Measure and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="file for the report")
+    parser.add_argument("--turns", type=int, default=5, choices=range(4, 11), metavar="4…10")
+    parser.add_argument("--memory-of", choices=WAYS, help="only measure the memory of one way, in this process")
+    given = parser.parse_args()
+    if given.memory_of:
+        print(json.dumps(memory(given.memory_of)))
         return
-    ways = {}
-    for way in ("needed", "all"):
-        done = subprocess.run([sys.executable, __file__, "--way", way], capture_output=True, text=True, check=True)
-        ways[way] = json.loads(done.stdout)
-    tokens = 8 * (16 * 17 + 1)
-    states = {
-        "all_states_mb": ROWS * (tokens + TEXT) * (LAYERS + 1) * WIDTH * 4 / 1e6,
-        "needed_states_mb": ROWS * tokens * len(every_fourth_layer(LAYERS)) * WIDTH * 4 / 1e6,
-        "released_all_gb": 8 * 2300 * 33 * 4096 * 2 / 1e9,
-        "released_needed_gb": 8 * 2184 * 9 * 4096 * 2 / 1e9,
-    }
+    peaks = {}
+    for way in WAYS:
+        command = [sys.executable, __file__, "--memory-of", way]
+        # Large blocks go back to the system at once: the peak is that of what lives, not of holes between it.
+        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        peaks[way] = json.loads(done.stdout)
     report = {
-        "command": "python benchmarks/distill_step.py",
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__},
-        "measured": ways,
-        "arithmetic": {name: round(value, 1) for name, value in states.items()},
+        "command": "python benchmarks/distill_step.py --out benchmarks/distill-step.json",
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), **versions()},
+        "size": {"layers": LAYERS, "width": WIDTH, "rows": ROWS, "visual_tokens": VISUAL, "text_tokens": TEXT},
+        "memory": peaks,
+        "time": times(given.turns),
+        "arithmetic": arithmetic(),
     }
     text = json.dumps(report, indent=2) + "\n"
-    if arguments.out:
-        with open(arguments.out, "w", encoding="utf-8") as file:
-            file.write(text)
+    if given.out:
+        given.out.write_text(text, encoding="utf-8")
     print(text)
 
 
