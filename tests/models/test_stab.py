@@ -252,6 +252,31 @@ def test_batch_norm_sees_only_what_takes_part():
     torch.testing.assert_close(norm.running_var, reference.running_var)
 
 
+def test_batch_norm_without_positions_keeps_its_statistics():
+    norm = MaskedBatchNorm(3).train()
+    x, mask = torch.randn(1, 2, 2, 2, 3), torch.zeros(1, 2, 2, 2, 1, dtype=torch.bool)
+    norm(x + 5, ~mask)
+    before = norm.running_mean.clone(), norm.running_var.clone()
+    found = norm(x, mask)
+    assert torch.equal(norm.running_mean, before[0])
+    assert torch.equal(norm.running_var, before[1])
+    assert torch.equal(found, norm.eval()(x, mask))
+
+
+@pytest.mark.parametrize("preset", ["released", "paper", "eve_star"])
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_a_clip_of_no_frames_is_nothing(name, preset):
+    """It gives no token, and every parameter that can have a gradient one of zero."""
+    stab = VideoPandaStab(tiny_stab(preset, **ABLATIONS[name])).train()
+    randomize(stab)
+    tokens = stab(torch.zeros(1, 1, 3, 8, 8), torch.tensor([[0, 0, 1, 1, 0, 0]]))
+    assert tokens.shape == (0, 32)
+    tokens.sum().backward()
+    gradients = [parameter.grad for parameter in stab.parameters() if parameter.grad is not None]
+    assert len(gradients) == len(list(stab.parameters()))
+    assert not any(gradient.any() for gradient in gradients)  # NaN is not zero
+
+
 def test_short_last_segment():
     """Ten frames are segments of 4, 4 and 2: the last two frames know nothing of the first eight."""
     stab = VideoPandaStab(tiny_stab()).eval()

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from videopanda.data.order import key_of
-from videopanda.models.videopanda.modeling_videopanda_layers import MaskedBatchNorm
 from videopanda.training.tasks import Task
 from videopanda.weights.files import CheckpointError, find_tensors
 
@@ -46,20 +45,15 @@ class TaskModule(nn.Module):
         return losses
 
     def _nothing(self, device: torch.device) -> Tensor:
-        """Zero, from an empty picture: all ranks must run the same parts, though only some have clips."""
-        stab = self.model.config.stab_config
-        pixels_BTXY = torch.zeros(1, stab.segment_frames, 3, stab.cell_size, stab.cell_size, device=device)
-        placement_B6 = torch.tensor([[0, 0, 1, 1, stab.segment_frames, stab.segment_frames]], device=device)
-        norms = [module for module in self.model.modules() if isinstance(module, MaskedBatchNorm)]
-        for norm in norms:  # an empty picture is no statistic
-            norm.eval()
-        features = self.model.get_video_features(pixels_BTXY, placement_B6).last_hidden_state
-        for norm in norms:
-            norm.train()
-        nothing = features.sum()
+        """Zero, from a clip of no frames: all ranks must run the same parts, though only some have clips."""
+        side = self.model.config.stab_config.cell_size
+        pixels_BTXY = torch.zeros(1, 1, 3, side, side, device=device)
+        placement_B6 = torch.tensor([[0, 0, 1, 1, 0, 0]], device=device)
+        features_VE = self.model.get_video_features(pixels_BTXY, placement_B6).last_hidden_state
+        nothing = features_VE.sum()
         if self.head is not None:
-            nothing = nothing + self.head([features[:1]] * self.head.num_states).sum()
-        return 0.0 * nothing
+            nothing = nothing + self.head([features_VE] * self.head.num_states).sum()
+        return nothing
 
     def save(self, folder: Path, processor: Any, state: Mapping[str, Tensor] | None = None) -> None:
         """Write model, head and processor. `state` is this module's, where the parameters here are only shards."""

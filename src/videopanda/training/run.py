@@ -22,6 +22,7 @@ from transformers import TrainingArguments
 
 from videopanda.data.collate import Collator
 from videopanda.data.stream import Ordered
+from videopanda.models.videopanda.modeling_videopanda_layers import MaskedBatchNorm
 from videopanda.training.adapter import ADAPTER, merge
 from videopanda.training.loop import MetricsFile, StageTrainer, complete_checkpoints
 from videopanda.training.module import TaskModule
@@ -60,6 +61,8 @@ def run_stage(
     reports = set_stage(model, stage.learning_rates)
     for report in reports:
         logger.info("%s", report)
+    for norm in (module for module in model.modules() if isinstance(module, MaskedBatchNorm)):
+        norm.synchronised = stage.sync_batch_norm
     if stage.compile:
         compile_blocks(model)
     if stage.gradient_checkpointing:

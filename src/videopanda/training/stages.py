@@ -73,6 +73,7 @@ class StageConfig:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the arithmetic; weights and optimiser stay float32
     compile: bool = False
     gradient_checkpointing: bool = False
+    sync_batch_norm: bool = False  # statistics of STAB's batch norm over the clips of all processes, not of each
     num_workers: int = 0
     seed: int = 42
     strategy: Literal["ddp", "fsdp2", "zero2", "zero3"] = "ddp"  # where several processes train

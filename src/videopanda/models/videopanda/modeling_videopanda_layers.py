@@ -3,7 +3,10 @@
 Dimensions: as in `modeling_videopanda_stab.py`.
 """
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -63,15 +66,31 @@ class PatchEmbedding(nn.Module):
         return F.linear(patches_BTHW, self.weight.flatten(1))
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes; gradients, too, come from all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOverProcesses.apply(gradient)
+
+
 class MaskedBatchNorm(nn.Module):
     """Batch norm over the last axis whose statistics cover only the positions of a mask.
 
-    Statistics are those of this process; the official code takes them per video.
+    Statistics are those of this process, or with `synchronised` those of all processes, which then must run this module
+    equally often; the official code takes them per video. A batch without any position has the running statistics.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__()
         self.eps, self.momentum = eps, momentum
+        self.synchronised = False
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.running_mean: Tensor
@@ -86,16 +105,27 @@ class MaskedBatchNorm(nn.Module):
         """
         mean_D, var_D = self.running_mean.float(), self.running_var.float()
         if self.training and self.weight.requires_grad:
-            weight_ZLHW1 = mask_ZLHW1.float()
-            count = weight_ZLHW1.sum().clamp(min=1.0)
-            mean_D = (x_ZLHWD * weight_ZLHW1).sum((0, 1, 2, 3)) / count
-            var_D = ((x_ZLHWD - mean_D).square() * weight_ZLHW1).sum((0, 1, 2, 3)) / count
+            found_mean_D, found_var_D, count = self.statistics(x_ZLHWD, mask_ZLHW1.float())
+            mean_D, var_D = torch.where(count > 0, found_mean_D, mean_D), torch.where(count > 0, found_var_D, var_D)
             with torch.no_grad():
-                self.running_mean.lerp_(mean_D.to(self.running_mean.dtype), self.momentum)
+                momentum = self.momentum * (count > 0)
+                self.running_mean.lerp_(mean_D.to(self.running_mean.dtype), momentum.to(self.running_mean.dtype))
                 unbiased_D = var_D * count / (count - 1.0).clamp(min=1.0)
-                self.running_var.lerp_(unbiased_D.to(self.running_var.dtype), self.momentum)
+                self.running_var.lerp_(unbiased_D.to(self.running_var.dtype), momentum.to(self.running_var.dtype))
         scale_D, shift_D = self.affine(mean_D, var_D)
         return torch.addcmul(shift_D.to(x_ZLHWD.dtype), x_ZLHWD, scale_D.to(x_ZLHWD.dtype))
+
+    def statistics(self, x_ZLHWD: Tensor, weight_ZLHW1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and biased variance of every channel, and the number of positions."""
+        sums_D, count_1 = (x_ZLHWD * weight_ZLHW1).sum((0, 1, 2, 3)), weight_ZLHW1.sum()[None]
+        sums_D, count_1 = self.total(torch.cat([sums_D, count_1])).split([len(sums_D), 1])
+        mean_D = sums_D / count_1.clamp(min=1.0)
+        squares_D = self.total(((x_ZLHWD - mean_D).square() * weight_ZLHW1).sum((0, 1, 2, 3)))
+        return mean_D, squares_D / count_1.clamp(min=1.0), count_1
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over all processes, where statistics are synchronised."""
+        return _SumOverProcesses.apply(x) if self.synchronised and dist.is_initialized() else x
 
     def affine(self, mean_D: Tensor, var_D: Tensor) -> tuple[Tensor, Tensor]:
         """The factor and the summand of every channel, in float32."""

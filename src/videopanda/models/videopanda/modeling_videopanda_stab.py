@@ -294,7 +294,7 @@ class Coordinates(nn.Module):
         _, t, rows, columns = grid.sends.shape
         device = placement_B6.device
         top_B, left_B, rows_B, columns_B, num_frames_B, _ = (x_B[:, None].float() for x_B in placement_B6.unbind(1))
-        when_BT = (torch.arange(t, device=device) + 0.5) / num_frames_B
+        when_BT = (torch.arange(t, device=device) + 0.5) / num_frames_B.clamp(min=1)  # a video may have none
         row_BR = (torch.arange(rows, device=device) + 0.5 - top_B) / rows_B
         column_BC = (torch.arange(columns, device=device) + 0.5 - left_B) / columns_B
         when, row, column = self.waves(when_BT), self.waves(row_BR), self.waves(column_BC)
