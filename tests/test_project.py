@@ -31,7 +31,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "video": ({"_video"}, {"av", "numpy", "PIL"}),
     "_video": ({"."}, {"av", "torchcodec", "numpy", "PIL"}),
     "contact_sheet": (set(), {"numpy", "PIL"}),
-    "inference": ({"models", "video"}, {"torch"}),
+    "plan": ({".", "models"}, {"torch", "transformers", "psutil", "rich"}),
+    "inference": ({"models", "video", "plan"}, {"torch"}),
     "data": ({".", "", "video", "models", "contact_sheet"}, {"torch", "torchdata", "numpy", "PIL", "rich", "yaml"}),
     "data.scenes.render": ({"."}, {"numpy", "PIL", "av"}),  # encodes clips
     "weights": ({"."}, {"torch"}),
@@ -47,8 +48,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         | {"accelerate", "datasets", "lmms_eval"},  # for the lmms-eval plug-in
     ),
     "serving": (
-        {".", "", "data", "video", "models", "inference"},
-        {"torch", "transformers", "fastapi", "uvicorn", "pydantic", "prometheus_client", "numpy", "PIL"},
+        {".", "", "data", "video", "models", "plan", "inference"},
+        {"torch", "transformers", "fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client", "numpy", "PIL"},
     ),
     "bench": (
         {".", "", "data", "video", "models", "inference", "training"},  # peers share the teachers' towers
@@ -56,7 +57,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "cli": (
         {".", "models", "video", "inference", "contact_sheet", "conversion", "data", "training", "verification"}
-        | {"evaluation", "serving", "bench"},
+        | {"evaluation", "serving", "bench", "plan"},
         {"typer", "rich", "transformers", "torch", "numpy"},
     ),
 }

@@ -3,6 +3,7 @@
 Dimensions: B videos; T frames; X × Y canvas pixels (height × width); R × C cells of the picture on its canvas.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -286,7 +287,7 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
                 entry.frames_indices = indices.tolist()
             clips.append(frames)
             metadata.append(entry)
-        pixel_values, placement = self._place(clips, self.num_frames if self.pad_frames else 0)
+        pixel_values, placement = self._place(clips)
         features = BatchFeature(
             {"pixel_values_videos": pixel_values, "video_placement": placement}, tensor_type=return_tensors
         )
@@ -297,7 +298,7 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
     def preprocess_images(self, images: Any, return_tensors: str | None = None) -> BatchFeature:
         """Process images, each as a video of one frame, to `pixel_values` and `image_placement`."""
         clips = [to_uint8_frames(image) for image in flatten_images(self.fetch_images(images))]
-        pixel_values, placement = self._place(clips, 0)
+        pixel_values, placement = self._place(clips, is_image=True)
         data = {"pixel_values": pixel_values.squeeze(1), "image_placement": placement}
         return BatchFeature(data, tensor_type=return_tensors)
 
@@ -328,21 +329,31 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
             entry.duration = float(video.duration)
         return entry
 
-    def _place(self, clips: list[np.ndarray], pad_to_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def layout(
+        self, sizes: Sequence[tuple[int, ...]], is_image: bool = False
+    ) -> tuple[list[tuple[int, ...]], tuple[int, int, int, int, int]]:
+        """Return placement rows and shape (B, T, 3, X, Y) of the pixels for clips of (frames, height, width)."""
+        cell, tight = self.cell_size, self.canvas == "tight"
+        least = self.num_frames if self.pad_frames and not is_image else 0
+        placement = [
+            (*placement_for_size(height, width, self.max_cells, tight), max(frames, least), frames)
+            for frames, height, width in sizes
+        ]
+        rows, columns, frames = (max(row[i] for row in placement) for i in (2, 3, 4))
+        x, y = (rows * cell, columns * cell) if tight else (self.size["height"], self.size["width"])
+        return placement, (len(placement), frames, 3, x, y)
+
+    def _place(self, clips: list[np.ndarray], is_image: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Resize, normalise and put clips on canvases of one size; (B, T, 3, X, Y) and (B, 6)."""
         if not clips:
             raise ValueError("There is no video or image to process.")
+        placement, shape = self.layout([clip.shape[:3] for clip in clips], is_image)
         cell, tight = self.cell_size, self.canvas == "tight"
-        rows = [placement_for_size(clip.shape[1], clip.shape[2], self.max_cells, tight) for clip in clips]
-        placement = [(*row, max(len(clip), pad_to_frames), len(clip)) for row, clip in zip(rows, clips)]
-        height = max(row[2] for row in rows) * cell if tight else self.size["height"]
-        width = max(row[3] for row in rows) * cell if tight else self.size["width"]
-        frames = max(row[4] for row in placement)
         mean = torch.tensor(self.image_mean).view(3, 1, 1)
         std = torch.tensor(self.image_std).view(3, 1, 1)
         pad_color = (torch.tensor(self.pad_color, dtype=torch.float32).view(3, 1, 1) / 255 - mean) / std
-        pixel_values = torch.zeros(len(clips), frames, 3, height, width)
-        for canvas, clip, (top, left, num_rows, num_columns) in zip(pixel_values, clips, rows):
+        pixel_values = torch.zeros(shape)
+        for canvas, clip, (top, left, num_rows, num_columns, *_) in zip(pixel_values, clips, placement):
             resized = self.resize(clip, num_rows * cell, num_columns * cell)
             if not tight:
                 canvas[: len(clip)] = pad_color

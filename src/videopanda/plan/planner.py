@@ -1,0 +1,317 @@
+"""What a clip and its questions cost a model: computed by running the model itself on the meta device.
+
+    planner = planner_for(model, processor.video_processor)    # of a loaded model; kept as long as the model is
+    plan = planner.plan(64, 720, 1280, text_tokens=40, new_tokens=64)
+    plan.visual_tokens, plan.peak_bytes
+    plan.require(budget(model))                                 # raises DoesNotFitError, which says what would fit
+
+Tokens are counted by the processor, shapes are those that it gives to the model; FLOPs and memory are counted while the
+model's own code runs. A FLOP is a multiplication or an addition: two per multiply-accumulate.
+"""
+
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+
+from videopanda.models.videopanda import (
+    VideoPandaConfig,
+    VideoPandaForConditionalGeneration,
+    VideoPandaVideoProcessor,
+)
+from videopanda.plan.trace import trace
+
+TEXT_TOKENS = 64  # of a prompt beside its clip, where nothing better is known
+NEW_TOKENS = 64  # of a reply
+
+
+class DoesNotFitError(ValueError):
+    """A request that exceeds the context of the language model or the memory; the message says what would fit."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one request costs.
+
+    visual_tokens: tokens of the clip, exactly as the processor places them in the prompt.
+    context: most tokens that the language model takes, prompt and reply together.
+    flops: "vision" (STAB and projector), "prefill" (language model, clip and text) and "per_token" (each new token).
+    weight_bytes: all weights, as they lie in memory.
+    phase_bytes: most memory beside the weights while the clip is prepared ("prepare", host), encoded ("vision"), read
+        by the language model ("prefill") and while the reply is written ("generate"). On a CPU all phases hold the
+        decoded frames, too.
+    kv_bytes: keys and values of prompt and reply at the end, a part of "generate".
+    """
+
+    frames: int
+    height: int
+    width: int
+    visual_tokens: int
+    text_tokens: int
+    new_tokens: int
+    context: int
+    flops: dict[str, int]
+    weight_bytes: int
+    phase_bytes: dict[str, int]
+    kv_bytes: int
+    planner: "Planner" = field(repr=False, compare=False)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of prompt and reply."""
+        return self.visual_tokens + self.text_tokens + self.new_tokens
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most memory that is needed on the device of the model at one time, weights included."""
+        phases = self.phase_bytes if self.planner.on_host else self._without_prepare()
+        return self.weight_bytes + max(phases.values())
+
+    def _without_prepare(self) -> dict[str, int]:
+        return {name: size for name, size in self.phase_bytes.items() if name != "prepare"}
+
+    def require(self, budget_bytes: int | None = None) -> None:
+        """See that the request fits into the context and, where a budget is given, into so much memory.
+
+        Raises:
+            DoesNotFitError: it does not; the message says how many frames would.
+        """
+        clip = f"{self.frames} frames of {self.width}x{self.height}"
+        if self.tokens > self.context:
+            raise DoesNotFitError(
+                f"{clip} take {self.visual_tokens:,} visual tokens; with {self.text_tokens:,} of text and up to "
+                f"{self.new_tokens:,} of the reply they do not fit into the {self.context:,} tokens of the language "
+                f"model: {self._advice(None)}"
+            )
+        if budget_bytes is not None and self.peak_bytes > budget_bytes:
+            raise DoesNotFitError(
+                f"{clip} need {in_gib(self.peak_bytes)} of memory, {in_gib(self.weight_bytes)} of it for the weights, "
+                f"and there are {in_gib(budget_bytes)}: {self._advice(budget_bytes)}"
+            )
+
+    def _advice(self, budget_bytes: int | None) -> str:
+        most = self.planner.most_frames(
+            self.height,
+            self.width,
+            budget_bytes,
+            text_tokens=self.text_tokens,
+            new_tokens=self.new_tokens,
+            at_most=self.frames,
+        )
+        return f"at most {most} frames fit" if most else "not even one frame fits"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        names = ("frames", "height", "width", "visual_tokens", "text_tokens", "new_tokens", "context", "flops")
+        return {name: getattr(self, name) for name in names} | {
+            "fits_context": self.tokens <= self.context,
+            "memory_bytes": {
+                "weights": self.weight_bytes,
+                "kv_cache": self.kv_bytes,
+                **self.phase_bytes,
+                "peak": self.peak_bytes,
+            },
+        }
+
+
+class Planner:
+    """Plans requests to one model.
+
+    Args:
+        config, video_processor: of the model.
+        dtype: of weights and arithmetic.
+        on_host: the model runs on the CPU, so that decoded frames lie in the same memory.
+        weight_bytes: of a loaded model whose weights have another form (quantised); default as many as `dtype` takes.
+        grain: prompts are traced at lengths rounded up to a multiple of this. A server with many clips traces less;
+            its FLOPs and memory are then upper bounds. Tokens stay exact.
+    """
+
+    def __init__(
+        self,
+        config: VideoPandaConfig,
+        video_processor: VideoPandaVideoProcessor,
+        dtype: torch.dtype,
+        *,
+        on_host: bool = True,
+        weight_bytes: int | None = None,
+        grain: int = 1,
+    ):
+        self.video_processor, self.dtype, self.on_host, self.grain = video_processor, dtype, on_host, grain
+        config = deepcopy(config)
+        config._attn_implementation = "sdpa"
+        with torch.inference_mode(False), torch.device("meta"):
+            self.model = VideoPandaForConditionalGeneration(config).eval().to(dtype)
+        self._held = [*self.model.parameters(), *self.model.buffers()]
+        self.weight_bytes = weight_bytes or sum(tensor.nbytes for tensor in self._held)
+        self.context: int = config.text_config.max_position_embeddings
+        self._vision: dict[tuple[int, ...], tuple[int, int]] = {}
+        self._text: dict[int, _Text] = {}
+
+    def plan(
+        self, frames: int, height: int, width: int, *, text_tokens: int = TEXT_TOKENS, new_tokens: int = NEW_TOKENS
+    ) -> Plan:
+        """Plan a request about a clip of `frames` frames of `height` × `width` source pixels.
+
+        `text_tokens` counts the prompt without the clip. Nothing is refused: see `Plan.require`.
+        """
+        visual_tokens = self.video_processor.token_count(frames, height, width)
+        vision_flops, vision_bytes, pixel_bytes = self._trace_vision(frames, height, width)
+        prompt = visual_tokens + text_tokens
+        text = self._trace_text(-(-prompt // self.grain) * self.grain)
+        frame_bytes = frames * height * width * 3 if self.on_host else 0
+        visual_bytes = visual_tokens * self.model.config.text_config.hidden_size * self.dtype.itemsize
+        grown = new_tokens * text.kv_growth
+        return Plan(
+            frames=frames,
+            height=height,
+            width=width,
+            visual_tokens=visual_tokens,
+            text_tokens=text_tokens,
+            new_tokens=new_tokens,
+            context=self.context,
+            flops={"vision": vision_flops, "prefill": text.prefill_flops, "per_token": text.step_flops},
+            weight_bytes=self.weight_bytes,
+            phase_bytes={
+                # Canvas and resized pictures, both in 32 bits, and the frames as they were decoded.
+                "prepare": frames * height * width * 3 + 2 * pixel_bytes,
+                "vision": frame_bytes + vision_bytes,
+                "prefill": frame_bytes + visual_bytes + text.prefill_bytes,
+                "generate": frame_bytes + visual_bytes + text.step_bytes + grown,
+            },
+            kv_bytes=text.kv_bytes + grown,
+            planner=self,
+        )
+
+    def most_frames(
+        self,
+        height: int,
+        width: int,
+        budget_bytes: int | None = None,
+        *,
+        text_tokens: int = TEXT_TOKENS,
+        new_tokens: int = NEW_TOKENS,
+        at_most: int | None = None,
+    ) -> int:
+        """The largest number of frames that fits into the context and the budget; 0 where not even one does."""
+
+        def in_context(frames: int) -> bool:
+            visual_tokens = self.video_processor.token_count(frames, height, width)
+            return visual_tokens + text_tokens + new_tokens <= self.context
+
+        def in_memory(frames: int) -> bool:
+            plan = self.plan(frames, height, width, text_tokens=text_tokens, new_tokens=new_tokens)
+            return budget_bytes is None or plan.peak_bytes <= budget_bytes
+
+        high = 1
+        while in_context(high) and (at_most is None or high < at_most):
+            high *= 2
+        most = _largest(in_context, high if at_most is None else min(high, at_most))
+        return most if budget_bytes is None else _largest(in_memory, most)
+
+    def _trace_vision(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """FLOPs, peak bytes and bytes of the pixels in 32 bits."""
+        placement, shape = self.video_processor.layout([(frames, height, width)])
+        key = (*shape, *placement[0])
+        if key not in self._vision:
+
+            def encode() -> Any:
+                pixels = torch.empty(shape, dtype=self.dtype, device="meta")
+                return self.model.get_video_features(pixels, torch.tensor(placement)).pooler_output
+
+            found = trace(encode, self._held)
+            self._vision[key] = found.flops, found.peak_bytes
+        return *self._vision[key], 4 * math.prod(shape)
+
+    def _trace_text(self, length: int) -> "_Text":
+        """Read a prompt and write one token."""
+        if length not in self._text:
+            hidden_size = self.model.config.text_config.hidden_size
+
+            def read() -> Any:
+                embeds = torch.empty(1, length, hidden_size, dtype=self.dtype, device="meta")
+                return self.model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1).past_key_values
+
+            prefill = trace(read, self._held)
+            cache = prefill.result
+            before = _cache_bytes(cache)
+            one = torch.zeros(1, 1, dtype=torch.long, device="meta")
+            step = trace(
+                lambda: self.model(input_ids=one, past_key_values=cache, use_cache=True).past_key_values,
+                self._held,
+                held=_cache_tensors(cache),
+            )
+            self._text[length] = _Text(
+                prefill.flops, prefill.peak_bytes, before, step.flops, step.peak_bytes, _cache_bytes(cache) - before
+            )
+        return self._text[length]
+
+
+class _Text(NamedTuple):
+    """Of the language model: a prompt, then one token. `step_bytes` includes the cache, which grows by `kv_growth`."""
+
+    prefill_flops: int
+    prefill_bytes: int
+    kv_bytes: int
+    step_flops: int
+    step_bytes: int
+    kv_growth: int
+
+
+def _cache_tensors(cache: Any) -> Iterator[torch.Tensor]:
+    for layer in cache.layers:
+        yield layer.keys
+        yield layer.values
+
+
+def _cache_bytes(cache: Any) -> int:
+    return sum(tensor.nbytes for tensor in _cache_tensors(cache))
+
+
+def _largest(fits: Callable[[int], bool], high: int) -> int:
+    """The largest number up to `high` that fits, where smaller ones always fit when a larger one does; 0 if none."""
+    low = 0  # fits, as nothing
+    if high and fits(high):
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+_PLANNERS: "weakref.WeakKeyDictionary[Any, Planner]" = weakref.WeakKeyDictionary()
+
+
+def planner_for(model: Any, video_processor: VideoPandaVideoProcessor) -> Planner:
+    """The planner of a loaded model, made once and kept as long as the model."""
+    if model not in _PLANNERS:
+        _PLANNERS[model] = Planner(
+            model.config,
+            video_processor,
+            model.dtype,
+            on_host=model.device.type == "cpu",
+            weight_bytes=_weight_bytes(model),
+            grain=256,
+        )
+    return _PLANNERS[model]
+
+
+def budget(model: Any) -> int:
+    """Bytes that a loaded model may take on its device: what its weights hold already, and what is free."""
+    if model.device.type != "cuda":
+        return _weight_bytes(model) + psutil.virtual_memory().available
+    cached = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    return _weight_bytes(model) + torch.cuda.mem_get_info(model.device)[0] + cached
+
+
+def _weight_bytes(model: Any) -> int:
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def in_gib(size: int) -> str:
+    """A size in bytes, for people."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"

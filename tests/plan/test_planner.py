@@ -1,0 +1,205 @@
+"""A plan holds what the model really does: tokens, FLOPs and caches exactly, memory within a stated factor."""
+
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tiny import TEXT, clip, tiny_model, tiny_processor, tiny_stab
+from videopanda.models.videopanda import VideoPandaStabConfig, VideoPandaVideoProcessor
+from videopanda.plan.backbones import BACKBONES, config_of
+from videopanda.plan.planner import DoesNotFitError, Planner, budget, planner_for
+
+SIDES = st.integers(1, 130)
+
+
+@cache
+def setup(preset, row_tokens, pad_frames, downsampling="lsd"):
+    stab = tiny_stab(preset, row_tokens=row_tokens, downsampling=downsampling)
+    canvas = "tight" if stab.mask_padding and not pad_frames else "square"
+    processor = tiny_processor(preset, stab, pad_frames=pad_frames, canvas=canvas)
+    model = tiny_model(preset, row_tokens=row_tokens, downsampling=downsampling)
+    return model, processor, Planner(model.config, processor.video_processor, torch.float32)
+
+
+# -- exactly what the model does ---------------------------------------------------------------------------------------
+@settings(deadline=None, max_examples=40)
+@given(
+    frames=st.integers(1, 12),
+    height=SIDES,
+    width=SIDES,
+    preset=st.sampled_from(["released", "paper", "eve_star"]),
+    row_tokens=st.booleans(),
+    pad_frames=st.booleans(),
+    downsampling=st.sampled_from(["lsd", "average"]),
+)
+def test_planned_tokens_are_those_of_prompt_and_model(
+    frames, height, width, preset, row_tokens, pad_frames, downsampling
+):
+    model, processor, planner = setup(preset, row_tokens, pad_frames, downsampling)
+    plan = planner.plan(frames, height, width, text_tokens=3, new_tokens=2)
+    inputs = processor(text=["<video>"], videos=[clip(frames, height, width)], do_sample_frames=False)
+    assert (inputs["input_ids"] == processor.video_token_id).sum() == plan.visual_tokens
+    with torch.inference_mode():
+        features = model.get_video_features(inputs["pixel_values_videos"], inputs["video_placement"])
+    assert len(features.pooler_output[0]) == plan.visual_tokens
+    assert plan.tokens == plan.visual_tokens + 5
+
+
+@pytest.mark.parametrize("text", TEXT)
+def test_flops_and_caches_are_those_of_a_real_run(text):
+    model, processor = tiny_model(text=text), tiny_processor()
+    plan = Planner(model.config, processor.video_processor, torch.float32).plan(8, 30, 40, text_tokens=10, new_tokens=2)
+    inputs = processor(text=["<video>"], videos=[clip(8, 30, 40)])
+    length = plan.visual_tokens + 10
+
+    def counted(call):
+        # Torch counts a fused attention on a CPU as nothing, so it is taken apart.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            result = call()
+        return result, counter.get_total_flops()
+
+    _, vision = counted(lambda: model.get_video_features(inputs["pixel_values_videos"], inputs["video_placement"]))
+    embeds = torch.zeros(1, length, 48)
+    read, prefill = counted(lambda: model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1))
+    cache_, one = read.past_key_values, torch.tensor([[5]])
+    _, step = counted(lambda: model(input_ids=one, past_key_values=cache_, use_cache=True))
+    assert plan.flops == {"vision": vision, "prefill": prefill, "per_token": step}
+    model(input_ids=one, past_key_values=cache_, use_cache=True)
+    assert plan.kv_bytes == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache_.layers)
+    assert plan.weight_bytes == sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
+
+
+MEASURE = """
+import gc
+from pathlib import Path
+import torch
+from videopanda.models.videopanda import *
+from videopanda.plan.planner import Planner
+
+def status(field):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
+    return 1024 * int(line.split()[1])
+
+text = {"model_type": "qwen3", "vocab_size": 512, "hidden_size": 512, "intermediate_size": 1536, "head_dim": 64,
+        "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4}
+config = VideoPandaConfig(text_config=text, video_token_id=510, image_token_id=511)
+processor = VideoPandaVideoProcessor.for_stab(config.stab_config)
+plan = Planner(config, processor, torch.float32).plan(8, 224, 448, text_tokens=16, new_tokens=1)
+model = VideoPandaForConditionalGeneration(config).eval()
+placement, shape = processor.layout([(8, 224, 448)])
+pixels, placement = torch.rand(shape), torch.tensor(placement)
+with torch.inference_mode():
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    features = model.get_video_features(pixels, placement).last_hidden_state
+    embeds = torch.cat([features, features[:16]])[None]
+    model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
+    measured = status("VmHWM") - before + pixels.nbytes
+print(measured / (max(plan.phase_bytes["vision"], plan.phase_bytes["prefill"]) - 8 * 224 * 448 * 3))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell peak memory")
+def test_planned_memory_is_near_the_measured_one():
+    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 0.7 <= float(done.stdout) <= 1.4  # measured in six runs: 0.97 to 1.03
+
+
+# -- what fits ---------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def planner():
+    return setup("released", True, False)[2]
+
+
+def test_what_exceeds_the_context_is_refused_with_what_would_fit(planner):
+    plan = planner.plan(100, 30, 40, text_tokens=20, new_tokens=10)
+    with pytest.raises(
+        DoesNotFitError, match=r"100 frames of 40x30 take 3,600 visual tokens.*2,048.*at most (\d+)"
+    ) as told:
+        plan.require()
+    assert isinstance(told.value, ValueError)
+    most = int(str(told.value).split("at most ")[1].split()[0])
+    planner.plan(most, 30, 40, text_tokens=20, new_tokens=10).require()
+    with pytest.raises(DoesNotFitError):
+        planner.plan(most + 1, 30, 40, text_tokens=20, new_tokens=10).require()
+    with pytest.raises(DoesNotFitError, match="not even one frame fits"):
+        planner.plan(1, 30, 40, text_tokens=2048).require()
+
+
+def test_what_exceeds_the_memory_is_refused_with_what_would_fit(planner):
+    full = planner.plan(40, 60, 80)
+    full.require(full.peak_bytes)
+    limit = planner.plan(23, 60, 80).peak_bytes
+    with pytest.raises(DoesNotFitError, match=r"40 frames of 80x60 need .* MiB of memory.*at most 23 frames fit"):
+        full.require(limit)
+    with pytest.raises(DoesNotFitError, match="not even one frame fits"):
+        full.require(planner.weight_bytes)
+
+
+def test_the_largest_number_of_frames_is_the_largest(planner):
+    peaks = [planner.plan(frames, 30, 40).peak_bytes for frames in range(1, 11)]
+    assert peaks == sorted(peaks)
+    for limit in (peaks[0] - 1, *peaks, peaks[-1] + 1):
+        most = planner.most_frames(30, 40, limit, at_most=10)
+        assert [peak <= limit for peak in peaks] == [True] * most + [False] * (10 - most)
+
+
+def test_a_loaded_model_has_one_planner_and_a_budget():
+    model, processor, _ = setup("released", True, True)
+    planner = planner_for(model, processor.video_processor)
+    assert planner is planner_for(model, processor.video_processor)
+    exact = setup("released", True, True)[2].plan(8, 30, 40)
+    rounded = planner.plan(8, 30, 40)
+    assert rounded.visual_tokens == exact.visual_tokens
+    assert exact.flops["prefill"] < rounded.flops["prefill"]
+    assert exact.peak_bytes <= rounded.peak_bytes < budget(model)
+    with torch.inference_mode():  # as inference plans
+        assert Planner(model.config, processor.video_processor, torch.float32).plan(8, 30, 40) == exact
+
+
+# -- published shapes --------------------------------------------------------------------------------------------------
+# Billions of parameters, from the model cards and reports.
+PUBLISHED = {
+    "llama-2-7b": 6.738, "llama-2-13b": 13.016, "vicuna-7b-v1.5": 6.738, "vicuna-13b-v1.5": 13.016,
+    "qwen2.5-0.5b": 0.494, "qwen2.5-1.5b": 1.544, "qwen2.5-3b": 3.086, "qwen2.5-7b": 7.616, "qwen2.5-14b": 14.770,
+    "qwen3-0.6b": 0.596, "qwen3-1.7b": 1.721, "qwen3-4b": 4.022, "qwen3-8b": 8.191, "qwen3-14b": 14.768,
+    "phi-3-mini-4k": 3.821, "phi-3-mini-128k": 3.821, "phi-3-medium-4k": 13.960,
+}  # fmt: skip
+
+
+def test_backbones_have_their_published_sizes():
+    assert set(PUBLISHED) == set(BACKBONES)
+    stab = tiny_stab()
+    for name, billions in PUBLISHED.items():
+        planner = Planner(config_of(name, stab), VideoPandaVideoProcessor.for_stab(stab), torch.bfloat16)
+        vision = (planner.model.model.stab, planner.model.model.projector)
+        own = sum(p.numel() for part in vision for p in part.parameters())
+        assert (planner.weight_bytes / 2 - own) / 1e9 == pytest.approx(billions, abs=1.5e-3)  # two rows and buffers
+
+
+def test_the_released_model_takes_the_published_macs():
+    stab = VideoPandaStabConfig.released()
+    planner = Planner(config_of("vicuna-7b-v1.5", stab), VideoPandaVideoProcessor.for_stab(stab), torch.bfloat16)
+    plan = planner.plan(8, 448, 448)
+    assert plan.visual_tokens == 2184
+    assert plan.flops["vision"] / 2 == pytest.approx(68.70e9, rel=1e-3)  # as `videopanda bench efficiency` counts
+
+
+def test_a_folder_is_a_backbone(tmp_path):
+    config_of("qwen3-0.6b", tiny_stab()).text_config.save_pretrained(tmp_path / "text")
+    assert config_of(str(tmp_path / "text"), tiny_stab()).text_config.num_hidden_layers == 28
+    tiny_model().config.save_pretrained(tmp_path / "panda")
+    with pytest.raises(ValueError, match="--model"):
+        config_of(str(tmp_path / "panda"), tiny_stab())
+    with pytest.raises(ValueError, match=r"no language model 'gpt-9'.*qwen3-8b"):
+        config_of("gpt-9", tiny_stab())
