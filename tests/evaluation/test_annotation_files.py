@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from videopanda.evaluation.benchmarks import files
 from videopanda.evaluation.benchmarks.files import AnnotationError, Rejected, Row, RowError, rows
-from videopanda.evaluation.predictions import Prediction, Protocol, append_predictions, read_predictions
+from videopanda.evaluation.predictions import Prediction, Protocol, append_predictions, only_writer, read_predictions
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3), max_leaves=5
@@ -53,6 +53,7 @@ def test_what_cannot_be_read_is_listed(tmp_path):
     assert (good, last, bad.place) == ({"a": 1}, {"b": 2}, "b.jsonl line 3")
     assert read("c.json", '{"a": 1}\n{"a": 2}') == [{"a": 1}, {"a": 2}]  # lines in a file called .json
     assert read("c2.json", '\ufeff [ {"a": 1}, ]') == [{"a": 1}]  # byte order mark, trailing comma
+    assert read("c3.json", '[{"a": [1, 2,],\r\n}, {"b": ",}",},]') == [{"a": [1, 2]}, {"b": ",}"}]
     short, long = read("d.csv", 'x,y\n"a, b",\n1,2,3\n')
     assert (short, long.reason) == ({"x": "a, b"}, "3 columns instead of 2")
     assert read("e.csv", 'x\ty\nsays "hi"\t2\n') == [{"x": 'says "hi"', "y": "2"}]
@@ -127,6 +128,18 @@ def test_nothing_is_left_of_an_append_that_failed(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
+def claim(path):
+    with only_writer(path):
+        pass
+
+
+def test_a_file_has_one_writer(tmp_path):
+    path = tmp_path / "new" / "p.jsonl"
+    with only_writer(path), pytest.raises(ValueError, match=r"another process is writing .*: wait for it, or name"):
+        claim(path)
+    claim(path)
+
+
 def test_predictions_of_others_are_read(tmp_path):
     path = write_lines(
         tmp_path / "merge.jsonl",
@@ -145,11 +158,21 @@ def test_predictions_of_others_are_read(tmp_path):
     assert [(row.place[-6:], row.reason[:36]) for row in others] == [
         ("line 3", "there is neither a prediction nor a "),
         ("line 4", "the prediction is no text: ['x']"),
-        ("line 5", "'id' or 'question_id' is missing"),
+        ("line 5", "'id' or 'question_id' or 'uid' is mi"),
         ("line 6", "unknown failure 'bored'; there are m"),
         ("line 7", "the protocol is not one of this vers"),
         ("line 8", "not valid JSON: Expecting property n"),
     ]
+    for content, expected in [
+        ({"17": "B", "18": "(C)"}, [("17", "B"), ("18", "(C)")]),  # LVBench
+        ({"u-1": 0, "u-2": 3}, [("u-1", "A"), ("u-2", "D")]),  # EgoSchema
+        ({"q": 3, "r": "three"}, [("q", "3"), ("r", "three")]),
+        ([{"question_id": "AR_0", "question_type": "x", "option": "F"}], [("AR_0", "F")]),  # MLVU
+        ([{"video_id": "1", "questions": [{"question_id": "1-1", "answer": "A", "response": "C"}]}], [("1-1", "C")]),
+        ({"id": 1, "pred": "x"}, [("1", "x")]),
+    ]:
+        found = read_predictions(write_json(tmp_path / "submission.json", content))
+        assert [(row.id, row.prediction) for row in found] == expected
     array = tmp_path / "p.json"
     array.write_text(json.dumps([{"question_id": "8", "pred": "x"}]))
     assert next(iter(read_predictions(array))).prediction == "x"

@@ -181,11 +181,35 @@ def test_other_published_layouts_are_read(tmp_path):
     assert (only("msrvtt-qa", frame).video, only("msrvtt-qa", frame).id) == ("video7010", "3")
 
 
+def test_variants_of_the_layouts_are_read(tmp_path):
+    write_json(tmp_path / "val_q.json", [question("v1", "who?", 1), question("v2", "when?", 2)])
+    types = [{"answer": "he", "type": "9", "question_id": 1}, {"answer": "now", "type": 2, "question_id": 2}]
+    path = write_json(tmp_path / "val_a.json", types).with_name("val_q.json")
+    loaded = load("activitynet-qa", path)
+    assert [(item.answers, item.types) for item in loaded.items] == [(("he",), ("9",)), (("now",), ("temporal",))]
+    hosted = {"video_path": "k.mp4", "question": "Which?\n(A) red\n(B) blue", "answer": "B"}
+    item = only("lvbench", write_parquet(tmp_path / "lvbench.parquet", [hosted]))
+    assert (item.options, item.right, item.types) == (("red", "blue"), (1,), ())
+    hosted = {"video_name": "m_1.mp4", "question": hosted["question"], "answer": "(B) blue", "task_type": "plotQA"}
+    item = only("mlvu", write_parquet(tmp_path / "mlvu_dev.parquet", [hosted]))
+    assert (item.task, item.options, item.right) == ("choice", ("red", "blue"), (1,))
+    for folder, answer in (("MC", None), ("Subset", "3")):
+        row = {"video_idx": "u", "question": "Q?", "option": list("abcde"), "answer": answer}
+        write_parquet(tmp_path / "ego" / folder / "test-00000-of-00001.parquet", [row])
+    item = only("egoschema", tmp_path / "ego")
+    assert (item.right, item.place) == ((3,), "Subset/test-00000-of-00001.parquet row 1")
+    row = {"video": "a.mp4", "question": "Q?", "candidates": ["x", "y"], "answer": "x"}
+    write_json(tmp_path / "mv" / "action_count.json", [row, {**row, "fps": "many"}])
+    (refused,) = load("mvbench", tmp_path / "mv").rejected
+    assert refused.reason == "'fps' is no number: 'many'"
+
+
 @needs_annotations
 def test_real_files_have_the_rows_of_their_manifests():
     loaded = load("activitynet-qa", SHARED / "activitynet-qa")
     counts = inspect("activitynet-qa", SHARED / "activitynet-qa")
     assert (len(loaded.items), loaded.rejected, loaded.duplicates) == (8000, (), ())
+    assert (counts["rows"], counts["questions"]) == (8000, 8000)
     assert (counts["videos"], counts["tasks"]) == (
         800,
         {"short_answer": 5905, "yes_no": 2095},
@@ -202,7 +226,9 @@ def test_real_files_have_the_rows_of_their_manifests():
         "other": 1499,
     }
     loaded = load("video-chatgpt", SHARED / "video-chatgpt-benchmark")
-    assert inspect("video-chatgpt", SHARED / "video-chatgpt-benchmark")["types"] == {
+    counts = inspect("video-chatgpt", SHARED / "video-chatgpt-benchmark")
+    assert (counts["rows"], counts["questions"]) == (1996 + 499 + 499, 1996 + 499 + 2 * 499)
+    assert counts["types"] == {
         "consistency": 2 * 499,
         "generic": 1996,
         "temporal": 499,
@@ -369,6 +395,16 @@ def test_videos_are_found_below_a_folder(tmp_path):
     assert videos.find("none") is None
     with pytest.raises(ValueError, match="no such folder"):
         Videos(tmp_path / "none")
+
+
+def test_links_to_folders_of_videos_are_followed_once(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "clip.mp4").touch()
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    (folder / "part").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "back").symlink_to(folder)  # a link to a folder above it
+    assert Videos(folder).find("clip") == folder / "part" / "clip.mp4"
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from videopanda.evaluation.judging.clients import JudgeError, RemoteJudge
 from videopanda.evaluation.judging.judge import ATTEMPTS
 from videopanda.evaluation.judging.protocols import PROMPTS, parse, read_prompts
 from videopanda.evaluation.judging.run import judge_file, prepare
+from videopanda.evaluation.predictions import only_writer
 from videopanda.evaluation.reporting.report import report
 from videopanda.evaluation.reporting.write import markdown
 
@@ -165,6 +167,40 @@ def test_a_server_that_dies_half_way(asked, predictions, tmp_path):
     assert not known & set(second.asked)
     assert set(second.asked.values()) == {1}
     assert len(known | set(second.asked)) == NUM
+
+
+def test_an_interruption_ends_the_run_and_keeps_what_was_said(asked, predictions, tmp_path, monkeypatch):
+    started = threading.Event()
+
+    def answer(text: str, nth: int) -> str:
+        if not started.is_set():
+            started.set()
+            return YES
+        return slowly(0.2, YES)
+
+    def interrupt(future, timeout=None):
+        started.wait()
+        raise KeyboardInterrupt
+
+    out = tmp_path / "s.jsonl"
+    with StandIn(answer) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(Future, "result", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                judge(asked, predictions, out, server, concurrency=2)
+        assert server.calls.total() < NUM  # those under way, not all that were waiting
+        known = dict(server.asked)
+        assert known
+        judge(asked, predictions, out, server)
+        assert set(server.asked.values()) == {1}
+        assert len(server.asked) == NUM
+
+
+def test_two_judges_do_not_write_one_file(asked, predictions, tmp_path):
+    with StandIn(lambda text, nth: YES) as server, only_writer(tmp_path / "s.replies.jsonl"):
+        with pytest.raises(ValueError, match="another process is writing"):
+            judge(asked, predictions, tmp_path / "s.jsonl", server)
+        assert server.calls.total() == 0
 
 
 def test_a_server_that_is_not_there(tmp_path):

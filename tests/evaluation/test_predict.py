@@ -1,5 +1,6 @@
 """Protects predictions: what is shown and asked, failures as rows, resuming after any end, sharing of work."""
 
+import hashlib
 import json
 import multiprocessing
 import random
@@ -22,8 +23,8 @@ from videopanda.evaluation.benchmarks.videos import Videos
 from videopanda.evaluation.predicting.conditions import CONDITIONS, asked, show
 from videopanda.evaluation.predicting.predict import Job, finish, predict
 from videopanda.evaluation.predicting.prompts import Prompts, read_prompts
-from videopanda.evaluation.predictions import read_predictions
-from videopanda.inference import ask, load
+from videopanda.evaluation.predictions import only_writer, read_predictions
+from videopanda.inference import ask, load, question_messages
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +147,32 @@ def test_a_row_tells_all_and_answers_are_those_of_ask(job, whole, model, bench):
     assert row["prediction"] == answer.answer
 
 
+def test_without_the_video_the_prompt_still_tells_its_length(job, model, bench, tmp_path):
+    """Else the difference to the full condition would not be that of looking."""
+    telling = tmp_path / "telling"
+    network, processor = load(model)
+    processor.time_prompt = True
+    network.save_pretrained(telling)
+    processor.save_pretrained(telling)
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes((bench / "videos" / "a.mp4").read_bytes())
+    blind = replace(job, condition="no_video", videos=tmp_path / "videos")
+    assert predict(blind, tmp_path / "p.jsonl")["answered"] == 12  # those about missing videos, too
+    assert predict(replace(blind, model=telling), tmp_path / "q.jsonl")["answered"] == 12
+
+    def prompts(name):
+        return {row.id: row.prompt_sha256 for row in read_predictions(tmp_path / name)}
+
+    def prompt(text):
+        messages = question_messages(processor, text, has_video=False)
+        whole = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return hashlib.sha256(whole.encode()).hexdigest()
+
+    assert prompts("p.jsonl")["0"] == prompt("what is it, 0?")
+    assert prompts("q.jsonl")["0"] == prompt("2.0 seconds: what is it, 0?")
+    assert prompts("q.jsonl")["1"] == prompt("what is it, 1?")  # its video is missing
+
+
 @pytest.mark.parametrize("condition", CONDITIONS[1:])
 def test_baselines_answer_every_question(job, condition, tmp_path):
     report = predict(replace(job, condition=condition), tmp_path / "p.jsonl")
@@ -235,6 +262,16 @@ def test_a_file_cut_anywhere_is_completed(job, whole, tmp_path):
         out.write_bytes(whole[:cut])
         assert predict(job, out)["complete"]
         assert out.read_bytes() == whole
+
+
+def test_a_file_that_another_process_writes_is_refused(job, whole, tmp_path):
+    out = tmp_path / "p.jsonl"
+    with only_writer(out):
+        code, printed, err = run(*arguments(job, out))
+        assert (code, printed) == (2, "")
+        assert f"another process is writing {out}" in err.strip().splitlines()[-1]
+    assert predict(job, out)["complete"]
+    assert out.read_bytes() == whole
 
 
 def test_a_complete_file_is_left_alone(job, whole, tmp_path):

@@ -78,6 +78,10 @@ def test_a_hash_names_the_code_and_the_data(tmp_path):
     other = write_wordnet(tmp_path / "b")
     (other / "noun.exc").write_text("mice mouse\n")
     assert scorer("wups", words).sha256 == scorer("wups", words).sha256 != scorer("wups", WordNet(other)).sha256
+    for part in ("noun", "verb", "adj", "adv"):  # newer databases are published without them
+        (other / f"{part}.exc").unlink()
+    assert WordNet(other).similarity("dogs", "dog") == 1.0
+    assert WordNet(other).similarity("geese", "goose") == 0.0
 
 
 # -- WordNet -----------------------------------------------------------------------------------------------------------

@@ -10,12 +10,18 @@ answer failed is a row, too: its prediction is null and `failure` says why. Pred
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from videopanda.evaluation.benchmarks.files import Rejected, Row, RowError, rows
+from videopanda.evaluation.benchmarks.files import AnnotationError, Rejected, Row, RowError, read_object, rows
+from videopanda.evaluation.benchmarks.options import LETTERS
+
+if sys.platform != "win32":
+    import fcntl
 
 Failure = Literal["missing_video", "unreadable_video", "error"]
 FAILURES: tuple[Failure, ...] = get_args(Failure)
@@ -67,6 +73,27 @@ class Prediction:
         return json.dumps(content, allow_nan=False)
 
 
+@contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Claim a file, which is created, for this process; the claim ends with the process, however that ends.
+
+    Windows has no such claims: there, two runs that write to one file are not noticed.
+
+    Raises:
+        ValueError: another process has claimed it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"another process is writing {path}: wait for it, or name another file with --out"
+                ) from error
+        yield
+
+
 def append_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Add predictions to a file, as `append_lines` does."""
     append_lines(path, [prediction.as_json() for prediction in predictions])
@@ -75,7 +102,7 @@ def append_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
 def append_lines(path: Path, lines: Sequence[str]) -> None:
     """Add lines to a file, all of them or none; a line that an interruption cut off before is removed first.
 
-    The lines are on the disk when this returns. A file has one writer at a time.
+    The lines are on the disk when this returns. A file has one writer at a time (`only_writer`).
     """
     with open(path, "a+b") as file:
         remove_torn_line(file)
@@ -105,15 +132,17 @@ def remove_torn_line(file: Any) -> None:
 
 
 def read_predictions(path: Path) -> Iterator[Prediction | Rejected]:
-    """The predictions of a file (`.jsonl`, or a `.json` array) in their order; rows that are none are listed.
+    """The predictions of a file (`.jsonl` or `.json`) in their order; rows that are none are listed.
 
-    Besides our own rows those of the field are understood: `question_id` for `id`, `pred` for `prediction`. Ids may be
+    Besides our own rows those of the field are understood: `question_id` or `uid` for `id`; `pred`, `response` or
+    `option` for `prediction`; questions that are grouped by video under `questions` (Video-MME); and one object of
+    replies by id (LVBench), where whole numbers alone stand for options, counted from 0 (EgoSchema). Ids may be
     numbers.
 
     Raises:
         AnnotationError: the file is missing or of another kind.
     """
-    for row in rows(path):
+    for row in _submitted(path):
         if isinstance(row, Rejected):
             yield row
             continue
@@ -123,6 +152,42 @@ def read_predictions(path: Path) -> Iterator[Prediction | Rejected]:
             yield Rejected(row.place, str(error), _id_or_none(row))
 
 
+def _submitted(path: Path) -> Iterator[Row | Rejected]:
+    """Rows of a file; those of one object, and of groups, as if they stood alone."""
+    if path.suffix.lower() == ".json" and path.is_file() and _starts_with_brace(path):
+        replies = _object_of_replies(path)
+        if replies is not None:
+            yield from (Row(f"{path.name} {id_}", {"id": id_, "pred": reply}) for id_, reply in replies.items())
+            return
+    for row in rows(path):
+        grouped = row.get("questions") if isinstance(row, Row) else None
+        if isinstance(grouped, list):
+            for number, question in enumerate(grouped, 1):
+                place = f"{row.place} question {number}"
+                yield Row(place, question) if isinstance(question, dict) else Rejected(place, "not an object")
+        else:
+            yield row
+
+
+def _starts_with_brace(path: Path) -> bool:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return file.read(1000).lstrip().startswith("{")
+
+
+def _object_of_replies(path: Path) -> Mapping[str, Any] | None:
+    """Replies by id; None where the file holds something else, such as one object per line."""
+    try:
+        replies = read_object(path)
+    except AnnotationError:
+        return None
+    if not replies.keys().isdisjoint((*_ID, *_PREDICTION)):
+        return None
+    numbers = [reply for reply in replies.values() if type(reply) is int and 0 <= reply < len(LETTERS)]
+    if len(numbers) == len(replies):
+        return {id_: LETTERS[number] for id_, number in replies.items()}
+    return replies
+
+
 def _id_or_none(row: Row) -> str | None:
     try:
         return row.id(*_ID)
@@ -130,8 +195,8 @@ def _id_or_none(row: Row) -> str | None:
         return None
 
 
-_ID = ("id", "question_id")
-_PREDICTION = ("prediction", "pred")
+_ID = ("id", "question_id", "uid")
+_PREDICTION = ("prediction", "pred", "response", "option")
 _PROTOCOL_KEYS = {entry.name for entry in fields(Protocol)}
 
 

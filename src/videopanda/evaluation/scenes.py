@@ -104,6 +104,12 @@ def rearrange(video: Video | Clip, order: np.ndarray) -> Clip:
     return Clip(video.frames[order], tuple(float(t) for t in video.timestamps), video.duration)
 
 
+def told_length(processor: Any, clip: Video | Clip) -> str:
+    """What the prompt tells about a clip besides its tokens: "12.5 seconds: ", or nothing."""
+    inputs = processor.video_processor(videos=[clip], return_tensors="pt", return_metadata=True)
+    return str(processor.replace_video_token(inputs, 0)).replace(processor.video_token, "")
+
+
 @dataclass(frozen=True)
 class _Shown:
     """An encoded clip and the seconds at which its pictures were taken, in the order shown."""
@@ -213,10 +219,10 @@ class _Asker:
         self.model, self.processor, self.batch_size = model, processor, batch_size
         self.pending: defaultdict[str, list[tuple[_Row, list[Message], EncodedClip | None]]] = defaultdict(list)
 
-    def add(self, row: _Row, shown: _Shown | None) -> None:
-        """Ask what stands in `row`; its "prediction" and "correct" are filled in later."""
+    def add(self, row: _Row, shown: _Shown | None, told: str = "") -> None:
+        """Ask what stands in `row`, after `told`; its "prediction" and "correct" are filled in later."""
         condition = row["condition"]
-        messages = question_messages(self.processor, row["question"], has_video=shown is not None)
+        messages = question_messages(self.processor, told + row["question"], has_video=shown is not None)
         self.pending[condition].append((row, messages, shown.clip if shown else None))
         if len(self.pending[condition]) == self.batch_size:
             self._flush(condition)
@@ -252,7 +258,8 @@ def evaluate(
         num: number of questions, spread evenly over the twelve families.
         seed: chooses the scenes.
         batch_size: prompts per batch.
-        baselines: ask again blind (no video), with the middle frame only, with shuffled frames, and with another clip.
+        baselines: ask again blind (no video, only its length), with the middle frame only, with shuffled frames, and
+            with another clip.
         num_frames: frames per clip; default the number that the processor was saved with.
         out: folder for report.json, predictions.jsonl and the clips; default nothing is kept.
         workers: processes that write and read clips, 0 for none; default one per CPU, at most four. With workers, a
@@ -270,7 +277,7 @@ def evaluate(
     rows: list[_Row] = []
     failures: list[dict[str, str]] = []
     decoders: set[str] = set()
-    asker = _Asker(model, processor, batch_size)
+    asker, video_token = _Asker(model, processor, batch_size), processor.video_token
     with ExitStack() as stack:
         folder = Path(out) / "clips" if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
@@ -294,8 +301,8 @@ def evaluate(
                     row = _new_row(clip_name(seed, SPLIT, clip.index), number, condition, question)
                     rows.append(row)
                     view = shown.get(condition)
-                    if condition == "blind":
-                        asker.add(row, None)
+                    if condition == "blind":  # without the tokens of the clip, but with its length
+                        asker.add(row, None, views["full"].clip.marker.replace(video_token, "") if views else "")
                     elif view is not None:
                         row["frame_times"] = list(view.times)
                         asker.add(row, view)

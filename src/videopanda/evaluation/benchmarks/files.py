@@ -14,7 +14,9 @@ from typing import Any
 
 _CHUNK = 1 << 20  # characters
 _PARQUET_ROWS = 1024
-_BETWEEN = re.compile(r"[ \t\r\n,]*")
+_BETWEEN = (" ", "\t", "\r", "\n", ",")  # what stands between the rows of an array
+# A comma in front of a closing bracket, which JSON forbids and result files of the field have; strings are passed over.
+_TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])')
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
@@ -174,13 +176,17 @@ def _array_rows(path: Path) -> Iterator[Row | Rejected]:
     with path.open(encoding="utf-8-sig") as file:
         buffer = file.read(_CHUNK).lstrip()[1:]
         while True:
-            position = _BETWEEN.match(buffer, position).end()  # type: ignore[union-attr]  # matches nothing, too
+            while buffer.startswith(_BETWEEN, position):
+                position += 1
             if buffer.startswith("]", position):
                 return
             repeated.clear()
             try:
                 value, position = decoder.raw_decode(buffer, position)
             except (json.JSONDecodeError, RecursionError) as error:
+                if ended and (mended := _without_trailing_commas(buffer[position:])) != buffer[position:]:
+                    buffer, position = mended, 0
+                    continue
                 if ended:
                     yield Rejected(f"{path.name} row {number + 1}", f"the file is broken from here on: {error}")
                     return
@@ -190,6 +196,10 @@ def _array_rows(path: Path) -> Iterator[Row | Rejected]:
                 continue
             number, chunk = number + 1, _CHUNK
             yield _row(f"{path.name} row {number}", value, repeated)
+
+
+def _without_trailing_commas(text: str) -> str:
+    return _TRAILING_COMMA.sub(lambda match: match[1] or "", text)
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row | Rejected]:
@@ -248,15 +258,16 @@ def _parquet_rows(path: Path) -> Iterator[Row | Rejected]:
         from pyarrow import parquet
     except ImportError as error:
         raise AnnotationError(f"{path}: reading parquet needs pyarrow: pip install 'videopanda[eval]'") from error
+    place = f"{path.parent.name}/{path.name}"  # tables of several parts have one name, in a folder per part
     try:
         number = 0
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(_PARQUET_ROWS):
                 for value in batch.to_pylist():
                     number += 1
-                    yield Row(f"{path.name} row {number}", value)
+                    yield Row(f"{place} row {number}", value)
     except (pyarrow.ArrowException, OSError) as error:
-        yield Rejected(f"{path.name} row {number + 1}", f"the file is broken from here on: {error}")
+        yield Rejected(f"{place} row {number + 1}", f"the file is broken from here on: {error}")
 
 
 def read_object(path: Path) -> Mapping[str, Any]:

@@ -20,6 +20,8 @@ _SHOWN = 10  # of a list, for people; JSON has all
 def inspect(name: str, path: Path, mode: str = "as-published", videos: Path | None = None) -> dict[str, Any]:
     """Counts, and lists of everything that is not as it should be; with `videos` also which of the videos are missing.
 
+    "rows" are those of the files, also of those that were rejected; a row may hold two questions (Video-ChatGPT).
+
     Raises:
         AnnotationError: the files are not there, or nothing in them is a question.
         ValueError: unknown benchmark or mode, no such folder of videos.
@@ -31,6 +33,7 @@ def inspect(name: str, path: Path, mode: str = "as-published", videos: Path | No
         "benchmark": name,
         "title": entry.title,
         "errata_mode": mode,
+        "rows": len({item.place for item in items} | {row.place for row in loaded.rejected}),
         "questions": len(items),
         "published_rows": entry.published_rows,
         "videos": len({item.video for item in items}),
@@ -77,10 +80,9 @@ def missing_videos(loaded: Loaded, folder: Path) -> list[str]:
 def table(report: dict[str, Any]) -> Group:
     """The report for people; long lists are cut."""
     top = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title=report["title"], title_justify="left")
-    top.add_row(
-        "questions", f"{report['questions']:,}" + (f" (published: {p})" if (p := report["published_rows"]) else "")
-    )
-    for key in ("videos", "without_public_answer"):
+    published = f" (published: {report['published_rows']})" if report["published_rows"] else ""
+    top.add_row("rows read", f"{report['rows']:,}{published}")
+    for key in ("questions", "videos", "without_public_answer"):
         top.add_row(key.replace("_", " "), f"{report[key]:,}")
     for key in ("tasks", "options"):
         top.add_row(key if key == "tasks" else "options per question", _list(report[key]))

@@ -69,7 +69,7 @@ def _item(row: Row, number: RunningNumber) -> Item:
         video=video,
         question=question,
         task="choice",
-        types=(types,) if isinstance(types, str) else row.texts("question_type"),
+        types=() if types is None else (types,) if isinstance(types, str) else row.texts("question_type"),
         options=options,
         right=right,
         answers=tuple(options[i] for i in right),

@@ -58,9 +58,10 @@ def _item(row: Row, part: str, number: RunningNumber) -> Item:
     name = number(f"{part}/{stem(video)}")
     answers = (row.text("answer", empty=True),) if row.get("answer") is not None else ()
     given = row.texts("candidates") if row.get("candidates") else ()
+    if row.get("video_name") is not None:  # the table has the options in the question, or there, too
+        question, found = _split(question)
+        given = given or found
     options = unmark_all(given)
-    if options and row.get("video_name") is not None:  # the table repeats the options in the question
-        question = _without_options(question)
     right = same_text(options, answers[0]) or _named(row, options) if options and answers else ()
     return Item(
         id=row.id("question_id") if row.get("question_id") is not None else name,
@@ -79,11 +80,11 @@ def _item(row: Row, part: str, number: RunningNumber) -> Item:
     )
 
 
-def _without_options(question: str) -> str:
+def _split(question: str) -> tuple[str, tuple[str, ...]]:
     try:
-        return split_question(question)[0]
+        return split_question(question)
     except RowError:
-        return question
+        return question, ()
 
 
 def _named(row: Row, options: tuple[str, ...]) -> tuple[int, ...]:

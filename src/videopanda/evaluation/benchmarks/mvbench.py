@@ -78,5 +78,8 @@ def _item(row: Row, task: str, number: RunningNumber) -> Item:
         answers=(answer,),
         start=row.number("start") if bounds else None,
         end=row.number("end") if bounds else None,
-        extra=row.extra("subtitle", "fps", "show_name"),
+        extra={
+            **row.extra("subtitle", "show_name"),
+            **({"fps": row.number("fps")} if row.get("fps") is not None else {}),
+        },
     )

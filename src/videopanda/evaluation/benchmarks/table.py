@@ -139,7 +139,10 @@ def load(name: str, path: str | Path, mode: str = "as-published") -> Loaded:
         outcome, names = apply(item, entry.errata, mode)
         for erratum in names:
             errata[erratum].append(item.id)
-        (rejected if isinstance(outcome, Rejected) else kept).append(outcome)  # type: ignore[arg-type]
+        if isinstance(outcome, Rejected):
+            rejected.append(outcome)
+        else:
+            kept.append(outcome)
     if not by_id:
         reasons = f"; first: {rejected[0].place}: {rejected[0].reason}" if rejected else ""
         raise AnnotationError(f"{path} holds no question of {entry.title} ({len(rejected)} rows rejected{reasons})")

@@ -20,7 +20,13 @@ class Videos:
             raise ValueError(f"{folder}: no such folder of videos")
         self.folder = folder
         self._files: defaultdict[str, list[Path]] = defaultdict(list)
-        for place, folders, files in os.walk(folder):
+        seen: set[str] = set()
+        # Links are followed, for videos often lie on another disk; a link to a folder that was seen could never end.
+        for place, folders, files in os.walk(folder, followlinks=True):
+            if (real := os.path.realpath(place)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
             for name in (*folders, *files):
                 self._files[name].append(Path(place, name))
 

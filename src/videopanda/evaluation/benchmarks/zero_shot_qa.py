@@ -3,8 +3,8 @@
     test_q.json   [{"video_name", "question", "question_id"}, …]
     test_a.json   [{"answer", "question_id", "type"?}, …]          joined by id, never by position
 
-A file that holds question and answer in the same row is read, too, in every row format. Media are named without a
-suffix. (Format: facts 8.)
+Other splits (`val_q.json`, `val_a.json`) are read when named. A file that holds question and answer in the same row is
+read, too, in every row format. Media are named without a suffix. (Format: facts 8.)
 """
 
 from collections.abc import Iterator
@@ -33,13 +33,14 @@ def read_activitynet(path: Path) -> Iterator[Item | Rejected]:
 
 
 def read(path: Path, name: str, types: tuple[str, ...] = (), prefix: str = "") -> Iterator[Item | Rejected]:
-    """Read a set whose type codes mean `types`.
+    """Read a set whose type codes mean `types`; other types are taken as they stand.
 
     Raises:
         AnnotationError: PATH holds no questions, or those of several sets.
     """
     questions = _one_of(find(path, "test_q.json", "*test*.json*", "*.json*", "*.parquet", "*.csv"), path, name)
-    answers = beside(questions, "test_a.json") if questions.name == "test_q.json" else None
+    stem = questions.stem
+    answers = beside(questions, f"{stem[:-2]}_a{questions.suffix}") if stem.endswith("_q") else None
     merged = _joined(questions, answers) if answers else rows(questions)
     return items(merged, partial(_item, number=RunningNumber(), types=types, prefix=prefix))
 
@@ -108,4 +109,5 @@ def _item(row: Row, number: RunningNumber, types: tuple[str, ...], prefix: str) 
 def _types(row: Row, names: tuple[str, ...]) -> tuple[str, ...]:
     if row.get("type") is None:
         return ()
-    return (names[row.index("type", below=len(names))],) if names else (row.id("type"),)
+    code = row.id("type")
+    return (names[int(code)] if code.isdecimal() and int(code) < len(names) else code,)

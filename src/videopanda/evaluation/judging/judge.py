@@ -18,13 +18,12 @@ from typing import Any
 
 from videopanda.evaluation.benchmarks.files import Rejected, rows
 from videopanda.evaluation.benchmarks.item import Item
-from videopanda.evaluation.judging.clients import MAX_TOKENS, Judge, JudgeError
+from videopanda.evaluation.judging.clients import SETTINGS, Judge, JudgeError
 from videopanda.evaluation.judging.protocols import Prompt, metrics_of, parse
 from videopanda.evaluation.predictions import Prediction, append_lines
 from videopanda.evaluation.scoring.score import Score, Status
 
 ATTEMPTS = 3  # replies of a judge to one call that cannot be read, before it is given up
-SETTINGS = {"temperature": 0.0, "seed": 0, "max_tokens": MAX_TOKENS}
 _CHARACTERS_PER_TOKEN = 4  # of English, roughly
 _TOKENS_PER_VERDICT = 24
 
@@ -85,13 +84,10 @@ def estimate(calls: Iterable[Call], price_in: float | None, price_out: float | N
     """Calls, tokens and, with prices per million tokens, costs; tokens are guessed from the length of the texts."""
     texts = [sum(len(message["content"]) for message in call.messages) for call in calls]
     tokens_in, tokens_out = sum(texts) // _CHARACTERS_PER_TOKEN, len(texts) * _TOKENS_PER_VERDICT
-    known = price_in is not None and price_out is not None
-    return {
-        "calls": len(texts),
-        "input_tokens": tokens_in,
-        "output_tokens": tokens_out,
-        "cost": round((tokens_in * price_in + tokens_out * price_out) / 1e6, 4) if known else None,  # type: ignore[operator]
-    }
+    cost = None
+    if price_in is not None and price_out is not None:
+        cost = round((tokens_in * price_in + tokens_out * price_out) / 1e6, 4)
+    return {"calls": len(texts), "input_tokens": tokens_in, "output_tokens": tokens_out, "cost": cost}
 
 
 # -- replies -----------------------------------------------------------------------------------------------------------
@@ -149,8 +145,12 @@ def ask_all(calls: Iterable[Call], judge: Judge, replies: Replies, concurrency: 
 
     open_calls = {call.key: call for call in calls if replies.is_open(call)}
     with ThreadPoolExecutor(concurrency) as pool:
-        for done in [pool.submit(work, call) for call in open_calls.values()]:
-            done.result()
+        try:
+            for done in [pool.submit(work, call) for call in open_calls.values()]:
+                done.result()
+        except BaseException:  # an interruption: what is under way is kept, nothing else is asked
+            gone.set()
+            raise
     return failed
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from videopanda.evaluation.benchmarks.table import Loaded, load
-from videopanda.evaluation.judging.clients import Judge
+from videopanda.evaluation.judging.clients import SETTINGS, Judge
 from videopanda.evaluation.judging.judge import (
-    SETTINGS,
     Call,
     Replies,
     Unit,
@@ -23,7 +22,7 @@ from videopanda.evaluation.judging.judge import (
 )
 from videopanda.evaluation.judging.official import read_verdicts
 from videopanda.evaluation.judging.protocols import Prompt, sha256
-from videopanda.evaluation.predictions import Prediction
+from videopanda.evaluation.predictions import Prediction, only_writer
 from videopanda.evaluation.scoring.score import Status, read_all, summarise, write_scores
 
 VERSION = "1"
@@ -74,11 +73,14 @@ def judge_file(
 
     Returns:
         The summary; `summary["failed_calls"]` has the reasons of calls that got no reply.
+
+    Raises:
+        ValueError: another process is judging into the same file.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    replies = Replies(replies_file(out))
     asked = calls(work, prompts, judge.name)
-    failed = ask_all(asked.values(), judge, replies, concurrency)
+    with only_writer(replies_file(out)):
+        replies = Replies(replies_file(out))
+        failed = ask_all(asked.values(), judge, replies, concurrency)
     found = {id_: metrics for id_, call in asked.items() if (metrics := replies.verdict(call)) is not None}
     unread: dict[str, Status] = {
         id_: "not_judged" if call.key in failed else "unparsable_verdict"

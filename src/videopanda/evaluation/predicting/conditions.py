@@ -1,7 +1,7 @@
 """What a model is shown: the clip, or for a baseline something else. A model that looks loses points without it.
 
 full          the clip
-no_video      nothing: what can be guessed from the question alone
+no_video      nothing: what can be guessed from the question and, where the prompt tells it, the length of the clip
 one_frame     its middle frame in every place
 shuffled      its frames in a random order that is not the right one
 reversed      its frames from the last to the first
@@ -36,10 +36,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question and what is shown with it; None for no video."""
+    """A question and what is shown with it; for the condition no_video the clip that is left out."""
 
     item: Item
-    source: Source | None
+    source: Source
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,6 @@ def asked(items: tuple[Item, ...], videos: Videos, condition: str) -> list[Asked
     groups: dict[Source, list[Item]] = {}
     for item in items:
         groups.setdefault(_source(item, videos), []).append(item)
-    if condition == "no_video":
-        return [Asked(item, None) for group in groups.values() for item in group]
     shown = dict(zip(groups, groups))
     if condition == "wrong_video":
         shown = _others([source for source in groups if source.path])

@@ -30,10 +30,11 @@ from videopanda.evaluation.predictions import (
     Prediction,
     Protocol,
     append_predictions,
+    only_writer,
     read_predictions,
     remove_torn_line,
 )
-from videopanda.evaluation.scenes import versions, weights_sha256
+from videopanda.evaluation.scenes import told_length, versions, weights_sha256
 from videopanda.inference import BUNDLED_MODEL, EncodedClip, encode, question_messages, reply
 from videopanda.inference import load as load_model
 from videopanda.video import VideoReadError
@@ -66,7 +67,8 @@ class Job:
         return [all_[i : i + self.batch_size] for i in range(0, len(all_), self.batch_size)]
 
 
-_Read = Shown | tuple[Failure, str]  # frames, or why there are none
+# Frames; why there are none; for the condition no_video what the prompt tells about the clip.
+_Read = Shown | tuple[Failure, str] | str
 
 
 class Predictor:
@@ -105,11 +107,22 @@ class Predictor:
                 yield self._answer(batch, videos)
 
     def _read(self, batch: Sequence[Asked]) -> dict[Source, _Read]:
-        return {source: self._read_one(source) for source in dict.fromkeys(a.source for a in batch) if source}
+        read = self._read_length if self.job.condition == "no_video" else self._read_one
+        return {source: read(source) for source in dict.fromkeys(question.source for question in batch)}
+
+    def _read_length(self, source: Source) -> str:
+        """What the prompts of the other conditions tell about the clip; "" without a readable file."""
+        if source.path is None or not self.processor.time_prompt:
+            return ""
+        try:
+            clip = show(source, "full", 1, "uniform", 0).clip
+        except (VideoReadError, ValueError):  # a question without a video can be asked all the same
+            return ""
+        return told_length(self.processor, clip)
 
     def _read_one(self, source: Source) -> _Read:
         if source.path is None:
-            return "missing_video", "no such file below the folder of videos"
+            return "missing_video", "no file of this name, or several, below the folder of videos"
         sampling = self.processor.video_processor.frame_sampling
         try:
             return show(source, self.job.condition, self.num_frames, sampling, self.job.seed)
@@ -125,27 +138,28 @@ class Predictor:
         rows: list[Prediction] = []
         prompts: dict[int, tuple[list[Any], EncodedClip | None]] = {}  # by the place of the row
         for question in batch:
-            video = videos[question.source] if question.source else None
-            row, messages = self._ask(question, video)
+            row, messages = self._ask(question, videos[question.source])
             if messages is not None:
-                prompts[len(rows)] = messages, clips[question.source] if question.source else None
+                prompts[len(rows)] = messages, clips.get(question.source)
             rows.append(row)
         for place, answer in self._reply(prompts).items():
             rows[place] = replace(rows[place], **answer)
         return rows
 
-    def _ask(self, question: Asked, video: _Read | None) -> tuple[Prediction, list[Any] | None]:
+    def _ask(self, question: Asked, video: _Read) -> tuple[Prediction, list[Any] | None]:
         """The row without its answer, and the conversation to be answered; None where there will be none."""
         row = Prediction(question.item.id, "", protocol=self.protocol)
-        if question.source:
+        if not isinstance(video, str):
             row = replace(row, video=question.source.name)
         if isinstance(video, tuple):
             return replace(row, prediction=None, failure=video[0], reason=video[1]), None
-        if video:
-            row = replace(row, frame_indices=video.indices, frame_times=video.times, decoder=video.decoder)
+        shown = video if isinstance(video, Shown) else None
+        if shown:
+            row = replace(row, frame_indices=shown.indices, frame_times=shown.times, decoder=shown.decoder)
         try:
-            text = self.job.prompts.ask(question.item, self._subtitles(question.item, video))
-            messages = question_messages(self.processor, text, has_video=video is not None)
+            text = self.job.prompts.ask(question.item, self._subtitles(question.item, shown))
+            text = f"{video}{text}" if isinstance(video, str) else text
+            messages = question_messages(self.processor, text, has_video=shown is not None)
         except ValueError as error:
             return replace(row, prediction=None, failure="error", reason=str(error)), None
         prompt = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -243,30 +257,30 @@ def predict(
         Counts: questions, answered, failures (kind: ids), complete, out.
 
     Raises:
-        ValueError: the job cannot be done, or `out` holds something else.
+        ValueError: the job cannot be done, `out` holds something else, or another process is writing it.
     """
     if out.suffix != ".jsonl":
         raise ValueError(f"{out}: predictions are JSON Lines, so the name must end with .jsonl")
     batches = job.batches
     predictor = Predictor(job, "cpu" if ray_workers else device)
-    out.parent.mkdir(parents=True, exist_ok=True)
     own = out if world_size == 1 else out.with_name(f"{out.stem}.rank-{rank}{out.suffix}")
-    done = stored(out, own, job, predictor.protocol)
-    mine = [
-        number
-        for number in range(rank, len(batches), world_size)
-        if any(question.item.id not in done for question in batches[number])
-    ]
-    if ray_workers and mine:
-        from videopanda.evaluation.predicting.ray_engine import answers
+    with only_writer(own):
+        done = stored(out, own, job, predictor.protocol)
+        mine = [
+            number
+            for number in range(rank, len(batches), world_size)
+            if any(question.item.id not in done for question in batches[number])
+        ]
+        if ray_workers and mine:
+            from videopanda.evaluation.predicting.ray_engine import answers
 
-        results = answers(job, mine, ray_workers)
-    else:
-        results = predictor.answers(mine)
-    for rows in results:
-        append_predictions(own, [row for row in rows if row.id not in done])
-    all_rows = finish(out, job, predictor.protocol)
-    there = all_rows or stored(out, own, job, predictor.protocol)
+            results = answers(job, mine, ray_workers)
+        else:
+            results = predictor.answers(mine)
+        for rows in results:
+            append_predictions(own, [row for row in rows if row.id not in done])
+        all_rows = finish(out, job, predictor.protocol)
+        there = all_rows or stored(out, own, job, predictor.protocol)
     failures: defaultdict[str, list[str]] = defaultdict(list)
     for row in there.values():
         if row.failure:

@@ -136,6 +136,7 @@ def _measure_run(run: Run) -> dict[str, Any]:
         "wrong_without_being_read": lost,
         "not_scored": run.summary["not_scored"],
         "versions": run.protocol.get("versions", {}),
+        "decoders": run.summary["decoders"],
     }
 
 

@@ -59,27 +59,27 @@ def markdown(table: dict[str, Any], plots: Sequence[str] = ()) -> str:
 
 def _ruler(table: dict[str, Any]) -> str:
     ruler = dict(table["ruler"])
-    judges = [
-        f"{entry['name']} {entry['version']} ({entry['task']}, {entry['sha256'][:12]})"
-        + (
-            f", judge {entry['judge']['model']}, prompts {entry['judge']['prompt_sha256'][:12]}"
-            if "judge" in entry
-            else ""
-        )
-        for entry in ruler.pop("scorer or judge")
-    ]
-    lines = [f"- scorer or judge: {'; '.join(judges)}"]
+    lines = [f"- scorer or judge: {'; '.join(map(_scorer, ruler.pop('scorer or judge')))}"]
     lines += [f"- {name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in ruler.items()]
     if not any(name.startswith("protocol") for name in ruler):
         lines.append("- protocol: unknown; the predictions do not say how they were made")
     return "\n".join(lines)
 
 
+def _scorer(entry: dict[str, Any]) -> str:
+    text = f"{entry['name']} {entry['version']} ({entry['task']}, {entry['sha256'][:12]})"
+    if "judge" not in entry:
+        return text
+    judge, answered_by = entry["judge"], entry["judge"]["answered_by"]
+    said = f" (its server says: {', '.join(answered_by)})" if {*answered_by} - {judge["model"]} else ""
+    return f"{text}, judge {judge['model']}{said}, prompts {judge['prompt_sha256'][:12]}"
+
+
 def _models(table: dict[str, Any]) -> str:
     parts = [(model, *next(iter(model["conditions"].items()))) for model in table["models"]]
     metrics = list(dict.fromkeys(name for _, _, part in parts for name in part["metrics"]))
     mean = any(part["mean_over_types"] for _, _, part in parts)
-    header = ["model", "shown", "questions", "read", *metrics, *(["mean over types"] if mean else [])]
+    header = ["model", "shown", "questions", "coverage", *metrics, *(["mean over types"] if mean else [])]
     rows = [
         [
             model["model"],

@@ -48,9 +48,9 @@ def choice(reply: str, options: Sequence[str]) -> tuple[int, ...] | None:
             if equal := _equal(reply, options):
                 return equal
             continue
-        found = {_found(match, options) for match in pattern.finditer(reply)} - {None}
+        found = {index for match in pattern.finditer(reply) if (index := _found(match, options)) is not None}
         if found:
-            return tuple(found) if len(found) == 1 else None  # type: ignore[arg-type]
+            return tuple(found) if len(found) == 1 else None
     return _within(reply, options)
 
 

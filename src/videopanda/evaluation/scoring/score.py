@@ -149,6 +149,7 @@ def summarise(
         "errata_mode": loaded.mode,
         "items_sha256": loaded.sha256,
         "predictions_sha256": _digest(predictions),
+        "decoders": sorted({prediction.decoder for prediction in predictions if prediction.decoder}),
         "scorers": list(scorers),
         **_means(scores),
         **({"mean_over_types": _mean_over_types(types)} if entry.mean_over_types else {}),

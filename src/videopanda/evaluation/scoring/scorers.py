@@ -6,6 +6,7 @@ hashes mean equal scores.
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -42,7 +43,7 @@ class Scorer:
     @property
     def sha256(self) -> str:
         """Digest of the name, the version, the code and the data."""
-        source = [inspect.getsource(module) for module in (inspect.getmodule(Scorer), *self.modules)]  # type: ignore[arg-type]
+        source = [inspect.getsource(module) for module in (sys.modules[__name__], *self.modules)]
         parts = (self.name, self.version, self.data_sha256, *source)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

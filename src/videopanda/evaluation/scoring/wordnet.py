@@ -3,8 +3,9 @@
     wordnet = WordNet("/usr/share/wordnet")            # Debian and Ubuntu: apt install wordnet-base
     wordnet.similarity("dog", "cat")                   # 0.857
 
-The files `index.*`, `data.*` and `*.exc` are read as they are; their form is that of the manual pages wndb(5WN) and
-morphy(7WN). Python packages that serve WordNet fetch it over the network; an evaluation must work without one.
+The files `index.*`, `data.*` and, where they are there, `*.exc` are read as they are; their form is that of the manual
+pages wndb(5WN) and morphy(7WN), in which Open English WordNet is published, too. Python packages that serve WordNet
+fetch it over the network; an evaluation must work without one.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PARTS = ("noun", "verb", "adj", "adv")
+_NEEDED = tuple(name for part in PARTS for name in (f"index.{part}", f"data.{part}"))
 _PART_OF = {"n": "noun", "v": "verb", "a": "adj", "s": "adj", "r": "adv"}
 _HYPERNYMS = ("@", "@i")  # a kind of, an instance of
 _SUFFIXES = {
@@ -44,7 +46,7 @@ class WordNet:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        for name in self._files:
+        for name in _NEEDED:
             if not (self.folder / name).is_file():
                 raise WordNetError(
                     f"{self.folder} holds no WordNet database ({name} is missing); "
@@ -59,16 +61,12 @@ class WordNet:
                 self._index[part, words[0]] = [Synset(part, int(offset)) for offset in words[-count:]]
             for words in self._lines(f"data.{part}"):
                 self._above[Synset(part, int(words[0]))] = _hypernyms(words)
-            for words in self._lines(f"{part}.exc"):
+            for words in self._lines(f"{part}.exc") if (self.folder / f"{part}.exc").is_file() else ():
                 self._exceptions[part, words[0]] = words[1:]
         # Cached per database; a cache on the class would keep every database alive.
         self.similarity = cache(self._similarity)
         self._ancestors = cache(self._find_ancestors)
         self._depth = cache(self._find_depth)
-
-    @property
-    def _files(self) -> list[str]:
-        return [name for part in PARTS for name in (f"index.{part}", f"data.{part}", f"{part}.exc")]
 
     def _lines(self, name: str) -> Iterator[list[str]]:
         with (self.folder / name).open(encoding="utf-8") as file:
@@ -80,8 +78,9 @@ class WordNet:
     def sha256(self) -> str:
         """Digest of the files that are read."""
         digest = hashlib.sha256()
-        for name in self._files:
-            digest.update((self.folder / name).read_bytes())
+        for name in (*_NEEDED, *(f"{part}.exc" for part in PARTS)):
+            if (self.folder / name).is_file():
+                digest.update((self.folder / name).read_bytes())
         return digest.hexdigest()
 
     def synsets(self, word: str, part: str) -> list[Synset]:
