@@ -50,7 +50,7 @@ SURFACE = {
     "": (
         set(),
         {"answer", "chat", "convert", "data", "demo", "export", "finetune", "init", "train", "scenes"}
-        | {"bench", "evaluate", "verify"},
+        | {"bench", "evaluate", "plan", "verify"},
     ),
     "answer": ({"--model", "--frames", "--start", "--end", "--json"}, {"video", "question"}),
     "bench": (set(), {"efficiency"}),
@@ -68,6 +68,11 @@ SURFACE = {
     ),
     "data features": ({"--model", "--config", "--set"}, {"stage", "out"}),
     "demo": ({"--out"}, set()),
+    "plan": (
+        {"--model", "--backbone", "--preset", "--video", "--duration", "--resolution", "--frames", "--fps", "--canvas"}
+        | {"--text-tokens", "--new-tokens", "--device", "--dtype", "--fit", "--samples", "--measure", "--json"},
+        set(),
+    ),
     "scenes": (set(), {"make"}),
     "scenes make": ({"--num", "--seed", "--split"}, {"out"}),
     "evaluate": (set(), {"inspect", "judge", "predict", "report", "scenes", "score"}),

@@ -148,6 +148,10 @@ class Planner:
             self.model = VideoPandaForConditionalGeneration(config).eval().to(dtype)
         self._held = [*self.model.parameters(), *self.model.buffers()]
         self.weight_bytes = weight_bytes or sum(tensor.nbytes for tensor in self._held)
+        text = (*self.model.model.language_model.parameters(), self.model.lm_head.weight)
+        embedding = self.model.get_input_embeddings().weight  # of which a new token reads one row
+        read = {id(weight): weight.nbytes for weight in text if weight is not embedding or weight is text[-1]}
+        self.text_bytes = sum(read.values())  # that each new token reads
         self.context: int = config.text_config.max_position_embeddings
         self._vision: dict[tuple[int, ...], tuple[int, int]] = {}
         self._text: dict[int, _Text] = {}
@@ -203,15 +207,14 @@ class Planner:
             visual_tokens = self.video_processor.token_count(frames, height, width)
             return visual_tokens + text_tokens + new_tokens <= self.context
 
-        def in_memory(frames: int) -> bool:
-            plan = self.plan(frames, height, width, text_tokens=text_tokens, new_tokens=new_tokens)
-            return budget_bytes is None or plan.peak_bytes <= budget_bytes
+        def peak_bytes(frames: int) -> int:
+            return self.plan(frames, height, width, text_tokens=text_tokens, new_tokens=new_tokens).peak_bytes
 
         high = 1
         while in_context(high) and (at_most is None or high < at_most):
             high *= 2
         most = _largest(in_context, high if at_most is None else min(high, at_most))
-        return most if budget_bytes is None else _largest(in_memory, most)
+        return most if budget_bytes is None else _largest_within(peak_bytes, budget_bytes, most)
 
     def _trace_vision(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """FLOPs, peak bytes and bytes of the pixels in 32 bits."""
@@ -280,6 +283,25 @@ def _largest(fits: Callable[[int], bool], high: int) -> int:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _largest_within(size: Callable[[int], int], limit: int, high: int) -> int:
+    """The largest number up to `high` whose size is at most `limit`; 0 if none. Sizes grow about evenly."""
+    if not high or size(high) <= limit:
+        return high
+    low, small, large = 1, size(1), size(high)
+    if small > limit:
+        return 0
+    halve = False
+    while high - low > 1:
+        share = 0.5 if halve else (limit - small) / (large - small)
+        middle = min(max(low + int(share * (high - low)), low + 1), high - 1)
+        halve = not halve
+        if (found := size(middle)) <= limit:
+            low, small = middle, found
+        else:
+            high, large = middle, found
     return low
 
 

@@ -100,13 +100,11 @@ def put_stab_in_front(
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     model.generation_config.eos_token_id = sorted(ends) if len(ends) > 1 else ends.pop()
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    # Models without padding in their arithmetic get frames without padding, and are told how long the clip is.
-    tight = {"canvas": "tight", "pad_frames": False} if stab.mask_padding else {}
     processor = VideoPandaProcessor(
-        video_processor=VideoPandaVideoProcessor.for_stab(stab, **tight),
+        video_processor=VideoPandaVideoProcessor.for_fresh_stab(stab),
         tokenizer=tokenizer,
         chat_template=template,
-        time_prompt=stab.mask_padding,
+        time_prompt=stab.mask_padding,  # a model that sees no padding is told how long the clip is
     )
     return model, processor
 
