@@ -50,7 +50,7 @@ SURFACE = {
     "": (
         set(),
         {"answer", "chat", "convert", "data", "demo", "export", "finetune", "init", "train", "scenes"}
-        | {"bench", "evaluate", "plan", "verify"},
+        | {"bench", "evaluate", "plan", "serve", "verify"},
     ),
     "answer": ({"--model", "--frames", "--start", "--end", "--json"}, {"video", "question"}),
     "bench": (set(), {"efficiency"}),
@@ -94,6 +94,12 @@ SURFACE = {
     "export": (set(), {"checkpoint", "out"}),
     "finetune": (
         {"--data", "--model", "--media-root", "--lora", "--qlora", "--set", "--output", "--resume"},
+        set(),
+    ),
+    "serve": (
+        {"--model", "--host", "--port", "--api-key", "--api-keys", "--name", "--device", "--allow-host", "--files"}
+        | {"--keep", "--max-upload", "--max-files", "--max-tokens", "--max-frames", "--max-pixels", "--batch"}
+        | {"--queue", "--cache", "--readers", "--read-timeout"},
         set(),
     ),
     "train": ({"--config", "--set", "--model", "--output", "--resume", "--dry-run", "--processes"}, {"stage"}),

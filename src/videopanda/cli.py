@@ -16,6 +16,7 @@ from videopanda.cli_data import data_app
 from videopanda.cli_evaluate import evaluate_app
 from videopanda.cli_options import AsJson, Frames, Model, Seed, console, load_model, quiet
 from videopanda.cli_plan import plan_verb
+from videopanda.cli_serve import serve_verb
 from videopanda.cli_train import finetune_verb, train_verb
 
 app = typer.Typer(
@@ -138,6 +139,7 @@ def scenes_make_verb(
     print(f"{num} clips with questions: {folder / 'annotations.json'}\nat a glance: {folder / 'contact_sheet.png'}")
 
 
+app.command("serve")(serve_verb)
 app.command("train")(train_verb)
 app.command("finetune")(finetune_verb)
 app.command("plan")(plan_verb)

@@ -47,18 +47,18 @@ def question(processor, text, *visuals, **fields):
 def test_answers_in_company_are_those_of_the_library(text):
     model, processor = tiny_model(text=text), tiny_processor()
     clips = {"wide": frames(0), "tall": frames(1, height=40, width=20), "long": frames(2, number=12)}
+    encoded = dict(zip(clips, encode(model, processor, list(clips.values()))))
     lengths = [3, 12, 1, 7]
-    wanted, asked = [], []
+    cases = [(text_, key) for key in clips for text_ in QUESTIONS] * 2 + [("Why?", None)] * 4
+    wanted = []
+    for number, (text_, key) in enumerate(cases):
+        prompt = question_messages(processor, text_, has_video=key is not None), encoded.get(key)
+        wanted += reply(model, processor, [prompt], lengths[number % 4])
     engine = Engine(model, processor, Limits(max_rows=5))
-    for number, (key, video) in enumerate([*clips.items(), *clips.items()]):
-        for text_ in QUESTIONS:
-            length = lengths[len(wanted) % 4]
-            (encoded,) = encode(model, processor, [video])
-            wanted += reply(model, processor, [(question_messages(processor, text_), encoded)], length)
-            seen = engine.visuals.get(key) or Visual(key, False, video)
-            asked.append(Asked(engine, question(processor, text_, seen, max_new_tokens=length)))
-        wanted += reply(model, processor, [(question_messages(processor, "Why?", False), None)], number + 1)
-        asked.append(Asked(engine, question(processor, "Why?", max_new_tokens=number + 1)))
+    asked = []
+    for number, (text_, key) in enumerate(cases):
+        seen = [engine.visuals.get(key) or Visual(key, False, clips[key])] if key else []
+        asked.append(Asked(engine, question(processor, text_, *seen, max_new_tokens=lengths[number % 4])))
     assert [one.end().text for one in asked] == wanted
     assert len(set(wanted)) > 4
     engine.close()
@@ -68,12 +68,11 @@ def test_a_reply_ends_where_the_library_ends_it(loaded):
     """With every second token an end token, replies stop early and rows leave at different times."""
     model, processor = tiny_model(), tiny_processor()
     model.generation_config.eos_token_id = list(range(5, len(processor.tokenizer), 6))
-    asked_, engine = [], Engine(model, processor)
     (encoded,) = encode(model, processor, [frames()])
     texts = [f"What is {number}?" for number in range(12)]
     prompts = [question_messages(processor, text) for text in texts]
     wanted = [reply(model, processor, [(prompt, encoded)], 24)[0] for prompt in prompts]
-    seen = visual()
+    engine, seen = Engine(model, processor), visual()
     asked_ = [Asked(engine, question(processor, text, seen, max_new_tokens=24)) for text in texts]
     ends = [one.end() for one in asked_]
     engine.close()
@@ -264,6 +263,20 @@ def test_the_batch_never_holds_more_than_it_may(loaded, monkeypatch):
     with pytest.raises(UnfitError, match="use fewer frames"):
         Asked(engine, question(processor, "What?", max_new_tokens=700)).end()
     engine.close()
+
+
+def test_a_clip_that_does_not_fit_is_refused_before_it_is_encoded(engine, loaded, monkeypatch):
+    _, processor = loaded
+    long = visual(number=200)
+    with pytest.raises(UnfitError, match=r"at most [0-9]+ frames fit"):
+        Asked(engine, question(processor, "What?", long)).end()
+    monkeypatch.setattr("videopanda.serving.engine.budget", lambda model: 1 << 20)
+    with pytest.raises(UnfitError, match="of memory"):
+        Asked(engine, question(processor, "What?", visual())).end()
+    assert long.encoded is None
+    poor = Engine(*loaded, Limits(cache_bytes=0))
+    assert poor.max_positions < engine.max_positions
+    poor.close()
 
 
 def test_a_failing_question_fails_alone(engine, loaded):

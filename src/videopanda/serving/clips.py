@@ -29,7 +29,6 @@ class Visual:
     is_image: bool
     video: Video | None
     frame_times: tuple[float, ...] = ()
-    decode_seconds: float = 0.0
     encoded: EncodedClip | None = None
     starts: OrderedDict[Any, Layers] = field(default_factory=OrderedDict)
 

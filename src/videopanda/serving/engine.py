@@ -22,6 +22,7 @@ import torch
 
 from videopanda.inference import MAX_NEW_TOKENS, EncodedClip, Message, encode
 from videopanda.models.videopanda import VideoPandaVisualOutput
+from videopanda.plan.planner import DoesNotFitError, budget, planner_for
 from videopanda.serving.batch import Batch, Row, read
 from videopanda.serving.clips import Visual, VisualCache
 from videopanda.serving.errors import BusyError, StoppedError, UnfitError
@@ -37,7 +38,7 @@ class Limits:
     max_rows: conversations that are answered at the same time.
     max_waiting: conversations that may wait for their turn.
     max_positions: keys and values that the batch may hold, in tokens of all rows with their padding; None: as many as
-        `max_rows` full contexts.
+        fit into the memory that is free when the engine starts.
     cache_bytes: memory for clips that were asked about before.
     """
 
@@ -99,7 +100,7 @@ class Failed:
     error: Exception
 
 
-Listener = Callable[[Piece | Finished | Failed], None]
+Listener = Callable[[Piece | Finished | Failed], object]
 
 
 class Job:
@@ -153,7 +154,7 @@ class Engine:
         check_generation(model.generation_config)
         self.model, self.processor, self.limits = model, processor, limits or Limits()
         self.context = int(model.config.text_config.max_position_embeddings)
-        self.max_positions = self.limits.max_positions or self.limits.max_rows * self.context
+        self.max_positions = self.limits.max_positions or self._positions_that_fit()
         self.visuals = VisualCache(self.limits.cache_bytes)
         self._ends = end_tokens(model.generation_config)
         self._batch = Batch(model)
@@ -163,6 +164,15 @@ class Engine:
         self._closed = self._drains = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
+
+    def _positions_that_fit(self) -> int:
+        """Keys and values for which there is memory beside the cache of clips, by the planner."""
+        planner = planner_for(self.model, self.processor.video_processor)
+        side = self.processor.video_processor.size["height"]
+        short, longer = (planner.plan(1, side, side, new_tokens=count).kv_bytes for count in (1, 2))
+        free = budget(self.model) - planner.weight_bytes - self.limits.cache_bytes
+        # A step writes keys and values anew, one token longer, so that for a moment there are two of them.
+        return min(self.limits.max_rows * self.context, max(1, free // (2 * (longer - short))))
 
     # -- what other threads call ---------------------------------------------------------------------------------------
     def submit(self, question: Question, listener: Listener) -> Job:
@@ -268,6 +278,7 @@ class Engine:
         question = job.question
         for visual in question.visuals:
             if visual.encoded is None:
+                self._require_fit(visual, question)
                 visual.encoded = self._encode(visual)
                 visual.video = None
                 self.visuals.put(visual)
@@ -277,6 +288,16 @@ class Engine:
         job.record.visual_tokens = sum(len(visual.encoded.tokens) for visual in question.visuals if visual.encoded)
         self.check_fit(len(ids), question.max_new_tokens)
         job.row.ids = ids
+
+    def _require_fit(self, visual: Visual, question: Question) -> None:
+        """See that a clip fits into context and memory before it is encoded. Raises UnfitError."""
+        assert visual.video is not None
+        frames, height, width, _ = visual.video.frames.shape
+        planner = planner_for(self.model, self.processor.video_processor)
+        try:
+            planner.plan(frames, height, width, new_tokens=question.max_new_tokens).require(budget(self.model))
+        except DoesNotFitError as error:
+            raise UnfitError(str(error)) from error
 
     def _encode(self, visual: Visual) -> EncodedClip:
         assert visual.video is not None

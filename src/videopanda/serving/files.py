@@ -152,8 +152,23 @@ class FileStore:
         file.path.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Source:
+    """A file to be read: where it is, what it is, and whether it goes afterwards."""
+
+    path: Path
+    sha256: str
+    kind: str
+    is_temporary: bool = True
+
+    def close(self) -> None:
+        """Remove it if nobody shall read it again."""
+        if self.is_temporary:
+            self.path.unlink(missing_ok=True)
+
+
 class Upload:
-    """A file that is being written; leaving the block without `finish` removes it.
+    """A file that is being written. Unless `finish` or `source` is reached, leaving the block removes it.
 
     Raises:
         TooLargeError: more bytes than a file or all files may have.
@@ -164,13 +179,15 @@ class Upload:
         self._path = store.temporary()
         self._opened = self._path.open("xb")
         self._digest, self._head, self._size = hashlib.sha256(), b"", 0
+        self._kept = False
 
     def __enter__(self) -> "Upload":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._opened.close()
-        self._path.unlink(missing_ok=True)
+        if not self._kept:
+            self._path.unlink(missing_ok=True)
 
     def write(self, chunk: bytes) -> None:
         """Add bytes."""
@@ -182,6 +199,17 @@ class Upload:
         self._opened.write(chunk)
         self._digest.update(chunk)
         self._head += chunk[: HEAD_BYTES - len(self._head)]
+
+    def source(self) -> Source:
+        """Hand the file to a reader, who closes it.
+
+        Raises:
+            UnfitError: it is neither a video nor an image.
+        """
+        self._opened.close()
+        kind, _ = sniff(self._head)
+        self._kept = True
+        return Source(self._path, self._digest.hexdigest(), kind)
 
     def finish(self) -> StoredFile:
         """Keep the file.
@@ -205,4 +233,5 @@ class Upload:
             path=self._store.folder / "files" / id_,
         )
         self._store.add(file, self._path)
+        self._kept = True
         return file

@@ -1,0 +1,84 @@
+"""A real server in a process of its own, with the command that users type."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+PATIENCE = 180  # seconds; the machine may be busy
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+class Server:
+    """`videopanda serve` on loopback."""
+
+    def __init__(self, folder: Path, *options: str, wait: bool = True):
+        self.folder, self.options = folder, options
+        self.start(wait)
+
+    def start(self, wait: bool = True) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        command = [sys.executable, "-m", "videopanda", "serve", "--port", str(self.port), "--files", str(self.folder)]
+        self.log = (self.folder.parent / f"{self.folder.name}.log").open("ab")
+        self.process = subprocess.Popen(
+            [*command, *self.options],
+            stderr=self.log,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            start_new_session=True,
+        )
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.said()
+            try:
+                if self.health()["status"] == "ok":
+                    return
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.1)
+        raise AssertionError(f"the server does not start: {self.said()}")
+
+    def health(self) -> dict:
+        with urllib.request.urlopen(f"{self.url}/health", timeout=PATIENCE) as answer:
+            return json.load(answer)
+
+    def said(self) -> str:
+        return Path(self.log.name).read_text(encoding="utf-8")
+
+    def metric(self, line: str) -> float:
+        """The value of one line of /metrics."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=PATIENCE) as answer:
+            lines = answer.read().decode().splitlines()
+        return next((float(one.rpartition(" ")[2]) for one in lines if one.startswith(line + " ")), 0.0)
+
+    def stop(self, how: int = signal.SIGTERM) -> int:
+        """End it by a signal; returns the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        code = self.process.wait(PATIENCE)
+        self.log.close()
+        return code
+
+    def idle(self) -> None:
+        """Wait until nothing is running or waiting."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            health = self.health()
+            if health["running"] == health["waiting"] == 0:
+                return
+            time.sleep(0.05)
+        raise AssertionError("the server is never idle")

@@ -1,0 +1,255 @@
+"""Protects the API: the official client against a live server, with the answers of the command line."""
+
+import base64
+import io
+import json
+import signal
+import urllib.error
+import urllib.request
+
+import openai
+import pytest
+from live import PATIENCE
+from PIL import Image
+
+from command import run
+from videopanda.inference import BUNDLED_MODEL
+
+DEMO = BUNDLED_MODEL.parent / "demo.mp4"
+ASKED = [item["question"] for item in json.loads(DEMO.with_suffix(".json").read_text(encoding="utf-8"))["questions"]]
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def uploaded(client):
+    return client.files.create(file=DEMO, purpose="user_data")
+
+
+def data_url(path=DEMO, mime="video/mp4"):
+    return f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def video(url):
+    return {"type": "video_url", "video_url": {"url": url}}
+
+
+def file(uploaded):
+    return {"type": "file", "file": {"file_id": uploaded.id}}
+
+
+def ask(client, *parts, **fields):
+    content = [part if isinstance(part, dict) else {"type": "text", "text": part} for part in parts]
+    return client.chat.completions.create(model="nano", messages=[{"role": "user", "content": content}], **fields)
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    """What the command line answers."""
+    answers = {}
+    for question in ASKED[:3]:
+        code, out, _ = run("answer", DEMO, question)
+        assert code == 0
+        answers[question] = out.strip()
+    return answers
+
+
+# -- answers -----------------------------------------------------------------------------------------------------------
+def test_answers_equal_those_of_the_command_line(client, uploaded, wanted):
+    for question, answer in wanted.items():
+        for part in (file(uploaded), video(data_url()), video(uploaded.id)):
+            reply = ask(client, part, question)
+            assert reply.choices[0].message.content == answer
+            assert reply.choices[0].finish_reason == "stop"
+        swapped = ask(client, question, file(uploaded))  # the order of the parts says nothing
+        assert swapped.choices[0].message.content == answer
+    usage = reply.usage
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    about = reply.model_extra["videopanda"]
+    assert usage.prompt_tokens > usage.prompt_tokens_details.cached_tokens > about["visual_tokens"] > 100
+    assert len(about["frame_times"][0]) == 8
+
+
+def test_streams_add_up_to_the_answer(client, uploaded, wanted):
+    for question, answer in wanted.items():
+        chunks = list(ask(client, file(uploaded), question, stream=True, stream_options={"include_usage": True}))
+        assert chunks[0].choices[0].delta.role == "assistant"
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == answer
+        assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
+        assert chunks[-1].usage.completion_tokens > 0
+        assert chunks[-1].choices == []
+        assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_a_stream_is_server_sent_events(server, uploaded):
+    body = {"messages": [{"role": "user", "content": "Hello?"}], "stream": True, "max_tokens": 3}
+    request = urllib.request.Request(
+        f"{server.url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        assert answer.headers["Content-Type"].startswith("text/event-stream")
+        events = answer.read().decode().split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert all(json.loads(event.removeprefix("data: "))["object"] == "chat.completion.chunk" for event in events[:-2])
+
+
+def test_a_conversation_goes_on(client, uploaded):
+    """Several turns are answered as the library's chat answers them."""
+    from videopanda.inference import Chat, load
+
+    chat = Chat(*load(None, device="cpu"), DEMO)
+    messages = []
+    for question in ASKED[:3]:
+        parts = [file(uploaded)] if not messages else []
+        messages.append({"role": "user", "content": [*parts, {"type": "text", "text": question}]})
+        reply = client.chat.completions.create(model="nano", messages=messages)
+        assert reply.choices[0].message.content == chat.ask(question).answer
+        messages.append({"role": "assistant", "content": reply.choices[0].message.content})
+
+
+def test_frames_are_chosen_by_the_request(client, uploaded):
+    from videopanda.inference import ask as library
+    from videopanda.inference import load
+
+    loaded = load(None, device="cpu")
+    for choice in ({"num_frames": 4}, {"start": 1.0, "end": 3.0}, {"num_frames": 12, "start": 0.5}):
+        reply = ask(client, file(uploaded), ASKED[0], extra_body={"video": choice})
+        (answer,) = library(*loaded, DEMO, [ASKED[0]], **choice)
+        assert reply.choices[0].message.content == answer.answer
+        assert tuple(reply.model_extra["videopanda"]["frame_times"][0]) == answer.frame_times
+        assert reply.model_extra["videopanda"]["visual_tokens"] == answer.visual_tokens
+    reply = ask(client, file(uploaded), ASKED[0], extra_body={"video": {"fps": 2.0, "end": 3.0, "max_side": 64}})
+    assert len(reply.model_extra["videopanda"]["frame_times"][0]) == 6
+
+
+def test_sampling_length_and_stop_strings(client, uploaded):
+    def text(**fields):
+        reply = ask(client, file(uploaded), "Tell me everything.", max_tokens=30, **fields)
+        return reply.choices[0].message.content, reply.choices[0].finish_reason
+
+    drawn = [text(temperature=2.0, seed=seed)[0] for seed in (1, 2, 1)]
+    assert drawn[0] == drawn[2] != drawn[1]
+    assert text(temperature=2.0, seed=5, top_p=1e-6) == text()
+    whole = text(temperature=2.0, seed=1)[0]
+    stop = whole[3:5]
+    assert text(temperature=2.0, seed=1, stop=[stop, "never said"]) == (whole[: whole.index(stop)].strip(), "stop")
+    reply = ask(client, file(uploaded), ASKED[0], max_completion_tokens=1)
+    assert reply.choices[0].finish_reason == "length"
+    assert reply.usage.completion_tokens == 1
+
+
+def test_images_and_several_videos(client, uploaded, tmp_path):
+    Image.new("RGB", (120, 90), "red").save(tmp_path / "a.png")
+    picture = {"type": "image_url", "image_url": {"url": data_url(tmp_path / "a.png", "image/png")}}
+    reply = ask(client, picture, file(uploaded), "Which of them is red?", max_tokens=5)
+    assert [len(times) for times in reply.model_extra["videopanda"]["frame_times"]] == [1, 8]
+
+
+# -- files, models, health ---------------------------------------------------------------------------------------------
+def test_files_are_kept_listed_and_deleted(client):
+    one = client.files.create(file=("my clip.mp4", DEMO.read_bytes()), purpose="user_data")
+    assert (one.filename, one.bytes) == ("my clip.mp4", DEMO.stat().st_size)
+    assert one.id in [entry.id for entry in client.files.list()]
+    assert client.files.retrieve(one.id).id == one.id
+    assert client.files.delete(one.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(one.id)
+    with pytest.raises(openai.NotFoundError, match="upload it first"):
+        ask(client, file(one), "What?")
+
+
+def test_frames_with_times_are_shown(server, uploaded):
+    with urllib.request.urlopen(f"{server.url}/v1/files/{uploaded.id}/frames?num_frames=5", timeout=PATIENCE) as answer:
+        shown = json.load(answer)
+    assert len(shown["data"]) == 5
+    for frame in shown["data"]:
+        picture = Image.open(io.BytesIO(base64.b64decode(frame["image"].partition(",")[2])))
+        assert max(picture.size) == 160
+        assert 0 <= frame["time"] < shown["duration"]
+
+
+def test_the_model_is_told(client, server):
+    (model,) = client.models.list()
+    assert client.models.retrieve(model.id).id == model.id == "nano"
+    health = server.health()
+    assert health == {"status": "ok", "model": "nano", "needs_key": False, "running": 0, "waiting": 0}
+    before = server.metric('videopanda_tokens_total{kind="completion"}')
+    usage = ask(client, "Hello?", max_tokens=3).usage
+    assert server.metric('videopanda_tokens_total{kind="completion"}') == before + usage.completion_tokens
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("fields", "status", "message"),
+    [
+        ({"model": "gpt"}, 404, "no model 'gpt'"),
+        ({"max_tokens": 10_000}, 400, "at most 1024"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, 400, "differ"),
+        ({"temperature": 3}, 400, "temperature"),
+        ({"n": 2}, 400, "n: "),
+        ({"extra_body": {"top_q": 1}}, 400, "top_q"),
+        ({"extra_body": {"video": {"fps": 1, "num_frames": 3}}}, 400, "not both"),
+        ({"extra_body": {"video": {"num_frames": 33}}}, 422, "more than 32 frames"),
+        ({"extra_body": {"video": {"start": 1000}}}, 422, "lasts only"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "?"}]}, 400, "system"),
+        ({"messages": [{"role": "user", "content": " "}]}, 400, "asks nothing"),
+        ({"messages": [{"role": "user", "content": "a <video> b"}]}, 400, "must not contain <video>"),
+        ({"messages": [{"role": "assistant", "content": "?"}]}, 400, "last message"),
+        ({"messages": [{"role": "user", "content": "word " * 3000}]}, 422, "do not fit"),
+    ],
+)
+def test_mistakes_are_told_in_openais_words(client, uploaded, fields, status, message):
+    messages = [{"role": "user", "content": [file(uploaded), {"type": "text", "text": "What?"}]}]
+    with pytest.raises(openai.APIStatusError, match=message) as caught:
+        client.chat.completions.create(**{"model": "nano", "messages": messages, **fields})
+    assert caught.value.status_code == status
+    assert set(caught.value.body) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v2", 404), ("PUT", "/v1/files", 405)])
+def test_wrong_paths_and_methods_have_the_same_errors(server, method, path, status):
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(urllib.request.Request(server.url + path, method=method), timeout=PATIENCE)
+    with caught.value as answer:
+        assert answer.status == status
+        assert set(json.load(answer)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_client_that_goes_away_is_not_answered_on(client, server, uploaded):
+    """Its row leaves the batch: the counter of tokens stops far below what was asked for."""
+    before = server.metric('videopanda_tokens_total{kind="completion"}')
+    stream = ask(client, file(uploaded), "Tell me.", stream=True, temperature=2.0, seed=1, max_tokens=1000)
+    next(stream)
+    next(stream)
+    stream.close()
+    with pytest.raises(openai.APITimeoutError):
+        ask(client.with_options(timeout=0.5), "Tell me.", temperature=2.0, seed=4, max_tokens=1000)
+    server.idle()
+    assert server.metric('videopanda_tokens_total{kind="completion"}') == before
+
+
+def test_keys_and_a_quiet_end(tmp_path):
+    """With keys nobody else comes in, and nobody sees another's files; SIGTERM ends the server without a word."""
+    from live import Server
+
+    (tmp_path / "keys").write_text("first\nsecond\n")
+    server = Server(tmp_path / "files", "--api-keys", str(tmp_path / "keys"))
+    first, second, none = (
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, timeout=PATIENCE, max_retries=0)
+        for key in ("first", "second", "firs")
+    )
+    with pytest.raises(openai.AuthenticationError, match="API key"):
+        none.models.list()
+    one = first.files.create(file=DEMO, purpose="user_data")
+    assert [entry.id for entry in first.files.list()] == [one.id]
+    assert list(second.files.list()) == []
+    with pytest.raises(openai.NotFoundError):
+        ask(second, file(one), "What?")
+    assert ask(first, file(one), ASKED[0]).choices[0].message.content
+    assert server.health()["needs_key"]
+    assert server.stop(signal.SIGTERM) in (0, -signal.SIGTERM)
+    assert "Traceback" not in server.said()
