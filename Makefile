@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
+LMMS_EVAL := .venv-lmms-eval
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test test-vllm check lint types clean
+.PHONY: setup demo test test-vllm test-lmms-eval check lint types clean
 
 setup: $(VENV)/.installed
 
@@ -34,6 +35,20 @@ $(VLLM)/.installed: tests/vllm/requirements.txt tests/vllm/vllm.txt
 test-vllm: setup $(VLLM)/.installed
 	$(BIN)/python -m pytest tests/vllm/check_vllm.py
 
+# lmms-eval asks for torchvision, which breaks CPU builds of torch. So it lies in an environment of its own, without
+# the dependencies that it declares, from which the packages of ours are seen, too.
+$(LMMS_EVAL)/.installed: $(VENV)/.installed tests/evaluation/lmms_eval.txt
+	$(PYTHON) -m venv $(LMMS_EVAL)
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> "$$($(LMMS_EVAL)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/videopanda.pth"
+	$(LMMS_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/evaluation/lmms_eval.txt
+	$(LMMS_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "lmms-eval==0.7.3"
+	touch $@
+
+test-lmms-eval: setup $(LMMS_EVAL)/.installed
+	$(LMMS_EVAL)/bin/python -c "import lmms_eval"
+	$(LMMS_EVAL)/bin/python -m pytest tests/evaluation/test_lmms_eval.py
+
 lint: setup
 	$(BIN)/ruff check src tests
 	$(BIN)/ruff format --check src tests
@@ -44,4 +59,4 @@ types: setup
 check: lint types test
 
 clean:
-	rm -rf $(VENV) $(VLLM) out dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) $(LMMS_EVAL) out dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""The real lmms-eval runs our model on our tasks. Skipped where it is not installed (docs/evaluation.md)."""
+"""The real lmms-eval runs our model on our tasks. `make test-lmms-eval` installs it; elsewhere this is skipped."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from tiny import tiny_model, tiny_processor
 from videopanda.evaluation.predicting.predict import Job, predict
 from videopanda.evaluation.scoring.score import score_file
 
-pytest.importorskip("lmms_eval")
+pytest.importorskip("lmms_eval", reason="lmms-eval is not installed here: make test-lmms-eval")
 TASKS = Path(videopanda.__file__).parent / "evaluation" / "lmms_eval_tasks"
 
 
