@@ -220,8 +220,9 @@ def test_wrong_inputs_are_refused():
 def test_features_and_precomputed_features():
     model, processor = tiny_model(), tiny_processor()
     inputs = batch(processor, [CONVERSATIONS[3]])
-    videos = model.get_video_features(inputs["pixel_values_videos"], inputs["video_placement"])
-    images = model.get_image_features(inputs["pixel_values"], inputs["image_placement"])
+    with torch.no_grad():
+        videos = model.get_video_features(inputs["pixel_values_videos"], inputs["video_placement"])
+        images = model.get_image_features(inputs["pixel_values"], inputs["image_placement"])
     counts = [processor.video_processor.placement_token_count(row) for row in inputs["video_placement"]]
     assert [len(part) for part in videos.pooler_output] == videos.token_counts.tolist() == counts
     assert videos.last_hidden_state.shape == (sum(counts), 48)

@@ -18,9 +18,9 @@ from videopanda.models.videopanda.configuration_videopanda import (
     visual_token_count,
 )
 from videopanda.models.videopanda.convert_videopanda import official_to_ours
-from videopanda.models.videopanda.modeling_videopanda import VideoPandaForConditionalGeneration
+from videopanda.models.videopanda.modeling_videopanda import VideoPandaForConditionalGeneration, encode_frames
 from videopanda.models.videopanda.modeling_videopanda_layers import MaskedBatchNorm
-from videopanda.models.videopanda.modeling_videopanda_stab import VideoPandaStab, encode_frames
+from videopanda.models.videopanda.modeling_videopanda_stab import VideoPandaStab
 
 
 def test_parameter_count_of_the_released_model():

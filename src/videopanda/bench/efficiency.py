@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from videopanda.bench.official import OfficialVision
 from videopanda.bench.peers import SIDE, VideoChatGPTVision, VideoLlavaVision
 from videopanda.models.videopanda import VideoPandaProjector, VideoPandaStab, VideoPandaStabConfig, placement_for_size
-from videopanda.models.videopanda.modeling_videopanda_stab import encode_frames
+from videopanda.models.videopanda.modeling_videopanda import encode_frames
 
 FRAMES, CANVAS, OUTPUT = 8, 448, 4096  # OUTPUT: width of Vicuna-7B
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -84,7 +84,8 @@ class TokenLayout(NamedTuple):
 
     box: tuple[int, int, int, int]  # first row, row behind, first column, column behind of the cells that are read
     grid: CellGrid  # of the box
-    placement: Tensor  # (B, 6), within the box
+    placement: Tensor  # (B, 6) of the whole videos, within the box
+    first: int  # number of the first frame
     takes_part: Tensor | None  # (B, T, R, C) of the whole canvas; None: everything takes part
     kept: Tensor  # (U,) distinct tokens, as rows of the table [cells of the box, contexts, row token]
     order: Tensor  # (V,) which of them each token of the sequence is
@@ -105,11 +106,16 @@ def plan_tokens(
     context_token: bool,
     crop: bool,
     device: torch.device,
+    first: int = 0,
 ) -> TokenLayout:
-    """Plan the tokens of a batch on a canvas of (frames, rows, columns) cells; without `crop` the box is the canvas."""
+    """Plan the tokens of a batch on a canvas of (frames, rows, columns) cells, whose frames begin with number `first`.
+
+    Without `crop` the box is the canvas.
+    """
     frames, rows, columns = canvas
     placement_B6 = placement_B6.cpu()
-    whole = cell_grid(placement_B6, frames, rows, columns, mask_padding)
+    part_B6 = torch.cat([placement_B6[:, :4], (placement_B6[:, 4:] - first).clamp(0, frames)], dim=1)
+    whole = cell_grid(part_B6, frames, rows, columns, mask_padding)
     top, bottom, left, right = 0, rows, 0, columns
     if crop and whole.sends.any():
         row_numbers, column_numbers = (whole.sends.any(0).any(0).any(axis).nonzero().squeeze(1) for axis in (1, 0))
@@ -133,6 +139,7 @@ def plan_tokens(
         (top, bottom, left, right),
         CellGrid(*(part.to(device) for part in grid)),
         (placement_B6 - torch.tensor([top, left, 0, 0, 0, 0])).to(device),
+        first,
         None if complete else whole.takes_part.to(device),
         kept_U.to(device),
         order_V.to(device),

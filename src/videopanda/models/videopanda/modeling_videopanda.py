@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 
 from .configuration_videopanda import VideoPandaConfig
 from .hub_videopanda import add_code
-from .modeling_videopanda_layers import MaskedBatchNorm, PatchEmbedding, ReadLinear, ZeroConv3d
+from .modeling_videopanda_layers import Linear, MaskedBatchNorm, PatchEmbedding, ReadLinear, ZeroConv3d
 from .modeling_videopanda_stab import (
     ContextFusion,
     FrameSpatialAggregator,
@@ -27,7 +27,6 @@ from .modeling_videopanda_stab import (
     LocalSpatialDownsampling,
     PerceiverDownsampling,
     VideoPandaStab,
-    encode_frames,
 )
 
 
@@ -99,17 +98,60 @@ class VideoPandaPreTrainedModel(PreTrainedModel):
             init.normal_(module.row_token, mean=0.0, std=1.0)
 
 
+# Inference takes so many patches at a time, eight square frames of the released size: more cost memory for nothing.
+PATCHES_PER_PASS = 8192
+
+
 class VideoPandaProjector(nn.Module):
     """Two linear maps with an exact GELU between, from D to the width E of the language model."""
 
     def __init__(self, hidden_size: int, output_size: int):
         super().__init__()
-        self.up = nn.Linear(hidden_size, output_size)
-        self.down = nn.Linear(output_size, output_size)
+        self.up = Linear(hidden_size, output_size)
+        self.down = Linear(output_size, output_size)
 
     def forward(self, tokens_VD: Tensor) -> Tensor:
         """Map (V, D) to (V, E)."""
         return self.down(F.gelu(self.up(tokens_VD)))
+
+
+def encode_frames(
+    stab: VideoPandaStab, projector: nn.Module, pixels_BTXY: Tensor, placement_B6: Tensor, is_image: bool = False
+) -> Tensor:
+    """Map frames (B, T, 3, X, Y) to projected tokens (V, E): in training all, else each distinct one once.
+
+    Outside of training the frames go through in passes of whole segments, so that memory beside the tokens does not
+    grow with the number of videos and their length.
+    """
+    device = pixels_BTXY.device
+    if stab.training:
+        return projector(stab(pixels_BTXY, placement_B6.to(device), is_image))
+    cell = stab.config.cell_size
+    _, frames, _, height, width = pixels_BTXY.shape
+    rows, columns = height // cell, width // cell
+    placement_B6 = placement_B6.cpu()
+    segment = 1 if is_image else stab.config.segment_frames or frames
+    per_pass = max(1, PATCHES_PER_PASS // (4 * rows * columns) // segment) * segment
+    videos = max(1, per_pass // frames)
+    count = int(stab.token_counts(placement_B6, rows, columns, is_image).sum())
+    tokens_VE, filled = None, 0
+    for start in range(0, len(pixels_BTXY), videos):
+        part_B6 = placement_B6[start : start + videos]
+        ends = max(1, min(frames, int(part_B6[:, 4].max())))  # behind them no frame sends tokens
+        for first in range(0, ends, per_pass):
+            part_BTXY = pixels_BTXY[start : start + videos, first : first + per_pass]
+            layout = stab.plan(part_B6, part_BTXY.shape[1], rows, columns, is_image, device, first)
+            part_VE = projector(stab(part_BTXY, part_B6, is_image, layout)).index_select(0, layout.order)
+            if len(part_VE) == count:
+                return part_VE
+            if tokens_VE is None:
+                tokens_VE = part_VE.new_empty(count, part_VE.shape[1])
+            tokens_VE[filled : filled + len(part_VE)] = part_VE
+            filled += len(part_VE)
+            del part_VE  # before the next pass
+    assert tokens_VE is not None
+    assert filled == count
+    return tokens_VE
 
 
 class VideoPandaModel(VideoPandaPreTrainedModel):

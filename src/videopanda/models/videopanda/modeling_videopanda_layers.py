@@ -32,6 +32,38 @@ def pool_by_query(
     return torch.bmm(pooled_NZD, wv_NDK.to(pooled_NZD.dtype)).transpose(0, 1).flatten(1)  # (Z, D)
 
 
+# From so many products on a 1 × 1 convolution is worth its overhead.
+CONVOLUTION_FROM = 2**27
+
+
+def is_cpu_inference(x: Tensor) -> bool:
+    """Whether float32 runs on a CPU without gradients, where convolutions are faster than other forms of one sum."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
+
+
+def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """Map (..., I) to (..., O), as `F.linear` does.
+
+    At inference on a CPU large maps run as 1 × 1 convolutions: torch gives those to oneDNN and matrix products to MKL,
+    which on processors that are not Intel's uses half of the vector width (docs/speed.md).
+    """
+    if not is_cpu_inference(x) or x.numel() * weight_OI.shape[0] < CONVOLUTION_FROM:
+        return F.linear(x, weight_OI, bias_O)
+    x_1IX1 = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # channels last in memory
+    y_1OX1 = F.conv2d(x_1IX1, weight_OI[..., None, None], bias_O)
+    return y_1OX1.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` by `linear`, unless something else has taken the place of its weight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        if type(self.weight) is nn.Parameter:
+            return linear(input, self.weight, self.bias)
+        return super().forward(input)
+
+
 class ReadLinear(nn.Module):
     """A linear map whose weights the modules around it read directly.
 
@@ -63,7 +95,7 @@ class PatchEmbedding(nn.Module):
         b, t, _, height, width = pixels_BTXY.shape
         patches_BTHW = pixels_BTXY.to(self.weight.dtype).reshape(b, t, 3, height // p, p, width // p, p)
         patches_BTHW = patches_BTHW.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)  # (B, T, H, W, 3·P·P)
-        return F.linear(patches_BTHW, self.weight.flatten(1))
+        return linear(patches_BTHW, self.weight.flatten(1))
 
 
 class _SumOverProcesses(torch.autograd.Function):

@@ -18,7 +18,19 @@ from torch import Tensor, nn
 
 from .configuration_videopanda import VideoPandaStabConfig, placement_token_count
 from .layout_videopanda import CellGrid, TokenLayout, cell_grid, cells_to_patches, plan_tokens, token_sources
-from .modeling_videopanda_layers import MaskedBatchNorm, PatchEmbedding, ReadLinear, ZeroConv3d, pool_by_query
+from .modeling_videopanda_layers import (
+    Linear,
+    MaskedBatchNorm,
+    PatchEmbedding,
+    ReadLinear,
+    ZeroConv3d,
+    is_cpu_inference,
+    linear,
+    pool_by_query,
+)
+
+# Inference takes so many windows at a time, a quarter of those of eight square frames: more cost memory for nothing.
+WINDOWS_PER_PASS = 512
 
 
 class LocalSpatioTemporalEncoding(nn.Module):
@@ -52,7 +64,7 @@ class LocalSpatioTemporalEncoding(nn.Module):
         weight_U_31 = self.temporal.weight.squeeze(-1)  # (U, 1 or U, 3, 1)
         h_ZUL_HW = F.conv2d(h_ZUL_HW, weight_U_31, self.temporal.bias, padding=(1, 0), groups=self.temporal.groups)
         h_ZLHWU = h_ZUL_HW.permute(0, 2, 3, 1).reshape(h_ZLHWU.shape)
-        return F.linear(h_ZLHWU, self.expand.weight.flatten(1), self.expand.bias)
+        return linear(h_ZLHWU, self.expand.weight.flatten(1), self.expand.bias)
 
     def normed_reduce(self, x_ZLHWD: Tensor) -> Tensor:
         """Batch norm with running statistics and the first convolution, as one linear map."""
@@ -62,11 +74,17 @@ class LocalSpatioTemporalEncoding(nn.Module):
             scale_D, shift_D = self.norm.affine(self.norm.running_mean.float(), self.norm.running_var.float())
             bias_U = (bias_U.float() + weight_UD.float() @ shift_D).to(bias_U.dtype)
             weight_UD = (weight_UD.float() * scale_D).to(weight_UD.dtype)
-        return F.linear(x_ZLHWD, weight_UD, bias_U)
+        return linear(x_ZLHWD, weight_UD, bias_U)
 
     def position_branch(self, x_ZLHWD: Tensor) -> Tensor:
-        """Depth-wise 3 × 3 × 3 convolution as one spatial convolution for each of the three neighbour frames."""
+        """Depth-wise 3 × 3 × 3 convolution as one spatial convolution for each of the three neighbour frames.
+
+        At inference on a CPU the convolution in one piece is faster; its gradient is slow.
+        """
         z, length, h, w, d = x_ZLHWD.shape
+        if is_cpu_inference(x_ZLHWD):
+            x_ZDLHW = x_ZLHWD.permute(0, 4, 1, 2, 3)  # channels last in memory
+            return self.position(x_ZDLHW).permute(0, 2, 3, 4, 1)
         x_FDHW = x_ZLHWD.reshape(z * length, h, w, d).permute(0, 3, 1, 2)
         previous_ZLHWD, same_ZLHWD, next_ZLHWD = (
             F.conv2d(x_FDHW, self.position.weight[:, :, k], bias, padding=1, groups=d)
@@ -82,10 +100,10 @@ class LocalSpatioTemporalEncoding(nn.Module):
         """Encode segments; positions outside the mask influence nothing. None, at inference: there are none."""
         branch_ZLHWD = self.temporal_branch(x_ZLHWD, mask_ZLHW1)
         if mask_ZLHW1 is None:
-            x_ZLHWD = x_ZLHWD + branch_ZLHWD
+            x_ZLHWD = branch_ZLHWD.add_(x_ZLHWD)
         else:
             x_ZLHWD = torch.addcmul(x_ZLHWD, branch_ZLHWD, mask_ZLHW1.to(branch_ZLHWD.dtype))
-        return x_ZLHWD + self.position_branch(x_ZLHWD)
+        return self.position_branch(x_ZLHWD).add_(x_ZLHWD)
 
 
 class GlobalSpatioTemporalAggregator(nn.Module):
@@ -137,10 +155,10 @@ class LearnedPooling(nn.Module):
         self.scale = (d if config.attention_scale == "width" else d // config.num_heads) ** -0.5
         self.residual = config.query_residual
         self.query_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
-        self.query_proj = nn.Linear(d, d, bias=False)
+        self.query_proj = Linear(d, d, bias=False)
         self.key_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
         self.kv_proj = ReadLinear(d, 2 * d, bias=False)
-        self.out_proj = nn.Linear(d, d)
+        self.out_proj = Linear(d, d)
 
 
 class LocalSpatialDownsampling(LearnedPooling):
@@ -157,7 +175,13 @@ class LocalSpatialDownsampling(LearnedPooling):
     def forward(self, x_BTHWD: Tensor, grid: CellGrid) -> Tensor:
         """Map (B, T, H, W, D) to (B, T, R, C, D); all windows, also those that send nothing."""
         b, t, h, w, d = x_BTHWD.shape
-        x_QJD = x_BTHWD.reshape(b * t, h // 2, 2, w // 2, 2, d).transpose(2, 3).reshape(-1, 4, d)
+        x_Y2C2D = x_BTHWD.reshape(-1, 2, w // 2, 2, d)  # Y rows of cells
+        rows = len(x_Y2C2D) if torch.is_grad_enabled() else max(1, WINDOWS_PER_PASS // (w // 2))
+        pieces = [self.pool(piece_Y2C2D.transpose(1, 2).reshape(-1, 4, d)) for piece_Y2C2D in x_Y2C2D.split(rows)]
+        return torch.cat(pieces).view(b, t, h // 2, w // 2, d)
+
+    def pool(self, x_QJD: Tensor) -> Tensor:
+        """Map windows (Q, 4, D) to tokens (Q, D)."""
         keys_QJD = self.key_norm(x_QJD)
         wk_DD, wv_DD = self.kv_proj.weight.chunk(2)
         if self.query is None:
@@ -175,9 +199,7 @@ class LocalSpatialDownsampling(LearnedPooling):
             everything_QJ = keys_QJD.new_ones(keys_QJD.shape[:2], dtype=torch.bool)
             pooled_QD = pool_by_query(query_D, keys_QJD, everything_QJ, wk_DD, wv_DD, self.heads, self.scale)
         out_QD = self.out_proj(pooled_QD)
-        if self.residual:
-            out_QD = out_QD + base_QD
-        return out_QD.view(b, t, h // 2, w // 2, d)
+        return out_QD + base_QD if self.residual else out_QD
 
 
 class AverageDownsampling(nn.Module):
@@ -289,12 +311,14 @@ class Coordinates(nn.Module):
         super().__init__()
         self.projection = ReadLinear(6 * self.num_waves, hidden_size, bias=False)
 
-    def forward(self, grid: CellGrid, placement_B6: Tensor) -> Tensor:
-        """Return (B, T, R, C, D), to be added to the visual tokens."""
+    def forward(self, grid: CellGrid, placement_B6: Tensor, first: int = 0) -> Tensor:
+        """Return (B, T, R, C, D), to be added to the visual tokens. The grid begins with frame `first` of the clips."""
         _, t, rows, columns = grid.sends.shape
         device = placement_B6.device
         top_B, left_B, rows_B, columns_B, num_frames_B, _ = (x_B[:, None].float() for x_B in placement_B6.unbind(1))
-        when_BT = (torch.arange(t, device=device) + 0.5) / num_frames_B.clamp(min=1)  # a video may have none
+        when_BT = (torch.arange(first, first + t, device=device) + 0.5) / num_frames_B.clamp(
+            min=1
+        )  # a video may have none
         row_BR = (torch.arange(rows, device=device) + 0.5 - top_B) / rows_B
         column_BC = (torch.arange(columns, device=device) + 0.5 - left_B) / columns_B
         when, row, column = self.waves(when_BT), self.waves(row_BR), self.waves(column_BC)
@@ -345,9 +369,12 @@ class VideoPandaStab(nn.Module):
         )
 
     def plan(
-        self, placement_B6: Tensor, frames: int, rows: int, columns: int, is_image: bool, device: Any
+        self, placement_B6: Tensor, frames: int, rows: int, columns: int, is_image: bool, device: Any, first: int = 0
     ) -> TokenLayout:
-        """Plan the tokens of a batch of videos or images on a canvas of `rows` × `columns` cells, for `forward`."""
+        """Plan the tokens of a batch of videos or images on a canvas of `rows` × `columns` cells, for `forward`.
+
+        The plan is for `frames` frames of the videos from number `first` on, which begins a segment.
+        """
         config = self.config
         return plan_tokens(
             placement_B6,
@@ -358,6 +385,7 @@ class VideoPandaStab(nn.Module):
             context_token=config.image_context_token if is_image else config.context_token,
             crop=not config.downsample_first,
             device=device,
+            first=first,
         )
 
     def forward(
@@ -384,12 +412,13 @@ class VideoPandaStab(nn.Module):
         if layout is None:
             grid = cell_grid(placement_B6, t, h // per_cell, w // per_cell, config.mask_padding)
             takes_part: Tensor | None = grid.takes_part
+            first = 0
         else:
-            grid, placement_B6, takes_part = layout.grid, layout.placement, layout.takes_part
+            grid, placement_B6, takes_part, first = layout.grid, layout.placement, layout.takes_part, layout.first
         if is_image:
             tokens_BTRCD = self.lsd(x_BTHWD if layout is None else layout.crop(x_BTHWD, per_cell), grid)
             context_BTD = None if self.fsra is None else self.fsra(tokens_BTRCD, grid)
-            return self.lay_out(self.locate(tokens_BTRCD, grid, placement_B6), context_BTD, grid, layout)
+            return self.lay_out(self.locate(tokens_BTRCD, grid, placement_B6, first), context_BTD, grid, layout)
         if config.downsample_first:
             x_BTHWD = self.lsd(x_BTHWD, grid)
         on_cells = config.downsample_first or per_cell == 1
@@ -411,13 +440,13 @@ class VideoPandaStab(nn.Module):
             else:
                 segment_BTD = self.summarise(self.gstra, tokens_BTRCD, grid.sends & grid.takes_part)
             context_BTD = self.fusion(segment_BTD, context_BTD)
-        return self.lay_out(self.locate(tokens_BTRCD, grid, placement_B6), context_BTD, grid, layout)
+        return self.lay_out(self.locate(tokens_BTRCD, grid, placement_B6, first), context_BTD, grid, layout)
 
-    def locate(self, tokens_BTRCD: Tensor, grid: CellGrid, placement_B6: Tensor) -> Tensor:
+    def locate(self, tokens_BTRCD: Tensor, grid: CellGrid, placement_B6: Tensor, first: int) -> Tensor:
         """Add coordinates to the tokens of cells, where the configuration asks for them."""
         if self.coordinates is None:
             return tokens_BTRCD
-        return tokens_BTRCD + self.coordinates(grid, placement_B6).to(tokens_BTRCD.dtype)
+        return tokens_BTRCD + self.coordinates(grid, placement_B6, first).to(tokens_BTRCD.dtype)
 
     def to_segments(self, x_BT: Tensor) -> Tensor:
         """Cut (B, T, ...) into consecutive segments (Z, L, ...), the last one filled up with zeros.
@@ -465,15 +494,3 @@ class VideoPandaStab(nn.Module):
         if row_token is not None:
             tokens_VD = torch.where(is_row_V[:, None], row_token.to(tokens_VD.dtype), tokens_VD)
         return tokens_VD
-
-
-def encode_frames(
-    stab: VideoPandaStab, projector: nn.Module, pixels_BTXY: Tensor, placement_B6: Tensor, is_image: bool = False
-) -> Tensor:
-    """Map frames (B, T, 3, X, Y) to projected tokens (V, E): in training all, else each distinct one once."""
-    if stab.training:
-        return projector(stab(pixels_BTXY, placement_B6.to(pixels_BTXY.device), is_image))
-    cell = stab.config.cell_size
-    _, frames, _, height, width = pixels_BTXY.shape
-    layout = stab.plan(placement_B6, frames, height // cell, width // cell, is_image, pixels_BTXY.device)
-    return projector(stab(pixels_BTXY, placement_B6, is_image, layout)).index_select(0, layout.order)
