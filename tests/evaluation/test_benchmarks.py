@@ -193,6 +193,9 @@ def test_variants_of_the_layouts_are_read(tmp_path):
     hosted = {"video_name": "m_1.mp4", "question": hosted["question"], "answer": "(B) blue", "task_type": "plotQA"}
     item = only("mlvu", write_parquet(tmp_path / "mlvu_dev.parquet", [hosted]))
     assert (item.task, item.options, item.right) == ("choice", ("red", "blue"), (1,))
+    write_parquet(tmp_path / "pair" / "test_q.parquet", [question("x", "who?", 4)])
+    write_parquet(tmp_path / "pair" / "test_a.parquet", [{"answer": "she", "question_id": "4"}])
+    assert only("msvd-qa", tmp_path / "pair").answers == ("she",)
     for folder, answer in (("MC", None), ("Subset", "3")):
         row = {"video_idx": "u", "question": "Q?", "option": list("abcde"), "answer": answer}
         write_parquet(tmp_path / "ego" / folder / "test-00000-of-00001.parquet", [row])

@@ -140,6 +140,9 @@ def test_two_letters_are_no_choice(options, data):
         ("Option 2", (1,)),
         ("**C**", (2,)),
         ("The answer is a dog", (2,)),
+        ("the answer is b.", (1,)),
+        ("I would take (b) here", (1,)),
+        ("a choice a person makes", None),
         ("(D)", (3,)),
     ],
 )

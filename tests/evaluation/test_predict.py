@@ -220,6 +220,9 @@ def test_subtitles_of_the_frames_shown_are_asked_with(model, tmp_path):
         assert report["failures"] == {"missing_video": ["902-1"]}
         hashes[bench] = next(iter(read_predictions(tmp_path / f"{bench}.jsonl"))).prompt_sha256
     assert len(set(hashes.values())) == 2
+    table = next(folder.rglob("*.parquet"))  # alone: the subtitles lie in another folder
+    with pytest.raises(ValueError, match=r"no subtitles \(\*\.srt\) below"):
+        predict(Job("video-mme-subtitles", table, tmp_path, model), tmp_path / "q.jsonl")
 
 
 # -- interruptions -----------------------------------------------------------------------------------------------------

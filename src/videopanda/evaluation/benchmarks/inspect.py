@@ -38,6 +38,7 @@ def inspect(name: str, path: Path, mode: str = "as-published", videos: Path | No
         "published_rows": entry.published_rows,
         "videos": len({item.video for item in items}),
         "without_public_answer": sum(not item.has_answer for item in items),
+        "with_subtitles": sum("subtitles" in item.extra for item in items),
         "tasks": _counts(item.task for item in items),
         "types": _counts(type_ for item in items for type_ in item.types),
         "options": {str(n): count for n, count in sorted(Counter(len(i.options) for i in items if i.options).items())},
@@ -82,8 +83,9 @@ def table(report: dict[str, Any]) -> Group:
     top = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title=report["title"], title_justify="left")
     published = f" (published: {report['published_rows']})" if report["published_rows"] else ""
     top.add_row("rows read", f"{report['rows']:,}{published}")
-    for key in ("questions", "videos", "without_public_answer"):
-        top.add_row(key.replace("_", " "), f"{report[key]:,}")
+    for key in ("questions", "videos", "without_public_answer", "with_subtitles"):
+        if report[key] or key != "with_subtitles":
+            top.add_row(key.replace("_", " "), f"{report[key]:,}")
     for key in ("tasks", "options"):
         top.add_row(key if key == "tasks" else "options per question", _list(report[key]))
     if report["chance"] is not None:

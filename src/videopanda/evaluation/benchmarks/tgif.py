@@ -40,7 +40,7 @@ ERRATA = (
 
 def read(path: Path) -> Iterator[Item | Rejected]:
     """Read either layout; of the tables only those of the test split."""
-    files = find(path, "test_q.json", "Test_*_question.csv", "*question*.csv", "*.tsv", "*.json*", "*.parquet", "*.csv")
+    files = find(path, "test_q.*", "Test_*_question.csv", "*question*.csv", "*.tsv", "*.json*", "*.parquet", "*.csv")
     if files[0].suffix.lower() in (".csv", ".tsv"):
         for file in files:
             yield from items(rows(file), _item)

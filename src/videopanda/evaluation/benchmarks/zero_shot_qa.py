@@ -38,7 +38,7 @@ def read(path: Path, name: str, types: tuple[str, ...] = (), prefix: str = "") -
     Raises:
         AnnotationError: PATH holds no questions, or those of several sets.
     """
-    questions = _one_of(find(path, "test_q.json", "*test*.json*", "*.json*", "*.parquet", "*.csv"), path, name)
+    questions = _one_of(find(path, "test_q.*", "*test*.json*", "*.json*", "*.parquet", "*.csv"), path, name)
     stem = questions.stem
     answers = beside(questions, f"{stem[:-2]}_a{questions.suffix}") if stem.endswith("_q") else None
     merged = _joined(questions, answers) if answers else rows(questions)

@@ -38,6 +38,9 @@ from videopanda.evaluation.scenes import told_length, versions, weights_sha256
 from videopanda.inference import BUNDLED_MODEL, EncodedClip, encode, question_messages, reply
 from videopanda.inference import load as load_model
 from videopanda.video import VideoReadError
+from videopanda.visual_cache import VisualCache
+
+WITH_SUBTITLES = "video-mme-subtitles"  # the benchmark whose prompts hold subtitles
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,20 @@ class Job:
     max_new_tokens: int = 64
     seed: int = 0  # of the shuffled frames
     prompts: Prompts = field(default_factory=Prompts)
+    cache: Path | None = None  # folder of visual tokens; answers do not depend on it
+    cache_bytes: int = 10 * 2**30
 
     @cached_property
     def batches(self) -> list[list[Asked]]:
         """The questions in the order in which they are asked.
 
         Raises:
-            ValueError: unknown benchmark, errata mode or condition; no annotations; no folder of videos.
+            ValueError: unknown benchmark, errata mode or condition; no annotations, videos or subtitles.
         """
-        all_ = asked(load(self.bench, self.path, self.errata).items, Videos(self.videos), self.condition)
+        items = load(self.bench, self.path, self.errata).items
+        if self.bench == WITH_SUBTITLES and not any("subtitles" in item.extra for item in items):
+            raise ValueError(f"there are no subtitles (*.srt) below {self.path}: name the folder that holds them, too")
+        all_ = asked(items, Videos(self.videos), self.condition)
         return [all_[i : i + self.batch_size] for i in range(0, len(all_), self.batch_size)]
 
 
@@ -77,6 +85,7 @@ class Predictor:
     def __init__(self, job: Job, device: str | None = None):
         self.job = job
         self.model, self.processor = load_model(job.model, device)
+        self.cache = VisualCache(job.cache, job.cache_bytes) if job.cache else None
         video_processor = self.processor.video_processor
         self.num_frames = job.num_frames or video_processor.num_frames
         folder = job.model or BUNDLED_MODEL
@@ -133,7 +142,8 @@ class Predictor:
 
     def _answer(self, batch: Sequence[Asked], videos: dict[Source, _Read]) -> list[Prediction]:
         readable = {source: video for source, video in videos.items() if isinstance(video, Shown)}
-        encoded = encode(self.model, self.processor, [video.clip for video in readable.values()]) if readable else []
+        shown = [video.clip for video in readable.values()]
+        encoded = encode(self.model, self.processor, shown, self.cache) if shown else []
         clips = dict(zip(readable, encoded))
         rows: list[Prediction] = []
         prompts: dict[int, tuple[list[Any], EncodedClip | None]] = {}  # by the place of the row
@@ -167,7 +177,7 @@ class Predictor:
 
     def _subtitles(self, item: Item, video: Shown | None) -> list[str]:
         """The lines at the times of the frames, for benchmarks that are asked with subtitles; without a video none."""
-        if video is None or self.job.bench != "video-mme-subtitles" or "subtitles" not in item.extra:
+        if video is None or self.job.bench != WITH_SUBTITLES or "subtitles" not in item.extra:
             return []
         root = self.job.path if self.job.path.is_dir() else self.job.path.parent
         return [cue.text for cue in subtitles.at_times(subtitles.read(root / item.extra["subtitles"]), video.times)]

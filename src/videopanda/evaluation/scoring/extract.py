@@ -19,7 +19,7 @@ _ANSWER = re.compile(
     re.IGNORECASE,
 )
 _OPTION = re.compile(r"\b(?:option|choice|caption|sentence)[\s:]*(?:[(\[]?([A-Z])\b|([1-9])\b)", re.IGNORECASE)
-_BRACKETED = re.compile(r"[(\[]([A-Z])[)\]]")
+_BRACKETED = re.compile(r"[(\[]([A-Z])[)\]]", re.IGNORECASE)
 # A reply that denies something names the options that it does not mean, too.
 _DENIALS = frozenset({"not", "neither", "nor", "cannot", "isnt", "arent", "wasnt", "dont", "doesnt", "didnt"})
 
@@ -59,8 +59,8 @@ def _found(match: re.Match[str], options: Sequence[str]) -> int | None:
     letter = groups[0] if groups else ""
     if letter.isdigit():
         return int(letter) - 1 if int(letter) <= len(options) else None
-    # Small letters in running text are words: "the answer is a cat".
-    return _index(letter, options) if letter.isupper() else None
+    # Small letters in running text may be words: "the choice a person makes".
+    return _index(letter, options) if letter.isupper() or match.re is not _OPTION else None
 
 
 def _index(letter: str, options: Sequence[str]) -> int | None:
