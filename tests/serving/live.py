@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-PATIENCE = 180  # seconds; the machine may be busy
+PATIENCE = 280  # seconds; the machine may be busy
 
 
 def free_port() -> int:

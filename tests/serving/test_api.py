@@ -15,6 +15,7 @@ from PIL import Image
 from command import run
 from videopanda.inference import BUNDLED_MODEL
 
+pytestmark = pytest.mark.timeout(600)  # a server has to start
 DEMO = BUNDLED_MODEL.parent / "demo.mp4"
 ASKED = [item["question"] for item in json.loads(DEMO.with_suffix(".json").read_text(encoding="utf-8"))["questions"]]
 
