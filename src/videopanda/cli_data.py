@@ -56,6 +56,38 @@ def check_verb(
         raise typer.Exit(1)
 
 
+@data_app.command("label")
+def label_verb(
+    clips: Annotated[Path, typer.Argument(help="Folder with a folder of clips per class.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
+    question: Annotated[str, typer.Option("--question", metavar="TEXT", help="Asked about every clip.")],
+    test_share: Annotated[
+        float, typer.Option("--test-share", metavar="X", help="Part of each class's recordings kept for the test.")
+    ] = 0.2,
+    copies: Annotated[
+        int, typer.Option("--copies", metavar="N", min=0, help="Altered copies of each training recording.")
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Chooses recordings and alterations.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Make train.jsonl and test.jsonl from clips that are sorted by class, one question about each.
+
+    Example:  videopanda data label clips out/my --question "Which word is signed?"
+    """
+    from videopanda.data.labelled import write_labelled
+
+    counts = write_labelled(clips, out, question, test_share, copies, seed)
+    if as_json:
+        print(json.dumps(counts))
+        return
+    print(f"{counts['classes']} classes: {counts['train']} training rows, {counts['test']} test rows: {out}")
+    if counts["test_altered_copies"]:
+        print(
+            f"{counts['test_altered_copies']} test rows show altered copies of recordings that are trained on: they "
+            "say whether a recording is recognised, not whether its class is"
+        )
+
+
 @data_app.command("shard")
 def shard_verb(
     data: Annotated[str, typer.Argument(help="Annotations or a mixture.", show_default=False)],

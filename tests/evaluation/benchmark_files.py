@@ -260,6 +260,18 @@ def scenes(folder: Path) -> Path:
     return folder
 
 
+def own(folder: Path) -> Path:
+    turns = [
+        {"from": "human", "value": "<video>\nWhich word is signed?"},
+        {"from": "gpt", "value": "sad"},
+        {"from": "human", "value": "With how many hands?"},
+        {"from": "gpt", "value": "2"},
+    ]
+    row = {"id": "clips/sad/b", "video": "clips/sad/b.mp4", "kind": "unseen recording", "conversations": turns}
+    write_lines(folder / "test.jsonl", json.dumps(row), json.dumps({**row, "id": "odd", "conversations": turns[:3]}))
+    return folder
+
+
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "msvd-qa": msvd,
     "msrvtt-qa": msrvtt,
@@ -278,4 +290,5 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "hourvideo": hourvideo,
     "charades-sta": charades,
     "scenes": scenes,
+    "own": own,
 }

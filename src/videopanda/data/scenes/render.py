@@ -6,6 +6,8 @@
 Training draws only the seconds that it looks at; evaluation and users read the written files through a decoder.
 """
 
+from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -136,18 +138,18 @@ def _draw_background(background: Background, width: int, height: int, margin: in
 
 def write_clip(scene: Scene, path: str | Path) -> None:
     """Write the scene as an H.264 mp4 (yuv420p) at its own frame rate."""
-    from fractions import Fraction
+    renderer = Renderer(scene)
+    frames = (renderer.frame(i / scene.fps) for i in range(round(scene.duration * scene.fps)))
+    write_frames(frames, (scene.width, scene.height), Fraction(scene.fps).limit_denominator(1001), path)
 
+
+def write_frames(frames: Iterable[np.ndarray], size: tuple[int, int], rate: Fraction, path: str | Path) -> None:
+    """Write frames, uint8 (height, width, 3), as an H.264 mp4 (yuv420p). `size` is (width, height), both even."""
     import av
 
-    renderer = Renderer(scene)
     with av.open(str(path), "w", format="mp4") as container:
-        rate = Fraction(scene.fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast", "threads": "1"})
-        stream.width, stream.height, stream.pix_fmt = scene.width, scene.height, "yuv420p"
-        for i in range(round(scene.duration * scene.fps)):
-            picture = av.VideoFrame.from_ndarray(renderer.frame(i / scene.fps), format="rgb24")
-            for packet in stream.encode(picture):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))

@@ -15,6 +15,7 @@ from videopanda.evaluation.benchmarks import (
     mlvu,
     mvbench,
     nextqa,
+    own,
     scenes,
     tempcompass,
     tgif,
@@ -60,6 +61,7 @@ BENCHMARKS = {
     "hourvideo": Benchmark("HourVideo", hourvideo.read, published_rows="1,182 in the development file"),
     "charades-sta": Benchmark("Charades-STA", charades_sta.read, charades_sta.ERRATA, "3,720"),
     "scenes": Benchmark("Scenes", scenes.read),
+    "own": Benchmark("Questions of your own", own.read),
 }
 
 
