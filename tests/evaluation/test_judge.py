@@ -16,7 +16,7 @@ from videopanda.evaluation.judging.protocols import PROMPTS, parse, read_prompts
 from videopanda.evaluation.judging.run import judge_file, prepare
 from videopanda.evaluation.predictions import only_writer
 from videopanda.evaluation.reporting.report import report
-from videopanda.evaluation.reporting.write import markdown
+from videopanda.evaluation.reporting.write import markdown, write
 
 YES = '{"pred": "yes", "score": 4}'
 NUM = 24
@@ -269,6 +269,10 @@ def test_five_aspects_with_both_questions(tmp_path):
         "temporal": 1,
         "consistency": 1,
     }
+    (table,) = report([tmp_path / "s.jsonl"])["benchmarks"]
+    assert "| detail | 2 | 4.00 |" in markdown(table)
+    assert "| temporal | 1 | 2.00 |" in markdown(table)
+    assert write({"benchmarks": [table]}, tmp_path / "report")[0].name == "video-chatgpt.types.png"
     for piece in ("Which colour is it?", "Can you tell its colour?", f"reply to {ids[3]}", f"reply to {ids[4]}"):
         assert piece in pair
     missing = write_lines(tmp_path / "q.jsonl", *({"id": id_, "pred": "x"} for id_ in ids[:4]))

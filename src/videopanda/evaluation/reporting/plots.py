@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from videopanda.evaluation.predictions import CONDITIONS
+from videopanda.evaluation.reporting.report import metric_of
 from videopanda.evaluation.scoring.score import OUT_OF_FIVE
 
 # How a condition looks, the same in every plot: the clip is a bar, the others are marks on it.
@@ -73,21 +74,20 @@ def plot_types(table: dict[str, Any], metric: str, path: Path) -> None:
     """A panel per model with a bar and its 95 % interval per type, and on it marks for the baselines."""
     models = table["models"]
     parts = [part for model in models for part in model["conditions"].values()]
-    names = [
-        name
-        for name in dict.fromkeys(name for part in parts for name in part["types"])
-        if any(metric in part["types"][name]["metrics"] for part in parts if name in part["types"])
-    ]
+    names = list(dict.fromkeys(name for part in parts for name in part["types"]))
+    shared = all(metric in there["metrics"] for part in parts for there in part["types"].values())
     size = (2.0 + 3.6 * len(models), 1.7 + 0.4 * len(names))
     figure, grid = plt.subplots(1, len(models), figsize=size, layout="constrained", sharey=True, squeeze=False)
     for axes, model in zip(grid[0], models):
         for condition, part in model["conditions"].items():
-            measured = [part["types"].get(name, {"metrics": {}})["metrics"].get(metric) for name in names]
-            rows = [row for row, there in enumerate(measured) if there]
-            _draw(axes, condition, rows, [there for there in measured if there], _scale(metric))
+            rows = [row for row, name in enumerate(names) if name in part["types"]]
+            found = [part["types"][names[row]] for row in rows]
+            _draw(
+                axes, condition, rows, [there["metrics"][metric_of(there, metric)] for there in found], _scale(metric)
+            )
         axes.set_title(model["model"], fontsize="medium")
         axes.set_xlim(0, 5 if metric in OUT_OF_FIVE else 100)
-        axes.set_xlabel(_label(metric))
+        axes.set_xlabel(_label(metric if shared else "score"))
         axes.grid(axis="x", color="0.92")
         axes.set_axisbelow(True)
     grid[0][0].set_yticks(range(len(names)), names)

@@ -73,13 +73,12 @@ PUBLISHED: dict[str, list[Published]] = {
         ("Video-ChatGPT", 35.2, 2.8),
     ),
     "video-chatgpt": [
-        Published("Video-Panda", dict(zip(_FIVE, (2.74, 2.47, 3.01, 2.26, 2.36))), _ASPECTS),
-        Published("Video-LLaVA", dict(zip(_FIVE, (2.46, 2.37, 2.89, 2.12, 2.17))), _ASPECTS),
-        Published(
-            "Video-ChatGPT",
-            dict(zip(_FIVE, (2.40, 2.52, 2.62, 1.98, 2.37))),
-            _ASPECTS.replace("8 frames", "100 frames"),
-        ),
+        Published(model, dict(zip(_FIVE, points)), protocol, _VISION[model])
+        for model, points, protocol in (
+            ("Video-Panda", (2.74, 2.47, 3.01, 2.26, 2.36), _ASPECTS),
+            ("Video-LLaVA", (2.46, 2.37, 2.89, 2.12, 2.17), _ASPECTS),
+            ("Video-ChatGPT", (2.40, 2.52, 2.62, 1.98, 2.37), _ASPECTS.replace("8 frames", "100 frames")),
+        )
     ],
     "egoschema": [
         Published("Video-Panda", {"accuracy": 36.4}, "8 frames; Video-Panda paper, Tab. 11"),

@@ -21,6 +21,7 @@ from videopanda.evaluation.predictions import CONDITIONS
 from videopanda.evaluation.reporting.published import as_rows
 
 RESAMPLES = 2000
+_DRAWS = 1 << 20  # at a time: a few megabytes
 _DIGITS = 6
 # What may differ between the models and conditions of a table.
 _FREE = frozenset({"model", "model_sha256", "vision_parameters", "condition", "versions"})
@@ -100,10 +101,11 @@ def bootstrap(videos: Sequence[str], values: Sequence[float], seed: int = 0) -> 
     counts = np.bincount(places).astype(float)  # (V,)
     sums = np.bincount(places, weights=np.asarray(values, float))  # (V,)
     rng = np.random.default_rng(seed)
-    means = np.empty(RESAMPLES)
-    for k in range(RESAMPLES):
-        drawn = rng.integers(0, len(names), len(names))
-        means[k] = sums[drawn].sum() / counts[drawn].sum()
+    means: list[float] = []
+    while len(means) < RESAMPLES:
+        count = min(RESAMPLES - len(means), max(1, _DRAWS // len(names)))
+        drawn = rng.integers(0, len(names), (count, len(names)))  # (count, V)
+        means += list(sums[drawn].sum(1) / counts[drawn].sum(1))
     low, high = np.percentile(means, [2.5, 97.5])
     return round(float(low), _DIGITS), round(float(high), _DIGITS)
 
@@ -119,6 +121,11 @@ def measure(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
         mean = round(sum(values) / len(values), _DIGITS)
         measured[name] = {"value": mean, "ci95": list(interval) if interval else None, "questions": len(values)}
     return {"questions": len(scores), "metrics": measured}
+
+
+def metric_of(part: dict[str, Any], main: str) -> str:
+    """The metric that stands for a type: the main one, or of types that have others (the five aspects) the first."""
+    return main if main in part["metrics"] else next(iter(part["metrics"]))
 
 
 def _measure_run(run: Run) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from videopanda.evaluation.predictions import CONDITIONS
 from videopanda.evaluation.reporting.plots import plot_types, plot_vision_size
+from videopanda.evaluation.reporting.report import metric_of
 from videopanda.evaluation.scoring.score import OUT_OF_FIVE
 
 _LISTED = 20  # ids per kind of loss; report.json has all
@@ -125,12 +126,18 @@ def _types(table: dict[str, Any], model: dict[str, Any], main: str) -> str:
         [
             name,
             f"{first['types'][name]['questions']:,}",
-            *(_value(main, part["types"][name]["metrics"].get(main)) for part in conditions.values()),
+            *(_of_type(part["types"][name], main) for part in conditions.values()),
         ]
         for name in names
     ]
     header = ["type", "questions", *(condition.replace("_", " ") for condition in conditions)]
-    return f"### {model['model']} by type ({main})\n\n{_grid(header, rows)}"
+    shared = all(main in part["metrics"] for part in first["types"].values())
+    return f"### {model['model']} by type{f' ({main})' if shared else ''}\n\n{_grid(header, rows)}"
+
+
+def _of_type(part: dict[str, Any], main: str) -> str:
+    name = metric_of(part, main)
+    return _value(name, part["metrics"][name])
 
 
 def _lost(table: dict[str, Any]) -> str:
