@@ -52,7 +52,10 @@ SURFACE = {
         {"answer", "chat", "convert", "data", "demo", "export", "finetune", "init", "train", "scenes"}
         | {"bench", "evaluate", "plan", "serve", "verify"},
     ),
-    "answer": ({"--model", "--frames", "--start", "--end", "--json"}, {"video", "question"}),
+    "answer": (
+        {"--model", "--frames", "--start", "--end", "--cache", "--cache-size", "--json"},
+        {"video", "question"},
+    ),
     "bench": (set(), {"efficiency"}),
     "bench efficiency": (
         {"--models", "--source", "--rounds", "--device", "--dtype", "--compile", "--flops-only", "--json", "--plot"},
@@ -78,7 +81,7 @@ SURFACE = {
     "evaluate": (set(), {"inspect", "judge", "predict", "report", "scenes", "score"}),
     "evaluate predict": (
         {"--out", "--videos", "--model", "--condition", "--errata", "--frames", "--batch-size", "--max-new-tokens"}
-        | {"--prompts", "--seed", "--engine", "--workers", "--json"},
+        | {"--prompts", "--seed", "--engine", "--workers", "--cache", "--cache-size", "--json"},
         {"bench", "path"},
     ),
     "evaluate inspect": ({"--errata", "--videos", "--json"}, {"bench", "path"}),

@@ -200,7 +200,7 @@ def test_a_missing_video_and_a_wrong_range(loaded, path):
 
 
 def test_a_prompt_that_does_not_fit_is_refused(loaded, path):
-    with pytest.raises(ValueError, match="use fewer frames"):
+    with pytest.raises(ValueError, match="at most 53 frames fit"):
         ask(*loaded, path, ["What?"], num_frames=64)
 
 

@@ -32,7 +32,9 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "_video": ({"."}, {"av", "torchcodec", "numpy", "PIL"}),
     "contact_sheet": (set(), {"numpy", "PIL"}),
     "plan": ({".", "models"}, {"torch", "transformers", "psutil", "rich"}),
-    "inference": ({"models", "video", "plan"}, {"torch"}),
+    "visual_cache": (set(), {"torch", "safetensors", "numpy"}),
+    "look": ({"models", "video", "plan", "visual_cache"}, {"torch"}),
+    "inference": ({"models", "plan", "visual_cache", "look"}, {"torch"}),
     "data": ({".", "", "video", "models", "contact_sheet"}, {"torch", "torchdata", "numpy", "PIL", "rich", "yaml"}),
     "data.scenes.render": ({"."}, {"numpy", "PIL", "av"}),  # encodes clips
     "weights": ({"."}, {"torch"}),
@@ -43,7 +45,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "verification": ({".", "", "models", "weights", "conversion", "inference"}, {"torch", "numpy", "rich"}),
     "evaluation": (
-        {".", "", "data", "video", "models", "inference", "contact_sheet"},
+        {".", "", "data", "video", "models", "inference", "contact_sheet", "visual_cache", "look"},
         {"torch", "transformers", "numpy", "rich", "av", "matplotlib", "openai", "pyarrow", "ray"}
         | {"accelerate", "datasets", "lmms_eval"},  # for the lmms-eval plug-in
     ),
@@ -57,7 +59,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "cli": (
         {".", "models", "video", "inference", "contact_sheet", "conversion", "data", "training", "verification"}
-        | {"evaluation", "serving", "bench", "plan"},
+        | {"evaluation", "serving", "bench", "plan", "visual_cache"},
         {"typer", "rich", "transformers", "torch", "numpy"},
     ),
 }

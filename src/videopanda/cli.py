@@ -14,7 +14,18 @@ import typer
 from videopanda.cli_bench import bench_app
 from videopanda.cli_data import data_app
 from videopanda.cli_evaluate import evaluate_app
-from videopanda.cli_options import AsJson, Frames, Model, Seed, console, load_model, quiet
+from videopanda.cli_options import (
+    AsJson,
+    Cache,
+    CacheSize,
+    Frames,
+    Model,
+    Seed,
+    console,
+    load_model,
+    quiet,
+    size_in_bytes,
+)
 from videopanda.cli_plan import plan_verb
 from videopanda.cli_serve import serve_verb
 from videopanda.cli_train import finetune_verb, train_verb
@@ -49,6 +60,8 @@ def answer_verb(
     frames: Frames = None,
     start: Start = None,
     end: End = None,
+    cache: Cache = None,
+    cache_size: CacheSize = "10GiB",
     as_json: AsJson = False,
 ) -> None:
     """Answer one question about a video.
@@ -56,9 +69,11 @@ def answer_verb(
     Example:  videopanda answer clip.mp4 "Which way does the red circle move?" --json
     """
     from videopanda.inference import ask
+    from videopanda.visual_cache import VisualCache
 
+    kept = VisualCache(cache, size_in_bytes(cache_size)) if cache else None
     network, processor = load_model(model)
-    (answer,) = ask(network, processor, video, [question], num_frames=frames, start=start, end=end)
+    (answer,) = ask(network, processor, video, [question], num_frames=frames, start=start, end=end, cache=kept)
     if not as_json:
         print(answer.answer)
         return

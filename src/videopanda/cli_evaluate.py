@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli_options import AsJson, Frames, Model, Seed, console, load_model, quiet
+from videopanda.cli_options import (
+    AsJson,
+    Cache,
+    CacheSize,
+    Frames,
+    Model,
+    Seed,
+    console,
+    load_model,
+    quiet,
+    size_in_bytes,
+)
 
 evaluate_app = typer.Typer(help="Measure how often a model is right.", no_args_is_help=True)
 
@@ -103,6 +114,8 @@ def predict_verb(
         str, typer.Option("--engine", metavar="NAME", help="local (alone or under torchrun) or ray.")
     ] = "local",
     workers: Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Actors of the Ray engine.")] = 1,
+    cache: Cache = None,
+    cache_size: CacheSize = "10GiB",
     as_json: AsJson = False,
 ) -> None:
     """Ask a model all questions of a benchmark. Interrupted, the same command goes on where it stopped.
@@ -128,6 +141,8 @@ def predict_verb(
         max_new_tokens=max_new_tokens,
         seed=seed,
         prompts=read_prompts(prompts),
+        cache=cache.resolve() if cache else None,
+        cache_bytes=size_in_bytes(cache_size),
     )
     rank, world_size, device = place()
     report = predict(

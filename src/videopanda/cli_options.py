@@ -1,5 +1,6 @@
 """What the modules of the command line share: options, and how a model is loaded and a table printed."""
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,15 @@ Frames = Annotated[
     int | None, typer.Option("--frames", metavar="N", min=1, help="Frames to look at. Default: the model's own number.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache", metavar="DIR", help="Keep visual tokens here: a clip that was seen before is not encoded again."
+    ),
+]
+CacheSize = Annotated[
+    str, typer.Option("--cache-size", metavar="SIZE", help="Most room for them; what was not used for longest goes.")
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Chooses the scenes.")]
 
 
@@ -27,6 +37,14 @@ def load_model(model: Path | None) -> Any:
     if model is None:
         print("videopanda: using the bundled nano model, which knows moving shapes only (see --model)", file=sys.stderr)
     return load(model)
+
+
+def size_in_bytes(text: str) -> int:
+    """The bytes that a size such as 24GiB stands for."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text)
+    if not found:
+        raise ValueError(f"a size of memory is written as 24GiB, not {text!r}")
+    return int(float(found[1]) * 2 ** (10 * " KMGT".index(found[2] or " ")))
 
 
 def quiet() -> None:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from videopanda.cli_options import AsJson, Frames, Model, quiet
+from videopanda.cli_options import AsJson, Frames, Model, quiet, size_in_bytes
 
 if TYPE_CHECKING:
     from videopanda.plan.planner import Plan, Planner
 
-_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SOURCE_FPS = 30.0  # of a clip that is not there
 
@@ -119,7 +118,9 @@ def plan_verb(
 
     if fit:
         given = chosen if frames or fps else None
-        plan = _fit(planner, _bytes(fit), given, height, width, settings, backbone is not None and canvas is None)
+        plan = _fit(
+            planner, size_in_bytes(fit), given, height, width, settings, backbone is not None and canvas is None
+        )
     else:
         plan = planner().plan(chosen, height, width, **settings)
     side = plan.planner.video_processor.size["height"]
@@ -129,7 +130,7 @@ def plan_verb(
         name = backbone or model or "the bundled nano model"
         print(f"{'model':<17}{name}, frames on a canvas of {side} pixels")
         print(*lines(plan, profile, samples), sep="\n")
-    plan.require(_bytes(fit) if fit else None)
+    plan.require(size_in_bytes(fit) if fit else None)
 
 
 def _model(model: Path | None, backbone: str | None, preset: str, canvas: int | None) -> tuple[Any, Any]:
@@ -177,23 +178,16 @@ def _clip(video: Path | None, duration: str | None, resolution: str) -> tuple[in
 
 def _frames(processor: Any, frames: int | None, fps: float | None, seconds: float | None, source_fps: float) -> int:
     """How many frames the model is shown."""
+    from videopanda.plan.planner import shown_frames
+
     if fps is None:
         most = frames or processor.num_frames
-        if processor.frame_sampling == "released" and seconds is not None:
-            return len(processor.released_frames(round(seconds * source_fps), source_fps, most))
-        return most
+        return most if seconds is None else shown_frames(processor, most, seconds, source_fps)
     if seconds is None:
         raise ValueError("--fps needs --video or --duration")
     if not fps > 0:
         raise ValueError(f"--fps must be a positive number, not {fps}")
     return max(1, round(seconds * fps))
-
-
-def _bytes(size: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", size)
-    if not found:
-        raise ValueError(f"a size of memory is written as 24GiB, not {size!r}")
-    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def _fit(

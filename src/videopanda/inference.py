@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, overload
@@ -23,13 +23,16 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from videopanda.look import EncodedClip, Request, look
+from videopanda.look import encode as encode  # for those who hold decoded clips
 from videopanda.models.videopanda import (
     VideoPandaForConditionalGeneration,
     VideoPandaProcessor,
     VideoPandaVisualOutput,
     refuse_official,
 )
-from videopanda.video import Video, read_video
+from videopanda.plan.planner import DoesNotFitError
+from videopanda.visual_cache import VisualCache
 
 BUNDLED_MODEL = Path(__file__).parent / "assets" / "nano"
 MAX_NEW_TOKENS = 64
@@ -57,20 +60,6 @@ class Answer:
     decoder: str | None
     timings: dict[str, float]
     model: str
-
-
-@dataclass(frozen=True)
-class EncodedClip:
-    """A clip as the language model takes it in.
-
-    marker: what stands in the prompt in place of `<video>`.
-    tokens: projected visual tokens, (V, E).
-    read_starts: what the language model made of prompts up to the end of the clip, by their token ids; see `reply`.
-    """
-
-    marker: str
-    tokens: Tensor
-    read_starts: dict[tuple[int, ...], Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 def load(
@@ -127,24 +116,6 @@ def check_checkpoint(folder: Path) -> None:
         raise FileNotFoundError(f"{folder} has no weights (*.safetensors)")
 
 
-def encode(model: VideoPandaForConditionalGeneration, processor: Any, videos: Sequence[Any]) -> list[EncodedClip]:
-    """Encode decoded videos (`.frames`, `.timestamps`, `.duration`) in one batch."""
-    return _encode(model, _prepare(processor, videos), processor)
-
-
-def _prepare(processor: Any, videos: Sequence[Any]) -> Any:
-    return processor.video_processor(videos=list(videos), return_tensors="pt", return_metadata=True)
-
-
-@torch.inference_mode()
-def _encode(model: VideoPandaForConditionalGeneration, inputs: Any, processor: Any) -> list[EncodedClip]:
-    tokens = model.get_video_features(
-        inputs["pixel_values_videos"].to(model.device, model.dtype), inputs["video_placement"]
-    ).pooler_output
-    assert tokens is not None
-    return [EncodedClip(processor.replace_video_token(inputs, i), rows) for i, rows in enumerate(tokens)]
-
-
 @torch.inference_mode()
 def reply(
     model: VideoPandaForConditionalGeneration,
@@ -161,7 +132,7 @@ def reply(
     follows the clip.
 
     Raises:
-        ValueError: a conversation does not fit into the context of the language model.
+        DoesNotFitError: a conversation does not fit into the context of the language model.
     """
     texts = []
     for messages, clip in prompts:
@@ -170,7 +141,7 @@ def reply(
     rows: list[list[int]] = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
     length, limit = max(map(len, rows)), model.config.text_config.max_position_embeddings
     if length + max_new_tokens > limit:
-        raise ValueError(
+        raise DoesNotFitError(
             f"a prompt of {length} tokens and a reply of up to {max_new_tokens} do not fit into the {limit} tokens of "
             "the language model: use fewer frames or a shorter conversation"
         )
@@ -271,7 +242,12 @@ class Chat:
     chat.ask("How many objects are there?").answer
     chat.ask("Which one is the largest?").answer        # sees the first question and its answer
 
-    With `remember` the language model, too, reads the clip only once; this keeps its keys and values in memory.
+    With `remember` the language model, too, reads the clip only once; this keeps its keys and values in memory. With a
+    `cache` a clip that was encoded before, by any process, is not even read.
+
+    Raises:
+        VideoReadError: the video cannot be read.
+        DoesNotFitError: the clip does not fit into the context of the language model, or its cost into the memory.
     """
 
     def __init__(
@@ -285,18 +261,21 @@ class Chat:
         end: float | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
         remember: bool = True,
-    ):
+        cache: VisualCache | None = None,
+        ):
         self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
         self.remember = remember
         self.messages: list[Message] = []
-        began = time.perf_counter()
-        self.video = _open(processor, video, num_frames, start, end)
-        decoded = time.perf_counter()
-        inputs = _prepare(processor, [self.video])
-        prepared = time.perf_counter()
-        (self.clip,) = _encode(model, inputs, processor)
-        self._costs = {"decode": decoded - began, "preprocess": prepared - decoded}
-        self._encode_seconds = time.perf_counter() - prepared
+        if num_frames is None and not hasattr(video, "frames"):
+            num_frames = processor.video_processor.num_frames
+        request = Request(video, num_frames, start, end, max_new_tokens)
+        self.look, self._costs = look(model, processor, request, cache)
+        self._encode_seconds = self._costs.pop("encode")
+
+    @property
+    def clip(self) -> EncodedClip:
+        """The clip as the language model takes it in."""
+        return self.look.clip
 
     def ask(self, question: str) -> Answer:
         """Answer a question in the light of all earlier ones. Timings of later questions hold only their own cost."""
@@ -315,33 +294,19 @@ class Chat:
         texts = reply(self.model, self.processor, prompts, self.max_new_tokens, remember=self.remember)
         timings = {**self._costs, "generate": self._encode_seconds + time.perf_counter() - began}
         self._costs, self._encode_seconds = {"decode": 0.0, "preprocess": 0.0}, 0.0
-        video, from_file = self.video, isinstance(self.video, Video)
         return [
             Answer(
                 question=question,
                 answer=text,
-                frame_times=tuple(float(moment) for moment in video.timestamps),
-                frame_indices=tuple(int(index) for index in video.indices) if from_file else None,
+                frame_times=self.look.frame_times,
+                frame_indices=self.look.frame_indices,
                 visual_tokens=len(self.clip.tokens),
-                decoder=f"{video.decoder} {video.decoder_version}" if from_file else None,
+                decoder=self.look.decoder,
                 timings=timings,
                 model=self.model.name_or_path,
             )
             for question, text in zip(questions, texts)
         ]
-
-
-def _open(processor: Any, video: Any, num_frames: int | None, start: float | None, end: float | None) -> Any:
-    """Read a video, or hand on one that is decoded already. Its duration is that of the range that is looked at."""
-    if hasattr(video, "frames"):
-        if not (num_frames is start is end is None):
-            raise ValueError("num_frames, start and end choose frames of a file; these frames are decoded already")
-        return video
-    if num_frames is None:
-        num_frames = processor.video_processor.num_frames
-    sampling = processor.video_processor.frame_sampling
-    part = read_video(video, num_frames=num_frames, sampling=sampling, start=start, end=end)
-    return replace(part, duration=part.end - part.start)
 
 
 def ask(
@@ -354,6 +319,7 @@ def ask(
     start: float | None = None,
     end: float | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    cache: VisualCache | None = None,
 ) -> list[Answer]:
     """Answer several questions about one video in one batch, each on its own.
 
@@ -363,9 +329,11 @@ def ask(
         num_frames: frames to look at, uniform in time; default the number that the processor was saved with.
         start, end: the part of the video to look at, in seconds.
         max_new_tokens: longest answer.
+        cache: visual tokens on disk, which are used and added to.
 
     Raises:
         VideoReadError: the video cannot be read.
+        DoesNotFitError: the clip fits neither into the context nor into the memory; the message says what would.
         ValueError: no or empty questions, or a range outside the video.
     """
     if isinstance(questions, str) or not questions:
@@ -381,6 +349,7 @@ def ask(
         end=end,
         max_new_tokens=max_new_tokens,
         remember=False,  # all questions go in one batch, which shares the clip anyway
+        cache=cache,
     )
     return chat.ask_apart(questions)
 

@@ -84,9 +84,10 @@ class Plan:
         clip = f"{self.frames} frames of {self.width}x{self.height}"
         if self.tokens > self.context:
             raise DoesNotFitError(
-                f"{clip} take {self.visual_tokens:,} visual tokens; with {self.text_tokens:,} of text and up to "
-                f"{self.new_tokens:,} of the reply they do not fit into the {self.context:,} tokens of the language "
-                f"model: {self._advice(None)}"
+                f"{clip} take {self.visual_tokens:,} visual tokens; with "
+                + f"{self.text_tokens:,} of text and " * bool(self.text_tokens)
+                + f"up to {self.new_tokens:,} of the reply they do not fit into the {self.context:,} tokens of the "
+                f"language model: {self._advice(None)}"
             )
         if budget_bytes is not None and self.peak_bytes > budget_bytes:
             raise DoesNotFitError(
@@ -303,6 +304,13 @@ def _largest_within(size: Callable[[int], int], limit: int, high: int) -> int:
         else:
             high, large = middle, found
     return low
+
+
+def shown_frames(video_processor: VideoPandaVideoProcessor, most: int, seconds: float, fps: float) -> int:
+    """How many frames of a clip a model is shown that takes up to `most`, by the rule of its processor."""
+    if video_processor.frame_sampling == "released":
+        return len(video_processor.released_frames(round(seconds * fps), fps, most))
+    return most
 
 
 _PLANNERS: "weakref.WeakKeyDictionary[Any, Planner]" = weakref.WeakKeyDictionary()

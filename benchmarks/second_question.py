@@ -1,0 +1,94 @@
+"""Time to the first token of a first and of a second question about one clip, for nano and a random mid-size model.
+
+    python benchmarks/second_question.py [--rounds 5] [--models nano,middle] [--clip FILE] > second-question.json
+
+First: the file is read, encoded, read by the language model, and one token comes. Second: the chat has keys and values
+of the clip; only the question is read. The ratio is taken within a round; the interval is the bootstrap's.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from videopanda.inference import BUNDLED_MODEL, Chat, load
+from videopanda.models.videopanda import (
+    VideoPandaForConditionalGeneration,
+    VideoPandaProcessor,
+    VideoPandaStabConfig,
+    VideoPandaVideoProcessor,
+)
+from videopanda.plan.backbones import config_of
+from videopanda.plan.machine import processor_name
+from videopanda.video import read_video
+
+CLIP = BUNDLED_MODEL.parent / "demo.mp4"
+QUESTIONS = ("What shape is the red object?", "How many objects are there in total?")
+MIDDLE = "qwen2.5-0.5b"
+
+
+def middle():
+    """The released STAB in front of a random language model of 494M parameters, in float32."""
+    torch.manual_seed(0)
+    stab = VideoPandaStabConfig.released()
+    model = VideoPandaForConditionalGeneration(config_of(MIDDLE, stab)).eval()
+    tokenizer = VideoPandaProcessor.from_pretrained(BUNDLED_MODEL).tokenizer
+    processor = VideoPandaProcessor(VideoPandaVideoProcessor.for_fresh_stab(stab), tokenizer)
+    model.config.video_token_id, model.config.image_token_id = processor.video_token_id, processor.image_token_id
+    model.generation_config.suppress_tokens = None
+    return model, processor
+
+
+def seconds(model, processor, clip):
+    """Of the first and of the second question."""
+    began = time.perf_counter()
+    chat = Chat(model, processor, clip, max_new_tokens=1)
+    chat.ask_apart(QUESTIONS[:1])
+    asked = time.perf_counter()
+    chat.ask_apart(QUESTIONS[1:])
+    return asked - began, time.perf_counter() - asked
+
+
+def summary(values, seed=0):
+    """Median and 95 % bootstrap interval."""
+    chosen = random.Random(seed)
+    medians = sorted(statistics.median(chosen.choices(values, k=len(values))) for _ in range(1000))
+    return {"median": statistics.median(values), "low": medians[25], "high": medians[974]}
+
+
+def main():
+    """Print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--models", default="nano,middle")
+    parser.add_argument("--clip", type=Path, default=CLIP)
+    arguments = parser.parse_args()
+    video = read_video(arguments.clip, num_frames=1)
+    report = {
+        "machine": processor_name(),
+        "threads": torch.get_num_threads(),
+        "clip": {"width": video.width, "height": video.height, "seconds": round(video.duration, 2)},
+        "rounds": arguments.rounds,
+        "models": {},
+    }
+    builders = {"nano": lambda: load(None, "cpu"), "middle": middle}
+    for name in arguments.models.split(","):
+        model, processor = builders[name]()
+        seconds(model, processor, arguments.clip)  # warms up
+        rounds = [seconds(model, processor, arguments.clip) for _ in range(arguments.rounds)]
+        report["models"][name] = {
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "visual_tokens": Chat(model, processor, arguments.clip).clip.tokens.shape[0],
+            "first_seconds": summary([first for first, _ in rounds]),
+            "second_seconds": summary([second for _, second in rounds]),
+            "second_over_first": summary([second / first for first, second in rounds]),
+        }
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""Visual tokens on disk: a clip that was encoded once, by any process, is neither decoded nor encoded again.
+
+    cache = VisualCache("~/.cache/videopanda/tokens", 10 * 2**30)
+    key = cache.key(vision_key(model, processor), clip_key("clip.mp4", num_frames=8, sampling="uniform"))
+    entry = cache.get(key)            # None where it is not there, or damaged
+    cache.put(key, tokens, {"frame_times": [...]})
+
+An entry is a safetensors file whose name is a hash of everything that decides the tokens: content of the clip, frames
+chosen, decoders, weights, configuration, data type. It is written beside its place and renamed, so that readers see all
+of it or nothing, whenever a process dies. Nobody waits for anybody: two that write one entry write the same.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+import uuid
+import weakref
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+FORMAT = 1  # a part of every key: counts up when the arithmetic of the vision part or the entries change
+_STALE_SECONDS = 3600.0  # after which a file that is being written belongs to a process that died
+_BYTES = (bytes, bytearray, memoryview)
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """tokens: (V, E). facts: what was kept with them, plain values."""
+
+    tokens: Tensor
+    facts: dict[str, Any]
+
+
+class VisualCache:
+    """A folder of entries, at most `max_bytes` large; the ones that were not used for longest go first.
+
+    Raises:
+        OSError: the folder cannot be made.
+        ValueError: the size is not positive.
+    """
+
+    def __init__(self, folder: str | Path, max_bytes: int):
+        if max_bytes < 1:
+            raise ValueError(f"a cache needs room: its size must be at least one byte, not {max_bytes}")
+        self.folder, self.max_bytes = Path(folder).expanduser(), max_bytes
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @staticmethod
+    def key(*parts: str) -> str:
+        """The name of an entry."""
+        return hashlib.sha256(json.dumps([FORMAT, torch.__version__, *parts]).encode()).hexdigest()
+
+    def get(self, key: str) -> Entry | None:
+        """The entry, which counts as used now; None where there is none, or a damaged one, which is removed."""
+        file = self._file(key)
+        try:
+            with safe_open(file, framework="pt") as opened:
+                # A copy: kernels add up in another order where a file maps numbers unaligned.
+                tokens, facts = opened.get_tensor("tokens").clone(), dict(opened.metadata() or {})
+            if facts["sha256"] != _sha256(tokens, facts["facts"]):
+                raise SafetensorError("other bytes than were written")
+            entry = Entry(tokens, json.loads(facts["facts"]))
+        except FileNotFoundError:  # never there, or gone while it was read: either way it can be made again
+            return None
+        except (SafetensorError, ValueError, KeyError) as error:
+            _LOG.warning("%s is damaged and is made anew: %s", file, error)
+            _remove(file)
+            return None
+        except OSError as error:
+            _LOG.warning("%s cannot be read: %s", file, error)
+            return None
+        with suppress(OSError):  # gone again, or of another user
+            os.utime(file)
+        return entry
+
+    def put(self, key: str, tokens: Tensor, facts: dict[str, Any]) -> None:
+        """Keep an entry, and drop old ones where there are too many. A disk that is full is told, and no error."""
+        tokens = tokens.detach().cpu().contiguous()
+        told = json.dumps(facts)
+        content = save({"tokens": tokens}, {"facts": told, "sha256": _sha256(tokens, told)})
+        if len(content) > self.max_bytes:
+            return
+        file = self._file(key)
+        draft = file.with_name(f"{file.name}.{uuid.uuid4().hex}.draft")
+        try:
+            self._make_room(len(content))
+            file.parent.mkdir(exist_ok=True)
+            draft.write_bytes(content)
+            draft.replace(file)
+        except OSError as error:
+            _LOG.warning("visual tokens cannot be kept in %s: %s", self.folder, error)
+            _remove(draft)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all entries."""
+        return sum(size for _, size, _ in self._files())
+
+    def _file(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def _files(self) -> Iterator[tuple[float, int, Path]]:
+        """Last use, size and path of everything in the folder; other processes may be adding and removing."""
+        for path in self.folder.glob("??/*.safetensors*"):
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue
+            yield status.st_mtime, status.st_size, path
+
+    def _make_room(self, needed: int) -> None:
+        files = sorted(self._files(), key=lambda entry: entry[0])
+        for used, _, path in files:
+            if path.suffix == ".draft" and time.time() - used > _STALE_SECONDS:
+                _remove(path)
+        entries = [entry for entry in files if entry[2].suffix != ".draft"]
+        total = needed + sum(size for _, size, _ in entries)
+        for _, size, path in entries:
+            if total <= self.max_bytes:
+                return
+            _remove(path)
+            total -= size
+
+
+def _remove(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:  # Windows, while another process reads it
+        _LOG.warning("%s cannot be removed: %s", file, error)
+
+
+def _sha256(tokens: Tensor, facts: str) -> str:
+    content = hashlib.sha256(facts.encode())
+    content.update(tokens.contiguous().flatten().view(torch.uint8).numpy())
+    return content.hexdigest()
+
+
+# -- keys --------------------------------------------------------------------------------------------------------------
+def clip_key(
+    video: Any, *, num_frames: int | None, sampling: str, start: float | None = None, end: float | None = None
+) -> str | None:
+    """Content of a clip and the choice of its frames; None for what can be read only once, and for what is not there.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if hasattr(video, "frames"):
+        frames = np.asarray(video.frames)
+        content = hashlib.sha256(frames.tobytes())
+        content.update(json.dumps([frames.shape, float(video.duration)]).encode())
+        return f"frames {content.hexdigest()}"
+    if not is_stored(video):
+        return None
+    content = hashlib.sha256(video) if isinstance(video, _BYTES) else _files_sha256(Path(video))
+    choice = json.dumps([num_frames, sampling, start, end, _decoders()])
+    return f"file {content.hexdigest()} {choice}"
+
+
+def is_stored(video: Any) -> bool:
+    """Whether a video can be read several times: bytes, a file, or a folder of pictures."""
+    if isinstance(video, _BYTES):
+        return True
+    return isinstance(video, str | os.PathLike) and (Path(video).is_file() or Path(video).is_dir())
+
+
+def _files_sha256(path: Path) -> Any:
+    """Of a file, or of all files of a folder of pictures with their names, which give their order."""
+    content = hashlib.sha256()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if path.is_dir():
+            content.update(f"\0{file.name}\0".encode("utf-8", "surrogateescape"))
+        if file.is_dir():
+            continue
+        with file.open("rb") as opened:
+            while part := opened.read(1 << 20):
+                content.update(part)
+    return content
+
+
+def _decoders() -> list[str]:
+    """What may decode a file here, with versions: which one does follows from the file."""
+    found = []
+    for name in ("av", "torchcodec", "pillow"):
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+_VISION_KEYS: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
+
+
+def vision_key(model: Any, processor: Any) -> str:
+    """Weights of STAB and projector, their configuration, data type, device, and settings of the processor.
+
+    Hashed once for each model: weights that change afterwards are not seen.
+    """
+    if model not in _VISION_KEYS:
+        content = hashlib.sha256(model.config.stab_config.to_json_string().encode())
+        for part in (model.model.stab, model.model.projector):
+            for name, tensor in part.state_dict().items():
+                content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        _VISION_KEYS[model] = content.hexdigest()
+    settings = [processor.time_prompt, processor.video_processor.to_json_string()]
+    return json.dumps([_VISION_KEYS[model], str(model.dtype), model.device.type, *settings])
