@@ -174,8 +174,8 @@ def is_shown(packet: av.Packet, codec: str) -> bool:
     return bool(head >> shift & 1) or bool(head >> (shift - 2) & 1)
 
 
-def scan(opener: Opener, deadline: Deadline, full: bool = False) -> Timeline:
-    """List the packets of the main video stream without decoding them.
+def scan(opener: Opener, deadline: Deadline, full: bool = False, most: int | None = None) -> Timeline:
+    """List the packets of the main video stream without decoding them; with `most`, no more than so many.
 
     Sources over `SCAN_BYTES` are described by their header alone unless `full` is set. Raises `UnreadableError`.
     """
@@ -185,7 +185,7 @@ def scan(opener: Opener, deadline: Deadline, full: bool = False) -> Timeline:
             timeline = _from_header(container, stream)
             if timeline is not None:
                 return timeline
-        return _from_packets(container, stream, deadline)
+        return _from_packets(container, stream, deadline, most)
 
 
 def _from_header(container: InputContainer, stream: VideoStream) -> Timeline | None:
@@ -201,7 +201,7 @@ def _from_header(container: InputContainer, stream: VideoStream) -> Timeline | N
     return Timeline(None, np.array(sorted(keys), np.int64), first, first + ticks, first + ticks, time_base, fps, *size)
 
 
-def _from_packets(container: InputContainer, stream: VideoStream, deadline: Deadline) -> Timeline:
+def _from_packets(container: InputContainer, stream: VideoStream, deadline: Deadline, most: int | None) -> Timeline:
     time_base = Fraction(stream.time_base or 1)
     codec = stream.codec_context.codec.canonical_name
     announced = len(stream.index_entries)
@@ -221,6 +221,8 @@ def _from_packets(container: InputContainer, stream: VideoStream, deadline: Dead
             if packet.stream_index != stream.index or packet.size == 0:
                 continue
             packets += 1
+            if most is not None and packets > most:
+                raise UnreadableError(f"more than the {most} frames that are taken")
             cut = cut or packet.is_corrupt
             if not is_shown(packet, codec):
                 continue

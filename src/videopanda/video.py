@@ -339,7 +339,8 @@ def _read(source: VideoSource, name: str, request: _Request, decoder: Decoder, d
             if place.images is not None:
                 timeline = sources.image_timeline(place.images, request.image_fps)
             else:
-                timeline = pyav.scan(place.opener, deadline, full=request.sampling == "released")
+                most = None if request.limits is None else request.limits.source_frames
+                timeline = pyav.scan(place.opener, deadline, full=request.sampling == "released", most=most)
             if request.limits is not None:
                 request.limits.check(timeline)
 

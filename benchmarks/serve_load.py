@@ -1,0 +1,186 @@
+"""Many clients at once against `videopanda serve`, next to the same server answering one by one.
+
+    python benchmarks/serve_load.py --out benchmarks/serve-load.json
+
+Starts both servers on this machine, with the bundled model, and asks them from this process: every client is a thread
+that sends one question about one of several clips, all at the same moment. "One by one" is the server without a batch
+and without memory of clips (`--batch 1 --cache 0 --readers 1`): what a simple loop around the library would do.
+"""
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from videopanda.data.scenes.make import ensure_clip
+
+QUESTIONS = [
+    "What colour is the largest object?",
+    "How many objects does the video show in total?",
+    "Which way does the circle move?",
+    "What shape is the red object?",
+]
+PATIENCE = 600  # seconds
+
+
+def post(url: str, body: dict) -> tuple[int, dict]:
+    """Status and answer; status 0 for a connection that broke."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+    except OSError as error:
+        return 0, {"error": {"message": str(error)}}
+
+
+def upload(url: str, path: Path) -> str:
+    """The id of an uploaded clip."""
+    edge = "----edge"
+    head = f'--{edge}\r\nContent-Disposition: form-data; name="file"; filename="{path.name}"\r\n\r\n'.encode()
+    body = head + path.read_bytes() + f"\r\n--{edge}--\r\n".encode()
+    request = urllib.request.Request(f"{url}/v1/files", body, {"Content-Type": f"multipart/form-data; boundary={edge}"})
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        return json.load(answer)["id"]
+
+
+def bodies(ids: list[str], number: int) -> list[dict]:
+    """Questions about the clips in turn; every eighth is about none."""
+    found = []
+    for i in range(number):
+        shown = [] if i % 8 == 7 else [{"type": "file", "file": {"file_id": ids[i % len(ids)]}}]
+        text = {"type": "text", "text": QUESTIONS[i // len(ids) % len(QUESTIONS)]}
+        found.append({"messages": [{"role": "user", "content": [*shown, text]}], "max_tokens": 16})
+    return found
+
+
+def round_(url: str, asked: list[dict]) -> dict:
+    """Send everything at once. Returns counts, seconds, and the answers in order."""
+    results: list[tuple[int, dict, float] | None] = [None] * len(asked)
+    start = threading.Barrier(len(asked) + 1)
+
+    def client(number: int) -> None:
+        start.wait()
+        began = time.perf_counter()
+        results[number] = (*post(f"{url}/v1/chat/completions", asked[number]), time.perf_counter() - began)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(len(asked))]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    began = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    wall = time.perf_counter() - began
+    done = [result for result in results if result is not None]
+    times = sorted(seconds for status, _, seconds in done if status == 200)
+    return {
+        "requests": len(asked),
+        "status": dict(Counter(str(status) for status, _, _ in done)),
+        "seconds": round(wall, 2),
+        "answers_per_second": round(len(times) / wall, 2),
+        "median_seconds": round(statistics.median(times), 2) if times else None,
+        "last_seconds": round(times[-1], 2) if times else None,
+        "answers": [
+            body["choices"][0]["message"]["content"] if status == 200 else body["error"]["message"]
+            for status, body, _ in done
+        ],
+    }
+
+
+class Server:
+    """`videopanda serve` with the bundled model on a free port."""
+
+    def __init__(self, folder: Path, *options: str):
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "videopanda", "serve", "--port", str(port), "--files", str(folder), *options]
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"{self.url}/health", timeout=PATIENCE).close()
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise SystemExit("the server does not start")
+
+    def stop(self) -> None:
+        """End it."""
+        self.process.terminate()
+        self.process.wait(PATIENCE)
+
+
+def memory(pid: int) -> int:
+    """Bytes of memory of a server and its readers."""
+    root = psutil.Process(pid)
+    return sum(one.memory_info().rss for one in (root, *root.children(recursive=True)))
+
+
+def _listener(port: int) -> int:
+    """The process that listens on a port."""
+    found = psutil.net_connections("tcp")
+    return next(one.pid for one in found if one.status == psutil.CONN_LISTEN and one.laddr.port == port and one.pid)
+
+
+def measure(url: str, clips: list[Path], requests: int, rounds: int, used: Callable[[], int]) -> list[dict]:
+    """Rounds of the same questions about files that are uploaded once."""
+    asked = bodies([upload(url, clip) for clip in clips], requests)
+    return [{**round_(url, asked), "memory_mib": round(used() / 2**20)} for _ in range(rounds)]
+
+
+def main() -> None:
+    """Run both servers in turns and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--clips", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--url", help="ask this server on this machine, and no other; answers are kept")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "clips").mkdir()
+        clips = [ensure_clip(folder / "clips", 5, "test", number) for number in range(options.clips)]
+        report: dict = {"command": " ".join(sys.argv), "cpus": os.cpu_count(), "load_before": os.getloadavg()}
+        if options.url:
+            port = int(options.url.rpartition(":")[2])
+            rounds = measure(options.url, clips, options.requests, options.rounds, lambda: memory(_listener(port)))
+            print(json.dumps({**report, "batched": rounds}))
+            return
+        for kind, flags in (("batched", ()), ("one_by_one", ("--batch", "1", "--cache", "0", "--readers", "1"))):
+            server = Server(folder / kind, *flags)
+            rounds = options.rounds if kind == "batched" else 1
+            try:
+                report[kind] = measure(server.url, clips, options.requests, rounds, lambda: memory(server.process.pid))  # noqa: B023
+            finally:
+                server.stop()
+    (single,) = report["one_by_one"]
+    report["same_answers"] = all(one["answers"] == single["answers"] for one in report["batched"])
+    report["ratio"] = [round(one["answers_per_second"] / single["answers_per_second"], 2) for one in report["batched"]]
+    for one in (*report["batched"], single):
+        del one["answers"]
+    print(json.dumps(report, indent=1))
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
