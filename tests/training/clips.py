@@ -1,9 +1,15 @@
-"""A small data set of clips that training tests share."""
+"""A small data set of clips that training tests share, and a stage that learns from it."""
+
+import json
+from pathlib import Path
 
 import numpy as np
+import torch
 
-from tiny import clip
+from tiny import clip, tiny_model, tiny_processor
 from videopanda.data.sample import Sample
+from videopanda.training.run import run_stage
+from videopanda.training.stages import StageConfig
 
 
 class Clips:
@@ -19,8 +25,35 @@ class Clips:
         videos = () if index % 6 == 5 else (clip(8, 30, 40, seed=index),)
         return Sample(str(index), videos, (((f"Question {index}?", "yes " * (1 + index % 5)),),))
 
+    def content(self) -> str:
+        return "80 clips"
+
     def lengths(self) -> np.ndarray:
         return np.ones(len(self))
 
     def files(self, index: int) -> list[str]:
         return [f"clip {index}"]
+
+
+STAGE = StageConfig(
+    "pretrain",
+    data="clips",
+    dtype="float32",
+    stab_lr=1e-3,
+    projector_lr=1e-3,
+    language_model_lr=1e-3,
+    log_steps=1,
+)
+
+
+def run_clips(folder: Path, resume: bool = False, dataset=None, model=None, **fields) -> Path:
+    """Train a tiny model on clips, with settings of the stage changed."""
+    torch.set_num_threads(1)
+    stage = StageConfig(**{**STAGE.as_dict(), **fields})
+    return run_stage(stage, model or tiny_model(), tiny_processor(), dataset or Clips(), folder, resume)
+
+
+def metrics(folder: Path) -> list[dict]:
+    """The record of a run, step by step."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "loss" in row]

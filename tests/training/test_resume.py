@@ -1,6 +1,5 @@
 """Protects a run that is killed: at any moment, also inside of a checkpoint, it goes on as if nothing had been."""
 
-import json
 import logging
 import os
 import signal
@@ -11,40 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from clips import Clips
+from clips import Clips, metrics, run_clips
 from safetensors.torch import load_file
 
-from tiny import tiny_model, tiny_processor
 from videopanda.training.loop import MetricsFile, complete_checkpoints
-from videopanda.training.run import run_stage
-from videopanda.training.stages import StageConfig
 from videopanda.training.watch import RunStoppedError, StallWatch
 
 STEPS = 12
 
 
-def run(folder: Path, workers: int = 2, resume: bool = False, dataset=None, **fields) -> Path:
-    stage = StageConfig(
-        "pretrain",
-        data="clips",
-        batch_size=2,
-        max_steps=STEPS,
-        dtype="float32",
-        stab_lr=1e-3,
-        projector_lr=1e-3,
-        language_model_lr=1e-3,
-        log_steps=1,
-        save_steps=1,
-        num_workers=workers,
-        **fields,
-    )
-    torch.set_num_threads(1)
-    return run_stage(stage, tiny_model(), tiny_processor(), dataset or Clips(), folder, resume)
+def run(folder: Path, workers: int = 2, **fields) -> Path:
+    return run_clips(folder, batch_size=2, max_steps=STEPS, save_steps=1, num_workers=workers, **fields)
 
 
 def trace(folder: Path) -> list[tuple]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(row["step"], row["loss"], row["grad_norm"], row["learning_rate"]) for row in rows if "loss" in row]
+    return [(row["step"], row["loss"], row["grad_norm"], row["learning_rate"]) for row in metrics(folder)]
 
 
 @pytest.fixture(scope="module")

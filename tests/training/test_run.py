@@ -5,6 +5,7 @@ The nano model at its real size, for four steps of two rows in float32; the book
 
 import json
 import shutil
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -156,8 +157,11 @@ def test_scenes_need_a_number_of_steps(tmp_path):
 
 
 # -- steps, epochs, accumulation: a tiny language model on eight short texts -------------------------------------------
+@dataclass
 class Texts:
     """Eight short texts, in an order of their own in every epoch."""
+
+    word: str = "yes"
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -167,7 +171,10 @@ class Texts:
 
     def __getitem__(self, index: int) -> Sample:
         i = (index * 3 + self.epoch) % 8
-        return Sample(str(i), (), (((f"Question {i}?", "yes " * (i + 1)),),))
+        return Sample(str(i), (), (((f"Question {i}?", f"{self.word} " * (i + 1)),),))
+
+    def content(self) -> str:
+        return self.word
 
     def lengths(self) -> np.ndarray:
         return np.array([(index * 3 + self.epoch) % 8 for index in range(8)])
@@ -190,13 +197,13 @@ EIGHT = StageConfig(
 )
 
 
-def run_tiny(folder: Path, resume: bool = False, **settings) -> Path:
+def run_tiny(folder: Path, resume: bool = False, word: str = "yes", **settings) -> Path:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(tiny_config(text="qwen3").text_config)
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
     stage = StageConfig(**{**EIGHT.as_dict(), **settings})
-    return run_stage(stage, model, tokenizer, Texts(), folder, resume)
+    return run_stage(stage, model, tokenizer, Texts(word), folder, resume)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +233,37 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     run_tiny(whole, resume=True)
     after = weights(whole)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_a_run_goes_on_with_its_own_settings_and_data_only(tmp_path):
+    run_tiny(tmp_path, max_steps=2)
+    recorded = json.loads((tmp_path / "run.json").read_text())
+    assert recorded["data"] == {"samples": 8, "sha256": "yes"}
+    for settings, told in (
+        ({"language_model_lr": 0.1}, "language_model_lr was 0.01 and is 0.1"),
+        ({"max_steps": 3, "seed": 7}, "max_steps was 2 and is 3, seed was 42 and is 7"),
+        ({"strategy": "zero2"}, "strategy was ddp and is zero2"),
+        ({"word": "no"}, "the data were others"),
+    ):
+        with pytest.raises(ValueError, match=f"^{tmp_path} holds a run of other settings: {told}[.] Go on"):
+            run_tiny(tmp_path, resume=True, **{"max_steps": 2, **settings})
+    assert json.loads((tmp_path / "run.json").read_text()) == recorded
+    run_tiny(tmp_path, resume=True, max_steps=2, log_steps=5, save_steps=9)
+
+
+def test_a_saved_folder_has_the_configuration_of_the_model(tmp_path):
+    """The Trainer turns the cache of keys and values off while it trains."""
+    run_tiny(tmp_path, max_steps=1, gradient_checkpointing=True)
+    fresh = tiny_config(text="qwen3").text_config
+    assert fresh.use_cache is True
+    for folder in (tmp_path, tmp_path / "checkpoint-1"):
+        saved = json.loads((folder / "config.json").read_text())
+        assert {name: saved[name] for name in ("use_cache", "hidden_size", "tie_word_embeddings")} == {
+            "use_cache": True,
+            "hidden_size": 48,
+            "tie_word_embeddings": False,
+        }
+        assert json.loads((folder / "generation_config.json").read_text())["use_cache"] is True
 
 
 def test_accumulated_batches_are_averaged(tmp_path):

@@ -81,6 +81,11 @@ class ConversationDataset:
         """Tells samples and their order apart."""
         return hashlib.sha256(self._keys[self._order].tobytes()).hexdigest()
 
+    def content(self) -> str:
+        """A hash of all annotations and of how many samples are taken of them. What the clips show is not in it."""
+        files = [manifests.file_sha256(source.path) for source in self.sources]
+        return hashlib.sha256(f"{len(self)} {files}".encode()).hexdigest()
+
     def __len__(self) -> int:
         return len(self._keys)
 

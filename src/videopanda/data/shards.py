@@ -12,6 +12,7 @@ These are plain tar files in WebDataset's convention, which its library reads, t
 each sample lies in it, so that one read of one stretch of bytes brings a sample, in any order.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -27,6 +28,7 @@ import numpy as np
 from videopanda.data import order
 from videopanda.data.conversations import ConversationDataset, length_of
 from videopanda.data.formats.record import Medium
+from videopanda.data.manifest import file_sha256
 from videopanda.data.sample import Sample
 from videopanda.video import Video, VideoReadError, read_video
 
@@ -137,6 +139,11 @@ class ShardDataset:
         within = order.spread(self._keys, self.seed, epoch)
         shards = order.spread(self._places[:, 0].astype(np.uint64), self.seed, epoch)
         self._order = np.lexsort((within, shards))
+
+    def content(self) -> str:
+        """A hash of all indices and of how many samples are taken of them."""
+        files = [file_sha256(path) for path in sorted(self.folder.glob("*.jsonl"))]
+        return hashlib.sha256(f"{len(self)} {files}".encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._order)

@@ -34,6 +34,9 @@ class Ordered(Protocol):
     def set_epoch(self, epoch: int) -> None:
         """Take the order of another epoch."""
 
+    def content(self) -> str:
+        """A hash of what the samples are made from, clips excepted."""
+
     def lengths(self) -> np.ndarray:
         """About how many tokens each sample has, (N,), in the order of the epoch."""
 

@@ -229,13 +229,18 @@ class DistillVideoLanguage:
         self.head = distillation.head
 
     def step(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Losses of a batch with `pixel_values_videos` and what the teacher needs; without clips, of its text."""
+        """Losses of a batch with `pixel_values_videos` and what the teacher needs; without clips, of its text.
+
+        A clip of no frames, with nothing for the teacher, stands for none where other processes have some.
+        """
         if "pixel_values_videos" not in batch:
             loss = model(**batch).loss
             return {"loss": loss, "text_loss": loss.detach(), "distill_loss": torch.zeros_like(loss.detach())}
         batch = dict(batch)
-        with torch.no_grad():
-            teacher_BTGGD = self.teacher(batch)
+        is_taught = not batch.keys().isdisjoint(("teacher_pixels", "teacher_features"))
+        if is_taught:
+            with torch.no_grad():
+                teacher_BTGGD = self.teacher(batch)
         placement_B6 = batch.pop("video_placement")
         # On a tight canvas the student's picture lies elsewhere than on the teacher's.
         on_teacher_B6 = batch.pop("teacher_placement", placement_B6)
@@ -244,7 +249,10 @@ class DistillVideoLanguage:
             text_loss = model(**batch, mm_encoder_outputs={"video": features}).loss
         visual_BN = batch["input_ids"] == model.config.video_token_id
         at_tokens = [states[i][visual_BN] if i else features.last_hidden_state for i in self.layers]
-        distill_loss = self.distillation(at_tokens, on_teacher_B6, teacher_BTGGD)
+        if is_taught:
+            distill_loss = self.distillation(at_tokens, on_teacher_B6, teacher_BTGGD)
+        else:
+            distill_loss = self.head(at_tokens).sum()  # 0, of no token
         return {
             "loss": text_loss + self.weight * distill_loss,
             "text_loss": text_loss.detach(),

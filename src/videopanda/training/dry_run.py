@@ -103,8 +103,8 @@ def try_steps(stage: str, config: str, set_: list[str], folder: Path | None, pro
     job = json.dumps([stage, config, set_, str(folder) if folder else None])
     with tempfile.TemporaryDirectory() as out:
         # Without GPUs, and one thread each: the trial must leave the machine usable.
-        command = ["env", "CUDA_VISIBLE_DEVICES=", "OMP_NUM_THREADS=1", sys.executable, "-m", "torch.distributed.run"]
-        command += ["--standalone", f"--nproc_per_node={count}"]
+        command = ["env", "CUDA_VISIBLE_DEVICES=", "DS_ACCELERATOR=cpu", "OMP_NUM_THREADS=1", sys.executable]
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
         command += ["-m", "videopanda.training.dry_run", job, out]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from transformers import Trainer, TrainerCallback
 
 from videopanda.data.collate import Collator
@@ -28,6 +30,22 @@ class StageTrainer(Trainer):
         self.loader: Loader | None = None
         self.clock = time.monotonic()
         super().__init__(model=model, train_dataset=dataset, **kwargs)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Shard on CPUs, too: torch can, but accelerate leaves FSDP out there without a word.
+
+        Raises:
+            ValueError: the strategy cannot be had.
+        """
+        super().create_accelerator_and_postprocess()
+        state, strategy = self.accelerator.state, self.stage.strategy
+        if strategy == "fsdp2" and state.distributed_type == DistributedType.MULTI_CPU:
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
+        wanted = {"fsdp2": DistributedType.FSDP, "zero2": DistributedType.DEEPSPEED, "zero3": DistributedType.DEEPSPEED}
+        if self.args.world_size > 1 and strategy in wanted and state.distributed_type != wanted[strategy]:
+            raise ValueError(f"strategy {strategy} cannot be had here: accelerate made {state.distributed_type}")
 
     # -- data ----------------------------------------------------------------------------------------------------------
     def get_train_dataloader(self) -> Loader:
@@ -55,13 +73,7 @@ class StageTrainer(Trainer):
         """Go on behind the last batch of the checkpoint: the loader knows its position, so no batch is read twice."""
         epochs, batches = super()._init_training_state(*args)
         if batches:
-            checkpoint = args[3]
-            file = Path(checkpoint, f"loader_{self.args.process_index}_of_{self.args.world_size}.pt")
-            if not file.exists():
-                raise ValueError(
-                    f"{checkpoint} was written by another number of processes than {self.args.world_size}: go on with "
-                    "as many, or start from it with --model and another --output"
-                )
+            file = Path(args[3], f"loader_{self.args.process_index}_of_{self.args.world_size}.pt")
             assert self.loader is not None
             self.loader.load_state_dict(torch.load(file, weights_only=True))
         return epochs, 0

@@ -39,21 +39,12 @@ class TaskModule(nn.Module):
         """Named losses of a batch; `number` is its number in the whole run."""
         batch = dict(batch)
         torch.manual_seed(key_of(str(self.seed), str(batch.pop("number"))) >> 1)
-        losses = self.task.step(self.model, batch)
         if dist.is_initialized() and "pixel_values_videos" not in batch and hasattr(self.model, "get_video_features"):
-            losses["loss"] = losses["loss"] + self._nothing(losses["loss"].device)
-        return losses
-
-    def _nothing(self, device: torch.device) -> Tensor:
-        """Zero, from a clip of no frames: all ranks must run the same parts, though only some have clips."""
-        side = self.model.config.stab_config.cell_size
-        pixels_BTXY = torch.zeros(1, 1, 3, side, side, device=device)
-        placement_B6 = torch.tensor([[0, 0, 1, 1, 0, 0]], device=device)
-        features_VE = self.model.get_video_features(pixels_BTXY, placement_B6).last_hidden_state
-        nothing = features_VE.sum()
-        if self.head is not None:
-            nothing = nothing + self.head([features_VE] * self.head.num_states).sum()
-        return nothing
+            # All ranks must run the same parts in the same order, though only some have clips: here it has no frames.
+            device, side = batch["input_ids"].device, self.model.config.stab_config.cell_size
+            batch["pixel_values_videos"] = torch.zeros(1, 1, 3, side, side, device=device)
+            batch["video_placement"] = torch.tensor([[0, 0, 1, 1, 0, 0]], device=device)
+        return self.task.step(self.model, batch)
 
     def save(self, folder: Path, processor: Any, state: Mapping[str, Tensor] | None = None) -> None:
         """Write model, head and processor. `state` is this module's, where the parameters here are only shards."""

@@ -8,6 +8,7 @@ model folder; `metrics.jsonl`, `run.json` and `curves.png` lie beside them.
 
 import json
 import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -34,6 +35,12 @@ from videopanda.weights import checksums
 
 logger = logging.getLogger(__name__)
 
+# Where things lie, and what is written: a run may go on with other ones.
+MAY_CHANGE = {
+    *("data", "media_root", "manifest", "teacher", "teacher_features"),
+    *("log_steps", "save_steps", "keep_checkpoints", "report_to", "stall_seconds"),
+}
+
 
 def run_stage(
     stage: StageConfig,
@@ -52,7 +59,7 @@ def run_stage(
         collator: makes its batches; default `make_collator(stage, processor)`.
 
     Raises:
-        ValueError: `output` holds another run and `resume` is not set.
+        ValueError: `output` holds a run and `resume` is not set, or a run of other settings or data.
         RunStoppedError: a signal has ended the run behind a checkpoint.
     """
     if (output / "run.json").exists() and not resume:
@@ -69,6 +76,9 @@ def run_stage(
         model.activation_checkpointing_enable()
     metrics, stop = MetricsFile(output / "metrics.jsonl"), StopOnSignal()
     args = arguments(stage, output, wrapped=[type(model.get_decoder().layers[0]).__name__])
+    content = dataset.content()
+    if (output / "run.json").exists():
+        check_settings(output, stage, content, args.world_size)
     watch = [StallWatch(stage.stall_seconds, args.process_index, output / "reading")] if stage.stall_seconds else []
     trainer = StageTrainer(
         model=TaskModule(model, task or VideoLanguage(stage.text_weight, stage.align_weight), stage.seed),
@@ -82,7 +92,8 @@ def run_stage(
     checkpoints = complete_checkpoints(output)
     trainer.accelerator.wait_for_everyone()  # all have looked at the folder before anything is written
     if trainer.is_world_process_zero():
-        write_run_file(output, stage, reports, trainer.args.world_size)
+        data = {"samples": len(dataset), "sha256": content}
+        write_run_file(output, stage, reports, data, args.world_size)
         metrics.rewind(int(checkpoints[-1].name.partition("-")[2]) if checkpoints else 0)
     trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
     shutil.rmtree(output / "reading", ignore_errors=True)
@@ -131,9 +142,9 @@ def make_collator(stage: StageConfig, processor: Any, **fields: Any) -> Collator
 
 def arguments(stage: StageConfig, output: Path, wrapped: Sequence[str] = ()) -> TrainingArguments:
     """What the Trainer reads of a stage. `wrapped` names the classes of layers that FSDP shards each by itself."""
-    cuda = torch.cuda.is_available()
+    cuda, several = torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1")) > 1  # as launchers say it
     sharded: dict[str, Any] = {}
-    if stage.strategy == "fsdp2":
+    if stage.strategy == "fsdp2" and several:
         sharded = {
             "fsdp": True,
             "fsdp_config": {
@@ -143,7 +154,7 @@ def arguments(stage: StageConfig, output: Path, wrapped: Sequence[str] = ()) -> 
                 "state_dict_type": "FULL_STATE_DICT",
             },
         }
-    elif stage.strategy in ("zero2", "zero3"):
+    elif stage.strategy in ("zero2", "zero3") and several:
         sharded = {"deepspeed": deepspeed_config(stage)}
     return TrainingArguments(
         output_dir=str(output),
@@ -204,11 +215,35 @@ def git_revision() -> str | None:
         return None
 
 
-def write_run_file(output: Path, stage: StageConfig, reports: list, processes: int = 1) -> None:
+def check_settings(output: Path, stage: StageConfig, content: str, processes: int) -> None:
+    """Compare the settings and data of a run with those that its `run.json` holds.
+
+    Raises:
+        ValueError: one is another, which changes what the run computes; the message names it.
+    """
+    record = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    changed = [
+        f"{name} was {record['stage'][name]} and is {value}"
+        for name, value in stage.as_dict().items()
+        if name not in MAY_CHANGE and record["stage"].get(name, value) != value
+    ]
+    if record["machine"].get("processes", processes) != processes:
+        changed.append(f"there were {record['machine']['processes']} processes and are {processes}")
+    if record.get("data", {}).get("sha256", content) != content:
+        changed.append("the data were others")
+    if changed:
+        raise ValueError(
+            f"{output} holds a run of other settings: {', '.join(changed)}. Go on with the old ones, or start from a "
+            "checkpoint of it with --model and another --output"
+        )
+
+
+def write_run_file(output: Path, stage: StageConfig, reports: list, data: dict[str, Any], processes: int = 1) -> None:
     """Everything that a repetition needs."""
     packages = ("videopanda", "torch", "transformers", "accelerate", "numpy", "av")
     record = {
         "stage": stage.as_dict(),
+        "data": data,
         "parts": [vars(report) for report in reports],
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         "git_revision": git_revision(),

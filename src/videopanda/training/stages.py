@@ -122,6 +122,8 @@ class StageConfig:
                 raise ValueError(f"{name} must not be negative, it is {getattr(self, name)}")
         if self.official_flip and self.align_weight > 0:
             raise ValueError("official_flip mirrors the picture but not the words that align_weight aligns: choose one")
+        if self.strategy == "zero3" and self.align_weight > 0:
+            raise ValueError("align_weight reads all word embeddings, of which zero3 keeps pieces: choose one")
         if self.text_weight == self.align_weight == self.distill_weight == 0:
             raise ValueError("nothing to learn: text_weight, align_weight and distill_weight are all 0")
         if self.distill_weight and (self.align_weight or not self.text_weight):

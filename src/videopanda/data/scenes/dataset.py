@@ -4,6 +4,7 @@ dataset = ScenesDataset(num=100_000, seed=0)
 dataset[0].videos[0].frames.shape, dataset[0].conversations
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +79,10 @@ class ScenesDataset:
 
     def set_epoch(self, epoch: int) -> None:
         """There is one order: scenes do not come again."""
+
+    def content(self) -> str:
+        """A hash of the settings: a scene is made from nothing else."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
 
     def lengths(self) -> np.ndarray:
         """All scenes count as equally long, (num,)."""
