@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -233,7 +234,7 @@ def judge_verb(
 
     if sum(option is not None for option in (judge, local, imported)) != 1:
         raise ValueError("name the judge with one of --judge, --local and --import")
-    work = prepare(bench, path, predictions, errata)
+    work = prepare(bench, path, predictions, out, errata)
     if imported:
         summary = import_file(work, out, imported)
     else:
@@ -245,6 +246,8 @@ def judge_verb(
             return
         print(f"videopanda: {json.dumps(cost)}", file=sys.stderr)
         summary = judge_file(work, out, asked, used, 1 if local else concurrency)
+        for reason, count in Counter(summary["failed_calls"].values()).most_common(3):
+            print(f"videopanda: {count} calls failed: {reason}", file=sys.stderr)
     if as_json:
         print(json.dumps(summary))
     else:

@@ -47,7 +47,7 @@ def number(text: str) -> int:
 
 
 def judge(asked: Path, predictions: Path, out: Path, server: StandIn, retries: int = 3, concurrency: int = 4) -> dict:
-    work = prepare("msvd-qa", asked, predictions, "as-published")
+    work = prepare("msvd-qa", asked, predictions, out)
     client = RemoteJudge("judge-2026-01-01", server.url, retries, timeout=20.0)
     return judge_file(work, out, client, PROMPTS, concurrency)
 
@@ -258,7 +258,7 @@ def test_five_aspects_with_both_questions(tmp_path):
         return json.dumps({"score": next(value for word, value in points.items() if word in system)})
 
     with StandIn(answer) as server:
-        work = prepare("video-chatgpt", folder, predictions, "as-published")
+        work = prepare("video-chatgpt", folder, predictions, tmp_path / "s.jsonl")
         summary = judge_file(work, tmp_path / "s.jsonl", RemoteJudge("x", server.url), PROMPTS, concurrency=1)
         (pair,) = [text for text in server.asked if "Second question" in text]
     assert summary["metrics"] == {"correctness": 5, "detail": 4, "context": 3, "temporal": 2, "consistency": 1}
@@ -277,7 +277,7 @@ def test_five_aspects_with_both_questions(tmp_path):
         assert piece in pair
     missing = write_lines(tmp_path / "q.jsonl", *({"id": id_, "pred": "x"} for id_ in ids[:4]))
     with StandIn(answer) as server:
-        work = prepare("video-chatgpt", folder, missing, "as-published")
+        work = prepare("video-chatgpt", folder, missing, tmp_path / "t.jsonl")
         summary = judge_file(work, tmp_path / "t.jsonl", RemoteJudge("x", server.url), PROMPTS, concurrency=1)
     assert wrong(summary) == {"missing_prediction": ["consistency/v_INVENT_01/0#consistency"]}
 
@@ -312,13 +312,15 @@ def test_exit_code_one_says_that_some_are_not_judged(asked, predictions, tmp_pat
     with StandIn(lambda text, nth: YES) as server:
         pass
     common = ("evaluate", "judge", "msvd-qa", asked, predictions, "--out", tmp_path / "s.jsonl", "--judge", "x")
-    code, out, _ = run(*common, "--base-url", server.url, "--retries", 0)
+    code, out, err = run(*common, "--base-url", server.url, "--retries", 0)
     assert code == 1
     assert "not judged 24" in out
+    assert "calls failed: Connection error" in err
     for arguments, message in [
         (("--import", tmp_path), "one of --judge, --local and --import"),
         (("--prompts", predictions), "must hold one JSON object|is not valid JSON"),
         ((), "set OPENAI_API_KEY"),
+        (("--out", predictions), "holds the predictions"),
     ]:
         code, out, err = run(*common, *arguments)
         assert (code, out, err.count("\n")) == (2, "", 1)

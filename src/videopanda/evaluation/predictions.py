@@ -17,6 +17,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from rich.console import Console
+from rich.progress import track
+
 from videopanda.evaluation.benchmarks.files import AnnotationError, Rejected, Row, RowError, read_object, rows
 from videopanda.evaluation.benchmarks.options import LETTERS
 
@@ -129,6 +132,12 @@ def remove_torn_line(file: Any) -> None:
         end -= size
     if end < length:
         file.truncate(end)
+
+
+def watched(steps: Iterable[Any], what: str, total: int | None = None) -> Iterable[Any]:
+    """The steps of a long run, with a bar on stderr where that is a terminal."""
+    console = Console(stderr=True)
+    return track(steps, what, total, console=console, disable=not console.is_terminal)
 
 
 def read_predictions(path: Path) -> Iterator[Prediction | Rejected]:

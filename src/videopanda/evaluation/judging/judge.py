@@ -20,7 +20,7 @@ from videopanda.evaluation.benchmarks.files import Rejected, rows
 from videopanda.evaluation.benchmarks.item import Item
 from videopanda.evaluation.judging.clients import SETTINGS, Judge, JudgeError
 from videopanda.evaluation.judging.protocols import Prompt, metrics_of, parse
-from videopanda.evaluation.predictions import Prediction, append_lines
+from videopanda.evaluation.predictions import Prediction, append_lines, watched
 from videopanda.evaluation.scoring.score import Score, Status
 
 ATTEMPTS = 3  # replies of a judge to one call that cannot be read, before it is given up
@@ -146,7 +146,7 @@ def ask_all(calls: Iterable[Call], judge: Judge, replies: Replies, concurrency: 
     open_calls = {call.key: call for call in calls if replies.is_open(call)}
     with ThreadPoolExecutor(concurrency) as pool:
         try:
-            for done in [pool.submit(work, call) for call in open_calls.values()]:
+            for done in watched([pool.submit(work, call) for call in open_calls.values()], "calls"):
                 done.result()
         except BaseException:  # an interruption: what is under way is kept, nothing else is asked
             gone.set()

@@ -23,7 +23,7 @@ from videopanda.evaluation.judging.judge import (
 from videopanda.evaluation.judging.official import read_verdicts
 from videopanda.evaluation.judging.protocols import Prompt, sha256
 from videopanda.evaluation.predictions import Prediction, only_writer
-from videopanda.evaluation.scoring.score import Status, read_all, summarise, write_scores
+from videopanda.evaluation.scoring.score import Status, keep_apart, read_all, summarise, write_scores
 
 VERSION = "1"
 
@@ -39,12 +39,13 @@ class Work:
     by_id: dict[str, list[Prediction]]
 
 
-def prepare(bench: str, path: Path, predictions: Path, errata: str) -> Work:
+def prepare(bench: str, path: Path, predictions: Path, out: Path, errata: str = "as-published") -> Work:
     """Read annotations and predictions.
 
     Raises:
-        ValueError: they cannot be read, or there is nothing that a judge could rate.
+        ValueError: they cannot be read, there is nothing that a judge could rate, or `out` is the file of predictions.
     """
+    keep_apart(out, predictions)
     loaded = load(bench, path, errata)
     read, malformed = read_all(predictions)
     found = units(loaded.items)

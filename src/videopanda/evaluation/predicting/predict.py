@@ -33,6 +33,7 @@ from videopanda.evaluation.predictions import (
     only_writer,
     read_predictions,
     remove_torn_line,
+    watched,
 )
 from videopanda.evaluation.scenes import told_length, versions, weights_sha256
 from videopanda.inference import BUNDLED_MODEL, EncodedClip, encode, question_messages, reply
@@ -287,7 +288,7 @@ def predict(
             results = answers(job, mine, ray_workers)
         else:
             results = predictor.answers(mine)
-        for rows in results:
+        for rows in watched(results, "batches", len(mine)):
             append_predictions(own, [row for row in rows if row.id not in done])
         all_rows = finish(out, job, predictor.protocol)
         there = all_rows or stored(out, own, job, predictor.protocol)

@@ -231,8 +231,7 @@ def score_file(
         ValueError: unknown benchmark, scorer or mode; nothing can be scored; `out` is the file of predictions.
     """
     out = Path(out)
-    if out.exists() and out.samefile(predictions):
-        raise ValueError(f"{out} holds the predictions: scores go to a file of their own")
+    keep_apart(out, Path(predictions))
     scorers = choose_scorers(scorer_name, WordNet(wordnet) if wordnet else None)
     loaded = load(name, path, mode)
     read, malformed = read_all(Path(predictions))
@@ -244,6 +243,16 @@ def score_file(
     summary["most_frequent_answer"] = most_frequent_answer(items, scorers)
     write_scores(out, scores, summary)
     return summary
+
+
+def keep_apart(out: Path, predictions: Path) -> None:
+    """See that scores do not overwrite the predictions that they are about.
+
+    Raises:
+        ValueError: they would.
+    """
+    if out.exists() and out.samefile(predictions):
+        raise ValueError(f"{out} holds the predictions: scores go to a file of their own")
 
 
 def read_all(path: Path) -> tuple[list[Prediction], list[Rejected]]:
