@@ -338,7 +338,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="report; the picture is put beside it")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--prealign", type=int, default=300, help="steps of 4 clips")
-    parser.add_argument("--pretrain", type=int, default=900, help="steps of 4 clips")
+    parser.add_argument("--pretrain", type=int, default=1200, help="steps of 4 clips")
     parser.add_argument("--teacher-steps", type=int, default=600)
     parser.add_argument("--teacher-batch", type=int, default=64)
     parser.add_argument("--teacher-clips", type=int, default=4096)
