@@ -131,6 +131,7 @@ def test_half_of_the_clips_are_mirrored_and_always_the_same():
 
 def test_nothing_is_mirrored_unless_asked_for():
     assert make_config("pretrain").official_flip is False
+    assert make_config("pretrain", "scripts").official_flip is True  # the published scripts, which do
     assert Collator(tiny_processor(), 1000).flip_seed is None
     frames = clip()
     processor = tiny_processor()
