@@ -6,7 +6,7 @@ VLLM := .venv-vllm
 LMMS_EVAL := .venv-lmms-eval
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test test-vllm test-lmms-eval check lint types clean
+.PHONY: setup demo test test-vllm test-ray test-lmms-eval check lint types clean
 
 setup: $(VENV)/.installed
 
@@ -48,6 +48,9 @@ $(LMMS_EVAL)/.installed: $(VENV)/.installed tests/evaluation/lmms_eval.txt
 test-lmms-eval: setup $(LMMS_EVAL)/.installed
 	$(LMMS_EVAL)/bin/python -c "import lmms_eval"
 	$(LMMS_EVAL)/bin/python -m pytest tests/evaluation/test_lmms_eval.py
+
+test-ray: setup
+	$(BIN)/python -m pytest tests/serving/check_ray.py
 
 lint: setup
 	$(BIN)/ruff check src tests

@@ -4,7 +4,8 @@
 
 Starts both servers on this machine, with the bundled model, and asks them from this process: every client is a thread
 that sends one question about one of several clips, all at the same moment. "One by one" is the server without a batch
-and without memory of clips (`--batch 1 --cache 0 --readers 1`): what a simple loop around the library would do.
+and without memory of clips (`--batch 1 --cache 0 --readers 1`), asked the same by one client, question after question:
+what a simple loop around the library does. The two take turns; CPU seconds are those of server and readers.
 """
 
 import argparse
@@ -20,7 +21,6 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -69,17 +69,19 @@ def bodies(ids: list[str], number: int) -> list[dict]:
     return found
 
 
-def round_(url: str, asked: list[dict]) -> dict:
-    """Send everything at once. Returns counts, seconds, and the answers in order."""
+def round_(url: str, pid: int, asked: list[dict], clients: int) -> dict:
+    """Send everything, by so many clients at once. Returns counts, seconds, memory, and the answers in order."""
     results: list[tuple[int, dict, float] | None] = [None] * len(asked)
-    start = threading.Barrier(len(asked) + 1)
+    start = threading.Barrier(clients + 1)
 
-    def client(number: int) -> None:
+    def client(first: int) -> None:
         start.wait()
-        began = time.perf_counter()
-        results[number] = (*post(f"{url}/v1/chat/completions", asked[number]), time.perf_counter() - began)
+        for number in range(first, len(asked), clients):
+            began = time.perf_counter()
+            results[number] = (*post(f"{url}/v1/chat/completions", asked[number]), time.perf_counter() - began)
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(len(asked))]
+    spent = cpu_seconds(pid)
+    threads = [threading.Thread(target=client, args=(first,)) for first in range(clients)]
     for thread in threads:
         thread.start()
     start.wait()
@@ -93,6 +95,8 @@ def round_(url: str, asked: list[dict]) -> dict:
         "requests": len(asked),
         "status": dict(Counter(str(status) for status, _, _ in done)),
         "seconds": round(wall, 2),
+        "cpu_seconds": round(cpu_seconds(pid) - spent, 2),
+        "memory_mib": round(memory(pid) / 2**20),
         "answers_per_second": round(len(times) / wall, 2),
         "median_seconds": round(statistics.median(times), 2) if times else None,
         "last_seconds": round(times[-1], 2) if times else None,
@@ -134,20 +138,20 @@ def memory(pid: int) -> int:
     return sum(one.memory_info().rss for one in (root, *root.children(recursive=True)))
 
 
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a server and its readers have taken."""
+    root = psutil.Process(pid)
+    return sum(sum(one.cpu_times()[:2]) for one in (root, *root.children(recursive=True)))
+
+
 def _listener(port: int) -> int:
     """The process that listens on a port."""
     found = psutil.net_connections("tcp")
     return next(one.pid for one in found if one.status == psutil.CONN_LISTEN and one.laddr.port == port and one.pid)
 
 
-def measure(url: str, clips: list[Path], requests: int, rounds: int, used: Callable[[], int]) -> list[dict]:
-    """Rounds of the same questions about files that are uploaded once."""
-    asked = bodies([upload(url, clip) for clip in clips], requests)
-    return [{**round_(url, asked), "memory_mib": round(used() / 2**20)} for _ in range(rounds)]
-
-
 def main() -> None:
-    """Run both servers in turns and write the report."""
+    """Ask both servers in turns and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--clips", type=int, default=20)
@@ -159,24 +163,34 @@ def main() -> None:
         folder = Path(name)
         (folder / "clips").mkdir()
         clips = [ensure_clip(folder / "clips", 5, "test", number) for number in range(options.clips)]
-        report: dict = {"command": " ".join(sys.argv), "cpus": os.cpu_count(), "load_before": os.getloadavg()}
         if options.url:
-            port = int(options.url.rpartition(":")[2])
-            rounds = measure(options.url, clips, options.requests, options.rounds, lambda: memory(_listener(port)))
-            print(json.dumps({**report, "batched": rounds}))
+            pid = _listener(int(options.url.rpartition(":")[2]))
+            asked = bodies([upload(options.url, clip) for clip in clips], options.requests)
+            rounds = [round_(options.url, pid, asked, len(asked)) for _ in range(options.rounds)]
+            print(json.dumps({"batched": rounds}))
             return
-        for kind, flags in (("batched", ()), ("one_by_one", ("--batch", "1", "--cache", "0", "--readers", "1"))):
-            server = Server(folder / kind, *flags)
-            rounds = options.rounds if kind == "batched" else 1
-            try:
-                report[kind] = measure(server.url, clips, options.requests, rounds, lambda: memory(server.process.pid))  # noqa: B023
-            finally:
+        report: dict = {"command": " ".join(sys.argv), "cpus": os.cpu_count(), "load_before": os.getloadavg()}
+        servers = {
+            "batched": Server(folder / "batched"),
+            "one_by_one": Server(folder / "single", "--batch", "1", "--cache", "0", "--readers", "1"),
+        }
+        try:
+            asked = {
+                kind: bodies([upload(server.url, clip) for clip in clips], options.requests)
+                for kind, server in servers.items()
+            }
+            for _ in range(options.rounds):
+                for kind, server in servers.items():
+                    clients = 1 if kind == "one_by_one" else options.requests
+                    done = round_(server.url, server.process.pid, asked[kind], clients)
+                    report.setdefault(kind, []).append(done)
+        finally:
+            for server in servers.values():
                 server.stop()
-    (single,) = report["one_by_one"]
-    report["same_answers"] = all(one["answers"] == single["answers"] for one in report["batched"])
-    report["ratio"] = [round(one["answers_per_second"] / single["answers_per_second"], 2) for one in report["batched"]]
-    for one in (*report["batched"], single):
-        del one["answers"]
+    pairs = list(zip(report["batched"], report["one_by_one"]))
+    report["same_answers"] = len({tuple(one.pop("answers")) for pair in pairs for one in pair}) == 1
+    report["ratio"] = [round(one["answers_per_second"] / single["answers_per_second"], 2) for one, single in pairs]
+    report["cpu_ratio"] = [round(single["cpu_seconds"] / one["cpu_seconds"], 2) for one, single in pairs]
     print(json.dumps(report, indent=1))
     if options.out:
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
