@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clips import Clips
+from clips import Clips, metrics
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from tiny import clip, tiny_model, tiny_processor
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration
-from videopanda.training.adapter import ADAPTER, add_adapter
+from videopanda.training.adapter import ADAPTER, add_adapter, load_quantised
 from videopanda.training.assemble import load
 from videopanda.training.parts import set_stage
 from videopanda.training.run import run_stage
@@ -106,6 +106,22 @@ def test_a_run_with_an_adapter_resumes(start, tuned, tmp_path):
     one, other = (load_file(folder / ADAPTER / "adapter_model.safetensors") for folder in (tmp_path, tuned))
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
     assert np.isfinite(json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+
+
+def test_a_quantised_language_model_is_adapted(start, tmp_path):
+    """4 bits in the language model alone, in training alone: what is saved has the full weights."""
+    pytest.importorskip("bitsandbytes")
+    settings = stage(quantize="nf4", max_steps=5)
+    model = load_quantised(start)
+    in_four_bits = {name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
+    assert in_four_bits == {name for name, _ in model.named_modules() if ".layers." in name and name.endswith("_proj")}
+    run_stage(settings, add_adapter(model, settings), tiny_processor(), Clips(), tmp_path)
+    losses = [row["loss"] for row in metrics(tmp_path)]
+    assert losses[-1] < 0.8 * losses[0]  # measured: 4.4 of 7.4
+    after, before = load_file(tmp_path / "model.safetensors"), load_file(start / "model.safetensors")
+    assert {name: (tensor.dtype, tensor.shape) for name, tensor in after.items()} == {
+        name: (tensor.dtype, tensor.shape) for name, tensor in before.items()
+    }
 
 
 def test_a_model_with_missing_weights_is_refused(start, tmp_path):

@@ -5,6 +5,7 @@ The nano model at its real size, for four steps of two rows in float32; the book
 
 import json
 import shutil
+import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -249,6 +250,25 @@ def test_a_run_goes_on_with_its_own_settings_and_data_only(tmp_path):
             run_tiny(tmp_path, resume=True, **{"max_steps": 2, **settings})
     assert json.loads((tmp_path / "run.json").read_text()) == recorded
     run_tiny(tmp_path, resume=True, max_steps=2, log_steps=5, save_steps=9)
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "trackio", "wandb"])
+def test_what_is_logged_elsewhere(tmp_path, monkeypatch, logger):
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": tmp_path, "TRACKIO_DIR": tmp_path / "trackio"}.items():
+        monkeypatch.setenv(name, str(value))
+    pytest.importorskip(logger)  # trackio takes its folder when it is imported
+    folder = run_tiny(tmp_path / "run", report_to=logger, max_steps=2)
+    assert list(trace(folder)) == [1, 2]
+    written = {"tensorboard": "run/runs/*/events*", "trackio": "**/*.db", "wandb": "wandb/offline-run-*/*.wandb"}
+    assert list(tmp_path.glob(written[logger]))
+
+
+def test_a_logger_that_is_not_installed_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(ValueError, match=r"report_to=trackio needs that package: pip install 'videopanda\[loggers\]'"):
+        run_tiny(tmp_path, report_to="trackio")
+    assert not (tmp_path / "run.json").exists()
 
 
 def test_a_saved_folder_has_the_configuration_of_the_model(tmp_path):

@@ -31,11 +31,11 @@ def load_quantised(folder: Path) -> VideoPandaForConditionalGeneration:
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
-            llm_int8_skip_modules=["stab", "projector", "lm_head"],
+            llm_int8_skip_modules=["model.stab", "model.projector", "lm_head"],
         )
         return VideoPandaForConditionalGeneration.from_pretrained(folder, quantization_config=config)
     except (ImportError, RuntimeError) as error:
-        raise ValueError(f"4-bit weights need bitsandbytes: pip install bitsandbytes ({error})") from error
+        raise ValueError(f"4-bit weights need bitsandbytes: pip install 'videopanda[qlora]' ({error})") from error
 
 
 def add_adapter(model: Any, stage: StageConfig) -> Any:

@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,12 @@ def run_stage(
     """
     if (output / "run.json").exists() and not resume:
         raise ValueError(f"{output} already holds a run: pass --resume to go on with it, or choose another --output")
+    for name in stage.loggers:
+        try:
+            import_module(name)
+        except ImportError as error:
+            extra = "train" if name == "tensorboard" else "loggers"
+            raise ValueError(f"report_to={name} needs that package: pip install 'videopanda[{extra}]'") from error
     output.mkdir(parents=True, exist_ok=True)
     reports = set_stage(model, stage.learning_rates)
     for report in reports:
