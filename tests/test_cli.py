@@ -53,10 +53,14 @@ SURFACE = {
         | {"bench", "evaluate", "plan", "serve", "verify"},
     ),
     "answer": (
-        {"--model", "--frames", "--start", "--end", "--cache", "--cache-size", "--json"},
+        {"--model", "--frames", "--start", "--end", "--cache", "--cache-size", "--json"}
+        | {"--weights", "--static-cache", "--prompt-lookup", "--prefill-chunk"},
         {"video", "question"},
     ),
-    "bench": (set(), {"efficiency"}),
+    "bench": (set(), {"efficiency", "decode", "generate", "train"}),
+    "bench decode": ({"--rounds", "--minutes", "--json"}, set()),
+    "bench generate": ({"--model", "--video", "--rounds", "--new-tokens", "--device", "--json"}, set()),
+    "bench train": ({"--model", "--clips", "--rounds", "--device", "--json"}, set()),
     "bench efficiency": (
         {"--models", "--source", "--rounds", "--device", "--dtype", "--compile", "--flops-only", "--json", "--plot"},
         set(),

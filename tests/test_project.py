@@ -34,7 +34,9 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "plan": ({".", "models"}, {"torch", "transformers", "psutil", "rich"}),
     "visual_cache": (set(), {"torch", "safetensors", "numpy"}),
     "look": ({"models", "video", "plan", "visual_cache"}, {"torch"}),
-    "inference": ({"models", "plan", "visual_cache", "look"}, {"torch"}),
+    "generation": (set(), {"torch"}),
+    "quantisation": (set(), {"torch"}),
+    "inference": ({"models", "plan", "visual_cache", "look", "generation"}, {"torch"}),
     "data": ({".", "", "video", "models", "contact_sheet"}, {"torch", "torchdata", "numpy", "PIL", "rich", "yaml"}),
     "data.scenes.render": ({"."}, {"numpy", "PIL", "av"}),  # encodes clips
     "weights": ({"."}, {"torch"}),
@@ -54,12 +56,13 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "transformers", "fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client", "numpy", "PIL"},
     ),
     "bench": (
-        {".", "", "data", "video", "models", "inference", "training"},  # peers share the teachers' towers
-        {"torch", "transformers", "numpy", "matplotlib", "rich"},
+        {".", "", "data", "video", "models", "inference", "generation", "quantisation"}
+        | {"training"},  # peers share the teachers' towers
+        {"torch", "transformers", "numpy", "matplotlib", "rich", "av"},
     ),
     "cli": (
         {".", "models", "video", "inference", "contact_sheet", "conversion", "data", "training", "verification"}
-        | {"evaluation", "serving", "bench", "plan", "visual_cache"},
+        | {"evaluation", "serving", "bench", "plan", "visual_cache", "generation", "quantisation"},
         {"typer", "rich", "transformers", "torch", "numpy"},
     ),
 }

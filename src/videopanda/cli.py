@@ -62,18 +62,37 @@ def answer_verb(
     end: End = None,
     cache: Cache = None,
     cache_size: CacheSize = "10GiB",
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="BITS", help="int8 or int4: keep the language model in less memory.")
+    ] = "",
+    static_cache: Annotated[
+        bool, typer.Option("--static-cache", help="A cache of fixed size; on a GPU steps are then compiled.")
+    ] = False,
+    prompt_lookup: Annotated[
+        int, typer.Option("--prompt-lookup", metavar="N", help="Guess N tokens at a time from the prompt; same words.")
+    ] = 0,
+    prefill_chunk: Annotated[
+        int, typer.Option("--prefill-chunk", metavar="N", help="Read the clip N tokens at a time; bounds memory.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Answer one question about a video.
 
     Example:  videopanda answer clip.mp4 "Which way does the red circle move?" --json
     """
+    from videopanda.generation import Generation
     from videopanda.inference import ask
+    from videopanda.quantisation import quantise
     from videopanda.visual_cache import VisualCache
 
+    ways = Generation(static_cache, prompt_lookup, prefill_chunk)
     kept = VisualCache(cache, size_in_bytes(cache_size)) if cache else None
     network, processor = load_model(model)
-    (answer,) = ask(network, processor, video, [question], num_frames=frames, start=start, end=end, cache=kept)
+    if weights:
+        quantise(network, weights)
+    (answer,) = ask(
+        network, processor, video, [question], num_frames=frames, start=start, end=end, cache=kept, generation=ways
+    )
     if not as_json:
         print(answer.answer)
         return

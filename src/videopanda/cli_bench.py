@@ -6,14 +6,12 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli_options import AsJson, console
+from videopanda.cli_options import AsJson, Model, console, quiet
+
+Rounds = Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Times that each way is run, in turns.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda. Default: cuda where there is one.")]
 
 bench_app = typer.Typer(help="Measure what a model costs, next to its peers.", no_args_is_help=True)
-
-
-@bench_app.callback()
-def bench() -> None:
-    """Measure what a model costs, next to its peers."""  # a callback keeps the verb's name while there is only one
 
 
 @bench_app.command("efficiency")
@@ -66,3 +64,81 @@ def efficiency_verb(
     console().print(table(report))
     if plot:
         print(f"chart: {plot}")
+
+
+@bench_app.command("decode")
+def decode_verb(
+    rounds: Rounds = 5,
+    minutes: Annotated[int, typer.Option("--minutes", metavar="N", min=1, help="Length of the long clip.")] = 60,
+    as_json: AsJson = False,
+) -> None:
+    """Time to read 8 frames of a short and of a long clip.
+
+    The decoders are PyAV and torchcodec; the clips, of a minute and of --minutes, are written by the bench itself.
+
+    Example:  videopanda bench decode --minutes 10
+    """
+    from videopanda.bench.decoding import measure
+    from videopanda.bench.report import rows_table
+
+    report = measure(rounds, minutes)
+    if as_json:
+        print(json.dumps(report))
+        return
+    console().print(rows_table(report, "8 frames"))
+    for decoder, reason in report["missing"].items():
+        print(f"{decoder} was not measured: {reason}")
+
+
+@bench_app.command("generate")
+def generate_verb(
+    model: Model = None,
+    video: Annotated[Path | None, typer.Option("--video", help="Clip to ask about. Default: the demo clip.")] = None,
+    rounds: Rounds = 5,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", metavar="N", min=2, help="Length of the replies.")] = 32,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time of replies, and memory of weights, by way of generation.
+
+    The time to the first token, tokens per second, and a second question about the same clip.
+
+    Replies do not end before --new-tokens, so their words mean nothing.
+
+    Example:  videopanda bench generate --rounds 3
+    """
+    from videopanda.bench.generating import measure
+    from videopanda.bench.report import rows_table
+    from videopanda.inference import BUNDLED_MODEL
+
+    quiet()
+    report = measure(video or BUNDLED_MODEL.parent / "demo.mp4", model, rounds, new_tokens, device)
+    if as_json:
+        print(json.dumps(report))
+        return
+    console().print(rows_table(report, f"Replies of {new_tokens} tokens"))
+
+
+@bench_app.command("train")
+def train_verb(
+    model: Model = None,
+    clips: Annotated[int, typer.Option("--clips", metavar="N", min=1, help="Clips of Scenes in a step.")] = 4,
+    rounds: Rounds = 5,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time and peak memory of a training step.
+
+    With and without recomputed activations, in float32 and with bfloat16 autocast.
+
+    Example:  videopanda bench train --clips 2
+    """
+    from videopanda.bench.report import rows_table
+    from videopanda.bench.stepping import measure
+
+    quiet()
+    report = measure(model, clips, rounds, device)
+    if as_json:
+        print(json.dumps(report))
+        return
+    console().print(rows_table(report, f"A step of {clips} clips"))

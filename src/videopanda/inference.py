@@ -23,6 +23,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from videopanda.generation import PLAIN, Generation, prefill
 from videopanda.look import EncodedClip, Request, look
 from videopanda.look import encode as encode  # for those who hold decoded clips
 from videopanda.models.videopanda import (
@@ -124,6 +125,7 @@ def reply(
     max_new_tokens: int = MAX_NEW_TOKENS,
     *,
     remember: bool = False,
+    generation: Generation = PLAIN,
 ) -> list[str]:
     """Greedy replies to conversations, each about one clip or, with None, about no clip, in one batch.
 
@@ -146,13 +148,21 @@ def reply(
             "the language model: use fewer frames or a shorter conversation"
         )
     clips = [clip for _, clip in prompts]
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
-    starts = _shared_starts(rows, clips, processor.video_token_id)
-    if starts is None or (len(starts) == len(rows) and not remember):  # nothing to share
+    if generation.prompt_lookup and len(rows) > 1:
+        return [
+            *reply(model, processor, prompts[:1], max_new_tokens, remember=remember, generation=generation),
+            *reply(model, processor, prompts[1:], max_new_tokens, remember=remember, generation=generation),
+        ]
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, **generation.arguments()}
+    starts = _shared_starts(rows, clips, processor.video_token_id) if generation.shares_starts else None
+    chunk = generation.prefill_chunk
+    if starts is None or (len(starts) == len(rows) and not remember and not chunk):  # nothing to share
         ids, mask = _left_padded(rows, processor.tokenizer, model.device)
         options |= _visuals([clip for clip in clips if clip is not None])
     else:
-        ids, mask, options["past_key_values"] = _read_starts(model, processor.tokenizer, rows, clips, starts, remember)
+        ids, mask, options["past_key_values"] = _read_starts(
+            model, processor.tokenizer, rows, clips, starts, remember, chunk
+        )
     output = model.generate(input_ids=ids, attention_mask=mask, **options)
     replies = processor.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in replies]
@@ -194,6 +204,7 @@ def _read_starts(
     clips: Sequence[EncodedClip | None],
     starts: dict[int, list[int]],
     remember: bool,
+    chunk: int,
 ) -> tuple[Tensor, Tensor, Any]:
     """Run the shared starts once. Returns ids and mask of all rows, padded around their start, and the cache."""
     distinct = {id(clip): clip for clip in clips if clip is not None}
@@ -202,13 +213,8 @@ def _read_starts(
     known = first.read_starts if remember and len(distinct) == 1 else {}
     key = tuple(starts[id(first)])
     if key not in known:
-        known[key] = model.model(
-            input_ids=start_ids,
-            attention_mask=start_mask,
-            position_ids=(start_mask.cumsum(1) - 1).clamp(min=0),
-            use_cache=True,
-            **_visuals(list(distinct.values())),
-        ).past_key_values
+        tokens = torch.cat([clip.tokens for clip in distinct.values()])
+        known[key] = prefill(model, start_ids, start_mask, tokens, chunk)
     cache = deepcopy(known[key]) if known is first.read_starts else known[key]  # generation writes into it
     numbers = {key: number for number, key in enumerate(distinct)}
     owners = torch.tensor([numbers[id(clip)] for clip in clips], device=model.device)
@@ -262,9 +268,10 @@ class Chat:
         max_new_tokens: int = MAX_NEW_TOKENS,
         remember: bool = True,
         cache: VisualCache | None = None,
-        ):
+        generation: Generation = PLAIN,
+    ):
         self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
-        self.remember = remember
+        self.remember, self.generation = remember, generation
         self.messages: list[Message] = []
         if num_frames is None and not hasattr(video, "frames"):
             num_frames = processor.video_processor.num_frames
@@ -291,7 +298,8 @@ class Chat:
     def _answers(self, questions: Sequence[str], conversations: Sequence[Sequence[Message]]) -> list[Answer]:
         began = time.perf_counter()
         prompts = [(messages, self.clip) for messages in conversations]
-        texts = reply(self.model, self.processor, prompts, self.max_new_tokens, remember=self.remember)
+        ways: dict[str, Any] = {"remember": self.remember, "generation": self.generation}
+        texts = reply(self.model, self.processor, prompts, self.max_new_tokens, **ways)
         timings = {**self._costs, "generate": self._encode_seconds + time.perf_counter() - began}
         self._costs, self._encode_seconds = {"decode": 0.0, "preprocess": 0.0}, 0.0
         return [
@@ -320,6 +328,7 @@ def ask(
     end: float | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     cache: VisualCache | None = None,
+    generation: Generation = PLAIN,
 ) -> list[Answer]:
     """Answer several questions about one video in one batch, each on its own.
 
@@ -330,6 +339,7 @@ def ask(
         start, end: the part of the video to look at, in seconds.
         max_new_tokens: longest answer.
         cache: visual tokens on disk, which are used and added to.
+        generation: how replies are made; all ways give the same words.
 
     Raises:
         VideoReadError: the video cannot be read.
@@ -350,6 +360,7 @@ def ask(
         max_new_tokens=max_new_tokens,
         remember=False,  # all questions go in one batch, which shares the clip anyway
         cache=cache,
+        generation=generation,
     )
     return chat.ask_apart(questions)
 

@@ -4,14 +4,9 @@ All models have their true shapes and random weights. Latencies are interleaved:
 that whatever else the machine does falls on all of them alike, and comparisons are ratios within a round.
 """
 
-import gc
-import platform
-import random
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from videopanda.bench.official import OfficialVision
 from videopanda.bench.peers import SIDE, VideoChatGPTVision, VideoLlavaVision
+from videopanda.bench.timing import in_turns, interval, machine, peak_bytes, ratios
 from videopanda.models.videopanda import VideoPandaProjector, VideoPandaStab, VideoPandaStabConfig, placement_for_size
 from videopanda.models.videopanda.modeling_videopanda import encode_frames
 
@@ -135,32 +131,8 @@ class Runner:
             torch.cuda.synchronize(self.device)
 
     def peak_bytes(self) -> int | None:
-        """Most memory that a pass takes beside weights and input; None where the system does not tell."""
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            before = torch.cuda.memory_allocated(self.device)
-            self.seconds()
-            return torch.cuda.max_memory_allocated(self.device) - before
-        reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-        if not (reset.exists() and status.exists()):
-            return None
-        reset.write_text("5")  # the peak starts anew
-        before = _status_bytes(status, "VmRSS")
-        self.seconds()
-        return _status_bytes(status, "VmHWM") - before
-
-
-def _status_bytes(status: Path, field: str) -> int:
-    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{field}:"))
-    return 1024 * int(line.split()[1])
-
-
-def interval(values: Sequence[float], seed: int = 0) -> dict[str, float]:
-    """Median and its 95 % bootstrap interval."""
-    generator = random.Random(seed)
-    medians = sorted(statistics.median(generator.choices(values, k=len(values))) for _ in range(1000))
-    return {"median": statistics.median(values), "low": medians[25], "high": medians[974]}
+        """Most memory that a pass takes beside weights and input."""
+        return peak_bytes(self.seconds, self.device)
 
 
 def measure(
@@ -197,37 +169,13 @@ def measure(
     if not flops_only:
         place = torch.device(device)
         runners = {name: Runner(name, height, width, place, DTYPES[dtype], compiled) for name in names}
-        seconds: dict[str, list[float]] = {name: [] for name in names}
         for name, runner in runners.items():  # also warms up
             models[name]["peak_bytes"] = runner.peak_bytes()
-        for _ in range(rounds):
-            for name, runner in runners.items():
-                seconds[name].append(runner.seconds())
+        seconds = in_turns({name: runner.seconds for name, runner in runners.items()}, rounds)
         for name, values in seconds.items():
             models[name]["latency_ms"] = interval([1000 * value for value in values])
             models[name]["measured_frames"] = round(CONTENDERS[name].frames / runners[name].scale)
             if "video-panda" in seconds:
-                ratios = [value / own for value, own in zip(values, seconds["video-panda"])]
-                models[name]["times_video_panda"] = interval(ratios)
+                models[name]["times_video_panda"] = ratios(values, seconds["video-panda"])
     settings = {"source": f"{width}x{height}", "rounds": rounds, "device": device, "dtype": dtype, "compile": compiled}
     return {"machine": machine(device), "settings": settings, "models": models}
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What the figures were measured on."""
-    return {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "torch": torch.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"

@@ -34,8 +34,29 @@ def table(report: dict[str, Any]) -> Table:
     return grid
 
 
+def rows_table(report: dict[str, Any], title: str) -> Table:
+    """A report of rows: medians with their intervals, sizes in MiB."""
+    machine = report["machine"]
+    where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
+    grid = Table(title=f"{title}, {where}, {report['settings']['rounds']} rounds", title_justify="left")
+    for number, key in enumerate(report["rows"][0]):
+        grid.add_column(key.replace("_bytes", "").replace("_", " "), justify="right" if number else "left")
+    for row in report["rows"]:
+        grid.add_row(*(_cell(key, value) for key, value in row.items()))
+    return grid
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, dict):
+        return f"{value['median']:.3g} ({value['low']:.3g}–{value['high']:.3g})"
+    return f"{value / 2**20:.1f} MiB" if key.endswith("_bytes") else str(value)
+
+
 def draw(report: dict[str, Any], file: Path) -> None:
     """Bubbles: latency (or, unmeasured, multiply-accumulates) over parameters; the area is multiply-accumulates."""
+    from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -43,9 +64,11 @@ def draw(report: dict[str, Any], file: Path) -> None:
     timed = all("latency_ms" in row for row in report["models"].values())
     for name, row in report["models"].items():
         x, y = row["params"] / 1e6, row["latency_ms"]["median"] if timed else row["macs"] / 1e9
-        axes.scatter([x], [y], s=row["macs"] / 1e9, alpha=0.5)
-        axes.annotate(f"{name}\n{row['macs'] / 1e9:.0f} G", (x, y), ha="center", va="center", fontsize=7)
+        axes.scatter([x], [y], s=row["macs"] / 1e9, alpha=0.5, label=f"{name}: {row['macs'] / 1e9:.0f} G")
     axes.set(xlabel="parameters of the vision part (millions)", xlim=(-40, 520), yscale="log")
     axes.set_ylabel("latency (ms)" if timed else "multiply-accumulates (billions)")
     axes.margins(y=0.3)
+    for handle in axes.legend(title="multiply-accumulates", fontsize=8).legend_handles:
+        assert isinstance(handle, PathCollection)
+        handle.set_sizes([60.0])
     figure.savefig(file, dpi=120)

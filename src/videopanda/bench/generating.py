@@ -1,0 +1,83 @@
+"""What replies cost: the time to a first token, tokens per second, a second question, and the memory of weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from videopanda.bench.timing import in_turns, interval, machine, ratios, seconds
+from videopanda.generation import PLAIN, Generation
+from videopanda.inference import Chat, load
+from videopanda.quantisation import quantise, weight_bytes
+
+QUESTIONS = ("What happens in the clip?", "How many objects are there in total?")
+WAYS = {
+    "static cache": Generation(static_cache=True),
+    "prompt lookup": Generation(prompt_lookup=4),
+    "prefill in chunks": Generation(prefill_chunk=64),
+}
+BITS = ("int8", "int4")
+
+
+def measure(video: Path, model: Path | None, rounds: int, new_tokens: int, device: str | None = None) -> dict[str, Any]:
+    """Compare ways of generation on one clip, each against the plain one of the same round.
+
+    Replies have exactly `new_tokens` tokens, also behind an end. Returns {"machine", "settings", "rows"}; a row has
+    first_token_seconds (file to token), second_question_over_first, tokens_per_second, times_plain (time for the tokens
+    behind the first) and weight_bytes.
+    """
+    network, processor = load(model, device)
+    subjects: dict[str, tuple[Any, Generation]] = {"plain": (network, PLAIN)}
+    subjects |= {name: (network, way) for name, way in WAYS.items()}
+    for bits in BITS:
+        smaller = load(model, device)[0]
+        quantise(smaller, bits)
+        subjects[f"{bits} weights"] = (smaller, PLAIN)
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in subjects}
+
+    def round_of(name: str) -> Callable[[], float]:
+        subject, way = subjects[name]
+
+        def run() -> float:
+            began: list[Chat] = []
+
+            def first() -> None:
+                chat = Chat(subject, processor, video, max_new_tokens=1, generation=way)
+                chat.ask_apart(QUESTIONS[:1])
+                began.append(chat)
+
+            one = seconds(first)
+            chat = began[0]
+            second = seconds(lambda: chat.ask_apart(QUESTIONS[1:]))
+            chat.max_new_tokens = new_tokens
+            tokens = seconds(lambda: chat.ask_apart(QUESTIONS[1:]))
+            found[name].append((one, second, max(tokens - second, 1e-9)))
+            return tokens
+
+        return run
+
+    settings = [subject.generation_config for subject in {id(s): s for s, _ in subjects.values()}.values()]
+    for setting in settings:
+        setting.eos_token_id = None
+    calls = {name: round_of(name) for name in subjects}
+    in_turns(calls, 1)  # warms up
+    for values in found.values():
+        values.clear()
+    in_turns(calls, rounds)
+    plain = [tokens for _, _, tokens in found["plain"]]
+    rows = [
+        {
+            "way": name,
+            "first_token_seconds": interval([one for one, _, _ in values]),
+            "second_question_over_first": ratios([two for _, two, _ in values], [one for one, _, _ in values]),
+            "tokens_per_second": interval([(new_tokens - 1) / tokens for _, _, tokens in values]),
+            "times_plain": ratios([tokens for _, _, tokens in values], plain),
+            "weight_bytes": weight_bytes(subjects[name][0]),
+        }
+        for name, values in found.items()
+    ]
+    place = network.device.type
+    return {
+        "machine": machine(place),
+        "settings": {"model": network.name_or_path, "new_tokens": new_tokens, "rounds": rounds, "device": place},
+        "rows": rows,
+    }
