@@ -9,9 +9,11 @@ import torch
 
 import videopanda
 from tiny import TEXT, clip, tiny_model, tiny_processor
+from videopanda import look
 from videopanda.data.scenes.dataset import Clip
 from videopanda.data.scenes.make import ensure_clip
 from videopanda.inference import Chat, ask, encode, load, question_messages, reply
+from videopanda.plan.planner import DoesNotFitError, planner_for
 from videopanda.video import VideoReadError, read_video
 
 QUESTIONS = ["What colour is the circle?", "How many?", "Which way does the red circle move after it was green?"]
@@ -200,8 +202,31 @@ def test_a_missing_video_and_a_wrong_range(loaded, path):
 
 
 def test_a_prompt_that_does_not_fit_is_refused(loaded, path):
-    with pytest.raises(ValueError, match="at most 53 frames fit"):
+    with pytest.raises(DoesNotFitError, match="at most 53 frames fit"):
         ask(*loaded, path, ["What?"], num_frames=64)
+    ask(*loaded, path, ["What?"], num_frames=40, max_new_tokens=1)
+    with pytest.raises(DoesNotFitError, match="a prompt of"):
+        ask(*loaded, path, ["What? " * 500], num_frames=40, max_new_tokens=1)
+
+
+def test_too_many_frames_are_refused_before_they_are_decoded(loaded, path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(
+        look,
+        "read_video",
+        lambda *args, **kwargs: decoded.append(kwargs["num_frames"]) or read_video(*args, **kwargs),
+    )
+    with pytest.raises(DoesNotFitError, match="100000 frames of 144x192 take"):
+        ask(*loaded, path, ["What?"], num_frames=100_000)
+    assert decoded == [1]
+
+
+def test_what_does_not_fit_the_memory_is_refused_before_it_is_encoded(loaded, path, monkeypatch):
+    model, processor = loaded
+    monkeypatch.setattr(look, "budget", lambda model: planner_for(model, processor.video_processor).weight_bytes)
+    monkeypatch.setattr(look, "_encode", None)
+    with pytest.raises(DoesNotFitError, match="not even one frame fits"):
+        ask(model, processor, path, ["What?"])
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Protects the cache of visual tokens: equal answers, keys of everything that matters, room, and sudden death."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from tiny import clip, tiny_model, tiny_processor
+from videopanda import cli
 from videopanda import look as looking
 from videopanda.data.scenes.dataset import Clip
 from videopanda.data.scenes.make import ensure_clip
@@ -84,6 +86,31 @@ def test_decoded_clips_are_kept_alone(loaded, cache):
             assert torch.equal(found.tokens, wanted.tokens)
             assert found.marker == wanted.marker
     assert len(entries(cache)) == 2
+
+
+def test_the_command_keeps_tokens(loaded, path, tmp_path, monkeypatch, capsys):
+    for part in loaded:
+        part.save_pretrained(tmp_path / "model")
+    command = [
+        "videopanda",
+        "answer",
+        str(path),
+        "What?",
+        "--model",
+        str(tmp_path / "model"),
+        "--frames",
+        "4",
+        "--json",
+    ]
+    said = []
+    for extra in ([], ["--cache", str(tmp_path / "t")], ["--cache", str(tmp_path / "t"), "--cache-size", "5MiB"]):
+        monkeypatch.setattr(sys, "argv", [*command, *extra])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        assert not exit_.value.code
+        said.append(json.loads(capsys.readouterr().out.splitlines()[-1])["answer"])
+    assert said[0] == said[1] == said[2]
+    assert len(list((tmp_path / "t").glob("*/*.safetensors"))) == 1
 
 
 # -- keys --------------------------------------------------------------------------------------------------------------

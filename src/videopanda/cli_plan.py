@@ -59,7 +59,7 @@ def plan_verb(
         typer.Option(
             "--fit",
             metavar="SIZE",
-            help="Find what fits into this memory, say 24GiB: the most frames, or for --frames the largest canvas.",
+            help="Find what fits, say into 24GiB: most frames, or for --frames most pixels.",
         ),
     ] = None,
     samples: Annotated[
@@ -76,7 +76,7 @@ def plan_verb(
     will do. Times stand on a profile of the machine that --measure writes; without one they are marked as assumed.
     Exit code 2 says that a request does not fit.
 
-    A saved model and a clip:  videopanda plan --model out/7b --video clip.mp4
+    Example:  videopanda plan --model out/7b --video clip.mp4
 
     A model yet to be trained:  videopanda plan --backbone qwen3-8b --device cuda --duration 30m --fps 0.5
 
@@ -122,7 +122,9 @@ def plan_verb(
             planner, size_in_bytes(fit), given, height, width, settings, backbone is not None and canvas is None
         )
     else:
-        plan = planner().plan(chosen, height, width, **settings)
+        whole = planner()
+        whole.require_context(chosen, height, width, **settings)
+        plan = whole.plan(chosen, height, width, **settings)
     side = plan.planner.video_processor.size["height"]
     if as_json:
         print(json.dumps(as_dict(plan, profile, samples) | {"canvas": side}))
@@ -198,10 +200,16 @@ def _fit(
     if frames is None:
         most = whole.most_frames(height, width, budget, **settings)
         return whole.plan(most or 1, height, width, **settings)
-    plan = whole.plan(frames, height, width, **settings)
     cell = whole.video_processor.cell_size
     side = whole.video_processor.size["height"]
-    while free_canvas and side > cell and (plan.tokens > plan.context or plan.peak_bytes > budget):
+    while free_canvas and side > cell and not _fits(whole, budget, frames, height, width, settings):
         side -= cell
-        plan = planner(side).plan(frames, height, width, **settings)
-    return plan
+        whole = planner(side)
+    whole.require_context(frames, height, width, **settings)
+    return whole.plan(frames, height, width, **settings)
+
+
+def _fits(planner: "Planner", budget: int, frames: int, height: int, width: int, settings: dict[str, int]) -> bool:
+    if not planner.fits_context(frames, height, width, **settings):
+        return False
+    return planner.plan(frames, height, width, **settings).peak_bytes <= budget

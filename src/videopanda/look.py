@@ -146,8 +146,9 @@ def look(model: Any, processor: Any, request: Request, cache: VisualCache | None
 
 def _key(model: Any, processor: Any, request: Request) -> str | None:
     sampling = processor.video_processor.frame_sampling
-    choice = {"num_frames": request.num_frames, "start": request.start, "end": request.end}
-    clip = clip_key(request.video, sampling=sampling, **choice)
+    clip = clip_key(
+        request.video, num_frames=request.num_frames, sampling=sampling, start=request.start, end=request.end
+    )
     return None if clip is None else VisualCache.key(vision_key(model, processor), clip)
 
 
@@ -163,7 +164,6 @@ def _open(model: Any, processor: Any, request: Request) -> Any:
         # So many frames are refused before they are decoded, which may take long and all memory.
         first = read(num_frames=1)
         frames = shown_frames(rules, request.num_frames, first.end - first.start, first.source_fps)
-        plan = planner.plan(frames, first.height, first.width, text_tokens=0, new_tokens=request.max_new_tokens)
-        plan.require()
+        planner.require_context(frames, first.height, first.width, text_tokens=0, new_tokens=request.max_new_tokens)
     part = read(num_frames=request.num_frames)
     return replace(part, duration=part.end - part.start)

@@ -144,7 +144,7 @@ def _remove(file: Path) -> None:
 
 def _sha256(tokens: Tensor, facts: str) -> str:
     content = hashlib.sha256(facts.encode())
-    content.update(tokens.contiguous().flatten().view(torch.uint8).numpy())
+    content.update(tokens.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return content.hexdigest()
 
 
@@ -214,7 +214,7 @@ def vision_key(model: Any, processor: Any) -> str:
         for part in (model.model.stab, model.model.projector):
             for name, tensor in part.state_dict().items():
                 content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         _VISION_KEYS[model] = content.hexdigest()
     settings = [processor.time_prompt, processor.video_processor.to_json_string()]
     return json.dumps([_VISION_KEYS[model], str(model.dtype), model.device.type, *settings])

@@ -147,6 +147,23 @@ def test_a_row_tells_all_and_answers_are_those_of_ask(job, whole, model, bench):
     assert row["prediction"] == answer.answer
 
 
+def test_a_clip_that_is_read_once_for_many_questions_gives_the_answers_of_separate_runs(job, whole, tmp_path):
+    predict(replace(job, batch_size=1), tmp_path / "apart.jsonl")
+    together = {row["id"]: row["prediction"] for row in map(json.loads, whole.splitlines())}
+    assert {row.id: row.prediction for row in read_predictions(tmp_path / "apart.jsonl")} == together
+
+
+@pytest.mark.parametrize("condition", ["full", "shuffled"])
+def test_a_cache_changes_no_answer(job, condition, tmp_path):
+    job = replace(job, condition=condition)
+    predict(job, tmp_path / "plain.jsonl")
+    kept = replace(job, cache=tmp_path / "tokens", cache_bytes=10_000_000)
+    for name in ("first.jsonl", "second.jsonl"):
+        predict(kept, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == (tmp_path / "plain.jsonl").read_bytes()
+        assert len(list((tmp_path / "tokens").glob("*/*.safetensors"))) == 4  # one for each clip
+
+
 def test_without_the_video_the_prompt_still_tells_its_length(job, model, bench, tmp_path):
     """Else the difference to the full condition would not be that of looking."""
     telling = tmp_path / "telling"

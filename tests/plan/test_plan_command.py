@@ -49,7 +49,7 @@ def test_a_saved_model_and_a_clip(run, checkpoint, tmp_path):
     (answer,) = ask(*load(checkpoint, device="cpu"), clip, ["What?"], max_new_tokens=1)
     assert plan["visual_tokens"] == answer.visual_tokens
     assert plan["frames"] == len(answer.frame_times)
-    assert plan["fits_context"]
+    assert plan["context"] == 2048
     assert plan["memory_bytes"]["peak"] > plan["memory_bytes"]["weights"] > 0
     assert plan["machine"]["measured"] is None
     more = report(run, "--model", checkpoint, "--video", str(clip), "--frames", "16")
@@ -72,12 +72,12 @@ def test_fit_finds_frames_or_canvas(run, tmp_path):
     text = tiny_model().config.text_config
     text.max_position_embeddings = 16384
     text.save_pretrained(tmp_path)
-    wanted = ("--backbone", str(tmp_path), "--resolution", "448x224", "--fit", "260MiB")
+    wanted = ("--backbone", str(tmp_path), "--resolution", "448x224", "--fit", "300MiB")
     most = report(run, *wanted)
-    assert most["memory_bytes"]["peak"] <= 260 * 2**20
+    assert most["memory_bytes"]["peak"] <= 300 * 2**20
     code, out, err = run("--device", "cpu", "--json", *wanted, "--canvas", "448", "--frames", str(most["frames"] + 1))
     assert code == 2
-    assert json.loads(out)["memory_bytes"]["peak"] > 260 * 2**20
+    assert json.loads(out)["memory_bytes"]["peak"] > 300 * 2**20
     assert f"at most {most['frames']} frames fit" in err
     smaller = report(run, *wanted, "--frames", str(2 * most["frames"]))
     assert smaller["frames"] == 2 * most["frames"]
@@ -88,10 +88,10 @@ def test_fit_finds_frames_or_canvas(run, tmp_path):
 
 
 def test_what_does_not_fit_the_context_is_refused(run, checkpoint):
-    code, out, err = run("--model", checkpoint, "--frames", "500")
+    code, out, err = run("--model", checkpoint, "--frames", "500000")
     assert code == 2
-    assert "DOES NOT FIT" in out
-    assert err.startswith("videopanda: error: 500 frames of 1280x720 take")
+    assert out == ""
+    assert err.startswith("videopanda: error: 500000 frames of 1280x720 take")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ REPEATS = 3
 STEPS = 8  # tokens written, per repeat
 FRAMES, HEIGHT, WIDTH = 8, 360, 640
 # Two layers as wide as those of a 1B language model: more weights than any cache of a processor holds.
-TEXT = {
+TEXT: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 2048,
     "intermediate_size": 5632,
@@ -119,7 +119,7 @@ def measure(device: str, dtype: torch.dtype, text: dict[str, Any] | None = None)
     """Time a random model with the released STAB and `text` as its language model (default `TEXT`)."""
     torch.manual_seed(0)
     text = text or TEXT
-    vocabulary = text["vocab_size"]
+    vocabulary = int(text["vocab_size"])
     config = VideoPandaConfig(text_config=text, video_token_id=vocabulary - 2, image_token_id=vocabulary - 1)
     processor = VideoPandaVideoProcessor.for_stab(config.stab_config)
     model = VideoPandaForConditionalGeneration(config).to(device, dtype).eval()

@@ -81,36 +81,20 @@ class Plan:
         Raises:
             DoesNotFitError: it does not; the message says how many frames would.
         """
-        clip = f"{self.frames} frames of {self.width}x{self.height}"
-        if self.tokens > self.context:
-            raise DoesNotFitError(
-                f"{clip} take {self.visual_tokens:,} visual tokens; with "
-                + f"{self.text_tokens:,} of text and " * bool(self.text_tokens)
-                + f"up to {self.new_tokens:,} of the reply they do not fit into the {self.context:,} tokens of the "
-                f"language model: {self._advice(None)}"
-            )
+        size = {"text_tokens": self.text_tokens, "new_tokens": self.new_tokens}
+        self.planner.require_context(self.frames, self.height, self.width, **size)
         if budget_bytes is not None and self.peak_bytes > budget_bytes:
+            most = self.planner.most_frames(self.height, self.width, budget_bytes, **size, at_most=self.frames)
             raise DoesNotFitError(
-                f"{clip} need {in_gib(self.peak_bytes)} of memory, {in_gib(self.weight_bytes)} of it for the weights, "
-                f"and there are {in_gib(budget_bytes)}: {self._advice(budget_bytes)}"
+                f"{self.frames} frames of {self.width}x{self.height} need {in_gib(self.peak_bytes)} of memory, "
+                f"{in_gib(self.weight_bytes)} of it for the weights, and there are {in_gib(budget_bytes)}: "
+                f"{_advice(most)}"
             )
-
-    def _advice(self, budget_bytes: int | None) -> str:
-        most = self.planner.most_frames(
-            self.height,
-            self.width,
-            budget_bytes,
-            text_tokens=self.text_tokens,
-            new_tokens=self.new_tokens,
-            at_most=self.frames,
-        )
-        return f"at most {most} frames fit" if most else "not even one frame fits"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         names = ("frames", "height", "width", "visual_tokens", "text_tokens", "new_tokens", "context", "flops")
         return {name: getattr(self, name) for name in names} | {
-            "fits_context": self.tokens <= self.context,
             "memory_bytes": {
                 "weights": self.weight_bytes,
                 "kv_cache": self.kv_bytes,
@@ -192,6 +176,27 @@ class Planner:
             planner=self,
         )
 
+    def fits_context(self, frames: int, height: int, width: int, *, text_tokens: int, new_tokens: int) -> bool:
+        """Whether prompt and reply fit into the context. Only counts tokens, so that any request is told at once."""
+        return self.video_processor.token_count(frames, height, width) + text_tokens + new_tokens <= self.context
+
+    def require_context(self, frames: int, height: int, width: int, *, text_tokens: int, new_tokens: int) -> None:
+        """See that prompt and reply fit into the context, at no cost.
+
+        Raises:
+            DoesNotFitError: they do not; the message says how many frames would.
+        """
+        size = {"text_tokens": text_tokens, "new_tokens": new_tokens}
+        if not self.fits_context(frames, height, width, **size):
+            tokens = self.video_processor.token_count(frames, height, width)
+            most = self.most_frames(height, width, **size, at_most=frames)
+            raise DoesNotFitError(
+                f"{frames} frames of {width}x{height} take {tokens:,} visual tokens; with "
+                + f"{text_tokens:,} of text and " * bool(text_tokens)
+                + f"up to {new_tokens:,} of the reply they do not fit into the {self.context:,} tokens of the "
+                f"language model: {_advice(most)}"
+            )
+
     def most_frames(
         self,
         height: int,
@@ -204,12 +209,13 @@ class Planner:
     ) -> int:
         """The largest number of frames that fits into the context and the budget; 0 where not even one does."""
 
+        size = {"text_tokens": text_tokens, "new_tokens": new_tokens}
+
         def in_context(frames: int) -> bool:
-            visual_tokens = self.video_processor.token_count(frames, height, width)
-            return visual_tokens + text_tokens + new_tokens <= self.context
+            return self.fits_context(frames, height, width, **size)
 
         def peak_bytes(frames: int) -> int:
-            return self.plan(frames, height, width, text_tokens=text_tokens, new_tokens=new_tokens).peak_bytes
+            return self.plan(frames, height, width, **size).peak_bytes
 
         high = 1
         while in_context(high) and (at_most is None or high < at_most):
@@ -340,6 +346,10 @@ def budget(model: Any) -> int:
 
 def _weight_bytes(model: Any) -> int:
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _advice(most: int) -> str:
+    return f"at most {most} frames fit" if most else "not even one frame fits"
 
 
 def in_gib(size: int) -> str:

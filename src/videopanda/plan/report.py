@@ -39,12 +39,11 @@ def lines(plan: Plan, machine: Machine, samples: int | None = None) -> list[str]
     seconds, memory = machine.first_token_seconds(plan), plan.phase_bytes
     per_frame = plan.visual_tokens / plan.frames
     dtype = str(plan.planner.dtype).removeprefix("torch.")
-    share = "fits" if plan.tokens <= plan.context else "DOES NOT FIT"
     rows = {
         "clip": f"{plan.frames} frames of {plan.width}x{plan.height}",
         "visual tokens": f"{plan.visual_tokens:,} ({per_frame:,.4g} per frame)",
         "context": f"{plan.tokens:,} of {plan.context:,} tokens with {plan.text_tokens:,} of text and "
-        f"{plan.new_tokens:,} of the reply: {share}",
+        f"{plan.new_tokens:,} of the reply",
         "compute": f"vision {_flops(plan.flops['vision'])}, prompt {_flops(plan.flops['prefill'])}, "
         f"each new token {_flops(plan.flops['per_token'])}",
         "memory": f"{in_gib(plan.peak_bytes)} at most, {in_gib(plan.weight_bytes)} of it weights in {dtype}",
