@@ -38,7 +38,7 @@ def test_many_clients_at_once(server):
 
 
 def test_too_many_clients_are_told_so(tmp_path):
-    """With room for two, the others get 429 and a reason. Keys keep files apart. SIGKILL, then a clean start."""
+    """With room for two, the others get 429 and a reason. Keys part files. SIGKILL, a clean start, a clean end."""
     (tmp_path / "keys").write_text("first\nsecond\n")
     options = ["--batch", "1", "--queue", "1", "--api-keys", str(tmp_path / "keys")]
     server = Server(tmp_path / "files", *options)
@@ -90,5 +90,9 @@ def test_too_many_clients_are_told_so(tmp_path):
     assert list((tmp_path / "files" / "parts").iterdir()) == []
     assert [entry.id for entry in first.files.list()] == [file.id]
     assert ask(first, part, ASKED[0]).choices[0].message.content == wanted
-    assert server.stop(signal.SIGTERM) in (0, -signal.SIGTERM)
+    stream = ask(first, part, "Tell me all.", temperature=2.0, seed=1, max_tokens=400, stream=True)
+    next(stream)
+    server.process.send_signal(signal.SIGTERM)  # what is under way is finished
+    assert [chunk.choices[0].finish_reason for chunk in stream][-1] in ("stop", "length")
+    assert server.stop() in (0, -signal.SIGTERM)
     assert "Traceback" not in server.said()
