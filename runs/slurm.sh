@@ -27,7 +27,7 @@ fi
 data=valley_.json
 [ "$STAGE" = finetune ] && data=videochatgpt_tune_.json
 export MASTER_ADDR MASTER_PORT=29500 WORLD_SIZE=$SLURM_NTASKS
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST") # the first; `| head` would break the pipe
 
 code=0
 srun bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec videopanda train "$@"' - "$STAGE" \
