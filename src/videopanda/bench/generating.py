@@ -55,9 +55,8 @@ def measure(video: Path, model: Path | None, rounds: int, new_tokens: int, devic
 
         return run
 
-    settings = [subject.generation_config for subject in {id(s): s for s, _ in subjects.values()}.values()]
-    for setting in settings:
-        setting.eos_token_id = None
+    for subject, _ in subjects.values():
+        subject.generation_config.eos_token_id = None
     calls = {name: round_of(name) for name in subjects}
     in_turns(calls, 1)  # warms up
     for values in found.values():
@@ -75,9 +74,6 @@ def measure(video: Path, model: Path | None, rounds: int, new_tokens: int, devic
         }
         for name, values in found.items()
     ]
-    place = network.device.type
-    return {
-        "machine": machine(place),
-        "settings": {"model": network.name_or_path, "new_tokens": new_tokens, "rounds": rounds, "device": place},
-        "rows": rows,
-    }
+    name, place = Path(network.name_or_path).name, network.device.type
+    settings = {"model": name, "new_tokens": new_tokens, "rounds": rounds, "device": place}
+    return {"machine": machine(place), "settings": settings, "rows": rows}

@@ -63,5 +63,6 @@ def measure(model: Path | None, rows: int, rounds: int, device: str | None = Non
         for name, values in taken.items()
     ]
     tokens = batch["input_ids"].numel()
-    settings = {"model": network.name_or_path, "clips": rows, "tokens": tokens, "rounds": rounds, "device": place.type}
+    name = Path(network.name_or_path).name
+    settings = {"model": name, "clips": rows, "tokens": tokens, "rounds": rounds, "device": place.type}
     return {"machine": machine(place.type), "settings": settings, "rows": found}
