@@ -9,19 +9,10 @@ from judge_server import StandIn
 
 from command import run
 from media import write_video
-from tiny import tiny_model, tiny_processor
 from videopanda.data.scenes.make import make
 from videopanda.evaluation.benchmarks.table import load
 
 JUDGED = {"video-chatgpt"}  # descriptions only: nothing to score without a judge
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
 
 
 def write_videos(name: str, annotations: Path, folder: Path) -> Path:

@@ -17,7 +17,6 @@ from benchmark_files import WRITERS, question, write_json
 
 from command import run
 from media import read_number, write_video
-from tiny import tiny_model, tiny_processor
 from videopanda.evaluation.benchmarks.item import Item
 from videopanda.evaluation.benchmarks.videos import Videos
 from videopanda.evaluation.predicting.conditions import CONDITIONS, asked, show
@@ -25,14 +24,6 @@ from videopanda.evaluation.predicting.predict import Job, finish, predict
 from videopanda.evaluation.predicting.prompts import Prompts, read_prompts
 from videopanda.evaluation.predictions import only_writer, read_predictions
 from videopanda.inference import ask, load, question_messages
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
