@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from test_api import ASKED, DEMO
 
+from videopanda.data.scenes.make import ensure_clip
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'videopanda[dev]'")
 pytestmark = pytest.mark.timeout(600)  # a server has to start
 PATIENCE = 120_000  # milliseconds
@@ -74,9 +76,14 @@ def wanted():
     return [chat.ask(question).answer for question in ASKED[:2]]
 
 
-def test_upload_ask_and_ask_again(page, wanted):
+def test_upload_ask_and_ask_again(page, tmp_path):
     """The second question starts behind the clip: the server says how many tokens it knew already."""
-    page.upload(DEMO)
+    from videopanda.inference import Chat, load
+
+    clip = ensure_clip(tmp_path, 3, "test", 1)  # one that no other test has shown to the server
+    chat = Chat(*load(None, device="cpu"), clip)
+    wanted = [chat.ask(question).answer for question in ASKED[:2]]
+    page.upload(clip)
     frames = page.page.locator("#frames button")
     sync_api.expect(frames).to_have_count(8, timeout=PATIENCE)
     assert [f.inner_text().strip().endswith(" s") for f in frames.all()] == [True] * 8
