@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 FORMAT = 1  # a part of every key: counts up when the arithmetic of the vision part or the entries change
@@ -67,9 +67,9 @@ class VisualCache:
         """The entry, which counts as used now; None where there is none, or a damaged one, which is removed."""
         file = self._file(key)
         try:
-            with safe_open(file, framework="pt") as opened:
-                # A copy: kernels add up in another order where a file maps numbers unaligned.
-                tokens, facts = opened.get_tensor("tokens").clone(), dict(opened.metadata() or {})
+            content = file.read_bytes()  # at once: the file may be replaced or removed at any time
+            # A copy: kernels add up in another order where a buffer holds numbers unaligned.
+            tokens, facts = load(content)["tokens"].clone(), _metadata(content)
             if facts["sha256"] != _sha256(tokens, facts["facts"]):
                 raise SafetensorError("other bytes than were written")
             entry = Entry(tokens, json.loads(facts["facts"]))
@@ -133,6 +133,12 @@ class VisualCache:
                 return
             _remove(path)
             total -= size
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Of a safetensors file: eight bytes with the length of a JSON header, then the header."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return dict(header["__metadata__"])
 
 
 def _remove(file: Path) -> None:
