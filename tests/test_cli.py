@@ -67,7 +67,7 @@ SURFACE = {
     ),
     "chat": ({"--model", "--frames", "--start", "--end"}, {"video"}),
     "convert": ({"--allow", "--json"}, {"source", "target"}),
-    "data": (set(), {"check", "features", "shard"}),
+    "data": (set(), {"check", "features", "label", "shard"}),
     "data check": ({"--media-root", "--format", "--out", "--against", "--workers", "--json"}, {"data"}),
     "data shard": (
         {"--media-root", "--format", "--manifest", "--max-bad-share", "--samples", "--seed"},

@@ -148,9 +148,8 @@ def ask_all(calls: Iterable[Call], judge: Judge, replies: Replies, concurrency: 
         try:
             for done in watched([pool.submit(work, call) for call in open_calls.values()], "calls"):
                 done.result()
-        except BaseException:  # an interruption: what is under way is kept, nothing else is asked
+        finally:  # after an interruption what is under way is kept, and nothing else is asked
             gone.set()
-            raise
     return failed
 
 
