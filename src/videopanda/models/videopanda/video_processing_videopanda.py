@@ -337,7 +337,7 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
 
     def layout(
         self, sizes: Sequence[tuple[int, ...]], is_image: bool = False
-    ) -> tuple[list[tuple[int, ...]], tuple[int, int, int, int, int]]:
+    ) -> tuple[list[tuple[int, int, int, int, int, int]], tuple[int, int, int, int, int]]:
         """Return placement rows and shape (B, T, 3, X, Y) of the pixels for clips of (frames, height, width)."""
         cell, tight = self.cell_size, self.canvas == "tight"
         least = self.num_frames if self.pad_frames and not is_image else 0
