@@ -165,6 +165,19 @@ def test_a_wrong_setting_in_a_file_is_told(tmp_path):
         make_config("prealign", path)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"align_weight": 1.0}, "align_weight reads all word embeddings"),
+        ({"lora_rank": 4}, "an adapter cannot be merged"),
+        ({"save_dtype": "bfloat16"}, "zero3 saves weights in float32"),
+    ],
+)
+def test_what_zero3_cannot_do(fields, message):
+    with pytest.raises(ValueError, match=message):
+        StageConfig("finetune", strategy="zero3", **fields)
+
+
 def test_an_unknown_stage_cannot_be_built():
     with pytest.raises(ValueError, match="unknown stage 'sft': choose one of language, prealign, pretrain, finetune"):
         StageConfig("sft")

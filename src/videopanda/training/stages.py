@@ -124,6 +124,10 @@ class StageConfig:
             raise ValueError("official_flip mirrors the picture but not the words that align_weight aligns: choose one")
         if self.strategy == "zero3" and self.align_weight > 0:
             raise ValueError("align_weight reads all word embeddings, of which zero3 keeps pieces: choose one")
+        if self.strategy == "zero3" and self.save_dtype != "float32":
+            raise ValueError(f"zero3 saves weights in float32, not {self.save_dtype}: set save_dtype=float32")
+        if self.strategy == "zero3" and self.lora_rank:
+            raise ValueError("an adapter cannot be merged from the pieces of zero3: take fsdp2, zero2 or ddp with LoRA")
         if self.text_weight == self.align_weight == self.distill_weight == 0:
             raise ValueError("nothing to learn: text_weight, align_weight and distill_weight are all 0")
         if self.distill_weight and (self.align_weight or not self.text_weight):
