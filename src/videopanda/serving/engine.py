@@ -295,6 +295,7 @@ class Engine:
         frames, height, width, _ = visual.video.frames.shape
         planner = planner_for(self.model, self.processor.video_processor)
         try:
+            planner.require_context(frames, height, width, text_tokens=0, new_tokens=question.max_new_tokens)
             planner.plan(frames, height, width, new_tokens=question.max_new_tokens).require(budget(self.model))
         except DoesNotFitError as error:
             raise UnfitError(str(error)) from error
