@@ -1,10 +1,12 @@
 """Protects shards and streams: the same samples as from files, one order for all ranks and workers, exact positions."""
 
+import gc
 import json
 import tarfile
 from itertools import pairwise
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -239,6 +241,29 @@ def test_a_position_is_exact(workers, stop):
     again.load_state_dict(first.state_dict())
     assert list(again) == whole[stop:]
     assert list(again) == whole  # the next iteration begins at the beginning
+
+
+@pytest.fixture
+def nothing_collected():
+    """No garbage is collected unless somebody asks for it."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.timeout(60)
+def test_workers_inherit_no_decoder_to_free(nothing_collected, tmp_path):
+    class Collecting(Numbers):
+        def __getitem__(self, index):
+            gc.collect()
+            return super().__getitem__(index)
+
+    write_video(tmp_path / "clip.mp4", range(40), fps=10)
+    container = av.open(tmp_path / "clip.mp4")
+    circle = [container, next(container.decode(video=0))]  # a decoder with running threads
+    circle.append(circle)
+    del container, circle
+    assert len(list(make_loader(BatchStream(Collecting(8), 2, 0, 1), tuple, num_workers=2))) == 4
 
 
 @pytest.mark.parametrize(("rank", "world_size", "size"), [(1, 1, 2), (-1, 2, 2), (0, 1, 0)])

@@ -149,18 +149,22 @@ def plan_batches(
     return np.concatenate([np.empty((0, batch_size, world_size), np.int64), *groups]).transpose(0, 2, 1)
 
 
-def start_worker(worker_id: int) -> None:
-    """Leave what the parent process made alone.
-
-    A video decoder that a forked worker frees, in garbage collection, waits for ever for threads that were not copied.
-    """
-    gc.freeze()
-
-
 class Loader(StatefulDataLoader):
     """Batches of a stream, collated."""
 
     dataset: BatchStream
+
+    def __iter__(self) -> Iterator[Any]:
+        """Begin to read.
+
+        Workers are forks. One that frees a video decoder of this process, in garbage collection, would wait for ever
+        for threads that were not copied, so what is there when they start is kept from their collection.
+        """
+        gc.freeze()
+        try:
+            return super().__iter__()
+        finally:
+            gc.unfreeze()
 
     def set_epoch(self, epoch: int) -> None:
         """Begin another epoch."""
@@ -180,5 +184,4 @@ def make_loader(
         num_workers=num_workers,
         prefetch_factor=4 if num_workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=start_worker,
     )
