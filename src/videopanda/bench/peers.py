@@ -23,7 +23,6 @@ def vit_l14() -> CLIPVisionConfig:
         image_size=SIDE,
         patch_size=14,
         projection_dim=768,
-        attn_implementation="sdpa",  # type: ignore[call-arg]
     )
 
 

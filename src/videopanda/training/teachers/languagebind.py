@@ -33,6 +33,7 @@ class TemporalLayer(CLIPEncoderLayer):
         x_XLD = x_XLD + self.temporal_embedding
         x_XLD = x_XLD + self.temporal_attn(self.temporal_layer_norm1(x_XLD), None)[0]
         x_FND = x_XLD.unflatten(0, (-1, tokens)).transpose(1, 2).flatten(0, 1)
+        # transformers takes None, "all see all", though the type of its argument does not say so.
         return super().forward(x_FND, attention_mask, **kwargs)  # type: ignore[arg-type]
 
 
@@ -48,6 +49,8 @@ class LanguageBindTower(nn.Module):
 
     def __init__(self, config: CLIPVisionConfig, num_frames: int):
         super().__init__()
+        if config._attn_implementation is None:  # only whole models of transformers choose for themselves
+            config._attn_implementation = "sdpa"
         self.config, self.num_frames = config, num_frames
         self.embeddings = CLIPVisionEmbeddings(config)
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)  # the published spelling

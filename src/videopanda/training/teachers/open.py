@@ -114,7 +114,6 @@ def clip_teacher(folder: Path, vision: dict[str, Any], dtype: torch.dtype = torc
     num_frames = vision.get("num_frames", 1) if vision.get("add_time_attn") else 1
     known = {key: vision[key] for key in CLIPVisionConfig().to_dict() if key in vision}
     config = CLIPVisionConfig(**known)
-    config._attn_implementation = "sdpa"
 
     def build() -> nn.Module:
         places = find_tensors(folder)
