@@ -8,15 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tiny import tiny_model, tiny_processor
 from videopanda import cli
 from videopanda.inference import BUNDLED_MODEL
 
 ASSETS = Path(cli.__file__).parent / "assets"
 CLIP = str(ASSETS / "demo.mp4")
-needs_bundled = pytest.mark.skipif(
-    not (BUNDLED_MODEL / "config.json").exists(), reason="this checkout has no bundled model"
-)
 
 
 @pytest.fixture
@@ -35,14 +31,8 @@ def run(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    """The bundled model, or a random one where there is none yet."""
-    if (BUNDLED_MODEL / "config.json").exists():
-        return str(BUNDLED_MODEL)
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return str(folder)
+def model() -> str:
+    return str(BUNDLED_MODEL)
 
 
 # -- the surface -------------------------------------------------------------------------------------------------------
@@ -193,7 +183,6 @@ def test_without_a_model_the_bundled_one_is_named(run):
     assert error.startswith("videopanda: error: ")
 
 
-@needs_bundled
 def test_demo_answers_and_shows_the_frames(run, tmp_path):
     code, out, err = run("demo", "--out", str(tmp_path / "demo"))
     assert code == 0

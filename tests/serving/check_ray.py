@@ -17,8 +17,8 @@ import pytest
 from live import PATIENCE, free_port
 from test_api import ASKED, DEMO, ask, data_url, video
 
-from videopanda.inference import BUNDLED_MODEL, load
 from videopanda.inference import ask as library
+from videopanda.inference import load
 
 pytestmark = pytest.mark.timeout(900)
 SCRIPT = Path(__file__).parents[2] / "runs" / "ray_serve.py"
@@ -26,8 +26,6 @@ SCRIPT = Path(__file__).parents[2] / "runs" / "ray_serve.py"
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    if not (BUNDLED_MODEL / "model.safetensors").exists():
-        pytest.skip("this checkout has no bundled model")
     folder, port = tmp_path_factory.mktemp("ray"), free_port()
     (folder / "keys").write_text("secret\n")
     words = ["--replicas", "2", "--cpus", "0.1", "--port", str(port), "--api-keys", str(folder / "keys")]

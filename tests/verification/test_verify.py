@@ -70,7 +70,6 @@ def flip_a_bit(folder: Path, name: str = "model.projector.down.weight") -> None:
 
 
 # -- what is right -----------------------------------------------------------------------------------------------------
-@pytest.mark.skipif(not (BUNDLED_MODEL / "model.safetensors").exists(), reason="this checkout has no bundled model")
 def test_the_bundled_model_passes():
     report = verify(BUNDLED_MODEL)
     assert failures(report) == {}

@@ -139,7 +139,6 @@ def test_released_preset(text, tmp_path):
     assert theirs(tmp_path / "model", processor, requests, tmp_path) == expected
 
 
-@pytest.mark.skipif(not (BUNDLED_MODEL / "model.safetensors").exists(), reason="this checkout has no bundled model")
 def test_bundled_model(tmp_path):
     model, processor = load(None, device="cpu")
     export(BUNDLED_MODEL, tmp_path / "model")
