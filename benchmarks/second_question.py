@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from videopanda.inference import BUNDLED_MODEL, Chat, load
+from videopanda.inference.answer import BUNDLED_MODEL, Chat, load
 from videopanda.models.videopanda import (
     VideoPandaForConditionalGeneration,
     VideoPandaProcessor,
@@ -24,7 +24,7 @@ from videopanda.models.videopanda import (
 )
 from videopanda.plan.backbones import config_of
 from videopanda.plan.machine import processor_name
-from videopanda.video import read_video
+from videopanda.video.read import read_video
 
 CLIP = BUNDLED_MODEL.parent / "demo.mp4"
 QUESTIONS = ("What shape is the red object?", "How many objects are there in total?")

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psutil
 
-from videopanda.data.scenes.make import ensure_clip
+from videopanda.data.worlds.scenes.make import ensure_clip
 
 QUESTIONS = [
     "What colour is the largest object?",

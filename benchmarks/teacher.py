@@ -31,16 +31,16 @@ from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPVisio
 
 from videopanda.data.collate import IGNORE, Collator
 from videopanda.data.sample import Sample
-from videopanda.data.scenes.dataset import TRAINING_THEMES, balanced, draw
-from videopanda.data.scenes.questions import FAMILIES, describe, describe_moment, make_questions
-from videopanda.data.scenes.render import coverage
-from videopanda.data.scenes.world import COLOURS, SHAPES, SIZES, Difficulty, Scene, make_scene
+from videopanda.data.worlds.scenes.dataset import TRAINING_THEMES, balanced, draw
+from videopanda.data.worlds.scenes.questions import FAMILIES, describe, describe_moment, make_questions
+from videopanda.data.worlds.scenes.render import coverage
+from videopanda.data.worlds.scenes.world import COLOURS, SHAPES, SIZES, Difficulty, Scene, make_scene
 from videopanda.evaluation.scenes import versions
 from videopanda.models.videopanda import VideoPandaVideoProcessor
-from videopanda.training.assemble import load
+from videopanda.training.build import load
 from videopanda.training.command import train
-from videopanda.training.teachers.languagebind import LanguageBindTower
-from videopanda.training.teachers.open import Teacher, open_teacher
+from videopanda.encoders.languagebind import LanguageBindTower
+from videopanda.encoders.open import Teacher, open_teacher
 from videopanda.training.whiten import whiten_patch_embedding
 
 FRAMES, SIDE, PATCH, WIDTH = 4, 100, 20, 128

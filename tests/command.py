@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from videopanda import cli
+from videopanda.cli import app as cli
 
 
 def run(*arguments: str | Path) -> tuple[int, str, str]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from videopanda import cli
-from videopanda.inference import BUNDLED_MODEL
+from videopanda.cli import app as cli
+from videopanda.inference.answer import BUNDLED_MODEL
 
-ASSETS = Path(cli.__file__).parent / "assets"
+ASSETS = Path(cli.__file__).parents[1] / "assets"
 CLIP = str(ASSETS / "demo.mp4")
 
 
@@ -125,8 +125,10 @@ def _modules_after(code: str) -> set[str]:
 def test_help_and_import_load_nothing_heavy():
     heavy = {"torch", "transformers", "numpy", "av", "PIL"}
     assert not heavy & _modules_after("import videopanda")
-    helped = "import io, contextlib, videopanda.cli\nsys.argv[1:] = ['--help']\n"
-    helped += "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): videopanda.cli.main()"
+    helped = "import io, contextlib, videopanda.cli.app\nsys.argv[1:] = ['--help']\n"
+    helped += (
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): videopanda.cli.app.main()"
+    )
     assert not heavy & _modules_after(helped)
 
 

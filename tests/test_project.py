@@ -12,57 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from videopanda.inference import BUNDLED_MODEL, ask, load
+from house_plan import ARCHITECTURE, ROOMS, with_table
+from videopanda.inference.answer import BUNDLED_MODEL, ask, load
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "videopanda"
 MAX_LINES = 500
-
-# Every room: what it may import from this package, and which packages of others. Modules are matched by their longest
-# prefix; "." stands for the room itself.
-ROOMS: dict[str, tuple[set[str], set[str]]] = {
-    "": ({"_auto"}, set()),
-    "__main__": ({"cli"}, set()),
-    "_auto": ({"models"}, set()),
-    "models": ({"."}, {"torch", "transformers", "numpy", "PIL"}),
-    "video": ({"_video"}, {"av", "numpy", "PIL"}),
-    "_video": ({"."}, {"av", "torchcodec", "numpy", "PIL"}),
-    "contact_sheet": (set(), {"numpy", "PIL"}),
-    "plan": ({".", "models"}, {"torch", "transformers", "psutil", "rich"}),
-    "visual_cache": (set(), {"torch", "safetensors", "numpy"}),
-    "look": ({"models", "video", "plan", "visual_cache"}, {"torch"}),
-    "generation": (set(), {"torch"}),
-    "quantisation": (set(), {"torch"}),
-    "inference": ({"models", "plan", "visual_cache", "look", "generation"}, {"torch"}),
-    "data": ({".", "", "video", "models", "contact_sheet"}, {"torch", "torchdata", "numpy", "PIL", "rich", "yaml"}),
-    "data.scenes.render": ({"."}, {"numpy", "PIL", "av"}),  # encodes clips
-    "weights": ({"."}, {"torch"}),
-    "conversion": ({".", "", "weights", "models"}, {"torch", "transformers", "tokenizers", "rich"}),
-    "training": (
-        {".", "", "data", "models", "weights"},
-        {"torch", "transformers", "accelerate", "tokenizers", "safetensors", "peft", "jinja2", "numpy", "matplotlib"},
-    ),
-    "verification": ({".", "", "models", "weights", "conversion", "inference"}, {"torch", "numpy", "rich"}),
-    "evaluation": (
-        {".", "", "data", "video", "models", "inference", "contact_sheet", "visual_cache", "look"},
-        {"torch", "transformers", "numpy", "rich", "av", "matplotlib", "openai", "pyarrow", "ray"}
-        | {"accelerate", "datasets", "lmms_eval"},  # for the lmms-eval plug-in
-    ),
-    "serving": (
-        {".", "", "data", "video", "models", "plan", "inference"},
-        {"torch", "transformers", "fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client", "numpy", "PIL"},
-    ),
-    "bench": (
-        {".", "", "data", "video", "models", "inference", "generation", "quantisation"}
-        | {"training"},  # peers share the teachers' towers
-        {"torch", "transformers", "numpy", "matplotlib", "rich", "av"},
-    ),
-    "cli": (
-        {".", "models", "video", "inference", "contact_sheet", "conversion", "data", "training", "verification"}
-        | {"evaluation", "serving", "bench", "plan", "visual_cache", "generation", "quantisation"},
-        {"typer", "rich", "transformers", "torch", "numpy"},
-    ),
-}
 
 
 def module_name(path: Path) -> str:
@@ -72,10 +27,7 @@ def module_name(path: Path) -> str:
 
 
 def room_of(module: str) -> str:
-    """The longest entry of ROOMS that the module is in; private video modules share a room, and so do those of cli."""
-    for shared in ("_video", "cli"):
-        if module.startswith(f"{shared}_"):
-            return shared
+    """The longest entry of ROOMS that the module is in."""
     parts = module.split(".")
     names = [".".join(parts[:i]) for i in range(len(parts), 0, -1)]
     return next((name for name in names if name in ROOMS), "" if module == "" else f"unknown room {parts[0]}")
@@ -141,24 +93,23 @@ def test_every_import_follows_the_plan():
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("models.videopanda.modeling_videopanda", "from videopanda.video import read_video"),
+        ("models.videopanda.modeling_videopanda", "from videopanda.video.read import read_video"),
         ("models.videopanda.modeling_videopanda", "from ...data import sample"),
         ("models.videopanda.modeling_videopanda", "import einops"),
-        ("video", "import torch"),
-        ("video", "from videopanda.models.videopanda import VideoPandaConfig"),
-        ("_video_container", "from videopanda.video import read_video"),
-        ("data.collate", "from videopanda.inference import ask"),
+        ("video.read", "import torch"),
+        ("video.read", "from videopanda.models.videopanda import VideoPandaConfig"),
+        ("data.collate", "from videopanda.inference.answer import ask"),
         ("data.collate", "from videopanda.training.run import run_stage"),
         ("data.collate", "import av"),
-        ("data.scenes.render", "import torch"),
-        ("inference", "def f():\n    from videopanda.training import run"),
+        ("data.worlds.scenes.render", "import torch"),
+        ("inference.answer", "def f():\n    from videopanda.training import run"),
         ("training.run", "from videopanda.evaluation.scenes import evaluate"),
-        ("training.run", "from videopanda.inference import load"),
-        ("training.run", "from videopanda.conversion.convert import convert"),
-        ("weights.files", "from videopanda.models.videopanda import VideoPandaConfig"),
-        ("inference", "from videopanda.verification.verify import verify"),
+        ("training.run", "from videopanda.inference.answer import load"),
+        ("checkpoints.tensors", "from videopanda.inference.answer import load"),
+        ("plan.planner", "from videopanda.video import read"),
+        ("inference.answer", "from videopanda.checkpoints.verify import verify"),
         ("evaluation.scenes", "from videopanda.training.run import run_stage"),
-        ("contact_sheet", "from videopanda import video"),
+        ("video.contact_sheet", "from videopanda.data import sample"),
         ("elsewhere", "import numpy"),
     ],
 )
@@ -170,20 +121,25 @@ def test_other_arrows_are_found(module, source):
     ("module", "source"),
     [
         ("models.videopanda.modeling_videopanda", "from .configuration_videopanda import VideoPandaConfig"),
-        ("training.command", "from videopanda.training import assemble, nano"),
-        ("data.scenes.dataset", "from videopanda.data.scenes.render import Renderer"),
-        ("data.scenes.make", "from videopanda import __version__\nimport json"),
-        ("_video_torchcodec", "from videopanda._video_source import Place"),
+        ("training.command", "from videopanda.training import build, nano"),
+        ("data.worlds.scenes.dataset", "from videopanda.data.worlds.scenes.render import Renderer"),
+        ("data.worlds.scenes.make", "from videopanda import __version__\nimport json"),
+        ("video.torchcodec", "from videopanda.video.source import Place"),
     ],
 )
 def test_arrows_of_the_plan_pass(module, source):
     assert forbidden(source, module) == []
 
 
+def test_the_architecture_page_prints_this_rule():
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    assert text == with_table(text), "run python tests/house_plan.py"
+
+
 def test_the_command_line_imports_heavy_things_inside_its_verbs():
-    files = sorted(SRC.glob("cli*.py"))
-    assert SRC / "cli.py" in files
-    verbs = {f"videopanda.{file.stem}" for file in files}
+    files = sorted((SRC / "cli").glob("*.py"))
+    assert SRC / "cli" / "app.py" in files
+    verbs = {f"videopanda.cli.{file.stem}" for file in files}
     for file in files:
         top = [node for node in trees()[file].body if isinstance(node, ast.Import | ast.ImportFrom)]
         names = imports(ast.Module(body=top, type_ignores=[]), "cli", False)
@@ -203,7 +159,7 @@ def test_importing_the_package_loads_no_torch():
 def test_no_file_is_longer_than_500_lines():
     files = [path for folder in ("src", "tests") for path in (ROOT / folder).rglob("*.py")]
     lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
-    assert lengths["src/videopanda/cli.py"] > 100
+    assert lengths["src/videopanda/cli/app.py"] > 100
     assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
 
 

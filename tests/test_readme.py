@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import typer
 
-from videopanda import cli
+from videopanda.cli import app as cli
 
 UsageError = typer.BadParameter.__mro__[1]  # click's, or that of the copy of click in newer typers
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-DEMO = Path(cli.__file__).parent / "assets" / "demo.mp4"
+DEMO = Path(cli.__file__).parents[1] / "assets" / "demo.mp4"
 
 
 def blocks(text: str, language: str) -> list[str]:

@@ -18,8 +18,8 @@ _HOME = {
     "VideoPandaConfig": "videopanda.models.videopanda",
     "VideoPandaForConditionalGeneration": "videopanda.models.videopanda",
     "VideoPandaProcessor": "videopanda.models.videopanda",
-    "answer": "videopanda.inference",
-    "read_video": "videopanda.video",
+    "answer": "videopanda.inference.answer",
+    "read_video": "videopanda.video.read",
 }
 
 

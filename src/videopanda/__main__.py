@@ -1,5 +1,5 @@
 """`python -m videopanda` is the command `videopanda`."""
 
-from videopanda.cli import main
+from videopanda.cli.app import main
 
 main()

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from golden_checks.stab import read_pixels
-from videopanda import cli
 from videopanda.bench.efficiency import CONTENDERS, PAPER, count, measure
 from videopanda.bench.official import OfficialVision
 from videopanda.bench.report import draw, table
 from videopanda.bench.timing import interval
+from videopanda.cli import app as cli
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

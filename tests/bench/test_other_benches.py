@@ -5,10 +5,10 @@ import json
 import av
 import pytest
 
-from videopanda import cli
 from videopanda.bench import decoding, generating, stepping
 from videopanda.bench.report import rows_table
-from videopanda.inference import BUNDLED_MODEL
+from videopanda.cli import app as cli
+from videopanda.inference.answer import BUNDLED_MODEL
 
 
 def check(report, ratio):

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from tiny import clip, tiny_model, tiny_processor, tiny_stab, tiny_tokenizer
 from videopanda.data.collate import IGNORE, Collator, render
 from videopanda.data.sample import Sample
-from videopanda.data.scenes.dataset import ScenesDataset, draw
-from videopanda.data.scenes.questions import place
-from videopanda.data.scenes.world import COLOURS, SHAPES, SIZES, Background, Scene, Thing
+from videopanda.data.worlds.scenes.dataset import ScenesDataset, draw
+from videopanda.data.worlds.scenes.questions import place
+from videopanda.data.worlds.scenes.world import COLOURS, SHAPES, SIZES, Background, Scene, Thing
 from videopanda.models.videopanda import VideoPandaProcessor
 from videopanda.training.nano import CHAT_TEMPLATE, make_tokenizer
 

@@ -11,7 +11,7 @@ from media import read_numbers, write_video
 from videopanda.data import order
 from videopanda.data.conversations import ConversationDataset
 from videopanda.data.doctor import check
-from videopanda.video import VideoReadError
+from videopanda.video.read import VideoReadError
 
 
 def row(name: str | int, clip: str | None = "a.mp4", answer: str = "A cat.", **more) -> dict:

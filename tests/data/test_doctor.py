@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from media import write_video
-from videopanda.cli import app
+from videopanda.cli.app import app
 from videopanda.data.doctor import check, clip_names, tables
 from videopanda.data.manifest import BadRow, Clip, append, read_manifest
 from videopanda.data.probe import Job, probe, probe_all

@@ -9,9 +9,9 @@ import pytest
 
 from command import run
 from media import write_video
+from videopanda.data.class_folders import SEEN, UNSEEN, alter, write_labelled
 from videopanda.data.conversations import ConversationDataset
-from videopanda.data.labelled import SEEN, UNSEEN, alter, write_labelled
-from videopanda.video import read_video
+from videopanda.video.read import read_video
 
 
 def sorted_clips(folder: Path, **classes: int) -> Path:

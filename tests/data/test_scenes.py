@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from videopanda.contact_sheet import Row, contact_sheet
-from videopanda.data.scenes.dataset import draw
-from videopanda.data.scenes.make import MAX_PER_FAMILY, clip_questions, ensure_clip, make
-from videopanda.data.scenes.questions import FAMILIES, make_questions
-from videopanda.data.scenes.render import Renderer
-from videopanda.data.scenes.world import Difficulty, make_scene
-from videopanda.video import read_video
+from videopanda.data.worlds.scenes.dataset import draw
+from videopanda.data.worlds.scenes.make import MAX_PER_FAMILY, clip_questions, ensure_clip, make
+from videopanda.data.worlds.scenes.questions import FAMILIES, make_questions
+from videopanda.data.worlds.scenes.render import Renderer
+from videopanda.data.worlds.scenes.world import Difficulty, make_scene
+from videopanda.video.contact_sheet import Row, contact_sheet
+from videopanda.video.read import read_video
 
 ASSETS = Path(__file__).parents[2] / "src" / "videopanda" / "assets"
 

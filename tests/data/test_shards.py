@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from media import paint_number, read_numbers, write_video
-from videopanda.cli import app
+from videopanda.cli.app import app
 from videopanda.data.conversations import ConversationDataset
+from videopanda.data.loader import BatchStream, Loader, make_loader, note_of, plan_batches
 from videopanda.data.shards import ShardDataset, write_shards
-from videopanda.data.stream import BatchStream, Loader, make_loader, note_of, plan_batches
-from videopanda.video import VideoReadError
+from videopanda.video.read import VideoReadError
 
 
 def row(name: str, clip: str | None, **more) -> dict:

@@ -9,7 +9,7 @@ from judge_server import StandIn
 
 from command import run
 from media import write_video
-from videopanda.data.scenes.make import make
+from videopanda.data.worlds.scenes.make import make
 from videopanda.evaluation.benchmarks.table import load
 
 JUDGED = {"video-chatgpt"}  # descriptions only: nothing to score without a judge

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 
 from videopanda.evaluation.benchmarks.options import LETTERS
 from videopanda.evaluation.scoring.extract import choice, interval, yes_no
-from videopanda.evaluation.scoring.normalise import ARTICLES, normalise, singular, tokens
+from videopanda.evaluation.scoring.normalize import ARTICLES, normalize, singular, tokens
 
 WORDS = st.sampled_from(["red", "blue", "cup", "dog", "runs", "seven", "21", "left", "boxes", "person", "hill"])
 OPTIONS = st.lists(st.lists(WORDS, min_size=1, max_size=3, unique=True).map(" ".join), min_size=2, max_size=6).filter(
-    lambda options: len({normalise(option) for option in options}) == len(options)
+    lambda options: len({normalize(option) for option in options}) == len(options)
 )
 
 
@@ -19,26 +19,26 @@ OPTIONS = st.lists(st.lists(WORDS, min_size=1, max_size=3, unique=True).map(" ".
 @example("ǅ İ ſ ﬀ ½ ٣ 2️⃣")
 @example("two hundred and and five")
 def test_normalising_twice_changes_nothing(text):
-    assert normalise(normalise(text)) == normalise(text)
+    assert normalize(normalize(text)) == normalize(text)
 
 
 @given(st.text())
 def test_case_space_and_final_stop_do_not_count(text):
-    once = normalise(text)
-    assert normalise(f"  {text} . ") == once
+    once = normalize(text)
+    assert normalize(f"  {text} . ") == once
     assert not ARTICLES & set(once.split()) or once == ""
 
 
 @given(st.lists(WORDS, min_size=1, max_size=5), st.sampled_from(sorted(ARTICLES)))
 def test_articles_do_not_count(words, article):
-    assert normalise(" ".join([article, *words])) == normalise(" ".join(words))
+    assert normalize(" ".join([article, *words])) == normalize(" ".join(words))
 
 
 @given(st.integers(0, 999_999))
 def test_spelled_numbers_are_numbers(number):
-    assert normalise(spell(number)) == str(number)
-    assert normalise(f"{number:,}") == str(number)
-    assert normalise(f"{number}.0") == str(number)
+    assert normalize(spell(number)) == str(number)
+    assert normalize(f"{number:,}") == str(number)
+    assert normalize(f"{number}.0") == str(number)
 
 
 def spell(number: int) -> str:
@@ -74,7 +74,7 @@ def spell(number: int) -> str:
     ],
 )
 def test_normal_forms(text, expected):
-    assert normalise(text) == expected
+    assert normalize(text) == expected
 
 
 @given(st.text(alphabet="aeimnorstuxy", min_size=1, max_size=8))

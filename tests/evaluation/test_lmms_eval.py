@@ -11,7 +11,7 @@ from benchmark_files import question, write_json
 import videopanda
 from media import write_video
 from tiny import tiny_model, tiny_processor
-from videopanda.evaluation.predicting.predict import Job, predict
+from videopanda.evaluation.predict import Job, predict
 from videopanda.evaluation.scoring.score import score_file
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed here: make test-lmms-eval")

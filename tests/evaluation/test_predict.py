@@ -19,11 +19,11 @@ from command import run
 from media import read_number, write_video
 from videopanda.evaluation.benchmarks.item import Item
 from videopanda.evaluation.benchmarks.videos import Videos
-from videopanda.evaluation.predicting.conditions import CONDITIONS, asked, show
-from videopanda.evaluation.predicting.predict import Job, finish, predict
-from videopanda.evaluation.predicting.prompts import Prompts, read_prompts
+from videopanda.evaluation.conditions import CONDITIONS, asked, show
+from videopanda.evaluation.predict import Job, finish, predict
 from videopanda.evaluation.predictions import only_writer, read_predictions
-from videopanda.inference import ask, load, question_messages
+from videopanda.evaluation.prompts import Prompts, read_prompts
+from videopanda.inference.answer import ask, load, question_messages
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,7 @@ def test_killed_twenty_times_the_file_is_the_same(job, whole, tmp_path):
     out = tmp_path / "p.jsonl"
     rng = random.Random(0)
     context = multiprocessing.get_context("forkserver")  # fresh interpreters would spend their lives importing
-    context.set_forkserver_preload(["videopanda.evaluation.predicting.predict"])
+    context.set_forkserver_preload(["videopanda.evaluation.predict"])
     for number in range(20):
         if out.exists() and rng.random() < 0.3:  # what a crash of the machine leaves: any part of the file
             out.write_bytes(out.read_bytes()[: rng.randrange(len(whole))])

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from tiny import tiny_model, tiny_processor
-from videopanda.data.scenes.dataset import Clip
-from videopanda.data.scenes.make import MAX_PER_FAMILY, QUESTIONS_PER_CLIP, clip_questions
-from videopanda.data.scenes.questions import FAMILIES
+from videopanda.data.worlds.scenes.dataset import Clip
+from videopanda.data.worlds.scenes.make import MAX_PER_FAMILY, QUESTIONS_PER_CLIP, clip_questions
+from videopanda.data.worlds.scenes.questions import FAMILIES
 from videopanda.evaluation.scenes import (
     BASELINES,
     evaluate,
     most_frequent_answers,
-    normalise,
+    normalize,
     one_frame_order,
     plan,
     quotas,
@@ -27,7 +27,7 @@ from videopanda.evaluation.scenes import (
     wilson,
     with_next,
 )
-from videopanda.inference import ask, load
+from videopanda.inference.answer import ask, load
 
 
 # -- scoring -----------------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ from videopanda.inference import ask, load
     ],
 )
 def test_normalise(text, expected):
-    assert normalise(text) == expected
+    assert normalize(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_every_question_has_a_row_per_condition(run):
         unseen = lost and row["condition"] in ("full", "one_frame", "shuffled")
         assert (row["prediction"] is None) == unseen
         assert len(row["frame_times"]) == (0 if unseen or row["condition"] == "blind" else 8)
-        assert row["correct"] == (not unseen and normalise(row["prediction"]) == normalise(row["answer"]))
+        assert row["correct"] == (not unseen and normalize(row["prediction"]) == normalize(row["answer"]))
 
 
 def test_a_batched_answer_is_the_answer_to_the_question_alone(run):

@@ -11,12 +11,12 @@ import torch
 
 from golden_checks.findings import Findings
 from golden_checks.stab import Weights
-from videopanda.conversion.settings import read_tokenizer
+from videopanda.checkpoints.settings import read_tokenizer
 from videopanda.data.collate import IGNORE, flipped, render
 from videopanda.models.videopanda import VideoPandaVideoProcessor
 from videopanda.models.videopanda.prompts_videopanda import TRAINING_SYSTEM_PROMPT, VICUNA_CHAT_TEMPLATE, place_marker
 from videopanda.training.distill import teacher_video_processor
-from videopanda.video import released_frame_indices
+from videopanda.video.read import released_frame_indices
 
 PIXEL = 1e-6
 PLACEHOLDER = -200  # of the official code

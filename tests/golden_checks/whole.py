@@ -12,6 +12,7 @@ from golden_checks.data import PLACEHOLDER, question_prompt, training_prompt
 from golden_checks.findings import Findings
 from golden_checks.stab import Weights, placement_of_mask, read_pixels, to_cells
 from videopanda.data.collate import IGNORE
+from videopanda.encoders.languagebind import LanguageBindTower, tower_weights
 from videopanda.models.videopanda import VideoPandaConfig, VideoPandaForConditionalGeneration, VideoPandaStabConfig
 from videopanda.models.videopanda.convert_videopanda import fate_of
 from videopanda.training.distill import (
@@ -22,7 +23,6 @@ from videopanda.training.distill import (
     every_fourth_layer,
     hidden_states,
 )
-from videopanda.training.teachers.languagebind import LanguageBindTower, tower_weights
 
 TOKENS = 1e-4  # measured worst: 3.9e-6, of the teacher too
 LOGITS = 1e-3  # 1.5e-5

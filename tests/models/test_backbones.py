@@ -27,9 +27,9 @@ from transformers import (
 import videopanda  # noqa: F401 - makes the Auto classes know our classes
 from chat_templates import BARS, CHATML, INST
 from tiny import clip, randomize, realign, tiny_model, tiny_processor, tiny_stab
+from videopanda.checkpoints.verify import verify
 from videopanda.models.videopanda.prompts_videopanda import VICUNA_CHAT_TEMPLATE
-from videopanda.training.assemble import make_checkpoint, put_stab_in_front
-from videopanda.verification.verify import verify
+from videopanda.training.build import make_checkpoint, put_stab_in_front
 
 CHATML_TEXT = "<|im_start|>user\n<video>\nWhat moves?<|im_end|>\n<|im_start|>assistant\n"
 INST_TEXT = "<s>[INST] <video>\nWhat moves? [/INST]"

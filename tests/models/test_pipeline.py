@@ -7,7 +7,7 @@ from transformers import pipeline
 import videopanda
 from media import write_video
 from tiny import clip, tiny_model, tiny_processor
-from videopanda.inference import ask
+from videopanda.inference.answer import ask
 
 
 @pytest.fixture(scope="module")

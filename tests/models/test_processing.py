@@ -19,7 +19,7 @@ from videopanda.models.videopanda import (
     placement_for_size,
     visual_token_count,
 )
-from videopanda.video import released_frame_indices
+from videopanda.video.read import released_frame_indices
 
 
 def test_known_counts():

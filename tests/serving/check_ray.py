@@ -17,8 +17,8 @@ import pytest
 from live import PATIENCE, free_port
 from test_api import ASKED, DEMO, ask, data_url, video
 
-from videopanda.inference import ask as library
-from videopanda.inference import load
+from videopanda.inference.answer import ask as library
+from videopanda.inference.answer import load
 
 pytestmark = pytest.mark.timeout(900)
 SCRIPT = Path(__file__).parents[2] / "runs" / "ray_serve.py"

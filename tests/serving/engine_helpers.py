@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 
-from videopanda.serving.engine import Engine, Failed, Finished, Job, Piece, Question
+from videopanda.inference.engine import Engine, Failed, Finished, Job, Piece, Question
 
 PATIENCE = 120  # seconds; the machine may be busy
 

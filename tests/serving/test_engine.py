@@ -8,12 +8,12 @@ import torch
 from engine_helpers import Asked
 
 from tiny import TEXT, clip, tiny_model, tiny_processor
-from videopanda.data.scenes.dataset import Clip
-from videopanda.inference import ask, encode, question_messages, reply
-from videopanda.serving.clips import Visual, VisualCache
-from videopanda.serving.engine import Engine, Failed, Limits, Piece, Question
+from videopanda.data.worlds.scenes.dataset import Clip
+from videopanda.inference.answer import ask, encode, question_messages, reply
+from videopanda.inference.clip_cache import Visual, VisualCache
+from videopanda.inference.engine import Engine, Failed, Limits, Piece, Question
+from videopanda.inference.sampling import Sampling, TextStream
 from videopanda.serving.errors import BusyError, StoppedError, UnfitError
-from videopanda.serving.text import Sampling, TextStream
 
 QUESTIONS = ["What colour is the circle?", "How many?", "Which way does the red circle move after it was green?"]
 
@@ -82,8 +82,8 @@ def test_a_reply_ends_where_the_library_ends_it(loaded):
 
 
 def test_the_bundled_model_answers_as_the_command_does():
-    from videopanda.inference import BUNDLED_MODEL, load
-    from videopanda.video import read_video
+    from videopanda.inference.answer import BUNDLED_MODEL, load
+    from videopanda.video.read import read_video
 
     model, processor = load(None, device="cpu")
     path = BUNDLED_MODEL.parent / "demo.mp4"
@@ -268,7 +268,7 @@ def test_a_clip_that_does_not_fit_is_refused_before_it_is_encoded(engine, loaded
     long = visual(number=200)
     with pytest.raises(UnfitError, match=r"at most [0-9]+ frames fit"):
         Asked(engine, question(processor, "What?", long)).end()
-    monkeypatch.setattr("videopanda.serving.engine.budget", lambda model: 1 << 20)
+    monkeypatch.setattr("videopanda.inference.engine.budget", lambda model: 1 << 20)
     with pytest.raises(UnfitError, match="of memory"):
         Asked(engine, question(processor, "What?", visual())).end()
     assert long.encoded is None

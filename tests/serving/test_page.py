@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_api import ASKED, DEMO
 
-from videopanda.data.scenes.make import ensure_clip
+from videopanda.data.worlds.scenes.make import ensure_clip
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'videopanda[dev]'")
 pytestmark = pytest.mark.timeout(600)  # a server has to start
@@ -70,7 +70,7 @@ def page(browser, server):
 
 @pytest.fixture(scope="module")
 def wanted():
-    from videopanda.inference import Chat, load
+    from videopanda.inference.answer import Chat, load
 
     chat = Chat(*load(None, device="cpu"), DEMO)
     return [chat.ask(question).answer for question in ASKED[:2]]
@@ -78,7 +78,7 @@ def wanted():
 
 def test_upload_ask_and_ask_again(page, tmp_path):
     """The second question starts behind the clip: the server says how many tokens it knew already."""
-    from videopanda.inference import Chat, load
+    from videopanda.inference.answer import Chat, load
 
     clip = ensure_clip(tmp_path, 3, "test", 1)  # one that no other test has shown to the server
     chat = Chat(*load(None, device="cpu"), clip)

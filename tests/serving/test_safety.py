@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 
 from media import read_numbers, write_video
+from videopanda.serving.decoder_pool import ReaderPool, Reading
 from videopanda.serving.errors import ForbiddenError, NotFoundError, StoppedError, TooLargeError, UnfitError
 from videopanda.serving.fetch import Remote, fetch, is_public
-from videopanda.serving.files import FileLimits, FileStore
-from videopanda.serving.reading import ReaderPool, Reading
 from videopanda.serving.sniff import sniff
-from videopanda.video import VideoLimits, VideoReadError, read_video
+from videopanda.serving.uploads import FileLimits, FileStore
+from videopanda.video.read import VideoLimits, VideoReadError, read_video
 
 LIMITS = VideoLimits(source_frames=200, pixels=100_000, frames=16)
 
@@ -36,7 +36,7 @@ def test_limits_hold_before_anything_is_decoded(path, tmp_path, monkeypatch):
     assert len(read_video(path, num_frames=16, limits=LIMITS)) == 16
     long = write_video(tmp_path / "long.mp4", range(201))
     wide = write_video(tmp_path / "wide.mp4", range(3), size=(640, 480))
-    monkeypatch.setattr("videopanda._video_source.decode_container", None)
+    monkeypatch.setattr("videopanda.video.source.decode_container", None)
     with pytest.raises(VideoReadError, match="more than the 200 frames"):
         read_video(long, num_frames=1, limits=LIMITS)
     with pytest.raises(VideoReadError, match="640x480 are larger"):

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny import clip, tiny_model, tiny_processor
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration
 from videopanda.training.adapter import ADAPTER, add_adapter, load_quantised
-from videopanda.training.assemble import load
-from videopanda.training.parts import set_stage
+from videopanda.training.build import load
+from videopanda.training.freezing import set_stage
 from videopanda.training.run import run_stage
 from videopanda.training.stages import OWN, StageConfig
 

@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from tiny import tiny_model
 from videopanda.data.sample import Sample
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration, VideoPandaProcessor
-from videopanda.training.assemble import load
+from videopanda.training.build import load
+from videopanda.training.callbacks import RunStoppedError
 from videopanda.training.run import part_processes
-from videopanda.training.watch import RunStoppedError
 
 # What only this strategy writes: accelerate falls back to DDP without a word.
 WRITES = {

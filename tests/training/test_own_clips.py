@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from command import run
-from videopanda.data.labelled import SEEN, UNSEEN
-from videopanda.data.scenes.render import write_frames
-from videopanda.inference import BUNDLED_MODEL
+from videopanda.data.class_folders import SEEN, UNSEEN
+from videopanda.data.worlds.scenes.render import write_frames
+from videopanda.inference.answer import BUNDLED_MODEL
 
 SIGNS = Path(__file__).parents[3] / "shared" / "media" / "labelled" / "isl_words"
 

@@ -13,8 +13,8 @@ import torch
 from clips import Clips, metrics, run_clips
 from safetensors.torch import load_file
 
+from videopanda.training.callbacks import RunStoppedError, StallWatch
 from videopanda.training.loop import MetricsFile, complete_checkpoints
-from videopanda.training.watch import RunStoppedError, StallWatch
 
 STEPS = 12
 
@@ -108,7 +108,7 @@ def test_a_rank_that_stalls_is_named_with_its_file(tmp_path, caplog):
         while not named.exists() and time.monotonic() < given_up:
             time.sleep(0.05)
 
-    listener, logger = Listener(), logging.getLogger("videopanda.training.watch")
+    listener, logger = Listener(), logging.getLogger("videopanda.training.callbacks")
     logger.addHandler(listener)
     try:
         run(tmp_path / "run", workers=1, stall_seconds=1.0, dataset=Disturbed(7, stuck))

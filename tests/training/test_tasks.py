@@ -7,7 +7,7 @@ import torch
 
 from tiny import tiny_model, tiny_processor, tiny_stab
 from videopanda.data.collate import Collator
-from videopanda.data.scenes.dataset import ScenesDataset
+from videopanda.data.worlds.scenes.dataset import ScenesDataset
 from videopanda.training.tasks import VideoLanguage
 
 STAB = {"mask_padding": True, "dropout": 0.0}

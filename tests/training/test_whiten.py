@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from videopanda.data.collate import Collator
-from videopanda.data.scenes.dataset import ScenesDataset
+from videopanda.data.worlds.scenes.dataset import ScenesDataset
 from videopanda.models.videopanda import VideoPandaProcessor, VideoPandaVideoProcessor
 from videopanda.training import nano
 from videopanda.training.whiten import whiten_patch_embedding

@@ -9,7 +9,7 @@ import av
 import numpy as np
 
 from videopanda.bench.timing import in_turns, interval, machine, ratios, seconds
-from videopanda.video import Decoder, VideoReadError, read_video
+from videopanda.video.read import Decoder, VideoReadError, read_video
 
 FRAMES, FPS, SIDE = 8, 24, (640, 360)
 KEYFRAME_SECONDS = 4  # between keyframes, about what video platforms write

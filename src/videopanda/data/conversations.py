@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from videopanda.data import manifest as manifests
-from videopanda.data import order
+from videopanda.data import shuffling
 from videopanda.data.formats.record import Medium, Record, RowError
 from videopanda.data.formats.sources import Source, open_sources
 from videopanda.data.sample import Sample
-from videopanda.video import Video, read_video
+from videopanda.video.read import Video, read_video
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +62,11 @@ class ConversationDataset:
         listed = manifests.bad_rows(manifest, self.sources) if manifest else None
         rows = _Rows(self.sources, listed)
         rows.report(str(path), max_bad_share)
-        ids, before = order.told_apart(np.array(rows.ids, np.uint64))
+        ids, before = shuffling.told_apart(np.array(rows.ids, np.uint64))
         self._places = np.array([rows.source, rows.number, rows.start, rows.stop, before], np.int64).T  # (R, 5)
         self._lengths = np.array(rows.lengths, np.int64)
         keys = np.array(rows.clips, np.uint64) if group_by_clip else ids
-        kept = np.flatnonzero(order.subset(keys, seed, share))
+        kept = np.flatnonzero(shuffling.subset(keys, seed, share))
         by_key = kept[np.argsort(keys[kept], kind="stable")]
         self._keys, first = np.unique(keys[by_key], return_index=True)  # (N,) one key per sample
         self._rows, self._bounds = by_key, np.append(first, len(by_key))  # rows of sample i: bounds[i] to bounds[i + 1]
@@ -74,7 +74,7 @@ class ConversationDataset:
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of another epoch."""
-        self._order = order.shuffled(self._keys, self.seed, epoch)
+        self._order = shuffling.shuffled(self._keys, self.seed, epoch)
 
     @property
     def fingerprint(self) -> str:
@@ -129,8 +129,8 @@ def read_clip(source: Source, medium: Medium, num_frames: int) -> Video:
 def clip_key(record: Record, source: Source) -> int:
     """64 bits that tell which part of which clips a record is about; without clips, which record it is."""
     if not record.media:
-        return order.key_of(str(source.root), record.source, record.id, str(record.turns))
-    return order.key_of(str(source.root), record.system, *map(str, record.media))
+        return shuffling.key_of(str(source.root), record.source, record.id, str(record.turns))
+    return shuffling.key_of(str(source.root), record.system, *map(str, record.media))
 
 
 def length_of(record: Record) -> int:
@@ -166,7 +166,7 @@ class _Rows:
                     (self.number, row.number),
                     (self.start, row.start),
                     (self.stop, row.stop),
-                    (self.ids, order.key_of(record.source, record.id)),
+                    (self.ids, shuffling.key_of(record.source, record.id)),
                     (self.clips, clip_key(record, source)),
                     (self.lengths, length_of(record)),
                 ):

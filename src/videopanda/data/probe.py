@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from videopanda.data.manifest import Clip, file_sha256
-from videopanda.video import VideoReadError, read_video
+from videopanda.video.read import VideoReadError, read_video
 
 NUM_FRAMES = 8  # looked at, in the middle of equal parts of the clip: those that training looks at by default
 TIMEOUT = 120.0  # seconds per clip

@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from videopanda.data import order
+from videopanda.data import shuffling
 from videopanda.data.conversations import ConversationDataset, length_of
 from videopanda.data.formats.record import Medium
 from videopanda.data.manifest import file_sha256
 from videopanda.data.sample import Sample
-from videopanda.video import Video, VideoReadError, read_video
+from videopanda.video.read import Video, VideoReadError, read_video
 
 _TABLE = "shards.json"
 
@@ -127,8 +127,8 @@ class ShardDataset:
     ):
         self.folder, self.num_frames, self.seed = Path(folder), num_frames, seed
         units = list(_units(self.folder, group_by_clip))
-        keys, _ = order.told_apart(np.array([unit[0] for unit in units], np.uint64))
-        kept = np.flatnonzero(order.subset(keys, seed, share))
+        keys, _ = shuffling.told_apart(np.array([unit[0] for unit in units], np.uint64))
+        kept = np.flatnonzero(shuffling.subset(keys, seed, share))
         self._keys = keys[kept]
         # Each row: shard, start, stop, number of the conversation or -1, length.
         self._places = np.array([unit[1:] for unit in units], np.int64).reshape(-1, 5)[kept]
@@ -136,8 +136,8 @@ class ShardDataset:
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of another epoch."""
-        within = order.spread(self._keys, self.seed, epoch)
-        shards = order.spread(self._places[:, 0].astype(np.uint64), self.seed, epoch)
+        within = shuffling.spread(self._keys, self.seed, epoch)
+        shards = shuffling.spread(self._places[:, 0].astype(np.uint64), self.seed, epoch)
         self._order = np.lexsort((within, shards))
 
     def content(self) -> str:
@@ -208,5 +208,5 @@ def _units(folder: Path, group_by_clip: bool) -> Iterator[tuple[int, int, int, i
                 if group_by_clip:
                     names, lengths = names[:1], [sum(lengths)]
                 for k, (name, length) in enumerate(zip(names, lengths)):
-                    key = order.key_of(values["source"], name)
+                    key = shuffling.key_of(values["source"], name)
                     yield key, shard, values["start"], values["stop"], -1 if group_by_clip else k, length

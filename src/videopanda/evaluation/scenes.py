@@ -35,11 +35,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from videopanda import __version__
-from videopanda.data.scenes.dataset import Clip
-from videopanda.data.scenes.make import QUESTIONS_PER_CLIP, clip_name, clip_questions, write_and_read
-from videopanda.data.scenes.questions import FAMILIES, Question
-from videopanda.inference import EncodedClip, Message, encode, question_messages, reply
-from videopanda.video import Video
+from videopanda.data.worlds.scenes.dataset import Clip
+from videopanda.data.worlds.scenes.make import QUESTIONS_PER_CLIP, clip_name, clip_questions, write_and_read
+from videopanda.data.worlds.scenes.questions import FAMILIES, Question
+from videopanda.inference.answer import EncodedClip, Message, encode, question_messages, reply
+from videopanda.video.read import Video
 
 BASELINES = ("blind", "one_frame", "shuffled", "wrong_video")
 SPLIT = "test"

@@ -20,16 +20,16 @@ from PIL import Image
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from videopanda.serving.door import Door, DoorRules, error_body
-from videopanda.serving.engine import Engine, Failed, Finished, Piece, Question, Record
+from videopanda.inference.engine import Engine, Failed, Finished, Piece, Question, Record
+from videopanda.inference.sampling import Sampling
+from videopanda.serving.decoder_pool import ReaderPool, Reading
 from videopanda.serving.errors import NotFoundError, ServeError
 from videopanda.serving.fetch import Remote
-from videopanda.serving.files import FileLimits, FileStore, StoredFile
+from videopanda.serving.media import VisualReader
 from videopanda.serving.metrics import Metrics
+from videopanda.serving.middleware import Door, DoorRules, error_body
 from videopanda.serving.protocol import ChatRequest, FrameChoice
-from videopanda.serving.reading import ReaderPool, Reading
-from videopanda.serving.text import Sampling
-from videopanda.serving.visuals import VisualReader
+from videopanda.serving.uploads import FileLimits, FileStore, StoredFile
 
 _PAGE = Path(__file__).parent / "page"
 _EXAMPLES = Path(__file__).parents[1] / "assets"

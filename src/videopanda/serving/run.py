@@ -7,9 +7,9 @@ from pathlib import Path
 
 import uvicorn
 
-from videopanda.inference import BUNDLED_MODEL, load
+from videopanda.inference.answer import BUNDLED_MODEL, load
+from videopanda.inference.engine import Engine, Limits
 from videopanda.serving.api import Settings, create_app
-from videopanda.serving.engine import Engine, Limits
 
 DRAIN_SECONDS = 30
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration
-from videopanda.training.assemble import load
+from videopanda.training.build import load
 from videopanda.training.stages import StageConfig
 
 ADAPTER = "adapter"  # sub-folder of the output

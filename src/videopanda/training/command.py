@@ -10,8 +10,10 @@ from transformers import set_seed
 
 from videopanda.data.collate import Collator
 from videopanda.data.conversations import ConversationDataset
-from videopanda.data.scenes.dataset import ScenesDataset
 from videopanda.data.shards import ShardDataset
+from videopanda.data.worlds.scenes.dataset import ScenesDataset
+from videopanda.encoders.features import FeatureFolder, write_features
+from videopanda.encoders.open import Teacher, open_teacher
 from videopanda.models.videopanda import VideoPandaProcessor, VideoPandaStabConfig
 from videopanda.training.adapter import add_adapter, load_quantised
 from videopanda.training.distill import (
@@ -26,8 +28,6 @@ from videopanda.training.module import HEAD_FILE
 from videopanda.training.run import arguments, make_collator, run_stage
 from videopanda.training.stages import StageConfig, make_config
 from videopanda.training.tasks import Task, VideoLanguage
-from videopanda.training.teachers.features import FeatureFolder, write_features
-from videopanda.training.teachers.open import Teacher, open_teacher
 from videopanda.training.whiten import whiten_patch_embedding
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def make_features(stage: str, config: str, set_: list[str], model: Path, out: Pa
 
 
 def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[Any, Any]:
-    from videopanda.training import assemble, nano
+    from videopanda.training import build, nano
 
     if settings.stage == "language":
         if folder is not None:
@@ -90,10 +90,10 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
         return nano.make_language_model(tokenizer, settings.seed), tokenizer
     if folder is None:
         raise ValueError(f"stage {settings.stage} starts from a model: pass --model DIR")
-    if assemble.is_video_panda(folder):
+    if build.is_video_panda(folder):
         if settings.quantize == "nf4":
             return load_quantised(folder), VideoPandaProcessor.from_pretrained(folder)
-        return assemble.load(folder)
+        return build.load(folder)
     if settings.lora_rank:
         raise ValueError(f"LoRA needs a Video-Panda that was trained, and {folder} is a bare language model")
     logger.info("putting a fresh STAB in front of %s", folder)
@@ -101,7 +101,7 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
         stab, initializer_range = nano.STAB, nano.INITIALIZER_RANGE
     else:
         stab, initializer_range = getattr(VideoPandaStabConfig, settings.stab)(), 0.02
-    model, processor = assemble.put_stab_in_front(folder, stab, initializer_range, settings.seed)
+    model, processor = build.put_stab_in_front(folder, stab, initializer_range, settings.seed)
     if settings.whiten_patches and dataset is not None:
         clips = [dataset[i] for i in range(min(64, len(dataset)))]
         pixel_values = Collator(processor, settings.max_length, text=False)(clips)["pixel_values_videos"]

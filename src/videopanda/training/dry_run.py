@@ -24,9 +24,9 @@ from videopanda.models.videopanda import (
     VideoPandaProcessor,
     VideoPandaStabConfig,
 )
-from videopanda.training import assemble, nano
+from videopanda.training import build, nano
 from videopanda.training.command import make_dataset
-from videopanda.training.parts import set_stage
+from videopanda.training.freezing import set_stage
 from videopanda.training.run import part_processes, run_stage
 from videopanda.training.stages import StageConfig, make_config
 
@@ -147,7 +147,7 @@ def _small(settings: StageConfig, folder: Path | None, out: Path) -> tuple[Any, 
     AutoModelForCausalLM.from_config(type(config)(**_shrunk(config))).save_pretrained(small)
     AutoTokenizer.from_pretrained(folder).save_pretrained(small)
     stab = VideoPandaStabConfig(**{**_stab(settings).to_dict(), "hidden_size": _WIDTH})
-    return assemble.put_stab_in_front(small, stab, 0.02, settings.seed)
+    return build.put_stab_in_front(small, stab, 0.02, settings.seed)
 
 
 def _shrunk(text: Any) -> dict[str, Any]:

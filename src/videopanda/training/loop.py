@@ -12,9 +12,9 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from transformers import Trainer, TrainerCallback
 
 from videopanda.data.collate import Collator
-from videopanda.data.stream import Batch, BatchStream, Loader, Ordered, make_loader
+from videopanda.data.loader import Batch, BatchStream, Loader, Ordered, make_loader
+from videopanda.training.freezing import parameter_groups
 from videopanda.training.module import TaskModule
-from videopanda.training.parts import parameter_groups
 from videopanda.training.stages import StageConfig
 
 _COMPLETE = "complete"  # this file says that all of a checkpoint is there

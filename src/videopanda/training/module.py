@@ -9,9 +9,9 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from videopanda.data.order import key_of
+from videopanda.checkpoints.tensors import CheckpointError, find_tensors
+from videopanda.data.shuffling import key_of
 from videopanda.training.tasks import Task
-from videopanda.weights.files import CheckpointError, find_tensors
 
 HEAD_FILE = "distillation_head.safetensors"  # as `videopanda convert` writes it
 _ADAPTER_FILE = "adapter_model.safetensors"

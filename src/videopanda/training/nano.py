@@ -10,9 +10,9 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
 
-from videopanda.data.scenes.dataset import frame_log
-from videopanda.data.scenes.questions import make_captions, make_questions
-from videopanda.data.scenes.world import make_scene
+from videopanda.data.worlds.scenes.dataset import frame_log
+from videopanda.data.worlds.scenes.questions import make_captions, make_questions
+from videopanda.data.worlds.scenes.world import make_scene
 from videopanda.models.videopanda import VideoPandaStabConfig
 
 MAX_VOCAB_SIZE = 1024

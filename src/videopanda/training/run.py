@@ -22,17 +22,17 @@ import torch
 import torch.distributed as dist
 from transformers import TrainingArguments
 
+from videopanda.checkpoints import checksums
 from videopanda.data.collate import Collator
-from videopanda.data.stream import Ordered
+from videopanda.data.loader import Ordered
 from videopanda.models.videopanda.modeling_videopanda_layers import MaskedBatchNorm
 from videopanda.training.adapter import ADAPTER, merge
+from videopanda.training.callbacks import RunStoppedError, StallWatch, StopOnSignal
+from videopanda.training.freezing import set_stage
 from videopanda.training.loop import MetricsFile, StageTrainer, complete_checkpoints
 from videopanda.training.module import TaskModule
-from videopanda.training.parts import set_stage
 from videopanda.training.stages import StageConfig
 from videopanda.training.tasks import Task, VideoLanguage
-from videopanda.training.watch import RunStoppedError, StallWatch, StopOnSignal
-from videopanda.weights import checksums
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from videopanda.evaluation.benchmarks.options import LETTERS
-from videopanda.evaluation.scoring.normalise import normalise, tokens
+from videopanda.evaluation.scoring.normalize import normalize, tokens
 
 # -- options -----------------------------------------------------------------------------------------------------------
 _BARE = re.compile(r"[\s\"'(\[*]*([A-Za-z])[\s\"')\].:,*]*")  # "B", "(b)", "B.", "**B**"
@@ -69,8 +69,8 @@ def _index(letter: str, options: Sequence[str]) -> int | None:
 
 
 def _equal(text: str, options: Sequence[str]) -> tuple[int, ...]:
-    wanted = normalise(text)
-    return tuple(i for i, option in enumerate(options) if wanted and normalise(option) == wanted)
+    wanted = normalize(text)
+    return tuple(i for i, option in enumerate(options) if wanted and normalize(option) == wanted)
 
 
 def _within(reply: str, options: Sequence[str]) -> tuple[int, ...] | None:
@@ -79,7 +79,7 @@ def _within(reply: str, options: Sequence[str]) -> tuple[int, ...] | None:
     if not _DENIALS.isdisjoint(said):
         return None
     text = f" {' '.join(said)} "
-    words = [f" {normalise(option)} " for option in options]
+    words = [f" {normalize(option)} " for option in options]
     found = [i for i, option in enumerate(words) if option.strip() and option in text]
     longest = {words[i] for i in found if not any(words[i] != words[j] and words[i] in words[j] for j in found)}
     return tuple(i for i in found if words[i] in longest) if len(longest) == 1 else None

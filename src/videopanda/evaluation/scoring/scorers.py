@@ -14,7 +14,7 @@ from types import ModuleType
 
 from videopanda.evaluation.benchmarks import options
 from videopanda.evaluation.benchmarks.item import Item, Task
-from videopanda.evaluation.scoring import extract, normalise, wordnet
+from videopanda.evaluation.scoring import extract, normalize, wordnet
 from videopanda.evaluation.scoring.wordnet import WordNet
 
 TEXT: tuple[Task, ...] = ("short_answer", "yes_no", "description")
@@ -56,21 +56,21 @@ def _exact(item: Item, reply: str) -> Verdict:
     return _accuracy(reply.strip(), reply.strip() in {answer.strip() for answer in item.answers})
 
 
-def _normalised(item: Item, reply: str) -> Verdict | None:
-    said = normalise.normalise(reply)
-    return _accuracy(said, said in map(normalise.normalise, item.answers)) if said else None
+def _normalized(item: Item, reply: str) -> Verdict | None:
+    said = normalize.normalize(reply)
+    return _accuracy(said, said in map(normalize.normalize, item.answers)) if said else None
 
 
 def _contains(item: Item, reply: str) -> Verdict | None:
-    said = normalise.normalise(reply)
-    answers = [normalise.normalise(answer) for answer in item.answers]
+    said = normalize.normalize(reply)
+    answers = [normalize.normalize(answer) for answer in item.answers]
     return _accuracy(said, any(answer and f" {answer} " in f" {said} " for answer in answers)) if said else None
 
 
 def _synonyms(item: Item, reply: str, words: WordNet) -> Verdict | None:
-    said = normalise.tokens(reply)
+    said = normalize.tokens(reply)
     return (
-        _accuracy(" ".join(said), any(_same(said, normalise.tokens(a), words) for a in item.answers)) if said else None
+        _accuracy(" ".join(said), any(_same(said, normalize.tokens(a), words) for a in item.answers)) if said else None
     )
 
 
@@ -93,10 +93,10 @@ def _yes_no(item: Item, reply: str) -> Verdict | None:
 
 
 def _wups(item: Item, reply: str, words: WordNet) -> Verdict | None:
-    said = normalise.tokens(reply)
+    said = normalize.tokens(reply)
     if not said:
         return None
-    answers = [normalise.tokens(answer) for answer in item.answers]
+    answers = [normalize.tokens(answer) for answer in item.answers]
     best = {f"wups@{t}": max((wups(said, answer, t, words) for answer in answers), default=0.0) for t in (0.0, 0.9)}
     return Verdict(" ".join(said), best)
 
@@ -145,9 +145,9 @@ SCORERS = {
     scorer.name: scorer
     for scorer in (
         Scorer("exact", "1", TEXT, ("accuracy",), _exact, ()),
-        Scorer("normalised", "1", TEXT, ("accuracy",), _normalised, (normalise,)),
-        Scorer("contains", "1", TEXT, ("accuracy",), _contains, (normalise,)),
-        Scorer("choice", "1", ("choice",), ("accuracy",), _choice, (options, extract, normalise)),
+        Scorer("normalized", "1", TEXT, ("accuracy",), _normalized, (normalize,)),
+        Scorer("contains", "1", TEXT, ("accuracy",), _contains, (normalize,)),
+        Scorer("choice", "1", ("choice",), ("accuracy",), _choice, (options, extract, normalize)),
         Scorer("yes-no", "1", ("yes_no",), ("accuracy",), _yes_no, (extract,)),
         Scorer("iou", "1", ("grounding",), ("miou", *(f"r1@{t}" for t in THRESHOLDS)), _iou, (extract,)),
     )
@@ -155,7 +155,7 @@ SCORERS = {
 WORDNET_SCORERS = ("synonyms", "wups")
 # What is used where the user names no scorer; a description needs a judge.
 DEFAULTS: dict[Task, str] = {
-    "short_answer": "normalised",
+    "short_answer": "normalized",
     "yes_no": "yes-no",
     "choice": "choice",
     "grounding": "iou",
@@ -174,7 +174,7 @@ def scorer(name: str, words: WordNet | None = None) -> Scorer:
         raise ValueError(f"unknown scorer {name!r}; there are {', '.join((*SCORERS, *WORDNET_SCORERS))}")
     if words is None:
         raise ValueError(f"the scorer {name!r} needs a WordNet database: --wordnet DIR")
-    modules = (normalise, wordnet)
+    modules = (normalize, wordnet)
     if name == "synonyms":
         judge = partial(_synonyms, words=words)
         return Scorer(name, "1", TEXT, ("accuracy",), judge, modules, words.sha256)

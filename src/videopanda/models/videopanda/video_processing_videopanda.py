@@ -243,7 +243,7 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
     def released_frames(total: int, fps: float, most: int) -> np.ndarray:
         """Return the frames that the released code takes: one per second, but at least 8, thinned to `most`.
 
-        Equal to `videopanda.video.released_frame_indices`, which this folder does without.
+        Equal to `videopanda.video.read.released_frame_indices`, which this folder does without.
         """
         frames = np.arange(0, total, max(1, round(fps)))
         if len(frames) < min(8, most + 1):

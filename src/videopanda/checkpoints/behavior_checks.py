@@ -1,0 +1,143 @@
+"""What is seen when the model runs: STAB against its slow reference, greedy answers against themselves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from videopanda.checkpoints.stab_reference import slow_stab
+from videopanda.checkpoints.tensors import Place
+from videopanda.checkpoints.weight_checks import Check
+from videopanda.models.videopanda import (
+    VideoPandaConfig,
+    VideoPandaForConditionalGeneration,
+    VideoPandaProcessor,
+    VideoPandaStab,
+)
+
+SEED = 0
+NEW_TOKENS = 8
+STAB_TOLERANCE = 1e-4  # of the largest value; the reference runs in float64, STAB in float32
+FLOAT32_LIMIT = 2_000_000_000  # parameters up to which the language model runs in float32, else in its own type
+# How close the two best words may be for rounding to choose between them.
+NEAR_TIE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
+
+
+def check_stab(config: VideoPandaConfig, places: dict[str, Place]) -> Check:
+    """STAB equals its slow reference on a seeded clip, with a border and a padding frame, and on an image."""
+    prefix = "model.stab."
+    weights = {name.removeprefix(prefix): place.read() for name, place in places.items() if name.startswith(prefix)}
+    stab = VideoPandaStab(config.stab_config)
+    stab.load_state_dict(weights)
+    stab.float().eval()
+    exact = {name: tensor.double() for name, tensor in weights.items()}
+    cell = config.stab_config.cell_size
+    generator = torch.Generator().manual_seed(SEED)
+    pixels = torch.randn(1, 6, 3, 3 * cell, 3 * cell, generator=generator)
+    pixels[:, 5:] = 0.0
+    clip = torch.tensor([[1, 0, 2, 3, 6, 5]])
+    image = torch.tensor([[0, 1, 3, 2, 1, 1]])
+    worst, largest = 0.0, 0.0
+    with torch.no_grad():
+        for part, placement, is_image in ((pixels, clip, False), (pixels[:, :1], image, True)):
+            fast = stab(part, placement, is_image).double()
+            slow = slow_stab(config.stab_config, exact, part.double(), placement, is_image)
+            worst = max(worst, float((fast - slow).abs().max()))
+            largest = max(largest, float(slow.abs().max()))
+    error = worst / max(largest, 1.0)
+    summary = f"error {error:.1e} of the largest value, at most {STAB_TOLERANCE:.0e} allowed"
+    reasons = [] if error <= STAB_TOLERANCE else [f"STAB differs from its reference: {summary}"]
+    return Check.of("stab", reasons, summary, error=error, tolerance=STAB_TOLERANCE)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames that need no file."""
+
+    frames: np.ndarray
+    timestamps: tuple[float, ...]
+    duration: float
+
+
+def make_clip(processor: Any, rows: int, num_frames: int) -> Clip:
+    """A seeded clip of `rows` rows of cells, as wide as the canvas: few visual tokens."""
+    video = processor.video_processor
+    shape = (num_frames, rows * video.cell_size, video.max_cells * video.cell_size, 3)
+    frames = np.random.default_rng(SEED + rows).integers(0, 256, shape, dtype=np.uint8)
+    return Clip(frames, tuple(t + 0.5 for t in range(num_frames)), float(num_frames))
+
+
+def check_greedy(folder: Path, config: VideoPandaConfig, num_parameters: int) -> Check:
+    """Greedy answers are the same with and without key-value cache, and alone and in a padded batch."""
+    dtype: Any = torch.float32 if num_parameters <= FLOAT32_LIMIT else config.dtype or torch.float32
+    try:
+        processor = VideoPandaProcessor.from_pretrained(folder)
+        model = VideoPandaForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        frames = processor.video_processor.num_frames
+        prompts: list[tuple[str, Clip | None]] = [
+            ("What happens in the video?", make_clip(processor, 1, frames)),
+            ("Which way does it move, and what colour is it?", make_clip(processor, 2, max(1, frames // 2))),
+            ("Hello.", None),
+        ]
+        alone = [answer(model, processor, [prompt]) for prompt in prompts]
+        without = [answer(model, processor, [prompt], use_cache=False) for prompt in prompts]
+        together = answer(model, processor, prompts)
+    except (OSError, ValueError) as error:
+        return Check.of("greedy", [f"processor and model do not answer: {str(error).strip().splitlines()[0]}"], "")
+    tie = NEAR_TIE.get(dtype, 1e-3)
+    reasons = []
+    for number, (question, _) in enumerate(prompts):
+        one = Answer(alone[number].tokens[0], alone[number].margins[0])
+        for how, other in (("without cache", without[number].tokens[0]), ("in a batch", together.tokens[number])):
+            step = first_difference(one, other, tie)
+            if step is not None:
+                reasons.append(f"{question!r}: token {step + 1} is another one {how}")
+    summary = f"{NEW_TOKENS} tokens of {len(prompts)} prompts alike with and without cache, alone and in a batch"
+    tokens = {question: alone[number].tokens[0].tolist() for number, (question, _) in enumerate(prompts)}
+    return Check.of("greedy", reasons, "" if reasons else summary, tokens=tokens)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Chosen tokens, and for each by how much it beat the second best; one row per prompt, or a single row."""
+
+    tokens: Tensor
+    margins: Tensor
+
+
+@torch.inference_mode()
+def answer(model: Any, processor: Any, prompts: Sequence[tuple[str, Clip | None]], use_cache: bool = True) -> Answer:
+    """Greedy answers of `NEW_TOKENS` tokens to questions, each with or without a clip, in one batch."""
+    texts = []
+    for question, clip in prompts:
+        video = [] if clip is None else [{"type": "video"}]
+        messages = [{"role": "user", "content": [*video, {"type": "text", "text": question}]}]
+        texts.append(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    clips = [clip for _, clip in prompts if clip is not None]
+    inputs = processor(text=texts, videos=clips or None, return_tensors="pt").to(model.device, model.dtype)
+    out = model.generate(
+        **inputs,
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        num_beams=1,
+        use_cache=use_cache,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    best = torch.stack(out.scores, dim=1).float().topk(2).values  # (prompts, new tokens, 2)
+    return Answer(out.sequences[:, inputs["input_ids"].shape[1] :].cpu(), (best[..., 0] - best[..., 1]).cpu())
+
+
+def first_difference(one: Answer, other: Tensor, tie: float) -> int | None:
+    """First step at which two answers differ; None where they never do, or first at a tie of the two best words."""
+    steps = (one.tokens != other).nonzero()
+    if not len(steps):
+        return None
+    step = int(steps[0])
+    return None if float(one.margins[step]) <= tie else step

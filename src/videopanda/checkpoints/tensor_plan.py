@@ -1,0 +1,211 @@
+"""What becomes of every tensor of an official checkpoint, decided before a byte of it is moved."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from videopanda.checkpoints.checksums import checksum
+from videopanda.checkpoints.settings import Settings, read_config, read_settings
+from videopanda.checkpoints.tensors import DTYPE_NAMES, CheckpointError, Place, find_tensors
+from videopanda.models.videopanda import VideoPandaForConditionalGeneration
+from videopanda.models.videopanda.convert_videopanda import Fate, fate_of
+
+TEMPORAL = ("model.stab.lste.", "model.stab.gstra.", "model.stab.fusion.")  # what EVE does not have
+HEAD_FILE = "distillation_head.safetensors"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the ledger: one tensor of the official checkpoint.
+
+    fate: "used" under its own name, "renamed", "alias" of a tensor that is used, "head" (kept for training in
+        `distillation_head.safetensors`), "dropped" or "unknown".
+    to: its name in the new checkpoint, where it has one.
+    why: reason of a tensor that is not used.
+    """
+
+    key: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    fate: str
+    to: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A conversion to be done.
+
+    layout: "videopanda", or "eve" for a start of stage 1.
+    weights: our names and where their values lie, in the order of the source.
+    added_rows: names whose first axis grows by this many rows of zeros, for `<video>` and `<image>`.
+    head: tensors of the distillation head by name.
+    aliases: pairs of places that must hold the same values.
+    fresh: our names that start from their initial value, because EVE does not have them.
+    """
+
+    source: Path
+    layout: str
+    settings: Settings
+    entries: tuple[Entry, ...]
+    weights: dict[str, Place]
+    shapes: dict[str, tuple[int, ...]]
+    added_rows: dict[str, int]
+    head: dict[str, Place]
+    aliases: tuple[tuple[Place, Place], ...]
+    fresh: tuple[str, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of most weights."""
+        elements: Counter[torch.dtype] = Counter()
+        for place in self.weights.values():
+            elements[place.dtype] += place.num_elements
+        return elements.most_common(1)[0][0]
+
+    def check_aliases(self) -> None:
+        """Compare tensors that have two names.
+
+        Raises:
+            CheckpointError: they hold different values.
+        """
+        for first, second in self.aliases:
+            if first.same_bytes != second.same_bytes and checksum(first) != checksum(second):
+                raise CheckpointError(
+                    f"{self.source} contradicts itself: {first.key} and {second.key} are two names of one tensor, but "
+                    "their values differ"
+                )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The ledger as plain data."""
+        totals: Counter[str] = Counter(entry.fate for entry in self.entries)
+        return {
+            "source": self.source.name,
+            "layout": self.layout,
+            "dtype": DTYPE_NAMES[self.dtype],
+            "notes": list(self.settings.notes),
+            "totals": dict(totals),
+            "missing": [],  # a plan with missing weights is never made
+            "fresh": list(self.fresh),
+            "added_rows": dict(self.added_rows),
+            "keys": [asdict(entry) for entry in self.entries],
+        }
+
+
+def make_plan(source: str | Path, allow: Sequence[str] = ()) -> Plan:
+    """Decide about every tensor of the official checkpoint in `source`.
+
+    Args:
+        allow: names of unknown tensors that may be dropped; `*` stands for any text.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        CheckpointError: it is no official checkpoint, is incomplete, lacks weights or holds others than it should.
+    """
+    source = Path(source)
+    read_config(source)  # says what a folder is, where it is no official checkpoint
+    places = find_tensors(source)
+    settings = read_settings(source, places)
+    with torch.device("meta"):
+        model = VideoPandaForConditionalGeneration(settings.config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    fates = {key: _known(fate_of(key), shapes) for key in places}
+    chosen: dict[tuple[str, str], str] = {}
+    for key, fate in sorted(fates.items(), key=lambda item: item[1].rank):
+        if fate.target:
+            chosen.setdefault((fate.kind, fate.target), key)
+    entries, aliases = [], []
+    for key, place in places.items():
+        fate = fates[key]
+        first = chosen.get((fate.kind, fate.target), key)
+        kind, to, why = _line(key, fate, first, allow)
+        if kind == "alias":
+            aliases.append((places[first], place))
+        dtype = DTYPE_NAMES[place.dtype]
+        entries.append(Entry(key, place.path.name, dtype, place.shape, kind, to, why))
+    _refuse_unknown(source, [entry.key for entry in entries if entry.fate == "unknown"])
+    taken = {target: places[key] for (kind, target), key in chosen.items() if kind == "weight"}
+    order = {key: number for number, key in enumerate(places)}
+    weights = dict(sorted(taken.items(), key=lambda item: order[item[1].key]))
+    head = {target: places[key] for (kind, target), key in chosen.items() if kind == "head"}
+    missing = [name for name in shapes if name not in weights]
+    if settings.config.tie_word_embeddings:
+        missing = [name for name in missing if name != "lm_head.weight"]
+    eve = not any(name.startswith(TEMPORAL) for name in weights) and not any(
+        key.startswith("model.video_tower.") for key in places
+    )
+    fresh = tuple(name for name in missing if eve and name.startswith(TEMPORAL))
+    _refuse_missing(source, [name for name in missing if name not in fresh])
+    return Plan(
+        source=source,
+        layout="eve" if eve else "videopanda",
+        settings=settings,
+        entries=tuple(entries),
+        weights=weights,
+        shapes=shapes,
+        added_rows=_fit(source, weights, shapes),
+        head=head,
+        aliases=tuple(aliases),
+        fresh=fresh,
+    )
+
+
+def _known(fate: Fate, shapes: dict[str, tuple[int, ...]]) -> Fate:
+    """A weight that our model does not have is unknown."""
+    return Fate("unknown") if fate.kind == "weight" and fate.target not in shapes else fate
+
+
+def _line(key: str, fate: Fate, first: str, allow: Sequence[str]) -> tuple[str, str, str]:
+    """Fate, new name and reason as the ledger tells them; `first` is the tensor that was chosen for the same target."""
+    if fate.kind == "weight":
+        if key != first:
+            return "alias", fate.target, f"the same tensor as {first}"
+        return ("used" if key == fate.target else "renamed"), fate.target, ""
+    if fate.kind == "head":
+        if key != first:
+            return "dropped", "", "head of the image distillation; that of the video distillation is kept"
+        return "head", f"{HEAD_FILE}:{fate.target}", ""
+    if fate.kind == "dropped":
+        return "dropped", "", fate.why
+    pattern = next((pattern for pattern in allow if fnmatchcase(key, pattern)), None)
+    return ("unknown", "", "") if pattern is None else ("dropped", "", f"unknown, allowed by --allow {pattern}")
+
+
+def _refuse_unknown(source: Path, keys: list[str]) -> None:
+    if keys:
+        raise CheckpointError(
+            f"{source} holds {len(keys)} tensors that this conversion does not know: {_some(keys)}; drop them with "
+            f"--allow '{keys[0]}' or a pattern such as --allow '{keys[0].rpartition('.')[0] or keys[0]}.*'"
+        )
+
+
+def _refuse_missing(source: Path, names: list[str]) -> None:
+    if names:
+        statistics = any("running_" in name for name in names)
+        hint = " (batch norm statistics are part of the model)" if statistics else ""
+        raise CheckpointError(f"{source} lacks {len(names)} weights of the model: {_some(names)}{hint}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def _fit(source: Path, weights: dict[str, Place], shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+    """Check all shapes, up to axes of size one; returns how many rows the vocabulary needs more, by name."""
+    added = {}
+    for name, place in weights.items():
+        ours, theirs = shapes[name], place.shape
+        if name in ("lm_head.weight", "model.language_model.embed_tokens.weight") and theirs[1:] == ours[1:]:
+            if theirs[0] < ours[0]:
+                added[name] = ours[0] - theirs[0]
+        elif [n for n in ours if n != 1] != [n for n in theirs if n != 1]:
+            raise CheckpointError(f"{source}: {place.key} has the shape {theirs}, the configuration asks for {ours}")
+    if len(set(added.values())) > 1:
+        raise CheckpointError(f"{source}: word embedding and language-model head differ in their number of rows")
+    return added

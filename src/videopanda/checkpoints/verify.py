@@ -1,0 +1,99 @@
+"""Proof that a checkpoint is what it claims to be.
+
+report = verify("out/video-panda-7b", against="Video-Panda-7B/videopanda_fitu")
+print(report.passed, [check.reasons for check in report.checks])
+"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from videopanda.checkpoints import checksums
+from videopanda.checkpoints.behavior_checks import check_greedy, check_stab
+from videopanda.checkpoints.tensors import find_tensors
+from videopanda.checkpoints.weight_checks import (
+    Check,
+    Expected,
+    check_against,
+    check_checksums,
+    check_keys,
+    check_parameters,
+    check_values,
+    read_values,
+)
+from videopanda.inference.answer import check_checkpoint
+from videopanda.models.videopanda import VideoPandaConfig
+
+
+@dataclass(frozen=True)
+class Report:
+    """All checks of one checkpoint; `recorded` says that checksums were written."""
+
+    checkpoint: str
+    against: str | None
+    checks: tuple[Check, ...]
+    recorded: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return all(check.status != "failed" for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return {**asdict(self), "passed": self.passed}
+
+
+def verify(folder: str | Path, against: str | Path | None = None, record: bool = False) -> Report:
+    """Check a checkpoint folder, and with `against` compare it with the official checkpoint that it came from.
+
+    Args:
+        record: write the checksums of the weights beside them, if everything else passes.
+
+    Raises:
+        FileNotFoundError: a folder is missing.
+        ValueError: a folder holds something else than a checkpoint, or one of its files is damaged or incomplete.
+    """
+    folder = Path(folder)
+    check_checkpoint(folder)
+    config = VideoPandaConfig.from_pretrained(folder)
+    places = find_tensors(folder)
+    expected = Expected(config)
+    keys, parameters = check_keys(expected, places), check_parameters(expected, places)
+    values = read_values(places)
+    checks = [keys, parameters, check_values(config, places, values)]
+    if not record:
+        checks.append(check_checksums(folder, values))
+    if against is not None:
+        checks.append(check_against(Path(against), values))
+    if keys.status == "passed":
+        total = parameters.details["total"]["expected"]
+        checks += [check_stab(config, places), check_greedy(folder, config, total)]
+    else:
+        checks += [Check(name, "skipped", reasons=("weights are missing or wrong",)) for name in ("stab", "greedy")]
+    report = Report(str(folder), None if against is None else str(against), tuple(checks))
+    if record and report.passed:
+        checksums.write(folder, values.checksums)
+        report = replace(report, recorded=True)
+    return report
+
+
+def tables(report: Report) -> Group:
+    """The report for people: parameters by part, then every check with its reasons."""
+    parts = Table(title="Parameters", title_justify="left")
+    for column in ("part", "found", "expected"):
+        parts.add_column(column, justify="left" if column == "part" else "right")
+    details = next(check.details for check in report.checks if check.name == "parameters")
+    rows = [*details["parts"].items(), ("STAB and projector", details["stab_and_projector"]), ("all", details["total"])]
+    for part, counts in rows:
+        parts.add_row(part, f"{counts['found']:,}", f"{counts['expected']:,}")
+    checks = Table(title=f"Verification of {report.checkpoint}", title_justify="left")
+    for column in ("check", "result", "what was seen"):
+        checks.add_column(column)
+    for check in report.checks:
+        shown = list(check.reasons[:5]) + [f"… and {len(check.reasons) - 5} more"] * (len(check.reasons) > 5)
+        checks.add_row(check.name, check.status, "\n".join(shown or [check.summary]))
+    return Group(parts, checks)

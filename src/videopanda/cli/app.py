@@ -1,0 +1,306 @@
+"""The command `videopanda`: one verb per function. Heavy imports stand inside the verbs, so that `--help` is instant.
+
+videopanda demo
+videopanda answer clip.mp4 "How many objects are there in total?"
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from videopanda.cli.bench import bench_app
+from videopanda.cli.data import data_app
+from videopanda.cli.evaluate import evaluate_app
+from videopanda.cli.options import (
+    AsJson,
+    Cache,
+    CacheSize,
+    Frames,
+    Model,
+    Seed,
+    console,
+    load_model,
+    quiet,
+    size_in_bytes,
+)
+from videopanda.cli.plan import plan_verb
+from videopanda.cli.serve import serve_verb
+from videopanda.cli.train import finetune_verb, train_verb
+
+app = typer.Typer(
+    help="Train, verify, run and serve encoder-free video-language models.\n\n"
+    "Start with  [bold]videopanda demo[/bold] . Each verb has its own --help with an example.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+scenes_app = typer.Typer(
+    help="Scenes: a generated world with exact answers, for training and tests.", no_args_is_help=True
+)
+app.add_typer(scenes_app, name="scenes")
+app.add_typer(data_app, name="data")
+app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(bench_app, name="bench")
+
+_ASSETS = Path(__file__).parents[1] / "assets"
+
+Start = Annotated[float | None, typer.Option("--start", metavar="S", help="Look from this second on.")]
+End = Annotated[float | None, typer.Option("--end", metavar="S", help="Look up to this second.")]
+
+
+@app.command("answer")
+def answer_verb(
+    video: Annotated[Path, typer.Argument(help="Video file, GIF, image, or folder of images.", show_default=False)],
+    question: Annotated[str, typer.Argument(help="What to ask.", show_default=False)],
+    model: Model = None,
+    frames: Frames = None,
+    start: Start = None,
+    end: End = None,
+    cache: Cache = None,
+    cache_size: CacheSize = "10GiB",
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="BITS", help="int8 or int4: keep the language model in less memory.")
+    ] = "",
+    static_cache: Annotated[
+        bool, typer.Option("--static-cache", help="A cache of fixed size; on a GPU steps are then compiled.")
+    ] = False,
+    prompt_lookup: Annotated[
+        int, typer.Option("--prompt-lookup", metavar="N", help="Guess N tokens at a time from the prompt; same words.")
+    ] = 0,
+    prefill_chunk: Annotated[
+        int, typer.Option("--prefill-chunk", metavar="N", help="Read the clip N tokens at a time; bounds memory.")
+    ] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Answer one question about a video.
+
+    Example:  videopanda answer clip.mp4 "Which way does the red circle move?" --json
+    """
+    from videopanda.inference.answer import ask
+    from videopanda.inference.generation import Generation
+    from videopanda.inference.quantize import quantise
+    from videopanda.inference.visual_cache import VisualCache
+
+    ways = Generation(static_cache, prompt_lookup, prefill_chunk)
+    kept = VisualCache(cache, size_in_bytes(cache_size)) if cache else None
+    network, processor = load_model(model)
+    if weights:
+        quantise(network, weights)
+    (answer,) = ask(
+        network, processor, video, [question], num_frames=frames, start=start, end=end, cache=kept, generation=ways
+    )
+    if not as_json:
+        print(answer.answer)
+        return
+    from dataclasses import asdict
+
+    print(json.dumps(asdict(answer)))
+
+
+@app.command("chat")
+def chat_verb(
+    video: Annotated[Path, typer.Argument(help="Video file, GIF, image, or folder of images.", show_default=False)],
+    model: Model = None,
+    frames: Frames = None,
+    start: Start = None,
+    end: End = None,
+) -> None:
+    """Talk about a video: one question per line, an empty line ends the chat.
+
+    Example:  videopanda chat clip.mp4
+    """
+    from videopanda.inference.answer import Chat
+
+    network, processor = load_model(model)
+    chat = Chat(network, processor, video, num_frames=frames, start=start, end=end)
+    while question := _read_question():
+        print(chat.ask(question).answer, flush=True)
+
+
+@app.command("demo")
+def demo_verb(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the picture.")] = Path(
+        "videopanda_demo"
+    ),
+) -> None:
+    """Watch the bundled model answer questions about the bundled clip, and see the frames that it looked at.
+
+    Example:  videopanda demo --out out/demo
+    """
+    from rich.table import Table
+
+    from videopanda.inference.answer import ask
+    from videopanda.video.contact_sheet import Row, contact_sheet
+    from videopanda.video.read import read_video
+
+    asked = json.loads((_ASSETS / "demo.json").read_text(encoding="utf-8"))["questions"]
+    network, processor = load_model(None)
+    video = read_video(_ASSETS / "demo.mp4", num_frames=processor.video_processor.num_frames)
+    answers = ask(network, processor, video, [item["question"] for item in asked])
+    grid = Table(title=f"What {_ASSETS.name}/demo.mp4 shows", title_justify="left")
+    for column in ("question", "answer", "truth"):
+        grid.add_column(column)
+    lines = []
+    for item, answer in zip(asked, answers):
+        grid.add_row(item["question"], answer.answer, item["answer"])
+        lines.append(f"{item['question']}  {answer.answer}  (truth: {item['answer']})")
+    out.mkdir(parents=True, exist_ok=True)
+    contact_sheet([Row(video.frames, lines, video.timestamps)]).save(out / "contact_sheet.png")
+    console().print(grid)
+    print(f"The frames that it looked at: {out / 'contact_sheet.png'}")
+
+
+@scenes_app.command("make")
+def scenes_make_verb(
+    out: Annotated[
+        Path, typer.Argument(help="Folder to write, or to complete after an interruption.", show_default=False)
+    ],
+    num: Annotated[int, typer.Option("--num", metavar="N", min=1, help="Number of clips.")] = 1000,
+    seed: Seed = 0,
+    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "train",
+) -> None:
+    """Write scenes as mp4 files with questions and answers in the conversation format.
+
+    Example:  videopanda scenes make data/scenes --num 1000 --seed 0
+    """
+    from videopanda.data.worlds.scenes.make import make
+
+    folder = make(out, num, seed, split)
+    print(f"{num} clips with questions: {folder / 'annotations.json'}\nat a glance: {folder / 'contact_sheet.png'}")
+
+
+app.command("serve")(serve_verb)
+app.command("train")(train_verb)
+app.command("finetune")(finetune_verb)
+app.command("plan")(plan_verb)
+
+
+@app.command("init")
+def init_verb(
+    out: Annotated[Path, typer.Argument(help="New folder for the checkpoint.", show_default=False)],
+    backbone: Annotated[
+        str, typer.Option("--backbone", metavar="DIR|NAME", help="Causal language model: folder or Hub name.")
+    ],
+    preset: Annotated[
+        str, typer.Option("--preset", metavar="NAME", help="Form of the block: released, paper or eve_star.")
+    ] = "released",
+    chat_template: Annotated[
+        str | None,
+        typer.Option("--chat-template", metavar="FILE|vicuna", help="Chat template. Default: the tokenizer's own."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Chooses the fresh weights.")] = 0,
+) -> None:
+    """Put a fresh, untrained STAB in front of a language model: where training starts.
+
+    Example:  videopanda init --backbone vicuna-7b-v1.5 --chat-template vicuna out/fresh
+    """
+    from videopanda.training.build import make_checkpoint
+
+    quiet()
+    print("\n".join(make_checkpoint(out, backbone, preset, chat_template, seed)))
+
+
+@app.command("export")
+def export_verb(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
+) -> None:
+    """Copy a checkpoint together with the code that it needs, for the Hub, vLLM and places without this package.
+
+    Example:  videopanda export out/finetune out/for_the_hub
+    """
+    from videopanda.models.videopanda.hub_videopanda import export
+
+    files = export(checkpoint, out)
+    print(f"{out}: {len(files)} files; loads with trust_remote_code=True where videopanda is not installed")
+
+
+@app.command("convert")
+def convert_verb(
+    source: Annotated[Path, typer.Argument(help="Folder of an official checkpoint.", show_default=False)],
+    target: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
+    allow: Annotated[
+        list[str] | None,
+        typer.Option("--allow", metavar="KEY|PATTERN", help="Drop unknown tensors of this name; may be repeated."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn an official Video-Panda or EVE checkpoint into a folder that every other verb takes.
+
+    Example:  videopanda convert Video-Panda-7B/videopanda_fitu out/video-panda-7b
+    """
+    from videopanda.checkpoints.conversion_report import lines, table
+    from videopanda.checkpoints.convert import convert
+
+    quiet()
+    plan = convert(source, target, allow or [])
+    if as_json:
+        print(json.dumps(plan.as_dict()))
+        return
+    print(*lines(plan), sep="\n")
+    console().print(table(plan))
+    for note in plan.settings.notes:
+        print(f"videopanda: {note}", file=sys.stderr)
+    print(f"{target}: the ledger is kept in conversion.json; check the folder with  videopanda verify {target}")
+
+
+@app.command("verify")
+def verify_verb(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.", show_default=False)],
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="SRC", help="Official checkpoint that every weight must equal bit for bit."),
+    ] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write checksums of the weights as they are now, if all else passes.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a checkpoint: names, shapes, values, checksums, STAB against its reference, answers against themselves.
+
+    Exit code 1 says that a check failed.
+
+    Example:  videopanda verify out/video-panda-7b
+    """
+    from videopanda.checkpoints.verify import tables, verify
+
+    quiet()
+    report = verify(checkpoint, against, record)
+    if as_json:
+        print(json.dumps(report.as_dict()))
+    else:
+        console().print(tables(report))
+        if report.recorded:
+            print(f"checksums recorded: {checkpoint / 'checksums.json'}")
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command; a mistake of the user becomes one line on stderr and exit code 2."""
+    try:
+        app(prog_name="videopanda")
+    except SystemExit:
+        raise
+    except _user_errors() as error:  # evaluated only when something went wrong
+        reason = str(error).strip().splitlines()
+        print(f"videopanda: error: {reason[0] if reason else type(error).__name__}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    from videopanda.video.read import VideoReadError
+
+    return VideoReadError, ValueError, OSError
+
+
+def _read_question() -> str:
+    """The next line of the chat; empty at its end."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""

@@ -1,0 +1,144 @@
+"""The verbs `videopanda bench …`. Heavy imports stand inside the verbs, as in `cli`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from videopanda.cli.options import AsJson, Model, console, quiet
+
+Rounds = Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Times that each way is run, in turns.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda. Default: cuda where there is one.")]
+
+bench_app = typer.Typer(help="Measure what a model costs, next to its peers.", no_args_is_help=True)
+
+
+@bench_app.command("efficiency")
+def efficiency_verb(
+    models: Annotated[
+        str, typer.Option("--models", metavar="NAME,…", help="Which vision parts to compare. Default: all.")
+    ] = "",
+    source: Annotated[
+        str, typer.Option("--source", metavar="WxH", help="Size of the source video; decides the token grid.")
+    ] = "448x448",
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Times that each model is run.")] = 5,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile Video-Panda with torch.compile.")] = False,
+    flops_only: Annotated[
+        bool, typer.Option("--flops-only", help="Count parameters and multiply-accumulates; run nothing.")
+    ] = False,
+    as_json: AsJson = False,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Also draw a bubble chart.")] = None,
+) -> None:
+    """Parameters, multiply-accumulates, latency and memory of vision parts at their true shapes, in one run.
+
+    Weights are random. Latencies are interleaved; compare them as the ratios of one run, not across runs. On a CPU
+    Video-ChatGPT runs 10 of its 100 frames, which know nothing of each other, and the time is scaled.
+
+    Example:  videopanda bench efficiency --flops-only --json
+    """
+    from videopanda.bench.efficiency import CONTENDERS, measure
+    from videopanda.bench.report import draw, table
+
+    width, _, height = source.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise ValueError(f"--source is a size such as 1280x720, got {source!r}")
+    names = models.split(",") if models else list(CONTENDERS)
+    report = measure(
+        names,
+        int(height),
+        int(width),
+        rounds=rounds,
+        device=device,
+        dtype=dtype,
+        compiled=compiled,
+        flops_only=flops_only,
+    )
+    if plot:
+        draw(report, plot)
+    if as_json:
+        print(json.dumps(report))
+        return
+    console().print(table(report))
+    if plot:
+        print(f"chart: {plot}")
+
+
+@bench_app.command("decode")
+def decode_verb(
+    rounds: Rounds = 5,
+    minutes: Annotated[int, typer.Option("--minutes", metavar="N", min=1, help="Length of the long clip.")] = 60,
+    as_json: AsJson = False,
+) -> None:
+    """Time to read 8 frames of a short and of a long clip.
+
+    The decoders are PyAV and torchcodec; the clips, of a minute and of --minutes, are written by the bench itself.
+
+    Example:  videopanda bench decode --minutes 10
+    """
+    from videopanda.bench.decoding import measure
+    from videopanda.bench.report import rows_table
+
+    report = measure(rounds, minutes)
+    if as_json:
+        print(json.dumps(report))
+        return
+    console().print(rows_table(report, "8 frames"))
+    for decoder, reason in report["missing"].items():
+        print(f"{decoder} was not measured: {reason}")
+
+
+@bench_app.command("generate")
+def generate_verb(
+    model: Model = None,
+    video: Annotated[Path | None, typer.Option("--video", help="Clip to ask about. Default: the demo clip.")] = None,
+    rounds: Rounds = 5,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", metavar="N", min=2, help="Length of the replies.")] = 32,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time of replies, and memory of weights, by way of generation.
+
+    The time to the first token, tokens per second, and a second question about the same clip.
+
+    Replies do not end before --new-tokens, so their words mean nothing.
+
+    Example:  videopanda bench generate --rounds 3
+    """
+    from videopanda.bench.generating import measure
+    from videopanda.bench.report import rows_table
+    from videopanda.inference.answer import BUNDLED_MODEL
+
+    quiet()
+    report = measure(video or BUNDLED_MODEL.parent / "demo.mp4", model, rounds, new_tokens, device)
+    if as_json:
+        print(json.dumps(report))
+        return
+    console().print(rows_table(report, f"Replies of {new_tokens} tokens"))
+
+
+@bench_app.command("train")
+def train_verb(
+    model: Model = None,
+    clips: Annotated[int, typer.Option("--clips", metavar="N", min=1, help="Clips of Scenes in a step.")] = 4,
+    rounds: Rounds = 5,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time and peak memory of a training step.
+
+    With and without recomputed activations, in float32 and with bfloat16 autocast.
+
+    Example:  videopanda bench train --clips 2
+    """
+    from videopanda.bench.report import rows_table
+    from videopanda.bench.stepping import measure
+
+    quiet()
+    report = measure(model, clips, rounds, device)
+    if as_json:
+        print(json.dumps(report))
+        return
+    console().print(rows_table(report, f"A step of {clips} clips"))

@@ -1,0 +1,154 @@
+"""The verbs `videopanda data …`. Heavy imports stand inside the verbs, as in `cli`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from videopanda.cli.options import AsJson, console, quiet
+
+data_app = typer.Typer(help="Look after training data.", no_args_is_help=True)
+
+MediaRoot = Annotated[
+    Path | None,
+    typer.Option("--media-root", metavar="DIR", help="Folder of the clips. Default: that of the annotations."),
+]
+Format = Annotated[
+    str, typer.Option("--format", metavar="NAME", help="Format of the annotations, where their content does not tell.")
+]
+
+
+@data_app.command("check")
+def check_verb(
+    data: Annotated[list[str], typer.Argument(help="Annotations, mixtures, or DATA_ROOT.", show_default=False)],
+    media_root: MediaRoot = None,
+    format_: Format = "auto",
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="Manifest to write, or to go on with after an interruption.")
+    ] = Path("manifest.jsonl"),
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="FILE", help="Test set whose clips must not be in the data.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, help="Processes. Default: one per CPU.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at every row and every clip once; write down what is wrong, so that training can leave it out.
+
+    Exit code 1 says that something is.
+
+    Example:  videopanda data check train.json --media-root videos --out manifest.jsonl --against test_q.json
+    """
+    import os
+
+    from videopanda.data.doctor import check, tables
+
+    report = check(data, out, format_, media_root, against, workers or os.cpu_count() or 1)
+    if as_json:
+        print(json.dumps(report.as_dict()))
+    else:
+        for table in tables(report):
+            console().print(table)
+        print(f"manifest: {out}; to leave bad rows out:  videopanda train STAGE --set manifest={out}")
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+@data_app.command("label")
+def label_verb(
+    clips: Annotated[Path, typer.Argument(help="Folder with a folder of clips per class.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
+    question: Annotated[str, typer.Option("--question", metavar="TEXT", help="Asked about every clip.")],
+    test_share: Annotated[
+        float, typer.Option("--test-share", metavar="X", help="Part of each class's recordings kept for the test.")
+    ] = 0.2,
+    copies: Annotated[
+        int, typer.Option("--copies", metavar="N", min=0, help="Altered copies of each training recording.")
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Chooses recordings and alterations.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Make train.jsonl and test.jsonl from clips that are sorted by class, one question about each.
+
+    Example:  videopanda data label clips out/my --question "Which word is signed?"
+    """
+    from videopanda.data.class_folders import write_labelled
+
+    counts = write_labelled(clips, out, question, test_share, copies, seed)
+    if as_json:
+        print(json.dumps(counts))
+        return
+    print(f"{counts['classes']} classes: {counts['train']} training rows, {counts['test']} test rows: {out}")
+    if counts["test_altered_copies"]:
+        print(
+            f"{counts['test_altered_copies']} test rows show altered copies of recordings that are trained on: they "
+            "say whether a recording is recognised, not whether its class is"
+        )
+
+
+@data_app.command("shard")
+def shard_verb(
+    data: Annotated[str, typer.Argument(help="Annotations or a mixture.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write, or to complete.", show_default=False)],
+    media_root: MediaRoot = None,
+    format_: Format = "auto",
+    manifest: Annotated[
+        Path | None, typer.Option("--manifest", metavar="FILE", help="Leave out what data check calls bad.")
+    ] = None,
+    max_bad_share: Annotated[
+        float, typer.Option("--max-bad-share", metavar="X", min=0, max=1, help="Refuse to leave out more than this.")
+    ] = 0.01,
+    samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Clips per shard.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Chooses which clips lie together.")] = 0,
+) -> None:
+    """Pack annotations and clips into WebDataset shards; train on them with the setting data=OUT.
+
+    Example:  videopanda data shard train.json out/shards --media-root videos --manifest manifest.jsonl
+    """
+    import logging
+
+    from videopanda.data.conversations import ConversationDataset
+    from videopanda.data.shards import write_shards
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    dataset = ConversationDataset(
+        data,
+        media_root,
+        seed=seed,
+        format=format_,
+        group_by_clip=True,
+        manifest=manifest,
+        max_bad_share=max_bad_share,
+    )
+    written = write_shards(dataset, out, samples)
+    print(f"{written['samples']} clips with their conversations in {written['shards']} shards: {out}")
+
+
+@data_app.command("features")
+def features_verb(
+    stage: Annotated[str, typer.Argument(help="Stage whose clips are looked at.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write, or to complete.", show_default=False)],
+    model: Annotated[Path, typer.Option("--model", metavar="DIR", help="Checkpoint that the stage starts from.")],
+    config: Annotated[
+        str, typer.Option("--config", metavar="NAME|FILE", help="Settings, as of videopanda train.")
+    ] = "paper",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
+    ] = None,
+) -> None:
+    """Compute a teacher's features once; train on them with the setting teacher_features=OUT.
+
+    Example:  videopanda data features pretrain out/features --model out/prealign --config my.json
+    """
+    import logging
+
+    from videopanda.training.command import make_features
+    from videopanda.training.run import part_processes
+
+    quiet()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    written = make_features(stage, config, set_ or [], model, out)
+    part_processes()
+    print(f"features of {written} clips written: {out}")

@@ -1,0 +1,215 @@
+"""The verb `videopanda plan`. Heavy imports stand inside the verb, as in `cli`."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from videopanda.cli.options import AsJson, Frames, Model, quiet, size_in_bytes
+
+if TYPE_CHECKING:
+    from videopanda.plan.planner import Plan, Planner
+
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SOURCE_FPS = 30.0  # of a clip that is not there
+
+
+def plan_verb(
+    model: Model = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option("--backbone", metavar="NAME|DIR", help="Plan a fresh model on this language model, say qwen3-8b."),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option("--preset", metavar="NAME", help="Of a fresh model: released, paper or eve_star.")
+    ] = "released",
+    video: Annotated[
+        Path | None, typer.Option("--video", metavar="FILE", help="Plan questions about this clip.")
+    ] = None,
+    duration: Annotated[
+        str | None, typer.Option("--duration", metavar="TIME", help="Length without a clip: 90s, 30m, 1.5h. See --fps.")
+    ] = None,
+    resolution: Annotated[
+        str, typer.Option("--resolution", metavar="WxH", help="Size of the frames without a clip.")
+    ] = "1280x720",
+    frames: Frames = None,
+    fps: Annotated[
+        float | None,
+        typer.Option("--fps", metavar="X", help="Frames per second of the clip, in place of --frames."),
+    ] = None,
+    canvas: Annotated[
+        int | None, typer.Option("--canvas", metavar="PX", min=1, help="Of a fresh model: longer side of its frames.")
+    ] = None,
+    text_tokens: Annotated[
+        int, typer.Option("--text-tokens", metavar="N", min=0, help="Tokens of the prompt beside the clip.")
+    ] = 64,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", metavar="N", min=0, help="Longest reply, in tokens.")] = 64,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu or cuda. Default: what there is. Needs not be there.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="float32, bfloat16 or float16. Default: float32 on cpu, else bfloat16."),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            "--fit",
+            metavar="SIZE",
+            help="Find what fits, say into 24GiB: most frames, or for --frames most pixels.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", metavar="N", min=1, help="Also GPU-hours of training on N such samples.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure this machine first, and keep that for later plans.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What a question about a clip costs: tokens, FLOPs, memory, time; and what would fit. Needs no weights.
+
+    Tokens, FLOPs and memory are counted while the model's own code runs without numbers, so they are what the model
+    will do. Times stand on a profile of the machine that --measure writes; without one they are marked as assumed.
+    Exit code 2 says that a request does not fit.
+
+    Example:  videopanda plan --model out/7b --video clip.mp4
+
+    A model yet to be trained:  videopanda plan --backbone qwen3-8b --device cuda --duration 30m --fps 0.5
+
+    What fits a GPU:  videopanda plan --backbone qwen2.5-7b --device cuda --fit 24GiB
+    """
+    quiet()
+    import torch
+
+    from videopanda.plan import machine as machines
+    from videopanda.plan.report import as_dict, lines
+
+    if model is not None and backbone is not None:
+        raise ValueError("--model plans a saved model and --backbone a fresh one: choose")
+    if frames is not None and fps is not None:
+        raise ValueError("--frames and --fps both choose the number of frames: choose")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in machines.ASSUMED:
+        raise ValueError(f"--device is cpu or cuda, not {device!r}")
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    if dtype not in types:
+        raise ValueError(f"--dtype is one of {', '.join(types)}, not {dtype!r}")
+    if measure:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("there is no GPU to measure: leave out --device cuda")
+        print(f"videopanda: machine profile: {machines.measure(device, types[dtype]).save()}", file=sys.stderr)
+    profile = machines.load(device, types[dtype]) or machines.ASSUMED[device]
+    config, processor = _model(model, backbone, preset, canvas)
+    height, width, seconds, source_fps = _clip(video, duration, resolution)
+    chosen = _frames(processor, frames, fps, seconds, source_fps)
+    settings = {"text_tokens": text_tokens, "new_tokens": new_tokens}
+
+    def planner(side: int | None = None) -> "Planner":
+        from videopanda.plan.planner import Planner
+
+        if side is None:
+            return Planner(config, processor, types[dtype], on_host=device == "cpu")
+        return Planner(*_model(None, backbone, preset, side), types[dtype], on_host=device == "cpu")
+
+    if fit:
+        given = chosen if frames or fps else None
+        plan = _fit(
+            planner, size_in_bytes(fit), given, height, width, settings, backbone is not None and canvas is None
+        )
+    else:
+        whole = planner()
+        whole.require_context(chosen, height, width, **settings)
+        plan = whole.plan(chosen, height, width, **settings)
+    side = plan.planner.video_processor.size["height"]
+    if as_json:
+        print(json.dumps(as_dict(plan, profile, samples) | {"canvas": side}))
+    else:
+        name = backbone or model or "the bundled nano model"
+        print(f"{'model':<17}{name}, frames on a canvas of {side} pixels")
+        print(*lines(plan, profile, samples), sep="\n")
+    plan.require(size_in_bytes(fit) if fit else None)
+
+
+def _model(model: Path | None, backbone: str | None, preset: str, canvas: int | None) -> tuple[Any, Any]:
+    """Configuration and video processor of a saved or of a fresh model."""
+    from videopanda.models.videopanda import VideoPandaConfig, VideoPandaStabConfig, VideoPandaVideoProcessor
+
+    if backbone is None:
+        from videopanda.inference.answer import BUNDLED_MODEL, check_checkpoint
+        from videopanda.models.videopanda import VideoPandaProcessor
+
+        if canvas is not None:
+            raise ValueError("--canvas is for fresh models (--backbone): a saved one has its canvas")
+        folder = model or BUNDLED_MODEL
+        check_checkpoint(folder)
+        return VideoPandaConfig.from_pretrained(folder), VideoPandaProcessor.from_pretrained(folder).video_processor
+    from videopanda.plan.backbones import config_of
+
+    presets = {name: getattr(VideoPandaStabConfig, name) for name in ("released", "paper", "eve_star")}
+    if preset not in presets:
+        raise ValueError(f"--preset is one of {', '.join(presets)}, not {preset!r}")
+    stab = presets[preset](**({} if canvas is None else {"image_size": canvas}))
+    return config_of(backbone, stab), VideoPandaVideoProcessor.for_fresh_stab(stab)
+
+
+def _clip(video: Path | None, duration: str | None, resolution: str) -> tuple[int, int, float | None, float]:
+    """Height, width, seconds and frame rate."""
+    if video is not None:
+        from videopanda.video.read import read_video
+
+        if duration is not None:
+            raise ValueError("--video has a duration of its own: leave out --duration")
+        first = read_video(video, num_frames=1)
+        return first.height, first.width, first.duration, first.source_fps
+    size = re.fullmatch(r"(\d+)x(\d+)", resolution)
+    if not size:
+        raise ValueError(f"--resolution is a size such as 1280x720, not {resolution!r}")
+    seconds = None
+    if duration is not None:
+        time = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", duration)
+        if not time:
+            raise ValueError(f"--duration is a time such as 90s, 30m or 1.5h, not {duration!r}")
+        seconds = float(time[1]) * _SECONDS[time[2]]
+    return int(size[2]), int(size[1]), seconds, _SOURCE_FPS
+
+
+def _frames(processor: Any, frames: int | None, fps: float | None, seconds: float | None, source_fps: float) -> int:
+    """How many frames the model is shown."""
+    from videopanda.plan.planner import shown_frames
+
+    if fps is None:
+        most = frames or processor.num_frames
+        return most if seconds is None else shown_frames(processor, most, seconds, source_fps)
+    if seconds is None:
+        raise ValueError("--fps needs --video or --duration")
+    if not fps > 0:
+        raise ValueError(f"--fps must be a positive number, not {fps}")
+    return max(1, round(seconds * fps))
+
+
+def _fit(
+    planner: Any, budget: int, frames: int | None, height: int, width: int, settings: dict[str, int], free_canvas: bool
+) -> "Plan":
+    """The most frames that fit; with a number of frames, the largest canvas where it is free."""
+    whole = planner()
+    if frames is None:
+        most = whole.most_frames(height, width, budget, **settings)
+        return whole.plan(most or 1, height, width, **settings)
+    cell = whole.video_processor.cell_size
+    side = whole.video_processor.size["height"]
+    while free_canvas and side > cell and not _fits(whole, budget, frames, height, width, settings):
+        side -= cell
+        whole = planner(side)
+    whole.require_context(frames, height, width, **settings)
+    return whole.plan(frames, height, width, **settings)
+
+
+def _fits(planner: "Planner", budget: int, frames: int, height: int, width: int, settings: dict[str, int]) -> bool:
+    if not planner.fits_context(frames, height, width, **settings):
+        return False
+    return planner.plan(frames, height, width, **settings).peak_bytes <= budget

@@ -1,0 +1,99 @@
+"""The verbs `videopanda train` and `videopanda finetune`. Heavy imports stand inside the verbs, as in `cli`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from videopanda.cli.options import quiet
+
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
+]
+Output = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Folder for checkpoint and log.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last state in the output folder.")]
+
+_STOPPED = 75  # "try again", by the old convention of sysexits; clusters requeue on it
+
+
+def train_verb(
+    stage: Annotated[str, typer.Argument(help="language, prealign, pretrain or finetune.", show_default=False)],
+    config: Annotated[
+        str,
+        typer.Option(
+            "--config", metavar="NAME|FILE", help="Settings: paper, scripts, nano, or a JSON file {key: value}."
+        ),
+    ] = "paper",
+    set_: Set = None,
+    model: Annotated[Path | None, typer.Option("--model", metavar="DIR", help="Checkpoint to start from.")] = None,
+    output: Output = None,
+    resume: Resume = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and try two steps on a small model.")
+    ] = False,
+    processes: Annotated[
+        int, typer.Option("--processes", metavar="N", min=1, help="Of the dry run, and of the run that it plans.")
+    ] = 1,
+) -> None:
+    """Train one stage: from a folder to a folder, with what is frozen and what is trained said first.
+
+    Example:  videopanda train finetune --config nano --model out/pretrain --output out/finetune --set max_steps=200
+    """
+    _log()
+    if dry_run:
+        from videopanda.training.dry_run import plan, try_steps
+
+        for line in plan(stage, config, set_ or [], model, processes):
+            print(line)
+        print(try_steps(stage, config, set_ or [], model, processes))
+        return
+    _train(stage, config, set_ or [], model, output, resume)
+
+
+def finetune_verb(
+    data: Annotated[str, typer.Option("--data", metavar="FILE", help="Conversations about clips, any known format.")],
+    model: Annotated[Path, typer.Option("--model", metavar="DIR", help="Video-Panda to start from.")],
+    media_root: Annotated[
+        Path | None, typer.Option("--media-root", metavar="DIR", help="Folder of the clips. Default: that of the file.")
+    ] = None,
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Adapters in the language model instead of its weights.")
+    ] = False,
+    qlora: Annotated[bool, typer.Option("--qlora", help="As --lora, with the language model in 4 bits.")] = False,
+    set_: Set = None,
+    output: Output = None,
+    resume: Resume = False,
+) -> None:
+    """Train a finished model on clips of your own.
+
+    Example:  videopanda finetune --data my.jsonl --model out/video-panda-7b --lora --output out/mine
+    """
+    from videopanda.training.command import own_settings
+
+    _log()
+    settings = own_settings(data, media_root, lora or qlora, qlora)
+    _train("finetune", "own", [*settings, *(set_ or [])], model, output, resume)
+
+
+def _log() -> None:
+    import logging
+
+    quiet()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+
+def _train(stage: str, config: str, set_: list[str], model: Path | None, output: Path | None, resume: bool) -> None:
+    import sys
+
+    from videopanda.training.callbacks import RunStoppedError
+    from videopanda.training.command import train
+    from videopanda.training.run import part_processes
+
+    try:
+        folder = train(stage, config, set_, model, output, resume)
+    except RunStoppedError as stopped:
+        part_processes()
+        print(f"videopanda: {stopped}", file=sys.stderr)
+        raise typer.Exit(_STOPPED) from stopped
+    part_processes()
+    print(f"trained model, metrics.jsonl, curves.png: {folder}")

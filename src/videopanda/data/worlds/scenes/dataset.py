@@ -1,0 +1,142 @@
+"""Scenes as an endless training set: drawn on the fly, only at the seconds that the model looks at.
+
+dataset = ScenesDataset(num=100_000, seed=0)
+dataset[0].videos[0].frames.shape, dataset[0].conversations
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from videopanda.data.sample import Sample, Turn
+from videopanda.data.worlds.scenes.questions import Question, make_captions, make_questions, place
+from videopanda.data.worlds.scenes.render import Renderer, coverage
+from videopanda.data.worlds.scenes.world import THEMES, Difficulty, Scene, make_scene
+
+# Most questions of one family about one clip. What is learned late gets more room; rare families are not bounded.
+_AT_MOST = {
+    "shape": 1,
+    "size": 1,
+    "existence": 1,
+    "spatial_relation": 1,
+    "count": 2,
+    "event_count": 2,
+    "colour": 2,
+    "duration": 6,
+}
+
+# Training sees the themes that rare families need more often than the world that tests use.
+TRAINING_THEMES = (*THEMES, "move", "race", "race", "order", "order", "change")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames of a scene that were never written to a file. Same fields as `videopanda.video.read.Video`."""
+
+    frames: np.ndarray  # uint8 (T, height, width, 3)
+    timestamps: tuple[float, ...]  # seconds
+    duration: float  # seconds
+    scene: Scene | None = None  # what it was drawn from
+
+    def cell_words(self, rows: int, columns: int) -> list[tuple[str, ...]]:
+        """What each cell of a `rows` × `columns` grid shows, frame by frame in reading order.
+
+        (size, colour, shape, one or two words for the cell's place) of the thing that covers most of the cell, or
+        ("nothing",) where none covers a fifth.
+        """
+        if self.scene is None:
+            raise ValueError("this clip was decoded from a file: what its cells show is not known")
+        words: list[tuple[str, ...]] = []
+        for second in self.timestamps:
+            for (row, column), owner in np.ndenumerate(coverage(self.scene, second, rows, columns)):
+                if owner < 0:
+                    words.append(("nothing",))
+                    continue
+                thing = self.scene.things[owner]
+                where = place((column + 0.5) / columns, (row + 0.5) / rows).split()
+                words.append((thing.size, thing.colour_at(second), thing.shape, *where))
+        return words
+
+
+@dataclass(frozen=True)
+class ScenesDataset:
+    """Map-style data set of `num` scenes; item `i` depends on (seed, split, i) and nothing else."""
+
+    num: int
+    seed: int = 0
+    split: str = "train"
+    num_frames: int = 8
+    captions: int = 2  # of the clip and of single frames, per sample
+    chats: float = 0.15  # share of samples in which some questions form one longer conversation
+    text_only: bool = False  # no video: its description frame by frame stands in the question
+    max_things: int = 4
+    ramp: float = 0.0  # share of the set over which the number of things grows from 1 to `max_things`
+    plain: float = 0.0  # share of scenes on a plain, still background
+
+    def __len__(self) -> int:
+        return self.num
+
+    def set_epoch(self, epoch: int) -> None:
+        """There is one order: scenes do not come again."""
+
+    def content(self) -> str:
+        """A hash of the settings: a scene is made from nothing else."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
+
+    def lengths(self) -> np.ndarray:
+        """All scenes count as equally long, (num,)."""
+        return np.ones(self.num, np.int64)
+
+    def files(self, index: int) -> list[str]:
+        """Nothing is read; the name of the scene."""
+        return [f"scene {self.split}-{self.seed}-{index}"]
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.num:
+            raise IndexError(index)
+        rng = np.random.default_rng([self.seed, index, 1])
+        grown = 1 + int(index / (self.num * self.ramp) * self.max_things) if self.ramp else self.max_things
+        difficulty = Difficulty(min(grown, self.max_things), TRAINING_THEMES, plain=bool(rng.random() < self.plain))
+        scene = make_scene(self.seed, self.split, index, difficulty)
+        conversations = self._conversations(scene, rng)
+        name = f"{self.split}-{self.seed}-{index}"
+        if self.text_only:
+            log = frame_log(scene, self.num_frames)
+            conversations = [((f"{log}\n{turns[0][0]}", turns[0][1]), *turns[1:]) for turns in conversations]
+            return Sample(name, (), tuple(conversations))
+        return Sample(name, (draw(scene, self.num_frames),), tuple(conversations))
+
+    def _conversations(self, scene: Scene, rng: np.random.Generator) -> list[tuple[Turn, ...]]:
+        # Asked twice, in other words and pairs: rare questions are worth more than common ones of yet another clip.
+        drawn = {q.question: q for _ in range(2) for q in make_questions(scene, rng)}
+        questions = balanced([drawn[text] for text in rng.permutation(sorted(drawn))])
+        captions = make_captions(scene, self.num_frames)
+        captions = [captions[i] for i in rng.permutation(len(captions))[: self.captions]]
+        turns = [(q.question, q.answer) for q in (*captions, *questions)]
+        if rng.random() < self.chats and len(turns) > 4:
+            return [tuple(turns[:3]), *((turn,) for turn in turns[3:])]
+        return [(turn,) for turn in turns]
+
+
+def balanced(questions: list[Question]) -> list[Question]:
+    """At most so many questions of each common family; the rare families first."""
+    kept: list[Question] = []
+    for question in questions:
+        most = _AT_MOST.get(question.family)
+        if most is None or sum(q.family == question.family for q in kept) < most:
+            kept.append(question)
+    return sorted(kept, key=lambda q: q.family in _AT_MOST)
+
+
+def draw(scene: Scene, num_frames: int) -> Clip:
+    """The frames that a decoder would show at `num_frames` uniform times."""
+    wanted = (np.arange(num_frames) + 0.5) * scene.duration / num_frames
+    shown = np.floor(wanted * scene.fps + 1e-6) / scene.fps
+    return Clip(Renderer(scene).frames(shown), tuple(float(t) for t in shown), scene.duration, scene)
+
+
+def frame_log(scene: Scene, num_frames: int) -> str:
+    """What a language model without eyes would need to be told: the clip in words, frame by frame."""
+    frames = make_captions(scene, num_frames)[1:]
+    return f"{scene.duration:.1f} seconds: " + " ".join(f"{i}: {q.answer}." for i, q in enumerate(frames, start=1))

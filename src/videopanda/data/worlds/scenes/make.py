@@ -1,0 +1,182 @@
+"""Write scenes as a data set on disk: mp4 files and one conversation record per clip.
+
+    make("scenes", num=1000, seed=0)                      # or: videopanda scenes make scenes --num 1000 --seed 0
+
+    scenes/clips/train-0-0.mp4 …      real H.264 files
+    scenes/annotations.json           [{"id", "video", "conversations", "families", "scene"}, …]
+    scenes/scenes.json                seed, split, num, version
+    scenes/contact_sheet.png          the first clips at a glance
+
+A call that was interrupted goes on where it stopped: finished clips are kept.
+"""
+
+import json
+import math
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videopanda import __version__
+from videopanda.data.worlds.scenes.dataset import draw
+from videopanda.data.worlds.scenes.questions import Question, make_questions
+from videopanda.data.worlds.scenes.render import write_clip
+from videopanda.data.worlds.scenes.world import Scene, make_scene
+from videopanda.video.contact_sheet import Row, contact_sheet
+from videopanda.video.read import Video, VideoReadError, read_video
+
+QUESTIONS_PER_CLIP = 6
+MAX_PER_FAMILY = 2  # questions of one family about one clip
+_SHEET_ROWS = 12
+_SHEET_FRAMES = 8
+
+
+def make(
+    out: str | Path,
+    num: int,
+    seed: int,
+    split: str = "train",
+    questions_per_clip: int = QUESTIONS_PER_CLIP,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Write scenes 0 … `num` - 1 of (seed, split) to the folder `out` and return it.
+
+    Equal arguments give equal bytes of `annotations.json`. `workers` processes draw clips (default: one per CPU); with
+    more than one, a script must call this under `if __name__ == "__main__":`. `progress` shows a bar on stderr.
+
+    Raises:
+        ValueError: an argument out of range, or `out` holds another seed, split or version.
+    """
+    if num < 1 or questions_per_clip < 1:
+        raise ValueError(f"num and questions_per_clip must be at least 1, not {num} and {questions_per_clip}")
+    out = Path(out)
+    header = {"seed": seed, "split": split, "num": num, "version": __version__}
+    make_scene(seed, split, 0)  # a wrong split is told before anything is written
+    _check_same_world(out / "scenes.json", header)
+    (out / "clips").mkdir(parents=True, exist_ok=True)
+    _write_text(out / "scenes.json", json.dumps(header, indent=2) + "\n")
+    _write_clips(out / "clips", num, seed, split, workers, progress)
+    records = [
+        _record(make_scene(seed, split, index), clip_questions(seed, split, index)[:questions_per_clip])
+        for index in range(num)
+    ]
+    lines = ",\n".join(json.dumps(record, allow_nan=False) for record in records)
+    _write_text(out / "annotations.json", f"[\n{lines}\n]\n")
+    rows: list[Row] = []
+    for record in records[:_SHEET_ROWS]:
+        scene = make_scene(seed, split, len(rows))
+        clip = draw(scene, _SHEET_FRAMES)
+        question, answer = (turn["value"].removeprefix("<video>\n") for turn in record["conversations"][:2])
+        rows.append(Row(clip.frames, [f"{question}  {answer}"], clip.timestamps))
+    contact_sheet(rows).save(out / "contact_sheet.png")
+    return out
+
+
+def clip_name(seed: int, split: str, index: int) -> str:
+    """The name by which files and reports call a scene, "test-0-17"."""
+    return f"{split}-{seed}-{index}"
+
+
+def clip_questions(seed: int, split: str, index: int) -> list[Question]:
+    """The questions that written data and evaluation ask about a scene: at most two of a family, in random order.
+
+    Their random stream is not that of training (`ScenesDataset`), which asks anew about its own scenes.
+    """
+    rng = np.random.default_rng([seed, index, 2])
+    seen: Counter[str] = Counter()
+    kept = []
+    for question in make_questions(make_scene(seed, split, index), rng):
+        seen[question.family] += 1
+        if seen[question.family] <= MAX_PER_FAMILY:
+            kept.append(question)
+    return kept
+
+
+def ensure_clip(folder: Path, seed: int, split: str, index: int) -> Path:
+    """Write a scene's mp4 unless it is there. A file under its final name is always complete."""
+    path = folder / f"{clip_name(seed, split, index)}.mp4"
+    if not path.exists():
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            write_clip(make_scene(seed, split, index), part)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    return path
+
+
+def write_and_read(folder: Path, seed: int, split: str, num_frames: int, index: int) -> Video | str:
+    """Write a clip where it is missing and read it as any video is read; the reason where it cannot be read."""
+    path = ensure_clip(folder, seed, split, index)
+    try:
+        return read_video(path, num_frames=num_frames)
+    except VideoReadError as error:
+        return error.reason
+
+
+def plain(value: Any) -> Any:
+    """A value for JSON: numbers that are not finite become null, tuples lists."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _record(scene: Scene, questions: Sequence[Question]) -> dict[str, Any]:
+    """One conversation record; `families` names the family of each question, `scene` is everything that is shown."""
+    name = clip_name(scene.seed, scene.split, scene.index)
+    turns = []
+    for i, question in enumerate(questions):
+        turns.append({"from": "human", "value": ("" if i else "<video>\n") + question.question})
+        turns.append({"from": "gpt", "value": question.answer})
+    return {
+        "id": name,
+        "video": f"clips/{name}.mp4",
+        "conversations": turns,
+        "families": [question.family for question in questions],
+        "scene": plain(asdict(scene)),
+    }
+
+
+def _check_same_world(path: Path, header: dict[str, Any]) -> None:
+    if not path.exists():
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("seed", "split", "version"):
+        if found.get(key) != header[key]:
+            raise ValueError(
+                f"{path.parent} holds scenes of {key} {found.get(key)}, not {header[key]}: use a new folder"
+            )
+
+
+def _write_clips(folder: Path, num: int, seed: int, split: str, workers: int | None, progress: bool) -> None:
+    from rich.console import Console
+    from rich.progress import track
+
+    workers = workers or os.cpu_count() or 1
+    task = partial(ensure_clip, folder, seed, split)
+    console = Console(stderr=True)
+    if workers == 1:
+        for index in track(range(num), "clips", console=console, disable=not progress):
+            task(index)
+        return
+    # Fresh processes: a forked copy of a program that runs threads can hang.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        done = pool.map(task, range(num), chunksize=8)
+        for _ in track(done, "clips", total=num, console=console, disable=not progress):
+            pass
+
+
+def _write_text(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8", newline="\n")
+    part.replace(path)

@@ -1,0 +1,121 @@
+"""What a model is shown: the clip, or for a baseline something else. A model that looks loses points without it.
+
+full          the clip
+no_video      nothing: what can be guessed from the question and, where the prompt tells it, the length of the clip
+one_frame     its middle frame in every place
+shuffled      its frames in a random order that is not the right one
+reversed      its frames from the last to the first
+wrong_video   the next other clip of the benchmark
+"""
+
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videopanda.data.worlds.scenes.dataset import Clip
+from videopanda.evaluation.benchmarks.item import Item
+from videopanda.evaluation.benchmarks.videos import Videos
+from videopanda.evaluation.predictions import CONDITIONS
+from videopanda.evaluation.scenes import one_frame_order, rearrange, shuffled_order
+from videopanda.video.read import Video, read_video
+
+
+@dataclass(frozen=True)
+class Source:
+    """The part of a file that is shown; `path` is None where the file is missing."""
+
+    name: str  # below the folder of videos; of a missing file as the annotations say
+    path: Path | None
+    start: float | None = None
+    end: float | None = None
+    image_fps: float = 1.0  # of a folder of frames
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question and what is shown with it; for the condition no_video the clip that is left out."""
+
+    item: Item
+    source: Source
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Frames as they are shown, and where they come from."""
+
+    clip: Video | Clip
+    indices: tuple[int, ...]  # in the file, in the order shown
+    times: tuple[float, ...]  # seconds
+    decoder: str
+
+
+def asked(items: tuple[Item, ...], videos: Videos, condition: str) -> list[Asked]:
+    """Every question with its source, questions about the same clip next to each other.
+
+    Raises:
+        ValueError: no such condition, or one that needs another video where there is none.
+    """
+    if condition not in CONDITIONS:
+        raise ValueError(f"unknown condition {condition!r}; there are {', '.join(CONDITIONS)}")
+    groups: dict[Source, list[Item]] = {}
+    for item in items:
+        groups.setdefault(_source(item, videos), []).append(item)
+    shown = dict(zip(groups, groups))
+    if condition == "wrong_video":
+        shown = _others([source for source in groups if source.path])
+        shown |= {source: source for source in groups if not source.path}
+    return [Asked(item, shown[source]) for source, group in groups.items() for item in group]
+
+
+def _source(item: Item, videos: Videos) -> Source:
+    path = videos.find(item.video)
+    name = path.relative_to(videos.folder).as_posix() if path else item.video
+    return Source(name, path, item.start, item.end, float(item.extra.get("fps", 1.0)))
+
+
+def _others(sources: list[Source]) -> dict[Source, Source]:
+    """For each source the next one that is another file, around the end."""
+    found = {}
+    for i, source in enumerate(sources):
+        later = (other for other in (*sources[i + 1 :], *sources[:i]) if other.path != source.path)
+        other = next(later, None)
+        if other is None:
+            raise ValueError("the condition 'wrong_video' needs at least two videos")
+        found[source] = other
+    return found
+
+
+def show(source: Source, condition: str, num_frames: int, sampling: Any, seed: int) -> Shown:
+    """Read the frames of a source and put them into the order of the condition.
+
+    Raises:
+        VideoReadError: the file cannot be read.
+        ValueError: the part lies outside the video, or has too few frames to be shuffled.
+    """
+    assert source.path is not None
+    video = read_video(
+        source.path,
+        num_frames=num_frames,
+        sampling=sampling,
+        start=source.start,
+        end=source.end,
+        image_fps=source.image_fps,
+    )
+    order = np.arange(len(video))
+    if condition == "one_frame":
+        order = one_frame_order(len(video))
+    elif condition == "shuffled":
+        place = zlib.crc32(f"{source.name} {source.start} {source.end}".encode())
+        order = shuffled_order(len(video), np.random.default_rng([seed, place]))
+    elif condition == "reversed":
+        order = order[::-1].copy()
+    part = replace(video, duration=video.end - video.start)  # a part is a clip of its own length
+    return Shown(
+        part if (order == np.arange(len(video))).all() else rearrange(part, order),
+        tuple(int(i) for i in video.indices[order]),
+        tuple(round(float(t), 4) for t in video.timestamps[order]),
+        f"{video.decoder} {video.decoder_version}",
+    )

@@ -1,0 +1,305 @@
+"""Answers of a model to all questions of a benchmark, in a file that an interruption cannot spoil.
+
+    predict("mvbench", "MVBench/json", "predictions.jsonl", model="out/7b", videos="MVBench/video")
+
+Work is cut into batches that are always the same, and each batch is appended at once. A run that finds its file goes on
+with what is missing and ends with the bytes of a run that was never interrupted. Several processes, started by torchrun
+or by Ray, share the batches; every torchrun process writes a part of its own, and the last one joins them.
+"""
+
+import hashlib
+import json
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from videopanda.evaluation.benchmarks import subtitles
+from videopanda.evaluation.benchmarks.files import AnnotationError, Rejected
+from videopanda.evaluation.benchmarks.item import Item
+from videopanda.evaluation.benchmarks.table import load
+from videopanda.evaluation.benchmarks.videos import Videos
+from videopanda.evaluation.conditions import Asked, Shown, Source, asked, show
+from videopanda.evaluation.predictions import (
+    Failure,
+    Prediction,
+    Protocol,
+    append_predictions,
+    only_writer,
+    read_predictions,
+    remove_torn_line,
+    watched,
+)
+from videopanda.evaluation.prompts import Prompts
+from videopanda.evaluation.scenes import told_length, versions, weights_sha256
+from videopanda.inference.answer import BUNDLED_MODEL, EncodedClip, encode, question_messages, reply
+from videopanda.inference.answer import load as load_model
+from videopanda.inference.visual_cache import VisualCache
+from videopanda.video.read import VideoReadError
+
+WITH_SUBTITLES = "video-mme-subtitles"  # the benchmark whose prompts hold subtitles
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked of whom. Can be sent to another process."""
+
+    bench: str
+    path: Path  # annotations
+    videos: Path
+    model: Path | None = None  # None: the bundled one
+    condition: str = "full"
+    errata: str = "as-published"
+    num_frames: int | None = None  # None: the model's own number
+    batch_size: int = 8
+    max_new_tokens: int = 64
+    seed: int = 0  # of the shuffled frames
+    prompts: Prompts = field(default_factory=Prompts)
+    cache: Path | None = None  # folder of visual tokens; answers do not depend on it
+    cache_bytes: int = 10 * 2**30
+
+    @cached_property
+    def batches(self) -> list[list[Asked]]:
+        """The questions in the order in which they are asked.
+
+        Raises:
+            ValueError: unknown benchmark, errata mode or condition; no annotations, videos or subtitles.
+        """
+        items = load(self.bench, self.path, self.errata).items
+        if self.bench == WITH_SUBTITLES and not any("subtitles" in item.extra for item in items):
+            raise ValueError(f"there are no subtitles (*.srt) below {self.path}: name the folder that holds them, too")
+        all_ = asked(items, Videos(self.videos), self.condition)
+        return [all_[i : i + self.batch_size] for i in range(0, len(all_), self.batch_size)]
+
+
+# Frames; why there are none; for the condition no_video what the prompt tells about the clip.
+_Read = Shown | tuple[Failure, str] | str
+
+
+class Predictor:
+    """A loaded model that answers the batches of a job."""
+
+    def __init__(self, job: Job, device: str | None = None):
+        self.job = job
+        self.model, self.processor = load_model(job.model, device)
+        self.cache = VisualCache(job.cache, job.cache_bytes) if job.cache else None
+        video_processor = self.processor.video_processor
+        self.num_frames = job.num_frames or video_processor.num_frames
+        folder = job.model or BUNDLED_MODEL
+        vision = (self.model.model.stab, self.model.model.projector)
+        self.protocol = Protocol(
+            benchmark=job.bench,
+            errata=job.errata,
+            condition=job.condition,
+            model=folder.resolve().name,
+            model_sha256=weights_sha256(folder),
+            vision_parameters=sum(p.numel() for part in vision for p in part.parameters()),
+            num_frames=self.num_frames,
+            sampling=video_processor.frame_sampling,
+            prompt_sha256=job.prompts.sha256,
+            generation={"do_sample": False, "max_new_tokens": job.max_new_tokens, "batch_size": job.batch_size},
+            seed=job.seed,
+            versions=versions(),
+        )
+
+    def answers(self, numbers: Iterable[int]) -> Iterator[list[Prediction]]:
+        """Answer batches; while the model works on one, the videos of the next are read."""
+        batches = [self.job.batches[number] for number in numbers]
+        with ThreadPoolExecutor(1) as reader:
+            following = [reader.submit(self._read, batch) for batch in batches[:1]]
+            for i, batch in enumerate(batches):
+                videos = following.pop().result()
+                following = [reader.submit(self._read, next_) for next_ in batches[i + 1 : i + 2]]
+                yield self._answer(batch, videos)
+
+    def _read(self, batch: Sequence[Asked]) -> dict[Source, _Read]:
+        read = self._read_length if self.job.condition == "no_video" else self._read_one
+        return {source: read(source) for source in dict.fromkeys(question.source for question in batch)}
+
+    def _read_length(self, source: Source) -> str:
+        """What the prompts of the other conditions tell about the clip; "" without a readable file."""
+        if source.path is None or not self.processor.time_prompt:
+            return ""
+        try:
+            clip = show(source, "full", 1, "uniform", 0).clip
+        except (VideoReadError, ValueError):  # a question without a video can be asked all the same
+            return ""
+        return told_length(self.processor, clip)
+
+    def _read_one(self, source: Source) -> _Read:
+        if source.path is None:
+            return "missing_video", "no file of this name, or several, below the folder of videos"
+        sampling = self.processor.video_processor.frame_sampling
+        try:
+            return show(source, self.job.condition, self.num_frames, sampling, self.job.seed)
+        except VideoReadError as error:
+            return "unreadable_video", error.reason
+        except ValueError as error:
+            return "error", str(error)
+
+    def _answer(self, batch: Sequence[Asked], videos: dict[Source, _Read]) -> list[Prediction]:
+        readable = {source: video for source, video in videos.items() if isinstance(video, Shown)}
+        shown = [video.clip for video in readable.values()]
+        encoded = encode(self.model, self.processor, shown, self.cache) if shown else []
+        clips = dict(zip(readable, encoded))
+        rows: list[Prediction] = []
+        prompts: dict[int, tuple[list[Any], EncodedClip | None]] = {}  # by the place of the row
+        for question in batch:
+            row, messages = self._ask(question, videos[question.source])
+            if messages is not None:
+                prompts[len(rows)] = messages, clips.get(question.source)
+            rows.append(row)
+        for place, answer in self._reply(prompts).items():
+            rows[place] = replace(rows[place], **answer)
+        return rows
+
+    def _ask(self, question: Asked, video: _Read) -> tuple[Prediction, list[Any] | None]:
+        """The row without its answer, and the conversation to be answered; None where there will be none."""
+        row = Prediction(question.item.id, "", protocol=self.protocol)
+        if not isinstance(video, str):
+            row = replace(row, video=question.source.name)
+        if isinstance(video, tuple):
+            return replace(row, prediction=None, failure=video[0], reason=video[1]), None
+        shown = video if isinstance(video, Shown) else None
+        if shown:
+            row = replace(row, frame_indices=shown.indices, frame_times=shown.times, decoder=shown.decoder)
+        try:
+            text = self.job.prompts.ask(question.item, self._subtitles(question.item, shown))
+            text = f"{video}{text}" if isinstance(video, str) else text
+            messages = question_messages(self.processor, text, has_video=shown is not None)
+        except ValueError as error:
+            return replace(row, prediction=None, failure="error", reason=str(error)), None
+        prompt = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return replace(row, prompt_sha256=hashlib.sha256(prompt.encode()).hexdigest()), messages
+
+    def _subtitles(self, item: Item, video: Shown | None) -> list[str]:
+        """The lines at the times of the frames, for benchmarks that are asked with subtitles; without a video none."""
+        if video is None or self.job.bench != WITH_SUBTITLES or "subtitles" not in item.extra:
+            return []
+        root = self.job.path if self.job.path.is_dir() else self.job.path.parent
+        return [cue.text for cue in subtitles.at_times(subtitles.read(root / item.extra["subtitles"]), video.times)]
+
+    def _reply(self, prompts: dict[int, tuple[list[Any], EncodedClip | None]]) -> dict[int, dict[str, Any]]:
+        if not prompts:
+            return {}
+        generate = partial(reply, self.model, self.processor, max_new_tokens=self.job.max_new_tokens)
+        try:
+            return {place: {"prediction": text} for place, text in zip(prompts, generate(list(prompts.values())))}
+        except ValueError as error:  # a prompt that is too long: the others are asked without it
+            if len(prompts) == 1:
+                failed = {"prediction": None, "failure": "error", "reason": str(error)}
+                return dict.fromkeys(prompts, failed)
+        return {place: answer for place in prompts for _, answer in self._reply({place: prompts[place]}).items()}
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+def parts(out: Path) -> list[Path]:
+    """The files in which other processes keep their share."""
+    return sorted(out.parent.glob(f"{out.stem}.rank-*{out.suffix}"))
+
+
+def stored(out: Path, own: Path, job: Job, protocol: Protocol) -> dict[str, Prediction]:
+    """What is there already, by id; a line of `own` that was cut off is removed.
+
+    Raises:
+        ValueError: the file holds other things than predictions of this job.
+    """
+    if own.exists():
+        with own.open("r+b") as opened:
+            remove_torn_line(opened)
+    ids = {question.item.id for batch in job.batches for question in batch}
+    found: dict[str, Prediction] = {}
+    wanted = json.loads(json.dumps(asdict(protocol)))
+    for file in (*parts(out), out):  # in this order: a part goes when it stands in `out`
+        try:
+            rows = list(read_predictions(file))
+        except AnnotationError:  # not there yet, or gone since the parts were listed
+            continue
+        for row in rows:
+            if isinstance(row, Rejected):
+                if file == own:
+                    raise ValueError(f"{own} holds something else than predictions: {row.place}: {row.reason}")
+                continue  # a line that another process is just writing
+            there = asdict(row.protocol) if row.protocol else {}
+            other = [name for name, value in wanted.items() if there.get(name) != value]
+            if other or row.id not in ids:
+                what = f"{other[0]} {there.get(other[0])!r:.40}" if other else f"question {row.id!r}"
+                raise ValueError(f"{file} holds predictions of another run ({what}): name another file with --out")
+            found[row.id] = row
+    return found
+
+
+def finish(out: Path, job: Job, protocol: Protocol) -> dict[str, Prediction] | None:
+    """Join all parts into `out` in the order of the job, if nothing is missing. Returns the rows, or None."""
+    found = stored(out, out, job, protocol)
+    order = [question.item.id for batch in job.batches for question in batch]
+    if any(id_ not in found for id_ in order):
+        return None
+    rows = {id_: found[id_] for id_ in order}
+    content = "".join(row.as_json() + "\n" for row in rows.values())
+    if not out.exists() or out.read_text(encoding="utf-8") != content:
+        joined = out.with_name(f"{out.name}.{uuid.uuid4().hex}")  # several processes may see the end at once
+        joined.write_text(content, encoding="utf-8", newline="\n")
+        joined.replace(out)
+    for part in parts(out):
+        part.unlink(missing_ok=True)  # another process may have been faster
+    return rows
+
+
+# -- the run -----------------------------------------------------------------------------------------------------------
+def predict(
+    job: Job,
+    out: Path,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    device: str | None = None,
+    ray_workers: int | None = None,
+) -> dict[str, Any]:
+    """Answer what is not answered yet; process `rank` of `world_size` takes every `world_size`-th batch.
+
+    With `ray_workers`, so many Ray actors answer the batches, on all machines of the cluster that Ray is connected to.
+
+    Returns:
+        Counts: questions, answered, failures (kind: ids), complete, out.
+
+    Raises:
+        ValueError: the job cannot be done, `out` holds something else, or another process is writing it.
+    """
+    if out.suffix != ".jsonl":
+        raise ValueError(f"{out}: predictions are JSON Lines, so the name must end with .jsonl")
+    batches = job.batches
+    predictor = Predictor(job, "cpu" if ray_workers else device)
+    own = out if world_size == 1 else out.with_name(f"{out.stem}.rank-{rank}{out.suffix}")
+    with only_writer(own):
+        done = stored(out, own, job, predictor.protocol)
+        mine = [
+            number
+            for number in range(rank, len(batches), world_size)
+            if any(question.item.id not in done for question in batches[number])
+        ]
+        if ray_workers and mine:
+            from videopanda.evaluation.predict_ray import answers
+
+            results = answers(job, mine, ray_workers)
+        else:
+            results = predictor.answers(mine)
+        for rows in watched(results, "batches", len(mine)):
+            append_predictions(own, [row for row in rows if row.id not in done])
+        all_rows = finish(out, job, predictor.protocol)
+        there = all_rows or stored(out, own, job, predictor.protocol)
+    failures: defaultdict[str, list[str]] = defaultdict(list)
+    for row in there.values():
+        if row.failure:
+            failures[row.failure].append(row.id)
+    return {
+        "questions": sum(map(len, batches)),
+        "answered": sum(row.prediction is not None for row in there.values()),
+        "failures": dict(sorted(failures.items())),
+        "complete": all_rows is not None,
+        "out": str(out),
+    }

@@ -1,0 +1,52 @@
+"""Predictions by Ray Data: a pool of actors on the machines of a cluster, each with a model of its own.
+
+Every machine reads annotations, videos and the checkpoint by the same paths.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from videopanda.evaluation.benchmarks.files import Row
+from videopanda.evaluation.predict import Job, Predictor
+from videopanda.evaluation.predictions import Prediction, prediction_of
+
+
+class _Worker:
+    """An actor; takes numbers of batches and returns their rows as JSON."""
+
+    def __init__(self, job: Job):
+        self.predictor = Predictor(job)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        rows = self.predictor.answers(int(number) for number in batch["id"])
+        return {"rows": [json.dumps([asdict(row) for row in part]) for part in rows]}
+
+
+def answers(job: Job, numbers: list[int], workers: int) -> Iterator[list[Prediction]]:
+    """The answers of batches, in the order in which they become ready.
+
+    Connects to the cluster that Ray finds, else starts one on this machine.
+
+    Raises:
+        ValueError: Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError("the Ray engine needs Ray: pip install 'videopanda[ray]'") from error
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False)
+    pool = ray.data.ActorPoolStrategy(size=min(workers, len(numbers)))
+    results = ray.data.from_items([{"id": number} for number in numbers], override_num_blocks=len(numbers)).map_batches(
+        _Worker,
+        fn_constructor_args=(replace(job),),
+        batch_size=1,
+        compute=pool,
+        num_gpus=1 if torch.cuda.is_available() else 0,
+    )
+    for result in results.iter_rows():
+        yield [prediction_of(Row("", row)) for row in json.loads(result["rows"])]

@@ -1,1 +1,0 @@
-"""Asking a model the questions of a benchmark."""

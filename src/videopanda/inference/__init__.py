@@ -1,0 +1,1 @@
+"""One inference core for the library, the chat, evaluation and the server."""

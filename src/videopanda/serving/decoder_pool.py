@@ -1,0 +1,129 @@
+"""A few processes that read videos, so that a decoder that crashes, hangs or eats memory harms one request only.
+
+pool = ReaderPool(Reading())
+await pool.start()
+video = await pool.read(path, num_frames=8)
+await pool.close()
+"""
+
+import asyncio
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videopanda.serving.decoder_worker import ARRAYS, SCALARS
+from videopanda.serving.errors import StoppedError, UnfitError
+from videopanda.video.read import Video, VideoLimits
+
+_HEADER_BYTES = 1 << 20
+_START_SECONDS = 60.0
+_GRACE_SECONDS = 2.0  # a worker gives up by itself; one that does not is killed after so many more
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read: processes, seconds and bytes of memory for each file, and what is refused."""
+
+    workers: int = 2
+    timeout: float = 30.0
+    memory: int = 4 << 30
+    limits: VideoLimits = field(default_factory=lambda: VideoLimits(source_frames=500_000, pixels=1 << 25, frames=64))
+
+
+class _Worker:
+    """One process. It is started when it is needed and replaced after it was killed."""
+
+    def __init__(self, memory: int):
+        self._memory = memory
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        if self._process is None or self._process.returncode is not None:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "videopanda.serving.decoder_worker",
+                str(self._memory),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                limit=_HEADER_BYTES,
+            )
+            await asyncio.wait_for(self._answer(), _START_SECONDS)
+
+    async def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """Header and frames. Raises OSError or EOFError when the process ends before they are there."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        await self._process.stdin.drain()
+        return await self._answer()
+
+    async def _answer(self) -> tuple[dict[str, Any], bytes]:
+        assert self._process is not None
+        stdout = self._process.stdout
+        assert stdout is not None
+        header = json.loads(await stdout.readuntil(b"\n"))
+        return header, await stdout.readexactly(math.prod(header["shape"])) if "shape" in header else b""
+
+    async def kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+        self._process = None
+
+
+class ReaderPool:
+    """Reads files in processes of its own."""
+
+    def __init__(self, reading: Reading):
+        self.reading = reading
+        self._workers = [_Worker(reading.memory) for _ in range(reading.workers)]
+        self._free: asyncio.Queue[_Worker] = asyncio.Queue()
+        self._closed = False
+
+    async def start(self) -> None:
+        """Start the processes."""
+        await asyncio.gather(*(worker.start() for worker in self._workers))
+        for worker in self._workers:
+            self._free.put_nowait(worker)
+
+    async def close(self) -> None:
+        """End the processes, and what they are reading."""
+        self._closed = True
+        await asyncio.gather(*(worker.kill() for worker in self._workers))
+
+    async def read(self, path: Path, **choice: Any) -> Video:
+        """As `read_video`, with its arguments `num_frames`, `fps`, `sampling`, `start`, `end` and `max_side`.
+
+        Raises:
+            UnfitError: the file cannot be read, is too large, or the choice of frames makes no sense.
+            StoppedError: the pool was closed.
+        """
+        request = {"path": str(path), "timeout": self.reading.timeout, "limits": asdict(self.reading.limits), **choice}
+        worker = await self._free.get()
+        answered = False
+        try:
+            if self._closed:
+                raise StoppedError("the server is shutting down: ask again later")
+            await worker.start()
+            header, frames = await asyncio.wait_for(worker.ask(request), self.reading.timeout + _GRACE_SECONDS)
+            answered = True
+        except asyncio.TimeoutError as error:
+            raise UnfitError(f"cannot read this video: not done after {self.reading.timeout:g} s") from error
+        except (OSError, EOFError) as error:
+            raise UnfitError("cannot read this video: the decoder crashed on it") from error
+        finally:
+            if not answered:  # whatever comes out of it now belongs to nobody
+                await worker.kill()
+            self._free.put_nowait(worker)
+        if "reason" in header:
+            raise UnfitError(f"cannot read this video: {header['reason']}")
+        values: dict[str, Any] = {name: np.array(header[name], kind) for name, kind in ARRAYS.items()}
+        values |= {name: kind(header[name]) for name, kind in SCALARS.items()}
+        return Video(frames=np.frombuffer(frames, np.uint8).reshape(header["shape"]), **values)

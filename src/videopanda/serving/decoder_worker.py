@@ -1,0 +1,86 @@
+"""A process that reads videos for a server, one after the other. Decoders work here, where they can harm nobody.
+
+python -m videopanda.serving.decoder_worker 4294967296      # bytes of memory that it may take
+
+Requests come on stdin, one JSON object per line. An answer is one line of JSON, followed by the bytes of the frames;
+a first empty answer says that the process is ready.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+from videopanda.video.read import Video, VideoLimits, VideoReadError, read_video
+
+# The fields of `Video` that travel as JSON; frames follow as bytes.
+ARRAYS = {"timestamps": "float64", "times": "float64", "indices": "int64"}
+SCALARS = {
+    "indices_exact": bool,
+    "source_fps": float,
+    "duration": float,
+    "width": int,
+    "height": int,
+    "start": float,
+    "end": float,
+    "decoder": str,
+    "decoder_version": str,
+    "decoded_frames": int,
+}
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    # Frames go through the only copy of stdout: whatever a library prints goes to stderr.
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends its workers
+    _confine(int(sys.argv[1]))
+    with suppress(VideoReadError):
+        read_video(b"no video", num_frames=1)  # loads the decoders, so that this is not counted as reading
+    _send({}, b"", out)
+    for line in sys.stdin.buffer:
+        _answer(json.loads(line), out)
+
+
+def _confine(memory: int) -> None:
+    """No more memory, no file of its own, no core dump."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _answer(request: dict[str, Any], out: BinaryIO) -> None:
+    limits = VideoLimits(**request.pop("limits"))
+    _bound_images(limits.pixels)
+    video: Video | None = None
+    try:
+        # PyAV gives the same frames as torchcodec and starts without torch.
+        video = read_video(request.pop("path"), decoder="pyav", limits=limits, **request)
+        header = {name: getattr(video, name).tolist() for name in ARRAYS}
+        header |= {name: getattr(video, name) for name in SCALARS} | {"shape": video.frames.shape}
+    except VideoReadError as error:
+        header = {"reason": error.reason}
+    except ValueError as error:
+        header = {"reason": str(error)}
+    except MemoryError:
+        header = {"reason": "it takes too much memory to decode"}
+    _send(header, b"" if video is None else video.frames.tobytes(), out)
+
+
+def _send(header: dict[str, Any], frames: bytes, out: BinaryIO) -> None:
+    out.write(json.dumps(header).encode() + b"\n" + frames)
+    out.flush()
+
+
+def _bound_images(pixels: int) -> None:
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = pixels // 2  # Pillow warns at this number and refuses at twice as many
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""Proof that a checkpoint is what it claims to be."""

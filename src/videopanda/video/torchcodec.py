@@ -1,0 +1,83 @@
+"""Decodes chosen frames with torchcodec, where it loads; which frames those are is decided by `_video_container`.
+
+    decoder, version = load()             # None and the reason where torchcodec is absent or does not work
+    for pts, _, rgb in decode(place, timeline, [0, 512], deadline): ...
+
+A stream that torchcodec would time, turn or colour differently from PyAV is refused.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from videopanda.video.container import (
+    Deadline,
+    DisorderedError,
+    Reader,
+    Timeline,
+    UnreadableError,
+    display_matrix,
+)
+from videopanda.video.source import Place
+
+# Formats whose conversion to RGB is the same in all releases of FFmpeg; torchcodec and PyAV bring different ones.
+_PLAIN_FORMATS = ("yuv420p", "yuvj420p", "bgra")
+
+
+@cache
+def load() -> tuple[Any, str]:
+    """The decoder class (None where it does not load) and its version or the reason."""
+    try:
+        import torchcodec
+        from torchcodec.decoders import VideoDecoder
+    except (ImportError, RuntimeError, OSError) as error:  # absent, or its FFmpeg libraries are
+        return None, (str(error).strip() or "it does not load").splitlines()[0]
+    return VideoDecoder, str(torchcodec.__version__)
+
+
+def _check(place: Place, timeline: Timeline, ticks: Sequence[int], deadline: Deadline) -> None:
+    decoder_class, reason = load()
+    if decoder_class is None:
+        raise UnreadableError(f"torchcodec does not load: {reason}")
+    if place.plain is None:
+        raise UnreadableError("torchcodec is used for paths and bytes only")
+    if timeline.counted or timeline.pts is None:
+        raise UnreadableError("torchcodec is used only where all time stamps are known")
+    reader = Reader(place.opener, timeline, deadline)
+    try:
+        frame = reader.read(timeline.first)
+        matrix = display_matrix(frame)
+        if matrix is not None and matrix[0] * matrix[3] - matrix[1] * matrix[2] < 0:
+            raise UnreadableError("torchcodec does not mirror pictures")
+        if frame.format.name not in _PLAIN_FORMATS or frame.width % 2 or frame.height % 2:
+            raise UnreadableError(f"torchcodec may round colours of {frame.format.name} pictures in another way")
+        for key in sorted({timeline.keyframe(tick) or timeline.first for tick in ticks}):
+            if key > timeline.first:
+                reader.go_to(key)
+                if reader.ahead is None or reader.ahead.pts != key:
+                    raise UnreadableError(f"decoding cannot start at the keyframe at {timeline.seconds(key):.3f} s")
+    except DisorderedError as error:
+        raise UnreadableError("torchcodec is used only where time stamps are in order") from error
+    finally:
+        reader.close()
+
+
+def decode(
+    place: Place, timeline: Timeline, ticks: Sequence[int], deadline: Deadline
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """As `_video_container.decode`: yields (stamp, 0, upright RGB picture uint8 (H, W, 3))."""
+    _check(place, timeline, ticks, deadline)
+    decoder_class, _ = load()
+    try:
+        decoder = decoder_class(place.plain, dimension_order="NHWC", seek_mode="exact")
+        for tick in ticks:
+            deadline.check()
+            frame = decoder.get_frame_at(timeline.index(tick))
+            # torchcodec numbers frames differently where some are hidden or cut off by an edit list.
+            if round(frame.pts_seconds / float(timeline.time_base)) != tick:
+                raise UnreadableError(f"torchcodec gives another frame at {timeline.seconds(tick):.3f} s")
+            yield tick, 0, frame.data.numpy()
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise UnreadableError("torchcodec: " + str(error).strip().splitlines()[0].rsplit(", ", 1)[-1]) from error

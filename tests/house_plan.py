@@ -1,0 +1,75 @@
+"""The house plan as data: which room may import what. The tests enforce it and docs/architecture.md prints it.
+
+python tests/house_plan.py      # writes the table into docs/architecture.md again
+"""
+
+from pathlib import Path
+
+ARCHITECTURE = Path(__file__).parents[1] / "docs" / "architecture.md"
+BEGIN, END = "<!-- import table: begin -->\n", "<!-- import table: end -->\n"
+
+# Every room: what it may import from this package, and from other packages. Modules are matched by their longest
+# prefix; "." stands for the room itself, "" for `videopanda/__init__.py`.
+ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    "": ({"_auto"}, set()),
+    "__main__": ({"cli"}, set()),
+    "_auto": ({"models"}, set()),
+    "models": ({"."}, {"torch", "transformers", "numpy", "PIL"}),
+    "video": ({"."}, {"av", "torchcodec", "numpy", "PIL"}),
+    "plan": ({".", "models"}, {"torch", "transformers", "psutil", "rich"}),
+    "inference": (
+        {".", "", "models", "plan", "video"},
+        {"torch", "transformers", "tokenizers", "safetensors", "numpy"},
+    ),
+    "data": ({".", "", "video", "models"}, {"torch", "torchdata", "numpy", "PIL", "rich", "yaml"}),
+    "data.worlds.scenes.render": ({"."}, {"numpy", "PIL", "av"}),  # encodes clips
+    "encoders": ({".", "video"}, {"torch", "transformers", "safetensors", "numpy"}),
+    "checkpoints": ({".", "", "models"}, {"torch", "transformers", "tokenizers", "rich"}),
+    "checkpoints.verify": ({".", "", "models", "inference"}, {"torch", "rich"}),
+    "checkpoints.behavior_checks": ({".", "", "models", "inference"}, {"torch", "numpy"}),
+    "training": (
+        {".", "", "data", "models", "encoders", "checkpoints"},
+        {"torch", "transformers", "accelerate", "tokenizers", "safetensors", "peft", "jinja2", "numpy", "matplotlib"},
+    ),
+    "evaluation": (
+        {".", "", "data", "video", "models", "inference"},
+        {"torch", "transformers", "numpy", "rich", "av", "matplotlib", "openai", "pyarrow", "ray"}
+        | {"accelerate", "datasets", "lmms_eval"},  # for the lmms-eval plug-in
+    ),
+    "serving": (
+        {".", "", "data", "video", "models", "plan", "inference"},
+        {"torch", "transformers", "fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client", "numpy", "PIL"},
+    ),
+    "bench": (
+        {".", "", "data", "video", "models", "inference", "encoders", "training"},
+        {"torch", "transformers", "numpy", "matplotlib", "rich", "av"},
+    ),
+    "cli": (
+        {".", "", "models", "video", "inference", "plan", "data", "checkpoints", "training", "evaluation", "serving"}
+        | {"bench"},
+        {"typer", "rich", "transformers", "torch", "numpy"},
+    ),
+}
+
+
+def import_table() -> str:
+    """The rule as a Markdown table."""
+    lines = ["| room | may import from this package | and from others |", "|---|---|---|"]
+    for room, (own, others) in ROOMS.items():
+        names = {"": "`videopanda/__init__.py`", ".": "itself"}
+        mine = [names.get(name, f"`{name}`") for name in sorted(own)]
+        lines.append(
+            f"| {names.get(room, f'`{room}`')} | {', '.join(mine) or '–'} | {', '.join(sorted(others)) or '–'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def with_table(text: str) -> str:
+    """The architecture page with the current table between its marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + BEGIN + import_table() + END + after
+
+
+if __name__ == "__main__":
+    ARCHITECTURE.write_text(with_table(ARCHITECTURE.read_text(encoding="utf-8")), encoding="utf-8")
