@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from videopanda.inference.answer import BUNDLED_MODEL, Chat, load
+from videopanda.inference.answer import Chat
+from videopanda.inference.load import BUNDLED_MODEL, load
 from videopanda.models.videopanda import (
     VideoPandaForConditionalGeneration,
     VideoPandaProcessor,

@@ -35,12 +35,12 @@ from videopanda.data.worlds.scenes.dataset import TRAINING_THEMES, balanced, dra
 from videopanda.data.worlds.scenes.questions import FAMILIES, describe, describe_moment, make_questions
 from videopanda.data.worlds.scenes.render import coverage
 from videopanda.data.worlds.scenes.world import COLOURS, SHAPES, SIZES, Difficulty, Scene, make_scene
+from videopanda.encoders.languagebind import LanguageBindTower
+from videopanda.encoders.open import Teacher, open_teacher
 from videopanda.evaluation.scenes import versions
 from videopanda.models.videopanda import VideoPandaVideoProcessor
 from videopanda.training.build import load
 from videopanda.training.command import train
-from videopanda.encoders.languagebind import LanguageBindTower
-from videopanda.encoders.open import Teacher, open_teacher
 from videopanda.training.whiten import whiten_patch_embedding
 
 FRAMES, SIDE, PATCH, WIDTH = 4, 100, 20, 128

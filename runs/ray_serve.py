@@ -22,9 +22,9 @@ def replica(model: Path | None, name: str, keys: tuple[str, ...], hosts: tuple[s
     """The function that builds the application in each replica."""
 
     def build() -> Any:
-        from videopanda.inference.answer import load
-        from videopanda.serving.api import Settings, create_app
         from videopanda.inference.engine import Engine
+        from videopanda.inference.load import load
+        from videopanda.serving.api import Settings, create_app
         from videopanda.serving.fetch import Remote
 
         files = Path(tempfile.mkdtemp(prefix="videopanda-ray-"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from videopanda.cli import app as cli
-from videopanda.inference.answer import BUNDLED_MODEL
+from videopanda.inference.load import BUNDLED_MODEL
 
 ASSETS = Path(cli.__file__).parents[1] / "assets"
 CLIP = str(ASSETS / "demo.mp4")

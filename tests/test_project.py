@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from house_plan import ARCHITECTURE, ROOMS, with_table
-from videopanda.inference.answer import BUNDLED_MODEL, ask, load
+from videopanda.inference.answer import ask
+from videopanda.inference.load import BUNDLED_MODEL, load
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "videopanda"

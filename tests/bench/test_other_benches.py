@@ -8,7 +8,7 @@ import pytest
 from videopanda.bench import decoding, generating, stepping
 from videopanda.bench.report import rows_table
 from videopanda.cli import app as cli
-from videopanda.inference.answer import BUNDLED_MODEL
+from videopanda.inference.load import BUNDLED_MODEL
 
 
 def check(report, ratio):

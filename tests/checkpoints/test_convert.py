@@ -29,7 +29,7 @@ from tiny import realign
 from videopanda.checkpoints import convert as convert_module
 from videopanda.checkpoints.convert import convert
 from videopanda.checkpoints.tensor_plan import make_plan
-from videopanda.inference.answer import load
+from videopanda.inference.load import load
 from videopanda.models.videopanda import (
     VideoPandaConfig,
     VideoPandaForConditionalGeneration,

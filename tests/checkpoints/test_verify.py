@@ -18,7 +18,7 @@ from videopanda.checkpoints.tensors import find_tensors, read_safetensors_header
 from videopanda.checkpoints.verify import verify
 from videopanda.checkpoints.weight_checks import Check, Expected, check_keys, check_parameters
 from videopanda.cli import app as cli
-from videopanda.inference.answer import BUNDLED_MODEL
+from videopanda.inference.load import BUNDLED_MODEL
 from videopanda.models.videopanda import VideoPandaConfig, VideoPandaForConditionalGeneration, VideoPandaStab
 
 MEAN = "model.stab.lste.norm.running_mean"

@@ -23,7 +23,8 @@ from videopanda.evaluation.conditions import CONDITIONS, asked, show
 from videopanda.evaluation.predict import Job, finish, predict
 from videopanda.evaluation.predictions import only_writer, read_predictions
 from videopanda.evaluation.prompts import Prompts, read_prompts
-from videopanda.inference.answer import ask, load, question_messages
+from videopanda.inference.answer import ask, question_messages
+from videopanda.inference.load import load
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,8 @@ from videopanda.evaluation.scenes import (
     wilson,
     with_next,
 )
-from videopanda.inference.answer import ask, load
+from videopanda.inference.answer import ask
+from videopanda.inference.load import load
 
 
 # -- scoring -----------------------------------------------------------------------------------------------------------

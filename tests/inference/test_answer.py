@@ -12,7 +12,8 @@ from tiny import TEXT, clip, tiny_model, tiny_processor
 from videopanda.data.worlds.scenes.dataset import Clip
 from videopanda.data.worlds.scenes.make import ensure_clip
 from videopanda.inference import clip as look
-from videopanda.inference.answer import Chat, ask, encode, load, question_messages, reply
+from videopanda.inference.answer import Chat, ask, encode, question_messages, reply
+from videopanda.inference.load import load
 from videopanda.plan.planner import DoesNotFitError, planner_for
 from videopanda.video.read import VideoReadError, read_video
 

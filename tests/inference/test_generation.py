@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from videopanda.inference.answer import BUNDLED_MODEL, Chat, ask, load
+from videopanda.inference.answer import Chat, ask
 from videopanda.inference.generation import Generation
+from videopanda.inference.load import BUNDLED_MODEL, load
 from videopanda.inference.quantize import QuantisedLinear, quantise, weight_bytes
 
 CLIP = BUNDLED_MODEL.parent / "demo.mp4"

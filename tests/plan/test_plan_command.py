@@ -9,7 +9,8 @@ import torch
 from tiny import TEXT, tiny_model, tiny_processor
 from videopanda.cli import app as cli
 from videopanda.data.worlds.scenes.make import ensure_clip
-from videopanda.inference.answer import ask, load
+from videopanda.inference.answer import ask
+from videopanda.inference.load import load
 from videopanda.plan import machine as machines
 from videopanda.plan.machine import ASSUMED, Machine
 from videopanda.plan.planner import Planner

@@ -18,7 +18,7 @@ from live import PATIENCE, free_port
 from test_api import ASKED, DEMO, ask, data_url, video
 
 from videopanda.inference.answer import ask as library
-from videopanda.inference.answer import load
+from videopanda.inference.load import load
 
 pytestmark = pytest.mark.timeout(900)
 SCRIPT = Path(__file__).parents[2] / "runs" / "ray_serve.py"

@@ -16,8 +16,8 @@ from PIL import Image
 
 from command import run
 from tiny import tiny_model, tiny_processor
-from videopanda.inference.answer import BUNDLED_MODEL
 from videopanda.inference.engine import Engine
+from videopanda.inference.load import BUNDLED_MODEL
 from videopanda.serving.api import Settings, create_app
 from videopanda.serving.decoder_pool import Reading
 
@@ -105,7 +105,8 @@ def test_a_stream_is_server_sent_events(server, uploaded):
 
 def test_a_conversation_goes_on(client, uploaded):
     """Several turns are answered as the library's chat answers them."""
-    from videopanda.inference.answer import Chat, load
+    from videopanda.inference.answer import Chat
+    from videopanda.inference.load import load
 
     chat = Chat(*load(None, device="cpu"), DEMO)
     messages = []
@@ -119,7 +120,7 @@ def test_a_conversation_goes_on(client, uploaded):
 
 def test_frames_are_chosen_by_the_request(client, uploaded):
     from videopanda.inference.answer import ask as library
-    from videopanda.inference.answer import load
+    from videopanda.inference.load import load
 
     loaded = load(None, device="cpu")
     for choice in ({"num_frames": 4}, {"start": 1.0, "end": 3.0}, {"num_frames": 12, "start": 0.5}):

@@ -82,7 +82,7 @@ def test_a_reply_ends_where_the_library_ends_it(loaded):
 
 
 def test_the_bundled_model_answers_as_the_command_does():
-    from videopanda.inference.answer import BUNDLED_MODEL, load
+    from videopanda.inference.load import BUNDLED_MODEL, load
     from videopanda.video.read import read_video
 
     model, processor = load(None, device="cpu")

@@ -70,7 +70,8 @@ def page(browser, server):
 
 @pytest.fixture(scope="module")
 def wanted():
-    from videopanda.inference.answer import Chat, load
+    from videopanda.inference.answer import Chat
+    from videopanda.inference.load import load
 
     chat = Chat(*load(None, device="cpu"), DEMO)
     return [chat.ask(question).answer for question in ASKED[:2]]
@@ -78,7 +79,8 @@ def wanted():
 
 def test_upload_ask_and_ask_again(page, tmp_path):
     """The second question starts behind the clip: the server says how many tokens it knew already."""
-    from videopanda.inference.answer import Chat, load
+    from videopanda.inference.answer import Chat
+    from videopanda.inference.load import load
 
     clip = ensure_clip(tmp_path, 3, "test", 1)  # one that no other test has shown to the server
     chat = Chat(*load(None, device="cpu"), clip)

@@ -10,7 +10,7 @@ import pytest
 from command import run
 from videopanda.data.class_folders import SEEN, UNSEEN
 from videopanda.data.worlds.scenes.render import write_frames
-from videopanda.inference.answer import BUNDLED_MODEL
+from videopanda.inference.load import BUNDLED_MODEL
 
 SIGNS = Path(__file__).parents[3] / "shared" / "media" / "labelled" / "isl_words"
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tiny import tiny_config, tiny_tokenizer
 from videopanda.data.sample import Sample
 from videopanda.data.worlds.scenes.world import COLOURS, SHAPES, SIZES
-from videopanda.inference.answer import load
+from videopanda.inference.load import load
 from videopanda.training import nano
 from videopanda.training.command import train
 from videopanda.training.nano import CHAT_TEMPLATE

@@ -13,7 +13,7 @@ import torch
 
 from media import write_video
 from tiny import clip, randomize, tiny_config, tiny_processor
-from videopanda.inference.answer import BUNDLED_MODEL, load
+from videopanda.inference.load import BUNDLED_MODEL, load
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration
 from videopanda.models.videopanda.hub_videopanda import export
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from videopanda.bench.timing import in_turns, interval, machine, ratios, seconds
-from videopanda.inference.answer import Chat, load
+from videopanda.inference.answer import Chat
 from videopanda.inference.generation import PLAIN, Generation
+from videopanda.inference.load import load
 from videopanda.inference.quantize import quantise, weight_bytes
 
 QUESTIONS = ("What happens in the clip?", "How many objects are there in total?")

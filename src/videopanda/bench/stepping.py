@@ -9,7 +9,7 @@ import torch
 from videopanda.bench.timing import in_turns, interval, machine, peak_bytes, ratios, seconds
 from videopanda.data.collate import Collator
 from videopanda.data.worlds.scenes.dataset import ScenesDataset
-from videopanda.inference.answer import load
+from videopanda.inference.load import load
 from videopanda.training.tasks import VideoLanguage
 
 WAYS = {

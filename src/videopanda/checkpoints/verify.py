@@ -24,7 +24,7 @@ from videopanda.checkpoints.weight_checks import (
     check_values,
     read_values,
 )
-from videopanda.inference.answer import check_checkpoint
+from videopanda.inference.load import check_checkpoint
 from videopanda.models.videopanda import VideoPandaConfig
 
 

@@ -109,7 +109,7 @@ def generate_verb(
     """
     from videopanda.bench.generating import measure
     from videopanda.bench.report import rows_table
-    from videopanda.inference.answer import BUNDLED_MODEL
+    from videopanda.inference.load import BUNDLED_MODEL
 
     quiet()
     report = measure(video or BUNDLED_MODEL.parent / "demo.mp4", model, rounds, new_tokens, device)

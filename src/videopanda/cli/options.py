@@ -31,7 +31,7 @@ Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Chooses t
 
 def load_model(model: Path | None) -> Any:
     """The model and its processor; tells which model that is where the user did not choose one."""
-    from videopanda.inference.answer import load
+    from videopanda.inference.load import load
 
     quiet()
     if model is None:

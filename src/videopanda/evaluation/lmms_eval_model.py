@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
-from videopanda.inference.answer import MAX_NEW_TOKENS, EncodedClip, Message, encode, load, reply
+from videopanda.inference.answer import MAX_NEW_TOKENS, EncodedClip, Message, encode, reply
+from videopanda.inference.load import load
 from videopanda.video.read import VideoReadError, read_video
 
 logger = logging.getLogger(__name__)

@@ -36,8 +36,9 @@ from videopanda.evaluation.predictions import (
 )
 from videopanda.evaluation.prompts import Prompts
 from videopanda.evaluation.scenes import told_length, versions, weights_sha256
-from videopanda.inference.answer import BUNDLED_MODEL, EncodedClip, encode, question_messages, reply
-from videopanda.inference.answer import load as load_model
+from videopanda.inference.answer import EncodedClip, encode, question_messages, reply
+from videopanda.inference.load import BUNDLED_MODEL
+from videopanda.inference.load import load as load_model
 from videopanda.inference.visual_cache import VisualCache
 from videopanda.video.read import VideoReadError
 

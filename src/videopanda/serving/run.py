@@ -7,8 +7,8 @@ from pathlib import Path
 
 import uvicorn
 
-from videopanda.inference.answer import BUNDLED_MODEL, load
 from videopanda.inference.engine import Engine, Limits
+from videopanda.inference.load import BUNDLED_MODEL, load
 from videopanda.serving.api import Settings, create_app
 
 DRAIN_SECONDS = 30
