@@ -24,11 +24,11 @@ def replica(model: Path | None, name: str, keys: tuple[str, ...], hosts: tuple[s
     def build() -> Any:
         from videopanda.inference.engine import Engine
         from videopanda.inference.load import load
-        from videopanda.serving.api import Settings, create_app
-        from videopanda.serving.fetch import Remote
+        from videopanda.serving.api import ServerSettings, create_app
+        from videopanda.serving.fetch import FetchPolicy
 
         files = Path(tempfile.mkdtemp(prefix="videopanda-ray-"))
-        return create_app(Engine(*load(model)), Settings(name, files, keys=keys, remote=Remote(hosts)))
+        return create_app(Engine(*load(model)), ServerSettings(name, files, keys=keys, fetch=FetchPolicy(hosts)))
 
     return build
 

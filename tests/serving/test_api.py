@@ -18,8 +18,8 @@ from command import run
 from tiny import tiny_model, tiny_processor
 from videopanda.inference.engine import Engine
 from videopanda.inference.load import BUNDLED_MODEL
-from videopanda.serving.api import Settings, create_app
-from videopanda.serving.decoder_pool import Reading
+from videopanda.serving.api import ServerSettings, create_app
+from videopanda.serving.decoder_pool import DecodeLimits
 
 pytestmark = pytest.mark.timeout(600)  # a server has to start
 DEMO = BUNDLED_MODEL.parent / "demo.mp4"
@@ -233,7 +233,7 @@ def test_a_client_that_goes_away_is_not_answered_on(tmp_path):
     model.generation_config.eos_token_id = None
     model.config.text_config.max_position_embeddings = 1 << 16
     engine = Engine(model, tiny_processor())
-    settings = Settings("tiny", tmp_path / "files", max_tokens=50_000, reading=Reading(workers=1))
+    settings = ServerSettings("tiny", tmp_path / "files", max_tokens=50_000, decode=DecodeLimits(workers=1))
     app, port = create_app(engine, settings), free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)

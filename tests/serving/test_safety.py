@@ -16,11 +16,10 @@ import pytest
 from PIL import Image
 
 from media import read_numbers, write_video
-from videopanda.serving.decoder_pool import ReaderPool, Reading
+from videopanda.serving.decoder_pool import DecodeLimits, DecoderPool
 from videopanda.serving.errors import ForbiddenError, NotFoundError, StoppedError, TooLargeError, UnfitError
-from videopanda.serving.fetch import Remote, fetch, is_public
-from videopanda.serving.sniff import sniff
-from videopanda.serving.uploads import FileLimits, FileStore
+from videopanda.serving.fetch import FetchPolicy, fetch, is_public
+from videopanda.serving.uploads import FileLimits, FileStore, sniff_mime_type
 from videopanda.video.read import VideoLimits, VideoReadError, read_video
 
 LIMITS = VideoLimits(source_frames=200, pixels=100_000, frames=16)
@@ -48,7 +47,7 @@ def test_limits_hold_before_anything_is_decoded(path, tmp_path, monkeypatch):
 
 def with_pool(use, **reading):
     async def run():
-        pool = ReaderPool(Reading(**{"workers": 1, "limits": LIMITS, "timeout": 60.0, **reading}))
+        pool = DecoderPool(DecodeLimits(**{"workers": 1, "limits": LIMITS, "timeout": 60.0, **reading}))
         await pool.start()
         try:
             return await use(pool)
@@ -90,7 +89,7 @@ def test_a_decoder_that_hangs_or_crashes_harms_one_file(path, how):
             os.kill(first, signal.SIGKILL)
         with pytest.raises(UnfitError, match="crashed" if how == "crash" else "not done"):
             await bad
-        pool.reading = replace(pool.reading, timeout=60.0)
+        pool.limits = replace(pool.limits, timeout=60.0)
         return await pool.read(path, num_frames=2), first, pool._workers[0]._process.pid
 
     good, first, second = with_pool(use, timeout=0.1 if how == "hang" else 60.0)
@@ -133,14 +132,16 @@ def test_a_reader_that_nobody_waits_for_is_stopped(path):
 
 # -- what a file is ----------------------------------------------------------------------------------------------------
 def test_files_are_told_by_their_content(path, tmp_path):
-    assert sniff(path.read_bytes()[:512]) == ("video", "video/mp4")
+    assert sniff_mime_type(path.read_bytes()[:512]) == ("video", "video/mp4")
     for suffix, codec, mime in ((".avi", "libx264", "video/x-msvideo"), (".mkv", "libx264", "video/webm")):
-        assert sniff(write_video(tmp_path / f"a{suffix}", range(3), codec=codec).read_bytes()[:512])[1] == mime
-    assert sniff(write_video(tmp_path / "a.ts", range(3)).read_bytes()[:512])[1] == "video/mp2t"
+        assert (
+            sniff_mime_type(write_video(tmp_path / f"a{suffix}", range(3), codec=codec).read_bytes()[:512])[1] == mime
+        )
+    assert sniff_mime_type(write_video(tmp_path / "a.ts", range(3)).read_bytes()[:512])[1] == "video/mp2t"
     for name, kind in (("PNG", "image"), ("JPEG", "image"), ("WEBP", "image"), ("BMP", "image"), ("GIF", "video")):
         content = io.BytesIO()
         Image.new("RGB", (8, 8)).save(content, name)
-        assert sniff(content.getvalue()[:512])[0] == kind
+        assert sniff_mime_type(content.getvalue()[:512])[0] == kind
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_files_are_told_by_their_content(path, tmp_path):
 )
 def test_play_lists_scripts_and_other_files_are_refused(content):
     with pytest.raises(UnfitError):
-        sniff(content)
+        sniff_mime_type(content)
 
 
 # -- uploaded files ----------------------------------------------------------------------------------------------------
@@ -258,7 +259,7 @@ def test_public_addresses(address, public):
 
 @pytest.fixture
 def other(path):
-    """Another server, on loopback; `Remote` believes that it has the public address."""
+    """Another server, on loopback; `FetchPolicy` believes that it has the public address."""
     content = path.read_bytes()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -318,7 +319,7 @@ class World:
 
     def remote(self, **fields):
         hosts = fields.pop("hosts", ["a.example", "*.b.example"])
-        return Remote(hosts=hosts, look_up=self.look_up, connect=self.connect, timeout=30.0, **fields)
+        return FetchPolicy(hosts=hosts, look_up=self.look_up, connect=self.connect, timeout=30.0, **fields)
 
 
 def test_allowed_hosts_are_fetched(other):
@@ -378,7 +379,7 @@ def test_forbidden_addresses_are_never_connected_to(other, url):
     assert parts == []
     assert set(world.connected) <= {(PUBLIC, 80)}
     with pytest.raises(ForbiddenError):  # nothing is allowed unless it is named
-        fetch(url, parts.append, Remote())
+        fetch(url, parts.append, FetchPolicy())
 
 
 def test_size_time_and_redirects_are_bounded(other):
@@ -391,6 +392,6 @@ def test_size_time_and_redirects_are_bounded(other):
         fetch("http://a.example/to?/to?/to?/to?/clip", lambda chunk: None, world.remote())
     with pytest.raises(UnfitError, match="404"):
         fetch("http://a.example/missing", lambda chunk: None, world.remote())
-    slow = Remote(hosts=["a.example"], look_up=world.look_up, connect=world.connect, timeout=0.6)
+    slow = FetchPolicy(hosts=["a.example"], look_up=world.look_up, connect=world.connect, timeout=0.6)
     with pytest.raises(UnfitError, match=r"too long|timed out"):
         fetch("http://a.example/slow", lambda chunk: None, slow)

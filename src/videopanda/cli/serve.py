@@ -74,9 +74,9 @@ def serve_verb(
     except ImportError as error:
         raise ValueError(f"serving needs {error.name}: pip install 'videopanda\\[serve]'") from error
     from videopanda.inference.engine import Limits
-    from videopanda.serving.api import Settings
-    from videopanda.serving.decoder_pool import Reading
-    from videopanda.serving.fetch import Remote
+    from videopanda.serving.api import ServerSettings
+    from videopanda.serving.decoder_pool import DecodeLimits
+    from videopanda.serving.fetch import FetchPolicy
     from videopanda.serving.uploads import FileLimits
     from videopanda.video.read import VideoLimits
 
@@ -86,14 +86,14 @@ def serve_verb(
     if model is None:
         print("videopanda: using the bundled nano model, which knows moving shapes only (see --model)", file=sys.stderr)
     quiet()
-    settings = Settings(
+    settings = ServerSettings(
         name=name or "",
         files=files or default_files(port),
         max_tokens=max_tokens,
         keys=tuple(keys),
         file_limits=FileLimits(max_upload << 20, max_files << 30, keep * 3600),
-        reading=Reading(readers, read_timeout, limits=VideoLimits(500_000, max_pixels, max_frames)),
-        remote=Remote(tuple(allow_host or ()), max_upload << 20, read_timeout),
+        decode=DecodeLimits(readers, read_timeout, limits=VideoLimits(500_000, max_pixels, max_frames)),
+        fetch=FetchPolicy(tuple(allow_host or ()), max_upload << 20, read_timeout),
     )
     limits = Limits(max_rows=batch, max_waiting=queue, cache_bytes=int(cache * (1 << 30)))
     serve(model, device, host, port, limits, settings)

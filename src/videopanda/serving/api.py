@@ -22,12 +22,12 @@ from starlette.exceptions import HTTPException
 
 from videopanda.inference.engine import Engine, Failed, Finished, Piece, Question, Record
 from videopanda.inference.sampling import Sampling
-from videopanda.serving.decoder_pool import ReaderPool, Reading
+from videopanda.serving.decoder_pool import DecodeLimits, DecoderPool
 from videopanda.serving.errors import NotFoundError, ServeError
-from videopanda.serving.fetch import Remote
-from videopanda.serving.media import VisualReader
+from videopanda.serving.fetch import FetchPolicy
+from videopanda.serving.media import MediaLoader
 from videopanda.serving.metrics import Metrics
-from videopanda.serving.middleware import Door, DoorRules, error_body
+from videopanda.serving.middleware import GateLimits, RequestGate, error_body
 from videopanda.serving.protocol import ChatRequest, FrameChoice
 from videopanda.serving.uploads import FileLimits, FileStore, StoredFile
 
@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """How a server is run. `name`: of the model, as clients call it; `files`: folder of uploaded files."""
 
     name: str
@@ -49,20 +49,20 @@ class Settings:
     max_tokens: int = 1024
     keys: tuple[str, ...] = ()
     file_limits: FileLimits = field(default_factory=FileLimits)
-    reading: Reading = field(default_factory=Reading)
-    remote: Remote = field(default_factory=Remote)
+    decode: DecodeLimits = field(default_factory=DecodeLimits)
+    fetch: FetchPolicy = field(default_factory=FetchPolicy)
     json_bytes: int = 64 << 20
 
 
 class Service:
     """The engine and all that stands around it."""
 
-    def __init__(self, engine: Engine, settings: Settings):
+    def __init__(self, engine: Engine, settings: ServerSettings):
         self.engine, self.settings = engine, settings
         self.metrics = Metrics(engine)
         self.store = FileStore(settings.files, settings.file_limits)
-        self.pool = ReaderPool(settings.reading)
-        self.visuals = VisualReader(engine.processor, engine.visuals, self.pool, self.store, settings.remote)
+        self.pool = DecoderPool(settings.decode)
+        self.media = MediaLoader(engine.processor, engine.visuals, self.pool, self.store, settings.fetch)
         self.started = int(time.time())
 
     async def question(self, request: ChatRequest, owner: str) -> Question:
@@ -73,7 +73,7 @@ class Service:
         if most is not None and most > self.settings.max_tokens:
             raise ServeError(f"max_tokens is at most {self.settings.max_tokens} on this server", "max_tokens")
         began = time.perf_counter()
-        messages, visuals = await self.visuals.conversation(request.messages, request.video, owner)
+        messages, visuals = await self.media.conversation(request.messages, request.video, owner)
         extra = {} if most is None else {"max_new_tokens": most}
         return Question(
             messages,
@@ -281,7 +281,7 @@ async def file_frames(
         choice = FrameChoice(start=start, end=end, fps=fps, num_frames=num_frames, max_side=max_side)
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False, include_input=False)) from error
-    video = await service.visuals.thumbnails(file_id, choice, _owner(request))
+    video = await service.media.thumbnails(file_id, choice, _owner(request))
     pictures = await asyncio.to_thread(lambda: [_jpeg(frame) for frame in video.frames])
     frames = [
         {"time": float(moment), "index": int(index), "image": picture}
@@ -397,7 +397,7 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
 
 
 # -- the application ---------------------------------------------------------------------------------------------------
-def create_app(engine: Engine, settings: Settings) -> FastAPI:
+def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
     """The application around an engine, which it closes at its end.
 
     Raises:
@@ -430,8 +430,8 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.add_exception_handler(Exception, _on_serve_error)
     limits = engine.limits
     app.add_middleware(
-        Door,
-        rules=DoorRules(
+        RequestGate,
+        rules=GateLimits(
             settings.keys,
             settings.json_bytes,
             settings.file_limits.file_bytes + (1 << 20),  # the form around the file

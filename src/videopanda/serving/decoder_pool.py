@@ -1,6 +1,6 @@
 """A few processes that read videos, so that a decoder that crashes, hangs or eats memory harms one request only.
 
-pool = ReaderPool(Reading())
+pool = DecoderPool(DecodeLimits())
 await pool.start()
 video = await pool.read(path, num_frames=8)
 await pool.close()
@@ -26,7 +26,7 @@ _GRACE_SECONDS = 2.0  # a worker gives up by itself; one that does not is killed
 
 
 @dataclass(frozen=True)
-class Reading:
+class DecodeLimits:
     """How files are read: processes, seconds and bytes of memory for each file, and what is refused."""
 
     workers: int = 2
@@ -78,12 +78,12 @@ class _Worker:
         self._process = None
 
 
-class ReaderPool:
+class DecoderPool:
     """Reads files in processes of its own."""
 
-    def __init__(self, reading: Reading):
-        self.reading = reading
-        self._workers = [_Worker(reading.memory) for _ in range(reading.workers)]
+    def __init__(self, limits: DecodeLimits):
+        self.limits = limits
+        self._workers = [_Worker(limits.memory) for _ in range(limits.workers)]
         self._free: asyncio.Queue[_Worker] = asyncio.Queue()
         self._closed = False
 
@@ -105,17 +105,17 @@ class ReaderPool:
             UnfitError: the file cannot be read, is too large, or the choice of frames makes no sense.
             StoppedError: the pool was closed.
         """
-        request = {"path": str(path), "timeout": self.reading.timeout, "limits": asdict(self.reading.limits), **choice}
+        request = {"path": str(path), "timeout": self.limits.timeout, "limits": asdict(self.limits.limits), **choice}
         worker = await self._free.get()
         answered = False
         try:
             if self._closed:
                 raise StoppedError("the server is shutting down: ask again later")
             await worker.start()
-            header, frames = await asyncio.wait_for(worker.ask(request), self.reading.timeout + _GRACE_SECONDS)
+            header, frames = await asyncio.wait_for(worker.ask(request), self.limits.timeout + _GRACE_SECONDS)
             answered = True
         except asyncio.TimeoutError as error:
-            raise UnfitError(f"cannot read this video: not done after {self.reading.timeout:g} s") from error
+            raise UnfitError(f"cannot read this video: not done after {self.limits.timeout:g} s") from error
         except (OSError, EOFError) as error:
             raise UnfitError("cannot read this video: the decoder crashed on it") from error
         finally:

@@ -10,19 +10,19 @@ from typing import Any
 
 from videopanda.inference.answer import Message
 from videopanda.inference.clip_cache import Visual, VisualCache
-from videopanda.serving.decoder_pool import ReaderPool
+from videopanda.serving.decoder_pool import DecoderPool
 from videopanda.serving.errors import ServeError, UnfitError
-from videopanda.serving.fetch import Remote, fetch
+from videopanda.serving.fetch import FetchPolicy, fetch
 from videopanda.serving.protocol import ChatMessage, FilePart, FrameChoice, ImagePart, TextPart, VideoPart
-from videopanda.serving.uploads import FileStore, Source, Upload
+from videopanda.serving.uploads import FileStore, LocalMedia, Upload
 from videopanda.video.read import Video
 
 
-class VisualReader:
+class MediaLoader:
     """Reads the videos and images of conversations; one that is being read is read for all who ask for it."""
 
-    def __init__(self, processor: Any, cache: VisualCache, pool: ReaderPool, store: FileStore, remote: Remote):
-        self.processor, self.cache, self.pool, self.store, self.remote = processor, cache, pool, store, remote
+    def __init__(self, processor: Any, cache: VisualCache, pool: DecoderPool, store: FileStore, policy: FetchPolicy):
+        self.processor, self.cache, self.pool, self.store, self.policy = processor, cache, pool, store, policy
         self._reading: dict[str, asyncio.Task[Visual]] = {}
 
     async def conversation(
@@ -70,11 +70,11 @@ class VisualReader:
             raise UnfitError("image_url holds a video: send it as video_url")
         return await self.read(source, choice, is_image)
 
-    def _stored(self, id_: str, owner: str) -> Source:
+    def _stored(self, id_: str, owner: str) -> LocalMedia:
         file = self.store.get(id_, owner)
-        return Source(file.path, file.sha256, file.kind, is_temporary=False)
+        return LocalMedia(file.path, file.sha256, file.kind, is_temporary=False)
 
-    async def _find(self, url: str, owner: str) -> Source:
+    async def _find(self, url: str, owner: str) -> LocalMedia:
         """The file behind an address."""
         if url.startswith("file-"):
             return self._stored(url, owner)
@@ -82,7 +82,7 @@ class VisualReader:
             if url[:5].lower() == "data:":
                 await asyncio.to_thread(_write_data, url, upload)
             else:
-                await asyncio.to_thread(fetch, url, upload.write, self.remote)
+                await asyncio.to_thread(fetch, url, upload.write, self.policy)
             return upload.source()
 
     # -- reading -------------------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ class VisualReader:
             return chosen
         return {"num_frames": processor.num_frames, "sampling": processor.frame_sampling} | chosen
 
-    async def read(self, source: Source, choice: FrameChoice, is_image: bool) -> Visual:
+    async def read(self, source: LocalMedia, choice: FrameChoice, is_image: bool) -> Visual:
         """The visual of a file, from the cache or read; closes the source."""
         sampling = {"num_frames": 1} if is_image else self.sampling(choice)
         key = f"{'image' if is_image else 'video'} {source.sha256} {sorted(sampling.items())}"
@@ -116,7 +116,7 @@ class VisualReader:
         if not task.cancelled():
             task.exception()  # told to whoever waits; if nobody does, that is no error
 
-    async def _read(self, key: str, source: Source, sampling: dict[str, Any], is_image: bool) -> Visual:
+    async def _read(self, key: str, source: LocalMedia, sampling: dict[str, Any], is_image: bool) -> Visual:
         try:
             video = await self.pool.read(source.path, **sampling)
         finally:

@@ -41,7 +41,7 @@ def owner_of(key: str) -> str:
 
 
 @dataclass(frozen=True)
-class DoorRules:
+class GateLimits:
     """API keys (none: everybody may come in), bytes of a JSON body and of an upload, chats at the same time."""
 
     keys: Sequence[str] = ()
@@ -50,10 +50,10 @@ class DoorRules:
     max_chats: int = 288
 
 
-class Door:
+class RequestGate:
     """ASGI middleware that lets in what the rules allow, and counts it."""
 
-    def __init__(self, app: Any, rules: DoorRules, metrics: Metrics):
+    def __init__(self, app: Any, rules: GateLimits, metrics: Metrics):
         self.app, self.rules, self.metrics = app, rules, metrics
         self._keys = [owner_of(key) for key in rules.keys]
         self._chats = 0

@@ -9,7 +9,7 @@ import uvicorn
 
 from videopanda.inference.engine import Engine, Limits
 from videopanda.inference.load import BUNDLED_MODEL, load
-from videopanda.serving.api import Settings, create_app
+from videopanda.serving.api import ServerSettings, create_app
 
 DRAIN_SECONDS = 30
 
@@ -19,7 +19,9 @@ def default_files(port: int) -> Path:
     return Path(tempfile.gettempdir()) / f"videopanda-{os.getuid()}" / f"port-{port}"
 
 
-def serve(model: Path | None, device: str | None, host: str, port: int, limits: Limits, settings: Settings) -> None:
+def serve(
+    model: Path | None, device: str | None, host: str, port: int, limits: Limits, settings: ServerSettings
+) -> None:
     """Serve a checkpoint (None: the bundled one) until SIGINT or SIGTERM; answers under way are finished first.
 
     Raises:

@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -21,8 +22,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from videopanda.serving.errors import NotFoundError, TooLargeError
-from videopanda.serving.sniff import HEAD_BYTES, sniff
+from videopanda.serving.errors import NotFoundError, TooLargeError, UnfitError
+
+HEAD_BYTES = 512
+
+# Only containers that hold their own pictures; playlists and FFmpeg scripts, which name other files, match nothing.
+_SIGNATURES: tuple[tuple[str, str, re.Pattern[bytes]], ...] = tuple(
+    (kind, mime, re.compile(pattern, re.DOTALL))
+    for kind, mime, pattern in (
+        ("video", "video/mp4", rb"....ftyp(?!heic|heix|mif1|msf1|avif|avis)"),
+        ("video", "video/quicktime", rb"....(?:moov|mdat|wide|free|skip)"),
+        ("video", "video/webm", rb"\x1a\x45\xdf\xa3"),  # Matroska as well
+        ("video", "video/x-msvideo", rb"RIFF....AVI "),
+        ("video", "video/mp2t", rb"\x47.{187}\x47"),
+        ("video", "video/mp2t", rb".{4}\x47.{191}\x47"),
+        ("video", "video/mpeg", rb"\0\0\x01[\xba\xb3]"),
+        ("video", "video/x-flv", rb"FLV\x01"),
+        ("video", "video/ogg", rb"OggS"),
+        ("video", "video/x-ms-asf", rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),
+        ("video", "image/gif", rb"GIF8[79]a"),
+        ("image", "image/png", rb"\x89PNG\r\n\x1a\n"),
+        ("image", "image/jpeg", rb"\xff\xd8\xff"),
+        ("image", "image/webp", rb"RIFF....WEBP"),
+        ("image", "image/bmp", rb"BM.{4}\0{4}"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -153,7 +177,7 @@ class FileStore:
 
 
 @dataclass(frozen=True)
-class Source:
+class LocalMedia:
     """A file to be read: where it is, what it is, and whether it goes afterwards."""
 
     path: Path
@@ -200,16 +224,16 @@ class Upload:
         self._digest.update(chunk)
         self._head += chunk[: HEAD_BYTES - len(self._head)]
 
-    def source(self) -> Source:
+    def source(self) -> LocalMedia:
         """Hand the file to a reader, who closes it.
 
         Raises:
             UnfitError: it is neither a video nor an image.
         """
         self._opened.close()
-        kind, _ = sniff(self._head)
+        kind, _ = sniff_mime_type(self._head)
         self._kept = True
-        return Source(self._path, self._digest.hexdigest(), kind)
+        return LocalMedia(self._path, self._digest.hexdigest(), kind)
 
     def finish(self) -> StoredFile:
         """Keep the file.
@@ -218,7 +242,7 @@ class Upload:
             UnfitError: it is neither a video nor an image.
         """
         self._opened.close()
-        kind, mime = sniff(self._head)
+        kind, mime = sniff_mime_type(self._head)
         now, id_ = time.time(), f"file-{secrets.token_hex(12)}"
         file = StoredFile(
             id=id_,
@@ -235,3 +259,17 @@ class Upload:
         self._store.add(file, self._path)
         self._kept = True
         return file
+
+
+def sniff_mime_type(head: bytes) -> tuple[str, str]:
+    """Kind ("video" or "image") and MIME type of a file that starts with these bytes (`HEAD_BYTES` are enough).
+
+    Raises:
+        UnfitError: it is neither.
+    """
+    if not head:
+        raise UnfitError("the file is empty")
+    for kind, mime, pattern in _SIGNATURES:
+        if pattern.match(head):
+            return kind, mime
+    raise UnfitError("the file is neither a video nor an image that is known here (MP4, WebM, AVI, GIF, PNG, JPEG, …)")
