@@ -14,7 +14,7 @@ from PIL import Image
 from media import paint_number, read_numbers, write_video
 from videopanda.cli.app import app
 from videopanda.data.conversations import ConversationDataset
-from videopanda.data.loader import BatchStream, Loader, make_loader, note_of, plan_batches
+from videopanda.data.loader import BatchStream, Loader, batch_order, make_loader, note_of
 from videopanda.data.shards import ShardDataset, write_shards
 from videopanda.video.read import VideoReadError
 
@@ -200,12 +200,12 @@ def test_batches_of_another_epoch_have_other_numbers():
 
 def test_batches_of_similar_length_give_every_rank_as_much():
     lengths = np.random.default_rng(0).lognormal(5, 1, 512)
-    plan = plan_batches(512, 4, 2, lengths=lengths)
+    plan = batch_order(512, 4, 2, lengths=lengths)
     assert plan.shape == (64, 2, 4)
     assert sorted(plan.flatten()) == list(range(512))
-    assert np.array_equal(plan, plan_batches(512, 4, 2, lengths=lengths))
+    assert np.array_equal(plan, batch_order(512, 4, 2, lengths=lengths))
     waste = {}
-    for name, steps in {"grouped": plan, "in order": plan_batches(512, 4, 2)}.items():
+    for name, steps in {"grouped": plan, "in order": batch_order(512, 4, 2)}.items():
         tokens = lengths[steps].sum(2)  # (steps, ranks)
         padded = lengths[steps].max(2) * 4
         waste[name] = (1 - tokens.sum() / padded.sum(), np.abs(tokens[:, 0] / tokens[:, 1] - 1).mean())
@@ -215,7 +215,7 @@ def test_batches_of_similar_length_give_every_rank_as_much():
 
 def test_steps_with_long_samples_are_spread():
     lengths = np.arange(64)
-    longest = plan_batches(64, 2, 2, lengths=lengths).max((1, 2))
+    longest = batch_order(64, 2, 2, lengths=lengths).max((1, 2))
     assert sorted(longest, reverse=True) != longest.tolist()
 
 
@@ -268,5 +268,5 @@ def test_workers_inherit_no_decoder_to_free(nothing_collected, tmp_path):
 
 @pytest.mark.parametrize(("rank", "world_size", "size"), [(1, 1, 2), (-1, 2, 2), (0, 1, 0)])
 def test_a_stream_needs_a_rank_and_a_batch(rank, world_size, size):
-    with pytest.raises(ValueError, match="batches need a sample, and ranks count from 0"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1 and rank between 0"):
         BatchStream(Numbers(4), size, rank, world_size)

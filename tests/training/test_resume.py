@@ -14,7 +14,7 @@ from clips import Clips, metrics, run_clips
 from safetensors.torch import load_file
 
 from videopanda.training.callbacks import RunStoppedError, StallWatch
-from videopanda.training.loop import MetricsFile, complete_checkpoints
+from videopanda.training.trainer import MetricsFile, complete_checkpoints
 
 STEPS = 12
 

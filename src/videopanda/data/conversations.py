@@ -62,7 +62,7 @@ class ConversationDataset:
         listed = manifests.bad_rows(manifest, self.sources) if manifest else None
         rows = _Rows(self.sources, listed)
         rows.report(str(path), max_bad_share)
-        ids, before = shuffling.told_apart(np.array(rows.ids, np.uint64))
+        ids, before = shuffling.disambiguate_keys(np.array(rows.ids, np.uint64))
         self._places = np.array([rows.source, rows.number, rows.start, rows.stop, before], np.int64).T  # (R, 5)
         self._lengths = np.array(rows.lengths, np.int64)
         keys = np.array(rows.clips, np.uint64) if group_by_clip else ids

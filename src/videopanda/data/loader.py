@@ -1,11 +1,11 @@
-"""A data set as a stream of batches with a position, for loaders that can stop anywhere and go on there.
+"""A data set as a resumable stream of batches.
 
     stream = BatchStream(dataset, batch_size=8, rank=0, world_size=4)
     loader = make_loader(stream, collate, num_workers=2)      # torchdata's StatefulDataLoader
     state = loader.state_dict()                               # ... loader.load_state_dict(state)
 
-Batch after batch goes to rank after rank, and on a rank to worker after worker: the batches that a rank sees, and their
-order, do not depend on the number of workers.
+Batches are dealt to the ranks in turn, and on a rank to its workers in turn: the batches of a rank, and their order, do
+not depend on the number of workers.
 """
 
 import gc
@@ -19,57 +19,56 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from videopanda.data.sample import Sample
-from videopanda.data.shuffling import spread
+from videopanda.data.shuffling import hash_keys
 
-MEGA_BATCH = 16  # batches of all ranks among which samples are grouped by length
+MEGA_BATCH = 16  # steps (of all ranks) among which samples are grouped by length
 
 
-class Ordered(Protocol):
-    """A data set that has an order for every epoch."""
+class EpochDataset(Protocol):
+    """A data set with an order for every epoch."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of another epoch."""
+        """Switch to the order of another epoch."""
 
     def content(self) -> str:
-        """A hash of what the samples are made from, clips excepted."""
+        """A hash of the annotations that samples are made from; clips are not part of it."""
 
     def lengths(self) -> np.ndarray:
-        """About how many tokens each sample has, (N,), in the order of the epoch."""
+        """Approximate number of tokens of each sample, (N,), in the order of the epoch."""
 
     def files(self, index: int) -> Sequence[str]:
-        """What is read to make a sample."""
+        """Files that are read to make a sample."""
 
 
 class Batch(NamedTuple):
-    """Samples of one batch, and its number among all batches of all ranks and epochs."""
+    """The samples of one batch, and its number among the batches of all ranks and epochs."""
 
     number: int
     samples: list[Sample]
 
 
 class BatchStream(IterableDataset):
-    """One epoch of full batches of this rank; the last ones, which not every rank would get, are left out.
+    """One epoch of full batches for this rank; trailing batches that not every rank would get are dropped.
 
     Args:
-        dataset: gives samples and their order.
+        dataset: the samples and their order.
         batch_size: samples per batch.
-        rank, world_size: which batches are this process's.
-        accumulation: the number of batches is a multiple of it.
-        group_by_length: put samples of similar length into the same batches of all ranks, and deal them so that every
-            rank gets about as many tokens.
-        reading: folder in which every worker notes the files that it reads.
+        rank, world_size: select the batches of this process.
+        accumulation: the number of batches is rounded down to a multiple of it.
+        group_by_length: put samples of similar length into the same step, and balance token counts across ranks.
+        reading: folder in which every worker notes the files it is reading.
 
-    `state_dict` is the epoch and the number of this rank's batches that were given (by this worker, where there are
-    workers); `load_state_dict` makes the next iteration go on there.
+    `state_dict` is the epoch and the number of batches yielded so far (by this worker, if there are workers); after
+    `load_state_dict` the next iteration resumes there.
     """
 
     def __init__(
         self,
-        dataset: Ordered,
+        dataset: EpochDataset,
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
@@ -79,27 +78,27 @@ class BatchStream(IterableDataset):
     ):
         if not 0 <= rank < world_size or batch_size < 1:
             numbers = f"batch_size={batch_size}, rank={rank}, world_size={world_size}"
-            raise ValueError(f"{numbers}: batches need a sample, and ranks count from 0 to world_size - 1")
+            raise ValueError(f"{numbers}: batch_size must be at least 1 and rank between 0 and world_size - 1")
         self.dataset, self.batch_size, self.rank, self.world_size = dataset, batch_size, rank, world_size
         self.accumulation, self.group_by_length, self.reading = accumulation, group_by_length, reading
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin another epoch."""
+        """Start another epoch."""
         self.epoch, self.given = epoch, 0
         self.dataset.set_epoch(epoch)
         lengths = self.dataset.lengths() if self.group_by_length else None
-        self.plan = plan_batches(len(self.dataset), self.batch_size, self.world_size, self.accumulation, lengths)
+        self.order = batch_order(len(self.dataset), self.batch_size, self.world_size, self.accumulation, lengths)
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self.order)
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         for number in range(first + self.given * step, len(self), step):
             samples = []
-            for index in self.plan[number, self.rank].tolist():
+            for index in self.order[number, self.rank].tolist():
                 self._note(first, self.dataset.files(index) if self.reading else ())
                 samples.append(self.dataset[index])
             self._note(first, ())
@@ -112,28 +111,28 @@ class BatchStream(IterableDataset):
             note_of(self.reading, self.rank, worker).write_text("\n".join(files), encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this stream stands."""
+        """The position of this stream."""
         return {"epoch": self.epoch, "given": self.given}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on there with the next iteration."""
+        """Resume from a position with the next iteration."""
         self.set_epoch(state["epoch"])
         self.given = state["given"]
 
 
 def note_of(folder: Path, rank: int, worker: int) -> Path:
-    """The file in which a worker notes what it reads."""
+    """The file in which a worker notes what it is reading."""
     return folder / f"rank{rank}-worker{worker}"
 
 
-def plan_batches(
+def batch_order(
     count: int, batch_size: int, world_size: int, accumulation: int = 1, lengths: np.ndarray | None = None
 ) -> np.ndarray:
-    """Which samples make which batch: indices (steps, world_size, batch_size).
+    """The samples of every batch: indices (steps, world_size, batch_size).
 
-    Without lengths, samples stay in their order. With them, each `MEGA_BATCH` steps are sorted by length and cut into
-    steps of similar samples; the ranks get them in turns, there and back, so that their sums are close; the steps then
-    change places by a fixed rule, or every mega batch would begin with its longest samples.
+    Without lengths, samples stay in their order. With them, every `MEGA_BATCH` steps are sorted by length and cut into
+    steps of similar samples; samples are dealt to ranks in snake order, so token counts balance; the steps are then
+    shuffled by a fixed rule, or every mega batch would begin with its longest samples.
     """
     at_once = batch_size * world_size
     steps = count // (at_once * accumulation) * accumulation
@@ -145,7 +144,7 @@ def plan_batches(
         mega = indices[start * at_once : (start + MEGA_BATCH) * at_once]
         mega = mega[np.argsort(-lengths[mega], kind="stable")].reshape(-1, batch_size, world_size)
         mega[:, 1::2] = mega[:, 1::2, ::-1]
-        groups.append(mega[np.argsort(spread(np.arange(len(mega)), start))])
+        groups.append(mega[np.argsort(hash_keys(np.arange(len(mega)), start))])
     return np.concatenate([np.empty((0, batch_size, world_size), np.int64), *groups]).transpose(0, 2, 1)
 
 
@@ -155,10 +154,10 @@ class Loader(StatefulDataLoader):
     dataset: BatchStream
 
     def __iter__(self) -> Iterator[Any]:
-        """Begin to read.
+        """Start the workers.
 
-        Workers are forks. One that frees a video decoder of this process, in garbage collection, would wait for ever
-        for threads that were not copied, so what is there when they start is kept from their collection.
+        They are forks: one that garbage-collects a video decoder of this process would wait forever for threads that
+        the fork did not copy. Objects that exist at the fork are therefore kept out of their collection.
         """
         gc.freeze()
         try:
@@ -167,14 +166,14 @@ class Loader(StatefulDataLoader):
             gc.unfreeze()
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin another epoch."""
+        """Start another epoch."""
         self.dataset.set_epoch(epoch)
 
 
 def make_loader(
     stream: BatchStream, collate: Callable[[Batch], Any], num_workers: int = 0, pin_memory: bool = False
 ) -> Loader:
-    """A loader whose `state_dict` is the position behind the last batch that it gave."""
+    """A loader whose `state_dict` is the position after the last batch it yielded."""
     if stream.reading:
         os.makedirs(stream.reading, exist_ok=True)
     return Loader(

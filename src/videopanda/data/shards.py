@@ -127,7 +127,7 @@ class ShardDataset:
     ):
         self.folder, self.num_frames, self.seed = Path(folder), num_frames, seed
         units = list(_units(self.folder, group_by_clip))
-        keys, _ = shuffling.told_apart(np.array([unit[0] for unit in units], np.uint64))
+        keys, _ = shuffling.disambiguate_keys(np.array([unit[0] for unit in units], np.uint64))
         kept = np.flatnonzero(shuffling.subset(keys, seed, share))
         self._keys = keys[kept]
         # Each row: shard, start, stop, number of the conversation or -1, length.
@@ -136,8 +136,8 @@ class ShardDataset:
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of another epoch."""
-        within = shuffling.spread(self._keys, self.seed, epoch)
-        shards = shuffling.spread(self._places[:, 0].astype(np.uint64), self.seed, epoch)
+        within = shuffling.hash_keys(self._keys, self.seed, epoch)
+        shards = shuffling.hash_keys(self._places[:, 0].astype(np.uint64), self.seed, epoch)
         self._order = np.lexsort((within, shards))
 
     def content(self) -> str:

@@ -1,8 +1,7 @@
-"""An order and a subset that depend on (id, seed) alone: the same on every rank, machine and day.
+"""Shuffling and subsets that depend on (id, seed) alone: the same on every rank and machine.
 
-Every sample has a 64-bit key, made from its id. A seed turns keys into evenly spread numbers; sorted by them, samples
-are shuffled, and those below a bound are the subset. Whether a sample is in the subset does not depend on the others,
-so a stream can decide it row by row.
+Every sample has a 64-bit key, a hash of its id. Hashed again with a seed, the keys give the order, and the smallest
+ones the subset. Membership does not depend on the other samples, so a stream can decide it row by row.
 """
 
 import hashlib
@@ -13,12 +12,12 @@ _FULL = float(1 << 64)
 
 
 def key_of(*names: str) -> int:
-    """64 bits from names, such as a source and an id."""
+    """A 64-bit hash of names, such as a source and an id."""
     return int.from_bytes(hashlib.blake2b("\0".join(names).encode(), digest_size=8).digest(), "little")
 
 
-def spread(keys: np.ndarray, *seeds: int) -> np.ndarray:
-    """Evenly spread numbers, uint64 (N,), from keys, uint64 (N,), and seeds; equal for equal input only."""
+def hash_keys(keys: np.ndarray, *seeds: int) -> np.ndarray:
+    """Hash keys, uint64 (N,), with seeds to uniformly distributed uint64 (N,); distinct keys stay distinct."""
     values = keys.astype(np.uint64)
     for seed in seeds:
         values = _mixed(values ^ np.uint64(key_of(str(seed))))
@@ -33,8 +32,8 @@ def _mixed(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def told_apart(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys, uint64 (N,), of which equal ones are made different, and how often each stood before it, int64 (N,)."""
+def disambiguate_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Make duplicate keys, uint64 (N,), unique; also return how often each occurred before, int64 (N,)."""
     by_key = np.argsort(keys, kind="stable")
     ordered = keys[by_key]
     first = np.searchsorted(ordered, ordered, side="left")
@@ -44,11 +43,11 @@ def told_apart(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def subset(keys: np.ndarray, seed: int, share: float) -> np.ndarray:
-    """Which keys belong to the subset, bool (N,). About `share` of them do; all do for a share of 1."""
-    return spread(keys, seed) < share * _FULL if share < 1 else np.ones(len(keys), bool)
+    """Which keys belong to the subset, bool (N,): about `share` of them, all for a share of 1."""
+    return hash_keys(keys, seed) < share * _FULL if share < 1 else np.ones(len(keys), bool)
 
 
 def shuffled(keys: np.ndarray, seed: int, epoch: int = 0) -> np.ndarray:
     """Indices, int64 (N,), in the order of an epoch. In epoch 0 the subset of a share comes first."""
-    spread_keys = spread(keys, seed) if epoch == 0 else spread(keys, seed, epoch)
-    return np.argsort(spread_keys, kind="stable")
+    hashed = hash_keys(keys, seed) if epoch == 0 else hash_keys(keys, seed, epoch)
+    return np.argsort(hashed, kind="stable")

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from videopanda.data.loader import Ordered
+from videopanda.data.loader import EpochDataset
 from videopanda.data.sample import Sample
 from videopanda.training.stages import StageConfig
 
@@ -62,7 +62,13 @@ class FeatureFolder:
 
 
 def write_features(
-    stage: StageConfig, dataset: Ordered, collator: Any, teacher: Any, out: Path, rank: int = 0, world_size: int = 1
+    stage: StageConfig,
+    dataset: EpochDataset,
+    collator: Any,
+    teacher: Any,
+    out: Path,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> int:
     """Write the features of every clip of a data set, of this process's share; returns how many it wrote now.
 

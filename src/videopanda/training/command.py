@@ -24,10 +24,10 @@ from videopanda.training.distill import (
     StoredFeatures,
     every_fourth_layer,
 )
-from videopanda.training.module import HEAD_FILE
 from videopanda.training.run import arguments, make_collator, run_stage
 from videopanda.training.stages import StageConfig, make_config
 from videopanda.training.tasks import Task, VideoLanguage
+from videopanda.training.trainer import HEAD_FILE
 from videopanda.training.whiten import whiten_patch_embedding
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Which parts of a model a stage trains, and how fast.
+"""Which parts of a model a stage trains, and at which learning rate.
 
 report = set_stage(model, {"stab": 4e-4, "projector": 4e-4, "language_model": 0.0})
 print(report)          # TRAINABLE  stab  24,086,866 ...   FROZEN  language_model ...
@@ -28,9 +28,9 @@ class PartReport:
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter belongs to, by its name in `VideoPandaForConditionalGeneration` or a bare causal LM.
+    """The part that a parameter belongs to, by its name in the model or a bare causal LM.
 
-    Either may be inside of a `PeftModel`, or beside a distillation head, which is "head".
+    Either may be wrapped in a `PeftModel`, or sit next to a distillation head, which is "head".
     """
     if name.startswith("head."):
         return "head"
@@ -57,7 +57,7 @@ def set_stage(model: nn.Module, learning_rates: dict[str, float]) -> list[PartRe
 
 
 def parameter_groups(model: nn.Module, learning_rates: dict[str, float], weight_decay: float) -> list[dict]:
-    """Optimiser groups: one learning rate per part; weight decay on matrices only. They cover what is trainable."""
+    """Optimizer groups of everything trainable: one learning rate per part, weight decay on matrices only."""
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

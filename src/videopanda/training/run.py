@@ -24,15 +24,14 @@ from transformers import TrainingArguments
 
 from videopanda.checkpoints import checksums
 from videopanda.data.collate import Collator
-from videopanda.data.loader import Ordered
+from videopanda.data.loader import EpochDataset
 from videopanda.models.videopanda.modeling_videopanda_layers import MaskedBatchNorm
 from videopanda.training.adapter import ADAPTER, merge
 from videopanda.training.callbacks import RunStoppedError, StallWatch, StopOnSignal
 from videopanda.training.freezing import set_stage
-from videopanda.training.loop import MetricsFile, StageTrainer, complete_checkpoints
-from videopanda.training.module import TaskModule
 from videopanda.training.stages import StageConfig
 from videopanda.training.tasks import Task, VideoLanguage
+from videopanda.training.trainer import MetricsFile, StageTrainer, TaskModule, complete_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def run_stage(
     stage: StageConfig,
     model: Any,
     processor: Any,
-    dataset: Ordered,
+    dataset: EpochDataset,
     output: Path,
     resume: bool = False,
     task: Task | None = None,

@@ -1,29 +1,117 @@
-"""The loop: the Hugging Face Trainer with our module, our batches, and checkpoints that a kill cannot break."""
+"""The trained module, and the Hugging Face Trainer with our batches and checkpoints that survive a kill."""
 
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
+from videopanda.checkpoints.tensors import CheckpointError, find_tensors
 from videopanda.data.collate import Collator
-from videopanda.data.loader import Batch, BatchStream, Loader, Ordered, make_loader
+from videopanda.data.loader import Batch, BatchStream, EpochDataset, Loader, make_loader
+from videopanda.data.shuffling import key_of
 from videopanda.training.freezing import parameter_groups
-from videopanda.training.module import TaskModule
 from videopanda.training.stages import StageConfig
+from videopanda.training.tasks import Task
 
-_COMPLETE = "complete"  # this file says that all of a checkpoint is there
+HEAD_FILE = "distillation_head.safetensors"  # as `videopanda convert` writes it
+_ADAPTER_FILE = "adapter_model.safetensors"
+_COMPLETE = "complete"  # present in a checkpoint folder only once everything in it is written
+
+
+class TaskModule(nn.Module):
+    """Runs one batch through the task.
+
+    Dropout (the only randomness) depends on `seed` and the batch number alone: neither the number of processes nor an
+    interruption changes it.
+
+    Args:
+        model: what the task trains; a `PeftModel` where only an adapter is trained.
+        task: its `head`, if any, is trained with the model. A teacher is not part of this module.
+        seed: of dropout.
+    """
+
+    def __init__(self, model: Any, task: Task, seed: int):
+        super().__init__()
+        self.model = model
+        self.head: Any = task.head
+        self.task, self.seed = task, seed
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Named losses of a batch; `number` is its number in the whole run."""
+        batch = dict(batch)
+        torch.manual_seed(key_of(str(self.seed), str(batch.pop("number"))) >> 1)
+        if dist.is_initialized() and "pixel_values_videos" not in batch and hasattr(self.model, "get_video_features"):
+            # All ranks must run the same modules in the same order, also with no clip in the batch: one of no frames.
+            device, side = batch["input_ids"].device, self.model.config.stab_config.cell_size
+            batch["pixel_values_videos"] = torch.zeros(1, 1, 3, side, side, device=device)
+            batch["video_placement"] = torch.tensor([[0, 0, 1, 1, 0, 0]], device=device)
+        return self.task.step(self.model, batch)
+
+    def save(self, folder: Path, processor: Any, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write model, head and processor. `state` is this module's, where the parameters here are only shards."""
+        weights = None if state is None else _below("model.", state)
+        self.model.save_pretrained(folder, state_dict=weights)
+        if self.head is not None:
+            head = self.head.state_dict() if state is None else _below("head.", state)
+            save_file({name: tensor.contiguous().cpu() for name, tensor in head.items()}, folder / HEAD_FILE)
+        processor.save_pretrained(folder)
+
+    def load(self, folder: Path) -> None:
+        """Load what `save` wrote.
+
+        Raises:
+            CheckpointError: a weight is missing or unexpected.
+        """
+        adapter = folder / _ADAPTER_FILE
+        if adapter.exists():
+            from peft import set_peft_model_state_dict
+
+            found: Any = set_peft_model_state_dict(self.model, load_file(adapter))
+            if found.unexpected_keys:
+                raise CheckpointError(f"{adapter}: {found.unexpected_keys[0]} has no place in the model")
+        else:
+            read_weights(self.model, folder)
+        if self.head is not None:
+            self.head.load_state_dict(load_file(folder / HEAD_FILE))
+
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+@torch.no_grad()
+def read_weights(model: nn.Module, folder: Path) -> None:
+    """Load the weights of a model folder into a model, one tensor at a time.
+
+    Raises:
+        CheckpointError: a weight is missing or unexpected.
+    """
+    state = model.state_dict()
+    filled = set()
+    for name, place in find_tensors(folder).items():
+        if name not in state or state[name].shape != place.shape:
+            raise CheckpointError(f"{folder}: {name} {list(place.shape)} has no place in the model")
+        state[name].copy_(place.read())
+        filled.add(state[name].data_ptr())
+    missing = [name for name, tensor in state.items() if tensor.data_ptr() not in filled]  # tied weights share memory
+    if missing:
+        raise CheckpointError(f"{folder} lacks {missing[0]} ({len(missing)} weights in all)")
 
 
 class StageTrainer(Trainer):
-    """One learning rate per part, data in its own order with an exact position, whole checkpoints only."""
+    """One learning rate per part, a data loader that resumes at the exact batch, checkpoints complete or ignored."""
 
-    def __init__(self, model: TaskModule, stage: StageConfig, dataset: Ordered, collator: Collator, **kwargs: Any):
+    def __init__(self, model: TaskModule, stage: StageConfig, dataset: EpochDataset, collator: Collator, **kwargs: Any):
         self.stage, self.dataset, self.collator = stage, dataset, collator
         self.module = model
         self.loss_sums: dict[str, float] = {}
@@ -32,10 +120,10 @@ class StageTrainer(Trainer):
         super().__init__(model=model, train_dataset=dataset, **kwargs)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Shard on CPUs, too: torch can, but accelerate leaves FSDP out there without a word.
+        """Shard on CPUs too: torch supports it, but accelerate silently ignores FSDP there.
 
         Raises:
-            ValueError: the strategy cannot be had.
+            ValueError: the strategy is not available here.
         """
         super().create_accelerator_and_postprocess()
         state, strategy = self.accelerator.state, self.stage.strategy
@@ -45,7 +133,7 @@ class StageTrainer(Trainer):
             self.is_fsdp_enabled = True
         wanted = {"fsdp2": DistributedType.FSDP, "zero2": DistributedType.DEEPSPEED, "zero3": DistributedType.DEEPSPEED}
         if self.args.world_size > 1 and strategy in wanted and state.distributed_type != wanted[strategy]:
-            raise ValueError(f"strategy {strategy} cannot be had here: accelerate made {state.distributed_type}")
+            raise ValueError(f"strategy {strategy} is not available here: accelerate chose {state.distributed_type}")
 
     # -- data ----------------------------------------------------------------------------------------------------------
     def get_train_dataloader(self) -> Loader:
@@ -70,7 +158,7 @@ class StageTrainer(Trainer):
         return {**self.collator(batch.samples), "number": batch.number}
 
     def _init_training_state(self, *args: Any) -> tuple[int, int]:
-        """Go on behind the last batch of the checkpoint: the loader knows its position, so no batch is read twice."""
+        """Resume after the last batch of the checkpoint: the loader knows its position, so no batch is read twice."""
         epochs, batches = super()._init_training_state(*args)
         if batches:
             file = Path(args[3], f"loader_{self.args.process_index}_of_{self.args.world_size}.pt")
@@ -79,20 +167,20 @@ class StageTrainer(Trainer):
         return epochs, 0
 
     # -- a step --------------------------------------------------------------------------------------------------------
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with one group per part."""
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with one parameter group per part."""
         if self.optimizer is None:
             stage = self.stage
             groups = parameter_groups(self.module.model, stage.learning_rates, stage.weight_decay)
-            if self.module.head is not None:  # learns as fast as STAB, as in the official code
-                head = torch.nn.ModuleDict({"head": self.module.head})
+            if self.module.head is not None:  # at STAB's learning rate, as in the official code
+                head = nn.ModuleDict({"head": self.module.head})
                 groups += parameter_groups(head, {"head": stage.stab_lr}, stage.weight_decay)
             fused = all(p.dtype == torch.float32 for group in groups for p in group["params"])
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, self.stage.adam_beta2), eps=1e-8, fused=fused)
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The loss of a batch, a mean over it; its named parts are remembered for the log."""
+        """The mean loss of a batch; its named parts are summed for the log."""
         with self.accelerator.autocast():
             losses = model(inputs)
         for name, value in losses.items():
@@ -101,7 +189,7 @@ class StageTrainer(Trainer):
         return (losses["loss"], None) if return_outputs else losses["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the task's losses, averaged over all processes since the last log."""
+        """Add the task's losses, averaged over all processes and steps since the last log."""
         if "loss" in logs:
             steps = self.stage.log_steps * self.stage.accumulation
             sums = torch.tensor(list(self.loss_sums.values()), dtype=torch.float64, device=self.args.device)
@@ -142,7 +230,7 @@ class StageTrainer(Trainer):
 
 
 def complete_checkpoints(output: Path) -> list[Path]:
-    """Checkpoints of a run of which all is there, oldest first. One that a kill has cut off is not among them."""
+    """The complete checkpoints of a run, oldest first. One that was cut off by a kill is not among them."""
     found = [path for path in output.glob("checkpoint-*") if (path / _COMPLETE).exists()]
     return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
 
@@ -160,7 +248,7 @@ class MetricsFile(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Take away what was logged behind a step that the run goes on from, and a line that a kill has cut off."""
+        """Remove what was logged after the step that the run resumes from, and a line that was cut off by a kill."""
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
