@@ -23,7 +23,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "data": ({".", "", "video", "models"}, {"torch", "torchdata", "numpy", "PIL", "rich", "yaml"}),
     "data.worlds.scenes.render": ({"."}, {"numpy", "PIL", "av"}),  # encodes clips
-    "encoders": ({".", "video"}, {"torch", "transformers", "safetensors", "numpy"}),
+    "encoders": ({".", "checkpoints"}, {"torch", "transformers"}),
     "checkpoints": ({".", "", "models"}, {"torch", "transformers", "tokenizers", "rich"}),
     "checkpoints.verify": ({".", "", "models", "inference"}, {"torch", "rich"}),
     "checkpoints.behavior_checks": ({".", "", "models", "inference"}, {"torch", "numpy"}),

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tiny import clip, randomize, tiny_model, tiny_processor, tiny_stab
+from videopanda.encoders.open import teacher_video_processor
 from videopanda.models.videopanda import VideoPandaVideoProcessor
 from videopanda.models.videopanda.convert_videopanda import fate_of
 from videopanda.training.distill import (
@@ -19,7 +20,6 @@ from videopanda.training.distill import (
     every_fourth_layer,
     hidden_states,
     real_cells,
-    teacher_video_processor,
 )
 
 E, D = 48, 16

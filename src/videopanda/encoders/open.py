@@ -19,8 +19,6 @@ from transformers import AutoModel, CLIPVisionConfig, SiglipVisionModel
 
 from videopanda.checkpoints.tensors import find_tensors
 from videopanda.encoders.languagebind import LanguageBindTower, tower_weights
-from videopanda.models.videopanda import VideoPandaVideoProcessor
-from videopanda.training.distill import teacher_video_processor
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -52,8 +50,8 @@ class Teacher:
     dtype: torch.dtype = torch.float32
     _module: nn.Module | None = field(default=None, repr=False)
 
-    def video_processor(self, student: VideoPandaVideoProcessor) -> VideoPandaVideoProcessor:
-        """What makes this teacher's frames, with the geometry of the student's."""
+    def video_processor(self, student: Any) -> Any:
+        """The video processor of this teacher's frames, with the geometry of the student's."""
         processor = teacher_video_processor(student, self.image_size)
         processor.image_mean, processor.image_std = list(self.mean), list(self.std)
         processor.pad_color = [int(255 * mean) for mean in self.mean]
@@ -67,6 +65,24 @@ class Teacher:
             self._module = self.build().requires_grad_(False).eval().to(pixels_BTCHW.device, self.dtype)
         with torch.autocast(pixels_BTCHW.device.type, enabled=False):
             return self.features(self._module, pixels_BTCHW.to(self.dtype))
+
+
+def teacher_video_processor(student: Any, image_size: int = 224) -> Any:
+    """Return the processor of a teacher's frames: the student's geometry on a square canvas of `image_size` pixels.
+
+    Frames are resized from the source, not from the student's canvas, and cells lie where the student's lie. Mirroring
+    is left to whoever feeds both: student and teacher must see the same picture (the official code draws twice).
+
+    Raises:
+        ValueError: the canvas has no even number of pixels per cell.
+    """
+    return type(student)(
+        size={"height": image_size, "width": image_size},
+        patch_size=image_size // (2 * student.max_cells),
+        num_frames=student.num_frames,
+        pad_frames=student.pad_frames,
+        do_sample_frames=student.do_sample_frames,
+    )
 
 
 def open_teacher(name: str, max_cells: int = 16, dtype: torch.dtype = torch.float32) -> Teacher:

@@ -12,7 +12,6 @@ from videopanda.data.collate import Collator
 from videopanda.data.conversations import ConversationDataset
 from videopanda.data.shards import ShardDataset
 from videopanda.data.worlds.scenes.dataset import ScenesDataset
-from videopanda.encoders.features import FeatureFolder, write_features
 from videopanda.encoders.open import Teacher, open_teacher
 from videopanda.models.videopanda import VideoPandaProcessor, VideoPandaStabConfig
 from videopanda.training.adapter import add_adapter, load_quantised
@@ -27,6 +26,7 @@ from videopanda.training.distill import (
 from videopanda.training.run import arguments, make_collator, run_stage
 from videopanda.training.stages import StageConfig, make_config
 from videopanda.training.tasks import Task, VideoLanguage
+from videopanda.training.teacher_features import FeatureFolder, write_features
 from videopanda.training.trainer import HEAD_FILE
 from videopanda.training.whiten import whiten_patch_embedding
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from videopanda.models.videopanda import (
     VideoPandaStabConfig,
-    VideoPandaVideoProcessor,
     frame_token_count,
     placement_token_count,
 )
@@ -280,21 +279,3 @@ def hidden_states(decoder: Any, layers: Sequence[int]) -> Iterator[dict[int, Ten
     finally:
         for handle in handles:
             handle.remove()
-
-
-def teacher_video_processor(student: VideoPandaVideoProcessor, image_size: int = 224) -> VideoPandaVideoProcessor:
-    """Return the processor of a teacher's frames: the student's geometry on a square canvas of `image_size` pixels.
-
-    Frames are resized from the source, not from the student's canvas, and cells lie where the student's lie. Mirroring
-    is left to whoever feeds both: student and teacher must see the same picture (the official code draws twice).
-
-    Raises:
-        ValueError: the canvas has no even number of pixels per cell.
-    """
-    return VideoPandaVideoProcessor(
-        size={"height": image_size, "width": image_size},
-        patch_size=image_size // (2 * student.max_cells),
-        num_frames=student.num_frames,
-        pad_frames=student.pad_frames,
-        do_sample_frames=student.do_sample_frames,
-    )
