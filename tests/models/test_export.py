@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from tiny import clip, realign, tiny_model, tiny_processor
-from videopanda.models.videopanda.hub_videopanda import AUTO_MAP, export
+from videopanda.checkpoints.export import export
+from videopanda.models.videopanda.configuration_videopanda import AUTO_MAP
 
 CODE = {
     "configuration_videopanda.py",
-    "hub_videopanda.py",
+    "hub.py",
     "layout_videopanda.py",
     "modeling_videopanda.py",
     "modeling_videopanda_layers.py",
@@ -26,6 +27,7 @@ CODE = {
     "processing_videopanda.py",
     "prompts_videopanda.py",
     "video_processing_videopanda.py",
+    "visual.py",
 }
 
 # Argument: the folder. Prints classes and logits of the question about the clip.
@@ -134,12 +136,11 @@ def test_exported_files(saved):
     names = {file.name for file in out.iterdir()}
     assert names == {file.name for file in plain.iterdir()} - {"optimizer.pt", "checkpoint-5"} | CODE
     assert (out / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
-    config, processor = (json.loads((out / name).read_text()) for name in AUTO_MAP)
-    assert config.pop("auto_map") == AUTO_MAP["config.json"]
+    config, processor = (json.loads((out / name).read_text()) for name in ("config.json", "processor_config.json"))
+    of_processor = {name: place for name, place in AUTO_MAP.items() if "Processor" in name}
+    assert config.pop("auto_map") == {name: place for name, place in AUTO_MAP.items() if name not in of_processor}
     assert config == json.loads((plain / "config.json").read_text())
-    assert (
-        processor["video_processor"].pop("auto_map") == processor.pop("auto_map") == AUTO_MAP["processor_config.json"]
-    )
+    assert processor["video_processor"].pop("auto_map") == processor.pop("auto_map") == of_processor
     assert processor == json.loads((plain / "processor_config.json").read_text())
 
 

@@ -8,6 +8,7 @@ from transformers import AutoModelForImageTextToText, DynamicCache
 import videopanda  # noqa: F401 - makes the Auto classes know our classes
 from tiny import TEXT, clip, realign, tiny_config, tiny_model, tiny_processor
 from videopanda.models.videopanda import VideoPandaConfig, VideoPandaForConditionalGeneration, VideoPandaStabConfig
+from videopanda.models.visual import CELL, CONTEXT, PADDING, ROW_END
 
 PRESETS = ["released", "paper", "eve_star"]
 
@@ -223,7 +224,7 @@ def test_features_and_precomputed_features():
     with torch.no_grad():
         videos = model.get_video_features(inputs["pixel_values_videos"], inputs["video_placement"])
         images = model.get_image_features(inputs["pixel_values"], inputs["image_placement"])
-    counts = [processor.video_processor.placement_token_count(row) for row in inputs["video_placement"]]
+    counts = [len(processor.video_processor.token_layout(inputs, i)) for i in range(len(inputs["video_placement"]))]
     assert [len(part) for part in videos.pooler_output] == videos.token_counts.tolist() == counts
     assert videos.last_hidden_state.shape == (sum(counts), 48)
     with torch.no_grad():
@@ -287,3 +288,25 @@ def test_configuration_is_checked():
         VideoPandaConfig(text_config={"model_type": "llama", "vocab_size": 100})
     with pytest.raises(ValueError, match="different ids"):
         VideoPandaConfig(video_token_id=5, image_token_id=5)
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_encoded_visuals_know_where_their_tokens_come_from(kind):
+    """`encode` takes the processor's batch; its layout has one row per token, known to the processor beforehand."""
+    model, processor = tiny_model(), tiny_processor()
+    pictures = [clip(3), clip(8, 40, 20)] if kind == "video" else [clip(1)[0], clip(1, 40, 20)[0]]
+    inputs = processor(text=f"<{kind}><{kind}>", **{f"{kind}s": pictures})
+    visuals = model.encode(inputs, kind)
+    count = processor.video_processor.token_count
+    frames = [3, 8] if kind == "video" else [1, 1]
+    for i, (visual, size) in enumerate(zip(visuals, ((30, 40), (40, 20)), strict=True)):
+        assert len(visual.tokens) == len(visual.layout) == count(frames[i], *size, kind=kind)
+        assert torch.equal(visual.layout, processor.video_processor.token_layout(inputs, i, kind))
+        assert processor.placeholder_text(inputs, i, kind) == f"<{kind}>" * len(visual.tokens)
+    first = visuals[0].layout[visuals[0].layout[:, 0] == 0].tolist()  # 30 × 40 pixels: rows 0 to 4 of 6 columns
+    row = [[0, 0, c, CELL] for c in range(6)] + [[0, -1, -1, ROW_END]]
+    assert first[:8] == [[0, -1, -1, CONTEXT], *row]
+    assert sum(kind_ == CELL for *_, kind_ in first) == 5 * 6
+    if kind == "video":  # five frames of padding fill the short clip
+        kinds = visuals[0].layout[visuals[0].layout[:, 0] >= 3][:, 3]
+        assert set(kinds.tolist()) == {CONTEXT, ROW_END, PADDING}

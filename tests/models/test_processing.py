@@ -168,7 +168,7 @@ def test_conversation_with_videos_and_images():
     ids = out["input_ids"]
     videos = [processor.video_processor.token_count(8, 30, 40), processor.video_processor.token_count(4, 40, 20)]
     assert (ids == processor.video_token_id).sum() == sum(videos)
-    assert (ids == processor.image_token_id).sum() == processor.video_processor.image_token_count(30, 40)
+    assert (ids == processor.image_token_id).sum() == processor.video_processor.token_count(1, 30, 40, "image")
     text = processor.apply_chat_template(conversation, add_generation_prompt=True)
     assert text == (
         "<s> A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
@@ -257,4 +257,4 @@ def test_for_stab_follows_the_configuration():
     config = VideoPandaStabConfig.eve_star(row_tokens=False, fsra=False)
     processor = VideoPandaVideoProcessor.for_stab(config, pad_frames=False)
     assert processor.token_count(8, 360, 640) == 8 * 9 * 16
-    assert tiny_processor(stab=tiny_stab(fsra=False)).video_processor.image_token_count(30, 40) == 5 * 7
+    assert tiny_processor(stab=tiny_stab(fsra=False)).video_processor.token_count(1, 30, 40, "image") == 5 * 7

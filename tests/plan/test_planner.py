@@ -94,16 +94,16 @@ config = VideoPandaConfig(text_config=text, video_token_id=510, image_token_id=5
 processor = VideoPandaVideoProcessor.for_stab(config.stab_config)
 plan = Planner(config, processor, torch.float32).plan(8, 224, 448, text_tokens=16, new_tokens=1)
 model = VideoPandaForConditionalGeneration(config).eval()
-placement, shape = processor.layout([(8, 224, 448)])
-pixels, placement = torch.rand(shape), torch.tensor(placement)
+inputs = processor.layout([(8, 224, 448)])
+inputs["pixel_values_videos"] = torch.rand(inputs["pixel_values_videos"].shape)
 with torch.inference_mode():
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
-    features = model.get_video_features(pixels, placement).last_hidden_state
+    features = model.encode(inputs)[0].tokens
     embeds = torch.cat([features, features[:16]])[None]
     model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
-    measured = status("VmHWM") - before + pixels.nbytes
+    measured = status("VmHWM") - before + inputs["pixel_values_videos"].nbytes
 print(measured / (max(plan.phase_bytes["vision"], plan.phase_bytes["prefill"]) - 8 * 224 * 448 * 3))
 """
 

@@ -13,9 +13,9 @@ import torch
 
 from media import write_video
 from tiny import clip, randomize, tiny_config, tiny_processor
+from videopanda.checkpoints.export import export
 from videopanda.inference.load import BUNDLED_MODEL, load
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration
-from videopanda.models.videopanda.hub_videopanda import export
 
 pytestmark = pytest.mark.timeout(900)  # vLLM takes its time to start
 PYTHON = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"

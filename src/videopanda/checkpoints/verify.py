@@ -24,7 +24,7 @@ from videopanda.checkpoints.weight_checks import (
     check_values,
     read_values,
 )
-from videopanda.inference.load import check_checkpoint
+from videopanda.models.load import check_checkpoint
 from videopanda.models.videopanda import VideoPandaConfig
 
 

@@ -213,7 +213,7 @@ def export_verb(
 
     Example:  videopanda export out/finetune out/for_the_hub
     """
-    from videopanda.models.videopanda.hub_videopanda import export
+    from videopanda.checkpoints.export import export
 
     files = export(checkpoint, out)
     print(f"{out}: {len(files)} files; loads with trust_remote_code=True where videopanda is not installed")

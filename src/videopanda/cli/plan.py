@@ -140,7 +140,8 @@ def _model(model: Path | None, backbone: str | None, preset: str, canvas: int | 
     from videopanda.models.videopanda import VideoPandaConfig, VideoPandaStabConfig, VideoPandaVideoProcessor
 
     if backbone is None:
-        from videopanda.inference.load import BUNDLED_MODEL, check_checkpoint
+        from videopanda.inference.load import BUNDLED_MODEL
+        from videopanda.models.load import check_checkpoint
         from videopanda.models.videopanda import VideoPandaProcessor
 
         if canvas is not None:

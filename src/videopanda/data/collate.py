@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from videopanda.data.sample import Sample, Turn, to_messages
+from videopanda.models.visual import CELL
 
 IGNORE = -100
 MAX_CELL_WORDS = 5
@@ -130,7 +131,7 @@ class Collator:
         videos = [video for sample in samples for video in sample.videos]
         if videos:
             visual = self.processor.video_processor(videos=videos, return_tensors="pt", return_metadata=True)
-            expansions = [self.processor.replace_video_token(visual, i) for i in range(len(videos))]
+            expansions = [self.processor.placeholder_text(visual, i) for i in range(len(videos))]
             batch.update({k: v for k, v in visual.items() if k in self.processor.video_processor.model_input_names})
             if self.teacher_processor is not None:
                 seen = self.teacher_processor(videos=videos, return_tensors="pt")
@@ -145,9 +146,8 @@ class Collator:
                 for name in {"pixel_values_videos", "teacher_pixels"} & batch.keys():
                     batch[name][chosen] = flipped(batch[name][chosen])
             if self.cell_words:
-                batch["cell_words"] = torch.cat(
-                    [self._words(video, row) for video, row in zip(videos, batch["video_placement"].tolist())]
-                )
+                layouts = (self.processor.video_processor.token_layout(batch, i) for i in range(len(videos)))
+                batch["cell_words"] = torch.cat([self._words(*pair) for pair in zip(videos, layouts)])
         if not self.text:
             return batch
         rows, start = [], 0
@@ -197,23 +197,14 @@ class Collator:
                 packed.segments += [packed.segments[-1] + 1] * (len(ids) - shared)
         return packed
 
-    def _words(self, video: Any, placement: list[int]) -> torch.Tensor:
-        """Token ids of the words for each visual token of one video, (V, K), in the order of STAB's layout."""
-        _, _, rows, columns, _, real = placement
-        words = [[self._word_id(word) for word in cell] for cell in video.cell_words(rows, columns)]
-        ids = torch.full((real * rows * columns, MAX_CELL_WORDS), IGNORE)
-        for i, cell in enumerate(words):
-            ids[i, : len(cell)] = torch.tensor(cell)
-        ids = ids.view(real, rows, columns, MAX_CELL_WORDS)
-        layout = self.processor.video_processor
-        if layout.row_tokens:
-            ids = torch.nn.functional.pad(ids, (0, 0, 0, 1), value=IGNORE)
-        ids = ids.flatten(1, 2)
-        if layout.context_token:
-            ids = torch.nn.functional.pad(ids, (0, 0, 1, 0), value=IGNORE)
-        ids = ids.flatten(0, 1)
-        padding = layout.placement_token_count(placement) - len(ids)  # of frames that fill a short clip
-        return torch.nn.functional.pad(ids, (0, 0, 0, padding), value=IGNORE)
+    def _words(self, video: Any, layout: torch.Tensor) -> torch.Tensor:
+        """Token ids of the words for each visual token of one video, (V, K); none for tokens that show no cell."""
+        ids = torch.full((len(layout), MAX_CELL_WORDS), IGNORE)
+        shown = (layout[:, 3] == CELL).nonzero().squeeze(1)
+        rows, columns = (layout[shown].amax(0) - layout[shown].amin(0) + 1)[1:3].tolist()
+        for place, cell in zip(shown.tolist(), video.cell_words(rows, columns), strict=True):
+            ids[place, : len(cell)] = torch.tensor([self._word_id(word) for word in cell])
+        return ids
 
     def _word_id(self, word: str) -> int:
         if word not in self._word_ids:

@@ -107,7 +107,7 @@ def rearrange(video: Video | Clip, order: np.ndarray) -> Clip:
 def told_length(processor: Any, clip: Video | Clip) -> str:
     """What the prompt tells about a clip besides its tokens: "12.5 seconds: ", or nothing."""
     inputs = processor.video_processor(videos=[clip], return_tensors="pt", return_metadata=True)
-    return str(processor.replace_video_token(inputs, 0)).replace(processor.video_token, "")
+    return str(processor.placeholder_text(inputs, 0)).replace(processor.video_token, "")
 
 
 @dataclass(frozen=True)

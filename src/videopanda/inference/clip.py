@@ -73,11 +73,7 @@ def _prepare(processor: Any, videos: Sequence[Any]) -> Any:
 
 @torch.inference_mode()
 def _encode(model: VideoPandaForConditionalGeneration, inputs: Any, processor: Any) -> list[EncodedClip]:
-    tokens = model.get_video_features(
-        inputs["pixel_values_videos"].to(model.device, model.dtype), inputs["video_placement"]
-    ).pooler_output
-    assert tokens is not None
-    return [EncodedClip(processor.replace_video_token(inputs, i), rows) for i, rows in enumerate(tokens)]
+    return [EncodedClip(processor.placeholder_text(inputs, i), v.tokens) for i, v in enumerate(model.encode(inputs))]
 
 
 @dataclass(frozen=True)

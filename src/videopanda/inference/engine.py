@@ -305,9 +305,8 @@ class Engine:
         if not visual.is_image:
             return encode(self.model, self.processor, [visual.video])[0]
         inputs = self.processor.video_processor.preprocess_images(visual.video.frames[0], return_tensors="pt")
-        pixels = inputs["pixel_values"].to(self.model.device, self.model.dtype)
-        tokens = self.model.get_image_features(pixels, inputs["image_placement"]).pooler_output[0]
-        return EncodedClip(self.processor.replace_image_token(inputs, 0), tokens)
+        (encoded,) = self.model.encode(inputs, "image")
+        return EncodedClip(self.processor.placeholder_text(inputs, 0, "image"), encoded.tokens)
 
     def token_ids(self, question: Question) -> list[int]:
         """The prompt of a question whose visuals are encoded."""

@@ -9,7 +9,6 @@ Tokens are counted by the processor, shapes are those that it gives to the model
 model's own code runs. A FLOP is a multiplication or an addition: two per multiply-accumulate.
 """
 
-import math
 import weakref
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -138,7 +137,7 @@ class Planner:
         read = {id(weight): weight.nbytes for weight in text if weight is not embedding or weight is text[-1]}
         self.text_bytes = sum(read.values())  # that each new token reads
         self.context: int = config.text_config.max_position_embeddings
-        self._vision: dict[tuple[int, ...], tuple[int, int]] = {}
+        self._vision: dict[str, tuple[int, int]] = {}
         self._text: dict[int, _Text] = {}
 
     def plan(
@@ -225,17 +224,18 @@ class Planner:
 
     def _trace_vision(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """FLOPs, peak bytes and bytes of the pixels in 32 bits."""
-        placement, shape = self.video_processor.layout([(frames, height, width)])
-        key = (*shape, *placement[0])
+        inputs = self.video_processor.layout([(frames, height, width)])
+        names = [name for name, tensor in inputs.items() if tensor.is_meta]
+        key = str([tuple(tensor.shape) if tensor.is_meta else tensor.tolist() for tensor in inputs.values()])
         if key not in self._vision:
 
             def encode() -> Any:
-                pixels = torch.empty(shape, dtype=self.dtype, device="meta")
-                return self.model.get_video_features(pixels, torch.tensor(placement)).pooler_output
+                pixels = {name: torch.empty_like(inputs[name], dtype=self.dtype) for name in names}
+                return [visual.tokens for visual in self.model.encode({**inputs, **pixels})]
 
             found = trace(encode, self._held)
             self._vision[key] = found.flops, found.peak_bytes
-        return *self._vision[key], 4 * math.prod(shape)
+        return *self._vision[key], sum(inputs[name].nbytes for name in names)
 
     def _trace_text(self, length: int) -> "_Text":
         """Read a prompt and write one token."""

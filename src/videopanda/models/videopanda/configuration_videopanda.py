@@ -10,6 +10,16 @@ from typing import Any, Literal
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+# What transformers' Auto classes find in this folder.
+AUTO_MAP = {
+    "AutoConfig": "configuration_videopanda.VideoPandaConfig",
+    "AutoModel": "modeling_videopanda.VideoPandaModel",
+    "AutoModelForImageTextToText": "modeling_videopanda.VideoPandaForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_videopanda.VideoPandaForConditionalGeneration",
+    "AutoProcessor": "processing_videopanda.VideoPandaProcessor",
+    "AutoVideoProcessor": "video_processing_videopanda.VideoPandaVideoProcessor",
+}
+
 # QUIRK(ckpt): the official code crops an all-padding frame to its first 16 × 16 patches, whatever the clip's shape.
 PADDING_FRAME_CELLS = 8
 
@@ -339,6 +349,7 @@ class VideoPandaConfig(PreTrainedConfig):
 
 
 __all__ = [
+    "AUTO_MAP",
     "PADDING_FRAME_CELLS",
     "VideoPandaConfig",
     "VideoPandaStabConfig",

@@ -5,12 +5,13 @@ Everything here follows from the placement alone, so it is known before any pixe
 Dimensions: B videos; T frames; R × C cells; V visual tokens of the batch; U distinct ones.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..visual import CELL, CONTEXT, PADDING, ROW_END
 from .configuration_videopanda import PADDING_FRAME_CELLS
 
 
@@ -73,6 +74,25 @@ def token_sources(grid: CellGrid, row_tokens: bool, context_token: bool) -> tupl
         is_row_BTX = F.pad(is_row_BTX, (1, 0))
     chosen_V = filled_BTX.flatten().nonzero().squeeze(1)  # the one place that waits for the device
     return source_BTX.flatten()[chosen_V], is_row_BTX.flatten()[chosen_V]
+
+
+def token_layout(placement: Any, max_cells: int, row_tokens: bool, context_token: bool) -> Tensor:
+    """Frame, row, column and kind of every token of one placement row, (V, 4); see `EncodedVisual`."""
+    top, left, rows, columns, num_frames, num_real = map(int, placement)
+    corner = min(PADDING_FRAME_CELLS, max_cells)
+
+    def frame(top: int, left: int, rows: int, columns: int, kind: int) -> Tensor:
+        r_R1, c_1C = torch.arange(top, top + rows)[:, None], torch.arange(left, left + columns)[None]
+        cells_RC3 = torch.stack([*torch.broadcast_tensors(r_R1, c_1C), torch.full((rows, columns), kind)], dim=-1)
+        if row_tokens:
+            end_R13 = torch.tensor([-1, -1, ROW_END]).expand(rows, 1, 3)
+            cells_RC3 = torch.cat([cells_RC3, end_R13], dim=1)
+        context_X3 = torch.tensor([[-1, -1, CONTEXT]] * context_token, dtype=torch.int64).view(-1, 3)
+        return torch.cat([context_X3, cells_RC3.flatten(0, 1)])
+
+    frames = [frame(top, left, rows, columns, CELL)] * num_real
+    frames += [frame(0, 0, corner, corner, PADDING)] * (num_frames - num_real)
+    return torch.cat([F.pad(frame_X3, (1, 0), value=number) for number, frame_X3 in enumerate(frames)])
 
 
 class TokenLayout(NamedTuple):

@@ -8,7 +8,7 @@ STAB itself is in `modeling_videopanda_stab.py`.
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,10 @@ from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
+from ..hub import add_code
+from ..visual import EncodedVisual
 from .configuration_videopanda import VideoPandaConfig
-from .hub_videopanda import add_code
+from .layout_videopanda import token_layout
 from .modeling_videopanda_layers import Linear, MaskedBatchNorm, PatchEmbedding, ReadLinear, ZeroConv3d
 from .modeling_videopanda_stab import (
     ContextFusion,
@@ -300,6 +302,23 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         """Return the language-model head."""
         return self.lm_head
 
+    def vision_modules(self) -> dict[str, nn.Module]:
+        """Everything that is not the language model, by name, in the order of the data."""
+        return {"stab": self.model.stab, "projector": self.model.projector}
+
+    def encode(self, inputs: Any, kind: Literal["video", "image"] = "video") -> list[EncodedVisual]:
+        """Encode the videos, or the images, of a batch that the processor made, wherever it lies."""
+        names = ("pixel_values_videos", "video_placement") if kind == "video" else ("pixel_values", "image_placement")
+        pixels, placement = inputs[names[0]], inputs[names[1]]
+        pixels = pixels.to(self.device, self.dtype)
+        features = self.get_video_features if kind == "video" else self.get_image_features
+        stab = self.config.stab_config
+        context_token = stab.context_token if kind == "video" else stab.image_context_token
+        return [
+            EncodedVisual(tokens_VE, token_layout(row, stab.max_cells, stab.row_tokens, context_token))
+            for tokens_VE, row in zip(features(pixels, placement).pooler_output, placement)
+        ]
+
     def get_video_features(self, pixel_values_videos: Tensor, video_placement: Tensor, **kwargs: Any) -> Any:
         """See `VideoPandaModel.get_video_features`."""
         return self.model.get_video_features(pixel_values_videos, video_placement, **kwargs)
@@ -382,7 +401,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         """
         super().save_pretrained(save_directory, *args, **kwargs)
         if self_contained or "auto_map" in vars(self.config):
-            add_code(Path(save_directory) / "config.json")
+            add_code(Path(save_directory) / "config.json", VideoPandaConfig)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Hand visuals to the first step only: afterwards the cache holds them."""

@@ -3,14 +3,14 @@
 import json
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs
 
-from .configuration_videopanda import refuse_official
-from .hub_videopanda import add_code
+from ..hub import add_code
+from .configuration_videopanda import VideoPandaConfig, refuse_official
 from .prompts_videopanda import VICUNA_CHAT_TEMPLATE
 from .video_processing_videopanda import (
     IMAGE_INPUT_NAMES,
@@ -153,27 +153,23 @@ class VideoPandaProcessor(ProcessorMixin):
         """
         files = super().save_pretrained(str(save_directory), *args, **kwargs)
         if self_contained or "auto_map" in vars(self.video_processor):
-            files += add_code(Path(save_directory) / "processor_config.json")
+            files += add_code(Path(save_directory) / "processor_config.json", VideoPandaConfig)
         return files
 
     def _process_videos(self, videos: Any, **kwargs: Any) -> tuple[BatchFeature, list[str]]:
         kwargs["return_metadata"] = True
         features = self.video_processor(videos, **kwargs)
-        return features, [self.replace_video_token(features, i) for i in range(len(features["video_placement"]))]
+        return features, [self.placeholder_text(features, i) for i in range(len(features["video_placement"]))]
 
     def _process_images(self, images: Any, **kwargs: Any) -> tuple[BatchFeature, list[str]]:
         features = self.video_processor.preprocess_images(images)
-        return features, [self.replace_image_token(features, i) for i in range(len(features["image_placement"]))]
+        count = len(features["image_placement"])
+        return features, [self.placeholder_text(features, i, "image") for i in range(count)]
 
-    def replace_video_token(self, video_inputs: Any, video_idx: int, **kwargs: Any) -> str:
-        """Return the text that stands for video `video_idx`: its length in seconds if wanted, then its tokens."""
-        count = self.video_processor.placement_token_count(video_inputs["video_placement"][video_idx])
-        return self._time_text(video_inputs, video_idx) + self.video_token * count
-
-    def replace_image_token(self, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
-        """Return the tokens that stand for image `image_idx`."""
-        placement = image_inputs["image_placement"][image_idx]
-        return self.image_token * self.video_processor.placement_token_count(placement, is_image=True)
+    def placeholder_text(self, inputs: Any, i: int, kind: Literal["video", "image"] = "video") -> str:
+        """Return what replaces the marker of visual `i` of a batch: a video's length if wanted, then its tokens."""
+        count = len(self.video_processor.token_layout(inputs, i, kind))
+        return self.image_token * count if kind == "image" else self._time_text(inputs, i) + self.video_token * count
 
     def _time_text(self, video_inputs: Any, video_idx: int) -> str:
         if not self.time_prompt:
@@ -192,7 +188,9 @@ class VideoPandaProcessor(ProcessorMixin):
         """Count tokens for images (height, width) and videos (frames, height, width) without touching pixels."""
         counts: dict[str, list[int]] = {}
         if image_sizes is not None:
-            counts["num_image_tokens"] = [self.video_processor.image_token_count(*size) for size in image_sizes]
+            counts["num_image_tokens"] = [
+                self.video_processor.token_count(1, *size, kind="image") for size in image_sizes
+            ]
             counts["num_image_patches"] = [1] * len(image_sizes)
         if video_sizes is not None:
             counts["num_video_tokens"] = [self.video_processor.token_count(*size) for size in video_sizes]

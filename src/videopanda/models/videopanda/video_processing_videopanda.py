@@ -16,9 +16,9 @@ from transformers.video_utils import VideoMetadata, load_video
 from .configuration_videopanda import (
     VideoPandaStabConfig,
     placement_for_size,
-    placement_token_count,
     visual_token_count,
 )
+from .layout_videopanda import token_layout
 
 try:
     from transformers.video_processing_utils import VideoProcessorMixin
@@ -182,8 +182,9 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
         """Cells per side of the square canvas."""
         return self.size["height"] // self.cell_size
 
-    def token_count(self, num_frames: int, height: int, width: int) -> int:
-        """Count the tokens of a clip of `num_frames` frames of `height` × `width` source pixels."""
+    def token_count(self, num_frames: int, height: int, width: int, kind: Literal["video", "image"] = "video") -> int:
+        """Count the tokens of a clip of `num_frames` frames, or of an image, of `height` × `width` source pixels."""
+        is_video = kind == "video"
         return visual_token_count(
             num_frames,
             height,
@@ -191,34 +192,14 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
             image_size=self.size["height"],
             patch_size=self.patch_size,
             row_tokens=self.row_tokens,
-            context_token=self.context_token,
-            pad_to_frames=self.num_frames if self.pad_frames else 0,
+            context_token=self.context_token if is_video else self.image_context_token,
+            pad_to_frames=self.num_frames if self.pad_frames and is_video else 0,
         )
 
-    def image_token_count(self, height: int, width: int) -> int:
-        """Count the tokens of an image of `height` × `width` source pixels."""
-        return visual_token_count(
-            1,
-            height,
-            width,
-            image_size=self.size["height"],
-            patch_size=self.patch_size,
-            row_tokens=self.row_tokens,
-            context_token=self.image_context_token,
-        )
-
-    def placement_token_count(self, placement: Any, is_image: bool = False) -> int:
-        """Count the tokens of one placement row."""
-        _, _, rows, columns, num_frames, num_real = (int(value) for value in placement)
-        return placement_token_count(
-            rows,
-            columns,
-            num_frames,
-            num_real,
-            max_cells=self.max_cells,
-            row_tokens=self.row_tokens,
-            context_token=self.image_context_token if is_image else self.context_token,
-        )
+    def token_layout(self, inputs: Any, i: int, kind: Literal["video", "image"] = "video") -> torch.Tensor:
+        """Frame, row, column and kind of every token of visual `i` of a batch of this processor, (V, 4)."""
+        context_token = self.context_token if kind == "video" else self.image_context_token
+        return token_layout(inputs[f"{kind}_placement"][i], self.max_cells, self.row_tokens, context_token)
 
     def sample_frames(
         self, metadata: VideoMetadata, num_frames: int | None = None, fps: float | None = None, **kwargs: Any
@@ -335,7 +316,13 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
             entry.duration = float(video.duration)
         return entry
 
-    def layout(
+    def layout(self, sizes: Sequence[tuple[int, ...]]) -> BatchFeature:
+        """Return the inputs that clips of (frames, height, width) become, with their pixels on the meta device."""
+        placement, shape = self._layout(sizes)
+        pixel_values = torch.empty(shape, device="meta")
+        return BatchFeature({"pixel_values_videos": pixel_values, "video_placement": torch.tensor(placement)})
+
+    def _layout(
         self, sizes: Sequence[tuple[int, ...]], is_image: bool = False
     ) -> tuple[list[tuple[int, int, int, int, int, int]], tuple[int, int, int, int, int]]:
         """Return placement rows and shape (B, T, 3, X, Y) of the pixels for clips of (frames, height, width)."""
@@ -353,7 +340,7 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
         """Resize, normalise and put clips on canvases of one size; (B, T, 3, X, Y) and (B, 6)."""
         if not clips:
             raise ValueError("There is no video or image to process.")
-        placement, shape = self.layout([clip.shape[:3] for clip in clips], is_image)
+        placement, shape = self._layout([clip.shape[:3] for clip in clips], is_image)
         cell, tight = self.cell_size, self.canvas == "tight"
         mean = torch.tensor(self.image_mean).view(3, 1, 1)
         std = torch.tensor(self.image_std).view(3, 1, 1)

@@ -1,0 +1,78 @@
+"""Checkpoints by the Auto classes: which folders can be used, and loading them whole.
+
+A family is what transformers' Auto classes know and whose model offers `vision_modules`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedConfig,
+)
+
+
+def model_class(config: PreTrainedConfig) -> Any:
+    """The class of a family's models; None where the configuration is no family's, but say a language model's."""
+    found = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    return found if hasattr(found, "vision_modules") else None
+
+
+def check_checkpoint(folder: str | Path) -> PreTrainedConfig:
+    """See that a folder looks like a checkpoint that can be used; returns its configuration.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no weights in it.
+        ValueError: the folder holds something else; for an official checkpoint the message names the command to run.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no model folder at {folder}")
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} is not a videopanda checkpoint: it has no config.json")
+    try:
+        kind = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{folder} is not a videopanda checkpoint: its config.json is damaged") from error
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except KeyError as error:
+        raise ValueError(f"{file} is damaged: it lacks {error}") from error
+    except ValueError as error:  # the message of an official checkpoint, or a long one about an unknown type
+        if "videopanda convert" in str(error):
+            raise
+        raise ValueError(f"{folder} is not a videopanda checkpoint: its model_type is {kind!r}") from error
+    if model_class(config) is None:
+        raise ValueError(f"{folder} is not a videopanda checkpoint: its model_type is {kind!r}")
+    if not any(folder.glob("*.safetensors")):
+        raise FileNotFoundError(f"{folder} has no weights (*.safetensors)")
+    return config
+
+
+def load_checkpoint(folder: str | Path, dtype: torch.dtype | str, **options: Any) -> tuple[Any, Any]:
+    """Model and processor of a checkpoint folder; `options` go to `from_pretrained` of the model.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no weights in it.
+        ValueError: the folder holds something else, or not all of a checkpoint.
+    """
+    check_checkpoint(folder)
+    try:
+        processor = AutoProcessor.from_pretrained(folder)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, **options
+        )
+    except OSError as error:
+        raise ValueError(f"{folder} is not a complete videopanda checkpoint: {str(error).splitlines()[0]}") from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"{folder} is not a complete videopanda checkpoint: it lacks {missing[0]} ({len(missing)} weights in all)"
+        )
+    return model, processor
