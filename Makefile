@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/videopanda demo --out out/demo
+	$(BIN)/videopanda demo --output out/demo
 
 test: setup
 	$(BIN)/python -m pytest

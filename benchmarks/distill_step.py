@@ -1,6 +1,6 @@
 """Time and peak memory of a distillation step on CPU: the nine states that the head reads, or all of them.
 
-    python benchmarks/distill_step.py --out benchmarks/distill-step.json
+    python benchmarks/distill_step.py --output benchmarks/distill-step.json
 
     needed    the task as it trains: nine of 33 states, at visual tokens only
     kept      all states of the whole row are asked for, nine of them are read
@@ -140,7 +140,7 @@ def arithmetic() -> dict[str, float]:
 def main() -> None:
     """Measure and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="file for the report")
+    parser.add_argument("--output", type=Path, help="file for the report")
     parser.add_argument("--turns", type=int, default=5, choices=range(4, 11), metavar="4…10")
     parser.add_argument("--memory-of", choices=WAYS, help="only measure the memory of one way, in this process")
     given = parser.parse_args()
@@ -155,7 +155,7 @@ def main() -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
         peaks[way] = json.loads(done.stdout)
     report = {
-        "command": "python benchmarks/distill_step.py --out benchmarks/distill-step.json",
+        "command": "python benchmarks/distill_step.py --output benchmarks/distill-step.json",
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), **versions()},
         "size": {"layers": LAYERS, "width": WIDTH, "rows": ROWS, "visual_tokens": VISUAL, "text_tokens": TEXT},
         "memory": peaks,
@@ -163,8 +163,8 @@ def main() -> None:
         "arithmetic": arithmetic(),
     }
     text = json.dumps(report, indent=2) + "\n"
-    if given.out:
-        given.out.write_text(text, encoding="utf-8")
+    if given.output:
+        given.output.write_text(text, encoding="utf-8")
     print(text)
 
 

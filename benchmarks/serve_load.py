@@ -1,10 +1,10 @@
 """Many clients at once against `videopanda serve`, next to the same server answering one by one.
 
-    python benchmarks/serve_load.py --out benchmarks/serve-load.json
+    python benchmarks/serve_load.py --output benchmarks/serve-load.json
 
 Starts both servers on this machine, with the bundled model, and asks them from this process: every client is a thread
 that sends one question about one of several clips, all at the same moment. "One by one" is the server without a batch
-and without memory of clips (`--batch 1 --cache 0 --readers 1`), asked the same by one client, question after question:
+and without memory of clips (`--max-num-seqs 1 --clip-cache 0 --decoders 1`), asked the same by one client, question after question:
 what a simple loop around the library does. The two take turns; CPU seconds are those of server and readers.
 """
 
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--url", help="ask this server on this machine, and no other; answers are kept")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -172,7 +172,7 @@ def main() -> None:
         report: dict = {"command": " ".join(sys.argv), "cpus": os.cpu_count(), "load_before": os.getloadavg()}
         servers = {
             "batched": Server(folder / "batched"),
-            "one_by_one": Server(folder / "single", "--batch", "1", "--cache", "0", "--readers", "1"),
+            "one_by_one": Server(folder / "single", "--max-num-seqs", "1", "--clip-cache", "0", "--decoders", "1"),
         }
         try:
             asked = {
@@ -192,8 +192,8 @@ def main() -> None:
     report["ratio"] = [round(one["answers_per_second"] / single["answers_per_second"], 2) for one, single in pairs]
     report["cpu_ratio"] = [round(single["cpu_seconds"] / one["cpu_seconds"], 2) for one, single in pairs]
     print(json.dumps(report, indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if options.output:
+        options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

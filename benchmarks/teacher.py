@@ -1,7 +1,7 @@
 """Does a teacher help at nano scale? Prealign and pretrain on Scenes, with a distilled teacher and without.
 
     videopanda train language --config nano --output out/language      # once, ten minutes on two cores
-    python benchmarks/teacher.py --language out/language --out benchmarks/teacher.json
+    python benchmarks/teacher.py --language out/language --output benchmarks/teacher.json
 
 1. A teacher of the LanguageBind shape (CLIP tower, attention over time in every layer) is trained here: clips of Scenes
    against their captions, contrastively (InfoNCE), with a small text tower that is dropped afterwards. Ridge regression
@@ -335,7 +335,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--language", type=Path, default=Path("out/language"), help="result of the stage `language`")
     parser.add_argument("--work", type=Path, default=Path("out/teacher-study"), help="folder of all runs")
-    parser.add_argument("--out", type=Path, required=True, help="report; the picture is put beside it")
+    parser.add_argument("--output", type=Path, required=True, help="report; the picture is put beside it")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--prealign", type=int, default=300, help="steps of 4 clips")
     parser.add_argument("--pretrain", type=int, default=1200, help="steps of 4 clips")
@@ -355,7 +355,7 @@ def main() -> None:
             runs[arm][str(seed)] = run_arm(arm, seed, given.language, given.work, steps, given.clips)
     least = floor(given.clips)
     report = {
-        "command": "python benchmarks/teacher.py --language out/language --out benchmarks/teacher.json",
+        "command": "python benchmarks/teacher.py --language out/language --output benchmarks/teacher.json",
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), **versions()},
         "teacher": json.loads((given.work / "teacher" / "training.json").read_text()),
         "steps": steps,
@@ -366,8 +366,8 @@ def main() -> None:
         "runs": runs,
     }
     text = json.dumps(report, indent=1)
-    given.out.write_text(text + "\n", encoding="utf-8")
-    plot(runs, list(steps), least["accuracy"], given.out.with_suffix(".png"))
+    given.output.write_text(text + "\n", encoding="utf-8")
+    plot(runs, list(steps), least["accuracy"], given.output.with_suffix(".png"))
     print(json.dumps(report["summary"], indent=1))
 
 

@@ -43,60 +43,97 @@ SURFACE = {
         | {"bench", "evaluate", "plan", "serve", "verify"},
     ),
     "answer": (
-        {"--model", "--frames", "--start", "--end", "--cache", "--cache-size", "--json"}
-        | {"--weights", "--static-cache", "--prompt-lookup", "--prefill-chunk"},
+        {"--model", "--num-frames", "--start", "--end", "--cache", "--cache-size", "--json"}
+        | {"--quantize", "--max-new-tokens", "--static-cache", "--prompt-lookup", "--prefill-chunk"},
         {"video", "question"},
     ),
     "bench": (set(), {"efficiency", "decode", "generate", "train"}),
     "bench decode": ({"--rounds", "--minutes", "--json"}, set()),
-    "bench generate": ({"--model", "--video", "--rounds", "--new-tokens", "--device", "--json"}, set()),
+    "bench generate": ({"--model", "--video", "--rounds", "--max-new-tokens", "--device", "--json"}, set()),
     "bench train": ({"--model", "--clips", "--rounds", "--device", "--json"}, set()),
     "bench efficiency": (
         {"--models", "--source", "--rounds", "--device", "--dtype", "--compile", "--flops-only", "--json", "--plot"},
         set(),
     ),
-    "chat": ({"--model", "--frames", "--start", "--end"}, {"video"}),
+    "chat": ({"--model", "--num-frames", "--start", "--end"}, {"video"}),
     "convert": ({"--allow", "--json"}, {"source", "target"}),
     "data": (set(), {"check", "features", "label", "shard"}),
-    "data check": ({"--media-root", "--format", "--out", "--against", "--workers", "--json"}, {"data"}),
+    "data check": ({"--media-root", "--format", "--manifest", "--against", "--workers", "--json"}, {"data"}),
     "data shard": (
         {"--media-root", "--format", "--manifest", "--max-bad-share", "--samples", "--seed"},
         {"data", "out"},
     ),
     "data features": ({"--model", "--config", "--set"}, {"stage", "out"}),
-    "demo": ({"--out"}, set()),
+    "demo": ({"--output"}, set()),
     "plan": (
-        {"--model", "--backbone", "--preset", "--video", "--duration", "--resolution", "--frames", "--fps", "--canvas"}
-        | {"--text-tokens", "--new-tokens", "--device", "--dtype", "--fit", "--samples", "--measure", "--json"},
+        {
+            "--model",
+            "--backbone",
+            "--preset",
+            "--video",
+            "--duration",
+            "--resolution",
+            "--num-frames",
+            "--fps",
+            "--canvas",
+        }
+        | {"--text-tokens", "--max-new-tokens", "--device", "--dtype", "--fit", "--samples", "--measure", "--json"},
         set(),
     ),
     "scenes": (set(), {"make"}),
     "scenes make": ({"--num", "--seed", "--split"}, {"out"}),
     "evaluate": (set(), {"inspect", "judge", "predict", "report", "scenes", "score"}),
     "evaluate predict": (
-        {"--out", "--videos", "--model", "--condition", "--errata", "--frames", "--batch-size", "--max-new-tokens"}
+        {
+            "--output",
+            "--media-root",
+            "--model",
+            "--condition",
+            "--errata",
+            "--num-frames",
+            "--batch-size",
+            "--max-new-tokens",
+        }
         | {"--prompts", "--seed", "--engine", "--workers", "--cache", "--cache-size", "--json"},
         {"bench", "path"},
     ),
-    "evaluate inspect": ({"--errata", "--videos", "--json"}, {"bench", "path"}),
+    "evaluate inspect": ({"--errata", "--media-root", "--json"}, {"bench", "path"}),
     "evaluate judge": (
-        {"--out", "--judge", "--base-url", "--local", "--import", "--prompts", "--errata", "--concurrency", "--retries"}
+        {
+            "--output",
+            "--judge",
+            "--base-url",
+            "--local",
+            "--import",
+            "--prompts",
+            "--errata",
+            "--concurrency",
+            "--retries",
+        }
         | {"--timeout", "--price-in", "--price-out", "--dry-run", "--json"},
         {"bench", "path", "predictions"},
     ),
-    "evaluate report": ({"--out", "--json"}, {"scores"}),
-    "evaluate score": ({"--out", "--scorer", "--errata", "--wordnet", "--json"}, {"bench", "path", "predictions"}),
-    "evaluate scenes": ({"--model", "--num", "--seed", "--json", "--out", "--no-baselines"}, set()),
+    "evaluate report": ({"--output", "--json"}, {"scores"}),
+    "evaluate score": ({"--output", "--scorer", "--errata", "--wordnet", "--json"}, {"bench", "path", "predictions"}),
+    "evaluate scenes": ({"--model", "--num", "--seed", "--json", "--output", "--no-baselines"}, set()),
     "init": ({"--backbone", "--preset", "--chat-template", "--seed"}, {"out"}),
     "export": (set(), {"checkpoint", "out"}),
     "finetune": (
-        {"--data", "--model", "--media-root", "--lora", "--qlora", "--set", "--output", "--resume"},
+        {"--data", "--model", "--media-root", "--lora", "--quantize", "--set", "--output", "--resume"},
         set(),
     ),
     "serve": (
         {"--model", "--host", "--port", "--api-key", "--api-keys", "--name", "--device", "--allow-host", "--files"}
-        | {"--keep", "--max-upload", "--max-files", "--max-tokens", "--max-frames", "--max-pixels", "--batch"}
-        | {"--queue", "--cache", "--readers", "--read-timeout"},
+        | {
+            "--keep",
+            "--max-upload",
+            "--max-files",
+            "--max-new-tokens",
+            "--max-frames",
+            "--max-pixels",
+            "--max-num-seqs",
+        }
+        | {"--max-queue", "--clip-cache", "--decoders", "--decode-timeout"},
         set(),
     ),
     "train": ({"--config", "--set", "--model", "--output", "--resume", "--dry-run", "--processes"}, {"stage"}),
@@ -146,7 +183,7 @@ def test_answer_prints_the_answer_only(run, model):
 
 
 def test_json_is_one_object_on_stdout(run, model):
-    code, out, err = run("answer", CLIP, "How many?", "--model", model, "--frames", "4", "--end", "3", "--json")
+    code, out, err = run("answer", CLIP, "How many?", "--model", model, "--num-frames", "4", "--end", "3", "--json")
     assert (code, err) == (0, "")
     report = json.loads(out)
     expected = {
@@ -186,7 +223,7 @@ def test_without_a_model_the_bundled_one_is_named(run):
 
 
 def test_demo_answers_and_shows_the_frames(run, tmp_path):
-    code, out, err = run("demo", "--out", str(tmp_path / "demo"))
+    code, out, err = run("demo", "--output", str(tmp_path / "demo"))
     assert code == 0
     assert (tmp_path / "demo" / "contact_sheet.png").stat().st_size > 10_000
     assert str(tmp_path / "demo" / "contact_sheet.png") in out.replace("\n", "")
@@ -204,7 +241,7 @@ def test_scenes_make_writes_a_folder(run, tmp_path):
 
 
 def test_evaluate_scenes_prints_a_table_or_one_object(run, model, tmp_path):
-    common = ("evaluate", "scenes", "--model", model, "--num", "12", "--no-baselines", "--out", str(tmp_path))
+    common = ("evaluate", "scenes", "--model", model, "--num", "12", "--no-baselines", "--output", str(tmp_path))
     code, out, _ = run(*common)
     assert code == 0
     assert "appearance_order" in out

@@ -85,7 +85,7 @@ def test_blocks_are_found():
         "videopanda ask clip.mp4 What?",
         "videopanda answer clip.mp4",
         "videopanda answer clip.mp4 What? --modell x",
-        "videopanda answer clip.mp4 What? --frames many",
+        "videopanda answer clip.mp4 What? --num-frames many",
         "videopanda answer clip.mp4 What? again",
         "videopanda scenes write out",
         "videopanda evaluate scenes --num 3",

@@ -156,7 +156,7 @@ def test_a_decoder_that_crashes_is_a_bad_clip():
 # -- the command -------------------------------------------------------------------------------------------------------
 def test_the_command_prints_a_report_and_exits_1(folder, capsys):
     path = written(folder, row("fine"), *(line for _, _, line in BAD))
-    arguments = ["data", "check", str(path), "--out", str(folder / "m.jsonl"), "--workers", "1"]
+    arguments = ["data", "check", str(path), "--manifest", str(folder / "m.jsonl"), "--workers", "1"]
     with pytest.raises(SystemExit) as caught:
         app([*arguments, "--json"])
     assert caught.value.code == 1
@@ -172,7 +172,7 @@ def test_the_command_prints_a_report_and_exits_1(folder, capsys):
 
 def test_the_command_exits_0_where_nothing_is_wrong(folder, capsys):
     with pytest.raises(SystemExit) as caught:
-        app(["data", "check", str(written(folder, row("a"))), "--out", str(folder / "m.jsonl"), "--workers", "1"])
+        app(["data", "check", str(written(folder, row("a"))), "--manifest", str(folder / "m.jsonl"), "--workers", "1"])
     assert caught.value.code == 0
     assert "to leave bad rows out" in capsys.readouterr().out
 

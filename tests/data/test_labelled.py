@@ -78,7 +78,7 @@ def test_rows_can_be_trained_on(tmp_path):
     clips = sorted_clips(tmp_path / "clips", a=2, b=2)
     write_labelled(clips, tmp_path / "out", "Which?", copies=1, progress=False)
     code, printed, _ = run(
-        "data", "check", tmp_path / "out" / "train.jsonl", "--out", tmp_path / "m.jsonl", "--workers", 1
+        "data", "check", tmp_path / "out" / "train.jsonl", "--manifest", tmp_path / "m.jsonl", "--workers", 1
     )
     assert code == 0, printed
     dataset = ConversationDataset(tmp_path / "out" / "train.jsonl", num_frames=4)

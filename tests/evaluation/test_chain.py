@@ -29,7 +29,7 @@ def write_videos(name: str, annotations: Path, folder: Path) -> Path:
 
 
 def ask(name: str, annotations: Path, videos: Path, model: Path, out: Path, condition: str = "full") -> dict:
-    options = ("--videos", videos, "--model", model, "--out", out, "--frames", 4, "--max-new-tokens", 3)
+    options = ("--media-root", videos, "--model", model, "--output", out, "--num-frames", 4, "--max-new-tokens", 3)
     code, printed, _ = run("evaluate", "predict", name, annotations, *options, "--condition", condition, "--json")
     assert code == 0
     return json.loads(printed)
@@ -39,7 +39,7 @@ def ask(name: str, annotations: Path, videos: Path, model: Path, out: Path, cond
 def test_every_benchmark_runs_through(name, model, tmp_path):
     annotations = WRITERS[name](tmp_path / "annotations")
     videos = write_videos(name, annotations, tmp_path / "videos")
-    code, printed, _ = run("evaluate", "inspect", name, annotations, "--videos", videos, "--json")
+    code, printed, _ = run("evaluate", "inspect", name, annotations, "--media-root", videos, "--json")
     inspected = json.loads(printed)
     assert (code, inspected["missing_videos"]) == (0, [])
     asked = ask(name, annotations, videos, model, tmp_path / "p.jsonl")
@@ -49,14 +49,14 @@ def test_every_benchmark_runs_through(name, model, tmp_path):
         with StandIn(lambda text, nth: '{"score": 2}') as server:
             options = ("--judge", "x", "--base-url", server.url)
             code, printed, _ = run(
-                "evaluate", "judge", name, annotations, tmp_path / "p.jsonl", "--out", out, *options, "--json"
+                "evaluate", "judge", name, annotations, tmp_path / "p.jsonl", "--output", out, *options, "--json"
             )
     else:
-        code, printed, _ = run("evaluate", "score", name, annotations, tmp_path / "p.jsonl", "--out", out, "--json")
+        code, printed, _ = run("evaluate", "score", name, annotations, tmp_path / "p.jsonl", "--output", out, "--json")
     summary = json.loads(printed)
     assert code == 0
     assert not {"missing_prediction", "missing_video", "error"} & set(summary["statuses"])
-    code, printed, _ = run("evaluate", "report", out, "--out", tmp_path / "report")
+    code, printed, _ = run("evaluate", "report", out, "--output", tmp_path / "report")
     assert code == 0
     assert f"## {inspected['title']}" in printed
     measured = json.loads((tmp_path / "report" / "report.json").read_text())["benchmarks"][0]
@@ -71,9 +71,9 @@ def test_scenes_with_the_whole_battery(model, tmp_path):
         asked = ask("scenes", scenes, scenes, model, predictions, condition)
         assert asked["answered"] == asked["questions"] > 10
         files.append(tmp_path / f"{condition}.scores.jsonl")
-        code, _, _ = run("evaluate", "score", "scenes", scenes, predictions, "--out", files[-1])
+        code, _, _ = run("evaluate", "score", "scenes", scenes, predictions, "--output", files[-1])
         assert code == 0
-    code, printed, _ = run("evaluate", "report", *files, "--out", tmp_path / "report")
+    code, printed, _ = run("evaluate", "report", *files, "--output", tmp_path / "report")
     assert code == 0
     header = (
         "| model | full | no video | one frame | shuffled | reversed | wrong video | most frequent answer | chance |"

@@ -287,7 +287,7 @@ def test_the_command_judges_and_two_judges_do_not_mix(asked, predictions, tmp_pa
     files = []
     for name in ("judge-a", "judge-b"):
         out = tmp_path / f"{name}.jsonl"
-        common = ("evaluate", "judge", "msvd-qa", asked, predictions, "--out", out, "--judge", name)
+        common = ("evaluate", "judge", "msvd-qa", asked, predictions, "--output", out, "--judge", name)
         with StandIn(lambda text, nth: YES, model=name) as server:
             code, printed, _ = run(*common, "--base-url", server.url, "--dry-run", "--price-in", 2, "--price-out", 10)
             cost = json.loads(printed)
@@ -311,7 +311,7 @@ def test_the_command_judges_and_two_judges_do_not_mix(asked, predictions, tmp_pa
 def test_exit_code_one_says_that_some_are_not_judged(asked, predictions, tmp_path):
     with StandIn(lambda text, nth: YES) as server:
         pass
-    common = ("evaluate", "judge", "msvd-qa", asked, predictions, "--out", tmp_path / "s.jsonl", "--judge", "x")
+    common = ("evaluate", "judge", "msvd-qa", asked, predictions, "--output", tmp_path / "s.jsonl", "--judge", "x")
     code, out, err = run(*common, "--base-url", server.url, "--retries", 0)
     assert code == 1
     assert "not judged 24" in out
@@ -320,7 +320,7 @@ def test_exit_code_one_says_that_some_are_not_judged(asked, predictions, tmp_pat
         (("--import", tmp_path), "one of --judge, --local and --import"),
         (("--prompts", predictions), "must hold one JSON object|is not valid JSON"),
         ((), "set OPENAI_API_KEY"),
-        (("--out", predictions), "holds the predictions"),
+        (("--output", predictions), "holds the predictions"),
     ]:
         code, out, err = run(*common, *arguments)
         assert (code, out, err.count("\n")) == (2, "", 1)
@@ -333,7 +333,7 @@ def test_official_outputs_are_imported(asked, predictions, tmp_path):
         about = {"q": f"what {i}?", "a": "dog", "pred": f"a dog {i}"}
         write_json(folder / f"{i}.json", [{"pred": "yes" if i % 2 else "no", "score": 4.8}, about])
     write_json(folder / f"{NUM - 2}.json", [{"pred": "unknown", "score": 1}, {}])
-    common = ("evaluate", "judge", "msvd-qa", asked, predictions, "--out", tmp_path / "s.jsonl", "--json")
+    common = ("evaluate", "judge", "msvd-qa", asked, predictions, "--output", tmp_path / "s.jsonl", "--json")
     code, out, _ = run(*common, "--import", folder)
     summary = json.loads(out)
     assert code == 1
@@ -352,7 +352,7 @@ def test_official_aspects_are_imported(tmp_path):
     predictions = write_lines(tmp_path / "p.jsonl", *({"id": id_, "pred": "x"} for id_ in ids))
     for i in range(2):
         write_json(tmp_path / "official" / "detail" / f"v_INVENT_01_{i}.json", [{"score": 2 + i}, {}])
-    common = ("evaluate", "judge", "video-chatgpt", folder, predictions, "--out", tmp_path / "s.jsonl", "--json")
+    common = ("evaluate", "judge", "video-chatgpt", folder, predictions, "--output", tmp_path / "s.jsonl", "--json")
     _, out, _ = run(*common, "--import", tmp_path / "official")
     assert json.loads(out)["metrics"]["detail"] == 2.5
 
@@ -368,7 +368,7 @@ def test_a_local_model_judges(asked, tmp_path):
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), eos_token_id=2, **sizes)).save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
     predictions = write_lines(tmp_path / "p.jsonl", {"id": 0, "pred": "a dog"})
-    common = ("evaluate", "judge", "msvd-qa", asked, predictions, "--out", tmp_path / "s.jsonl", "--json")
+    common = ("evaluate", "judge", "msvd-qa", asked, predictions, "--output", tmp_path / "s.jsonl", "--json")
     code, out, _ = run(*common, "--local", tmp_path / "m")
     summary = json.loads(out)
     assert code == 0

@@ -333,7 +333,7 @@ def test_joining_twice_does_no_harm(job, whole, tmp_path):
 
 
 def arguments(job: Job, out: Path) -> list[str]:
-    given = {"--videos": job.videos, "--model": job.model, "--out": out, "--frames": 4, "--batch-size": 3}
+    given = {"--media-root": job.videos, "--model": job.model, "--output": out, "--num-frames": 4, "--batch-size": 3}
     given["--max-new-tokens"] = 4
     options = [str(word) for pair in given.items() for word in pair]
     return ["evaluate", "predict", job.bench, str(job.path), *options]
@@ -371,8 +371,8 @@ def test_the_command_predicts(job, whole, tmp_path):
     for extra, message in [
         (["--engine", "spark"], "unknown engine 'spark'"),
         (["--condition", "blind"], "unknown condition"),
-        (["--videos", str(tmp_path / "none")], "no such folder of videos"),
-        (["--frames", "8"], "another run (num_frames 4)"),
+        (["--media-root", str(tmp_path / "none")], "no such folder of videos"),
+        (["--num-frames", "8"], "another run (num_frames 4)"),
     ]:
         code, printed, err = run(*arguments(job, out), *extra)
         assert (code, printed) == (2, "")

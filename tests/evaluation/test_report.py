@@ -142,7 +142,7 @@ def test_what_is_not_comparable_is_refused(asked, battery, tmp_path, change, mes
     with pytest.raises(ValueError, match=message):
         report([*battery, other])
     assert report([other])  # alone it is fine
-    code, out, err = run("evaluate", "report", *battery, other, "--out", tmp_path / "out")
+    code, out, err = run("evaluate", "report", *battery, other, "--output", tmp_path / "out")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert not (tmp_path / "out").exists()
 
@@ -180,10 +180,10 @@ def test_damaged_scores_are_refused(battery, tmp_path):
 
 
 def test_the_command_reports(battery, tmp_path):
-    code, out, err = run("evaluate", "report", *battery, "--out", tmp_path / "out")
+    code, out, err = run("evaluate", "report", *battery, "--output", tmp_path / "out")
     assert (code, err) == (0, "")
     assert "Does it look at the video?" in out
-    code, out, _ = run("evaluate", "report", *battery, "--out", tmp_path / "out", "--json")
+    code, out, _ = run("evaluate", "report", *battery, "--output", tmp_path / "out", "--json")
     assert json.loads(out) == report(battery)
 
 

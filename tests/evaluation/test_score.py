@@ -249,7 +249,7 @@ def test_predictions_of_something_else_are_refused(asked):
 
 def test_the_command_scores(asked, tmp_path):
     predictions = write_lines(tmp_path / "p" / "p.jsonl", *right(1, 2), {"id": "v_3", "prediction": "couch"})
-    common = ("evaluate", "score", "msvd-qa", asked, predictions, "--out", tmp_path / "out" / "s.jsonl")
+    common = ("evaluate", "score", "msvd-qa", asked, predictions, "--output", tmp_path / "out" / "s.jsonl")
     code, out, err = run(*common, "--json")
     assert (code, err) == (0, "")
     assert json.loads(out) == json.loads((tmp_path / "out" / "s.summary.json").read_text())
@@ -261,7 +261,7 @@ def test_the_command_scores(asked, tmp_path):
     for arguments, message in [
         (("--scorer", "bleu"), "unknown scorer"),
         (("--scorer", "synonyms"), "--wordnet DIR"),
-        (("--out", predictions), "holds the predictions"),
+        (("--output", predictions), "holds the predictions"),
     ]:
         code, out, err = run(*common, *arguments)
         assert (code, out, err.count("\n")) == (2, "", 1)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from videopanda.inference.answer import Chat, ask
 from videopanda.inference.generation import Generation
 from videopanda.inference.load import BUNDLED_MODEL, load
-from videopanda.inference.quantize import QuantisedLinear, quantise, weight_bytes
+from videopanda.inference.quantize import QuantisedLinear, quantize, weight_bytes
 
 CLIP = BUNDLED_MODEL.parent / "demo.mp4"
 QUESTIONS = ["What shape is the red object?", "How many objects are there in total?", "Describe the clip."]
@@ -78,7 +78,7 @@ def test_weights_are_within_half_a_step(bits, size):
 def test_fewer_bits(nano, plain, bits, bound, size):
     """Logits stay near, relative to their spread; memory falls; the words of easy questions stay."""
     model, processor = load(None, device="cpu")
-    quantise(model, bits)
+    quantize(model, bits)
     assert weight_bytes(model) < size * weight_bytes(nano[0])  # measured: 0.449 and 0.368
     ids = torch.tensor([processor.tokenizer("USER: Describe the clip. ASSISTANT:")["input_ids"]])
     with torch.no_grad():
@@ -90,4 +90,4 @@ def test_fewer_bits(nano, plain, bits, bound, size):
 
 def test_unknown_bits(nano):
     with pytest.raises(ValueError, match="int8 or int4, not 'int3'"):
-        quantise(nano[0], "int3")
+        quantize(nano[0], "int3")

@@ -98,7 +98,7 @@ def test_the_command_keeps_tokens(loaded, path, tmp_path, monkeypatch, capsys):
         "What?",
         "--model",
         str(tmp_path / "model"),
-        "--frames",
+        "--num-frames",
         "4",
         "--json",
     ]

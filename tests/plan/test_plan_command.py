@@ -53,7 +53,7 @@ def test_a_saved_model_and_a_clip(run, checkpoint, tmp_path):
     assert plan["context"] == 2048
     assert plan["memory_bytes"]["peak"] > plan["memory_bytes"]["weights"] > 0
     assert plan["machine"]["measured"] is None
-    more = report(run, "--model", checkpoint, "--video", str(clip), "--frames", "16")
+    more = report(run, "--model", checkpoint, "--video", str(clip), "--num-frames", "16")
     (answer,) = ask(*load(checkpoint, device="cpu"), clip, ["What?"], num_frames=16, max_new_tokens=1)
     assert (more["frames"], more["visual_tokens"]) == (len(answer.frame_times), answer.visual_tokens)
 
@@ -64,7 +64,7 @@ def test_a_fresh_model_and_a_length(run):
     assert plan["visual_tokens"] == 18 * 154
     assert plan["canvas"] == 448
     assert "training" not in plan
-    paper = report(run, "--backbone", "qwen2.5-0.5b", "--preset", "paper", "--frames", "2", "--samples", "1000")
+    paper = report(run, "--backbone", "qwen2.5-0.5b", "--preset", "paper", "--num-frames", "2", "--samples", "1000")
     assert paper["visual_tokens"] == 2 * 154  # and no frame that fills a short clip
     assert paper["training"]["gpu_hours"] > 0
 
@@ -76,11 +76,13 @@ def test_fit_finds_frames_or_canvas(run, tmp_path):
     wanted = ("--backbone", str(tmp_path), "--resolution", "448x224", "--fit", "300MiB")
     most = report(run, *wanted)
     assert most["memory_bytes"]["peak"] <= 300 * 2**20
-    code, out, err = run("--device", "cpu", "--json", *wanted, "--canvas", "448", "--frames", str(most["frames"] + 1))
+    code, out, err = run(
+        "--device", "cpu", "--json", *wanted, "--canvas", "448", "--num-frames", str(most["frames"] + 1)
+    )
     assert code == 2
     assert json.loads(out)["memory_bytes"]["peak"] > 300 * 2**20
     assert f"at most {most['frames']} frames fit" in err
-    smaller = report(run, *wanted, "--frames", str(2 * most["frames"]))
+    smaller = report(run, *wanted, "--num-frames", str(2 * most["frames"]))
     assert smaller["frames"] == 2 * most["frames"]
     assert smaller["canvas"] < 448
     code, _, err = run("--device", "cpu", "--backbone", str(tmp_path), "--fit", "100MiB")
@@ -89,7 +91,7 @@ def test_fit_finds_frames_or_canvas(run, tmp_path):
 
 
 def test_what_does_not_fit_the_context_is_refused(run, checkpoint):
-    code, out, err = run("--model", checkpoint, "--frames", "500000")
+    code, out, err = run("--model", checkpoint, "--num-frames", "500000")
     assert code == 2
     assert out == ""
     assert err.startswith("videopanda: error: 500000 frames of 1280x720 take")
@@ -99,10 +101,10 @@ def test_what_does_not_fit_the_context_is_refused(run, checkpoint):
     ("arguments", "message"),
     [
         (("--backbone", "gpt-9"), "no language model 'gpt-9'"),
-        (("--backbone", "qwen3-8b", "--model", "x"), "choose"),
+        (("--backbone", "qwen3-8b", "--model", "x"), "mutually exclusive"),
         (("--backbone", "qwen3-8b", "--preset", "x"), "--preset"),
         (("--canvas", "448"), "--canvas is for fresh models"),
-        (("--frames", "3", "--fps", "1"), "choose"),
+        (("--num-frames", "3", "--fps", "1"), "mutually exclusive"),
         (("--fps", "1"), "--fps needs"),
         (("--fps", "-1", "--duration", "3s"), "--fps must be"),
         (("--resolution", "big"), "--resolution is a size"),

@@ -40,7 +40,7 @@ def test_many_clients_at_once(server):
 def test_too_many_clients_are_told_so(tmp_path):
     """With room for two, the others get 429 and a reason. Keys part files. SIGKILL, a clean start, a clean end."""
     (tmp_path / "keys").write_text("first\nsecond\n")
-    options = ["--batch", "1", "--queue", "1", "--api-keys", str(tmp_path / "keys")]
+    options = ["--max-num-seqs", "1", "--max-queue", "1", "--api-keys", str(tmp_path / "keys")]
     server = Server(tmp_path / "files", *options)
     first, second, wrong = (
         openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, timeout=PATIENCE, max_retries=0)

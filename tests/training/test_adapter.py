@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tiny import clip, tiny_model, tiny_processor
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration
-from videopanda.training.adapter import ADAPTER, add_adapter, load_quantised
+from videopanda.training.adapter import ADAPTER, add_adapter, load_quantized
 from videopanda.training.build import load
 from videopanda.training.freezing import set_stage
 from videopanda.training.run import run_stage
@@ -108,11 +108,11 @@ def test_a_run_with_an_adapter_resumes(start, tuned, tmp_path):
     assert np.isfinite(json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["loss"])
 
 
-def test_a_quantised_language_model_is_adapted(start, tmp_path):
+def test_a_quantized_language_model_is_adapted(start, tmp_path):
     """4 bits in the language model alone, in training alone: what is saved has the full weights."""
     pytest.importorskip("bitsandbytes")
     settings = stage(quantize="nf4", max_steps=5)
-    model = load_quantised(start)
+    model = load_quantized(start)
     in_four_bits = {name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
     assert in_four_bits == {name for name, _ in model.named_modules() if ".layers." in name and name.endswith("_proj")}
     run_stage(settings, add_adapter(model, settings), tiny_processor(), Clips(), tmp_path)

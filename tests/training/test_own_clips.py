@@ -26,7 +26,7 @@ def chain(clips: Path, out: Path, *settings: str, copies: int = 0) -> dict[str, 
     data, model = out / "data", out / "model"
     good("data", "label", clips, data, "--question", "Which way?", "--test-share", "0.34", "--copies", copies)
     train, test, manifest = data / "train.jsonl", data / "test.jsonl", out / "manifest.jsonl"
-    good("data", "check", train, test, "--out", manifest, "--workers", "1")
+    good("data", "check", train, test, "--manifest", manifest, "--workers", "1")
     sets = [word for item in (f"manifest={manifest}", "num_frames=4", *settings) for word in ("--set", item)]
     good("finetune", "--data", train, "--model", BUNDLED_MODEL, "--lora", "--output", model, *sets)
     summaries = {}
@@ -39,16 +39,16 @@ def chain(clips: Path, out: Path, *settings: str, copies: int = 0) -> dict[str, 
             test,
             "--model",
             folder,
-            "--out",
+            "--output",
             predictions,
             "--max-new-tokens",
             "8",
-            "--frames",
+            "--num-frames",
             "4",
         )
-        good("evaluate", "score", "own", test, predictions, "--scorer", "exact", "--out", scores)
+        good("evaluate", "score", "own", test, predictions, "--scorer", "exact", "--output", scores)
         summaries[name] = json.loads(scores.with_suffix(".summary.json").read_text())
-    printed = good("evaluate", "report", out / "after.scores.jsonl", "--out", out / "report")
+    printed = good("evaluate", "report", out / "after.scores.jsonl", "--output", out / "report")
     assert "## Questions of your own" in printed
     return summaries
 

@@ -109,7 +109,7 @@ def test_the_ways_to_write_true_and_false(text, value):
         ("warmup_ratio=1", r"warmup_ratio must lie in \[0, 1\), not 1.0"),
         ("max_steps", "--set max_steps: write it as key=value"),
         ("report_to=mail", "report_to must name tensorboard, wandb or trackio, not 'mail'"),
-        ("quantize=nf4", "quantised weights cannot be trained: set lora_rank, too"),
+        ("quantize=nf4", "quantized weights cannot be trained: set lora_rank, too"),
         ("align_weight=1", "distill_weight goes with text_weight, and with no align_weight"),
         ("text_weight=0", "distill_weight goes with text_weight, and with no align_weight"),
         ("global_batch=-1", "global_batch must not be negative, it is -1"),

@@ -8,7 +8,7 @@ from videopanda.bench.timing import in_turns, interval, machine, ratios, seconds
 from videopanda.inference.answer import Chat
 from videopanda.inference.generation import PLAIN, Generation
 from videopanda.inference.load import load
-from videopanda.inference.quantize import quantise, weight_bytes
+from videopanda.inference.quantize import quantize, weight_bytes
 
 QUESTIONS = ("What happens in the clip?", "How many objects are there in total?")
 WAYS = {
@@ -31,7 +31,7 @@ def measure(video: Path, model: Path | None, rounds: int, new_tokens: int, devic
     subjects |= {name: (network, way) for name, way in WAYS.items()}
     for bits in BITS:
         smaller = load(model, device)[0]
-        quantise(smaller, bits)
+        quantize(smaller, bits)
         subjects[f"{bits} weights"] = (smaller, PLAIN)
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in subjects}
 

@@ -18,8 +18,10 @@ from videopanda.cli.options import (
     AsJson,
     Cache,
     CacheSize,
-    Frames,
+    MaxNewTokens,
     Model,
+    NumFrames,
+    Quantize,
     Seed,
     console,
     load_model,
@@ -32,7 +34,7 @@ from videopanda.cli.train import finetune_verb, train_verb
 
 app = typer.Typer(
     help="Train, verify, run and serve encoder-free video-language models.\n\n"
-    "Start with  [bold]videopanda demo[/bold] . Each verb has its own --help with an example.",
+    "Start with  [bold]videopanda demo[/bold] . Each command has its own --help with an example.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -48,8 +50,8 @@ app.add_typer(bench_app, name="bench")
 
 _ASSETS = Path(__file__).parents[1] / "assets"
 
-Start = Annotated[float | None, typer.Option("--start", metavar="S", help="Look from this second on.")]
-End = Annotated[float | None, typer.Option("--end", metavar="S", help="Look up to this second.")]
+Start = Annotated[float | None, typer.Option("--start", metavar="S", help="Start of the range, in seconds.")]
+End = Annotated[float | None, typer.Option("--end", metavar="S", help="End of the range, in seconds.")]
 
 
 @app.command("answer")
@@ -57,14 +59,13 @@ def answer_verb(
     video: Annotated[Path, typer.Argument(help="Video file, GIF, image, or folder of images.", show_default=False)],
     question: Annotated[str, typer.Argument(help="What to ask.", show_default=False)],
     model: Model = None,
-    frames: Frames = None,
+    num_frames: NumFrames = None,
     start: Start = None,
     end: End = None,
     cache: Cache = None,
     cache_size: CacheSize = "10GiB",
-    weights: Annotated[
-        str, typer.Option("--weights", metavar="BITS", help="int8 or int4: keep the language model in less memory.")
-    ] = "",
+    max_new_tokens: MaxNewTokens = 64,
+    quantize_to: Quantize = "",
     static_cache: Annotated[
         bool, typer.Option("--static-cache", help="A cache of fixed size; on a GPU steps are then compiled.")
     ] = False,
@@ -82,16 +83,25 @@ def answer_verb(
     """
     from videopanda.inference.answer import ask
     from videopanda.inference.generation import Generation
-    from videopanda.inference.quantize import quantise
+    from videopanda.inference.quantize import quantize
     from videopanda.inference.visual_cache import VisualCache
 
     ways = Generation(static_cache, prompt_lookup, prefill_chunk)
     kept = VisualCache(cache, size_in_bytes(cache_size)) if cache else None
     network, processor = load_model(model)
-    if weights:
-        quantise(network, weights)
+    if quantize_to:
+        quantize(network, quantize_to)
     (answer,) = ask(
-        network, processor, video, [question], num_frames=frames, start=start, end=end, cache=kept, generation=ways
+        network,
+        processor,
+        video,
+        [question],
+        num_frames=num_frames,
+        start=start,
+        end=end,
+        max_new_tokens=max_new_tokens,
+        cache=kept,
+        generation=ways,
     )
     if not as_json:
         print(answer.answer)
@@ -105,31 +115,31 @@ def answer_verb(
 def chat_verb(
     video: Annotated[Path, typer.Argument(help="Video file, GIF, image, or folder of images.", show_default=False)],
     model: Model = None,
-    frames: Frames = None,
+    num_frames: NumFrames = None,
     start: Start = None,
     end: End = None,
 ) -> None:
-    """Talk about a video: one question per line, an empty line ends the chat.
+    """Chat about a video: one question per line; an empty line ends the chat.
 
     Example:  videopanda chat clip.mp4
     """
     from videopanda.inference.answer import Chat
 
     network, processor = load_model(model)
-    chat = Chat(network, processor, video, num_frames=frames, start=start, end=end)
+    chat = Chat(network, processor, video, num_frames=num_frames, start=start, end=end)
     while question := _read_question():
         print(chat.ask(question).answer, flush=True)
 
 
 @app.command("demo")
 def demo_verb(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the picture.")] = Path(
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the picture.")] = Path(
         "videopanda_demo"
     ),
 ) -> None:
-    """Watch the bundled model answer questions about the bundled clip, and see the frames that it looked at.
+    """Let the bundled model answer questions about the bundled clip, and show the frames it looked at.
 
-    Example:  videopanda demo --out out/demo
+    Example:  videopanda demo --output out/demo
     """
     from rich.table import Table
 
@@ -148,17 +158,15 @@ def demo_verb(
     for item, answer in zip(asked, answers):
         grid.add_row(item["question"], answer.answer, item["answer"])
         lines.append(f"{item['question']}  {answer.answer}  (truth: {item['answer']})")
-    out.mkdir(parents=True, exist_ok=True)
-    contact_sheet([Row(video.frames, lines, video.timestamps)]).save(out / "contact_sheet.png")
+    output.mkdir(parents=True, exist_ok=True)
+    contact_sheet([Row(video.frames, lines, video.timestamps)]).save(output / "contact_sheet.png")
     console().print(grid)
-    print(f"The frames that it looked at: {out / 'contact_sheet.png'}")
+    print(f"The frames it looked at: {output / 'contact_sheet.png'}")
 
 
 @scenes_app.command("make")
 def scenes_make_verb(
-    out: Annotated[
-        Path, typer.Argument(help="Folder to write, or to complete after an interruption.", show_default=False)
-    ],
+    out: Annotated[Path, typer.Argument(help="Folder to write or resume.", show_default=False)],
     num: Annotated[int, typer.Option("--num", metavar="N", min=1, help="Number of clips.")] = 1000,
     seed: Seed = 0,
     split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "train",
@@ -170,7 +178,7 @@ def scenes_make_verb(
     from videopanda.data.worlds.scenes.make import make
 
     folder = make(out, num, seed, split)
-    print(f"{num} clips with questions: {folder / 'annotations.json'}\nat a glance: {folder / 'contact_sheet.png'}")
+    print(f"{num} clips with questions: {folder / 'annotations.json'}\ncontact sheet: {folder / 'contact_sheet.png'}")
 
 
 app.command("serve")(serve_verb)
@@ -186,15 +194,15 @@ def init_verb(
         str, typer.Option("--backbone", metavar="DIR|NAME", help="Causal language model: folder or Hub name.")
     ],
     preset: Annotated[
-        str, typer.Option("--preset", metavar="NAME", help="Form of the block: released, paper or eve_star.")
+        str, typer.Option("--preset", metavar="NAME", help="Preset of the vision part: released, paper or eve_star.")
     ] = "released",
     chat_template: Annotated[
         str | None,
         typer.Option("--chat-template", metavar="FILE|vicuna", help="Chat template. Default: the tokenizer's own."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Chooses the fresh weights.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the new weights.")] = 0,
 ) -> None:
-    """Put a fresh, untrained STAB in front of a language model: where training starts.
+    """Make an untrained model from a language model and a new vision part: the start of training.
 
     Example:  videopanda init --backbone vicuna-7b-v1.5 --chat-template vicuna out/fresh
     """
@@ -209,7 +217,7 @@ def export_verb(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
 ) -> None:
-    """Copy a checkpoint together with the code that it needs, for the Hub, vLLM and places without this package.
+    """Copy a checkpoint together with the code it needs, for the Hub, vLLM, or machines without this package.
 
     Example:  videopanda export out/finetune out/for_the_hub
     """
@@ -225,11 +233,11 @@ def convert_verb(
     target: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
     allow: Annotated[
         list[str] | None,
-        typer.Option("--allow", metavar="KEY|PATTERN", help="Drop unknown tensors of this name; may be repeated."),
+        typer.Option("--allow", metavar="KEY|PATTERN", help="Drop unknown tensors with this name; may be repeated."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn an official Video-Panda or EVE checkpoint into a folder that every other verb takes.
+    """Convert an official Video-Panda or EVE checkpoint into a folder that every other command reads.
 
     Example:  videopanda convert Video-Panda-7B/videopanda_fitu out/video-panda-7b
     """
@@ -245,7 +253,7 @@ def convert_verb(
     console().print(table(plan))
     for note in plan.settings.notes:
         print(f"videopanda: {note}", file=sys.stderr)
-    print(f"{target}: the ledger is kept in conversion.json; check the folder with  videopanda verify {target}")
+    print(f"{target}: report: conversion.json; check the folder with  videopanda verify {target}")
 
 
 @app.command("verify")
@@ -253,16 +261,16 @@ def verify_verb(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.", show_default=False)],
     against: Annotated[
         Path | None,
-        typer.Option("--against", metavar="SRC", help="Official checkpoint that every weight must equal bit for bit."),
+        typer.Option("--against", metavar="SRC", help="Official checkpoint whose weights must match bit for bit."),
     ] = None,
     record: Annotated[
-        bool, typer.Option("--record", help="Write checksums of the weights as they are now, if all else passes.")
+        bool, typer.Option("--record", help="Write checksums of the current weights if all checks pass.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check a checkpoint: names, shapes, values, checksums, STAB against its reference, answers against themselves.
+    """Check a checkpoint: names, shapes, values, checksums, the vision part against its reference, consistent answers.
 
-    Exit code 1 says that a check failed.
+    Exit code 1 means that a check failed.
 
     Example:  videopanda verify out/video-panda-7b
     """
@@ -281,7 +289,7 @@ def verify_verb(
 
 
 def main() -> None:
-    """Run the command; a mistake of the user becomes one line on stderr and exit code 2."""
+    """Run the command; a user error becomes one line on stderr and exit code 2."""
     try:
         app(prog_name="videopanda")
     except SystemExit:
@@ -299,7 +307,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
 
 
 def _read_question() -> str:
-    """The next line of the chat; empty at its end."""
+    """Read the next line of the chat; empty at the end."""
     try:
         return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:

@@ -1,4 +1,4 @@
-"""The verbs `videopanda bench …`. Heavy imports stand inside the verbs, as in `cli`."""
+"""The verbs `videopanda bench …`. Heavy imports are inside the functions."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,11 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.options import AsJson, Model, console, quiet
+from videopanda.cli.options import AsJson, Device, Model, console, quiet
 
-Rounds = Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Times that each way is run, in turns.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda. Default: cuda where there is one.")]
+Rounds = Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Number of interleaved rounds.")]
 
-bench_app = typer.Typer(help="Measure what a model costs, next to its peers.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure what a model costs, compared with its peers.", no_args_is_help=True)
 
 
 @bench_app.command("efficiency")
@@ -22,7 +21,7 @@ def efficiency_verb(
     source: Annotated[
         str, typer.Option("--source", metavar="WxH", help="Size of the source video; decides the token grid.")
     ] = "448x448",
-    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Times that each model is run.")] = 5,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Number of interleaved rounds.")] = 5,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
     compiled: Annotated[bool, typer.Option("--compile", help="Compile Video-Panda with torch.compile.")] = False,
@@ -95,7 +94,9 @@ def generate_verb(
     model: Model = None,
     video: Annotated[Path | None, typer.Option("--video", help="Clip to ask about. Default: the demo clip.")] = None,
     rounds: Rounds = 5,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", metavar="N", min=2, help="Length of the replies.")] = 32,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", metavar="N", min=2, help="Length of every answer, in tokens.")
+    ] = 32,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -103,7 +104,7 @@ def generate_verb(
 
     The time to the first token, tokens per second, and a second question about the same clip.
 
-    Replies do not end before --new-tokens, so their words mean nothing.
+    Answers are not stopped before --max-new-tokens, so their words mean nothing.
 
     Example:  videopanda bench generate --rounds 3
     """
@@ -112,11 +113,11 @@ def generate_verb(
     from videopanda.inference.load import BUNDLED_MODEL
 
     quiet()
-    report = measure(video or BUNDLED_MODEL.parent / "demo.mp4", model, rounds, new_tokens, device)
+    report = measure(video or BUNDLED_MODEL.parent / "demo.mp4", model, rounds, max_new_tokens, device)
     if as_json:
         print(json.dumps(report))
         return
-    console().print(rows_table(report, f"Replies of {new_tokens} tokens"))
+    console().print(rows_table(report, f"Answers of {max_new_tokens} tokens"))
 
 
 @bench_app.command("train")

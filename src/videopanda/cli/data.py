@@ -1,4 +1,4 @@
-"""The verbs `videopanda data …`. Heavy imports stand inside the verbs, as in `cli`."""
+"""The verbs `videopanda data …`. Heavy imports are inside the functions."""
 
 import json
 from pathlib import Path
@@ -6,17 +6,11 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.options import AsJson, console, quiet
+from videopanda.cli.options import AsJson, MediaRoot, Set, console, quiet
 
-data_app = typer.Typer(help="Look after training data.", no_args_is_help=True)
+data_app = typer.Typer(help="Check and prepare training data.", no_args_is_help=True)
 
-MediaRoot = Annotated[
-    Path | None,
-    typer.Option("--media-root", metavar="DIR", help="Folder of the clips. Default: that of the annotations."),
-]
-Format = Annotated[
-    str, typer.Option("--format", metavar="NAME", help="Format of the annotations, where their content does not tell.")
-]
+Format = Annotated[str, typer.Option("--format", metavar="NAME", help="Annotation format, if it cannot be detected.")]
 
 
 @data_app.command("check")
@@ -24,9 +18,9 @@ def check_verb(
     data: Annotated[list[str], typer.Argument(help="Annotations, mixtures, or DATA_ROOT.", show_default=False)],
     media_root: MediaRoot = None,
     format_: Format = "auto",
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="Manifest to write, or to go on with after an interruption.")
-    ] = Path("manifest.jsonl"),
+    manifest: Annotated[Path, typer.Option("--manifest", metavar="FILE", help="Manifest to write or resume.")] = Path(
+        "manifest.jsonl"
+    ),
     against: Annotated[
         Path | None, typer.Option("--against", metavar="FILE", help="Test set whose clips must not be in the data.")
     ] = None,
@@ -35,23 +29,23 @@ def check_verb(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look at every row and every clip once; write down what is wrong, so that training can leave it out.
+    """Check every row and every clip once; list what is wrong, so that training can skip it.
 
-    Exit code 1 says that something is.
+    Exit code 1 means that something is wrong.
 
-    Example:  videopanda data check train.json --media-root videos --out manifest.jsonl --against test_q.json
+    Example:  videopanda data check train.json --media-root videos --manifest manifest.jsonl --against test_q.json
     """
     import os
 
     from videopanda.data.doctor import check, tables
 
-    report = check(data, out, format_, media_root, against, workers or os.cpu_count() or 1)
+    report = check(data, manifest, format_, media_root, against, workers or os.cpu_count() or 1)
     if as_json:
         print(json.dumps(report.as_dict()))
     else:
         for table in tables(report):
             console().print(table)
-        print(f"manifest: {out}; to leave bad rows out:  videopanda train STAGE --set manifest={out}")
+        print(f"manifest: {manifest}; to skip bad rows:  videopanda train STAGE --set manifest={manifest}")
     if not report.passed:
         raise typer.Exit(1)
 
@@ -60,17 +54,19 @@ def check_verb(
 def label_verb(
     clips: Annotated[Path, typer.Argument(help="Folder with a folder of clips per class.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
-    question: Annotated[str, typer.Option("--question", metavar="TEXT", help="Asked about every clip.")],
+    question: Annotated[str, typer.Option("--question", metavar="TEXT", help="The question about every clip.")],
     test_share: Annotated[
-        float, typer.Option("--test-share", metavar="X", help="Part of each class's recordings kept for the test.")
+        float, typer.Option("--test-share", metavar="X", help="Share of each class's recordings kept for the test.")
     ] = 0.2,
     copies: Annotated[
         int, typer.Option("--copies", metavar="N", min=0, help="Altered copies of each training recording.")
     ] = 0,
-    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Chooses recordings and alterations.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the split and the alterations.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Make train.jsonl and test.jsonl from clips that are sorted by class, one question about each.
+    """Make train.jsonl and test.jsonl from a folder of clips per class, one question about each clip.
 
     Example:  videopanda data label clips out/my --question "Which word is signed?"
     """
@@ -91,17 +87,18 @@ def label_verb(
 @data_app.command("shard")
 def shard_verb(
     data: Annotated[str, typer.Argument(help="Annotations or a mixture.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Folder to write, or to complete.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write or resume.", show_default=False)],
     media_root: MediaRoot = None,
     format_: Format = "auto",
     manifest: Annotated[
-        Path | None, typer.Option("--manifest", metavar="FILE", help="Leave out what data check calls bad.")
+        Path | None, typer.Option("--manifest", metavar="FILE", help="Skip the rows that data check found bad.")
     ] = None,
     max_bad_share: Annotated[
-        float, typer.Option("--max-bad-share", metavar="X", min=0, max=1, help="Refuse to leave out more than this.")
+        float,
+        typer.Option("--max-bad-share", metavar="X", min=0, max=1, help="Refuse to skip a larger share than this."),
     ] = 0.01,
     samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Clips per shard.")] = 1000,
-    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Chooses which clips lie together.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the shard assignment.")] = 0,
 ) -> None:
     """Pack annotations and clips into WebDataset shards; train on them with the setting data=OUT.
 
@@ -128,15 +125,13 @@ def shard_verb(
 
 @data_app.command("features")
 def features_verb(
-    stage: Annotated[str, typer.Argument(help="Stage whose clips are looked at.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Folder to write, or to complete.", show_default=False)],
+    stage: Annotated[str, typer.Argument(help="Stage whose clips are encoded.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write or resume.", show_default=False)],
     model: Annotated[Path, typer.Option("--model", metavar="DIR", help="Checkpoint that the stage starts from.")],
     config: Annotated[
         str, typer.Option("--config", metavar="NAME|FILE", help="Settings, as of videopanda train.")
     ] = "paper",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
-    ] = None,
+    set_: Set = None,
 ) -> None:
     """Compute a teacher's features once; train on them with the setting teacher_features=OUT.
 

@@ -1,4 +1,4 @@
-"""What the modules of the command line share: options, and how a model is loaded and a table printed."""
+"""Shared by all verbs: options (each defined once), loading a model, printing a table."""
 
 import re
 import sys
@@ -13,42 +13,57 @@ if TYPE_CHECKING:
 Model = Annotated[
     Path | None, typer.Option("--model", metavar="DIR", help="Checkpoint folder. Default: the bundled nano model.")
 ]
-Frames = Annotated[
-    int | None, typer.Option("--frames", metavar="N", min=1, help="Frames to look at. Default: the model's own number.")
+NumFrames = Annotated[
+    int | None, typer.Option("--num-frames", metavar="N", min=1, help="Number of frames. Default: the model's own.")
+]
+MaxNewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Maximum length of an answer, in tokens.")
+]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, … Default: cuda if there is one, else cpu.")
+]
+MediaRoot = Annotated[
+    Path | None,
+    typer.Option("--media-root", metavar="DIR", help="Folder of the clips. Default: the folder of the annotations."),
+]
+Quantize = Annotated[
+    str, typer.Option("--quantize", metavar="FORMAT", help="Quantize the language model: int8 or int4.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 Cache = Annotated[
     Path | None,
-    typer.Option(
-        "--cache", metavar="DIR", help="Keep visual tokens here: a clip that was seen before is not encoded again."
-    ),
+    typer.Option("--cache", metavar="DIR", help="Keep visual tokens here, so that a clip is encoded only once."),
 ]
 CacheSize = Annotated[
-    str, typer.Option("--cache-size", metavar="SIZE", help="Most room for them; what was not used for longest goes.")
+    str,
+    typer.Option("--cache-size", metavar="SIZE", help="Maximum cache size; least recently used entries are evicted."),
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Chooses the scenes.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the scenes.")]
 
 
 def load_model(model: Path | None) -> Any:
-    """The model and its processor; tells which model that is where the user did not choose one."""
+    """Load the model and its processor; say so when it is the bundled one."""
     from videopanda.inference.load import load
 
     quiet()
     if model is None:
-        print("videopanda: using the bundled nano model, which knows moving shapes only (see --model)", file=sys.stderr)
+        print("videopanda: using the bundled nano model, trained on moving shapes only (see --model)", file=sys.stderr)
     return load(model)
 
 
 def size_in_bytes(text: str) -> int:
-    """The bytes that a size such as 24GiB stands for."""
+    """Parse a size such as 24GiB into bytes."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text)
     if not found:
-        raise ValueError(f"a size of memory is written as 24GiB, not {text!r}")
+        raise ValueError(f"expected a size such as 24GiB, got {text!r}")
     return int(float(found[1]) * 2 ** (10 * " KMGT".index(found[2] or " ")))
 
 
 def quiet() -> None:
-    """Keep transformers from telling what it does."""
+    """Silence transformers logging and progress bars."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -56,7 +71,7 @@ def quiet() -> None:
 
 
 def console() -> "Console":
-    """Where tables are printed."""
+    """Return the console that tables are printed on."""
     from rich.console import Console
 
     return Console(highlight=False, markup=False)  # answers may hold square brackets

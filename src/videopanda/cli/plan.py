@@ -1,4 +1,4 @@
-"""The verb `videopanda plan`. Heavy imports stand inside the verb, as in `cli`."""
+"""The verb `videopanda plan`. Heavy imports are inside the functions."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from videopanda.cli.options import AsJson, Frames, Model, quiet, size_in_bytes
+from videopanda.cli.options import AsJson, Model, NumFrames, quiet, size_in_bytes
 
 if TYPE_CHECKING:
     from videopanda.plan.planner import Plan, Planner
@@ -35,21 +35,21 @@ def plan_verb(
     resolution: Annotated[
         str, typer.Option("--resolution", metavar="WxH", help="Size of the frames without a clip.")
     ] = "1280x720",
-    frames: Frames = None,
+    num_frames: NumFrames = None,
     fps: Annotated[
         float | None,
-        typer.Option("--fps", metavar="X", help="Frames per second of the clip, in place of --frames."),
+        typer.Option("--fps", metavar="X", help="Frames per second of the clip, instead of --num-frames."),
     ] = None,
     canvas: Annotated[
         int | None, typer.Option("--canvas", metavar="PX", min=1, help="Of a fresh model: longer side of its frames.")
     ] = None,
     text_tokens: Annotated[
-        int, typer.Option("--text-tokens", metavar="N", min=0, help="Tokens of the prompt beside the clip.")
+        int, typer.Option("--text-tokens", metavar="N", min=0, help="Prompt tokens besides the clip.")
     ] = 64,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", metavar="N", min=0, help="Longest reply, in tokens.")] = 64,
-    device: Annotated[
-        str | None, typer.Option("--device", help="cpu or cuda. Default: what there is. Needs not be there.")
-    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", metavar="N", min=0, help="Maximum length of an answer, in tokens.")
+    ] = 64,
+    device: Annotated[str | None, typer.Option("--device", help="The device to plan for; need not be present.")] = None,
     dtype: Annotated[
         str | None,
         typer.Option("--dtype", help="float32, bfloat16 or float16. Default: float32 on cpu, else bfloat16."),
@@ -59,22 +59,25 @@ def plan_verb(
         typer.Option(
             "--fit",
             metavar="SIZE",
-            help="Find what fits, say into 24GiB: most frames, or for --frames most pixels.",
+            help="Find what fits, say into 24GiB: most frames, or with --num-frames the most pixels.",
         ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("--samples", metavar="N", min=1, help="Also GPU-hours of training on N such samples.")
+        int | None,
+        typer.Option(
+            "--samples", metavar="N", min=1, help="Also estimate the GPU-hours of training on N such samples."
+        ),
     ] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Measure this machine first, and keep that for later plans.")
+        bool, typer.Option("--measure", help="Measure this machine first and keep the profile for later plans.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What a question about a clip costs: tokens, FLOPs, memory, time; and what would fit. Needs no weights.
+    """Show what a question about a clip costs (tokens, FLOPs, memory, time) and what would fit. Needs no weights.
 
     Tokens, FLOPs and memory are counted while the model's own code runs without numbers, so they are what the model
-    will do. Times stand on a profile of the machine that --measure writes; without one they are marked as assumed.
-    Exit code 2 says that a request does not fit.
+    will do. Times are based on a machine profile written by --measure; otherwise assumed rates are used and marked.
+    Exit code 2 means that a request does not fit.
 
     Example:  videopanda plan --model out/7b --video clip.mp4
 
@@ -89,9 +92,9 @@ def plan_verb(
     from videopanda.plan.report import as_dict, lines
 
     if model is not None and backbone is not None:
-        raise ValueError("--model plans a saved model and --backbone a fresh one: choose")
-    if frames is not None and fps is not None:
-        raise ValueError("--frames and --fps both choose the number of frames: choose")
+        raise ValueError("--model and --backbone are mutually exclusive: one plans a saved model, the other a new one")
+    if num_frames is not None and fps is not None:
+        raise ValueError("--num-frames and --fps are mutually exclusive")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in machines.ASSUMED:
         raise ValueError(f"--device is cpu or cuda, not {device!r}")
@@ -106,8 +109,8 @@ def plan_verb(
     profile = machines.load(device, types[dtype]) or machines.ASSUMED[device]
     config, processor = _model(model, backbone, preset, canvas)
     height, width, seconds, source_fps = _clip(video, duration, resolution)
-    chosen = _frames(processor, frames, fps, seconds, source_fps)
-    settings = {"text_tokens": text_tokens, "new_tokens": new_tokens}
+    chosen = _frames(processor, num_frames, fps, seconds, source_fps)
+    settings = {"text_tokens": text_tokens, "new_tokens": max_new_tokens}
 
     def planner(side: int | None = None) -> "Planner":
         from videopanda.plan.planner import Planner
@@ -117,7 +120,7 @@ def plan_verb(
         return Planner(*_model(None, backbone, preset, side), types[dtype], on_host=device == "cpu")
 
     if fit:
-        given = chosen if frames or fps else None
+        given = chosen if num_frames or fps else None
         plan = _fit(
             planner, size_in_bytes(fit), given, height, width, settings, backbone is not None and canvas is None
         )

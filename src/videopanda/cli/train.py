@@ -1,17 +1,14 @@
-"""The verbs `videopanda train` and `videopanda finetune`. Heavy imports stand inside the verbs, as in `cli`."""
+"""The verbs `videopanda train` and `videopanda finetune`. Heavy imports are inside the functions."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from videopanda.cli.options import quiet
+from videopanda.cli.options import MediaRoot, Set, quiet
 
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
-]
-Output = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Folder for checkpoint and log.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last state in the output folder.")]
+Output = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Folder for checkpoints and logs.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint in --output.")]
 
 _STOPPED = 75  # "try again", by the old convention of sysexits; clusters requeue on it
 
@@ -29,13 +26,13 @@ def train_verb(
     output: Output = None,
     resume: Resume = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and try two steps on a small model.")
+        bool, typer.Option("--dry-run", help="Show what would be done and try two steps on a small model.")
     ] = False,
     processes: Annotated[
-        int, typer.Option("--processes", metavar="N", min=1, help="Of the dry run, and of the run that it plans.")
+        int, typer.Option("--processes", metavar="N", min=1, help="Number of processes to simulate in the dry run.")
     ] = 1,
 ) -> None:
-    """Train one stage: from a folder to a folder, with what is frozen and what is trained said first.
+    """Train one stage; prints frozen and trainable parts first.
 
     Example:  videopanda train finetune --config nano --model out/pretrain --output out/finetune --set max_steps=200
     """
@@ -53,25 +50,29 @@ def train_verb(
 def finetune_verb(
     data: Annotated[str, typer.Option("--data", metavar="FILE", help="Conversations about clips, any known format.")],
     model: Annotated[Path, typer.Option("--model", metavar="DIR", help="Video-Panda to start from.")],
-    media_root: Annotated[
-        Path | None, typer.Option("--media-root", metavar="DIR", help="Folder of the clips. Default: that of the file.")
-    ] = None,
+    media_root: MediaRoot = None,
     lora: Annotated[
-        bool, typer.Option("--lora", help="Adapters in the language model instead of its weights.")
+        bool, typer.Option("--lora", help="Train LoRA adapters in the language model instead of its weights.")
     ] = False,
-    qlora: Annotated[bool, typer.Option("--qlora", help="As --lora, with the language model in 4 bits.")] = False,
+    quantize: Annotated[
+        str, typer.Option("--quantize", metavar="FORMAT", help="With --lora: nf4 keeps the language model in 4 bits.")
+    ] = "",
     set_: Set = None,
     output: Output = None,
     resume: Resume = False,
 ) -> None:
-    """Train a finished model on clips of your own.
+    """Fine-tune a trained model on your own clips.
 
     Example:  videopanda finetune --data my.jsonl --model out/video-panda-7b --lora --output out/mine
     """
     from videopanda.training.command import own_settings
 
     _log()
-    settings = own_settings(data, media_root, lora or qlora, qlora)
+    if quantize not in ("", "nf4"):
+        raise ValueError(f"--quantize must be nf4, got {quantize!r}")
+    if quantize and not lora:
+        raise ValueError("--quantize nf4 needs --lora: quantized weights cannot be trained")
+    settings = own_settings(data, media_root, lora, quantize == "nf4")
     _train("finetune", "own", [*settings, *(set_ or [])], model, output, resume)
 
 

@@ -144,7 +144,7 @@ def bad_rows(manifest: str | Path, sources: Iterable[Source]) -> list[dict[int, 
         if names is None:
             raise ValueError(
                 f"{manifest} does not cover {source.path} as it is now: run `videopanda data check {source.path} "
-                f"--out {manifest}` again; clips that it knows are not probed twice"
+                f"--manifest {manifest}` again; clips that it knows are not probed twice"
             )
         listed.append({row: error for name in names for row, error in found.get(name, {}).items()})
     return listed

@@ -229,7 +229,7 @@ def stored(out: Path, own: Path, job: Job, protocol: Protocol) -> dict[str, Pred
             other = [name for name, value in wanted.items() if there.get(name) != value]
             if other or row.id not in ids:
                 what = f"{other[0]} {there.get(other[0])!r:.40}" if other else f"question {row.id!r}"
-                raise ValueError(f"{file} holds predictions of another run ({what}): name another file with --out")
+                raise ValueError(f"{file} holds predictions of another run ({what}): name another file with --output")
             found[row.id] = row
     return found
 

@@ -92,7 +92,7 @@ def only_writer(path: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ValueError(
-                    f"another process is writing {path}: wait for it, or name another file with --out"
+                    f"another process is writing {path}: wait for it, or name another file with --output"
                 ) from error
         yield
 

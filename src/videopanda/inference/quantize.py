@@ -50,14 +50,14 @@ class QuantisedLinear(nn.Module):
         return (level_OI.unflatten(1, (self.scale.shape[1], -1)) * self.scale.to(dtype)).flatten(1)
 
 
-def quantise(model: Any, bits: str) -> None:
+def quantize(model: Any, bits: str) -> None:
     """Give the linear maps of the language model's layers weights of 8 ("int8") or 4 bits ("int4"), in place.
 
     Raises:
         ValueError: there are no such weights, or a width is not a multiple of 32 (4 bits).
     """
     if bits not in GROUPS:
-        raise ValueError(f"weights can have int8 or int4, not {bits!r}")
+        raise ValueError(f"the format must be int8 or int4, got {bits!r}")
     layers = model.model.language_model
     found = [(name, module) for name, module in layers.named_modules() if type(module) is nn.Linear]
     for name, module in found:

@@ -110,7 +110,7 @@ class Planner:
         config, video_processor: of the model.
         dtype: of weights and arithmetic.
         on_host: the model runs on the CPU, so that decoded frames lie in the same memory.
-        weight_bytes: of a loaded model whose weights have another form (quantised); default as many as `dtype` takes.
+        weight_bytes: of a loaded model whose weights have another form (quantized); default as many as `dtype` takes.
         grain: prompts are traced at lengths rounded up to a multiple of this. A server with many clips traces less;
             its FLOPs and memory are then upper bounds. Tokens stay exact.
     """

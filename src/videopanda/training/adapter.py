@@ -18,7 +18,7 @@ ADAPTER = "adapter"  # sub-folder of the output
 _TARGETS = r".*language_model\.layers\.\d+\..*_proj"
 
 
-def load_quantised(folder: Path) -> VideoPandaForConditionalGeneration:
+def load_quantized(folder: Path) -> VideoPandaForConditionalGeneration:
     """A Video-Panda whose language model lies in memory as 4-bit NormalFloat (QLoRA, arXiv 2305.14314).
 
     Raises:

@@ -14,7 +14,7 @@ from videopanda.data.shards import ShardDataset
 from videopanda.data.worlds.scenes.dataset import ScenesDataset
 from videopanda.encoders.open import Teacher, open_teacher
 from videopanda.models.videopanda import VideoPandaProcessor, VideoPandaStabConfig
-from videopanda.training.adapter import add_adapter, load_quantised
+from videopanda.training.adapter import add_adapter, load_quantized
 from videopanda.training.distill import (
     Distillation,
     DistillVideoLanguage,
@@ -92,7 +92,7 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
         raise ValueError(f"stage {settings.stage} starts from a model: pass --model DIR")
     if build.is_video_panda(folder):
         if settings.quantize == "nf4":
-            return load_quantised(folder), VideoPandaProcessor.from_pretrained(folder)
+            return load_quantized(folder), VideoPandaProcessor.from_pretrained(folder)
         return build.load(folder)
     if settings.lora_rank:
         raise ValueError(f"LoRA needs a Video-Panda that was trained, and {folder} is a bare language model")

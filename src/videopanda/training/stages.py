@@ -100,7 +100,7 @@ class StageConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.quantize != "none" and not self.lora_rank:
-            raise ValueError("quantised weights cannot be trained: set lora_rank, too")
+            raise ValueError("quantized weights cannot be trained: set lora_rank, too")
         if self.global_batch < 0:
             raise ValueError(f"global_batch must not be negative, it is {self.global_batch}")
         if not 0 < self.data_share <= 1:

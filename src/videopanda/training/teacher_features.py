@@ -1,6 +1,6 @@
 """A teacher's features on disk, so that the teacher need not run in the loop.
 
-    videopanda data features pretrain --model DIR --set teacher=LanguageBind_Video_merge --out features
+    videopanda data features pretrain --model DIR --set teacher=LanguageBind_Video_merge --output features
     videopanda train pretrain --model DIR --set teacher_features=features
 
 One file per clip of a sample, with features (T, G, G, D) of exactly the frames, and the mirroring, that training with
