@@ -174,7 +174,7 @@ def test_the_command_exits_0_where_nothing_is_wrong(folder, capsys):
     with pytest.raises(SystemExit) as caught:
         app(["data", "check", str(written(folder, row("a"))), "--manifest", str(folder / "m.jsonl"), "--workers", "1"])
     assert caught.value.code == 0
-    assert "to leave bad rows out" in capsys.readouterr().out
+    assert "to skip bad rows" in capsys.readouterr().out
 
 
 def test_long_lists_are_cut(folder):

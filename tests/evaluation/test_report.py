@@ -102,7 +102,7 @@ def test_a_report_says_it_all(battery, tmp_path):
         "- m, no_video: missing prediction 4: `v_36`, `v_37`, `v_38`, `v_39`",
         "- m, no_video: unparsable 1: `v_35`",
         "| Video-Panda | 64.7 | 3.8 | 8 frames, judge gpt-3.5-turbo of unknown date",
-        "normalised 1 (short_answer, ",
+        "normalized 1 (short_answer, ",
         "- protocol: num_frames: 8",
     ):
         assert piece in text

@@ -64,7 +64,7 @@ def test_choices_and_intervals():
 def test_defaults_accept_what_they_are_used_for():
     for task, name in DEFAULTS.items():
         assert task in SCORERS[name].tasks
-    with pytest.raises(ValueError, match="unknown scorer 'bleu'; there are exact, normalised"):
+    with pytest.raises(ValueError, match="unknown scorer 'bleu'; there are exact, normalized"):
         scorer("bleu")
     with pytest.raises(ValueError, match="needs a WordNet database"):
         scorer("wups")
