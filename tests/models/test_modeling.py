@@ -243,9 +243,23 @@ def test_four_dimensional_mask_is_handed_on():
         expected = model(**inputs).logits
         # measured: 0
         torch.testing.assert_close(model(**{**inputs, "attention_mask": mask}).logits, expected, rtol=0, atol=1e-5)
-        cache = DynamicCache(config=model.config.text_config)
-        model(**inputs, past_key_values=cache)
-        assert cache.get_seq_length() == n
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_goes_by_both_of_its_names(name):
+    """transformers renamed the argument in 5.24; what is written for either release runs on both."""
+    model, processor = tiny_model(), tiny_processor()
+    inputs = dict(batch(processor, [CONVERSATIONS[0]]))
+    cache, token = DynamicCache(config=model.config.text_config), torch.tensor([[5]])
+    longer = {**inputs, "input_ids": torch.cat([inputs["input_ids"], token], 1)}
+    longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    with torch.no_grad():
+        output = model(**inputs, use_cache=True, **{name: cache})
+        assert output[model.cache_name] is cache
+        assert cache.get_seq_length() == inputs["input_ids"].shape[1]
+        step = model(input_ids=token, attention_mask=longer["attention_mask"], **{name: cache}).logits[:, -1]
+        # measured: 2.4e-7
+        torch.testing.assert_close(step, model(**longer).logits[:, -1], rtol=0, atol=1e-5)
 
 
 def test_bfloat16_stays_close():

@@ -104,7 +104,7 @@ def reply(
         ids, mask = _left_padded(rows, processor.tokenizer, model.device)
         options |= _visuals([clip for clip in clips if clip is not None])
     else:
-        ids, mask, options["past_key_values"] = _read_starts(
+        ids, mask, options[model.cache_name] = _read_starts(
             model, processor.tokenizer, rows, clips, starts, remember, chunk
         )
     output = model.generate(input_ids=ids, attention_mask=mask, **options)

@@ -41,12 +41,12 @@ def read(model: Any, ids: Sequence[int], known: Layers, visuals: dict[str, Any])
         input_ids=torch.tensor([list(ids[start:])], device=model.device),
         attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
         position_ids=positions,
-        past_key_values=_cache(known),
+        cache=_cache(known),
         use_cache=True,
         logits_to_keep=1,
         **visuals,
     )
-    return _layers(output.past_key_values), output.logits[0, -1]
+    return _layers(output[model.cache_name]), output.logits[0, -1]
 
 
 def _cache(layers: Layers) -> DynamicCache:
@@ -111,7 +111,7 @@ class Batch:
             input_ids=torch.tensor([row.ids[-1:] for row in self.rows], device=device),
             attention_mask=self._mask,
             position_ids=torch.tensor([[len(row.ids) - 1] for row in self.rows], device=device),
-            past_key_values=self._cache,
+            cache=self._cache,
             use_cache=True,
         )
         return output.logits[:, -1]

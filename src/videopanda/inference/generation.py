@@ -66,7 +66,7 @@ def prefill(model: Any, ids_BN: Tensor, mask_BN: Tensor, features_VE: Tensor, ch
             inputs_embeds=embeds_BNE[:, start:end],
             attention_mask=mask_BN[:, :end],
             position_ids=positions_BN[:, start:end],
-            past_key_values=cache,
             use_cache=True,
-        ).past_key_values
+            **{model.cache_name: cache},
+        )[model.cache_name]
     return cache

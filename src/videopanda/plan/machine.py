@@ -134,7 +134,7 @@ def measure(device: str, dtype: torch.dtype, text: dict[str, Any] | None = None)
 
     def write() -> None:
         for _ in range(STEPS):
-            model(input_ids=one, past_key_values=read.past_key_values, use_cache=True)
+            model(input_ids=one, cache=read[model.cache_name], use_cache=True)
 
     written, _ = _timed(device, write)
     return Machine(

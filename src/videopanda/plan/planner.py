@@ -244,14 +244,14 @@ class Planner:
 
             def read() -> Any:
                 embeds = torch.empty(1, length, hidden_size, dtype=self.dtype, device="meta")
-                return self.model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1).past_key_values
+                return self.model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)[self.model.cache_name]
 
             prefill = trace(read, self._held)
             cache = prefill.result
             before = _cache_bytes(cache)
             one = torch.zeros(1, 1, dtype=torch.long, device="meta")
             step = trace(
-                lambda: self.model(input_ids=one, past_key_values=cache, use_cache=True).past_key_values,
+                lambda: self.model(input_ids=one, cache=cache, use_cache=True)[self.model.cache_name],
                 self._held,
                 held=_cache_tensors(cache),
             )

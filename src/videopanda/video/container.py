@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -28,6 +28,8 @@ SEEK_SECONDS = 10.0
 CLOCK_TOLERANCE = 0.0005
 # A header may promise this much more than the packets hold before the file is called cut short.
 SHORT_SECONDS = 0.5
+# Tags that are not UTF-8 do not matter here. PyAV reads them as they are from 19 on; before, it has to be told to.
+_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 
 class UnreadableError(Exception):
@@ -138,7 +140,7 @@ def open_container(opener: Opener, deadline: Deadline) -> tuple[InputContainer, 
     seconds = max(deadline.remaining(), 0.001) if math.isfinite(deadline.seconds) else None
     container = av.open(
         opener(),
-        metadata_errors="replace",
+        **_METADATA,
         # A play list must not reach into the network.
         container_options={"protocol_whitelist": "file"},
         buffer_size=1 << 18,

@@ -5,7 +5,7 @@ X × Y pixels.
 STAB itself is in `modeling_videopanda_stab.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,9 @@ from .modeling_videopanda_stab import (
     VideoPandaStab,
 )
 
+# transformers 5.24 renamed the argument and the output; the language model has to be called by the installed name.
+CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+
 
 @dataclass
 class VideoPandaVisualOutput(BaseModelOutputWithPooling):
@@ -47,7 +50,12 @@ class VideoPandaVisualOutput(BaseModelOutputWithPooling):
 
 
 class VideoPandaPreTrainedModel(PreTrainedModel):
-    """Weight initialisation and capability flags."""
+    """Weight initialization and capability flags.
+
+    `cache_name` is what the installed transformers calls the KV cache, as an argument of `generate` and in outputs.
+    """
+
+    cache_name = CACHE_NAME
 
     config: VideoPandaConfig
     config_class = VideoPandaConfig
@@ -61,7 +69,7 @@ class VideoPandaPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _no_split_modules = ["VideoPandaStab"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -227,6 +235,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
@@ -240,6 +249,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
             video_placement: (videos, 6): top, left, rows, columns in cells, frames that send tokens, real frames.
             pixel_values, image_placement: (images, 3, X, Y) and (images, 6).
             attention_mask: (B, N), or a four-dimensional mask that is handed on as it is.
+            past_key_values, cache: the KV cache, under either of its two names.
             mm_encoder_outputs: features computed before, under "video" and "image", as `get_video_features` returns
                 them.
 
@@ -248,6 +258,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`.")
+        cache = past_key_values if cache is None else cache
         visuals = {name: torch.cat(list(output.pooler_output)) for name, output in (mm_encoder_outputs or {}).items()}
         if pixel_values_videos is not None:
             if video_placement is None:
@@ -262,7 +273,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         elif visuals:
             raise ValueError("Visual inputs need `input_ids`: the placeholders show where the features go.")
         # Without visuals nothing is counted once a cache exists: a generated token may carry a placeholder's id.
-        if input_ids is not None and (visuals or past_key_values is None or past_key_values.get_seq_length() == 0):
+        if input_ids is not None and (visuals or cache is None or cache.get_seq_length() == 0):
             nothing_VE = inputs_embeds.new_zeros(0, inputs_embeds.shape[-1])
             for kind, token_id in (("video", self.config.video_token_id), ("image", self.config.image_token_id)):
                 inputs_embeds = self.splice(inputs_embeds, input_ids, token_id, visuals.get(kind, nothing_VE), kind)
@@ -270,8 +281,8 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **{CACHE_NAME: cache},
             **kwargs,
         )
 
@@ -337,6 +348,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         attention_mask: Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -361,7 +373,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             image_placement=image_placement,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             mm_encoder_outputs=mm_encoder_outputs,
@@ -385,9 +397,9 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
 
     def save_pretrained(
@@ -406,7 +418,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Hand visuals to the first step only: afterwards the cache holds them."""
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
-        cache = inputs.get("past_key_values")
+        cache = inputs.get(CACHE_NAME)
         if cache is not None and cache.get_seq_length() > 0:
             for name in ("pixel_values_videos", "video_placement", "pixel_values", "image_placement"):
                 inputs.pop(name, None)

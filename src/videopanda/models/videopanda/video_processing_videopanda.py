@@ -5,6 +5,7 @@ Dimensions: B videos; T frames; X × Y canvas pixels (height × width); R × C c
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -39,6 +40,8 @@ def flatten_videos(videos: Any) -> list[Any]:
     """
     if videos is None:
         return []
+    if isinstance(videos, dict) and "frames" in videos:  # what chat templates of transformers 5.24 make of a dataclass
+        return [SimpleNamespace(**videos)]
     if isinstance(videos, str | Path) or hasattr(videos, "frames"):
         return [videos]
     if isinstance(videos, Image.Image):
