@@ -13,9 +13,10 @@ BEGIN, END = "<!-- import table: begin -->\n", "<!-- import table: end -->\n"
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "": ({"_auto"}, set()),
     "__main__": ({"cli"}, set()),
-    "_auto": ({"models"}, set()),
+    "_auto": ({"models", "video"}, set()),
     "models": ({"."}, {"torch", "transformers", "numpy", "PIL"}),
-    "video": ({"."}, {"av", "torchcodec", "numpy", "PIL"}),
+    "models.pictures": (set(), {"numpy", "PIL"}),
+    "video": ({".", "models.pictures"}, {"av", "torchcodec", "numpy", "PIL"}),
     "plan": ({".", "models"}, {"torch", "transformers", "psutil", "rich"}),
     "inference": (
         {".", "", "models", "plan", "video"},

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from media import paint_number, read_number, read_numbers, set_display_matrix, write_audio, write_video
-from videopanda.video import container as _video_container
+from videopanda.video import timeline as _timeline
 from videopanda.video.read import Video, VideoReadError, read_video, released_frame_indices, uniform_times
 from videopanda.video.torchcodec import load as load_torchcodec
 
@@ -440,7 +440,7 @@ def test_only_what_is_needed_is_decoded(clip, hour):
 
 
 def test_a_huge_file_is_not_listed(monkeypatch, clip, hour):
-    monkeypatch.setattr(_video_container, "SCAN_BYTES", 0)
+    monkeypatch.setattr(_timeline, "SCAN_BYTES", 0)
     for path, expected in ((hour, [225, 675, 1125, 1575, 2025, 2475, 2925, 3375]), (clip, None)):
         video = read(path, num_frames=8)
         assert not video.indices_exact

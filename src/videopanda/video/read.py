@@ -4,9 +4,10 @@
     video = read_video("clip.mp4", num_frames=8)     # 8 frames, evenly spread in time
     video.frames.shape, video.timestamps             # (8, H, W, 3) uint8 RGB, seconds
 
-Frames are chosen by presentation time: the frame *shown* at time t is the last one whose time stamp is at most t (half
-a millisecond of tolerance, for containers that round time stamps). Time 0 is the first frame. Only the stretches from
-a keyframe to a needed frame are decoded. What cannot be read raises `VideoReadError`; no frame stands in for another.
+Frames are chosen by presentation time: the frame *shown* at time t is the last one whose time stamp is at most t (with
+up to a millisecond of tolerance for containers that round time stamps to milliseconds, else half of one). Time 0 is the
+first frame that can be shown. Only the stretches from a keyframe to a needed frame are decoded. What cannot be read
+raises `VideoReadError`: unreadable frames are never replaced by others.
 """
 
 import math
@@ -14,7 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Literal
@@ -22,7 +23,9 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import numpy as np
 
 if TYPE_CHECKING:
-    from videopanda.video.container import Deadline, Timeline
+    from videopanda.video.container import Deadline
+    from videopanda.video.source import OpenSource
+    from videopanda.video.timeline import Timeline
 
 __all__ = [
     "Video",
@@ -35,10 +38,10 @@ __all__ = [
 ]
 
 VideoSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
-Sampling = Literal["uniform", "released"]
+Sampling = Literal["uniform", "released", "all"]
 Decoder = Literal["auto", "pyav", "torchcodec"]
 _GRACE_SECONDS = 0.25
-_Decode = Callable[..., Iterator[tuple[int, int, np.ndarray]]]
+_Frames = Iterator[tuple[int, int, np.ndarray]]  # stamp, number of frames decoded so far, picture (H, W, 3)
 
 
 class VideoReadError(Exception):
@@ -56,8 +59,9 @@ class VideoReadError(Exception):
 class Video:
     """Frames of a video and where they come from.
 
-    frames: uint8 (T, H, W, 3), RGB, upright (rotation and mirroring of the file applied). Pixels are as coded: a pixel
-        aspect ratio other than 1 is not undone, transparency is dropped, high dynamic range is not tone-mapped.
+    frames: uint8 (T, H, W, 3), RGB, upright (rotation and mirroring of the file applied), over the background where
+        they are transparent. Otherwise pixels are as coded: a pixel aspect ratio other than 1 is not undone, high
+        dynamic range is not tone-mapped. Of a still picture it is one picture, shown T times: a read-only view.
     timestamps: float64 (T,), when each frame is first shown, in seconds since the first frame of the source.
     times: float64 (T,), the moments that were asked for; the frame shown then may have started earlier.
     indices: int64 (T,), number of each frame in order of presentation. Counted from the list of packets, which is read
@@ -68,6 +72,7 @@ class Video:
     start, end: the range, in seconds, from which frames were chosen.
     decoder, decoder_version: what decoded the frames: "pyav", "torchcodec" or "pillow" (still images).
     decoded_frames: number of frames that were decoded to get these (0 where the decoder does not tell).
+    is_still: the source is a single picture, not a video (nor a folder of pictures).
     """
 
     frames: np.ndarray
@@ -84,6 +89,7 @@ class Video:
     decoder: str
     decoder_version: str
     decoded_frames: int
+    is_still: bool = False
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -91,7 +97,7 @@ class Video:
 
 @dataclass(frozen=True)
 class VideoLimits:
-    """What `read_video` takes on, for those who read files of strangers.
+    """Limits of `read_video` for untrusted files.
 
     source_frames: frames in the source, whether needed or not; they are counted before one is decoded.
     pixels: of one picture of the source.
@@ -102,16 +108,14 @@ class VideoLimits:
     pixels: int
     frames: int
 
-    def check(self, timeline: "Timeline") -> None:
-        """Raises `UnreadableError` for a source that is too large."""
+    def check(self, count: float, width: int, height: int) -> None:
+        """Raises `UnreadableError` for a source of so many frames of such a size that is too large."""
         from videopanda.video.container import UnreadableError
 
-        count = timeline.duration * timeline.fps if timeline.pts is None else len(timeline.pts)
         if count > self.source_frames:
-            raise UnreadableError(f"its {count:.0f} frames are more than the {self.source_frames} that are taken")
-        if timeline.width * timeline.height > self.pixels:
-            size = f"{timeline.width}x{timeline.height}"
-            raise UnreadableError(f"pictures of {size} are larger than the {self.pixels} pixels that are taken")
+            raise UnreadableError(f"it has {count:.0f} frames, more than the limit of {self.source_frames}")
+        if width * height > self.pixels:
+            raise UnreadableError(f"its frames of {width}x{height} exceed the limit of {self.pixels} pixels")
 
 
 def uniform_times(start: float, end: float, num_frames: int) -> list[float]:
@@ -151,10 +155,14 @@ class _Request:
     end: float | None
     max_side: int | None
     image_fps: float
+    background: tuple[int, int, int]
     limits: VideoLimits | None = None
 
     def __post_init__(self) -> None:
-        if sum(value is not None for value in (self.num_frames, self.fps, self.timestamps)) != 1:
+        given = sum(value is not None for value in (self.num_frames, self.fps, self.timestamps))
+        if self.sampling == "all" and given:
+            raise ValueError("sampling='all' reads every frame: leave out num_frames=, fps= and timestamps=")
+        if self.sampling != "all" and given != 1:
             raise ValueError("give exactly one of num_frames=, fps= or timestamps=")
         if self.num_frames is not None and self.num_frames < 1:
             raise ValueError(f"num_frames must be at least 1, not {self.num_frames}")
@@ -166,8 +174,8 @@ class _Request:
                 raise ValueError("start= and end= do not go with timestamps=: leave out the times you do not want")
             if not len(self.timestamps) or not all(math.isfinite(moment) for moment in self.timestamps):
                 raise ValueError("timestamps must be one or more finite numbers of seconds")
-        if self.sampling not in ("uniform", "released"):
-            raise ValueError(f"sampling must be 'uniform' or 'released', not {self.sampling!r}")
+        if self.sampling not in ("uniform", "released", "all"):
+            raise ValueError(f"sampling must be 'uniform', 'released' or 'all', not {self.sampling!r}")
         if self.sampling == "released" and self.num_frames is None:
             raise ValueError("sampling='released' needs num_frames=, its largest number of frames")
         for name, moment in (("start", self.start), ("end", self.end)):
@@ -177,6 +185,8 @@ class _Request:
             raise ValueError(f"end ({self.end} s) must be later than start ({self.start or 0.0} s)")
         if self.max_side is not None and self.max_side < 1:
             raise ValueError(f"max_side must be at least 1 pixel, not {self.max_side}")
+        if len(self.background) != 3 or not all(0 <= value <= 255 for value in self.background):
+            raise ValueError(f"background must be three numbers from 0 to 255, not {self.background}")
 
 
 def read_video(
@@ -190,6 +200,7 @@ def read_video(
     end: float | None = None,
     max_side: int | None = None,
     image_fps: float = 1.0,
+    background: Sequence[int] = (255, 255, 255),
     decoder: Decoder = "auto",
     timeout: float = 60.0,
     limits: VideoLimits | None = None,
@@ -200,13 +211,15 @@ def read_video(
         a file object opened in binary mode, read from its beginning. URLs are not read.
     num_frames: with sampling="uniform" exactly so many frames, shown in the middle of equal parts of the range; a clip
         with fewer frames shows some of them more than once. With sampling="released" at most so many, chosen by
-        `released_frame_indices` among the frames that start in the range.
+        `released_frame_indices` among the frames that start in the range. sampling="all" takes none of the three and
+        reads every frame that starts in the range, once.
     fps: the frames shown at start, start + 1/fps, start + 2/fps, ... before the end.
     timestamps: the frames shown at these seconds, in this order.
     start, end: the range in seconds; an end beyond the last frame is cut (`Video.end` has the range used).
     max_side: frames whose longer side is larger are made smaller, keeping the aspect ratio.
     image_fps: rate of a folder of images (a single image is shown for 1 / image_fps seconds).
-    decoder: "auto" takes torchcodec where it loads and can read the source, else PyAV; both give the same frames.
+    background: RGB colour, 0 to 255, under transparent pixels.
+    decoder: "auto" uses torchcodec where it loads and can read the source, else PyAV; both give the same frames.
     timeout: seconds after which reading is given up (math.inf for never).
     limits: refuse sources and requests that are larger.
 
@@ -214,7 +227,8 @@ def read_video(
     that is missing, not a video, cut short before a needed frame, damaged between the keyframe before a needed frame
     and that frame, of changing picture size, or too slow. Damage that the codec itself hides cannot be noticed.
     """
-    request = _Request(num_frames, fps, timestamps, sampling, start, end, max_side, image_fps, limits)
+    color = (int(background[0]), int(background[1]), int(background[2])) if len(background) == 3 else (-1, -1, -1)
+    request = _Request(num_frames, fps, timestamps, sampling, start, end, max_side, image_fps, color, limits)
     if decoder not in ("auto", "pyav", "torchcodec"):
         raise ValueError(f"decoder must be 'auto', 'pyav' or 'torchcodec', not {decoder!r}")
     if not timeout > 0:
@@ -297,14 +311,12 @@ def _moments(timeline: "Timeline", request: _Request) -> tuple[list[float], floa
     if request.limits is not None and max(request.num_frames or 0, (end - start) * (request.fps or 0)) > (
         request.limits.frames
     ):
-        raise ValueError(
-            f"more than {request.limits.frames} frames: ask for fewer frames, a lower fps or a shorter range"
-        )
+        raise _too_many(request.limits)
     if request.fps is not None:
         count = max(1, math.ceil((end - start) * request.fps - 1e-6))
         return [start + k / request.fps for k in range(count)], start, end
-    assert request.num_frames is not None
     if request.sampling == "uniform":
+        assert request.num_frames is not None
         return uniform_times(start, end, request.num_frames), start, end
     assert timeline.pts is not None
     ticks = [math.ceil((Fraction(t) - Fraction(1, 1_000_000)) / timeline.time_base) for t in (start, end)]
@@ -312,8 +324,18 @@ def _moments(timeline: "Timeline", request: _Request) -> tuple[list[float], floa
     high = len(timeline.pts) if end >= duration else high
     if low == high:
         raise ValueError(f"no frame starts between {start} s and {end} s")
-    chosen = released_frame_indices(int(high - low), timeline.fps, max_frames=request.num_frames)
+    if request.sampling == "all":
+        chosen = list(range(int(high - low)))
+    else:
+        assert request.num_frames is not None
+        chosen = released_frame_indices(int(high - low), timeline.fps, max_frames=request.num_frames)
+    if request.limits is not None and len(chosen) > request.limits.frames:
+        raise _too_many(request.limits)
     return [timeline.seconds(int(timeline.pts[low + i])) for i in chosen], start, end
+
+
+def _too_many(limits: VideoLimits) -> ValueError:
+    return ValueError(f"more than {limits.frames} frames: ask for fewer frames, a lower fps or a shorter range")
 
 
 def _shrink(picture: np.ndarray, max_side: int | None) -> np.ndarray:
@@ -330,45 +352,69 @@ def _shrink(picture: np.ndarray, max_side: int | None) -> np.ndarray:
 def _read(source: VideoSource, name: str, request: _Request, decoder: Decoder, deadline: "Deadline") -> Video:
     import av
 
-    from videopanda.video import container as pyav
-    from videopanda.video import source as sources
+    from videopanda.video import container, pictures, timeline, torchcodec
+    from videopanda.video.source import open_source
 
     with ExitStack() as stack:
         with _reported(name):
-            place = sources.locate(source, deadline, stack)
-            if place.images is not None:
-                timeline = sources.image_timeline(place.images, request.image_fps)
-            else:
-                most = None if request.limits is None else request.limits.source_frames
-                timeline = pyav.scan(place.opener, deadline, full=request.sampling == "released", most=most)
-            if request.limits is not None:
-                request.limits.check(timeline)
-
-        def collect(decode: _Decode, version: tuple[str, str]) -> Video:
-            return _collect(lambda ticks: decode(place, timeline, ticks, deadline), timeline, request, name, version)
-
-        if place.images is not None:
-            return collect(sources.decode_images, sources.image_decoder())
+            opened = open_source(source, deadline, stack)
+            line = _scan(opened, request, deadline)
+        background = request.background
+        if opened.pictures is not None:
+            still = opened.pictures
+            return _collect(
+                lambda ticks: still.decode(line, ticks, deadline, background),
+                line,
+                request,
+                name,
+                pictures.decoder_name(),
+            )
         if decoder != "pyav":
-            from videopanda.video import torchcodec
-
             try:
-                return collect(torchcodec.decode, ("torchcodec", torchcodec.load()[1]))
+                return _collect(
+                    lambda ticks: torchcodec.decode(opened, line, ticks, deadline),
+                    line,
+                    request,
+                    name,
+                    ("torchcodec", torchcodec.load()[1]),
+                )
             except VideoReadError:  # in the automatic choice PyAV has the last word on what can be read
                 if decoder == "torchcodec":
                     raise
+        pyav = ("pyav", av.__version__)
+
+        def decode(line: "Timeline") -> Callable[[Sequence[int]], _Frames]:
+            return lambda ticks: container.decode(opened.opener, line, ticks, deadline, background)
+
         try:
-            return collect(sources.decode_container, ("pyav", av.__version__))
-        except pyav.DisorderedError:
+            return _collect(decode(line), line, request, name, pyav)
+        except container.DisorderedError:
             with _reported(name):
-                timeline = pyav.scan(place.opener, deadline, full=True)
-            assert timeline.pts is not None
-            timeline = pyav.counted_timeline(len(timeline.pts), timeline.fps, timeline.width, timeline.height)
-            return collect(sources.decode_container, ("pyav", av.__version__))
+                line = timeline.scan(opened.opener, deadline, full=True)
+            assert line.pts is not None
+            line = timeline.counted_timeline(len(line.pts), line.fps, line.width, line.height)
+            return _collect(decode(line), line, request, name, pyav)
+
+
+def _scan(opened: "OpenSource", request: _Request, deadline: "Deadline") -> "Timeline":
+    """When the frames of a source are shown. Raises `UnreadableError`, also for a source that is too large."""
+    from videopanda.video import timeline
+    from videopanda.video.container import UnreadableError
+
+    limits = request.limits
+    if opened.pictures is not None:
+        return opened.pictures.timeline(request.image_fps, limits, deadline)
+    most = None if limits is None else limits.source_frames
+    line = timeline.scan(opened.opener, deadline, full=request.sampling != "uniform", most=most)
+    if opened.refused:
+        raise UnreadableError(opened.refused[0])
+    if limits is not None:
+        limits.check(line.duration * line.fps if line.pts is None else len(line.pts), line.width, line.height)
+    return replace(line, is_still=True) if opened.is_still else line
 
 
 def _collect(
-    decode: Callable[[Sequence[int]], Iterator[tuple[int, int, np.ndarray]]],
+    decode: Callable[[Sequence[int]], _Frames],
     timeline: "Timeline",
     request: _Request,
     name: str,
@@ -379,7 +425,7 @@ def _collect(
 
     times, start, end = _moments(timeline, request)
     with _reported(name):
-        if request.sampling == "released":
+        if request.sampling != "uniform":
             timeline.shown(end)  # frames that are not there must not be left out of the count
         wanted = [timeline.shown(moment) for moment in times]
         places: dict[int, list[int]] = {}
@@ -399,9 +445,12 @@ def _collect(
                     f"at {timeline.seconds(tick):.3f} s"
                 )
             picture = _shrink(picture, request.max_side)
-            if frames is None:
+            if timeline.is_still:
+                frames = np.broadcast_to(picture, (len(times), *picture.shape))
+            elif frames is None:
                 frames = np.empty((len(times), *picture.shape), np.uint8)  # (T, H, W, 3)
-            frames[places[tick]] = picture
+            if not timeline.is_still:
+                frames[places[tick]] = picture
             stamps[places[tick]] = stamp
     assert frames is not None
     return Video(
@@ -419,4 +468,5 @@ def _collect(
         decoder=decoder[0],
         decoder_version=decoder[1],
         decoded_frames=decoded,
+        is_still=timeline.is_still,
     )

@@ -1,7 +1,7 @@
 """Opens what `videopanda.video.read` is given: paths, folders, FIFOs, bytes and file objects.
 
     with ExitStack() as stack:
-        place = locate("clip.mp4", Deadline(60), stack)
+        source = open_source("clip.mp4", Deadline(60), stack)
 
 What is opened on the way, and a copy of what cannot be rewound, is closed with the stack.
 """
@@ -12,19 +12,15 @@ import re
 import select
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
+from videopanda.video.container import Deadline, UnreadableError
+from videopanda.video.pictures import Pictures, is_heif, list_pictures, open_pictures
 
-from videopanda.video import container
-from videopanda.video.container import Deadline, Timeline, UnreadableError
-
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_IMAGE_SIGNATURE = re.compile(rb"\x89PNG\r\n|\xff\xd8\xff|RIFF....WEBP|BM.{4}\0{4}", re.DOTALL)
 _COPY_BYTES = 1 << 20
 
 
@@ -39,16 +35,47 @@ def name_of(source: Any) -> str:
     return f"<{type(source).__name__} {getattr(source, 'name', '')}".rstrip() + ">"
 
 
-@dataclass(frozen=True)
-class Place:
-    """An opened source: images, or a container with the form in which torchcodec takes it (None where it cannot)."""
+@dataclass(frozen=True, eq=False)
+class OpenSource:
+    """An opened source: pictures, or a container with the form in which torchcodec takes it (None where it cannot).
 
-    images: Sequence[Any] | None = None
-    opener: Callable[[], str | BinaryIO] = io.BytesIO
+    refused: why files that the source names were not opened.
+    """
+
+    stack: ExitStack
+    pictures: Pictures | None = None
+    file: BinaryIO | None = None
     plain: str | bytes | None = None
+    is_still: bool = False
+    refused: list[str] = field(default_factory=list)
+
+    def opener(self) -> dict[str, Any]:
+        """The arguments of `av.open`: what to open, and what happens to files that it names (playlists do)."""
+        if isinstance(self.plain, str):
+            # With "file:" no other part of the name is taken for a protocol.
+            return {"file": f"file:{self.plain}", "io_open": self._open_named}
+        assert self.file is not None
+        self.file.seek(0)
+        return {"file": self.file, "io_open": self._open_named}
+
+    def _open_named(self, url: str, flags: int, options: dict[str, str]) -> BinaryIO:
+        path = url.removeprefix("file:")
+        own = self.plain if isinstance(self.plain, str) else None
+        try:
+            if own is None:
+                raise UnreadableError(f"it names another file, {url}: give the path of the playlist instead")
+            if path != own and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(os.path.dirname(own))):
+                raise UnreadableError(f"it names {url}, which is outside its folder")
+            return self.stack.enter_context(open(path, "rb"))
+        except UnreadableError as error:
+            self.refused.append(str(error))
+            raise OSError(str(error)) from error
+        except OSError as error:
+            self.refused.append(f"it names {url}: {error.strerror}")
+            raise
 
 
-def locate(source: Any, deadline: Deadline, stack: ExitStack) -> Place:
+def open_source(source: Any, deadline: Deadline, stack: ExitStack) -> OpenSource:
     """Find out what a source is and open it. Raises `UnreadableError` and whatever the file raises."""
     plain: str | bytes | None = None
     file: BinaryIO
@@ -57,7 +84,7 @@ def locate(source: Any, deadline: Deadline, stack: ExitStack) -> Place:
             raise UnreadableError("URLs are not read; download the file and give its path")
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
-            return Place(images=_list_images(Path(path)))
+            return OpenSource(stack, pictures=list_pictures(Path(path)))
         if stat.S_ISFIFO(mode):
             file = _spool(_read_fifo(path, deadline, stack), stack)
         elif not stat.S_ISREG(mode):
@@ -76,18 +103,13 @@ def locate(source: Any, deadline: Deadline, stack: ExitStack) -> Place:
     head = file.read(16)
     if not head:
         raise UnreadableError("the file is empty")
+    if head.startswith(b"ffconcat"):
+        raise UnreadableError("a script that joins other files: give an HLS playlist or one file")
     is_motion_jpeg = isinstance(plain, str) and plain.lower().endswith((".mjpeg", ".mjpg"))
-    if _IMAGE_SIGNATURE.match(head) and not is_motion_jpeg and not _is_animated(file):
-        return Place(images=[file])
-    if isinstance(plain, str):
-        # With "file:" no other part of the name is taken for a protocol.
-        return Place(opener=lambda: f"file:{plain}", plain=plain)
-
-    def rewound() -> BinaryIO:
-        file.seek(0)
-        return file
-
-    return Place(opener=rewound, plain=plain)
+    pictures = None if is_motion_jpeg else open_pictures(file)
+    if pictures is not None:
+        return OpenSource(stack, pictures=pictures)
+    return OpenSource(stack, file=file, plain=plain, is_still=is_heif(file))
 
 
 def _read_fifo(path: str, deadline: Deadline, stack: ExitStack) -> Iterator[bytes]:
@@ -115,68 +137,3 @@ def _spool(chunks: Iterable[bytes], stack: ExitStack) -> BinaryIO:
             break
         spool.write(chunk)
     return spool
-
-
-def _list_images(folder: Path) -> list[Path]:
-    images = [path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file()]
-    if not images:
-        raise UnreadableError(f"the folder has no images ({', '.join(_IMAGE_SUFFIXES)})")
-    # "2.png" before "10.png": digits compare as numbers.
-    return sorted(images, key=lambda p: [int(s) if s.isdigit() else s.lower() for s in re.split(r"([0-9]+)", p.name)])
-
-
-def _is_animated(file: BinaryIO) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            return getattr(image, "n_frames", 1) > 1  # formats without animation have no such attribute
-    except Image.UnidentifiedImageError as error:
-        raise UnreadableError("a damaged image") from error
-    except Image.DecompressionBombError as error:
-        raise UnreadableError(str(error)) from error
-
-
-def open_image(image: Any) -> np.ndarray:
-    """A still image as uint8 (H, W, 3), turned upright as its EXIF data says."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(image) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode.startswith("I;16"):  # Pillow would clip 16 bits instead of scaling them
-                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        which = f"{image.name}: " if isinstance(image, Path) else ""
-        raise UnreadableError(f"{which}{str(error) or type(error).__name__}") from error
-
-
-def image_decoder() -> tuple[str, str]:
-    """Name and version of what decodes images."""
-    import PIL
-
-    return "pillow", PIL.__version__
-
-
-def image_timeline(images: Sequence[Any], fps: float) -> Timeline:
-    """A time line that shows images at a constant rate."""
-    height, width = open_image(images[0]).shape[:2]
-    return container.counted_timeline(len(images), fps, width, height)
-
-
-def decode_images(
-    place: Place, timeline: Timeline, ticks: Sequence[int], deadline: Deadline
-) -> Iterator[tuple[int, int, np.ndarray]]:
-    """As `container.decode`, for images."""
-    assert place.images is not None
-    for count, tick in enumerate(ticks, start=1):
-        deadline.check()
-        yield tick, count, open_image(place.images[tick])
-
-
-def decode_container(
-    place: Place, timeline: Timeline, ticks: Sequence[int], deadline: Deadline
-) -> Iterator[tuple[int, int, np.ndarray]]:
-    """As `container.decode`."""
-    return container.decode(place.opener, timeline, ticks, deadline)

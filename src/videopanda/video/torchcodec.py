@@ -1,7 +1,7 @@
-"""Decodes chosen frames with torchcodec, where it loads; which frames those are is decided by `_video_container`.
+"""Decodes chosen frames with torchcodec, where it loads; which frames those are is decided by `timeline`.
 
     decoder, version = load()             # None and the reason where torchcodec is absent or does not work
-    for pts, _, rgb in decode(place, timeline, [0, 512], deadline): ...
+    for pts, _, rgb in decode(source, timeline, [0, 512], deadline): ...
 
 A stream that torchcodec would time, turn or colour differently from PyAV is refused.
 """
@@ -16,14 +16,14 @@ from videopanda.video.container import (
     Deadline,
     DisorderedError,
     Reader,
-    Timeline,
     UnreadableError,
     display_matrix,
 )
-from videopanda.video.source import Place
+from videopanda.video.source import OpenSource
+from videopanda.video.timeline import Timeline
 
 # Formats whose conversion to RGB is the same in all releases of FFmpeg; torchcodec and PyAV bring different ones.
-_PLAIN_FORMATS = ("yuv420p", "yuvj420p", "bgra")
+_PLAIN_FORMATS = ("yuv420p", "yuvj420p")
 
 
 @cache
@@ -37,15 +37,15 @@ def load() -> tuple[Any, str]:
     return VideoDecoder, str(torchcodec.__version__)
 
 
-def _check(place: Place, timeline: Timeline, ticks: Sequence[int], deadline: Deadline) -> None:
+def _check(source: OpenSource, timeline: Timeline, ticks: Sequence[int], deadline: Deadline) -> None:
     decoder_class, reason = load()
     if decoder_class is None:
         raise UnreadableError(f"torchcodec does not load: {reason}")
-    if place.plain is None:
+    if source.plain is None:
         raise UnreadableError("torchcodec is used for paths and bytes only")
     if timeline.counted or timeline.pts is None:
         raise UnreadableError("torchcodec is used only where all time stamps are known")
-    reader = Reader(place.opener, timeline, deadline)
+    reader = Reader(source.opener, timeline, deadline)
     try:
         frame = reader.read(timeline.first)
         matrix = display_matrix(frame)
@@ -65,13 +65,13 @@ def _check(place: Place, timeline: Timeline, ticks: Sequence[int], deadline: Dea
 
 
 def decode(
-    place: Place, timeline: Timeline, ticks: Sequence[int], deadline: Deadline
+    source: OpenSource, timeline: Timeline, ticks: Sequence[int], deadline: Deadline
 ) -> Iterator[tuple[int, int, np.ndarray]]:
-    """As `_video_container.decode`: yields (stamp, 0, upright RGB picture uint8 (H, W, 3))."""
-    _check(place, timeline, ticks, deadline)
+    """As `container.decode`: yields (stamp, 0, upright RGB picture uint8 (H, W, 3))."""
+    _check(source, timeline, ticks, deadline)
     decoder_class, _ = load()
     try:
-        decoder = decoder_class(place.plain, dimension_order="NHWC", seek_mode="exact")
+        decoder = decoder_class(source.plain, dimension_order="NHWC", seek_mode="exact")
         for tick in ticks:
             deadline.check()
             frame = decoder.get_frame_at(timeline.index(tick))
