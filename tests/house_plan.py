@@ -14,7 +14,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "": ({"_auto"}, set()),
     "__main__": ({"cli"}, set()),
     "_auto": ({"models", "video"}, set()),
-    "models": ({"."}, {"torch", "transformers", "numpy", "PIL"}),
+    "models": ({".", "models.pictures"}, {"torch", "transformers", "numpy", "PIL"}),
     "models.pictures": (set(), {"numpy", "PIL"}),
     "video": ({".", "models.pictures"}, {"av", "torchcodec", "numpy", "PIL"}),
     "plan": ({".", "models"}, {"torch", "transformers", "psutil", "rich"}),

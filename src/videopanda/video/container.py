@@ -69,10 +69,8 @@ class Deadline:
 
 def _nameless(cls: type, value: object) -> object:
     """A member for a number that the enumeration lacks."""
-    if not isinstance(value, int):
-        return None
-    member = object.__new__(cls)
-    member._name_, member._value_ = f"UNKNOWN_{value}", value  # type: ignore[attr-defined]
+    member: Any = object.__new__(cls)
+    member._name_, member._value_ = f"UNKNOWN_{value}", value
     return member
 
 

@@ -63,7 +63,7 @@ class Pictures:
     def timeline(self, fps: float, limits: "VideoLimits | None", deadline: Deadline) -> Timeline:
         """When the pictures are shown: at the file's own times, else at a constant rate."""
         with self._opened(self.files[0]) as image:
-            count = image.n_frames if self.animated else len(self.files)
+            count = getattr(image, "n_frames", 1) if self.animated else len(self.files)
             width, height = image.size
             if image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):
                 width, height = height, width

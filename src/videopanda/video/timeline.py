@@ -25,6 +25,7 @@ _SLACK = Fraction(1, 2000)
 SHORT_SECONDS = 0.5
 # As the ffmpeg command does: a clock that falls back by this much, or leaps ahead, has been started again.
 _BACKWARD_SECONDS, _FORWARD_SECONDS = 0.1, 10.0
+_TS_DISCONT = 0x0200  # FFmpeg's mark of formats whose clock may leap, as those of broadcasts do
 _CHECK_EVERY = 256  # packets between looks at the clock
 
 
@@ -203,7 +204,7 @@ class _Packets:
         backward, forward = (round(seconds / time_base) for seconds in (_BACKWARD_SECONDS, _FORWARD_SECONDS))
         # Matroska gives one length for all streams. Where clocks may leap, a gap in one stream is no leap if another
         # stream goes on through it. Only then are all streams looked at.
-        may_leap = bool(container.format.flags & av.format.Flags.ts_discont.value)
+        may_leap = bool(int(container.format.flags) & _TS_DISCONT)
         everything = may_leap or "matroska" in container.format.name
         stretch = self.stretches[0]
         last_dts: int | None = None
