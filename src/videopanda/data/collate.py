@@ -1,15 +1,17 @@
 """From samples to one padded batch: visual tensors, token ids, a loss on answers only.
 
-Conversations of one sample share the visual prefix. They are packed into one row behind it and masked from each other,
-so every question is answered exactly as if it stood alone, but the clip is encoded and read once:
+Conversations of one sample share the visual prefix. They are packed into one row after it and masked from each other,
+so every question is answered exactly as if it were alone, but the clip is encoded and prefilled once:
 
     position   0 … P-1      P … P+a      P … P+b
     content    <video>…     question 1   question 2      (question 2 does not see question 1)
+
+A language model whose layers cannot be masked like this gets one conversation per row (`training/packing.py`).
 """
 
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +22,8 @@ from videopanda.models.visual import CELL
 
 IGNORE = -100
 MAX_CELL_WORDS = 5
+ALL_LAYERS = ""  # layer type under which a mask for every layer stands
+FULL_ATTENTION: Mapping[str, int | None] = {ALL_LAYERS: None}
 
 
 def render(
@@ -27,7 +31,7 @@ def render(
 ) -> tuple[str, list[tuple[int, int]]]:
     """The chat text of a conversation and the character spans of its answers, end marker included.
 
-    `template` is a processor or tokenizer with a chat template; without `system_prompt` it writes its own, if any.
+    `template` is a processor or tokenizer with a chat template; without `system_prompt` its own default applies.
 
     Raises:
         ValueError: the template changes earlier text when a message is added, so that answers cannot be located.
@@ -45,12 +49,12 @@ def render(
 
 
 def flipped(pixels: torch.Tensor) -> torch.Tensor:
-    """Mirror whole canvases (..., height, width): left and right change places, also of the padding."""
+    """Mirror whole canvases (..., height, width) left to right, padding included."""
     return pixels.flip(-1)
 
 
 def is_flipped(sample_id: str, video: int, seed: int) -> bool:
-    """Whether a clip is among the half that is mirrored: the same in every process and every epoch."""
+    """Whether a clip belongs to the mirrored half: the same in every process and epoch."""
     return bool(np.random.default_rng([seed, zlib.crc32(sample_id.encode()), video]).random() < 0.5)
 
 
@@ -74,17 +78,19 @@ class Collator:
         processor: a `VideoPandaProcessor`, or a tokenizer with a chat template for samples without videos.
         max_length: longest row in tokens. Conversations that no longer fit are left out (at least one must fit).
         supervise: "answers" puts the loss on answers and their end marker; "all" on every token that is not visual.
+        windows: attention window in tokens (None: unlimited) of each layer type of the language model, or of
+            `ALL_LAYERS` where it takes one mask for all. None puts every conversation in a row of its own.
         pad_to: rows are padded to this length (static shapes for compilation); default the longest row.
-        text: without it, only the visual tensors are made.
-        cell_words: also say what every visual token shows, for videos that know it (`Clip.cell_words`).
-        additive_mask: make the attention mask numbers to add to scores, as eager attention wants it, not booleans.
-        system_prompt: stands in front of every conversation whose sample has none of its own; without either, the
-            chat template's own does.
+        text: if false, only the visual tensors are made.
+        cell_words: also return words for every visual token, for videos that know them (`Clip.cell_words`).
+        additive_mask: additive float mask (eager attention) instead of a boolean mask.
+        system_prompt: precedes every conversation whose sample has none of its own; without either, the default of
+            the chat template applies.
         flip_seed: mirror half of the clips, chosen by this seed and the sample's id, as the official transform does:
             the whole canvas, after padding. Needs a square canvas.
         teacher_processor: also makes `teacher_pixels` (B, T, 3, S, S), mirrored like the student's, and
             `teacher_placement` (B, 6).
-        teacher_features: gives what a teacher made of samples before, instead.
+        teacher_features: returns precomputed teacher features instead.
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class Collator:
         processor: Any,
         max_length: int,
         supervise: Literal["answers", "all"] = "answers",
+        windows: Mapping[str, int | None] | None = FULL_ATTENTION,
         pad_to: int | None = None,
         text: bool = True,
         cell_words: bool = False,
@@ -105,6 +112,7 @@ class Collator:
         self.tokenizer = processor if not hasattr(processor, "video_processor") else processor.tokenizer
         self.max_length = max_length
         self.supervise = supervise
+        self.windows = windows
         self.pad_to = pad_to
         self.text = text
         self.cell_words = cell_words
@@ -114,19 +122,23 @@ class Collator:
         self.teacher_processor, self.teacher_features = teacher_processor, teacher_features
         if flip_seed is not None and processor.video_processor.canvas != "square":
             raise ValueError(
-                "Mirroring the canvas needs a square one: on a tight canvas a picture would leave its place."
+                "Mirroring needs a square canvas: on a tight one the picture would move within the canvas."
             )
         self._word_ids: dict[str, int] = {}
         markers = self.tokenizer.convert_tokens_to_ids(["<video>", "<image>"])
         self.visual_ids = frozenset(token for token in markers if token is not None)
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """Keys: input_ids, labels, position_ids (B, L), attention_mask (B, 1, L, L) and, with videos,
-        pixel_values_videos and video_placement as the video processor makes them.
+        """Keys: input_ids, labels, position_ids (B, L), attention_mask and, with videos, pixel_values_videos and
+        video_placement as the video processor makes them.
 
-        `cell_words` (V, K) holds up to K token ids for each visual token of the batch, -100 where there is none.
+        The attention mask is (B, L) where no row holds several conversations, else (B, 1, L, L), one for each layer
+        type if `windows` has several. `cell_words` (V, K) holds up to K token ids for each visual token of the batch,
+        -100 where there is none.
         """
-        batch: dict[str, torch.Tensor] = {}
+        if self.windows is None:
+            samples = [replace(sample, conversations=(turns,)) for sample in samples for turns in sample.conversations]
+        batch: dict[str, Any] = {}
         expansions: list[str] = []
         videos = [video for sample in samples for video in sample.videos]
         if videos:
@@ -159,10 +171,10 @@ class Collator:
         return batch
 
     def pack(self, sample: Sample, expansions: Sequence[str]) -> Packed:
-        """Tokenise every conversation and join those that fit behind their common visual prefix.
+        """Tokenize every conversation and join those that fit after their common visual prefix.
 
         Raises:
-            ValueError: not even the first conversation fits; it is never cut.
+            ValueError: not even the first conversation fits; conversations are never truncated.
         """
         texts, all_spans = [], []
         for turns in sample.conversations:
@@ -173,7 +185,7 @@ class Collator:
                 grown = len(expansion) - len(self.processor.video_token)
                 text = text[:at] + expansion + text[at + len(self.processor.video_token) :]
                 spans = [(a + grown, b + grown) for a, b in spans]
-                at += len(expansion)  # behind the markers that this video was expanded to
+                at += len(expansion)  # past the placeholders of this video
             texts.append(text)
             all_spans.append(spans)
         encoded = self.tokenizer(texts, return_offsets_mapping=True, add_special_tokens=False)
@@ -191,7 +203,7 @@ class Collator:
                 packed = Packed(ids, labels, list(range(len(ids))), [0] * shared + [1] * (len(ids) - shared))
             elif len(packed) + len(ids) - shared <= self.max_length:
                 packed.ids += ids[shared:]
-                # The token before the segment in the row is a stranger: it must not predict the segment's first one.
+                # The previous token in the row belongs to another conversation: it must not predict this one.
                 packed.labels += [IGNORE, *labels[shared + 1 :]]
                 packed.positions += range(shared, len(ids))
                 packed.segments += [packed.segments[-1] + 1] * (len(ids) - shared)
@@ -211,31 +223,57 @@ class Collator:
             self._word_ids[word] = self.tokenizer.encode(f" {word}", add_special_tokens=False)[0]
         return self._word_ids[word]
 
-    def _pad(self, rows: Sequence[Packed]) -> dict[str, torch.Tensor]:
+    def _pad(self, rows: Sequence[Packed]) -> dict[str, Any]:
         length = self.pad_to or max(len(row) for row in rows)
         fill = {"ids": self.tokenizer.pad_token_id, "labels": IGNORE, "positions": 0, "segments": -1}
         columns = {
             name: torch.tensor([getattr(row, name) + [value] * (length - len(row)) for row in rows])
             for name, value in fill.items()
         }
-        segments = columns["segments"]
-        same = segments[:, :, None] == segments[:, None, :]
-        sees_prefix = (segments[:, None, :] == 0) & (segments[:, :, None] >= 0)
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
-        # A padding row attends to itself: a row without any key would turn into NaN.
-        attention_mask = (same | sees_prefix) & causal
-        if self.additive_mask:
-            attention_mask = torch.zeros(attention_mask.shape).masked_fill_(~attention_mask, torch.finfo().min)
+        # Rows of one conversation need no mask but that of padding, under which a model masks as it does in `generate`.
+        attention_mask: Any = (columns["segments"] >= 0).long()
+        if self.windows is not None and any(row.segments[-1] > 1 for row in rows):
+            attention_mask = attention_masks(
+                columns["segments"], columns["positions"], self.windows, self.additive_mask
+            )
         return {
             "input_ids": columns["ids"],
             "labels": columns["labels"],
             "position_ids": columns["positions"],
-            "attention_mask": attention_mask[:, None],
+            "attention_mask": attention_mask,
         }
 
 
+def attention_masks(
+    segments: torch.Tensor, positions: torch.Tensor, windows: Mapping[str, int | None], additive: bool = False
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Masks (B, 1, L, L) of packed rows, by layer type: a token sees its own conversation and the prefix before it.
+
+    A window counts positions, so a conversation sees as much of the prefix as it does alone, wherever it is in the row.
+
+    Args:
+        segments: (B, L), 0 in the prefix, k in conversation k, -1 in padding.
+        positions: (B, L), of each token in its own conversation.
+        windows: as in `Collator`; a single mask is returned for `ALL_LAYERS`.
+    """
+    same = segments[:, :, None] == segments[:, None, :]
+    in_prefix = (segments[:, None, :] == 0) & (segments[:, :, None] >= 0)
+    # Padding attends to padding: a query without any key would turn into NaN.
+    visible = (same | in_prefix).tril()
+    masks, longest = {}, int(positions.max()) + 1
+    for kind, window in windows.items():
+        mask = visible
+        if window is not None and window < longest:
+            near = positions.to(torch.int32)
+            mask = visible & (near[:, :, None] - near[:, None, :] < window)
+        if additive:
+            mask = torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo().min)
+        masks[kind] = mask[:, None]
+    return masks.get(ALL_LAYERS, masks)
+
+
 def _common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens all conversations of a sample share; 0 when there is only one."""
+    """Number of leading tokens that all conversations of a sample share; 0 when there is only one."""
     if len(rows) < 2:
         return 0
     columns = enumerate(zip(*rows))

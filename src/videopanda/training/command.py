@@ -23,6 +23,7 @@ from videopanda.training.distill import (
     StoredFeatures,
     every_fourth_layer,
 )
+from videopanda.training.packing import for_backbone
 from videopanda.training.run import arguments, make_collator, run_stage
 from videopanda.training.stages import StageConfig, make_config
 from videopanda.training.tasks import Task, VideoLanguage
@@ -43,6 +44,7 @@ def train(stage: str, config: str, set_: list[str], model: Path | None, output: 
     settings = make_config(stage, config, set_)
     # The Trainer's arguments find the other processes, if there are any.
     settings = settings.on(arguments(settings, folder).world_size)
+    settings = for_backbone(settings, model)
     dataset = make_dataset(settings)
     start, processor = _start(settings, model, dataset)
     if settings.lora_rank:
@@ -65,7 +67,7 @@ def own_settings(data: str, media_root: Path | None, lora: bool, quantize: bool)
 
 def make_features(stage: str, config: str, set_: list[str], model: Path, out: Path) -> int:
     """Write the teacher's features of a stage's data, as `write_features`; returns how many clips were new."""
-    settings = make_config(stage, config, set_)
+    settings = for_backbone(make_config(stage, config, set_), model)
     if not settings.teacher:
         raise ValueError("name the teacher with --set teacher=DIR")
     args = arguments(settings, out)

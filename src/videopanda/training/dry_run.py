@@ -27,6 +27,7 @@ from videopanda.models.videopanda import (
 from videopanda.training import build, nano
 from videopanda.training.command import make_dataset
 from videopanda.training.freezing import set_stage
+from videopanda.training.packing import for_backbone
 from videopanda.training.run import part_processes, run_stage
 from videopanda.training.stages import StageConfig, make_config
 
@@ -46,6 +47,7 @@ def plan(stage: str, config: str, set_: list[str], folder: Path | None, processe
     settings = make_config(stage, config, set_).on(processes)
     if folder is None and stage != "language":
         raise ValueError(f"stage {stage} starts from a model: pass --model DIR")
+    settings = for_backbone(settings, folder)
     dataset = make_dataset(settings)
     model, config_ = _on_paper(settings, folder)
     reports = set_stage(model, settings.learning_rates)
@@ -127,7 +129,9 @@ def _trial(job: str, out: Path) -> None:
         settings, batch_size=1, accumulation=1, global_batch=0, max_steps=2, dtype="float32", compile=False,
         distill_weight=0.0, lora_rank=0, quantize="none", log_steps=1, save_steps=1, report_to="", whiten_patches=False,
     )  # fmt: skip
-    model, processor = _small(settings, Path(folder) if folder else None, out)
+    start = Path(folder) if folder else None
+    settings = for_backbone(settings, start)
+    model, processor = _small(settings, start, out)
     run_stage(settings, model, processor, make_dataset(settings), out / "run")
 
 

@@ -29,6 +29,7 @@ from videopanda.models.videopanda.modeling_videopanda_layers import MaskedBatchN
 from videopanda.training.adapter import ADAPTER, merge
 from videopanda.training.callbacks import RunStoppedError, StallWatch, StopOnSignal
 from videopanda.training.freezing import set_stage
+from videopanda.training.packing import adds_masks, checked_windows, packing_report
 from videopanda.training.stages import StageConfig
 from videopanda.training.tasks import Task, VideoLanguage
 from videopanda.training.trainer import MetricsFile, StageTrainer, TaskModule, complete_checkpoints
@@ -74,6 +75,11 @@ def run_stage(
     reports = set_stage(model, stage.learning_rates)
     for report in reports:
         logger.info("%s", report)
+    collator = collator or make_collator(stage, processor)
+    if collator.text:
+        collator.windows = checked_windows(model)
+        collator.additive_mask |= adds_masks(model.get_decoder())
+        logger.info("%s", packing_report(model.config, collator.windows))
     for norm in (module for module in model.modules() if isinstance(module, MaskedBatchNorm)):
         norm.synchronised = stage.sync_batch_norm
     if stage.compile:
@@ -90,7 +96,7 @@ def run_stage(
         model=TaskModule(model, task or VideoLanguage(stage.text_weight, stage.align_weight), stage.seed),
         args=args,
         dataset=dataset,
-        collator=collator or make_collator(stage, processor),
+        collator=collator,
         processing_class=processor,
         callbacks=[metrics, stop, *watch],
         stage=stage,
