@@ -4,8 +4,9 @@
 
 Starts both servers on this machine, with the bundled model, and asks them from this process: every client is a thread
 that sends one question about one of several clips, all at the same moment. "One by one" is the server without a batch
-and without memory of clips (`--max-num-seqs 1 --clip-cache 0 --decoders 1`), asked the same by one client, question after question:
-what a simple loop around the library does. The two take turns; CPU seconds are those of server and readers.
+and without memory of clips (`--max-num-seqs 1 --clip-cache 0 --decoders 1`), asked the same by one client, question
+after question: what a simple loop around the library does. The two take turns; CPU seconds are those of
+server and readers.
 """
 
 import argparse

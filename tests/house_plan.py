@@ -39,7 +39,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "serving": (
         {".", "", "data", "video", "models", "plan", "inference"},
-        {"torch", "transformers", "fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client", "numpy", "PIL"},
+        {"torch", "transformers", "fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client", "numpy", "PIL"}
+        | {"h11", "jinja2"},
     ),
     "bench": (
         {".", "", "data", "video", "models", "inference", "encoders", "training"},

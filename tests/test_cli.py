@@ -124,6 +124,7 @@ SURFACE = {
     ),
     "serve": (
         {"--model", "--host", "--port", "--api-key", "--api-keys", "--name", "--device", "--allow-host", "--files"}
+        | {"--allow-origin", "--public-url", "--media-root"}
         | {
             "--keep",
             "--max-upload",

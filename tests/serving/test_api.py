@@ -48,6 +48,10 @@ def file(uploaded):
     return {"type": "file", "file": {"file_id": uploaded.id}}
 
 
+def split_placeholder():
+    return [{"type": "text", "text": "a <vid"}, {"type": "text", "text": "eo> b"}]
+
+
 def ask(client, *parts, **fields):
     content = [part if isinstance(part, dict) else {"type": "text", "text": part} for part in parts]
     return client.chat.completions.create(model="nano", messages=[{"role": "user", "content": content}], **fields)
@@ -161,12 +165,41 @@ def test_files_are_kept_listed_and_deleted(client):
     one = client.files.create(file=("my clip.mp4", DEMO.read_bytes()), purpose="user_data")
     assert (one.filename, one.bytes) == ("my clip.mp4", DEMO.stat().st_size)
     assert one.id in [entry.id for entry in client.files.list()]
+    assert client.files.content(one.id).read() == DEMO.read_bytes()
     assert client.files.retrieve(one.id).id == one.id
     assert client.files.delete(one.id).deleted
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(one.id)
     with pytest.raises(openai.NotFoundError, match="upload it first"):
         ask(client, file(one), "What?")
+
+
+def test_files_are_listed_in_pages_and_expire_when_asked(client, server):
+    """`limit`, `after`, `order` and `purpose` as in OpenAI's API; the client follows the pages by itself."""
+    sent = [client.files.create(file=(f"{i}.mp4", DEMO.read_bytes()), purpose="vision").id for i in range(3)]
+    pages = list(client.files.list(limit=2, purpose="vision", order="asc").iter_pages())
+    assert [len(page.data) for page in pages if page.data] == [2, 1]
+    assert [one.id for page in pages for one in page.data] == sent
+    assert [one.id for one in client.files.list(limit=1, purpose="vision").data] == sent[-1:]
+    assert client.files.list(purpose="batch").data == []
+    with pytest.raises(openai.BadRequestError, match="limit"):
+        client.files.list(limit=0)
+    with pytest.raises(openai.NotFoundError):
+        client.files.list(after="file-none")
+    short = client.files.create(
+        file=("b.mp4", DEMO.read_bytes()),
+        purpose="vision",
+        expires_after={"anchor": "created_at", "seconds": 3600},
+    )
+    assert 3599 <= short.expires_at - short.created_at <= 3601
+    with pytest.raises(openai.BadRequestError, match="at most 86400 seconds"):
+        client.files.create(
+            file=("b.mp4", DEMO.read_bytes()),
+            purpose="vision",
+            expires_after={"anchor": "created_at", "seconds": 86_401},
+        )
+    for id_ in [*sent, short.id]:
+        client.files.delete(id_)
 
 
 def test_frames_with_times_are_shown(server, uploaded):
@@ -182,6 +215,7 @@ def test_frames_with_times_are_shown(server, uploaded):
 def test_the_model_is_told(client, server):
     (model,) = client.models.list()
     assert client.models.retrieve(model.id).id == model.id == "nano"
+    assert model.model_extra["architecture"]["input_modalities"] == ["text", "image", "video"]
     health = server.health()
     assert health == {"status": "ok", "model": "nano", "needs_key": False, "running": 0, "waiting": 0}
     before = server.metric('videopanda_tokens_total{kind="completion"}')
@@ -193,9 +227,8 @@ def test_the_model_is_told(client, server):
 @pytest.mark.parametrize(
     ("fields", "status", "message"),
     [
-        ({"model": "gpt"}, 404, "no model 'gpt'"),
-        ({"max_tokens": 10_000}, 400, "at most 1024"),
-        ({"max_tokens": 3, "max_completion_tokens": 4}, 400, "differ"),
+        ({"model": "gpt"}, 404, "unknown model 'gpt'"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, 400, "disagree"),
         ({"temperature": 3}, 400, "temperature"),
         ({"n": 2}, 400, "n: "),
         ({"extra_body": {"top_q": 1}}, 400, "top_q"),
@@ -203,11 +236,12 @@ def test_the_model_is_told(client, server):
         ({"extra_body": {"video": {"num_frames": 33}}}, 422, "more than 32 frames"),
         ({"extra_body": {"video": {"start": 1000}}}, 422, "lasts only"),
         ({"messages": []}, 400, "messages"),
-        ({"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "?"}]}, 400, "system"),
-        ({"messages": [{"role": "user", "content": " "}]}, 400, "asks nothing"),
+        ({"messages": [{"role": "user", "content": " "}]}, 400, "has no text"),
         ({"messages": [{"role": "user", "content": "a <video> b"}]}, 400, "must not contain <video>"),
         ({"messages": [{"role": "assistant", "content": "?"}]}, 400, "last message"),
-        ({"messages": [{"role": "user", "content": "word " * 3000}]}, 422, "do not fit"),
+        ({"messages": [{"role": "user", "content": None}]}, 400, r"messages\[0\]: content is empty"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tool calling is not supported"),
+        ({"messages": [{"role": "user", "content": split_placeholder()}]}, 400, "must not contain <video>"),
     ],
 )
 def test_mistakes_are_told_in_openais_words(client, uploaded, fields, status, message):
@@ -216,6 +250,22 @@ def test_mistakes_are_told_in_openais_words(client, uploaded, fields, status, me
         client.chat.completions.create(**{"model": "nano", "messages": messages, **fields})
     assert caught.value.status_code == status
     assert set(caught.value.body) == {"message", "type", "param", "code"}
+
+
+def test_what_is_too_long_for_the_context_is_told_with_openais_code(client, uploaded):
+    """In the text alone, in the frames, or in both together."""
+    for parts in (["word " * 3000], [file(uploaded), "word " * 600], [*[file(uploaded)] * 20, "What?"]):
+        with pytest.raises(openai.BadRequestError, match=r"2,?048") as caught:
+            ask(client, *parts)
+        assert caught.value.body["code"] == "context_length_exceeded"
+
+
+def test_a_longer_reply_than_there_is_room_for_is_shortened(client, uploaded):
+    """max_tokens above the server's limit, and above what the context has left."""
+    reply = ask(client, "Tell me all.", temperature=2.0, seed=1, max_tokens=100_000)
+    assert reply.usage.completion_tokens <= 1024
+    long = ask(client, file(uploaded), "word " * 200, temperature=2.0, seed=2, max_tokens=1024)
+    assert long.usage.total_tokens <= 2048
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v2", 404), ("PUT", "/v1/files", 405)])

@@ -13,7 +13,7 @@ from videopanda.inference.answer import ask, encode, question_messages, reply
 from videopanda.inference.clip_cache import Visual, VisualCache
 from videopanda.inference.engine import Engine, Failed, Limits, Piece, Question
 from videopanda.inference.sampling import Sampling, TextStream
-from videopanda.serving.errors import BusyError, StoppedError, UnfitError
+from videopanda.serving.errors import BusyError, ContextLengthError, StoppedError, UnfitError
 
 QUESTIONS = ["What colour is the circle?", "How many?", "Which way does the red circle move after it was green?"]
 
@@ -258,15 +258,16 @@ def test_the_batch_never_holds_more_than_it_may(loaded, monkeypatch):
     asked_ = [Asked(engine, question(processor, text * 3, max_new_tokens=60)) for text in QUESTIONS * 3]
     assert all(one.end().record.completion_tokens == 60 for one in asked_)
     assert 300 < max(held) <= 700
-    with pytest.raises(UnfitError, match="use fewer frames"):
-        Asked(engine, question(processor, "What?", max_new_tokens=700)).end()
+    assert Asked(engine, question(processor, "What?", max_new_tokens=800)).end().record.completion_tokens < 700
+    with pytest.raises(ContextLengthError, match="use fewer frames"):
+        Asked(engine, question(processor, "word " * 700)).end()
     engine.close()
 
 
 def test_a_clip_that_does_not_fit_is_refused_before_it_is_encoded(engine, loaded, monkeypatch):
     _, processor = loaded
     long = visual(number=200)
-    with pytest.raises(UnfitError, match=r"at most [0-9]+ frames fit"):
+    with pytest.raises(ContextLengthError, match=r"at most [0-9]+ frames fit"):
         Asked(engine, question(processor, "What?", long)).end()
     monkeypatch.setattr("videopanda.inference.engine.budget", lambda model: 1 << 20)
     with pytest.raises(UnfitError, match="of memory"):

@@ -19,7 +19,7 @@ from media import read_numbers, write_video
 from videopanda.serving.decoder_pool import DecodeLimits, DecoderPool
 from videopanda.serving.errors import ForbiddenError, NotFoundError, StoppedError, TooLargeError, UnfitError
 from videopanda.serving.fetch import FetchPolicy, fetch, is_public
-from videopanda.serving.uploads import FileLimits, FileStore, sniff_mime_type
+from videopanda.serving.uploads import MARKER, FileLimits, FileStore, sniff_mime_type
 from videopanda.video.read import VideoLimits, VideoReadError, read_video
 
 LIMITS = VideoLimits(source_frames=200, pixels=100_000, frames=16)
@@ -185,19 +185,19 @@ def test_files_stay_until_their_time_is_over(path, tmp_path):
     with pytest.raises(ValueError, match="another server"):
         FileStore(tmp_path / "s", FileLimits())
     # A server that was killed leaves half a file and one that was never finished.
-    (tmp_path / "s" / "parts" / "half").write_bytes(b"x")
-    (tmp_path / "s" / "files" / "file-without").write_bytes(b"x")
-    (tmp_path / "s" / "files" / "file-torn.json").write_text("{")
+    (tmp_path / "s" / "parts" / ("0" * 32)).write_bytes(b"x")
+    (tmp_path / "s" / "files" / f"file-{'1' * 24}").write_bytes(b"x")
+    (tmp_path / "s" / "files" / f"file-{'2' * 24}.json").write_text("{")
     store.close()
     again = FileStore(tmp_path / "s", FileLimits(keep_seconds=3600))
     assert again.list("me") == [file]
-    assert {p.name for p in (tmp_path / "s").rglob("*") if p.is_file()} == {"lock", file.id, f"{file.id}.json"}
+    assert {p.name for p in (tmp_path / "s").rglob("*") if p.is_file()} == {MARKER, file.id, f"{file.id}.json"}
     again.close()
     meta = tmp_path / "s" / "files" / f"{file.id}.json"
     meta.write_text(json.dumps({**json.loads(meta.read_text()), "expires_at": time.time() - 1}))
     last = FileStore(tmp_path / "s", FileLimits())
     assert last.list("me") == []
-    assert {p.name for p in (tmp_path / "s").rglob("*") if p.is_file()} == {"lock"}
+    assert {p.name for p in (tmp_path / "s").rglob("*") if p.is_file()} == {MARKER}
     last.close()
 
 
@@ -209,13 +209,50 @@ def test_bytes_of_files_are_bounded(path, tmp_path):
     with pytest.raises(UnfitError):
         upload(store, b"no video")
     first, _ = upload(store, content), upload(store, content)
-    with pytest.raises(TooLargeError, match="holds as many"):
+    with pytest.raises(TooLargeError, match="storage is full"):
         upload(store, content)
     store.remove(first.id, "me")
     upload(store, content)
     assert not list((tmp_path / "s" / "parts").iterdir())
     assert len(list((tmp_path / "s" / "files").iterdir())) == 4
     store.close()
+
+
+def test_nothing_is_deleted_that_the_store_did_not_make(path, tmp_path):
+    """A folder of other things is refused; strange names and links inside an own folder stay, and are not served."""
+    photos = tmp_path / "photos"
+    (photos / "parts").mkdir(parents=True)
+    (photos / "parts" / "holiday.mp4").write_bytes(b"x")
+    with pytest.raises(ValueError, match="not empty and not a folder of uploads"):
+        FileStore(photos, FileLimits())
+    assert (photos / "parts" / "holiday.mp4").read_bytes() == b"x"
+    (tmp_path / "link").symlink_to(photos)
+    with pytest.raises(ValueError, match="not a real folder"):
+        FileStore(tmp_path / "link", FileLimits())
+
+    store = FileStore(tmp_path / "s", FileLimits())
+    file = upload(store, path.read_bytes())
+    store.close()
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s" * file.bytes)
+    linked = tmp_path / "s" / "files" / f"file-{'1' * 24}"
+    linked.symlink_to(secret)
+    meta = json.loads((tmp_path / "s" / "files" / f"{file.id}.json").read_text())
+    linked.with_suffix(".json").write_text(json.dumps({**meta, "id": linked.name}))
+    for name in ("files/notes.txt", "parts/notes.txt"):
+        (tmp_path / "s" / name).write_text("mine")
+    again = FileStore(tmp_path / "s", FileLimits())
+    assert again.list("me") == [file]
+    assert linked.is_symlink()
+    assert secret.exists()
+    assert [(tmp_path / "s" / name).read_text() for name in ("files/notes.txt", "parts/notes.txt")] == ["mine"] * 2
+    again.close()
+    parts = tmp_path / "s" / "parts"
+    (parts / "notes.txt").rename(tmp_path / "notes.txt")
+    parts.rmdir()
+    parts.symlink_to(photos / "parts")
+    with pytest.raises(ValueError, match="not a real folder"):
+        FileStore(tmp_path / "s", FileLimits())
 
 
 # -- addresses ---------------------------------------------------------------------------------------------------------
@@ -251,6 +288,13 @@ PUBLIC = "93.184.215.14"
         ("64:ff9b::7f00:1", False),
         ("64:ff9b:1::a00:1", False),
         ("::127.0.0.1", False),
+        ("fec0::1", False),  # site-local: private before fd00::/8 was
+        ("2001:db8::1", False),  # for documentation, as is the next
+        ("3fff::1", False),
+        ("2001:20::1", False),
+        ("100::1", False),
+        ("5f00::1", False),
+        ("192.88.99.1", False),
     ],
 )
 def test_public_addresses(address, public):
@@ -266,6 +310,14 @@ def other(path):
         def do_GET(self):
             seen.append((self.headers["Host"], self.path))
             name, _, argument = self.path[1:].partition("?")
+            if name == "slow-head":  # a header that never ends, byte by byte
+                self.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
+                while not stop.wait(0.05):
+                    try:
+                        self.wfile.write(b"x")
+                    except OSError:
+                        return
+                return
             if name == "to":
                 self.send_response(302)
                 self.send_header("Location", argument)
@@ -393,5 +445,11 @@ def test_size_time_and_redirects_are_bounded(other):
     with pytest.raises(UnfitError, match="404"):
         fetch("http://a.example/missing", lambda chunk: None, world.remote())
     slow = FetchPolicy(hosts=["a.example"], look_up=world.look_up, connect=world.connect, timeout=0.6)
-    with pytest.raises(UnfitError, match=r"too long|timed out"):
-        fetch("http://a.example/slow", lambda chunk: None, slow)
+    for name in ("slow", "slow-head"):
+        with pytest.raises(UnfitError, match="timed out"):
+            fetch(f"http://a.example/{name}", lambda chunk: None, slow)
+    hung = threading.Event()
+    late = replace(slow, look_up=lambda *_, **__: hung.wait(30) and [])
+    with pytest.raises(UnfitError, match="timed out"):
+        fetch("http://a.example/clip", lambda chunk: None, late)
+    hung.set()

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from videopanda.cli.checks import listen, require_checkpoint, require_extra
 from videopanda.cli.options import Device, Model, quiet
 
 
@@ -36,6 +37,22 @@ def serve_verb(
             metavar="HOST",
             help="Fetch videos from this host, if it is a public one (*.example.org: all below); may be repeated.",
         ),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-origin",
+            metavar="ORIGIN",
+            help="Let web pages of this origin, such as https://app.example.org, use the API; may be repeated.",
+        ),
+    ] = None,
+    public_url: Annotated[
+        str | None,
+        typer.Option("--public-url", metavar="URL", help="Where users reach the server through a reverse proxy."),
+    ] = None,
+    media_root: Annotated[
+        Path | None,
+        typer.Option("--media-root", metavar="DIR", help="Let clients name files below this folder as file:// URLs."),
     ] = None,
     files: Annotated[
         Path | None,
@@ -76,34 +93,76 @@ def serve_verb(
 
     Ask it:   curl -F file=@clip.mp4 localhost:8000/v1/files, then POST its id to /v1/chat/completions
     """
-    try:
-        from videopanda.serving.run import default_files, serve
-    except ImportError as error:
-        raise ValueError(f"serving needs {error.name}: pip install 'videopanda\\[serve]'") from error
-    from videopanda.inference.engine import Limits
-    from videopanda.serving.api import ServerSettings
-    from videopanda.serving.decoder_pool import DecodeLimits
+    require_extra("serve", "fastapi", "uvicorn", "multipart", "prometheus_client")
     from videopanda.serving.fetch import FetchPolicy
-    from videopanda.serving.uploads import FileLimits
-    from videopanda.video.read import VideoLimits
+    from videopanda.serving.uploads import FileLimits, FileStore, default_files
 
-    keys = [*(api_key or []), *(api_keys.read_text(encoding="utf-8").split() if api_keys else [])]
-    if host not in ("127.0.0.1", "::1", "localhost") and not keys:
+    require_checkpoint(model)
+    keys = [*(api_key or []), *(_keys(api_keys) if api_keys else [])]
+    hosts, origins = _names(host, public_url, allow_origin or [], bool(keys))
+    if media_root is not None and not media_root.is_dir():
+        raise FileNotFoundError(f"--media-root {media_root}: no such folder")
+    file_limits = FileLimits(max_upload << 20, max_files << 30, keep * 3600)
+    listener = listen(host, port)
+    files = files or default_files(port)
+    FileStore(files, file_limits).close()  # refused now, not after the model is loaded
+    if not hosts and not keys:
         print(
             "videopanda: WARNING: no API key set; anyone who can reach this host can use the server (see --api-keys)",
             file=sys.stderr,
         )
     if model is None:
         print("videopanda: using the bundled nano model, trained on moving shapes only (see --model)", file=sys.stderr)
+    from videopanda.inference.engine import Limits
+    from videopanda.serving.api import ServerSettings
+    from videopanda.serving.decoder_pool import DecodeLimits
+    from videopanda.serving.run import serve
+    from videopanda.video.read import VideoLimits
+
     quiet()
     settings = ServerSettings(
         name=name or "",
-        files=files or default_files(port),
+        files=files,
         max_tokens=max_new_tokens,
         keys=tuple(keys),
-        file_limits=FileLimits(max_upload << 20, max_files << 30, keep * 3600),
+        file_limits=file_limits,
         decode=DecodeLimits(decoders, decode_timeout, limits=VideoLimits(500_000, max_pixels, max_frames)),
         fetch=FetchPolicy(tuple(allow_host or ()), max_upload << 20, decode_timeout),
+        hosts=hosts,
+        origins=origins,
+        media_root=media_root,
     )
     limits = Limits(max_rows=max_num_seqs, max_waiting=max_queue, cache_bytes=int(clip_cache * (1 << 30)))
-    serve(model, device, host, port, limits, settings)
+    serve(model, device, listener, limits, settings)
+
+
+def _keys(file: Path) -> list[str]:
+    keys = file.read_text(encoding="utf-8").split()
+    if not keys:
+        raise ValueError(f"{file} holds no API key")
+    return keys
+
+
+def _names(
+    host: str, public_url: str | None, allowed: list[str], has_keys: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names by which the server may be addressed (none: any), and origins of pages that may use it.
+
+    On loopback the names are fixed: otherwise a page whose name leads to 127.0.0.1 (DNS rebinding) could use it.
+    """
+    from urllib.parse import urlsplit
+
+    for origin in allowed:
+        if origin != "*" and (urlsplit(origin).path or not urlsplit(origin).netloc):
+            raise ValueError(f"--allow-origin is scheme and host, such as https://app.example.org, not {origin!r}")
+    if "*" in allowed and not has_keys:
+        raise ValueError("--allow-origin * lets every web page use this server: it needs --api-keys")
+    names = ["localhost", "127.0.0.1", "::1", host]
+    if public_url is not None:
+        parts = urlsplit(public_url.rstrip("/"))
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path:
+            raise ValueError(f"--public-url is scheme and host, such as https://video.example.org, not {public_url!r}")
+        names.append(parts.hostname)
+        allowed = [*allowed, f"{parts.scheme}://{parts.netloc}"]
+    on_loopback = host in ("localhost", "::1") or host.startswith("127.")
+    return tuple(names) if on_loopback else (), tuple(allowed)

@@ -26,7 +26,7 @@ from videopanda.inference.clip_cache import Visual, VisualCache
 from videopanda.inference.sampling import Sampling, TextStream, TokenChooser, check_generation, end_tokens
 from videopanda.models.videopanda import VideoPandaVisualOutput
 from videopanda.plan.planner import DoesNotFitError, budget, planner_for
-from videopanda.serving.errors import BusyError, StoppedError, UnfitError
+from videopanda.serving.errors import BusyError, ContextLengthError, StoppedError, UnfitError
 
 READS_PER_STEP = 4  # prompts that are read while the others wait for their next token
 
@@ -107,7 +107,7 @@ class Job:
     """A question on its way. The engine's thread alone changes it, except for `cancel`."""
 
     def __init__(self, question: Question, listener: Listener, stream: TextStream, chooser: TokenChooser):
-        self.question, self.listener = question, listener
+        self.question, self.listener, self.max_new_tokens = question, listener, question.max_new_tokens
         self.stream, self.chooser = stream, chooser
         self.row = Row([])
         self.record = Record([visual.frame_times for visual in question.visuals])
@@ -122,7 +122,7 @@ class Job:
     @property
     def most_positions(self) -> int:
         """Length of the row if the reply becomes as long as it may."""
-        return self.record.prompt_tokens + self.question.max_new_tokens
+        return self.record.prompt_tokens + self.max_new_tokens
 
 
 class _Failing:
@@ -286,17 +286,22 @@ class Engine:
         ids = self.token_ids(question)
         job.record.prompt_tokens = len(ids)
         job.record.visual_tokens = sum(len(visual.encoded.tokens) for visual in question.visuals if visual.encoded)
-        self.check_fit(len(ids), question.max_new_tokens)
+        job.max_new_tokens = self.room_for(len(ids), question.max_new_tokens)
         job.row.ids = ids
 
     def _require_fit(self, visual: Visual, question: Question) -> None:
-        """See that a clip fits into context and memory before it is encoded. Raises UnfitError."""
+        """See that a clip fits into context and memory before it is encoded. Raises ContextLengthError, UnfitError."""
         assert visual.video is not None
         frames, height, width, _ = visual.video.frames.shape
         planner = planner_for(self.model, self.processor.video_processor)
         try:
-            planner.require_context(frames, height, width, text_tokens=0, new_tokens=question.max_new_tokens)
-            planner.plan(frames, height, width, new_tokens=question.max_new_tokens).require(budget(self.model))
+            planner.require_context(frames, height, width, text_tokens=0, new_tokens=1)
+        except DoesNotFitError as error:
+            raise ContextLengthError(str(error), "messages") from error
+        room = self.context - self.processor.video_processor.token_count(frames, height, width)
+        try:
+            plan = planner.plan(frames, height, width, new_tokens=min(question.max_new_tokens, room))
+            plan.require(budget(self.model))
         except DoesNotFitError as error:
             raise UnfitError(str(error)) from error
 
@@ -317,19 +322,16 @@ class Engine:
         text = re.sub(places, lambda _: next(markers), text)
         return list(processor.tokenizer([text], add_special_tokens=False)["input_ids"][0])
 
-    def check_fit(self, prompt_tokens: int, max_new_tokens: int) -> None:
-        """See that a prompt and its reply can be held at all.
-
-        Raises:
-            UnfitError: they cannot; the message says by how much.
-        """
+    def room_for(self, prompt_tokens: int, max_new_tokens: int) -> int:
+        """The longest reply to a prompt of this length, up to `max_new_tokens`. Raises ContextLengthError."""
         limit = min(self.context, self.max_positions)
-        if prompt_tokens + max_new_tokens > limit:
-            raise UnfitError(
-                f"a prompt of {prompt_tokens} tokens and a reply of up to {max_new_tokens} do not fit into the {limit} "
-                "tokens that this server holds for a conversation: use fewer frames, a shorter conversation or a "
-                "smaller max_tokens"
+        if prompt_tokens >= limit:
+            raise ContextLengthError(
+                f"the prompt has {prompt_tokens:,} tokens; prompt and reply together can have {limit:,}: "
+                "use fewer frames or a shorter conversation",
+                "messages",
             )
+        return min(max_new_tokens, limit - prompt_tokens)
 
     def _read(self, job: Job) -> None:
         """Run the prompt, from behind the last visual where that was read before, and choose the first token."""
@@ -385,7 +387,7 @@ class Engine:
         if piece:
             job.listener(Piece(piece))
         ended = token in self._ends or job.stream.stopped
-        if not ended and record.completion_tokens < job.question.max_new_tokens:
+        if not ended and record.completion_tokens < job.max_new_tokens:
             return True
         record.seconds["generate"] = time.perf_counter() - job.since
         if last := job.stream.finish():

@@ -1,35 +1,36 @@
 """The HTTP interface: OpenAI's chat completions and files over one engine, a health check, metrics, and the page."""
 
 import asyncio
-import base64
-import io
+import errno
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from fastapi import APIRouter, FastAPI, File, Form, Query, Request, Response, UploadFile
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from PIL import Image
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from videopanda.inference.engine import Engine, Failed, Finished, Piece, Question, Record
 from videopanda.inference.sampling import Sampling
+from videopanda.serving import files
 from videopanda.serving.decoder_pool import DecodeLimits, DecoderPool
-from videopanda.serving.errors import NotFoundError, ServeError
+from videopanda.serving.errors import NotFoundError, ServeError, StorageError
 from videopanda.serving.fetch import FetchPolicy
+from videopanda.serving.files import owner_of_request
 from videopanda.serving.media import MediaLoader
 from videopanda.serving.metrics import Metrics
 from videopanda.serving.middleware import GateLimits, RequestGate, error_body
-from videopanda.serving.protocol import ChatRequest, FrameChoice
-from videopanda.serving.uploads import FileLimits, FileStore, StoredFile
+from videopanda.serving.prompt import PromptRules
+from videopanda.serving.protocol import ChatRequest
+from videopanda.serving.uploads import FileLimits, FileStore
 
 _PAGE = Path(__file__).parent / "page"
 _EXAMPLES = Path(__file__).parents[1] / "assets"
@@ -42,7 +43,12 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How a server is run. `name`: of the model, as clients call it; `files`: folder of uploaded files."""
+    """How a server is run.
+
+    name: of the model, as clients call it. files: folder of uploaded files. max_tokens: longest reply.
+    hosts: names by which clients may address the server; none: any. origins: of foreign web pages that may use it.
+    media_root: folder whose files clients may name as file:// URLs, if any.
+    """
 
     name: str
     files: Path
@@ -52,35 +58,38 @@ class ServerSettings:
     decode: DecodeLimits = field(default_factory=DecodeLimits)
     fetch: FetchPolicy = field(default_factory=FetchPolicy)
     json_bytes: int = 64 << 20
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    media_root: Path | None = None
 
 
 class Service:
-    """The engine and all that stands around it."""
+    """The engine and what serves it."""
 
     def __init__(self, engine: Engine, settings: ServerSettings):
         self.engine, self.settings = engine, settings
         self.metrics = Metrics(engine)
         self.store = FileStore(settings.files, settings.file_limits)
         self.pool = DecoderPool(settings.decode)
-        self.media = MediaLoader(engine.processor, engine.visuals, self.pool, self.store, settings.fetch)
+        rules = PromptRules(engine.processor, engine.context)
+        self.media = MediaLoader(rules, engine.visuals, self.pool, self.store, settings.fetch, settings.media_root)
         self.started = int(time.time())
 
     async def question(self, request: ChatRequest, owner: str) -> Question:
         """What the engine is asked. Raises ServeError."""
         if request.model not in (None, self.settings.name):
-            raise NotFoundError(f"there is no model {request.model!r} here, but {self.settings.name!r}", "model")
-        most = request.max_completion_tokens or request.max_tokens
-        if most is not None and most > self.settings.max_tokens:
-            raise ServeError(f"max_tokens is at most {self.settings.max_tokens} on this server", "max_tokens")
+            raise NotFoundError(f"unknown model {request.model!r}; this server serves {self.settings.name!r}", "model")
         began = time.perf_counter()
-        messages, visuals = await self.media.conversation(request.messages, request.video, owner)
-        extra = {} if most is None else {"max_new_tokens": most}
+        messages, visuals = await self.media.conversation(request, owner)
+        # A longer reply than the server gives ends with finish_reason "length", as one that was asked for.
+        most = request.max_new_tokens
+        extra = {} if most is None else {"max_new_tokens": min(most, self.settings.max_tokens)}
         return Question(
             messages,
             visuals,
             # Greedy unless asked otherwise, as the library.
             sampling=Sampling(
-                request.temperature or 0.0, 1.0 if request.top_p is None else request.top_p, request.seed
+                request.sampling_temperature, 1.0 if request.top_p is None else request.top_p, request.seed
             ),
             stops=request.stops,
             decode_seconds=time.perf_counter() - began if visuals else 0.0,
@@ -152,10 +161,6 @@ def _service(request: Request) -> Service:
     return request.app.state.service
 
 
-def _owner(request: Request) -> str:
-    return str(request.scope.get("owner", ""))
-
-
 # -- chat --------------------------------------------------------------------------------------------------------------
 @router.post("/v1/chat/completions", response_model=None)
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
@@ -163,7 +168,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     service = _service(request)
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.settings.name}
     try:
-        question = await _unless_gone(request, service.question(body, _owner(request)))
+        question = await _unless_gone(request, service.question(body, owner_of_request(request)))
         events = service.events(question)
         if body.stream:
             first = await _unless_gone(request, anext(events))  # what cannot be answered has a status of its own
@@ -212,97 +217,6 @@ async def _stream(
         await events.aclose()
 
 
-# -- files -------------------------------------------------------------------------------------------------------------
-def _file(file: StoredFile) -> dict[str, Any]:
-    return {
-        "id": file.id,
-        "object": "file",
-        "bytes": file.bytes,
-        "created_at": file.created_at,
-        "expires_at": int(file.expires_at),
-        "filename": file.name,
-        "purpose": "user_data",
-        "status": "processed",
-        "videopanda": {"kind": file.kind, "mime": file.mime},
-    }
-
-
-@router.post("/v1/files")
-async def upload_file(
-    request: Request,
-    file: Annotated[UploadFile, File(description="A video or an image.")],
-    purpose: Annotated[
-        str, Form(max_length=100, description="Taken for OpenAI's sake; means nothing here.")
-    ] = "user_data",
-) -> dict[str, Any]:
-    """Upload a file once, and ask about it often by its id."""
-    with _service(request).store.new((file.filename or "")[:255], _owner(request)) as upload:
-        while chunk := await file.read(_UPLOAD_CHUNK):
-            upload.write(chunk)
-        return _file(upload.finish())
-
-
-@router.get("/v1/files")
-async def list_files(request: Request) -> dict[str, Any]:
-    """The files of this key, newest first."""
-    return {
-        "object": "list",
-        "data": [_file(file) for file in _service(request).store.list(_owner(request))],
-        "has_more": False,
-    }
-
-
-@router.get("/v1/files/{file_id}")
-async def get_file(request: Request, file_id: str) -> dict[str, Any]:
-    """What is known of a file."""
-    return _file(_service(request).store.get(file_id, _owner(request)))
-
-
-@router.delete("/v1/files/{file_id}")
-async def delete_file(request: Request, file_id: str) -> dict[str, Any]:
-    """Delete a file."""
-    _service(request).store.remove(file_id, _owner(request))
-    return {"id": file_id, "object": "file", "deleted": True}
-
-
-@router.get("/v1/files/{file_id}/frames")
-async def file_frames(
-    request: Request,
-    file_id: str,
-    start: Annotated[float | None, Query(allow_inf_nan=False)] = None,
-    end: Annotated[float | None, Query(allow_inf_nan=False)] = None,
-    fps: Annotated[float | None, Query(allow_inf_nan=False)] = None,
-    num_frames: int | None = None,
-    max_side: int = _THUMBNAIL_SIDE,
-) -> dict[str, Any]:
-    """The frames that a question with this choice would look at, as small JPEG pictures with their times."""
-    service = _service(request)
-    try:
-        choice = FrameChoice(start=start, end=end, fps=fps, num_frames=num_frames, max_side=max_side)
-    except ValidationError as error:
-        raise RequestValidationError(error.errors(include_url=False, include_input=False)) from error
-    video = await service.media.thumbnails(file_id, choice, _owner(request))
-    pictures = await asyncio.to_thread(lambda: [_jpeg(frame) for frame in video.frames])
-    frames = [
-        {"time": float(moment), "index": int(index), "image": picture}
-        for moment, index, picture in zip(video.timestamps, video.indices, pictures)
-    ]
-    return {
-        "object": "list",
-        "data": frames,
-        "duration": video.duration,
-        "width": video.width,
-        "height": video.height,
-        "fps": video.source_fps,
-    }
-
-
-def _jpeg(frame: Any) -> str:
-    content = io.BytesIO()
-    Image.fromarray(frame).save(content, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
-
-
 # -- models, health, metrics, page -------------------------------------------------------------------------------------
 def _model(service: Service) -> dict[str, Any]:
     return {
@@ -311,6 +225,7 @@ def _model(service: Service) -> dict[str, Any]:
         "created": service.started,
         "owned_by": "videopanda",
         "max_model_len": service.engine.context,
+        "architecture": {"input_modalities": ["text", "image", "video"], "output_modalities": ["text"]},
     }
 
 
@@ -325,7 +240,7 @@ async def get_model(request: Request, model: str) -> dict[str, Any]:
     """The model of this server, by its name."""
     service = _service(request)
     if model != service.settings.name:
-        raise NotFoundError(f"there is no model {model!r} here, but {service.settings.name!r}")
+        raise NotFoundError(f"unknown model {model!r}; this server serves {service.settings.name!r}", "model")
     return _model(service)
 
 
@@ -370,7 +285,21 @@ def _error_of(error: Exception) -> tuple[int, dict[str, Any]]:
     if isinstance(error, ServeError):
         kind = _KINDS.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
         return error.status, error_body(str(error), kind, error.code, error.param)
-    return 500, error_body("the server failed at this request; its log says more", "server_error", "internal_error")
+    return 500, error_body("internal server error; see the server log", "server_error", "internal_error")
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether an error says that a disk or a quota is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+_FULL = StorageError("the disk of the server is full: delete files or retry later")
+
+
+async def _on_os_error(request: Request, error: Exception) -> Response:
+    if not _is_full(error):
+        raise error  # logged, and answered with 500
+    return await _on_serve_error(request, _FULL)
 
 
 async def _on_serve_error(_: Request, error: Exception) -> Response:
@@ -380,8 +309,10 @@ async def _on_serve_error(_: Request, error: Exception) -> Response:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if _is_full(error.__cause__):  # of the temporary file of a form
+        return await _on_serve_error(request, _FULL)
     kind = _KINDS.get(error.status_code, "invalid_request_error")
-    reasons = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not for {request.url.path}"}
+    reasons = {404: f"nothing at {request.url.path}", 405: f"{request.url.path} does not accept {request.method}"}
     message = reasons.get(error.status_code, str(error.detail))
     return JSONResponse(error_body(message, kind, f"http_{error.status_code}"), error.status_code, error.headers)
 
@@ -389,11 +320,19 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 async def _on_invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place = ".".join(str(step) for step in first["loc"] if step != "body")
-    message = f"{place}: {first['msg']}" if place else str(first["msg"])
+    place = _place([step for step in first["loc"] if step != "body"])
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    message = f"{place}: {reason}" if place else reason
     return JSONResponse(
         error_body(message[:1000], "invalid_request_error", "invalid_request", place[:200] or None), 400
     )
+
+
+def _place(steps: Sequence[str | int]) -> str:
+    """Where in a request, such as messages[0].content[1].video_url.url."""
+    if len(steps) > 4 and steps[0] == "messages" and steps[2] == "content":
+        steps = [*steps[:4], *steps[5:]]  # without the name of the kind of part, which is pydantic's
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
 
 
 # -- the application ---------------------------------------------------------------------------------------------------
@@ -423,20 +362,32 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
     app = FastAPI(title="videopanda", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     app.include_router(router)
+    app.include_router(files.router)
     app.mount("/static", StaticFiles(directory=_PAGE), name="static")
     app.add_exception_handler(ServeError, _on_serve_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(OSError, _on_os_error)
     app.add_exception_handler(Exception, _on_serve_error)
     limits = engine.limits
     app.add_middleware(
         RequestGate,
-        rules=GateLimits(
+        limits=GateLimits(
             settings.keys,
+            settings.hosts,
+            settings.origins,
             settings.json_bytes,
             settings.file_limits.file_bytes + (1 << 20),  # the form around the file
-            limits.max_rows + limits.max_waiting,
+            max_chats=limits.max_rows + limits.max_waiting,
         ),
         metrics=service.metrics,
     )
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            allow_private_network=True,
+        )
     return app

@@ -1,8 +1,8 @@
-"""What a server refuses, each with the HTTP status that says so."""
+"""Errors of the server, each with its HTTP status."""
 
 
 class ServeError(ValueError):
-    """A request that is not answered. The message says what to do; `code` is a word for programs."""
+    """A request that is refused. The message says what to do; `param` names the field, `code` is for programs."""
 
     status, code = 400, "invalid_request"
 
@@ -12,7 +12,7 @@ class ServeError(ValueError):
 
 
 class ForbiddenError(ServeError):
-    """An address that this server does not fetch."""
+    """A URL that this server does not fetch."""
 
     status, code = 403, "forbidden_address"
 
@@ -24,19 +24,31 @@ class NotFoundError(ServeError):
 
 
 class TooLargeError(ServeError):
-    """More bytes than the server takes."""
+    """More bytes than the server accepts."""
 
     status, code = 413, "too_large"
 
 
+class ContextLengthError(ServeError):
+    """A conversation that is longer than the context."""
+
+    status, code = 400, "context_length_exceeded"
+
+
+class TimedOutError(ServeError):
+    """A request that was not sent in time."""
+
+    status, code = 408, "request_timeout"
+
+
 class UnfitError(ServeError):
-    """A clip that cannot be read, or a prompt that does not fit: asking again does not help."""
+    """A clip that cannot be read, or does not fit into memory: asking again does not help."""
 
     status, code = 422, "unprocessable"
 
 
 class BusyError(ServeError):
-    """As much is waiting as may wait: asking later helps."""
+    """The queue is full: retrying later helps."""
 
     status, code = 429, "queue_full"
 
@@ -45,3 +57,9 @@ class StoppedError(ServeError):
     """The server is shutting down, or its model failed."""
 
     status, code = 503, "unavailable"
+
+
+class StorageError(ServeError):
+    """The disk for uploads is full."""
+
+    status, code = 507, "insufficient_storage"

@@ -1,21 +1,25 @@
-"""Fetches a video from another server, and from nowhere else than an operator allowed.
+"""Fetches a video from another server, from hosts that the operator allowed and nowhere else.
 
     fetch("https://videos.example.org/clip.mp4", upload.write, FetchPolicy(hosts=("videos.example.org",)))
 
-A server that fetches addresses given by strangers can be sent to places that only it can reach. So: hosts by name from
-a list; every name is looked up once, every address it has must be a public one, and the connection goes to the address
-that was looked at. Redirects pass the same checks. No proxies, no other schemes, no credentials.
+A server that fetches URLs of strangers can be made to reach into its own network. So: hosts by name from a list; every
+name is resolved once, all its addresses must be public, and the connection goes to the address that was checked.
+Redirects pass the same checks. No proxies, no other schemes, no credentials, and one deadline for everything.
 """
 
 import http.client
+import io
 import ipaddress
 import re
 import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from videopanda.serving.errors import ForbiddenError, TooLargeError, UnfitError
@@ -26,9 +30,12 @@ _REDIRECTS = {HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.FOUND, HTTPStatus.SEE_OTH
     HTTPStatus.PERMANENT_REDIRECT,
 }
 _HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
-_PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")  # older releases of Python call some of it global
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_NAT64_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # everything else in IPv6 has a special meaning
+_NOT_PUBLIC = [  # which older releases of Python call global
+    ipaddress.ip_network(name) for name in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2001:db8::/32", "3fff::/20")
+]
+_RESOLVERS = ThreadPoolExecutor(4, thread_name_prefix="resolve")  # a look-up cannot be interrupted, only left alone
 
 
 @dataclass(frozen=True)
@@ -36,8 +43,8 @@ class FetchPolicy:
     """Where files may be fetched from.
 
     hosts: names; "*.example.org" allows every name below example.org. Empty: nothing is fetched.
-    max_bytes, timeout, max_redirects: of one file; seconds for all of it.
-    look_up, connect: what finds addresses of a name and connects to one, as `socket` does.
+    max_bytes, timeout, max_redirects: of one file; the timeout, in seconds, includes look-ups and redirects.
+    look_up, connect: resolve a name and connect to an address, as `socket` does.
     """
 
     hosts: Sequence[str] = ()
@@ -49,26 +56,27 @@ class FetchPolicy:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, looking through IPv6 forms of IPv4 addresses."""
+    """Whether an IP address is public; IPv4 addresses inside IPv6 ones are looked at too."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        if ip in _NAT64_LOCAL:
-            return False
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo or (None, None))[1]
         if ip in _NAT64:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-    return ip.is_global and ip not in _PROTOCOLS and not ip.is_multicast and not ip.is_reserved
+        if ip not in _GLOBAL_UNICAST:
+            return False
+    special = any(ip.version == network.version and ip in network for network in _NOT_PUBLIC)
+    return ip.is_global and not special and not ip.is_multicast and not ip.is_reserved
 
 
 def fetch(url: str, write: Callable[[bytes], None], policy: FetchPolicy) -> None:
     """Fetch a file and hand its bytes to `write`.
 
     Raises:
-        ForbiddenError: the address is not one that is fetched.
-        TooLargeError: it has too many bytes.
-        UnfitError: the other server does not deliver it in time.
+        ForbiddenError: the URL is not allowed.
+        TooLargeError: the file has too many bytes.
+        UnfitError: the other server fails or is too slow.
     """
     deadline = time.monotonic() + policy.timeout
     for _ in range(policy.max_redirects + 1):
@@ -84,22 +92,22 @@ def fetch(url: str, write: Callable[[bytes], None], policy: FetchPolicy) -> None
 
 
 def _allowed(url: str, policy: FetchPolicy) -> SplitResult:
-    """The parts of an address that may be fetched."""
+    """The parts of a URL that may be fetched."""
     try:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").rstrip(".").lower(), parts.port
     except ValueError as error:
-        raise ForbiddenError("the address cannot be read") from error
+        raise ForbiddenError("the URL is malformed") from error
     if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host):
-        raise ForbiddenError("only http and https addresses are fetched: upload the file (POST /v1/files) instead")
+        raise ForbiddenError("only http and https URLs are fetched: upload the file (POST /v1/files) instead")
     if not policy.hosts:
-        raise ForbiddenError("this server fetches no addresses: upload the file (POST /v1/files) or send a data URL")
+        raise ForbiddenError("this server fetches no URLs: upload the file (POST /v1/files) or send a data URL")
     if parts.username is not None or parts.password is not None:
-        raise ForbiddenError("addresses with a user name are not fetched")
+        raise ForbiddenError("URLs with credentials are not allowed")
     if not any(host == name or (name.startswith("*.") and host.endswith(name[1:])) for name in policy.hosts):
         raise ForbiddenError(f"this server does not fetch from {host}: upload the file (POST /v1/files) instead")
     if port not in (None, 80, 443):
-        raise ForbiddenError(f"port {port} is not fetched from")
+        raise ForbiddenError(f"port {port} is not allowed")
     return parts
 
 
@@ -107,8 +115,8 @@ def _get(parts: SplitResult, write: Callable[[bytes], None], policy: FetchPolicy
     """One request; returns where a redirect leads, or None when all bytes were written."""
     path = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
     if any(not "!" <= letter <= "~" for letter in path):
-        raise ForbiddenError("the address must be percent-encoded")
-    connection = _Connection(parts, _address(parts, policy), policy, deadline)
+        raise ForbiddenError("the URL must be percent-encoded")
+    connection = _Connection(parts, _address(parts, policy, deadline), policy, deadline)
     try:
         connection.request("GET", path, headers={"Accept-Encoding": "identity", "User-Agent": "videopanda"})
         response = connection.getresponse()
@@ -124,25 +132,36 @@ def _get(parts: SplitResult, write: Callable[[bytes], None], policy: FetchPolicy
             if left < 0:
                 raise TooLargeError(f"the file has more than {policy.max_bytes} bytes")
             write(chunk)
-            connection.wait_no_longer_than(deadline)
     finally:
         connection.close()
     return None
 
 
-def _address(parts: SplitResult, policy: FetchPolicy) -> tuple[str, int]:
+def _left(deadline: float) -> float:
+    """Seconds until the deadline. Raises TimeoutError."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
+
+
+def _address(parts: SplitResult, policy: FetchPolicy, deadline: float) -> tuple[str, int]:
     """The address to connect to; all addresses of the name must be public."""
     assert parts.hostname is not None
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    found = policy.look_up(parts.hostname, port, type=socket.SOCK_STREAM)
+    looking = _RESOLVERS.submit(policy.look_up, parts.hostname, port, type=socket.SOCK_STREAM)
+    try:
+        found = looking.result(_left(deadline))
+    except FutureTimeoutError as error:
+        raise TimeoutError(f"looking up {parts.hostname} timed out") from error
     addresses = [str(entry[4][0]) for entry in found]
     if not addresses or not all(map(is_public, addresses)):
-        raise ForbiddenError(f"{parts.hostname} is not in the public internet")
+        raise ForbiddenError(f"{parts.hostname} does not resolve to public addresses only")
     return addresses[0], port
 
 
 class _Connection(http.client.HTTPConnection):
-    """A connection to the address that was checked, whatever the name means by now."""
+    """A connection pinned to the checked address, so a second DNS answer cannot redirect it."""
 
     def __init__(self, parts: SplitResult, address: tuple[str, int], policy: FetchPolicy, deadline: float):
         assert parts.hostname is not None
@@ -151,16 +170,37 @@ class _Connection(http.client.HTTPConnection):
         self._secure, self._name = parts.scheme == "https", parts.hostname
 
     def connect(self) -> None:
-        """Connect, and encrypt where the scheme asks for it."""
-        self.sock = self._policy.connect(self._address, timeout=max(0.001, self._deadline - time.monotonic()))
+        """Connect, and encrypt if the scheme asks for it."""
+        connected = self._policy.connect(self._address, timeout=_left(self._deadline))
+        connected.settimeout(_left(self._deadline))  # of the whole handshake, and of sending the request
         if self._secure:
-            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self._name)
-        self.wait_no_longer_than(self._deadline)
+            connected = ssl.create_default_context().wrap_socket(connected, server_hostname=self._name)
+        self.sock = connected
+        self.response_class = self._response  # type: ignore[assignment]
 
-    def wait_no_longer_than(self, deadline: float) -> None:
-        """Raises TimeoutError when the time is up, and bounds the next read by what is left."""
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("it takes too long")
-        if self.sock is not None:  # closed after the last byte
-            self.sock.settimeout(left)
+    def _response(self, sock: socket.socket, *args: Any, **options: Any) -> http.client.HTTPResponse:
+        """A response all of whose reads, of headers too, share the deadline."""
+        response = http.client.HTTPResponse(sock, *args, **options)
+        response.fp = io.BufferedReader(_Reader(sock, response.fp, self._deadline))
+        return response
+
+
+class _Reader(io.RawIOBase):
+    """Reads from a socket until the deadline; `file`, made from the socket, keeps it open."""
+
+    def __init__(self, sock: socket.socket, file: Any, deadline: float):
+        self._sock, self._file, self._deadline = sock, file, deadline
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what is there."""
+        self._sock.settimeout(_left(self._deadline))
+        return self._sock.recv_into(buffer)
+
+    def close(self) -> None:
+        """Let the socket close."""
+        self._file.close()
+        super().close()

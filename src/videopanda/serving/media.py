@@ -1,147 +1,316 @@
-"""From what a request shows to what the engine takes: files found, read once, and cached by content and sampling."""
+"""From the parts of a request to clips for the engine: files found, decoded once, cached by content and sampling."""
 
 import asyncio
 import base64
 import binascii
-from collections.abc import Sequence
-from dataclasses import replace
+import hashlib
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
 
 from videopanda.inference.answer import Message
 from videopanda.inference.clip_cache import Visual, VisualCache
 from videopanda.serving.decoder_pool import DecoderPool
-from videopanda.serving.errors import ServeError, UnfitError
+from videopanda.serving.errors import ContextLengthError, ForbiddenError, NotFoundError, ServeError, UnfitError
 from videopanda.serving.fetch import FetchPolicy, fetch
-from videopanda.serving.protocol import ChatMessage, FilePart, FrameChoice, ImagePart, TextPart, VideoPart
-from videopanda.serving.uploads import FileStore, LocalMedia, Upload
+from videopanda.serving.prompt import PromptRules
+from videopanda.serving.protocol import (
+    ChatRequest,
+    FilePart,
+    FrameChoice,
+    FrameListPart,
+    ImagePart,
+    InputVideoPart,
+    MediaPart,
+    TextPart,
+)
+from videopanda.serving.uploads import FileStore, LocalMedia, Upload, open_media
 from videopanda.video.read import Video
+
+_ONE = {"num_frames": 1}  # how a picture is read
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A part of a request whose files are there: one file, or one per frame of a list taken at `fps`."""
+
+    place: str
+    files: Sequence[LocalMedia]
+    is_image: bool
+    sampling: dict[str, Any]
+    fps: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Names content and sampling: equal keys, equal frames."""
+        digests = [file.sha256 for file in self.files]
+        digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        return f"{'image' if self.is_image else 'video'} {digest} {sorted(self.sampling.items())} {self.fps}"
 
 
 class MediaLoader:
-    """Reads the videos and images of conversations; one that is being read is read for all who ask for it."""
+    """Loads the videos and images of conversations. A clip that several requests show at a time is decoded once.
 
-    def __init__(self, processor: Any, cache: VisualCache, pool: DecoderPool, store: FileStore, policy: FetchPolicy):
-        self.processor, self.cache, self.pool, self.store, self.policy = processor, cache, pool, store, policy
-        self._reading: dict[str, asyncio.Task[Visual]] = {}
+    max_frame_bytes: decoded frames that wait for the engine, of all requests; further ones are decoded later.
+    media_root: folder whose files may be named as file:// URLs, if any.
+    """
 
-    async def conversation(
-        self, messages: Sequence[ChatMessage], choice: FrameChoice, owner: str
-    ) -> tuple[list[Message], list[Visual]]:
-        """Messages for the chat template, and the visuals they stand for. Raises ServeError."""
-        turns, shown = [], []
-        for message in messages:
-            parts = (
-                [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
-            )
-            here = [part for part in parts if not isinstance(part, TextPart)]
-            visuals = [await self._visual(part, choice, owner) for part in here]
-            # What is shown comes before what is said of it, in whatever order it was sent: so models were trained.
-            content = [{"type": "image" if visual.is_image else "video"} for visual in visuals]
-            for part in parts:
-                if isinstance(part, TextPart):
-                    self._check_text(part.text)
-                    content.append({"type": "text", "text": part.text})
-            turns.append({"role": message.role, "content": content})
-            shown += visuals
-        self._check_roles(turns)
-        return turns, shown
+    def __init__(
+        self,
+        rules: PromptRules,
+        cache: VisualCache,
+        pool: DecoderPool,
+        store: FileStore,
+        policy: FetchPolicy,
+        media_root: Path | None = None,
+        max_frame_bytes: int = 1 << 30,
+    ):
+        self.rules, self.cache, self.pool, self.store, self.policy = rules, cache, pool, store, policy
+        self.media_root, self.max_frame_bytes = media_root, max_frame_bytes
+        self.processor = rules.processor
+        self.frame_bytes = 0
+        self._freed = asyncio.Event()
+        self._decoding: dict[str, asyncio.Task[Visual]] = {}
+        self._in_use: set[LocalMedia] = set()  # by tasks, which close them
+        self._decoded: weakref.WeakValueDictionary[str, Visual] = weakref.WeakValueDictionary()
+        self._slots = asyncio.Semaphore(pool.limits.workers)
+        self._fetchers = ThreadPoolExecutor(8, thread_name_prefix="fetch")  # slow hosts block only one another
 
-    def _check_text(self, text: str) -> None:
-        for token in (self.processor.video_token, self.processor.image_token):
-            if token in text:
-                raise ServeError(f"text must not contain {token}: send the video or image as a part of its own")
+    async def conversation(self, request: ChatRequest, owner: str) -> tuple[list[Message], list[Visual]]:
+        """Messages for the chat template, and the visuals that their placeholders stand for. Raises ServeError."""
+        turns: list[Message] = []
+        shown: list[_Shown] = []
+        opened: list[LocalMedia] = []
+        try:
+            for i, message in enumerate(request.messages):
+                content: list[dict[str, Any]] = []
+                for j, part in enumerate(message.content):
+                    if not isinstance(part, TextPart):
+                        place = f"messages[{i}].content[{j}]"
+                        with _named(place):
+                            shown.append(await self._find(place, part, request, owner, opened))
+                        content.append({"type": "image" if shown[-1].is_image else "video"})
+                # Videos and images come before the text, in whatever order they were sent: so models were trained.
+                content += [{"type": "text", "text": part.text} for part in message.content if part.type == "text"]
+                turns.append({"role": message.role, "content": content})
+            turns = self.rules.fold(turns)
+            await asyncio.to_thread(self.rules.check, turns)
+            return turns, await self._visuals(shown)
+        finally:
+            for media in opened:
+                if media not in self._in_use:
+                    media.close()
 
-    def _check_roles(self, turns: Sequence[Message]) -> None:
-        template = self.processor.chat_template
-        if any(turn["role"] == "system" for turn in turns) and "system" not in str(template):
-            raise ServeError("this model knows no system messages: say it in the user's", "messages")
-        if not any(part.get("text", "").strip() for part in turns[-1]["content"]):
-            raise ServeError("the last message asks nothing: it needs a text", "messages")
+    # -- finding -------------------------------------------------------------------------------------------------------
+    async def _find(self, place: str, part: MediaPart, request: ChatRequest, owner: str, opened: list) -> _Shown:
+        """The files of a part, which are added to `opened`, and how they are read."""
 
-    async def _visual(self, part: VideoPart | ImagePart | FilePart, choice: FrameChoice, owner: str) -> Visual:
+        async def find(url: str) -> LocalMedia:
+            opened.append(await self._file(url, owner))
+            return opened[-1]
+
+        try:
+            choice = request.choice_for(part)
+        except ValueError as error:
+            raise ServeError(str(error)) from error
+        if isinstance(part, FrameListPart):
+            if choice:
+                raise ServeError("all frames of a list are shown: leave out the fields that choose frames")
+            if len(part.video) > self.pool.limits.limits.frames:
+                raise UnfitError(f"a list of {len(part.video)} frames has more than {self.pool.limits.limits.frames}")
+            files = [await find(url) for url in part.video]
+            if any(file.kind != "image" for file in files):
+                raise UnfitError("a list of frames holds images only: send a video as video_url")
+            return _Shown(place, files, False, _ONE, part.fps)
         if isinstance(part, FilePart):
-            source = self._stored(part.file.file_id, owner)
-            return await self.read(source, choice, is_image=source.kind == "image")
-        is_image = isinstance(part, ImagePart)
-        source = await self._find(part.image_url.url if isinstance(part, ImagePart) else part.video_url.url, owner)
-        if is_image and source.kind != "image":
-            source.close()
-            raise UnfitError("image_url holds a video: send it as video_url")
-        return await self.read(source, choice, is_image)
+            media = await find(part.file.file_id or _as_data_url(part.file.file_data))
+            return self._shown(place, media, media.kind == "image", choice)
+        if isinstance(part, ImagePart):
+            media = await find(part.image_url.url)
+            if media.kind != "image":
+                raise UnfitError("image_url holds a video: send it as video_url")
+            return self._shown(place, media, True, choice)
+        if isinstance(part, InputVideoPart):
+            media = await find(part.input_video.url or _as_data_url(part.input_video.data))
+        else:
+            media = await find(part.video_url.url)
+        return self._shown(place, media, False, choice)
+
+    def _shown(self, place: str, media: LocalMedia, is_image: bool, choice: dict[str, Any]) -> _Shown:
+        return _Shown(place, [media], is_image, _ONE if is_image else self.sampling(choice))
 
     def _stored(self, id_: str, owner: str) -> LocalMedia:
         file = self.store.get(id_, owner)
         return LocalMedia(file.path, file.sha256, file.kind, is_temporary=False)
 
-    async def _find(self, url: str, owner: str) -> LocalMedia:
-        """The file behind an address."""
+    async def _file(self, url: str, owner: str) -> LocalMedia:
+        """The file behind a URL or an id."""
         if url.startswith("file-"):
             return self._stored(url, owner)
+        if url[:7].lower() == "file://":
+            return await asyncio.to_thread(self._local, url)
         with self.store.new("", owner) as upload:
             if url[:5].lower() == "data:":
                 await asyncio.to_thread(_write_data, url, upload)
             else:
-                await asyncio.to_thread(fetch, url, upload.write, self.policy)
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._fetchers, fetch, url, upload.write, self.policy)
             return upload.source()
 
-    # -- reading -------------------------------------------------------------------------------------------------------
-    def sampling(self, choice: FrameChoice) -> dict[str, Any]:
-        """Arguments of `read_video`; without any choice those of `videopanda answer`."""
-        processor = self.processor.video_processor
-        chosen = choice.model_dump(exclude_none=True)
-        if choice.fps is not None:
-            return chosen
-        return {"num_frames": processor.num_frames, "sampling": processor.frame_sampling} | chosen
+    def _local(self, url: str) -> LocalMedia:
+        """A file below the media root, links resolved."""
+        if self.media_root is None:
+            raise ForbiddenError("this server reads no file:// URLs (see --media-root): upload the file instead")
+        parts = urlsplit(url)
+        path = Path(unquote(parts.path)).resolve() if parts.netloc in ("", "localhost") else None
+        if path is None or not path.is_relative_to(self.media_root.resolve()):
+            raise ForbiddenError("only file:// URLs below --media-root are read")
+        try:
+            return open_media(path)
+        except (OSError, ValueError) as error:
+            if isinstance(error, ServeError):
+                raise
+            raise NotFoundError(f"no file at {path}") from error
 
-    async def read(self, source: LocalMedia, choice: FrameChoice, is_image: bool) -> Visual:
-        """The visual of a file, from the cache or read; closes the source."""
-        sampling = {"num_frames": 1} if is_image else self.sampling(choice)
-        key = f"{'image' if is_image else 'video'} {source.sha256} {sorted(sampling.items())}"
-        known = self.cache.get(key)
-        if known is not None:
-            source.close()
+    # -- decoding ------------------------------------------------------------------------------------------------------
+    def sampling(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of `read_video`; without a choice those of `videopanda answer`."""
+        processor = self.processor.video_processor
+        if "fps" in choice:
+            return choice
+        return {"num_frames": processor.num_frames, "sampling": processor.frame_sampling} | choice
+
+    async def _visuals(self, shown: Sequence[_Shown]) -> list[Visual]:
+        """The visuals of one request: known, or decoded while few others are and not too many frames wait."""
+        visuals = [visual for one in shown if (visual := self._known(one.key)) is not None]
+        if len(visuals) == len(shown):
+            return visuals
+        async with self._slots:
+            while self.frame_bytes >= self.max_frame_bytes:
+                self._freed.clear()
+                await self._freed.wait()
+            visuals, tokens = [], 0
+            for one in shown:
+                with _named(one.place):
+                    visuals.append(await self._visual(one))
+                    if (video := visuals[-1].video) is not None and not one.is_image:
+                        tokens += self.processor.video_processor.token_count(*video.frames.shape[:3])
+                        if len(visuals) > 1 and tokens > self.rules.context:  # one alone is the engine's to refuse
+                            raise ContextLengthError(
+                                f"the videos up to this one take {tokens:,} tokens, and the model's context length is "
+                                f"{self.rules.context:,}: use fewer frames"
+                            )
+            return visuals
+
+    def _known(self, key: str) -> Visual | None:
+        return self.cache.get(key) or self._decoded.get(key)
+
+    async def _visual(self, shown: _Shown) -> Visual:
+        """From the cache, from another request, or decoded."""
+        key = shown.key
+        if (known := self._known(key)) is not None:
             return known
-        task = self._reading.get(key)
+        task = self._decoding.get(key)
         if task is None:
-            task = asyncio.create_task(self._read(key, source, sampling, is_image))
-            self._reading[key] = task
+            self._in_use.update(shown.files)
+            task = asyncio.create_task(self._decode(key, shown))
+            self._decoding[key] = task
             task.add_done_callback(partial(self._done, key))
-        else:
-            source.close()
         return await asyncio.shield(task)  # others may wait for it when this request is given up
 
     def _done(self, key: str, task: asyncio.Task[Visual]) -> None:
-        del self._reading[key]
+        del self._decoding[key]
         if not task.cancelled():
             task.exception()  # told to whoever waits; if nobody does, that is no error
 
-    async def _read(self, key: str, source: LocalMedia, sampling: dict[str, Any], is_image: bool) -> Visual:
+    async def _decode(self, key: str, shown: _Shown) -> Visual:
         try:
-            video = await self.pool.read(source.path, **sampling)
+            videos = [await self.pool.read(file.path, **shown.sampling) for file in shown.files]
         finally:
-            source.close()
+            self._in_use.difference_update(shown.files)
+            for file in shown.files:
+                file.close()
+        video = videos[0] if shown.fps is None else _joined(videos, shown.fps)
         video = replace(video, duration=video.end - video.start)  # what the model is told, as `videopanda answer` does
-        times = tuple(float(moment) for moment in video.timestamps)
-        visual = Visual(key, is_image, video, times)
-        self.cache.put(visual)
+        visual = Visual(key, shown.is_image, video, tuple(float(moment) for moment in video.timestamps))
+        self._count(video.frames)
+        self._decoded[key] = visual
         return visual
+
+    def _count(self, frames: np.ndarray) -> None:
+        """Count frames for as long as anything holds them."""
+        loop = asyncio.get_running_loop()
+
+        def freed(size: int) -> None:
+            self.frame_bytes -= size
+            self._freed.set()
+
+        def collected(size: int) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(freed, size)
+
+        self.frame_bytes += frames.nbytes
+        weakref.finalize(frames, collected, frames.nbytes).atexit = False
 
     async def thumbnails(self, id_: str, choice: FrameChoice, owner: str) -> Video:
         """The frames that a question about a file would look at, small."""
-        source = self._stored(id_, owner)
-        sampling = {"num_frames": 1} if source.kind == "image" else self.sampling(choice)
-        return await self.pool.read(source.path, **sampling)
+        media = self._stored(id_, owner)
+        sampling = _ONE if media.kind == "image" else self.sampling(choice.chosen)
+        return await self.pool.read(media.path, **sampling)
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Errors of the block name the part of the request that they are about."""
+    try:
+        yield
+    except ServeError as error:
+        if error.param is not None:
+            raise
+        raise type(error)(f"{place}: {error}", place) from error
+
+
+def _joined(videos: Sequence[Video], fps: float) -> Video:
+    """Images, taken `fps` times a second, as one video."""
+    sizes = {video.frames.shape[1:3] for video in videos}
+    if len(sizes) > 1:
+        raise UnfitError("the frames of a list must all have the same size")
+    count = len(videos)
+    times = np.arange(count) / fps
+    return replace(
+        videos[0],
+        frames=np.concatenate([video.frames for video in videos]),
+        timestamps=times,
+        times=times,
+        indices=np.arange(count),
+        source_fps=fps,
+        start=0.0,
+        end=count / fps,
+        decoded_frames=count,
+    )
+
+
+def _as_data_url(data: str | None) -> str:
+    """Base64 with or without the head of a data URL."""
+    assert data is not None
+    return data if data[:5].lower() == "data:" else f"data:;base64,{data}"
 
 
 def _write_data(url: str, upload: Upload) -> None:
-    """Decode a data URL in base64."""
+    """Decode a data URL in base64, which may have line breaks."""
     header, comma, data = url.partition(",")
     if not comma or not header.lower().endswith(";base64"):
         raise ServeError("a data URL must look like data:video/mp4;base64,…")
     try:
-        upload.write(base64.b64decode(data, validate=True))
+        content = base64.b64decode("".join(data.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        if isinstance(error, ServeError):
-            raise
         raise ServeError("the data URL is not base64") from error
+    upload.write(content)

@@ -1,12 +1,13 @@
-"""What every request passes first, before a byte of its body is read: keys, sizes, the number of those inside.
+"""Request gate (ASGI middleware): hosts, origins, keys, sizes, time limits and concurrency, before the body is parsed.
 
-Written against ASGI itself, so that bodies are bounded while they come in and refused ones cost nothing.
+Written against ASGI itself, so that bodies are bounded while they arrive and refused ones cost nothing.
 """
 
 import asyncio
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ _HEADERS = [
 ]
 _DRAIN_SECONDS = 5.0
 _PATHS = ("/v1/chat/completions", "/v1/files", "/v1/models", "/health", "/metrics", "/static", "/examples")
+_SMALL_BODY = 1 << 20  # bodies up to this size are always received, whatever else is on its way
 
 
 def error_body(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
@@ -36,27 +38,44 @@ def error_body(message: str, kind: str, code: str, param: str | None = None) -> 
 
 
 def owner_of(key: str) -> str:
-    """What names the owner of files, from an API key: not the key itself."""
+    """A name for the owner of files, derived from an API key: not the key itself."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest() if key else ""
 
 
 @dataclass(frozen=True)
 class GateLimits:
-    """API keys (none: everybody may come in), bytes of a JSON body and of an upload, chats at the same time."""
+    """What the gate lets in.
+
+    keys: API keys; none: everybody may come in.
+    hosts: host names that requests may name; none: any. A page whose own name leads here (DNS rebinding) names its own.
+    origins: origins of web pages that may use the server, beside the server's own; "*": all.
+    json_bytes, upload_bytes: of one body. receiving_bytes: of all bodies on their way, apart from small ones.
+    max_chats: chats that are answered or wait. They count once their body is complete.
+    body_seconds, body_rate: a body has this many seconds, and one more for each so many bytes that have arrived.
+    """
 
     keys: Sequence[str] = ()
+    hosts: Sequence[str] = ()
+    origins: Sequence[str] = ()
     json_bytes: int = 64 << 20
     upload_bytes: int = 513 << 20
+    receiving_bytes: int = 2 << 30
     max_chats: int = 288
+    body_seconds: float = 30.0
+    body_rate: int = 32 << 10
+
+
+class _RefusedError(Exception):
+    """Status, message, type and code of a refusal."""
 
 
 class RequestGate:
-    """ASGI middleware that lets in what the rules allow, and counts it."""
+    """ASGI middleware that lets in what the limits allow, and counts it."""
 
-    def __init__(self, app: Any, rules: GateLimits, metrics: Metrics):
-        self.app, self.rules, self.metrics = app, rules, metrics
-        self._keys = [owner_of(key) for key in rules.keys]
-        self._chats = 0
+    def __init__(self, app: Any, limits: GateLimits, metrics: Metrics):
+        self.app, self.limits, self.metrics = app, limits, metrics
+        self._keys = [owner_of(key) for key in limits.keys]
+        self._chats = self._receiving = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Handle one connection."""
@@ -71,59 +90,129 @@ class RequestGate:
                 self.metrics.requests.labels(path, message["status"]).inc()
             await send(message)
 
-        headers = dict(scope["headers"])
-        refusal = self._refusal(scope, headers)
-        if refusal is not None:
-            await _refuse(receive, counted_send, *refusal)
-            return
-        limit = self._limit(scope)
+        body = _Body(self, receive, self._limit(scope))
         is_chat = path == "/v1/chat/completions"
-        self._chats += is_chat
         try:
-            await self.app(scope, _bounded(receive, limit), counted_send)
+            try:
+                self._check(scope, dict(scope["headers"]))
+                if is_chat:
+                    await body.complete()
+                    if self._chats >= self.limits.max_chats:
+                        message = f"{self._chats} requests are running or waiting: retry later"
+                        raise _RefusedError(429, message, "rate_limit_error", "queue_full")
+            except _RefusedError as error:
+                await _refuse(receive, counted_send, *error.args)
+                return
+            self._chats += is_chat
+            try:
+                await self.app(scope, body.receive, counted_send)
+            finally:
+                self._chats -= is_chat
         finally:
-            self._chats -= is_chat
+            body.release()
 
     def _limit(self, scope: Any) -> int:
-        return self.rules.upload_bytes if scope["path"] == "/v1/files" else self.rules.json_bytes
+        return self.limits.upload_bytes if scope["path"] == "/v1/files" else self.limits.json_bytes
 
-    def _refusal(self, scope: Any, headers: dict[bytes, bytes]) -> tuple[int, str, str, str] | None:
-        """Status, message, type and code for a request that does not get in."""
+    def _check(self, scope: Any, headers: dict[bytes, bytes]) -> None:
+        """Raises _RefusedError for a request that is not let in."""
+
+        def header(name: bytes) -> str:
+            return headers.get(name, b"").decode("latin-1")
+
+        host = header(b"host")
+        if self.limits.hosts and _host_name(host) not in self.limits.hosts:
+            message = f"this server does not answer as {host!r:.100}: start it with --public-url to give it that name"
+            raise _RefusedError(403, message, "permission_error", "foreign_host")
+        origin = header(b"origin")
+        foreign = origin and origin not in self.limits.origins and "*" not in self.limits.origins
+        # "null" is what sandboxed frames and local files send. A page of this server names the host that it asks.
+        if (foreign and (origin == "null" or urlsplit(origin).netloc != host)) or (
+            not origin and header(b"sec-fetch-site") == "cross-site" and scope["path"].startswith("/v1")
+        ):
+            message = "cross-origin requests are not allowed (see --allow-origin)"
+            raise _RefusedError(403, message, "permission_error", "foreign_origin")
         if self._keys and scope["path"].startswith("/v1"):
-            given = headers.get(b"authorization", b"").decode("latin-1")
+            given = header(b"authorization")
             owner = owner_of(given.removeprefix("Bearer ").strip()) if given.startswith("Bearer ") else ""
             # Digests are compared, all of them and in constant time: how long it takes tells nothing about a key.
             if not sum(hmac.compare_digest(owner, key) for key in self._keys):
-                message = "this server wants an API key: send the header  Authorization: Bearer KEY"
-                return 401, message, "authentication_error", "invalid_api_key"
+                message = "an API key is required: send the header  Authorization: Bearer KEY"
+                raise _RefusedError(401, message, "authentication_error", "invalid_api_key")
             scope["owner"] = owner
-        origin = urlsplit(headers.get(b"origin", b"").decode("latin-1")).netloc
-        if origin and origin != headers.get(b"host", b"").decode("latin-1"):
-            message = "pages of other sites may not use this server: call it from a program, or from its own page"
-            return 403, message, "permission_error", "foreign_origin"
-        length = headers.get(b"content-length", b"")
+        length = header(b"content-length")
         if length.isdigit() and int(length) > self._limit(scope):
             message = f"the body has more than {self._limit(scope)} bytes"
-            return 413, message, "invalid_request_error", "too_large"
-        if scope["path"] == "/v1/chat/completions" and self._chats >= self.rules.max_chats:
-            message = f"{self._chats} questions are being answered already: ask again later"
-            return 429, message, "rate_limit_error", "queue_full"
-        return None
+            raise _RefusedError(413, message, "invalid_request_error", "too_large")
+
+    def received(self, size: int, total: int) -> None:
+        """Count bytes of a body that now has `total`. Raises _RefusedError while too many are on their way."""
+        self._receiving += size
+        if self._receiving > self.limits.receiving_bytes and total > _SMALL_BODY:
+            message = "too many large requests are on their way: retry later"
+            raise _RefusedError(429, message, "rate_limit_error", "queue_full")
+
+    def released(self, size: int) -> None:
+        """A body of this size is gone."""
+        self._receiving -= size
 
 
-def _bounded(receive: Any, limit: int) -> Any:
-    """`receive` that fails when the body becomes larger than it may be."""
-    taken = 0
+class _Body:
+    """The body of a request: bounded in bytes and time while it arrives."""
 
-    async def bounded() -> Any:
-        nonlocal taken
-        message = await receive()
-        taken += len(message.get("body", b""))
-        if taken > limit:
-            raise HTTPException(413, f"the body has more than {limit} bytes")
+    def __init__(self, gate: RequestGate, receive: Any, limit: int):
+        self._gate, self._receive, self._limit = gate, receive, limit
+        self._began, self._size, self._ended = time.monotonic(), 0, False
+        self._whole: list[bytes] | None = None
+
+    async def _next(self) -> Any:
+        if self._ended:
+            return await self._receive()  # the client going away
+        limits = self._gate.limits
+        deadline = self._began + limits.body_seconds + self._size / limits.body_rate
+        try:
+            message = await asyncio.wait_for(self._receive(), max(0.0, deadline - time.monotonic()))
+        except asyncio.TimeoutError as error:
+            message = "the body of the request did not arrive in time"
+            raise _RefusedError(408, message, "invalid_request_error", "request_timeout") from error
+        size = len(message.get("body", b""))
+        self._size += size
+        self._ended = not message.get("more_body", False)
+        self._gate.received(size, self._size)
+        if self._size > self._limit:
+            message = f"the body has more than {self._limit} bytes"
+            raise _RefusedError(413, message, "invalid_request_error", "too_large")
         return message
 
-    return bounded
+    async def complete(self) -> None:
+        """Wait for all of it. Raises _RefusedError."""
+        chunks = []
+        while not self._ended:
+            message = await self._next()
+            if message["type"] == "http.disconnect":
+                raise _RefusedError(408, "the client went away", "invalid_request_error", "request_timeout")
+            chunks.append(message.get("body", b""))
+        self._whole = [b"".join(chunks)]
+
+    async def receive(self) -> Any:
+        """What the application receives. Raises HTTPException."""
+        if self._whole:
+            return {"type": "http.request", "body": self._whole.pop(), "more_body": False}
+        try:
+            return await self._next()
+        except _RefusedError as error:
+            raise HTTPException(error.args[0], error.args[1]) from error
+
+    def release(self) -> None:
+        """It is not held any more."""
+        self._gate.released(self._size)
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without its port."""
+    with suppress(ValueError):
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    return ""
 
 
 async def _refuse(receive: Any, send: Any, status: int, message: str, kind: str, code: str) -> None:
@@ -132,6 +221,8 @@ async def _refuse(receive: Any, send: Any, status: int, message: str, kind: str,
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 429:
         headers.append((b"retry-after", b"1"))
+    if status == 408:
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
@@ -139,6 +230,7 @@ async def _refuse(receive: Any, send: Any, status: int, message: str, kind: str,
         while (await receive()).get("more_body"):
             pass
 
-    with suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(drain(), _DRAIN_SECONDS)
+    if status != 408:
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(drain(), _DRAIN_SECONDS)
     await send({"type": "http.response.body", "body": b"", "more_body": False})

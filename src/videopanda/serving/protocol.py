@@ -1,15 +1,31 @@
-"""What clients send, as in the API of OpenAI, with videos as vLLM names them. What is not known here is refused.
+"""What clients may send: OpenAI's API, with videos as vLLM, llama.cpp and DashScope write them.
 
-A field that would change the answer and is not supported must not be taken in silence, so unknown fields are errors,
-and fields that do nothing here may only have the value that does nothing.
+A field that would change the answer and is not supported must not be ignored, so unknown fields are errors, and fields
+that have no effect here accept only the values that have no effect.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+GREEDY_BELOW = 1e-5  # temperatures below this are greedy, as in vLLM: logits divided by them overflow
+MAX_PARTS = 64
 
 Seconds = Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)]
+Fps = Annotated[float, Field(gt=0, le=240, allow_inf_nan=False)]
+NumFrames = Annotated[int, Field(ge=1, le=100_000)]
 Text = Annotated[str, Field(max_length=1_000_000)]
+Url = Annotated[str, Field(min_length=1)]
+
+
+def _no_tools(value: list[Any]) -> list[Any]:
+    if value:
+        raise ValueError("tool calling is not supported")
+    return value
+
+
+Nothing = Annotated[list[Any], AfterValidator(_no_tools)] | None
 
 
 class Strict(BaseModel):
@@ -18,92 +34,197 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Address(Strict):
-    """Where a video or image is: a data URL, the id of an uploaded file, or an address that the server may fetch."""
+# -- which frames ------------------------------------------------------------------------------------------------------
+class FrameRate(Strict):
+    """How many frames: `fps` per second, or `num_frames` in all."""
 
-    url: Annotated[str, Field(min_length=1)]
+    fps: Fps | None = None
+    num_frames: NumFrames | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "FrameRate":
+        if self.fps is not None and self.num_frames is not None:
+            raise ValueError("give fps or num_frames, not both")
+        return self
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The fields that are set, of those that choose frames."""
+        return self.model_dump(include=set(FrameChoice.model_fields), exclude_none=True)
 
 
-class ImageAddress(Address):
-    """`detail` is OpenAI's; every image is seen in one size."""
+class FrameChoice(FrameRate):
+    """Which frames of a video are looked at; the arguments of `read_video`."""
 
-    detail: Literal["auto", "low", "high"] = "auto"
+    start: Seconds | None = None
+    end: Seconds | None = None
+    max_side: Annotated[int, Field(ge=8, le=100_000)] | None = None
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "FrameChoice":
+        if self.end is not None and self.end <= (self.start or 0.0):
+            raise ValueError("end must be later than start")
+        return self
 
 
-class FileId(Strict):
-    """An uploaded file."""
+class MediaIo(Strict):
+    """vLLM's `media_io_kwargs`."""
 
-    file_id: Annotated[str, Field(min_length=1, max_length=100)]
+    video: FrameRate = Field(default_factory=FrameRate)
 
 
-class TextPart(Strict):
+class ProcessorKwargs(FrameRate):
+    """vLLM's `mm_processor_kwargs`, as far as they choose frames."""
+
+    do_sample_frames: Literal[True] | None = None
+
+
+# -- parts of a message ------------------------------------------------------------------------------------------------
+class _Part(Strict):
+    """Hints to caches of other servers; clips are cached by content here."""
+
+    cache_control: dict[str, Any] | None = None
+    uuid: str | None = None
+
+
+class TextPart(_Part):
     """Text."""
 
     type: Literal["text"]
     text: Text
 
 
-class VideoPart(Strict):
-    """A video."""
+class VideoAddress(FrameChoice):
+    """Where a video is: a data URL, the id of an uploaded file, or a URL that the server may fetch."""
+
+    url: Url
+
+
+class VideoPart(FrameChoice, _Part):
+    """A video; frames are chosen in or beside `video_url`, or for all videos of the request."""
 
     type: Literal["video_url"]
-    video_url: Address
+    video_url: VideoAddress
 
 
-class ImagePart(Strict):
+class ImageAddress(Strict):
+    """`detail` is OpenAI's; every image is seen in one size."""
+
+    url: Url
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+class ImagePart(_Part):
     """An image."""
 
     type: Literal["image_url"]
     image_url: ImageAddress
 
 
-class FilePart(Strict):
-    """An uploaded file, video or image."""
+class Data(Strict):
+    """llama.cpp's video: base64, or a URL."""
+
+    data: Url | None = None
+    url: Url | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "Data":
+        if (self.data is None) == (self.url is None):
+            raise ValueError("give data or url")
+        return self
+
+
+class InputVideoPart(FrameChoice, _Part):
+    """A video as llama.cpp writes it."""
+
+    type: Literal["input_video"]
+    input_video: Data
+
+
+class FrameListPart(_Part):
+    """Frames as DashScope writes them: URLs of images that were taken `fps` times a second. All of them are shown."""
+
+    type: Literal["video"]
+    video: Annotated[list[Url], Field(min_length=1, max_length=4096)]
+    fps: Fps = 2.0
+
+
+class FileRef(Strict):
+    """An uploaded file, or the file itself in base64."""
+
+    file_id: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    file_data: Url | None = None
+    filename: Annotated[str, Field(max_length=1000)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "FileRef":
+        if (self.file_id is None) == (self.file_data is None):
+            raise ValueError("give file_id or file_data")
+        return self
+
+
+class FilePart(FrameChoice, _Part):
+    """A file, video or image."""
 
     type: Literal["file"]
-    file: FileId
+    file: FileRef
 
 
-Part = Annotated[TextPart | VideoPart | ImagePart | FilePart, Field(discriminator="type")]
+MediaPart = VideoPart | ImagePart | InputVideoPart | FrameListPart | FilePart
+
+
+def _normalized(part: Any) -> Any:
+    """A part with its short forms written out: a plain string in place of {"url": …}."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind not in ("video_url", "image_url", "input_video", "video") or not isinstance(part.get(kind), str):
+        return part
+    rest = {name: value for name, value in part.items() if name != kind}
+    kind = "video_url" if kind == "video" else kind
+    return {**rest, "type": kind, kind: {"url": part[part["type"]]}}
+
+
+def _content(value: Any) -> Any:
+    """Content as a list of parts; null, as in an assistant's message without text, is an empty one."""
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}]
+    return [] if value is None else value
+
+
+Part = Annotated[
+    Annotated[TextPart | MediaPart, Field(discriminator="type")],
+    BeforeValidator(_normalized),
+]
 
 
 class ChatMessage(Strict):
-    """One turn."""
+    """One turn. A reply of this server is accepted back as it is."""
 
-    role: Literal["system", "user", "assistant"]
-    content: Text | Annotated[list[Part], Field(min_length=1, max_length=64)]
-    name: str | None = None  # told apart by nobody here
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[list[Part], BeforeValidator(_content), Field(max_length=MAX_PARTS)] = Field(default_factory=list)
+    # Fields of other messages and of replies, which have no effect.
+    name: str | None = None
+    cache_control: dict[str, Any] | None = None
+    refusal: str | None = None
+    tool_calls: Nothing = None
+    function_call: None = None
+    annotations: list[Any] | None = None
+    audio: None = None
 
     @model_validator(mode="after")
     def _only_users_show_things(self) -> "ChatMessage":
-        parts = [] if isinstance(self.content, str) else self.content
-        if self.role != "user" and any(part.type != "text" for part in parts):
-            raise ValueError(f"a message of the {self.role} holds text only; videos belong to the user's")
+        if self.role != "user" and any(part.type != "text" for part in self.content):
+            raise ValueError(f"a {self.role} message can hold only text; videos and images belong in a user message")
+        if self.role != "assistant" and not self.content:
+            raise ValueError("content is empty")
         return self
 
 
-class FrameChoice(Strict):
-    """Which frames of all videos of the request are looked at; as the arguments of `read_video`."""
-
-    start: Seconds | None = None
-    end: Seconds | None = None
-    fps: Annotated[float, Field(gt=0, le=240, allow_inf_nan=False)] | None = None
-    num_frames: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    max_side: Annotated[int, Field(ge=8, le=100_000)] | None = None
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> "FrameChoice":
-        if self.fps is not None and self.num_frames is not None:
-            raise ValueError("give fps or num_frames, not both")
-        if self.end is not None and self.end <= (self.start or 0.0):
-            raise ValueError("end must be later than start")
-        return self
-
-
+# -- the request -------------------------------------------------------------------------------------------------------
 class StreamOptions(Strict):
-    """What a stream holds beside the text."""
+    """What a stream contains besides the text."""
 
     include_usage: bool = False
+    include_obfuscation: Literal[False] | None = None
 
 
 class ResponseFormat(Strict):
@@ -119,8 +240,8 @@ class ChatRequest(Strict):
     model: Annotated[str, Field(max_length=300)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
@@ -130,25 +251,73 @@ class ChatRequest(Strict):
         | None
     ) = None
     video: FrameChoice = Field(default_factory=FrameChoice)
-    # Fields of OpenAI's that change nothing.
+    media_io_kwargs: MediaIo | None = None
+    mm_processor_kwargs: ProcessorKwargs | None = None
+    # Fields of OpenAI's API that have no effect here.
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
     response_format: ResponseFormat | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    tools: Nothing = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "ChatRequest":
         if self.messages[-1].role != "user":
-            raise ValueError("the last message must be the user's: it is what is answered")
+            raise ValueError('the last message must have role "user"')
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise ValueError("max_tokens and max_completion_tokens are two names of one number, and they differ")
+            raise ValueError("max_tokens and max_completion_tokens disagree")
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options goes with stream")
+            raise ValueError("stream_options needs stream: true")
+        given = [self.video.chosen, *(one.chosen for one in self._elsewhere)]
+        if sum("fps" in one or "num_frames" in one for one in given) > 1:
+            raise ValueError("video, media_io_kwargs and mm_processor_kwargs all choose frames: use one of them")
         return self
+
+    @property
+    def _elsewhere(self) -> list[FrameRate]:
+        media = [] if self.media_io_kwargs is None else [self.media_io_kwargs.video]
+        return media + ([] if self.mm_processor_kwargs is None else [self.mm_processor_kwargs])
+
+    def choice_for(self, part: MediaPart) -> dict[str, Any]:
+        """The frames of one part: its own choice before that of the request. Raises ValueError."""
+        chosen: dict[str, Any] = {}
+        given = [self.video, *self._elsewhere]
+        given += [part] if isinstance(part, FrameChoice) else []
+        given += [part.video_url] if isinstance(part, VideoPart) else []
+        for one in given:
+            if "fps" in one.chosen or "num_frames" in one.chosen:
+                chosen.pop("fps", None)
+                chosen.pop("num_frames", None)
+            chosen |= one.chosen
+        if isinstance(part, VideoPart):
+            beside, inside = part.chosen, part.video_url.chosen
+            if any(beside[name] != inside[name] for name in beside.keys() & inside.keys()):
+                raise ValueError("video_url and the part itself choose different frames")
+        if "end" in chosen and chosen["end"] <= chosen.get("start", 0.0):
+            raise ValueError("end must be later than start")
+        return chosen
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """The longest reply that was asked for."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def sampling_temperature(self) -> float:
+        """The temperature, 0 where it stands for greedy decoding."""
+        return 0.0 if (self.temperature or 0.0) < GREEDY_BELOW else float(self.temperature or 0.0)
 
     @property
     def stops(self) -> list[str]:

@@ -1,28 +1,29 @@
 """Loads a model and serves it until a signal ends the process."""
 
-import os
-import tempfile
+import asyncio
+import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from videopanda.inference.engine import Engine, Limits
 from videopanda.inference.load import BUNDLED_MODEL, load
 from videopanda.serving.api import ServerSettings, create_app
 
 DRAIN_SECONDS = 30
-
-
-def default_files(port: int) -> Path:
-    """Where uploaded files are kept unless a folder is named: one for each user and port."""
-    return Path(tempfile.gettempdir()) / f"videopanda-{os.getuid()}" / f"port-{port}"
+KEEP_ALIVE_SECONDS = 90  # longer than proxies and clients keep one (75 s in nginx), so that they close it first
+HEADER_SECONDS = 20
+HEADER_BYTES = 32 << 10
 
 
 def serve(
-    model: Path | None, device: str | None, host: str, port: int, limits: Limits, settings: ServerSettings
+    model: Path | None, device: str | None, listener: socket.socket, limits: Limits, settings: ServerSettings
 ) -> None:
-    """Serve a checkpoint (None: the bundled one) until SIGINT or SIGTERM; answers under way are finished first.
+    """Serve a checkpoint (None: the bundled one) until SIGINT or SIGTERM; running answers are completed first.
 
     Raises:
         ValueError, OSError: the checkpoint cannot be loaded, or the folder of files cannot be used.
@@ -30,4 +31,45 @@ def serve(
     network, processor = load(model, device)
     name = settings.name or (model or BUNDLED_MODEL).resolve().name
     app = create_app(Engine(network, processor, limits), replace(settings, name=name))
-    uvicorn.run(app, host=host, port=port, access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS)
+    config = uvicorn.Config(
+        app,
+        http=HeaderLimits,
+        ws="none",
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+class HeaderLimits(H11Protocol):
+    """uvicorn's connection, which is closed when the headers of a request take too long."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Start to wait for a request."""
+        super().connection_made(transport)
+        self._wait_for_headers()
+
+    def data_received(self, data: bytes) -> None:
+        """Take in bytes, of headers or of a body."""
+        super().data_received(data)
+        self._wait_for_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing."""
+        super().connection_lost(exc)
+        self._stop_waiting()
+
+    def _wait_for_headers(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_waiting()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

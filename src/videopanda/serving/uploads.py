@@ -1,13 +1,13 @@
-"""Uploaded files: on disk under names that nobody can guess, until their time is over.
+"""Uploaded files on disk under unguessable ids, with expiry.
 
-    store = FileStore(folder, FileLimits())          # takes the folder for itself and clears what is over or half there
+    store = FileStore(folder, FileLimits())          # locks the folder, removes expired and incomplete files
     with store.new("clip.mp4", owner) as upload:
         upload.write(chunk)
         file = upload.finish()
     store.get(file.id, owner).path
 
-A file is two: `ID` with the content and `ID.json` with the rest. The second is written last: without it the first does
-not count and goes at the next start.
+A file is two: `ID` with the content and `ID.json` with the rest. The second is moved in last: without it the first is
+incomplete and is removed at the next start.
 """
 
 import fcntl
@@ -16,15 +16,19 @@ import json
 import os
 import re
 import secrets
-import shutil
+import stat
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
-from videopanda.serving.errors import NotFoundError, TooLargeError, UnfitError
+from videopanda.serving.errors import NotFoundError, ServeError, TooLargeError, UnfitError
 
+MARKER = "videopanda-uploads"  # the file that says whose folder it is; its lock says that a server runs
 HEAD_BYTES = 512
+_OWN_NAME = re.compile(r"(file-[0-9a-f]{24}|[0-9a-f]{32})(\.json)?")
 
 # Only containers that hold their own pictures; playlists and FFmpeg scripts, which name other files, match nothing.
 _SIGNATURES: tuple[tuple[str, str, re.Pattern[bytes]], ...] = tuple(
@@ -65,6 +69,7 @@ class StoredFile:
     id: str
     owner: str
     name: str
+    purpose: str
     bytes: int
     sha256: str
     kind: str
@@ -74,59 +79,91 @@ class StoredFile:
     path: Path
 
 
+def default_files(port: int) -> Path:
+    """The default folder, one for each user and port."""
+    return Path(tempfile.gettempdir()) / f"videopanda-{os.getuid()}" / f"uploads-{port}"
+
+
 class FileStore:
     """The folder of uploaded files.
 
+    Only files that the store made itself are ever removed: the folder carries a marker, and names are the store's own.
+
     Raises:
-        ValueError: another server uses the folder, or it belongs to somebody else.
+        ValueError: the folder holds other things, belongs to another user, or is used by another server.
     """
 
     def __init__(self, folder: Path, limits: FileLimits):
         self.folder, self.limits = folder, limits
         self._files, self._parts = folder / "files", folder / "parts"
         for one in (folder, self._files, self._parts):
-            one.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if one.is_symlink() or (one.exists() and not one.is_dir()):
+                raise ValueError(f"{one} is not a real folder: choose another folder with --files")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat().st_uid != os.getuid():
-            raise ValueError(f"{folder} belongs to another user: name a folder of your own with --files")
-        self._lock = (folder / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise ValueError(f"another server uses {folder}: name another folder with --files") from error
-        shutil.rmtree(self._parts)  # of a server that was killed
-        self._parts.mkdir(mode=0o700)
+            raise ValueError(f"{folder} is owned by another user: choose another folder with --files")
+        self._lock = self._claim()
+        for one in (self._files, self._parts):
+            one.mkdir(mode=0o700, exist_ok=True)
+        for path in self._own(self._parts):  # of a server that was killed
+            path.unlink()
         self._known = self._load()
         self.remove_expired()
 
+    def _claim(self) -> IO[str]:
+        """The marker of the folder, locked; a fresh one only where the folder is empty."""
+        marker = self.folder / MARKER
+        if not marker.is_file() and any(self.folder.iterdir()):
+            raise ValueError(f"{self.folder} is not empty and not a folder of uploads: choose another one with --files")
+        lock = os.fdopen(os.open(marker, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise ValueError(f"another server uses {self.folder}: choose another folder with --files") from error
+        return lock
+
     def close(self) -> None:
-        """Give the folder back; files stay until their time is over."""
+        """Release the folder; files stay until they expire."""
         self._lock.close()
 
+    @staticmethod
+    def _own(folder: Path) -> list[Path]:
+        """The regular files in a folder whose names the store makes."""
+        return [path for path in folder.iterdir() if _OWN_NAME.fullmatch(path.name) and _is_regular(path)]
+
     def _load(self) -> dict[str, StoredFile]:
-        """What is complete; everything else is removed."""
-        known = {}
-        for path in self._files.glob("*.json"):
+        """Complete files; incomplete ones are removed."""
+        known, own = {}, self._own(self._files)
+        for path in own:
             content = path.with_suffix("")
+            if path.suffix != ".json" or content not in own:
+                continue
             try:
-                known[content.name] = StoredFile(**json.loads(path.read_text(encoding="utf-8")), path=content)
-                complete = content.stat().st_size == known[content.name].bytes
+                file = StoredFile(**json.loads(path.read_text(encoding="utf-8")), path=content)
             except (OSError, ValueError, TypeError):
-                complete = False
-            if not complete:
-                known.pop(content.name, None)
-        for path in self._files.iterdir():
+                continue
+            if file.id == content.name and content.stat().st_size == file.bytes:
+                known[file.id] = file
+        for path in own:
             if path.name.removesuffix(".json") not in known:
                 path.unlink()
         return known
 
     # -- writing -------------------------------------------------------------------------------------------------------
-    def new(self, name: str, owner: str) -> "Upload":
-        """Begin a file."""
-        return Upload(self, name, owner)
+    def new(self, name: str, owner: str, purpose: str = "user_data", keep_seconds: float | None = None) -> "Upload":
+        """Begin a file, which is kept for `keep_seconds`, by default as long as the limits say.
+
+        Raises:
+            ServeError: that is longer than the limits say.
+        """
+        most = self.limits.keep_seconds
+        if keep_seconds is not None and keep_seconds > most:
+            raise ServeError(f"this server keeps files for at most {most:g} seconds", "expires_after[seconds]")
+        return Upload(self, name, owner, purpose, most if keep_seconds is None else keep_seconds)
 
     def temporary(self) -> Path:
-        """A fresh name for a file that its maker removes; what is left goes at the next start."""
+        """A fresh name for a file that its maker removes; leftovers are removed at the next start."""
         return self._parts / secrets.token_hex(16)
 
     @property
@@ -135,12 +172,17 @@ class FileStore:
         return sum(file.bytes for file in self._known.values())
 
     def add(self, file: StoredFile, part: Path) -> None:
-        """Take in a file that is completely there."""
-        part.replace(file.path)
+        """Take in a complete file."""
         meta = {name: value for name, value in asdict(file).items() if name != "path"}
         written = part.with_suffix(".json")
-        written.write_text(json.dumps(meta), encoding="utf-8")
-        written.replace(file.path.with_suffix(".json"))
+        try:
+            written.write_text(json.dumps(meta), encoding="utf-8")
+            part.replace(file.path)
+            written.replace(file.path.with_suffix(".json"))
+        except OSError:
+            for path in (written, file.path):
+                path.unlink(missing_ok=True)
+            raise
         self._known[file.id] = file
 
     # -- reading -------------------------------------------------------------------------------------------------------
@@ -159,14 +201,15 @@ class FileStore:
     def list(self, owner: str) -> list[StoredFile]:
         """The files of an owner, newest first."""
         self.remove_expired()
-        return sorted((f for f in self._known.values() if f.owner == owner), key=lambda f: f.created_at, reverse=True)
+        mine = [file for file in reversed(self._known.values()) if file.owner == owner]
+        return sorted(mine, key=lambda file: file.created_at, reverse=True)
 
     def remove(self, id_: str, owner: str) -> None:
         """Delete a file. Raises NotFoundError."""
         self._forget(self.get(id_, owner))
 
     def remove_expired(self) -> None:
-        """Delete what has been kept long enough."""
+        """Delete files whose time is over."""
         for file in [file for file in self._known.values() if file.expires_at <= time.time()]:
             self._forget(file)
 
@@ -176,9 +219,13 @@ class FileStore:
         file.path.unlink(missing_ok=True)
 
 
+def _is_regular(path: Path) -> bool:
+    return stat.S_ISREG(path.lstat().st_mode)
+
+
 @dataclass(frozen=True)
 class LocalMedia:
-    """A file to be read: where it is, what it is, and whether it goes afterwards."""
+    """A file to decode: where it is, what it is, and whether it is removed afterwards."""
 
     path: Path
     sha256: str
@@ -186,9 +233,21 @@ class LocalMedia:
     is_temporary: bool = True
 
     def close(self) -> None:
-        """Remove it if nobody shall read it again."""
+        """Remove it if it is temporary."""
         if self.is_temporary:
             self.path.unlink(missing_ok=True)
+
+
+def open_media(path: Path) -> LocalMedia:
+    """A file of the operator's, which stays where it is. Raises UnfitError, OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+        kind, _ = sniff_mime_type(head)
+        digest.update(head)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return LocalMedia(path, digest.hexdigest(), kind, is_temporary=False)
 
 
 class Upload:
@@ -196,12 +255,14 @@ class Upload:
 
     Raises:
         TooLargeError: more bytes than a file or all files may have.
+        StorageError: the disk is full.
     """
 
-    def __init__(self, store: FileStore, name: str, owner: str):
+    def __init__(self, store: FileStore, name: str, owner: str, purpose: str, keep_seconds: float):
         self._store, self._name, self._owner = store, name, owner
+        self._purpose, self._keep_seconds = purpose, keep_seconds
         self._path = store.temporary()
-        self._opened = self._path.open("xb")
+        self._opened = self._path.open("xb", buffering=0)
         self._digest, self._head, self._size = hashlib.sha256(), b"", 0
         self._kept = False
 
@@ -219,8 +280,10 @@ class Upload:
         if self._size > limits.file_bytes:
             raise TooLargeError(f"the file has more than {limits.file_bytes} bytes: cut or compress it")
         if self._store.num_bytes + self._size > limits.total_bytes:
-            raise TooLargeError("the server holds as many bytes of files as it may: delete files, or wait")
-        self._opened.write(chunk)
+            raise TooLargeError("upload storage is full: delete files or retry later")
+        view = memoryview(chunk)
+        while view:  # unbuffered: a full disk is noticed here, and may take a part of the bytes first
+            view = view[self._opened.write(view) :]
         self._digest.update(chunk)
         self._head += chunk[: HEAD_BYTES - len(self._head)]
 
@@ -248,12 +311,13 @@ class Upload:
             id=id_,
             owner=self._owner,
             name=self._name,
+            purpose=self._purpose,
             bytes=self._size,
             sha256=self._digest.hexdigest(),
             kind=kind,
             mime=mime,
             created_at=int(now),
-            expires_at=now + self._store.limits.keep_seconds,
+            expires_at=now + self._keep_seconds,
             path=self._store.folder / "files" / id_,
         )
         self._store.add(file, self._path)
