@@ -69,13 +69,14 @@ SURFACE = {
         {
             "--model",
             "--backbone",
+            "--family",
             "--preset",
+            "--set",
             "--video",
             "--duration",
             "--resolution",
             "--num-frames",
             "--fps",
-            "--canvas",
         }
         | {"--text-tokens", "--max-new-tokens", "--device", "--dtype", "--fit", "--samples", "--measure", "--json"},
         set(),
@@ -116,7 +117,7 @@ SURFACE = {
     "evaluate report": ({"--output", "--json"}, {"scores"}),
     "evaluate score": ({"--output", "--scorer", "--errata", "--wordnet", "--json"}, {"bench", "path", "predictions"}),
     "evaluate scenes": ({"--model", "--num", "--seed", "--json", "--output", "--no-baselines"}, set()),
-    "init": ({"--backbone", "--preset", "--chat-template", "--seed"}, {"out"}),
+    "init": ({"--backbone", "--family", "--preset", "--set", "--chat-template", "--seed"}, {"out"}),
     "export": (set(), {"checkpoint", "out"}),
     "finetune": (
         {"--data", "--model", "--media-root", "--lora", "--quantize", "--set", "--output", "--resume"},

@@ -11,8 +11,8 @@ from golden_checks.data import PLACEHOLDER, load_tokenizer
 from tiny import clip, tiny_processor, tiny_stab
 from videopanda.data.collate import IGNORE, Collator, is_flipped
 from videopanda.data.sample import Sample
+from videopanda.models.prompts import TRAINING_SYSTEM_PROMPT, VICUNA_CHAT_TEMPLATE, place_marker
 from videopanda.models.videopanda import VideoPandaProcessor, VideoPandaVideoProcessor
-from videopanda.models.videopanda.prompts_videopanda import TRAINING_SYSTEM_PROMPT, VICUNA_CHAT_TEMPLATE, place_marker
 from videopanda.training.stages import make_config
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -13,8 +13,8 @@ from golden_checks.data import load_tokenizer
 from tiny import clip, tiny_processor
 from videopanda.data.collate import IGNORE, Collator
 from videopanda.data.sample import Sample
+from videopanda.models.prompts import TRAINING_SYSTEM_PROMPT, VICUNA_CHAT_TEMPLATE
 from videopanda.models.videopanda import VideoPandaProcessor
-from videopanda.models.videopanda.prompts_videopanda import TRAINING_SYSTEM_PROMPT, VICUNA_CHAT_TEMPLATE
 from videopanda.training.chat_template import visual_chat_template
 from videopanda.training.nano import CHAT_TEMPLATE
 

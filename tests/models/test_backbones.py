@@ -28,8 +28,8 @@ import videopanda  # noqa: F401 - makes the Auto classes know our classes
 from chat_templates import BARS, CHATML, INST
 from tiny import clip, randomize, realign, tiny_model, tiny_processor, tiny_stab
 from videopanda.checkpoints.verify import verify
-from videopanda.models.videopanda.prompts_videopanda import VICUNA_CHAT_TEMPLATE
-from videopanda.training.build import make_checkpoint, put_stab_in_front
+from videopanda.models.prompts import VICUNA_CHAT_TEMPLATE
+from videopanda.training.build import build_model, make_checkpoint
 
 CHATML_TEXT = "<|im_start|>user\n<video>\nWhat moves?<|im_end|>\n<|im_start|>assistant\n"
 INST_TEXT = "<s>[INST] <video>\nWhat moves? [/INST]"
@@ -75,6 +75,12 @@ def text_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
     )
 
 
+def tiny_fields(preset: str = "released") -> dict[str, int]:
+    """The fields that make a fresh STAB that of `tiny_stab`."""
+    stab = tiny_stab(preset)
+    return {f"stab.{name}": getattr(stab, name) for name in ("hidden_size", "patch_size", "image_size", "num_heads")}
+
+
 def write_backbone(folder, family: str):
     """A folder with a language model and its tokenizer, as the Hub has them."""
     model_type, fields, spare, template, _ = FAMILIES[family]
@@ -104,7 +110,7 @@ def family(request, tmp_path_factory):
     """Name, folder of the language model, and the Video-Panda made of it, whose STAB has no zero weights."""
     folder = write_backbone(tmp_path_factory.mktemp(request.param), request.param)
     template = "vicuna" if request.param == "vicuna" else None
-    model, processor = put_stab_in_front(folder, tiny_stab(), 0.02, seed=3, chat_template=template)
+    model, processor = build_model(folder, seed=3, fields=tiny_fields(), chat_template=template)
     randomize(model.model.stab)
     randomize(model.model.projector, 1)
     return request.param, folder, realign(model).eval(), processor
@@ -223,8 +229,8 @@ STORIES = Path(__file__).parents[3] / "shared" / "lm" / "stories260K"
 @pytest.mark.skipif(not STORIES.is_dir(), reason="no folder of pretrained models beside the checkout")
 def test_a_pretrained_model_tells_its_story(tmp_path):
     """260K parameters, trained on TinyStories: its greedy text is known."""
-    lines = make_checkpoint(tmp_path / "fresh", STORIES, "released", "vicuna", seed=0)
-    assert lines[0].split() == ["language", "model", "260,160", "llama"]
+    lines = make_checkpoint(tmp_path / "fresh", STORIES, chat_template="vicuna")
+    assert lines[0].split() == ["language", "model,", "llama", "260,160"]
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "fresh")
     processor = AutoProcessor.from_pretrained(tmp_path / "fresh")
     expected = json.loads((STORIES / "greedy_from_bos.json").read_text())
@@ -317,7 +323,7 @@ def logits_are_capped(folder):
         (blind_chat_template, "does not show the question"),
         (encoder, "BertForMaskedLM"),
         (no_head, "Qwen2Model"),
-        (a_video_panda, "is a Video-Panda already"),
+        (a_video_panda, "has a vision part already"),
         (a_weight_is_missing, "lacks model.layers.1.mlp.up_proj.weight"),
         (no_weights, "no language model at .*model.safetensors"),
         (unknown_type, "wavelets"),
@@ -332,29 +338,47 @@ def test_a_wrong_backbone_is_refused_in_one_line(tmp_path, write, message):
     folder.mkdir()
     write(folder)
     with pytest.raises(ValueError, match=message) as caught:
-        put_stab_in_front(folder, tiny_stab(), 0.02, seed=0)
+        build_model(folder, seed=0, fields=tiny_fields())
     assert str(caught.value).splitlines()[0]
 
 
 def test_wrong_arguments_are_refused(tmp_path):
     folder = write_backbone(tmp_path / "backbone", "qwen2")
     for arguments, message in [
-        ((tmp_path / "none", "released", None), "no language model at"),
-        ((folder, "realeased", None), "released, paper, eve_star"),
-        ((folder, "released", str(tmp_path / "none.jinja")), "none.jinja"),
+        ({"backbone": tmp_path / "none"}, "no language model at"),
+        ({"preset": "realeased"}, "released, paper, eve_star"),
+        ({"family": "videopandas"}, "unknown family 'videopandas': did you mean 'videopanda'"),
+        ({"fields": {"text.hidden_sise": "8"}}, "unknown setting 'text.hidden_sise': did you mean 'text.hidden_size'"),
+        ({"fields": {"text.vocab_size": "many"}}, "text.vocab_size must be a whole number, not 'many'"),
+        ({"fields": {"text.intermediate_size": "8"}}, "do not fit the changed fields"),
+        ({"fields": {"row_tokens": "no"}}, "unknown setting 'row_tokens': did you mean 'stab.row_tokens'"),
+        ({"chat_template": str(tmp_path / "none.jinja")}, "none.jinja"),
     ]:
         with pytest.raises((ValueError, OSError), match=message):
-            make_checkpoint(tmp_path / "out", *arguments, seed=0)
+            make_checkpoint(tmp_path / "out", **{"backbone": folder, **arguments})
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="in use"):
-        make_checkpoint(folder, folder, "released", None, seed=0)
+        make_checkpoint(folder, folder)
+
+
+def test_every_field_is_set_by_its_name(tmp_path):
+    """Of the vision part, of the language model and of the whole; the processor follows."""
+    folder = write_backbone(tmp_path / "backbone", "qwen2")
+    fields = {"stab.row_tokens": "false", "text.attention_dropout": "0.25", "initializer_range": "0.5"}
+    fields |= {"stab.segment_frames": "none", "stab.image_size": "48"}
+    model, processor = build_model(folder, seed=0, fields={**tiny_fields(), **fields})
+    assert (model.config.stab_config.row_tokens, model.config.stab_config.segment_frames) == (False, None)
+    assert model.config.text_config.attention_dropout == model.model.language_model.config.attention_dropout == 0.25
+    assert model.model.projector.up.weight.std() > 0.3
+    assert model.model.stab.row_token is None
+    assert processor.video_processor.token_count(8, 30, 40) == 8 * (5 * 6 + 1)
 
 
 def test_presets_seed_and_type(tmp_path):
     folder = write_backbone(tmp_path / "backbone", "qwen2")
     edit(folder / "config.json", dtype="bfloat16")
     models = [
-        put_stab_in_front(folder, tiny_stab(preset), 0.02, seed=seed, dtype="auto")[0]
+        build_model(folder, seed=seed, preset=preset, fields=tiny_fields(preset), dtype="auto")[0]
         for preset, seed in (("paper", 0), ("paper", 0), ("paper", 1), ("eve_star", 0))
     ]
     weights = [model.model.projector.up.weight for model in models]
@@ -372,7 +396,7 @@ def test_other_names_of_the_embedding(tmp_path):
     plain = AutoModelForCausalLM.from_config(config)
     plain.save_pretrained(tmp_path / "backbone")
     tokenizer.save_pretrained(tmp_path / "backbone")
-    model, _ = put_stab_in_front(tmp_path / "backbone", tiny_stab(), 0.02, seed=0)
+    model, _ = build_model(tmp_path / "backbone", seed=0, fields=tiny_fields())
     model.save_pretrained(tmp_path / "made")
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "made")
     assert loaded.lm_head.weight is loaded.get_input_embeddings().weight

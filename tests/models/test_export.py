@@ -25,7 +25,7 @@ CODE = {
     "modeling_videopanda_layers.py",
     "modeling_videopanda_stab.py",
     "processing_videopanda.py",
-    "prompts_videopanda.py",
+    "prompts.py",
     "video_processing_videopanda.py",
     "visual.py",
 }

@@ -181,7 +181,7 @@ def test_backbones_have_their_published_sizes():
     assert set(PUBLISHED) == set(BACKBONES)
     stab = tiny_stab()
     for name, billions in PUBLISHED.items():
-        planner = Planner(config_of(name, stab), VideoPandaVideoProcessor.for_stab(stab), torch.bfloat16)
+        planner = Planner(config_of(name), VideoPandaVideoProcessor.for_stab(stab), torch.bfloat16)
         vision = (planner.model.model.stab, planner.model.model.projector)
         own = sum(p.numel() for part in vision for p in part.parameters())
         assert (planner.weight_bytes / 2 - own) / 1e9 == pytest.approx(billions, abs=1.5e-3)  # two rows and buffers
@@ -189,17 +189,17 @@ def test_backbones_have_their_published_sizes():
 
 def test_the_released_model_takes_the_published_macs():
     stab = VideoPandaStabConfig.released()
-    planner = Planner(config_of("vicuna-7b-v1.5", stab), VideoPandaVideoProcessor.for_stab(stab), torch.bfloat16)
+    planner = Planner(config_of("vicuna-7b-v1.5"), VideoPandaVideoProcessor.for_stab(stab), torch.bfloat16)
     plan = planner.plan(8, 448, 448)
     assert plan.visual_tokens == 2184
     assert plan.flops["vision"] / 2 == pytest.approx(68.70e9, rel=1e-3)  # as `videopanda bench efficiency` counts
 
 
 def test_a_folder_is_a_backbone(tmp_path):
-    config_of("qwen3-0.6b", tiny_stab()).text_config.save_pretrained(tmp_path / "text")
-    assert config_of(str(tmp_path / "text"), tiny_stab()).text_config.num_hidden_layers == 28
+    config_of("qwen3-0.6b").text_config.save_pretrained(tmp_path / "text")
+    assert config_of(str(tmp_path / "text")).text_config.num_hidden_layers == 28
     tiny_model().config.save_pretrained(tmp_path / "panda")
     with pytest.raises(ValueError, match="--model"):
-        config_of(str(tmp_path / "panda"), tiny_stab())
+        config_of(str(tmp_path / "panda"))
     with pytest.raises(ValueError, match=r"no language model 'gpt-9'.*qwen3-8b"):
-        config_of("gpt-9", tiny_stab())
+        config_of("gpt-9")

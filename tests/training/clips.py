@@ -39,8 +39,7 @@ STAGE = StageConfig(
     "pretrain",
     data="clips",
     dtype="float32",
-    stab_lr=1e-3,
-    projector_lr=1e-3,
+    vision_lr=1e-3,
     language_model_lr=1e-3,
     log_steps=1,
 )

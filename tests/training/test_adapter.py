@@ -12,14 +12,14 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from tiny import clip, tiny_model, tiny_processor
+from videopanda.models.load import load_checkpoint
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration
 from videopanda.training.adapter import ADAPTER, add_adapter, load_quantized
-from videopanda.training.build import load
 from videopanda.training.freezing import set_stage
 from videopanda.training.run import run_stage
 from videopanda.training.stages import OWN, StageConfig
 
-FAST = {"lora_rank": 4, "max_steps": 3, "batch_size": 2, "dtype": "float32", "stab_lr": 1e-2, "projector_lr": 1e-2}
+FAST = {"lora_rank": 4, "max_steps": 3, "batch_size": 2, "dtype": "float32", "vision_lr": 1e-2}
 FAST |= {"language_model_lr": 1e-2, "save_steps": 2, "keep_checkpoints": 2, "max_grad_norm": 0.0}
 
 
@@ -36,7 +36,7 @@ def start(tmp_path_factory) -> Path:
 
 
 def train(start: Path, out: Path, settings: StageConfig) -> Path:
-    model, processor = load(start)
+    model, processor = load_checkpoint(start, torch.float32)
     return run_stage(settings, add_adapter(model, settings), processor, Clips(), out)
 
 
@@ -55,13 +55,13 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 def test_loaded_merged_and_unmerged_give_the_same_logits(start, tuned):
     merged_folder = logits(VideoPandaForConditionalGeneration.from_pretrained(tuned))
-    model = PeftModel.from_pretrained(load(start)[0], tuned / ADAPTER)
+    model = PeftModel.from_pretrained(load_checkpoint(start, torch.float32)[0], tuned / ADAPTER)
     loaded = logits(model)
     model.merge_adapter()
     merged = logits(model)
     model.unmerge_adapter()
     unmerged = logits(model)
-    before = logits(load(start)[0])
+    before = logits(load_checkpoint(start, torch.float32)[0])
     assert (loaded - before).abs().max() > 1e-2
     for other in (merged_folder, merged, unmerged):
         assert (other - loaded).abs().max() <= 1e-4  # measured worst: 7.8e-6
@@ -81,15 +81,16 @@ def test_only_adapter_stab_and_projector_are_trained(start, tuned):
 
 
 def test_a_frozen_stab_is_not_in_the_adapter(start, tmp_path):
-    settings = stage(stab_lr=0.0, projector_lr=0.0, max_steps=1)
+    settings = stage(vision_lr=0.0, max_steps=1)
     saved = load_file(train(start, tmp_path, settings) / ADAPTER / "adapter_model.safetensors")
     assert saved
     assert all("lora" in name for name in saved)
 
 
 def test_what_is_trained_by_name(start):
-    model = add_adapter(load(start)[0], stage(projector_lr=0.0))
-    reports = {report.part: report for report in set_stage(model, stage(projector_lr=0.0).learning_rates)}
+    settings = stage(module_lr={"projector": 0.0})
+    model = add_adapter(load_checkpoint(start, torch.float32)[0], settings)
+    reports = {report.part: report for report in set_stage(model, settings.learning_rates(("stab", "projector")))}
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {".lora_" in name or ".stab.modules_to_save." in name for name in trained} == {True}
     assert reports["projector"].num_trainable == 0
@@ -101,7 +102,7 @@ def test_what_is_trained_by_name(start):
 def test_a_run_with_an_adapter_resumes(start, tuned, tmp_path):
     shutil.copytree(tuned / "checkpoint-2", tmp_path / "checkpoint-2")
     shutil.copy(tuned / "run.json", tmp_path)
-    model, processor = load(start)
+    model, processor = load_checkpoint(start, torch.float32)
     run_stage(stage(), add_adapter(model, stage()), processor, Clips(), tmp_path, resume=True)
     one, other = (load_file(folder / ADAPTER / "adapter_model.safetensors") for folder in (tmp_path, tuned))
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
@@ -128,6 +129,7 @@ def test_a_model_with_missing_weights_is_refused(start, tmp_path):
     weights = load_file(start / "model.safetensors")
     del weights["model.stab.row_token"]
     tiny_model().save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"is not complete: it lacks model\.stab\.row_token"):
-        load(tmp_path)
+    with pytest.raises(ValueError, match=r"is not a complete videopanda checkpoint: it lacks model\.stab\.row_token"):
+        load_checkpoint(tmp_path, torch.float32)

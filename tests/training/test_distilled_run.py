@@ -24,8 +24,7 @@ SETTINGS = [
         "official_flip=true",
         "max_length=1024",
         "keep_checkpoints=2",
-        "stab_lr=0.01",
-        "projector_lr=0.01",
+        "vision_lr=0.01",
     ),
 ]
 

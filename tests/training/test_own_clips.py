@@ -66,7 +66,7 @@ def coloured_clips(tmp_path) -> Path:
 
 
 def test_unseen_recordings_are_told_apart_after_finetuning(coloured_clips, tmp_path):
-    settings = ("max_steps=8", "language_model_lr=2e-3", "stab_lr=1e-3", "projector_lr=1e-3")
+    settings = ("max_steps=8", "language_model_lr=2e-3", "vision_lr=1e-3")
     found = chain(coloured_clips, tmp_path / "out", *settings)
     assert list(found["after"]["types"]) == [UNSEEN]
     assert found["before"]["metrics"]["accuracy"] <= 0.5

@@ -6,7 +6,8 @@ import torch
 
 from videopanda.data.collate import Collator
 from videopanda.data.worlds.scenes.dataset import ScenesDataset
-from videopanda.models.videopanda import VideoPandaProcessor, VideoPandaVideoProcessor
+from videopanda.models.videopanda import VideoPandaProcessor, VideoPandaStabConfig, VideoPandaVideoProcessor
+from videopanda.models.videopanda.configuration_videopanda import STAB_PRESETS
 from videopanda.training import nano
 from videopanda.training.whiten import whiten_patch_embedding
 
@@ -16,7 +17,9 @@ SIZE, EPSILON = 10, 0.02
 @pytest.fixture(scope="module")
 def frames() -> torch.Tensor:
     """Six clips of Scenes on a common canvas, (6, 4, 3, 100, 100); smaller pictures have black borders."""
-    visual = VideoPandaVideoProcessor.for_stab(nano.STAB, canvas="tight", pad_frames=False)
+    visual = VideoPandaVideoProcessor.for_stab(
+        VideoPandaStabConfig(**STAB_PRESETS["nano"]), canvas="tight", pad_frames=False
+    )
     processor = VideoPandaProcessor(visual, nano.make_tokenizer(20), chat_template=nano.CHAT_TEMPLATE)
     data = ScenesDataset(6, num_frames=4)
     pixels = Collator(processor, 1, text=False)([data[i] for i in range(6)])["pixel_values_videos"]

@@ -14,8 +14,8 @@ from videopanda.checkpoints import checksums
 from videopanda.checkpoints.shards import SHARD_BYTES, Outgoing, write_shards
 from videopanda.checkpoints.tensor_plan import HEAD_FILE, Plan, make_plan
 from videopanda.checkpoints.tensors import CheckpointError, Place, chunks_of
+from videopanda.models.prompts import VICUNA_CHAT_TEMPLATE
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration, VideoPandaProcessor
-from videopanda.models.videopanda.prompts_videopanda import VICUNA_CHAT_TEMPLATE
 
 LEDGER_FILE = "conversion.json"
 

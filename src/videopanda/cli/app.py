@@ -7,7 +7,7 @@ videopanda answer clip.mp4 "How many objects are there in total?"
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,11 +18,14 @@ from videopanda.cli.options import (
     AsJson,
     Cache,
     CacheSize,
+    Family,
     MaxNewTokens,
     Model,
     NumFrames,
+    Preset,
     Quantize,
     Seed,
+    Set,
     console,
     load_model,
     quiet,
@@ -193,9 +196,9 @@ def init_verb(
     backbone: Annotated[
         str, typer.Option("--backbone", metavar="DIR|NAME", help="Causal language model: folder or Hub name.")
     ],
-    preset: Annotated[
-        str, typer.Option("--preset", metavar="NAME", help="Preset of the vision part: released, paper or eve_star.")
-    ] = "released",
+    family: Family = None,
+    preset: Preset = "",
+    set_: Set = None,
     chat_template: Annotated[
         str | None,
         typer.Option("--chat-template", metavar="FILE|vicuna", help="Chat template. Default: the tokenizer's own."),
@@ -205,11 +208,16 @@ def init_verb(
     """Make an untrained model from a language model and a new vision part: the start of training.
 
     Example:  videopanda init --backbone vicuna-7b-v1.5 --chat-template vicuna out/fresh
+
+    Every field of the configuration can be set:  videopanda init --backbone DIR --set stab.row_tokens=false out/fresh
     """
+    from videopanda.models.families import DEFAULT
+    from videopanda.models.fields import parse_settings
     from videopanda.training.build import make_checkpoint
 
     quiet()
-    print("\n".join(make_checkpoint(out, backbone, preset, chat_template, seed)))
+    fresh: dict[str, Any] = {"family": family or DEFAULT, "preset": preset, "fields": parse_settings(set_ or [])}
+    print("\n".join(make_checkpoint(out, backbone, **fresh, chat_template=chat_template, seed=seed)))
 
 
 @app.command("export")

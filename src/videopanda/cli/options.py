@@ -32,6 +32,12 @@ Quantize = Annotated[
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
 ]
+Family = Annotated[
+    str | None, typer.Option("--family", metavar="NAME", help="Family of a new model. Default: videopanda.")
+]
+Preset = Annotated[
+    str, typer.Option("--preset", metavar="NAME", help="Preset of a new vision part. Default: the family's first.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 Cache = Annotated[
     Path | None,

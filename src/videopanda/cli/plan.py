@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from videopanda.cli.options import AsJson, Model, NumFrames, quiet, size_in_bytes
+from videopanda.cli.options import AsJson, Family, Model, NumFrames, Preset, Set, quiet, size_in_bytes
 
 if TYPE_CHECKING:
     from videopanda.plan.planner import Plan, Planner
@@ -23,9 +23,9 @@ def plan_verb(
         str | None,
         typer.Option("--backbone", metavar="NAME|DIR", help="Plan a fresh model on this language model, say qwen3-8b."),
     ] = None,
-    preset: Annotated[
-        str, typer.Option("--preset", metavar="NAME", help="Of a fresh model: released, paper or eve_star.")
-    ] = "released",
+    family: Family = None,
+    preset: Preset = "",
+    set_: Set = None,
     video: Annotated[
         Path | None, typer.Option("--video", metavar="FILE", help="Plan questions about this clip.")
     ] = None,
@@ -39,9 +39,6 @@ def plan_verb(
     fps: Annotated[
         float | None,
         typer.Option("--fps", metavar="X", help="Frames per second of the clip, instead of --num-frames."),
-    ] = None,
-    canvas: Annotated[
-        int | None, typer.Option("--canvas", metavar="PX", min=1, help="Of a fresh model: longer side of its frames.")
     ] = None,
     text_tokens: Annotated[
         int, typer.Option("--text-tokens", metavar="N", min=0, help="Prompt tokens besides the clip.")
@@ -89,6 +86,7 @@ def plan_verb(
     import torch
 
     from videopanda.plan import machine as machines
+    from videopanda.plan.planner import Planner
     from videopanda.plan.report import as_dict, lines
 
     if model is not None and backbone is not None:
@@ -107,25 +105,15 @@ def plan_verb(
             raise ValueError("there is no GPU to measure: leave out --device cuda")
         print(f"videopanda: machine profile: {machines.measure(device, types[dtype]).save()}", file=sys.stderr)
     profile = machines.load(device, types[dtype]) or machines.ASSUMED[device]
-    config, processor = _model(model, backbone, preset, canvas)
+    config, processor = _model(model, backbone, family, preset, set_ or [])
     height, width, seconds, source_fps = _clip(video, duration, resolution)
     chosen = _frames(processor, num_frames, fps, seconds, source_fps)
     settings = {"text_tokens": text_tokens, "new_tokens": max_new_tokens}
 
-    def planner(side: int | None = None) -> "Planner":
-        from videopanda.plan.planner import Planner
-
-        if side is None:
-            return Planner(config, processor, types[dtype], on_host=device == "cpu")
-        return Planner(*_model(None, backbone, preset, side), types[dtype], on_host=device == "cpu")
-
+    whole = Planner(config, processor, types[dtype], on_host=device == "cpu")
     if fit:
-        given = chosen if num_frames or fps else None
-        plan = _fit(
-            planner, size_in_bytes(fit), given, height, width, settings, backbone is not None and canvas is None
-        )
+        plan = _fit(whole, size_in_bytes(fit), chosen if num_frames or fps else None, height, width, settings, backbone)
     else:
-        whole = planner()
         whole.require_context(chosen, height, width, **settings)
         plan = whole.plan(chosen, height, width, **settings)
     side = plan.planner.video_processor.size["height"]
@@ -138,27 +126,31 @@ def plan_verb(
     plan.require(size_in_bytes(fit) if fit else None)
 
 
-def _model(model: Path | None, backbone: str | None, preset: str, canvas: int | None) -> tuple[Any, Any]:
+def _model(
+    model: Path | None, backbone: str | None, family: str | None, preset: str, set_: list[str]
+) -> tuple[Any, Any]:
     """Configuration and video processor of a saved or of a fresh model."""
-    from videopanda.models.videopanda import VideoPandaConfig, VideoPandaStabConfig, VideoPandaVideoProcessor
+    from videopanda.models.families import DEFAULT, changed_config, processor_class
+    from videopanda.models.fields import parse_settings
 
-    if backbone is None:
-        from videopanda.inference.load import BUNDLED_MODEL
-        from videopanda.models.load import check_checkpoint
-        from videopanda.models.videopanda import VideoPandaProcessor
+    fields = parse_settings(set_)
+    if backbone is not None:
+        from videopanda.plan.backbones import config_of
 
-        if canvas is not None:
-            raise ValueError("--canvas is for fresh models (--backbone): a saved one has its canvas")
-        folder = model or BUNDLED_MODEL
-        check_checkpoint(folder)
-        return VideoPandaConfig.from_pretrained(folder), VideoPandaProcessor.from_pretrained(folder).video_processor
-    from videopanda.plan.backbones import config_of
+        config = config_of(backbone, family or DEFAULT, preset, fields)
+        return config, processor_class(config).video_processor_for(config)
+    if family or preset:
+        raise ValueError("--family and --preset are for new models (--backbone): a saved one has its own")
+    from transformers import AutoProcessor
 
-    presets = {name: getattr(VideoPandaStabConfig, name) for name in ("released", "paper", "eve_star")}
-    if preset not in presets:
-        raise ValueError(f"--preset is one of {', '.join(presets)}, not {preset!r}")
-    stab = presets[preset](**({} if canvas is None else {"image_size": canvas}))
-    return config_of(backbone, stab), VideoPandaVideoProcessor.for_fresh_stab(stab)
+    from videopanda.inference.load import BUNDLED_MODEL
+    from videopanda.models.load import check_checkpoint
+
+    config = check_checkpoint(model or BUNDLED_MODEL)
+    if fields:
+        config = changed_config(config, fields)
+        return config, processor_class(config).video_processor_for(config)
+    return config, AutoProcessor.from_pretrained(model or BUNDLED_MODEL).video_processor
 
 
 def _clip(video: Path | None, duration: str | None, resolution: str) -> tuple[int, int, float | None, float]:
@@ -197,18 +189,27 @@ def _frames(processor: Any, frames: int | None, fps: float | None, seconds: floa
 
 
 def _fit(
-    planner: Any, budget: int, frames: int | None, height: int, width: int, settings: dict[str, int], free_canvas: bool
+    whole: "Planner",
+    budget: int,
+    frames: int | None,
+    height: int,
+    width: int,
+    settings: dict[str, int],
+    backbone: str | None,
 ) -> "Plan":
-    """The most frames that fit; with a number of frames, the largest canvas where it is free."""
-    whole = planner()
+    """The most frames that fit; with a number of frames, for a new model, the largest ones."""
+    from videopanda.models.families import processor_class
+    from videopanda.plan.planner import Planner
+
     if frames is None:
         most = whole.most_frames(height, width, budget, **settings)
         return whole.plan(most or 1, height, width, **settings)
-    cell = whole.video_processor.cell_size
-    side = whole.video_processor.size["height"]
-    while free_canvas and side > cell and not _fits(whole, budget, frames, height, width, settings):
-        side -= cell
-        whole = planner(side)
+    smaller = whole.model.config if backbone else None
+    while smaller is not None and not _fits(whole, budget, frames, height, width, settings):
+        smaller = smaller.smaller()
+        if smaller is not None:
+            processor = processor_class(smaller).video_processor_for(smaller)
+            whole = Planner(smaller, processor, whole.dtype, on_host=whole.on_host)
     whole.require_context(frames, height, width, **settings)
     return whole.plan(frames, height, width, **settings)
 

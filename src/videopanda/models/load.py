@@ -1,26 +1,13 @@
-"""Checkpoints by the Auto classes: which folders can be used, and loading them whole.
-
-A family is what transformers' Auto classes know and whose model offers `vision_modules`.
-"""
+"""Checkpoint folders of any family: which ones can be used, and loading them whole."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    PreTrainedConfig,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 
-
-def model_class(config: PreTrainedConfig) -> Any:
-    """The class of a family's models; None where the configuration is no family's, but say a language model's."""
-    found = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
-    return found if hasattr(found, "vision_modules") else None
+from .families import model_class
 
 
 def check_checkpoint(folder: str | Path) -> PreTrainedConfig:

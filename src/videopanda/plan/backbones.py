@@ -1,11 +1,12 @@
 """Published shapes of language models, for plans without weights. Names as on the Hub, in small letters."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from videopanda.models.videopanda import VideoPandaConfig, VideoPandaStabConfig
+from videopanda.models.families import DEFAULT, fresh_config, model_class
 
 
 def _llama(hidden: int, mlp: int, layers: int, heads: int) -> dict[str, Any]:
@@ -63,23 +64,19 @@ BACKBONES = {
 }
 
 
-def config_of(backbone: str, stab: VideoPandaStabConfig) -> VideoPandaConfig:
+def config_of(backbone: str, family: str = DEFAULT, preset: str = "", fields: Mapping[str, Any] | None = None) -> Any:
     """The configuration that `videopanda init` makes of a published language model, or of one in a folder.
 
     Raises:
-        ValueError: no such name and no such folder, or the folder holds a Video-Panda.
+        ValueError: no such name and no such folder, or the folder holds more than a language model; an unknown family,
+            preset or field.
     """
     text: Any = BACKBONES.get(backbone.lower())
     if text is None:
-        text = _read(backbone)
-    vocabulary = text["vocab_size"] if isinstance(text, dict) else text.vocab_size
-    tied = text["tie_word_embeddings"] if isinstance(text, dict) else text.tie_word_embeddings
-    return VideoPandaConfig(
-        text_config=text,
-        stab_config=stab,
-        video_token_id=vocabulary - 2,
-        image_token_id=vocabulary - 1,
-        tie_word_embeddings=tied,
+        text = _read(backbone).to_dict()
+    ids = {"video_token_id": text["vocab_size"] - 2, "image_token_id": text["vocab_size"] - 1}
+    return fresh_config(
+        family, preset, fields or {}, text_config=text, tie_word_embeddings=text["tie_word_embeddings"], **ids
     )
 
 
@@ -89,6 +86,6 @@ def _read(folder: str) -> PreTrainedConfig:
             f"no language model {folder!r}: name a folder with a config.json, or one of {', '.join(BACKBONES)}"
         )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if config.model_type == VideoPandaConfig.model_type:
-        raise ValueError(f"{folder} is a Video-Panda: plan it with --model {folder}")
+    if model_class(config) is not None:
+        raise ValueError(f"{folder} has a vision part already: plan it with --model {folder}")
     return config

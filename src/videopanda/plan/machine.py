@@ -17,11 +17,7 @@ from typing import Any
 
 import torch
 
-from videopanda.models.videopanda import (
-    VideoPandaConfig,
-    VideoPandaForConditionalGeneration,
-    VideoPandaVideoProcessor,
-)
+from videopanda.models.families import DEFAULT, fresh_config, model_class, processor_class
 from videopanda.plan.planner import Plan, Planner
 
 REPEATS = 3
@@ -44,8 +40,8 @@ TEXT: dict[str, Any] = {
 class Machine:
     """Rates of one device with one data type, all per second.
 
-    pixels: source pixels made smaller and normalised. vision_flops, prefill_flops: FLOPs of STAB and of a language
-    model that reads. bytes: weights and caches that are read for a new token.
+    pixels: source pixels made smaller and normalised. vision_flops, prefill_flops: FLOPs of the
+    vision part and of a language model that reads. bytes: weights and caches that are read for a new token.
     measured: the day, as 2026-11-21; None for assumed rates.
     """
 
@@ -116,19 +112,19 @@ def _name(dtype: torch.dtype) -> str:
 
 @torch.inference_mode()
 def measure(device: str, dtype: torch.dtype, text: dict[str, Any] | None = None) -> Machine:
-    """Time a random model with the released STAB and `text` as its language model (default `TEXT`)."""
+    """Time a random model of the default family with `text` as its language model (default `TEXT`)."""
     torch.manual_seed(0)
     text = text or TEXT
     vocabulary = int(text["vocab_size"])
-    config = VideoPandaConfig(text_config=text, video_token_id=vocabulary - 2, image_token_id=vocabulary - 1)
-    processor = VideoPandaVideoProcessor.for_stab(config.stab_config)
-    model = VideoPandaForConditionalGeneration(config).to(device, dtype).eval()
+    ids = {"video_token_id": vocabulary - 2, "image_token_id": vocabulary - 1}
+    config = fresh_config(DEFAULT, "", {}, text_config=text, **ids)
+    processor = processor_class(config).video_processor_for(config)
+    model = model_class(config)(config).to(device, dtype).eval()
     plan = Planner(config, processor, dtype).plan(FRAMES, HEIGHT, WIDTH, text_tokens=0, new_tokens=STEPS)
     frames = torch.randint(0, 256, (FRAMES, HEIGHT, WIDTH, 3), dtype=torch.uint8).numpy()
     prepare, inputs = _timed(device, lambda: processor(videos=[frames], return_tensors="pt"))
-    pixels, placement = inputs["pixel_values_videos"].to(device, dtype), inputs["video_placement"]
-    vision, features = _timed(device, lambda: model.get_video_features(pixels, placement).last_hidden_state)
-    embeds = features[None]
+    vision, encoded = _timed(device, lambda: model.encode(inputs))
+    embeds = encoded[0].tokens[None]
     prefill, read = _timed(device, lambda: model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1))
     one = torch.zeros(1, 1, dtype=torch.long, device=device)
 

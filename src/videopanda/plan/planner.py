@@ -18,11 +18,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-from videopanda.models.videopanda import (
-    VideoPandaConfig,
-    VideoPandaForConditionalGeneration,
-    VideoPandaVideoProcessor,
-)
+from videopanda.models.families import model_class
 from videopanda.plan.trace import trace
 
 TEXT_TOKENS = 64  # of a prompt beside its clip, where nothing better is known
@@ -39,7 +35,7 @@ class Plan:
 
     visual_tokens: tokens of the clip, exactly as the processor places them in the prompt.
     context: most tokens that the language model takes, prompt and reply together.
-    flops: "vision" (STAB and projector), "prefill" (language model, clip and text) and "per_token" (each new token).
+    flops: "vision" (vision modules), "prefill" (language model, clip and text) and "per_token" (each new token).
     weight_bytes: all weights, as they lie in memory.
     phase_bytes: most memory beside the weights while the clip is prepared ("prepare", host), encoded ("vision"), read
         by the language model ("prefill") and while the reply is written ("generate"). On a CPU all phases hold the
@@ -117,8 +113,8 @@ class Planner:
 
     def __init__(
         self,
-        config: VideoPandaConfig,
-        video_processor: VideoPandaVideoProcessor,
+        config: Any,
+        video_processor: Any,
         dtype: torch.dtype,
         *,
         on_host: bool = True,
@@ -129,10 +125,10 @@ class Planner:
         config = deepcopy(config)
         config._attn_implementation = "sdpa"
         with torch.inference_mode(False), torch.device("meta"):
-            self.model = VideoPandaForConditionalGeneration(config).eval().to(dtype)
+            self.model = model_class(config)(config).eval().to(dtype)
         self._held = [*self.model.parameters(), *self.model.buffers()]
         self.weight_bytes = weight_bytes or sum(tensor.nbytes for tensor in self._held)
-        text = (*self.model.model.language_model.parameters(), self.model.lm_head.weight)
+        text = (*self.model.get_decoder().parameters(), self.model.get_output_embeddings().weight)
         embedding = self.model.get_input_embeddings().weight  # of which a new token reads one row
         read = {id(weight): weight.nbytes for weight in text if weight is not embedding or weight is text[-1]}
         self.text_bytes = sum(read.values())  # that each new token reads
@@ -312,7 +308,7 @@ def _largest_within(size: Callable[[int], int], limit: int, high: int) -> int:
     return low
 
 
-def shown_frames(video_processor: VideoPandaVideoProcessor, most: int, seconds: float, fps: float) -> int:
+def shown_frames(video_processor: Any, most: int, seconds: float, fps: float) -> int:
     """How many frames of a clip a model is shown that takes up to `most`, by the rule of its processor."""
     if video_processor.frame_sampling == "released":
         return len(video_processor.released_frames(round(seconds * fps), fps, most))
@@ -322,7 +318,7 @@ def shown_frames(video_processor: VideoPandaVideoProcessor, most: int, seconds: 
 _PLANNERS: "weakref.WeakKeyDictionary[Any, Planner]" = weakref.WeakKeyDictionary()
 
 
-def planner_for(model: Any, video_processor: VideoPandaVideoProcessor) -> Planner:
+def planner_for(model: Any, video_processor: Any) -> Planner:
     """The planner of a loaded model, made once and kept as long as the model."""
     if model not in _PLANNERS:
         _PLANNERS[model] = Planner(

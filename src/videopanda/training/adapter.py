@@ -1,4 +1,4 @@
-"""LoRA on the language model, with STAB and projector trained beside it or frozen.
+"""LoRA on the language model, with the vision modules trained beside it or frozen.
 
 The adapter folder holds everything that was trained: PEFT's own layout, so `PeftModel.from_pretrained(model, folder)`
 reads it, too.
@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from videopanda.models.videopanda import VideoPandaForConditionalGeneration
-from videopanda.training.build import load
+from videopanda.models.families import model_class
+from videopanda.models.load import check_checkpoint, load_checkpoint
 from videopanda.training.stages import StageConfig
 
 ADAPTER = "adapter"  # sub-folder of the output
@@ -18,24 +18,33 @@ ADAPTER = "adapter"  # sub-folder of the output
 _TARGETS = r".*language_model\.layers\.\d+\..*_proj"
 
 
-def load_quantized(folder: Path) -> VideoPandaForConditionalGeneration:
-    """A Video-Panda whose language model lies in memory as 4-bit NormalFloat (QLoRA, arXiv 2305.14314).
+def load_quantized(folder: Path) -> tuple[Any, Any]:
+    """Model and processor of a folder, with the language model in memory as 4-bit NormalFloat (QLoRA, 2305.14314).
 
     Raises:
         ValueError: bitsandbytes is not installed, or runs nowhere on this machine.
     """
     from transformers import BitsAndBytesConfig
 
+    model_config = check_checkpoint(folder)
+    with torch.device("meta"):
+        vision = vision_paths(model_class(model_config)(model_config))
     try:
         config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
-            llm_int8_skip_modules=["model.stab", "model.projector", "lm_head"],
+            llm_int8_skip_modules=[*vision.values(), "lm_head"],
         )
-        return VideoPandaForConditionalGeneration.from_pretrained(folder, quantization_config=config)
+        return load_checkpoint(folder, "auto", quantization_config=config)
     except (ImportError, RuntimeError) as error:
         raise ValueError(f"4-bit weights need bitsandbytes: pip install 'videopanda[qlora]' ({error})") from error
+
+
+def vision_paths(model: Any) -> dict[str, str]:
+    """The vision modules of a model by name, as paths such as "model.projector"."""
+    paths = {module: path for path, module in model.named_modules()}
+    return {name: paths[module] for name, module in model.vision_modules().items()}
 
 
 def add_adapter(model: Any, stage: StageConfig) -> Any:
@@ -46,19 +55,21 @@ def add_adapter(model: Any, stage: StageConfig) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
+    paths = vision_paths(model)
+    rates = stage.learning_rates(paths)
     config = LoraConfig(
         r=stage.lora_rank,
         lora_alpha=stage.lora_alpha or 2 * stage.lora_rank,
         lora_dropout=stage.lora_dropout,
         target_modules=_TARGETS,
-        modules_to_save=[part for part in ("stab", "projector") if stage.learning_rates[part]] or None,
+        modules_to_save=[path for part, path in paths.items() if rates[part]] or None,
     )
     return get_peft_model(model, config)
 
 
-def merge(start: Path, adapter: Path) -> VideoPandaForConditionalGeneration:
+def merge(start: Path, adapter: Path) -> Any:
     """The model that training started from, with the adapter worked into its weights."""
     from peft import PeftModel
 
-    model, _ = load(start)
+    model, _ = load_checkpoint(start, torch.float32)
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()

@@ -4,7 +4,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from videopanda.models.videopanda.prompts_videopanda import VICUNA_CHAT_TEMPLATE
+from videopanda.models.prompts import VICUNA_CHAT_TEMPLATE
 
 # Put in front of a template that knows only text: the parts of a message become one text with markers.
 _FLATTEN = """\

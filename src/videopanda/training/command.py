@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import set_seed
+from transformers import AutoConfig, set_seed
 
 from videopanda.data.collate import Collator
 from videopanda.data.conversations import ConversationDataset
 from videopanda.data.shards import ShardDataset
 from videopanda.data.worlds.scenes.dataset import ScenesDataset
 from videopanda.encoders.open import Teacher, open_teacher
-from videopanda.models.videopanda import VideoPandaProcessor, VideoPandaStabConfig
+from videopanda.models.families import model_class
+from videopanda.models.load import load_checkpoint
 from videopanda.training.adapter import add_adapter, load_quantized
 from videopanda.training.distill import (
     Distillation,
@@ -29,7 +30,7 @@ from videopanda.training.stages import StageConfig, make_config
 from videopanda.training.tasks import Task, VideoLanguage
 from videopanda.training.teacher_features import FeatureFolder, write_features
 from videopanda.training.trainer import HEAD_FILE
-from videopanda.training.whiten import whiten_patch_embedding
+from videopanda.training.whiten import patch_embedding, whiten_patch_embedding
 
 logger = logging.getLogger(__name__)
 
@@ -92,22 +93,24 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
         return nano.make_language_model(tokenizer, settings.seed), tokenizer
     if folder is None:
         raise ValueError(f"stage {settings.stage} starts from a model: pass --model DIR")
-    if build.is_video_panda(folder):
-        if settings.quantize == "nf4":
-            return load_quantized(folder), VideoPandaProcessor.from_pretrained(folder)
-        return build.load(folder)
+    if model_class(AutoConfig.from_pretrained(folder)) is not None:
+        if settings.model_fields:
+            raise ValueError(f"{next(iter(settings.model_fields))} is set when a model is made, and {folder} is made")
+        return load_quantized(folder) if settings.quantize == "nf4" else load_checkpoint(folder, torch.float32)
     if settings.lora_rank:
-        raise ValueError(f"LoRA needs a Video-Panda that was trained, and {folder} is a bare language model")
-    logger.info("putting a fresh STAB in front of %s", folder)
-    if settings.stab == "nano":
-        stab, initializer_range = nano.STAB, nano.INITIALIZER_RANGE
-    else:
-        stab, initializer_range = getattr(VideoPandaStabConfig, settings.stab)(), 0.02
-    model, processor = build.put_stab_in_front(folder, stab, initializer_range, settings.seed)
+        raise ValueError(f"LoRA needs a model whose vision part is trained, and {folder} is a bare language model")
+    logger.info("putting a fresh vision part in front of %s", folder)
+    model, processor = build.build_model(
+        folder,
+        seed=settings.seed,
+        family=settings.model_family,
+        preset=settings.model_preset,
+        fields=settings.model_fields,
+    )
     if settings.whiten_patches and dataset is not None:
         clips = [dataset[i] for i in range(min(64, len(dataset)))]
         pixel_values = Collator(processor, settings.max_length, text=False)(clips)["pixel_values_videos"]
-        whiten_patch_embedding(model.model.stab.patch_embedding.weight, pixel_values, seed=settings.seed)
+        whiten_patch_embedding(patch_embedding(model), pixel_values, seed=settings.seed)
     return model, processor
 
 

@@ -16,17 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
-from videopanda.models.videopanda import (
-    VideoPandaConfig,
-    VideoPandaForConditionalGeneration,
-    VideoPandaProcessor,
-    VideoPandaStabConfig,
-)
+from videopanda.models.families import config_class, fresh_config, model_class, processor_class
+from videopanda.models.fields import with_fields
 from videopanda.training import build, nano
 from videopanda.training.command import make_dataset
-from videopanda.training.freezing import set_stage
+from videopanda.training.freezing import set_stage, vision_modules
 from videopanda.training.packing import for_backbone
 from videopanda.training.run import part_processes, run_stage
 from videopanda.training.stages import StageConfig, make_config
@@ -50,13 +46,12 @@ def plan(stage: str, config: str, set_: list[str], folder: Path | None, processe
     settings = for_backbone(settings, folder)
     dataset = make_dataset(settings)
     model, config_ = _on_paper(settings, folder)
-    reports = set_stage(model, settings.learning_rates)
+    reports = set_stage(model, settings.learning_rates(vision_modules(model)))
     rows = settings.batch_size * settings.accumulation * processes
     steps = settings.max_steps or int(len(dataset) // rows * settings.epochs)
     visual = 0
-    if isinstance(config_, VideoPandaConfig):
-        stab = config_.stab_config
-        visual = settings.num_frames * (stab.max_cells * 9 // 16) * (stab.max_cells + stab.row_tokens)
+    if model_class(config_) is not None:
+        visual = processor_class(config_).video_processor_for(config_).token_count(settings.num_frames, 1080, 1920)
     tokens = visual + 150
     total = sum(report.num_parameters for report in reports)
     trained = sum(report.num_trainable for report in reports)
@@ -86,13 +81,16 @@ def _on_paper(settings: StageConfig, folder: Path | None) -> tuple[torch.nn.Modu
             model = nano.make_language_model(nano.make_tokenizer(10, settings.seed), settings.seed)
             return model, model.config
         config = AutoConfig.from_pretrained(folder)
-        if config.model_type != VideoPandaConfig.model_type:
-            config = VideoPandaConfig(text_config=config, stab_config=_stab(settings))
-        return VideoPandaForConditionalGeneration(config), config
+        if model_class(config) is None:
+            config = _fresh(settings, config)
+        return model_class(config)(config), config
 
 
-def _stab(settings: StageConfig) -> VideoPandaStabConfig:
-    return nano.STAB if settings.stab == "nano" else getattr(VideoPandaStabConfig, settings.stab)()
+def _fresh(settings: StageConfig, text: Any) -> Any:
+    """The configuration that the stage makes of a bare language model."""
+    ids = {"video_token_id": text.vocab_size - 2, "image_token_id": text.vocab_size - 1}
+    family, preset = settings.model_family, settings.model_preset
+    return fresh_config(family, preset, settings.model_fields, text_config=text, **ids)
 
 
 def try_steps(stage: str, config: str, set_: list[str], folder: Path | None, processes: int) -> str:
@@ -142,16 +140,22 @@ def _small(settings: StageConfig, folder: Path | None, out: Path) -> tuple[Any, 
         tokenizer = nano.make_tokenizer(10, settings.seed)
         return nano.make_language_model(tokenizer, settings.seed), tokenizer
     config = AutoConfig.from_pretrained(folder)
-    if config.model_type == VideoPandaConfig.model_type:
+    if model_class(config) is not None:
         values = {**config.to_dict(), "text_config": _shrunk(config.text_config)}
-        values["stab_config"] = {**config.stab_config.to_dict(), "hidden_size": _WIDTH}
-        model = VideoPandaForConditionalGeneration(VideoPandaConfig(**values))
-        return model, VideoPandaProcessor.from_pretrained(folder)
+        config = type(config)(**with_fields(type(config), values, _narrow(type(config))))
+        return model_class(config)(config), AutoProcessor.from_pretrained(folder)
     small = out / f"language-{os.getpid()}"
     AutoModelForCausalLM.from_config(type(config)(**_shrunk(config))).save_pretrained(small)
     AutoTokenizer.from_pretrained(folder).save_pretrained(small)
-    stab = VideoPandaStabConfig(**{**_stab(settings).to_dict(), "hidden_size": _WIDTH})
-    return build.put_stab_in_front(small, stab, 0.02, settings.seed)
+    family = settings.model_family
+    fields = {**settings.model_fields, **_narrow(config_class(family))}
+    return build.build_model(small, seed=settings.seed, family=family, preset=settings.model_preset, fields=fields)
+
+
+def _narrow(config: Any) -> dict[str, int]:
+    """The fields that make the vision part of a family as narrow as the language model of the trial."""
+    parts = {name.removesuffix("_config"): kind for name, kind in config.sub_configs.items() if name != "text_config"}
+    return {f"{name}.hidden_size": _WIDTH for name, kind in parts.items() if hasattr(kind(), "hidden_size")}
 
 
 def _shrunk(text: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ print(report)          # TRAINABLE  stab  24,086,866 ...   FROZEN  language_mode
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -27,18 +28,14 @@ class PartReport:
         return f"{self.part:<16}{self.num_parameters:>15,}  {state}"
 
 
-def part_of(name: str) -> str:
-    """The part that a parameter belongs to, by its name in the model or a bare causal LM.
+def vision_modules(model: Any) -> dict[str, nn.Module]:
+    """The vision modules of a model, also inside a `PeftModel`; none of a bare language model."""
+    return getattr(model, "vision_modules", dict)()
 
-    Either may be wrapped in a `PeftModel`, or sit next to a distillation head, which is "head".
-    """
-    if name.startswith("head."):
-        return "head"
-    name = name.removeprefix(_ADAPTED)
-    for part in ("stab", "projector"):
-        if name.startswith(f"model.{part}."):
-            return part
-    return "language_model"  # its decoder, embeddings and output head
+
+def _parts(model: nn.Module) -> dict[int, str]:
+    """Ids of the parameters of the vision modules, and to which one they belong."""
+    return {id(weight): name for name, module in vision_modules(model).items() for weight in module.parameters()}
 
 
 def set_stage(model: nn.Module, learning_rates: dict[str, float]) -> list[PartReport]:
@@ -46,9 +43,10 @@ def set_stage(model: nn.Module, learning_rates: dict[str, float]) -> list[PartRe
 
     Of a `PeftModel` only what the adapter added is trained.
     """
+    parts = _parts(model)
     counts, trained = dict.fromkeys(learning_rates, 0), dict.fromkeys(learning_rates, 0)
     for name, parameter in model.named_parameters():
-        part = part_of(name)
+        part = parts.get(id(parameter), "language_model")  # its decoder, embeddings and output head
         is_added = "lora_" in name or ".modules_to_save." in name
         parameter.requires_grad_(learning_rates[part] > 0 and (is_added or not name.startswith(_ADAPTED)))
         counts[part] += parameter.numel()
@@ -56,16 +54,26 @@ def set_stage(model: nn.Module, learning_rates: dict[str, float]) -> list[PartRe
     return [PartReport(part, counts[part], learning_rates[part], trained[part]) for part in counts if counts[part]]
 
 
-def parameter_groups(model: nn.Module, learning_rates: dict[str, float], weight_decay: float) -> list[dict]:
-    """Optimizer groups of everything trainable: one learning rate per part, weight decay on matrices only."""
+def parameter_groups(
+    model: nn.Module, learning_rates: dict[str, float], weight_decay: float, head: nn.Module | None = None
+) -> list[dict]:
+    """Optimizer groups: one learning rate per part; weight decay on matrices only. They cover what is trainable.
+
+    A distillation `head` learns as fast as the first vision module, as in the official code.
+    """
+    parts = _parts(model)
+    rates = {**learning_rates, "head": next(iter(learning_rates.values()))}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
-            groups.setdefault((part_of(name), parameter.ndim > 1), []).append(parameter)
+            part = parts.get(id(parameter), "language_model")
+            groups.setdefault((part, parameter.ndim > 1), []).append(parameter)
+    for parameter in head.parameters() if head is not None else ():
+        groups.setdefault(("head", parameter.ndim > 1), []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": learning_rates[part],
+            "lr": rates[part],
             "weight_decay": weight_decay if matrix else 0.0,
             "part": part,
         }

@@ -1,7 +1,7 @@
 """The language side of the bundled model: a small tokenizer and a fresh Qwen3 that fits in a few megabytes.
 
 `videopanda train language` starts here; its output is an ordinary causal language model folder, in front of which
-`videopanda train prealign` puts a fresh STAB, as the paper does with Vicuna.
+`videopanda train prealign` puts a fresh vision part, as the paper does with Vicuna.
 """
 
 from collections.abc import Iterator
@@ -13,24 +13,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM,
 from videopanda.data.worlds.scenes.dataset import frame_log
 from videopanda.data.worlds.scenes.questions import make_captions, make_questions
 from videopanda.data.worlds.scenes.world import make_scene
-from videopanda.models.videopanda import VideoPandaStabConfig
 
 MAX_VOCAB_SIZE = 1024
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<video>", "<image>"]
-
-# The paper's block at a size for two CPU cores: 100-pixel frames, 20-pixel cells, at most 5 × 5 tokens per frame.
-# Padding takes part nowhere and there is no batch norm, so that a clip's tokens depend on nothing but the clip.
-STAB = VideoPandaStabConfig(
-    hidden_size=256,
-    patch_size=10,
-    image_size=100,
-    num_heads=8,
-    attention_scale="head",
-    lste_batch_norm=False,
-    mask_padding=True,
-    coordinates=True,
-    dropout=0.0,
-)
 
 INITIALIZER_RANGE = 0.06  # 1 / √256, where transformers' 0.02 suits widths of a thousand and more
 

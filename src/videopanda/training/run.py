@@ -28,7 +28,7 @@ from videopanda.data.loader import EpochDataset
 from videopanda.models.videopanda.modeling_videopanda_layers import MaskedBatchNorm
 from videopanda.training.adapter import ADAPTER, merge
 from videopanda.training.callbacks import RunStoppedError, StallWatch, StopOnSignal
-from videopanda.training.freezing import set_stage
+from videopanda.training.freezing import set_stage, vision_modules
 from videopanda.training.packing import adds_masks, checked_windows, packing_report
 from videopanda.training.stages import StageConfig
 from videopanda.training.tasks import Task, VideoLanguage
@@ -72,7 +72,7 @@ def run_stage(
             extra = "train" if name == "tensorboard" else "loggers"
             raise ValueError(f"report_to={name} needs that package: pip install 'videopanda[{extra}]'") from error
     output.mkdir(parents=True, exist_ok=True)
-    reports = set_stage(model, stage.learning_rates)
+    reports = set_stage(model, stage.learning_rates(vision_modules(model)))
     for report in reports:
         logger.info("%s", report)
     collator = collator or make_collator(stage, processor)

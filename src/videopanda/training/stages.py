@@ -1,20 +1,21 @@
 """The training stages as data: one table for the paper, one for the bundled nano model.
 
-    config = make_config("pretrain", preset="nano", overrides=["stab_lr=3e-4", "max_steps=500"])
+    config = make_config("pretrain", preset="nano", overrides=["vision_lr=3e-4", "max_steps=500"])
 
 `prealign`, `pretrain` and `finetune` are the paper's three stages (Sec. 3.4, Tab. 6). `language` is not in the paper:
 it gives nano what a real backbone brings along, a language model that has read text about the world.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from difflib import get_close_matches
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
+
+from videopanda.models.families import DEFAULT, fresh_config
+from videopanda.models.fields import convert, parse_settings, unknown
 
 STAGES = ("language", "prealign", "pretrain", "finetune")
-PARTS = ("stab", "projector", "language_model")
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,10 @@ class StageConfig:
     scenes_ramp: float = 0.0  # share of the stage in which the number of things grows from 1 to the maximum
     scenes_plain: float = 0.0  # share of scenes on a plain background
     scenes_captions: int = 2  # captions per clip, beside its questions
-    # A fresh STAB, where the starting folder is a bare language model.
-    stab: Literal["released", "paper", "eve_star", "nano"] = "released"
+    # A fresh vision part, where the starting folder is a bare language model; see `fresh_config`.
+    model_family: str = DEFAULT
+    model_preset: str = ""  # "" = the first one of the family
+    model_fields: dict[str, str] = field(default_factory=dict)  # dotted names, as in --set stab.row_tokens=false
     whiten_patches: bool = False  # start a fresh patch embedding as a whitening of the first 64 clips
     # Loss.
     text_weight: float = 1.0  # of the cross-entropy on answers; 0 = the language model does not run
@@ -55,9 +58,9 @@ class StageConfig:
     lora_dropout: float = 0.0
     quantize: Literal["none", "nf4"] = "none"  # of the frozen language model in memory
     # Learning rate per part; warm-up, then cosine to zero.
-    stab_lr: float = 4e-5
-    projector_lr: float = 4e-5
+    vision_lr: float = 4e-5  # of everything but the language model
     language_model_lr: float = 4e-5
+    module_lr: dict[str, float] = field(default_factory=dict)  # of single vision modules, as in --set lr.projector=0
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
     adam_beta2: float = 0.999
@@ -110,8 +113,7 @@ class StageConfig:
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"warmup_ratio must lie in [0, 1), not {self.warmup_ratio}")
         for name in (
-            "stab_lr",
-            "projector_lr",
+            "vision_lr",
             "language_model_lr",
             "text_weight",
             "align_weight",
@@ -135,10 +137,18 @@ class StageConfig:
         if unknown := set(self.loggers) - {"tensorboard", "wandb", "trackio"}:
             raise ValueError(f"report_to must name tensorboard, wandb or trackio, not {sorted(unknown)[0]!r}")
 
-    @property
-    def learning_rates(self) -> dict[str, float]:
-        """Learning rate of every part of the model."""
-        return {part: getattr(self, f"{part}_lr") for part in PARTS}
+    def learning_rates(self, vision: Iterable[str]) -> dict[str, float]:
+        """Learning rate of every part of a model whose vision modules have these names.
+
+        Raises:
+            ValueError: `module_lr` names another one.
+        """
+        rates = {**dict.fromkeys(vision, self.vision_lr), "language_model": self.language_model_lr}
+        for name, rate in self.module_lr.items():
+            if name not in rates:
+                raise ValueError(unknown(f"lr.{name}", [f"lr.{known}" for known in rates]))
+            rates[name] = rate
+        return rates
 
     def on(self, processes: int) -> "StageConfig":
         """This stage on a number of processes: `global_batch`, if any, decides the accumulation.
@@ -163,7 +173,9 @@ class StageConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for `run.json`."""
-        return asdict(self)
+        values = asdict(self)
+        dotted = {**values.pop("model_fields"), **{f"lr.{name}": v for name, v in values.pop("module_lr").items()}}
+        return {**values, **dotted}
 
 
 # Paper Tab. 6 and Sec. 4.1; what the paper leaves out is as in the official scripts, but for the mirroring of clips.
@@ -180,12 +192,12 @@ _PAPER = StageConfig(
 )
 PAPER = {
     "prealign": replace(
-        _PAPER, stage="prealign", data_share=0.5, stab_lr=4e-4, projector_lr=4e-4, language_model_lr=0.0,
+        _PAPER, stage="prealign", data_share=0.5, vision_lr=4e-4, language_model_lr=0.0,
         warmup_ratio=0.03, save_steps=200,
     ),
     "pretrain": _PAPER,
     "finetune": replace(
-        _PAPER, stage="finetune", data="videochatgpt_tune_.json", stab_lr=2e-5, projector_lr=2e-5,
+        _PAPER, stage="finetune", data="videochatgpt_tune_.json", vision_lr=2e-5,
         language_model_lr=2e-5, batch_size=4, global_batch=1024, save_steps=400,
     ),
 }  # fmt: skip
@@ -196,7 +208,7 @@ SCRIPTS = {
 
 _NANO = StageConfig(
     "pretrain",
-    stab="nano",
+    model_preset="nano",
     max_length=448,
     scenes_captions=1,
     batch_size=4,  # many small steps: looking things up is learned by their number, not by that of rows
@@ -209,20 +221,20 @@ _NANO = StageConfig(
 )
 NANO = {
     "language": replace(
-        _NANO, stage="language", stab_lr=0.0, projector_lr=0.0, language_model_lr=1e-3, max_steps=2400,
+        _NANO, stage="language", vision_lr=0.0, language_model_lr=1e-3, max_steps=2400,
         scenes_ramp=0.2,
     ),
     "prealign": replace(
-        _NANO, stage="prealign", seed=44, stab_lr=2e-3, projector_lr=2e-3, language_model_lr=0.0, max_steps=700,
+        _NANO, stage="prealign", seed=44, vision_lr=2e-3, language_model_lr=0.0, max_steps=700,
         batch_size=64, num_frames=4, adam_beta2=0.98, whiten_patches=True, text_weight=0.0, align_weight=1.0,
         compile=False,
     ),
     "pretrain": replace(
-        _NANO, seed=45, stab_lr=3e-4, projector_lr=3e-4, language_model_lr=1e-3, max_steps=4000, align_weight=0.1,
+        _NANO, seed=45, vision_lr=3e-4, language_model_lr=1e-3, max_steps=4000, align_weight=0.1,
         scenes_ramp=0.15,
     ),
     "finetune": replace(
-        _NANO, stage="finetune", seed=46, stab_lr=3e-4, projector_lr=3e-4, language_model_lr=7e-4, max_steps=12000,
+        _NANO, stage="finetune", seed=46, vision_lr=3e-4, language_model_lr=7e-4, max_steps=12000,
         align_weight=0.1, save_dtype="bfloat16",
     ),
 }  # fmt: skip
@@ -230,10 +242,13 @@ NANO = {
 OWN = {
     "finetune": StageConfig(
         "finetune", group_by_clip=True, epochs=3.0, batch_size=4, max_grad_norm=1.0, log_steps=1, save_steps=100,
-        stab_lr=2e-5, projector_lr=2e-5, language_model_lr=2e-5,
+        vision_lr=2e-5, language_model_lr=2e-5,
     )
 }  # fmt: skip
 PRESETS = {"paper": PAPER, "scripts": SCRIPTS, "nano": NANO, "own": OWN}
+
+
+_NOT_SET = ("stage", "model_fields", "module_lr")
 
 
 def make_config(stage: str, preset: str | Path = "paper", overrides: Sequence[str] = ()) -> StageConfig:
@@ -255,18 +270,25 @@ def make_config(stage: str, preset: str | Path = "paper", overrides: Sequence[st
         table = PRESETS[name]
     if stage not in table:
         raise ValueError(f"preset {preset} has no stage {stage!r}: choose one of {', '.join(table)}")
-    for item in overrides:
-        key, separator, text = item.partition("=")
-        if not separator:
-            raise ValueError(f"--set {item}: write it as key=value")
-        values[key.strip()] = text.strip()
-    types = {field.name: field.type for field in fields(StageConfig)}
+    values |= parse_settings(overrides)
+    types = {found.name: found.type for found in fields(StageConfig) if found.name not in _NOT_SET}
+    changes: dict[str, Any] = {"model_fields": {}, "module_lr": {}}
     for key, value in values.items():
-        if key not in types or key == "stage":
-            near = get_close_matches(key, types, n=1)
-            raise ValueError(f"unknown setting {key!r}" + (f": did you mean {near[0]!r}?" if near else ""))
-        values[key] = _convert(key, value, types[key])
-    return replace(table[stage], **values)
+        head, dot, name = key.partition(".")
+        if dot and head == "lr":
+            changes["module_lr"][name] = convert(key, value, float)
+        elif dot:
+            changes["model_fields"][key] = value
+        elif key in types:
+            changes[key] = convert(key, value, types[key])
+        else:
+            raise ValueError(unknown(key, types))
+    settings = replace(table[stage], **changes)
+    if changes["model_fields"] or not changes.keys().isdisjoint(("model_family", "model_preset")):
+        # What can be told of them without the language model.
+        told = {key: value for key, value in settings.model_fields.items() if not key.startswith("text.")}
+        fresh_config(settings.model_family, settings.model_preset, told)
+    return settings
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -277,22 +299,3 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold one JSON object {{setting: value}}")
     return values
-
-
-def _convert(key: str, value: Any, kind: Any) -> Any:
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise ValueError(f"{key} must be one of {', '.join(get_args(kind))}, not {value!r}")
-        return value
-    if kind is bool:
-        names = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-        if str(value).lower() not in names:
-            raise ValueError(f"{key} must be true or false, not {value!r}")
-        return names[str(value).lower()]
-    try:
-        converted = kind(value)
-        if isinstance(value, float) and converted != value:
-            raise ValueError("not a whole number")
-        return converted
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{key} must be of type {kind.__name__}, not {value!r}") from error

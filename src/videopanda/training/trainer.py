@@ -19,7 +19,7 @@ from videopanda.checkpoints.tensors import CheckpointError, find_tensors
 from videopanda.data.collate import Collator
 from videopanda.data.loader import Batch, BatchStream, EpochDataset, Loader, make_loader
 from videopanda.data.shuffling import key_of
-from videopanda.training.freezing import parameter_groups
+from videopanda.training.freezing import parameter_groups, vision_modules
 from videopanda.training.stages import StageConfig
 from videopanda.training.tasks import Task
 
@@ -50,11 +50,9 @@ class TaskModule(nn.Module):
         """Named losses of a batch; `number` is its number in the whole run."""
         batch = dict(batch)
         torch.manual_seed(key_of(str(self.seed), str(batch.pop("number"))) >> 1)
-        if dist.is_initialized() and "pixel_values_videos" not in batch and hasattr(self.model, "get_video_features"):
+        if dist.is_initialized() and "pixel_values_videos" not in batch and vision_modules(self.model):
             # All ranks must run the same modules in the same order, also with no clip in the batch: one of no frames.
-            device, side = batch["input_ids"].device, self.model.config.stab_config.cell_size
-            batch["pixel_values_videos"] = torch.zeros(1, 1, 3, side, side, device=device)
-            batch["video_placement"] = torch.tensor([[0, 0, 1, 1, 0, 0]], device=device)
+            batch |= {name: tensor.to(batch["input_ids"].device) for name, tensor in self.model.no_video().items()}
         return self.task.step(self.model, batch)
 
     def save(self, folder: Path, processor: Any, state: Mapping[str, Tensor] | None = None) -> None:
@@ -171,10 +169,8 @@ class StageTrainer(Trainer):
         """AdamW with one parameter group per part."""
         if self.optimizer is None:
             stage = self.stage
-            groups = parameter_groups(self.module.model, stage.learning_rates, stage.weight_decay)
-            if self.module.head is not None:  # at STAB's learning rate, as in the official code
-                head = nn.ModuleDict({"head": self.module.head})
-                groups += parameter_groups(head, {"head": stage.stab_lr}, stage.weight_decay)
+            rates = stage.learning_rates(vision_modules(self.module.model))
+            groups = parameter_groups(self.module.model, rates, stage.weight_decay, self.module.head)
             fused = all(p.dtype == torch.float32 for group in groups for p in group["params"])
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, self.stage.adam_beta2), eps=1e-8, fused=fused)
         return self.optimizer

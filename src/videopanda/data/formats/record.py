@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from videopanda.data.sample import Turn
-from videopanda.models.videopanda.prompts_videopanda import place_marker
+from videopanda.models.prompts import place_marker
 
 # What can be wrong with a row; `videopanda data check` counts by these names.
 Kind = Literal[

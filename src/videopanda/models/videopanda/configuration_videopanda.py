@@ -100,6 +100,39 @@ def visual_token_count(
     )
 
 
+# The forms of STAB by name, as what differs from the released one; see the methods of `VideoPandaStabConfig`.
+STAB_PRESETS: dict[str, dict[str, Any]] = {
+    "released": {},
+    "paper": {
+        "num_heads": 1,
+        "segment_frames": None,
+        "lste_batch_norm": False,
+        "lste_depthwise": False,
+        "dense_connection": False,
+        "mask_padding": True,
+        "gstra_input": "downsampled",
+        "gstra_mlp": False,
+        "lsd_query": "learned",
+        "query_residual": False,
+        "fusion": "linear",
+    },
+    "eve_star": {"lste": False, "gstra": False},
+    # The paper's block at a size for two CPU cores: 100-pixel frames, 20-pixel cells, at most 5 × 5 tokens per frame.
+    # Padding takes part nowhere and there is no batch norm, so that a clip's tokens depend on nothing but the clip.
+    "nano": {
+        "hidden_size": 256,
+        "patch_size": 10,
+        "image_size": 100,
+        "num_heads": 8,
+        "attention_scale": "head",
+        "lste_batch_norm": False,
+        "mask_padding": True,
+        "coordinates": True,
+        "dropout": 0.0,
+    },
+}
+
+
 class VideoPandaStabConfig(PreTrainedConfig):
     """The Spatio-Temporal Alignment Block: one field for each choice that the paper or the released weights make.
 
@@ -222,25 +255,12 @@ class VideoPandaStabConfig(PreTrainedConfig):
         vector for all frames, the attentions keep the layer norms of the released code, and the weight multiplies the
         frame summary.
         """
-        preset = {
-            "num_heads": 1,
-            "segment_frames": None,
-            "lste_batch_norm": False,
-            "lste_depthwise": False,
-            "dense_connection": False,
-            "mask_padding": True,
-            "gstra_input": "downsampled",
-            "gstra_mlp": False,
-            "lsd_query": "learned",
-            "query_residual": False,
-            "fusion": "linear",
-        }
-        return cls(**{**preset, **overrides})
+        return cls(**{**STAB_PRESETS["paper"], **overrides})
 
     @classmethod
     def eve_star(cls, **overrides: Any) -> "VideoPandaStabConfig":
         """Return the EVE* baseline, EVE applied frame by frame: no LSTE (with its position encoding) and no GSTRA."""
-        return cls(**{"lste": False, "gstra": False, **overrides})
+        return cls(**{**STAB_PRESETS["eve_star"], **overrides})
 
     @property
     def cell_size(self) -> int:
@@ -283,6 +303,11 @@ class VideoPandaConfig(PreTrainedConfig):
     """
 
     model_type = "videopanda"
+    # 0.06 is 1 / √256; transformers' 0.02 suits widths of a thousand and more.
+    presets = {  # noqa: RUF012
+        name: {"stab_config": fields, **({"initializer_range": 0.06} if name == "nano" else {})}
+        for name, fields in STAB_PRESETS.items()
+    }
     sub_configs = {"text_config": AutoConfig, "stab_config": VideoPandaStabConfig}  # noqa: RUF012
 
     def __init__(
@@ -332,6 +357,14 @@ class VideoPandaConfig(PreTrainedConfig):
         """
         refuse_official(config_dict, kwargs.get("name_or_path", "SRC"))
         return super().from_dict(config_dict, **kwargs)
+
+    def smaller(self) -> "VideoPandaConfig | None":
+        """The same model with frames that are one cell smaller; None where they are one cell large."""
+        stab = self.stab_config
+        if stab.max_cells == 1:
+            return None
+        fields = {**stab.to_dict(), "image_size": stab.image_size - stab.cell_size}
+        return type(self)(**{**self.to_dict(), "text_config": self.text_config, "stab_config": fields})
 
     @classmethod
     def released(cls, **overrides: Any) -> "VideoPandaConfig":

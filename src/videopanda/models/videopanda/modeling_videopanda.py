@@ -317,6 +317,12 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         """Everything that is not the language model, by name, in the order of the data."""
         return {"stab": self.model.stab, "projector": self.model.projector}
 
+    def no_video(self) -> dict[str, Tensor]:
+        """Inputs of one video without frames: it runs the vision modules and gives no token."""
+        side = self.config.stab_config.cell_size
+        placement = torch.tensor([[0, 0, 1, 1, 0, 0]])
+        return {"pixel_values_videos": torch.zeros(1, 1, 3, side, side), "video_placement": placement}
+
     def encode(self, inputs: Any, kind: Literal["video", "image"] = "video") -> list[EncodedVisual]:
         """Encode the videos, or the images, of a batch that the processor made, wherever it lies."""
         names = ("pixel_values_videos", "video_placement") if kind == "video" else ("pixel_values", "image_placement")

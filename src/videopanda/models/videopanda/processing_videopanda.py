@@ -10,8 +10,8 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs
 
 from ..hub import add_code
+from ..prompts import VICUNA_CHAT_TEMPLATE
 from .configuration_videopanda import VideoPandaConfig, refuse_official
-from .prompts_videopanda import VICUNA_CHAT_TEMPLATE
 from .video_processing_videopanda import (
     IMAGE_INPUT_NAMES,
     VideoPandaVideoProcessor,
@@ -64,6 +64,20 @@ class VideoPandaProcessor(ProcessorMixin):
         if chat_template is None:
             chat_template = VICUNA_CHAT_TEMPLATE
         super().__init__(video_processor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def for_config(
+        cls, config: VideoPandaConfig, tokenizer: Any, chat_template: str | None = None
+    ) -> "VideoPandaProcessor":
+        """Return the processor of a new model. One that sees no padding is told how long the clip is."""
+        video_processor = cls.video_processor_for(config)
+        return cls(video_processor, tokenizer, chat_template, time_prompt=config.stab_config.mask_padding)
+
+    @staticmethod
+    def video_processor_for(config: VideoPandaConfig) -> VideoPandaVideoProcessor:
+        """Return the video processor of a new model: no padding of frames for one that sees no padding."""
+        tight: dict[str, Any] = {"canvas": "tight", "pad_frames": False} if config.stab_config.mask_padding else {}
+        return VideoPandaVideoProcessor.for_stab(config.stab_config, **tight)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "VideoPandaProcessor":

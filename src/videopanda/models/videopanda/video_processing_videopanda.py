@@ -169,12 +169,6 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
             **fields,
         )
 
-    @classmethod
-    def for_fresh_stab(cls, config: VideoPandaStabConfig) -> "VideoPandaVideoProcessor":
-        """Return the processor of a new model: one without padding in its arithmetic gets frames without padding."""
-        tight: dict[str, Any] = {"canvas": "tight", "pad_frames": False} if config.mask_padding else {}
-        return cls.for_stab(config, **tight)
-
     @property
     def cell_size(self) -> int:
         """Pixels per side of the square that becomes one visual token."""

@@ -1,0 +1,80 @@
+"""Which families there are, and a new model of one of them. Nothing outside of `models/` names a family.
+
+A family is a folder here whose configuration file says in `AUTO_MAP` what transformers' Auto classes find. Classes that
+are registered with the Auto classes elsewhere count as well.
+
+    config = fresh_config("videopanda", "paper", {"stab.row_tokens": "false"}, text_config=..., video_token_id=...)
+    model, processor = model_class(config)(config), processor_class(config).for_config(config, tokenizer)
+"""
+
+import pkgutil
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    PROCESSOR_MAPPING,
+    PreTrainedConfig,
+)
+
+from .fields import registered_config, unknown, with_fields
+
+DEFAULT = "videopanda"
+
+
+def folders() -> list[str]:
+    """The families of this package."""
+    return [found.name for found in pkgutil.iter_modules([str(Path(__file__).parent)]) if found.ispkg]
+
+
+def part_of(family: str, part: str) -> ModuleType:
+    """A file of a family, such as its "configuration". Raises ModuleNotFoundError where it has none."""
+    return import_module(f".{family}.{part}_{family}", __package__)
+
+
+def config_class(family: str) -> Any:
+    """The configuration class of a family, which has `presets`.
+
+    Raises:
+        ValueError: there is no such family; the message names the nearest.
+    """
+    found = registered_config(family)
+    if not hasattr(found, "presets"):
+        raise ValueError(unknown(family, folders()).replace("setting", "family"))
+    return found
+
+
+def model_class(config: PreTrainedConfig) -> Any:
+    """The class of a family's models; None where the configuration is no family's, but say a language model's."""
+    return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)] if hasattr(config, "presets") else None
+
+
+def processor_class(config: PreTrainedConfig) -> Any:
+    """The class of a family's processors."""
+    return PROCESSOR_MAPPING[type(config)]
+
+
+def fresh_config(family: str, preset: str, fields: Mapping[str, Any], **given: Any) -> Any:
+    """The configuration of a new model: a preset of the family, some fields of it changed.
+
+    Args:
+        preset: a name in the `presets` of the configuration class; "" is the first one.
+        fields: by their dotted names, see `with_fields`.
+        given: arguments of the configuration that belong to the language model: `text_config`, ids of placeholders.
+
+    Raises:
+        ValueError: unknown family, preset or field, or a wrong value.
+    """
+    kind = config_class(family)
+    name = preset or next(iter(kind.presets))
+    if name not in kind.presets:
+        raise ValueError(f"preset must be one of {', '.join(kind.presets)}, not {name!r}")
+    return kind(**with_fields(kind, {**kind.presets[name], **given}, fields))
+
+
+def changed_config(config: PreTrainedConfig, fields: Mapping[str, Any]) -> Any:
+    """A configuration with some fields changed, by their dotted names."""
+    return type(config)(**with_fields(type(config), config.to_dict(), fields)) if fields else config
