@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 PATIENCE = 280  # seconds; the machine may be busy
@@ -23,8 +24,8 @@ def free_port() -> int:
 class Server:
     """`videopanda serve` on loopback."""
 
-    def __init__(self, folder: Path, *options: str, wait: bool = True):
-        self.folder, self.options = folder, options
+    def __init__(self, folder: Path, *options: str, wait: bool = True, prepare: Callable[[], None] | None = None):
+        self.folder, self.options, self.prepare = folder, options, prepare
         self.start(wait)
 
     def start(self, wait: bool = True) -> None:
@@ -37,6 +38,7 @@ class Server:
             stderr=self.log,
             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
             start_new_session=True,
+            preexec_fn=self.prepare,
         )
         if wait:
             self.wait()

@@ -16,19 +16,6 @@ pytestmark = pytest.mark.timeout(600)  # a server has to start
 PATIENCE = 120_000  # milliseconds
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium of the system or of playwright."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with sync_api.sync_playwright() as playwright:
-        path = found or playwright.chromium.executable_path
-        if not Path(path).exists():
-            pytest.skip("no browser: apt-get install chromium, or python -m playwright install chromium")
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 class Page:
     """A page of the server, and what goes wrong in it."""
 

@@ -58,6 +58,12 @@ class HeaderLimits(H11Protocol):
         super().data_received(data)
         self._wait_for_headers()
 
+    def on_response_complete(self) -> None:
+        """Wait for the next request, if a part of it is there already; else the keep-alive limit holds."""
+        super().on_response_complete()
+        if self.conn.trailing_data[0]:
+            self._wait_for_headers()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing."""
         super().connection_lost(exc)
