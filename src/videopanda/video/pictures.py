@@ -3,6 +3,7 @@
 GIFs are read as videos: FFmpeg does not keep the frames of a long one in memory.
 """
 
+import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ _EXIF_ORIENTATION = 0x0112
 # Formats whose further pictures are shown one after the other; those of others (MPO) are views of the first.
 _ANIMATED = ("PNG", "WEBP", "AVIF", "TIFF")
 _SIMPLE_ITEMS = (b"hvc1", b"av01", b"avc1", b"jpeg")  # kinds of HEIF items that are a picture of their own
+_WEBP_ANIMATION, _WEBP_ALPHA = 0x02, 0x10
 _PROPERTY_BYTES = 1 << 20
 _BROWSER_DURATION = 100.0  # milliseconds that browsers show a frame for which the file says 0
 
@@ -112,6 +114,11 @@ def open_pictures(file: BinaryIO) -> Pictures | None:
     if not may_be_unknown and not _SIGNATURE.match(head):
         return None
     file.seek(0)
+    if head[12:16] == b"VP8X" and head[20] & _WEBP_ANIMATION:
+        # Without this mark Pillow drops the transparency of what the frames leave uncovered.
+        data = bytearray(file.read())
+        data[20] |= _WEBP_ALPHA
+        file = io.BytesIO(data)
     pictures = Pictures([file])
     try:
         with pictures._opened(file) as image:

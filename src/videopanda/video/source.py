@@ -18,10 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import av
+
 from videopanda.video.container import Deadline, UnreadableError
 from videopanda.video.pictures import Pictures, is_heif, list_pictures, open_pictures
 
 _COPY_BYTES = 1 << 20
+# PyAV 17 cannot ask for a file whose name is not ASCII: such a file is handed over open, and may name no others.
+_TAKES_ANY_NAME = int(av.__version__.partition(".")[0]) >= 18
 
 
 def name_of(source: Any) -> str:
@@ -37,30 +41,33 @@ def name_of(source: Any) -> str:
 
 @dataclass(frozen=True, eq=False)
 class OpenSource:
-    """An opened source: pictures, or a container with the form in which torchcodec takes it (None where it cannot).
+    """An opened source: pictures or a container.
 
+    path: of a container that is opened by name, so that it may name files of its own folder.
+    plain: what torchcodec is given, which keeps no rule about named files; None for what it must not read.
     refused: why files that the source names were not opened.
     """
 
     stack: ExitStack
     pictures: Pictures | None = None
     file: BinaryIO | None = None
+    path: str | None = None
     plain: str | bytes | None = None
     is_still: bool = False
     refused: list[str] = field(default_factory=list)
 
     def opener(self) -> dict[str, Any]:
         """The arguments of `av.open`: what to open, and what happens to files that it names (playlists do)."""
-        if isinstance(self.plain, str):
+        if self.path is not None and (self.path.isascii() or _TAKES_ANY_NAME):
             # With "file:" no other part of the name is taken for a protocol.
-            return {"file": f"file:{self.plain}", "io_open": self._open_named}
+            return {"file": f"file:{self.path}", "io_open": self._open_named}
         assert self.file is not None
         self.file.seek(0)
         return {"file": self.file, "io_open": self._open_named}
 
     def _open_named(self, url: str, flags: int, options: dict[str, str]) -> BinaryIO:
         path = url.removeprefix("file:")
-        own = self.plain if isinstance(self.plain, str) else None
+        own = self.path
         try:
             if own is None:
                 raise UnreadableError(f"it names another file, {url}: give the path of the playlist instead")
@@ -77,7 +84,8 @@ class OpenSource:
 
 def open_source(source: Any, deadline: Deadline, stack: ExitStack) -> OpenSource:
     """Find out what a source is and open it. Raises `UnreadableError` and whatever the file raises."""
-    plain: str | bytes | None = None
+    name: str | None = None
+    data: bytes | None = None
     file: BinaryIO
     if isinstance(source, (str, os.PathLike)):
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path := os.fspath(source)):
@@ -91,10 +99,10 @@ def open_source(source: Any, deadline: Deadline, stack: ExitStack) -> OpenSource
             raise UnreadableError("not a regular file")
         else:
             file = stack.enter_context(open(path, "rb"))  # noqa: SIM115 (the stack closes it)
-            plain = path
+            name = path
     elif isinstance(source, (bytes, bytearray, memoryview)):
-        plain = bytes(source)
-        file = io.BytesIO(plain)
+        data = bytes(source)
+        file = io.BytesIO(data)
     else:
         file = source
         if not (file.seekable() if hasattr(file, "seekable") else hasattr(file, "seek")):
@@ -105,11 +113,12 @@ def open_source(source: Any, deadline: Deadline, stack: ExitStack) -> OpenSource
         raise UnreadableError("the file is empty")
     if head.startswith(b"ffconcat"):
         raise UnreadableError("a script that joins other files: give an HLS playlist or one file")
-    is_motion_jpeg = isinstance(plain, str) and plain.lower().endswith((".mjpeg", ".mjpg"))
+    is_motion_jpeg = name is not None and name.lower().endswith((".mjpeg", ".mjpg"))
     pictures = None if is_motion_jpeg else open_pictures(file)
     if pictures is not None:
         return OpenSource(stack, pictures=pictures)
-    return OpenSource(stack, file=file, plain=plain, is_still=is_heif(file))
+    plain = None if head.lstrip().startswith((b"#EXTM3U", b"<")) else name or data  # playlists
+    return OpenSource(stack, file=file, path=name, plain=plain, is_still=is_heif(file))
 
 
 def _read_fifo(path: str, deadline: Deadline, stack: ExitStack) -> Iterator[bytes]:

@@ -26,6 +26,8 @@ SHORT_SECONDS = 0.5
 # As the ffmpeg command does: a clock that falls back by this much, or leaps ahead, has been started again.
 _BACKWARD_SECONDS, _FORWARD_SECONDS = 0.1, 10.0
 _TS_DISCONT = 0x0200  # FFmpeg's mark of formats whose clock may leap, as those of broadcasts do
+# Decoders that give no picture until they have what it refers to; others make one up.
+_WITHHOLDING = ("h264", "hevc", "mpeg1video", "mpeg2video", "vp8", "vp9", "av1")
 _CHECK_EVERY = 256  # packets between looks at the clock
 
 
@@ -147,13 +149,18 @@ def scan(opener: Opener, deadline: Deadline, full: bool = False, most: int | Non
     """
     container, stream = open_container(opener, deadline)
     with container:
-        if not full and container.size > SCAN_BYTES:
+        # The header of a stream whose clock may start again tells nothing of it.
+        if not full and container.size > SCAN_BYTES and not _may_leap(container) and container.format.name != "flv":
             timeline = _from_header(container, stream)
             if timeline is not None:
                 return timeline
         listed = _Packets(container, stream)
         listed.read(deadline, most)
         return listed.timeline(lambda suspects: _first_shown(opener, deadline, suspects))
+
+
+def _may_leap(container: InputContainer) -> bool:
+    return bool(int(container.format.flags) & _TS_DISCONT)
 
 
 def _from_header(container: InputContainer, stream: VideoStream) -> Timeline | None:
@@ -204,7 +211,7 @@ class _Packets:
         backward, forward = (round(seconds / time_base) for seconds in (_BACKWARD_SECONDS, _FORWARD_SECONDS))
         # Matroska gives one length for all streams. Where clocks may leap, a gap in one stream is no leap if another
         # stream goes on through it. Only then are all streams looked at.
-        may_leap = bool(int(container.format.flags) & _TS_DISCONT)
+        may_leap = _may_leap(container)
         everything = may_leap or "matroska" in container.format.name
         stretch = self.stretches[0]
         last_dts: int | None = None
@@ -358,6 +365,7 @@ def _first_shown(opener: Opener, deadline: Deadline, suspects: dict[int, int]) -
     container, stream = open_container(opener, deadline)
     with container:
         decoder = video_decoder(stream)
+        withholds = decoder.codec.canonical_name in _WITHHOLDING
         part, stop, number = -1, -1, 0
 
         def feed(packet: av.Packet | None) -> None:
@@ -365,9 +373,10 @@ def _first_shown(opener: Opener, deadline: Deadline, suspects: dict[int, int]) -
                 frames = decoder.decode(packet)
             except av.FFmpegError:
                 return
-            good = [frame.pts for frame in frames if frame.pts is not None and not frame.is_corrupt]
-            if good and part not in found:
-                found[part] = good[0]
+            for frame in frames:
+                sound = frame.key_frame or (withholds and not frame.is_corrupt)
+                if sound and frame.pts is not None:
+                    found.setdefault(part, frame.pts)
 
         try:
             for packet in container.demux(stream):

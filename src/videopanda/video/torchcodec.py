@@ -24,6 +24,7 @@ from videopanda.video.timeline import Timeline
 
 # Formats whose conversion to RGB is the same in all releases of FFmpeg; torchcodec and PyAV bring different ones.
 _PLAIN_FORMATS = ("yuv420p", "yuvj420p")
+_FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 
 
 @cache
@@ -43,8 +44,8 @@ def _check(source: OpenSource, timeline: Timeline, ticks: Sequence[int], deadlin
         raise UnreadableError(f"torchcodec does not load: {reason}")
     if source.plain is None:
         raise UnreadableError("torchcodec is used for paths and bytes only")
-    if timeline.counted or timeline.pts is None:
-        raise UnreadableError("torchcodec is used only where all time stamps are known")
+    if timeline.counted or timeline.pts is None or len(timeline.parts) > 1 or timeline.hidden:
+        raise UnreadableError("torchcodec is used only where all time stamps are known and of one clock")
     reader = Reader(source.opener, timeline, deadline)
     try:
         frame = reader.read(timeline.first)
@@ -53,6 +54,8 @@ def _check(source: OpenSource, timeline: Timeline, ticks: Sequence[int], deadlin
             raise UnreadableError("torchcodec does not mirror pictures")
         if frame.format.name not in _PLAIN_FORMATS or frame.width % 2 or frame.height % 2:
             raise UnreadableError(f"torchcodec may round colours of {frame.format.name} pictures in another way")
+        if frame.color_range == _FULL_RANGE and frame.format.name == "yuv420p":
+            raise UnreadableError("torchcodec mistakes the full range of these colours for the limited one")
         for key in sorted({timeline.keyframe(tick) or timeline.first for tick in ticks}):
             if key > timeline.first:
                 reader.go_to(key)
