@@ -46,9 +46,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {".", "", "data", "video", "models", "inference", "encoders", "training"},
         {"torch", "transformers", "numpy", "matplotlib", "rich", "av"},
     ),
+    "doctor": ({"video"}, {"torch", "psutil", "packaging", "huggingface_hub"}),
     "cli": (
         {".", "", "models", "video", "inference", "plan", "data", "checkpoints", "training", "evaluation", "serving"}
-        | {"bench"},
+        | {"bench", "doctor"},
         {"typer", "rich", "transformers", "torch", "numpy"},
     ),
 }

@@ -39,7 +39,7 @@ def model() -> str:
 SURFACE = {
     "": (
         set(),
-        {"answer", "chat", "convert", "data", "demo", "export", "finetune", "init", "train", "scenes"}
+        {"answer", "chat", "convert", "data", "demo", "doctor", "export", "finetune", "init", "train", "scenes"}
         | {"bench", "evaluate", "plan", "serve", "verify"},
     ),
     "answer": (
@@ -57,6 +57,7 @@ SURFACE = {
     ),
     "chat": ({"--model", "--num-frames", "--start", "--end"}, {"video"}),
     "convert": ({"--allow", "--json"}, {"source", "target"}),
+    "doctor": ({"--json"}, set()),
     "data": (set(), {"check", "features", "label", "shard"}),
     "data check": ({"--media-root", "--format", "--manifest", "--against", "--workers", "--json"}, {"data"}),
     "data shard": (

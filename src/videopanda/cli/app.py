@@ -220,6 +220,34 @@ def init_verb(
     print("\n".join(make_checkpoint(out, backbone, **fresh, chat_template=chat_template, seed=seed)))
 
 
+@app.command("doctor")
+def doctor_verb(as_json: AsJson = False) -> None:
+    """Check the installation: versions beside tested bounds, GPU, decoders, extras; exit code 1 if it cannot work.
+
+    Example:  videopanda doctor
+    """
+    from dataclasses import asdict
+
+    from videopanda.doctor import examine
+
+    checks = examine()
+    broken = [check for check in checks if check.state == "broken"]
+    if as_json:
+        print(json.dumps({"ok": not broken, "checks": [asdict(check) for check in checks]}))
+    else:
+        from rich.table import Table
+
+        table = Table("check", "found", "tested", "state", box=None, pad_edge=False)
+        for check in checks:
+            table.add_row(check.name, check.found, check.tested, check.state)
+        console().print(table)
+        fixes = [check for check in checks if check.fix and check.state != "missing"]
+        for check in [*fixes, *(check for check in checks if check.fix and check.state == "missing")]:
+            print(f"{check.name}: {check.fix}")
+    if broken:
+        raise typer.Exit(1)
+
+
 @app.command("export")
 def export_verb(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.", show_default=False)],
