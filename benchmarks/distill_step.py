@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from videopanda.evaluation.scenes import versions
+from videopanda.evaluation.provenance import versions
 from videopanda.models.videopanda import VideoPandaConfig, VideoPandaForConditionalGeneration, VideoPandaStabConfig
 from videopanda.training.distill import (
     Distillation,

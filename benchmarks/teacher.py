@@ -37,7 +37,7 @@ from videopanda.data.worlds.scenes.render import coverage
 from videopanda.data.worlds.scenes.world import COLOURS, SHAPES, SIZES, Difficulty, Scene, make_scene
 from videopanda.encoders.languagebind import LanguageBindTower
 from videopanda.encoders.open import Teacher, open_teacher
-from videopanda.evaluation.scenes import versions
+from videopanda.evaluation.provenance import versions
 from videopanda.models.videopanda import VideoPandaVideoProcessor
 from videopanda.training.build import load
 from videopanda.training.command import train

@@ -252,7 +252,7 @@ def test_evaluate_scenes_prints_a_table_or_one_object(run, model, tmp_path):
     assert code == 0
     assert json.loads(out)["num_questions"] == 12
     assert (tmp_path / "report.json").exists()
-    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 12
+    assert len((tmp_path / "full.jsonl").read_text().splitlines()) == 12
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------

@@ -260,7 +260,7 @@ def scenes(folder: Path) -> Path:
     return folder
 
 
-def own(folder: Path) -> Path:
+def custom(folder: Path) -> Path:
     turns = [
         {"from": "human", "value": "<video>\nWhich word is signed?"},
         {"from": "gpt", "value": "sad"},
@@ -290,5 +290,5 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "hourvideo": hourvideo,
     "charades-sta": charades,
     "scenes": scenes,
-    "own": own,
+    "custom": custom,
 }

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from videopanda.evaluation.benchmarks import files
-from videopanda.evaluation.benchmarks.files import AnnotationError, Rejected, Row, RowError, rows
+from videopanda.evaluation.benchmarks.files import AnnotationError, AnnotationRow, AnnotationRowError, Rejected, rows
 from videopanda.evaluation.predictions import Prediction, Protocol, append_predictions, only_writer, read_predictions
 
 JSON = st.recursive(
@@ -25,7 +25,7 @@ def test_arrays_are_read_in_pieces(values, chunk, tmp_path_factory):
     path = write_json(tmp_path_factory.mktemp("json") / "a.json", values)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "_CHUNK", chunk)
-        assert [row.data for row in rows(path) if isinstance(row, Row)] == values
+        assert [row.data for row in rows(path) if isinstance(row, AnnotationRow)] == values
 
 
 def test_a_large_array_takes_little_memory(tmp_path):
@@ -69,7 +69,9 @@ def test_what_cannot_be_read_is_listed(tmp_path):
 
 
 def test_fields_are_checked():
-    row = Row("here", {"i": "7", "f": 7.0, "x": 7.5, "t": " a ", "l": ["a", 2], "n": None, "b": True, "nan": "nan"})
+    row = AnnotationRow(
+        "here", {"i": "7", "f": 7.0, "x": 7.5, "t": " a ", "l": ["a", 2], "n": None, "b": True, "nan": "nan"}
+    )
     assert (row.id("i"), row.id("f"), row.text("n", "t"), row.texts("l")) == ("7", "7", "a", ("a", "2"))
     assert (row.number("i"), row.index("f", below=8)) == (7.0, 7)
     for call, message in [
@@ -80,7 +82,7 @@ def test_fields_are_checked():
         (lambda: row.index("f", below=7), "not a whole number from 0 to 6"),
         (lambda: row.texts("t"), "'t' is no list"),
     ]:
-        with pytest.raises(RowError, match=message):
+        with pytest.raises(AnnotationRowError, match=message):
             call()
 
 

@@ -65,7 +65,7 @@ IDS = {
     "hourvideo": ["INV_1", "INV_2"],
     "charades-sta": ["INV01/0", "INV01/1"],
     "scenes": ["test-0-1/0", "test-0-1/1"],
-    "own": ["clips/sad/b/0", "clips/sad/b/1"],
+    "custom": ["clips/sad/b/0", "clips/sad/b/1"],
 }
 
 

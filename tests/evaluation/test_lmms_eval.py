@@ -11,7 +11,7 @@ from benchmark_files import question, write_json
 import videopanda
 from media import write_video
 from tiny import tiny_model, tiny_processor
-from videopanda.evaluation.predict import Job, predict
+from videopanda.evaluation.predict import PredictJob, predict
 from videopanda.evaluation.scoring.score import score_file
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed here: make test-lmms-eval")
@@ -29,7 +29,7 @@ def test_lmms_eval_gets_the_accuracy_of_our_own_commands(tmp_path):
     (data / "videos").mkdir()
     for name in "ab":  # the third one is missing
         write_video(data / "videos" / f"{name}.mp4", range(20), fps=10)
-    job = Job("msvd-qa", data, data / "videos", tmp_path / "model", num_frames=4, batch_size=2)
+    job = PredictJob("msvd-qa", data, data / "videos", tmp_path / "model", num_frames=4, batch_size=2)
     predict(job, tmp_path / "p.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     # Half of the answers are what the model says, so that the accuracy is neither 0 nor 1.

@@ -20,7 +20,7 @@ from media import read_number, write_video
 from videopanda.evaluation.benchmarks.item import Item
 from videopanda.evaluation.benchmarks.videos import Videos
 from videopanda.evaluation.conditions import CONDITIONS, asked, show
-from videopanda.evaluation.predict import Job, finish, predict
+from videopanda.evaluation.predict import PredictJob, finish, predict
 from videopanda.evaluation.predictions import only_writer, read_predictions
 from videopanda.evaluation.prompts import Prompts, read_prompts
 from videopanda.inference.answer import ask, question_messages
@@ -41,15 +41,15 @@ def bench(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def job(bench, model) -> Job:
-    return Job("msvd-qa", bench, bench / "videos", model, batch_size=3, num_frames=4, max_new_tokens=4)
+def job(bench, model) -> PredictJob:
+    return PredictJob("msvd-qa", bench, bench / "videos", model, batch_size=3, num_frames=4, max_new_tokens=4)
 
 
 @pytest.fixture(scope="module")
 def whole(bench, model, tmp_path_factory) -> bytes:
     """The file of a run that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole") / "p.jsonl"
-    job = Job("msvd-qa", bench, bench / "videos", model, batch_size=3, num_frames=4, max_new_tokens=4)
+    job = PredictJob("msvd-qa", bench, bench / "videos", model, batch_size=3, num_frames=4, max_new_tokens=4)
     assert predict(job, out)["complete"]
     return out.read_bytes()
 
@@ -224,18 +224,18 @@ def test_subtitles_of_the_frames_shown_are_asked_with(model, tmp_path):
     write_video(tmp_path / "INVENTED_01.mp4", range(40), fps=10)  # subtitles from 1 to 2.5 s
     hashes = {}
     for bench in ("video-mme", "video-mme-subtitles"):
-        job = Job(bench, folder, tmp_path, model, num_frames=4, max_new_tokens=2)
+        job = PredictJob(bench, folder, tmp_path, model, num_frames=4, max_new_tokens=2)
         report = predict(job, tmp_path / f"{bench}.jsonl")
         assert report["failures"] == {"missing_video": ["902-1"]}
         hashes[bench] = next(iter(read_predictions(tmp_path / f"{bench}.jsonl"))).prompt_sha256
     assert len(set(hashes.values())) == 2
     table = next(folder.rglob("*.parquet"))  # alone: the subtitles lie in another folder
     with pytest.raises(ValueError, match=r"no subtitles \(\*\.srt\) below"):
-        predict(Job("video-mme-subtitles", table, tmp_path, model), tmp_path / "q.jsonl")
+        predict(PredictJob("video-mme-subtitles", table, tmp_path, model), tmp_path / "q.jsonl")
 
 
 # -- interruptions -----------------------------------------------------------------------------------------------------
-def predict_up_to(job: Job, out: Path, most: int | None) -> None:
+def predict_up_to(job: PredictJob, out: Path, most: int | None) -> None:
     """Predict in one thread. At the byte behind `most` the kernel ends this process, wherever it is."""
     torch.set_num_threads(1)
     if most is not None:
@@ -332,7 +332,7 @@ def test_joining_twice_does_no_harm(job, whole, tmp_path):
     assert out.read_bytes() == whole
 
 
-def arguments(job: Job, out: Path) -> list[str]:
+def arguments(job: PredictJob, out: Path) -> list[str]:
     given = {"--media-root": job.videos, "--model": job.model, "--output": out, "--num-frames": 4, "--batch-size": 3}
     given["--max-new-tokens"] = 4
     options = [str(word) for pair in given.items() for word in pair]

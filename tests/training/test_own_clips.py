@@ -35,7 +35,7 @@ def chain(clips: Path, out: Path, *settings: str, copies: int = 0) -> dict[str, 
         good(
             "evaluate",
             "predict",
-            "own",
+            "custom",
             test,
             "--model",
             folder,
@@ -46,10 +46,10 @@ def chain(clips: Path, out: Path, *settings: str, copies: int = 0) -> dict[str, 
             "--num-frames",
             "4",
         )
-        good("evaluate", "score", "own", test, predictions, "--scorer", "exact", "--output", scores)
+        good("evaluate", "score", "custom", test, predictions, "--scorer", "exact", "--output", scores)
         summaries[name] = json.loads(scores.with_suffix(".summary.json").read_text())
     printed = good("evaluate", "report", out / "after.scores.jsonl", "--output", out / "report")
-    assert "## Questions of your own" in printed
+    assert "## Custom questions" in printed
     return summaries
 
 

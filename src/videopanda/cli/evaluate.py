@@ -3,7 +3,9 @@
 import json
 import sys
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -46,23 +48,25 @@ def scenes_verb(
         Path | None, typer.Option("--output", metavar="DIR", help="Keep report, predictions and clips in this folder.")
     ] = None,
     no_baselines: Annotated[
-        bool, typer.Option("--no-baselines", help="Skip the baselines (five times faster).")
+        bool, typer.Option("--no-baselines", help="Skip the baselines (six times faster).")
     ] = False,
 ) -> None:
-    """Exact-match accuracy on unseen test scenes, next to blind, one-frame, shuffled and wrong-video baselines.
+    """Accuracy on unseen test scenes, next to baselines without the video or with its frames changed.
 
     Example:  videopanda evaluate scenes --num 240 --output out/scenes
     """
-    from videopanda.evaluation.scenes import evaluate, table
+    from videopanda.evaluation.scenes_report import scenes_report, table
 
-    network, processor = load_model(model)
-    report = evaluate(network, processor, num, seed, baselines=not no_baselines, out=output)
+    loaded = load_model(model)
+    with ExitStack() as stack:
+        folder = output or Path(stack.enter_context(TemporaryDirectory()))
+        report = scenes_report(folder, loaded, model, num, seed, baselines=not no_baselines)
     if as_json:
         print(json.dumps(report))
         return
     console().print(table(report))
     if output:
-        print(f"report, predictions, clips: {output}")
+        print(f"report, clips, predictions, scores: {output}")
 
 
 @evaluate_app.command("inspect")
@@ -123,14 +127,14 @@ def predict_verb(
 
     Example:  videopanda evaluate predict mvbench MVBench/json --media-root MVBench/video --output full.jsonl
     """
-    from videopanda.evaluation.predict import Job, predict
-    from videopanda.evaluation.processes import place
+    from videopanda.evaluation.predict import PredictJob, predict
+    from videopanda.evaluation.processes import distributed_rank
     from videopanda.evaluation.prompts import read_prompts
 
     if engine not in ("local", "ray"):
         raise ValueError(f"unknown engine {engine!r}; there are local and ray")
     quiet()
-    job = Job(
+    job = PredictJob(
         bench=bench,
         path=path.resolve(),
         videos=(media_root or (path if path.is_dir() else path.parent)).resolve(),
@@ -145,7 +149,7 @@ def predict_verb(
         cache=cache.resolve() if cache else None,
         cache_bytes=size_in_bytes(cache_size),
     )
-    rank, world_size, device = place()
+    rank, world_size, device = distributed_rank()
     report = predict(
         job, output, rank=rank, world_size=world_size, device=device, ray_workers=workers if engine == "ray" else None
     )

@@ -19,12 +19,11 @@ from videopanda.data.worlds.scenes.dataset import Clip
 from videopanda.evaluation.benchmarks.item import Item
 from videopanda.evaluation.benchmarks.videos import Videos
 from videopanda.evaluation.predictions import CONDITIONS
-from videopanda.evaluation.scenes import one_frame_order, rearrange, shuffled_order
 from videopanda.video.read import Video, read_video
 
 
 @dataclass(frozen=True)
-class Source:
+class ClipRef:
     """The part of a file that is shown; `path` is None where the file is missing."""
 
     name: str  # below the folder of videos; of a missing file as the annotations say
@@ -32,6 +31,7 @@ class Source:
     start: float | None = None
     end: float | None = None
     image_fps: float = 1.0  # of a folder of frames
+    shuffle_key: tuple[int, ...] = ()  # draws the shuffled order; default its name and range
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Asked:
     """A question and what is shown with it; for the condition no_video the clip that is left out."""
 
     item: Item
-    source: Source
+    source: ClipRef
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def asked(items: tuple[Item, ...], videos: Videos, condition: str) -> list[Asked
     """
     if condition not in CONDITIONS:
         raise ValueError(f"unknown condition {condition!r}; there are {', '.join(CONDITIONS)}")
-    groups: dict[Source, list[Item]] = {}
+    groups: dict[ClipRef, list[Item]] = {}
     for item in items:
         groups.setdefault(_source(item, videos), []).append(item)
     shown = dict(zip(groups, groups))
@@ -70,13 +70,14 @@ def asked(items: tuple[Item, ...], videos: Videos, condition: str) -> list[Asked
     return [Asked(item, shown[source]) for source, group in groups.items() for item in group]
 
 
-def _source(item: Item, videos: Videos) -> Source:
+def _source(item: Item, videos: Videos) -> ClipRef:
     path = videos.find(item.video)
     name = path.relative_to(videos.folder).as_posix() if path else item.video
-    return Source(name, path, item.start, item.end, float(item.extra.get("fps", 1.0)))
+    key = tuple(item.extra.get("shuffle_key", ()))
+    return ClipRef(name, path, item.start, item.end, float(item.extra.get("fps", 1.0)), key)
 
 
-def _others(sources: list[Source]) -> dict[Source, Source]:
+def _others(sources: list[ClipRef]) -> dict[ClipRef, ClipRef]:
     """For each source the next one that is another file, around the end."""
     found = {}
     for i, source in enumerate(sources):
@@ -88,7 +89,7 @@ def _others(sources: list[Source]) -> dict[Source, Source]:
     return found
 
 
-def show(source: Source, condition: str, num_frames: int, sampling: Any, seed: int) -> Shown:
+def show(source: ClipRef, condition: str, num_frames: int, sampling: Any, seed: int) -> Shown:
     """Read the frames of a source and put them into the order of the condition.
 
     Raises:
@@ -108,8 +109,8 @@ def show(source: Source, condition: str, num_frames: int, sampling: Any, seed: i
     if condition == "one_frame":
         order = one_frame_order(len(video))
     elif condition == "shuffled":
-        place = zlib.crc32(f"{source.name} {source.start} {source.end}".encode())
-        order = shuffled_order(len(video), np.random.default_rng([seed, place]))
+        key = source.shuffle_key or (zlib.crc32(f"{source.name} {source.start} {source.end}".encode()),)
+        order = shuffled_order(len(video), np.random.default_rng([seed, *key]))
     elif condition == "reversed":
         order = order[::-1].copy()
     part = replace(video, duration=video.end - video.start)  # a part is a clip of its own length
@@ -119,3 +120,33 @@ def show(source: Source, condition: str, num_frames: int, sampling: Any, seed: i
         tuple(round(float(t), 4) for t in video.timestamps[order]),
         f"{video.decoder} {video.decoder_version}",
     )
+
+
+def one_frame_order(num_frames: int) -> np.ndarray:
+    """The middle frame in every place."""
+    return np.full(num_frames, num_frames // 2)
+
+
+def shuffled_order(num_frames: int, rng: np.random.Generator) -> np.ndarray:
+    """A random order that is never the right one.
+
+    Raises:
+        ValueError: a single frame has no other order.
+    """
+    if num_frames < 2:
+        raise ValueError("the baseline 'shuffled' needs at least two frames")
+    while True:
+        order = rng.permutation(num_frames)
+        if (order != np.arange(num_frames)).any():
+            return order
+
+
+def rearrange(video: Video | Clip, order: np.ndarray) -> Clip:
+    """Other frames of a clip in the same places: time stamps and duration stay as they are."""
+    return Clip(video.frames[order], tuple(float(t) for t in video.timestamps), video.duration)
+
+
+def told_length(processor: Any, clip: Video | Clip) -> str:
+    """What the prompt tells about a clip besides its tokens: "12.5 seconds: ", or nothing."""
+    inputs = processor.video_processor(videos=[clip], return_tensors="pt", return_metadata=True)
+    return str(processor.placeholder_text(inputs, 0)).replace(processor.video_token, "")

@@ -23,7 +23,7 @@ from videopanda.evaluation.benchmarks.files import AnnotationError, Rejected
 from videopanda.evaluation.benchmarks.item import Item
 from videopanda.evaluation.benchmarks.table import load
 from videopanda.evaluation.benchmarks.videos import Videos
-from videopanda.evaluation.conditions import Asked, Shown, Source, asked, show
+from videopanda.evaluation.conditions import Asked, ClipRef, Shown, asked, show, told_length
 from videopanda.evaluation.predictions import (
     Failure,
     Prediction,
@@ -35,7 +35,7 @@ from videopanda.evaluation.predictions import (
     watched,
 )
 from videopanda.evaluation.prompts import Prompts
-from videopanda.evaluation.scenes import told_length, versions, weights_sha256
+from videopanda.evaluation.provenance import versions, weights_sha256
 from videopanda.inference.answer import EncodedClip, encode, question_messages, reply
 from videopanda.inference.load import BUNDLED_MODEL
 from videopanda.inference.load import load as load_model
@@ -46,7 +46,7 @@ WITH_SUBTITLES = "video-mme-subtitles"  # the benchmark whose prompts hold subti
 
 
 @dataclass(frozen=True)
-class Job:
+class PredictJob:
     """What is asked of whom. Can be sent to another process."""
 
     bench: str
@@ -84,9 +84,9 @@ _Read = Shown | tuple[Failure, str] | str
 class Predictor:
     """A loaded model that answers the batches of a job."""
 
-    def __init__(self, job: Job, device: str | None = None):
+    def __init__(self, job: PredictJob, device: str | None = None, loaded: tuple[Any, Any] | None = None):
         self.job = job
-        self.model, self.processor = load_model(job.model, device)
+        self.model, self.processor = loaded or load_model(job.model, device)
         self.cache = VisualCache(job.cache, job.cache_bytes) if job.cache else None
         video_processor = self.processor.video_processor
         self.num_frames = job.num_frames or video_processor.num_frames
@@ -117,11 +117,11 @@ class Predictor:
                 following = [reader.submit(self._read, next_) for next_ in batches[i + 1 : i + 2]]
                 yield self._answer(batch, videos)
 
-    def _read(self, batch: Sequence[Asked]) -> dict[Source, _Read]:
+    def _read(self, batch: Sequence[Asked]) -> dict[ClipRef, _Read]:
         read = self._read_length if self.job.condition == "no_video" else self._read_one
         return {source: read(source) for source in dict.fromkeys(question.source for question in batch)}
 
-    def _read_length(self, source: Source) -> str:
+    def _read_length(self, source: ClipRef) -> str:
         """What the prompts of the other conditions tell about the clip; "" without a readable file."""
         if source.path is None or not self.processor.time_prompt:
             return ""
@@ -131,7 +131,7 @@ class Predictor:
             return ""
         return told_length(self.processor, clip)
 
-    def _read_one(self, source: Source) -> _Read:
+    def _read_one(self, source: ClipRef) -> _Read:
         if source.path is None:
             return "missing_video", "no file of this name, or several, below the folder of videos"
         sampling = self.processor.video_processor.frame_sampling
@@ -142,7 +142,7 @@ class Predictor:
         except ValueError as error:
             return "error", str(error)
 
-    def _answer(self, batch: Sequence[Asked], videos: dict[Source, _Read]) -> list[Prediction]:
+    def _answer(self, batch: Sequence[Asked], videos: dict[ClipRef, _Read]) -> list[Prediction]:
         readable = {source: video for source, video in videos.items() if isinstance(video, Shown)}
         shown = [video.clip for video in readable.values()]
         encoded = encode(self.model, self.processor, shown, self.cache) if shown else []
@@ -203,7 +203,7 @@ def parts(out: Path) -> list[Path]:
     return sorted(out.parent.glob(f"{out.stem}.rank-*{out.suffix}"))
 
 
-def stored(out: Path, own: Path, job: Job, protocol: Protocol) -> dict[str, Prediction]:
+def stored(out: Path, own: Path, job: PredictJob, protocol: Protocol) -> dict[str, Prediction]:
     """What is there already, by id; a line of `own` that was cut off is removed.
 
     Raises:
@@ -234,7 +234,7 @@ def stored(out: Path, own: Path, job: Job, protocol: Protocol) -> dict[str, Pred
     return found
 
 
-def finish(out: Path, job: Job, protocol: Protocol) -> dict[str, Prediction] | None:
+def finish(out: Path, job: PredictJob, protocol: Protocol) -> dict[str, Prediction] | None:
     """Join all parts into `out` in the order of the job, if nothing is missing. Returns the rows, or None."""
     found = stored(out, out, job, protocol)
     order = [question.item.id for batch in job.batches for question in batch]
@@ -253,17 +253,19 @@ def finish(out: Path, job: Job, protocol: Protocol) -> dict[str, Prediction] | N
 
 # -- the run -----------------------------------------------------------------------------------------------------------
 def predict(
-    job: Job,
+    job: PredictJob,
     out: Path,
     *,
     rank: int = 0,
     world_size: int = 1,
     device: str | None = None,
     ray_workers: int | None = None,
+    loaded: tuple[Any, Any] | None = None,
 ) -> dict[str, Any]:
     """Answer what is not answered yet; process `rank` of `world_size` takes every `world_size`-th batch.
 
-    With `ray_workers`, so many Ray actors answer the batches, on all machines of the cluster that Ray is connected to.
+    With `ray_workers`, that many Ray actors answer the batches, on all machines of the cluster that Ray knows.
+    `loaded` is the job's model and processor, where the caller has them already.
 
     Returns:
         Counts: questions, answered, failures (kind: ids), complete, out.
@@ -274,7 +276,7 @@ def predict(
     if out.suffix != ".jsonl":
         raise ValueError(f"{out}: predictions are JSON Lines, so the name must end with .jsonl")
     batches = job.batches
-    predictor = Predictor(job, "cpu" if ray_workers else device)
+    predictor = Predictor(job, "cpu" if ray_workers else device, loaded)
     own = out if world_size == 1 else out.with_name(f"{out.stem}.rank-{rank}{out.suffix}")
     with only_writer(own):
         done = stored(out, own, job, predictor.protocol)

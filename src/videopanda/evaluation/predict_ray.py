@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from videopanda.evaluation.benchmarks.files import Row
-from videopanda.evaluation.predict import Job, Predictor
+from videopanda.evaluation.benchmarks.files import AnnotationRow
+from videopanda.evaluation.predict import PredictJob, Predictor
 from videopanda.evaluation.predictions import Prediction, prediction_of
 
 
 class _Worker:
     """An actor; takes numbers of batches and returns their rows as JSON."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: PredictJob):
         self.predictor = Predictor(job)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
@@ -26,7 +26,7 @@ class _Worker:
         return {"rows": [json.dumps([asdict(row) for row in part]) for part in rows]}
 
 
-def answers(job: Job, numbers: list[int], workers: int) -> Iterator[list[Prediction]]:
+def answers(job: PredictJob, numbers: list[int], workers: int) -> Iterator[list[Prediction]]:
     """The answers of batches, in the order in which they become ready.
 
     Connects to the cluster that Ray finds, else starts one on this machine.
@@ -49,4 +49,4 @@ def answers(job: Job, numbers: list[int], workers: int) -> Iterator[list[Predict
         num_gpus=1 if torch.cuda.is_available() else 0,
     )
     for result in results.iter_rows():
-        yield [prediction_of(Row("", row)) for row in json.loads(result["rows"])]
+        yield [prediction_of(AnnotationRow("", row)) for row in json.loads(result["rows"])]

@@ -20,7 +20,14 @@ from typing import Any, Literal, get_args
 from rich.console import Console
 from rich.progress import track
 
-from videopanda.evaluation.benchmarks.files import AnnotationError, Rejected, Row, RowError, read_object, rows
+from videopanda.evaluation.benchmarks.files import (
+    AnnotationError,
+    AnnotationRow,
+    AnnotationRowError,
+    Rejected,
+    read_object,
+    rows,
+)
 from videopanda.evaluation.benchmarks.options import LETTERS
 
 if sys.platform != "win32":
@@ -157,23 +164,25 @@ def read_predictions(path: Path) -> Iterator[Prediction | Rejected]:
             continue
         try:
             yield prediction_of(row)
-        except (RowError, ValueError, TypeError) as error:
+        except (AnnotationRowError, ValueError, TypeError) as error:
             yield Rejected(row.place, str(error), _id_or_none(row))
 
 
-def _submitted(path: Path) -> Iterator[Row | Rejected]:
+def _submitted(path: Path) -> Iterator[AnnotationRow | Rejected]:
     """Rows of a file; those of one object, and of groups, as if they stood alone."""
     if path.suffix.lower() == ".json" and path.is_file() and _starts_with_brace(path):
         replies = _object_of_replies(path)
         if replies is not None:
-            yield from (Row(f"{path.name} {id_}", {"id": id_, "pred": reply}) for id_, reply in replies.items())
+            yield from (
+                AnnotationRow(f"{path.name} {id_}", {"id": id_, "pred": reply}) for id_, reply in replies.items()
+            )
             return
     for row in rows(path):
-        grouped = row.get("questions") if isinstance(row, Row) else None
+        grouped = row.get("questions") if isinstance(row, AnnotationRow) else None
         if isinstance(grouped, list):
             for number, question in enumerate(grouped, 1):
                 place = f"{row.place} question {number}"
-                yield Row(place, question) if isinstance(question, dict) else Rejected(place, "not an object")
+                yield AnnotationRow(place, question) if isinstance(question, dict) else Rejected(place, "not an object")
         else:
             yield row
 
@@ -197,10 +206,10 @@ def _object_of_replies(path: Path) -> Mapping[str, Any] | None:
     return replies
 
 
-def _id_or_none(row: Row) -> str | None:
+def _id_or_none(row: AnnotationRow) -> str | None:
     try:
         return row.id(*_ID)
-    except RowError:
+    except AnnotationRowError:
         return None
 
 
@@ -209,25 +218,25 @@ _PREDICTION = ("prediction", "pred", "response", "option")
 _PROTOCOL_KEYS = {entry.name for entry in fields(Protocol)}
 
 
-def prediction_of(row: Row) -> Prediction:
+def prediction_of(row: AnnotationRow) -> Prediction:
     """A row as a prediction.
 
     Raises:
-        RowError, ValueError, TypeError: it is none.
+        AnnotationRowError, ValueError, TypeError: it is none.
     """
     failure = row.get("failure")
     if failure is not None and failure not in FAILURES:
-        raise RowError(f"unknown failure {failure!r:.40}; there are {', '.join(FAILURES)}")
+        raise AnnotationRowError(f"unknown failure {failure!r:.40}; there are {', '.join(FAILURES)}")
     text = row.get(*_PREDICTION)
     if text is None and failure is None:
-        raise RowError("there is neither a prediction nor a failure")
+        raise AnnotationRowError("there is neither a prediction nor a failure")
     if isinstance(text, (int, float)) and not isinstance(text, bool):
         text = str(text)
     if text is not None and not isinstance(text, str):
-        raise RowError(f"the prediction is no text: {text!r:.40}")
+        raise AnnotationRowError(f"the prediction is no text: {text!r:.40}")
     protocol = row.get("protocol")
     if protocol is not None and (not isinstance(protocol, dict) or not protocol.keys() <= _PROTOCOL_KEYS):
-        raise RowError("the protocol is not one of this version")
+        raise AnnotationRowError("the protocol is not one of this version")
     return Prediction(
         id=row.id(*_ID),
         prediction=text,

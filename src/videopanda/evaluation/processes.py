@@ -6,7 +6,7 @@ import torch
 from torch import distributed
 
 
-class Place(NamedTuple):
+class DistributedRank(NamedTuple):
     """A process among those that share the work."""
 
     rank: int
@@ -14,11 +14,11 @@ class Place(NamedTuple):
     device: str | None  # None: the default
 
 
-def place() -> Place:
+def distributed_rank() -> DistributedRank:
     """Ask the launcher, if there is one; alone, a process is the first of one."""
     if not distributed.is_torchelastic_launched():
-        return Place(0, 1, None)
+        return DistributedRank(0, 1, None)
     distributed.init_process_group("gloo")
     rank, world_size, local = distributed.get_rank(), distributed.get_world_size(), distributed.get_node_local_rank()
     distributed.destroy_process_group()  # processes meet in their files only, so none waits for another
-    return Place(rank, world_size, f"cuda:{local}" if torch.cuda.is_available() else "cpu")
+    return DistributedRank(rank, world_size, f"cuda:{local}" if torch.cuda.is_available() else "cpu")

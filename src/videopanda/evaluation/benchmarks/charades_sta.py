@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from videopanda.evaluation.benchmarks.errata import COMMON, Erratum
-from videopanda.evaluation.benchmarks.files import Rejected, Row, RowError, find, rows
+from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, find, rows
 from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items, stem
 
 _LINE = re.compile(r"(\S+)\s+(\S+)\s+(\S+?)\s*##(.+)")
@@ -34,21 +34,21 @@ def read(path: Path) -> Iterator[Item | Rejected]:
         yield from items(read_rows(file), partial(_item, number=RunningNumber()))
 
 
-def _lines(file: Path) -> Iterator[Row | Rejected]:
+def _lines(file: Path) -> Iterator[AnnotationRow | Rejected]:
     with file.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             place = f"{file.name} line {number}"
             if match := _LINE.fullmatch(line.strip()):
-                yield Row(place, {"video": match[1], "timestamp": [match[2], match[3]], "caption": match[4]})
+                yield AnnotationRow(place, {"video": match[1], "timestamp": [match[2], match[3]], "caption": match[4]})
             elif line.strip():
                 yield Rejected(place, "not of the form 'VIDEO START END##SENTENCE'")
 
 
-def _item(row: Row, number: RunningNumber) -> Item:
+def _item(row: AnnotationRow, number: RunningNumber) -> Item:
     video = row.text("video")
     name = number(stem(video))
     times = row.texts("timestamp")
     if len(times) != 2:
-        raise RowError(f"'timestamp' has {len(times)} values instead of two")
-    start, end = (Row(row.place, {"timestamp": time}).number("timestamp") for time in times)
+        raise AnnotationRowError(f"'timestamp' has {len(times)} values instead of two")
+    start, end = (AnnotationRow(row.place, {"timestamp": time}).number("timestamp") for time in times)
     return Item(name, video, row.text("caption"), "grounding", interval=(start, end))

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from videopanda.evaluation.benchmarks.files import Rejected, Row, RowError
+from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected
 
 
 def single_questions(
-    conversations: Iterable[Row | Rejected], facts: Callable[[Row, Any], list[dict[str, Any]]]
-) -> Iterator[Row | Rejected]:
+    conversations: Iterable[AnnotationRow | Rejected], facts: Callable[[AnnotationRow, Any], list[dict[str, Any]]]
+) -> Iterator[AnnotationRow | Rejected]:
     """One row per question. `facts` takes a row and its turns, and says what each of its questions has of its own.
 
-    A row for which `facts` raises a `RowError` is listed.
+    A row for which `facts` raises a `AnnotationRowError` is listed.
     """
     for row in conversations:
         if isinstance(row, Rejected):
@@ -20,18 +20,18 @@ def single_questions(
         turns = row.get("conversations")
         try:
             found = facts(row, turns)
-        except RowError as error:
+        except AnnotationRowError as error:
             yield row.refuse(str(error))
             continue
         for k, own in enumerate(found):
             data = {**row.extra("id", "video"), **own, "number": k, "turns": turns[2 * k : 2 * k + 2]}
-            yield Row(f"{row.place} question {k}", data, row.repeated_keys)
+            yield AnnotationRow(f"{row.place} question {k}", data, row.repeated_keys)
 
 
-def read_question(row: Row) -> tuple[str, str, str]:
-    """Id, question and answer of a row of `single_questions`. Raises RowError."""
+def read_question(row: AnnotationRow) -> tuple[str, str, str]:
+    """Id, question and answer of a row of `single_questions`. Raises AnnotationRowError."""
     turns = row.data["turns"]
     if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
-        raise RowError("a turn has no text 'value'")
+        raise AnnotationRowError("a turn has no text 'value'")
     question, answer = (turn["value"].replace("<video>", "").strip() for turn in turns)
     return f"{row.id('id')}/{row.data['number']}", question, answer

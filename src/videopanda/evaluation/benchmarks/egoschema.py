@@ -13,7 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from videopanda.evaluation.benchmarks.files import Rejected, Row, RowError, beside, find, read_object, rows
+from videopanda.evaluation.benchmarks.files import (
+    AnnotationRow,
+    AnnotationRowError,
+    Rejected,
+    beside,
+    find,
+    read_object,
+    rows,
+)
 from videopanda.evaluation.benchmarks.item import Item, items
 from videopanda.evaluation.benchmarks.options import published, unmark_all
 
@@ -33,7 +41,7 @@ def read(path: Path) -> Iterator[Item | Rejected]:
                 yield Rejected("subset_answers.json", f"{file.name} holds no question for this answer", uid)
 
 
-def _item(row: Row, known: Mapping[str, Any], cut: Mapping[str, Any], seen: set[str]) -> Item:
+def _item(row: AnnotationRow, known: Mapping[str, Any], cut: Mapping[str, Any], seen: set[str]) -> Item:
     uid = row.id("q_uid", "video_idx")
     seen.add(uid)
     listed = row.get("option", "options")
@@ -43,9 +51,9 @@ def _item(row: Row, known: Mapping[str, Any], cut: Mapping[str, Any], seen: set[
     answer = known.get(uid, row.get("answer"))
     if answer is not None:
         try:
-            right = (Row(row.place, {"answer": answer}).index("answer", below=len(options)),)
-        except RowError as error:
-            raise RowError(f"subset_answers.json: {error}" if uid in known else str(error)) from error
+            right = (AnnotationRow(row.place, {"answer": answer}).index("answer", below=len(options)),)
+        except AnnotationRowError as error:
+            raise AnnotationRowError(f"subset_answers.json: {error}" if uid in known else str(error)) from error
     return Item(
         id=uid,
         video=uid,

@@ -24,7 +24,7 @@ class AnnotationError(ValueError):
     """The annotation files of a benchmark are not where they should be, or cannot be read at all."""
 
 
-class RowError(ValueError):
+class AnnotationRowError(ValueError):
     """A row cannot become an item; says what is wrong with it."""
 
 
@@ -38,8 +38,9 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A record of a file. Its methods take alternative keys, use the first that is there, and raise `RowError`."""
+class AnnotationRow:
+    """A record of a file. Its methods take alternative keys, use the first that is there, and raise
+    `AnnotationRowError`."""
 
     place: str  # "test_q.json row 3"
     data: Mapping[str, Any]
@@ -53,9 +54,9 @@ class Row:
         """A string without white space around it; `empty` says whether it may be empty."""
         value = self.get(*keys)
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-            raise RowError(f"{_names(keys)} is {'missing' if value is None else 'no text'}")
+            raise AnnotationRowError(f"{_names(keys)} is {'missing' if value is None else 'no text'}")
         if not (text := str(value).strip()) and not empty:
-            raise RowError(f"{_names(keys)} is empty")
+            raise AnnotationRowError(f"{_names(keys)} is empty")
         return text
 
     def id(self, *keys: str) -> str:
@@ -64,7 +65,7 @@ class Row:
         if isinstance(value, float) and value.is_integer():  # what spreadsheets make of whole numbers
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
-            raise RowError(f"{_names(keys)} is {'missing' if value is None else 'no identifier'}")
+            raise AnnotationRowError(f"{_names(keys)} is {'missing' if value is None else 'no identifier'}")
         return str(value).strip()
 
     def number(self, *keys: str) -> float:
@@ -75,23 +76,23 @@ class Row:
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise RowError(f"{_names(keys)} is {'missing' if value is None else f'no number: {value!r:.40}'}")
+            raise AnnotationRowError(f"{_names(keys)} is {'missing' if value is None else f'no number: {value!r:.40}'}")
         return number
 
     def index(self, *keys: str, below: int) -> int:
         """A whole number from 0 to `below` - 1."""
         number = self.number(*keys)
         if not number.is_integer() or not 0 <= number < below:
-            raise RowError(f"{_names(keys)} is {number:g}, not a whole number from 0 to {below - 1}")
+            raise AnnotationRowError(f"{_names(keys)} is {number:g}, not a whole number from 0 to {below - 1}")
         return int(number)
 
     def texts(self, *keys: str) -> tuple[str, ...]:
         """A list of strings (numbers become strings), each without white space around it; they may be empty."""
         value = self.get(*keys)
         if not isinstance(value, Sequence) or isinstance(value, str):
-            raise RowError(f"{_names(keys)} is {'missing' if value is None else 'no list'}")
+            raise AnnotationRowError(f"{_names(keys)} is {'missing' if value is None else 'no list'}")
         if any(isinstance(v, bool) or not isinstance(v, (str, int, float)) for v in value):
-            raise RowError(f"{_names(keys)} holds something that is no text")
+            raise AnnotationRowError(f"{_names(keys)} holds something that is no text")
         return tuple(str(v).strip() for v in value)
 
     def extra(self, *keys: str) -> dict[str, Any]:
@@ -134,7 +135,7 @@ def beside(file: Path, name: str) -> Path | None:
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
-def rows(path: Path) -> Iterator[Row | Rejected]:
+def rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
     """The records of a file, in their order; small memory for files of any size.
 
     A `.csv` file may be separated by tabs. A `.json` file may hold an array or one object per line.
@@ -142,7 +143,7 @@ def rows(path: Path) -> Iterator[Row | Rejected]:
     Raises:
         AnnotationError: the file is missing or of another kind.
     """
-    readers: dict[str, Callable[[Path], Iterator[Row | Rejected]]] = {
+    readers: dict[str, Callable[[Path], Iterator[AnnotationRow | Rejected]]] = {
         ".json": _json_rows,
         ".jsonl": _jsonl_rows,
         ".csv": _csv_rows,
@@ -159,7 +160,7 @@ def rows(path: Path) -> Iterator[Row | Rejected]:
         yield Rejected(path.name, f"the rest of the file is not UTF-8 text: {error.reason}")
 
 
-def _json_rows(path: Path) -> Iterator[Row | Rejected]:
+def _json_rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
     with path.open(encoding="utf-8-sig") as file:
         while (first := file.read(1)).isspace():
             pass
@@ -169,7 +170,7 @@ def _json_rows(path: Path) -> Iterator[Row | Rejected]:
         yield from _jsonl_rows(path)
 
 
-def _array_rows(path: Path) -> Iterator[Row | Rejected]:
+def _array_rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
     number, position, chunk, ended = 0, 0, _CHUNK, False
     repeated: list[str] = []
     decoder = json.JSONDecoder(object_pairs_hook=_noting(repeated))
@@ -202,7 +203,7 @@ def _without_trailing_commas(text: str) -> str:
     return _TRAILING_COMMA.sub(lambda match: match[1] or "", text)
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row | Rejected]:
+def _jsonl_rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -216,10 +217,10 @@ def _jsonl_rows(path: Path) -> Iterator[Row | Rejected]:
             yield _row(place, value, repeated)
 
 
-def _row(place: str, value: Any, repeated: list[str]) -> Row | Rejected:
+def _row(place: str, value: Any, repeated: list[str]) -> AnnotationRow | Rejected:
     if not isinstance(value, dict):
         return Rejected(place, "not an object")
-    return Row(place, value, tuple(repeated))
+    return AnnotationRow(place, value, tuple(repeated))
 
 
 def _noting(repeated: list[str]) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
@@ -233,7 +234,7 @@ def _noting(repeated: list[str]) -> Callable[[list[tuple[str, Any]]], dict[str, 
     return build
 
 
-def _csv_rows(path: Path) -> Iterator[Row | Rejected]:
+def _csv_rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = file.readline()
         file.seek(0)
@@ -245,14 +246,14 @@ def _csv_rows(path: Path) -> Iterator[Row | Rejected]:
             for values in reader:
                 place = f"{path.name} line {reader.line_num}"
                 if len(values) == len(names):
-                    yield Row(place, {name: value for name, value in zip(names, values) if value != ""})
+                    yield AnnotationRow(place, {name: value for name, value in zip(names, values) if value != ""})
                 elif values:
                     yield Rejected(place, f"{len(values)} columns instead of {len(names)}")
         except csv.Error as error:
             yield Rejected(f"{path.name} line {reader.line_num}", f"the file is broken from here on: {error}")
 
 
-def _parquet_rows(path: Path) -> Iterator[Row | Rejected]:
+def _parquet_rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -265,7 +266,7 @@ def _parquet_rows(path: Path) -> Iterator[Row | Rejected]:
             for batch in file.iter_batches(_PARQUET_ROWS):
                 for value in batch.to_pylist():
                     number += 1
-                    yield Row(f"{place} row {number}", value)
+                    yield AnnotationRow(f"{place} row {number}", value)
     except (pyarrow.ArrowException, OSError) as error:
         yield Rejected(f"{place} row {number + 1}", f"the file is broken from here on: {error}")
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from videopanda.evaluation.benchmarks.files import Rejected, Row, RowError, find, read_object, rows
+from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, find, read_object, rows
 from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items
 from videopanda.evaluation.benchmarks.options import letter_index, published, split_question, unmark_all
 
@@ -29,7 +29,7 @@ def read(path: Path) -> Iterator[Item | Rejected]:
         yield from items(_questions(file) if file.suffix == ".json" else rows(file), partial(_item, RunningNumber()))
 
 
-def _questions(file: Path) -> Iterator[Row | Rejected]:
+def _questions(file: Path) -> Iterator[AnnotationRow | Rejected]:
     for video, content in read_object(file).items():
         if not isinstance(content, dict) or not isinstance(content.get("benchmark_dataset"), list):
             yield Rejected(f"{file.name} {video}", "no list 'benchmark_dataset'")
@@ -39,12 +39,12 @@ def _questions(file: Path) -> Iterator[Row | Rejected]:
         for number, question in enumerate(content["benchmark_dataset"], 1):
             place = f"{file.name} {video} question {number}"
             if isinstance(question, dict):
-                yield Row(place, {**question, "video_uid": video, "duration": duration})
+                yield AnnotationRow(place, {**question, "video_uid": video, "duration": duration})
             else:
                 yield Rejected(place, "not an object")
 
 
-def _item(number: RunningNumber, row: Row) -> Item:
+def _item(number: RunningNumber, row: AnnotationRow) -> Item:
     video, task = row.id("video_uid"), row.text("task")
     name = number(video)
     if row.get(_OPTIONS[0]) is not None:
@@ -52,7 +52,7 @@ def _item(number: RunningNumber, row: Row) -> Item:
     else:
         _, given = split_question(row.text("mcq_test"))
     if task in PICTURE_TASKS or any(option.lower().endswith(_PICTURES) for option in given):
-        raise RowError(f"the options of the task {task} are pictures, which is not supported")
+        raise AnnotationRowError(f"the options of the task {task} are pictures, which is not supported")
     options = unmark_all(given)
     answered = row.get("correct_answer_label") is not None
     right = (letter_index(row, "correct_answer_label", options=options),) if answered else ()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from videopanda.evaluation.benchmarks.files import Rejected, Row, RowError
+from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected
 
 Task = Literal["short_answer", "yes_no", "choice", "grounding", "description"]
 
@@ -40,15 +40,15 @@ class Item:
         return bool(self.answers or self.right or self.interval)
 
 
-def items(rows: Iterable[Row | Rejected], make: Callable[[Row], Item]) -> Iterator[Item | Rejected]:
-    """One item per row. A row that `make` refuses with a `RowError` is listed."""
+def items(rows: Iterable[AnnotationRow | Rejected], make: Callable[[AnnotationRow], Item]) -> Iterator[Item | Rejected]:
+    """One item per row. A row that `make` refuses with a `AnnotationRowError` is listed."""
     for row in rows:
         if isinstance(row, Rejected):
             yield row
             continue
         try:
             item = make(row)
-        except RowError as error:
+        except AnnotationRowError as error:
             yield row.refuse(str(error))
             continue
         extra = {**item.extra, "repeated_keys": list(row.repeated_keys)} if row.repeated_keys else item.extra

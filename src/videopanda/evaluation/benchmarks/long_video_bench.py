@@ -12,7 +12,7 @@ are read with `subtitles.read(path, offset=extra["subtitle_offset"])`.
 from collections.abc import Iterator
 from pathlib import Path
 
-from videopanda.evaluation.benchmarks.files import Rejected, Row, RowError, find, rows
+from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, find, rows
 from videopanda.evaluation.benchmarks.item import Item, items
 from videopanda.evaluation.benchmarks.options import FILLER
 
@@ -25,13 +25,13 @@ def read(path: Path) -> Iterator[Item | Rejected]:
         yield from items(rows(file), _item)
 
 
-def _item(row: Row) -> Item:
+def _item(row: AnnotationRow) -> Item:
     if row.get("candidates") is not None:
         options = row.texts("candidates")
     else:
         options = tuple(row.text(key) for key in _OPTIONS if row.get(key) not in (None, FILLER))
     if not options:
-        raise RowError("there are no options")
+        raise AnnotationRowError("there are no options")
     answered = row.get("correct_choice") is not None and row.number("correct_choice") >= 0
     right = (row.index("correct_choice", below=len(options)),) if answered else ()
     return Item(

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from videopanda.evaluation.benchmarks.errata import COMMON, Erratum, without
-from videopanda.evaluation.benchmarks.files import Rejected, Row, find, rows
+from videopanda.evaluation.benchmarks.files import AnnotationRow, Rejected, find, rows
 from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items, stem
 from videopanda.evaluation.benchmarks.options import letter_index, published, same_text, split_question, unmark_all
 
@@ -37,7 +37,7 @@ def read(path: Path) -> Iterator[Item | Rejected]:
         yield from items(_flat(file), partial(_item, number=RunningNumber()))
 
 
-def _flat(file: Path) -> Iterator[Row | Rejected]:
+def _flat(file: Path) -> Iterator[AnnotationRow | Rejected]:
     for row in rows(file):
         if isinstance(row, Rejected) or not isinstance(row.get("qa"), list):
             yield row
@@ -45,12 +45,14 @@ def _flat(file: Path) -> Iterator[Row | Rejected]:
         for number, question in enumerate(row.data["qa"], 1):
             place = f"{row.place} question {number}"
             if isinstance(question, dict):
-                yield Row(place, {"key": row.get("key"), "type": row.get("type"), **question}, row.repeated_keys)
+                yield AnnotationRow(
+                    place, {"key": row.get("key"), "type": row.get("type"), **question}, row.repeated_keys
+                )
             else:
                 yield Rejected(place, "not an object")
 
 
-def _item(row: Row, number: RunningNumber) -> Item:
+def _item(row: AnnotationRow, number: RunningNumber) -> Item:
     video = row.text("key", "video", "video_path")
     name = number(stem(video))
     question = row.text("question")
@@ -77,7 +79,7 @@ def _item(row: Row, number: RunningNumber) -> Item:
     )
 
 
-def _evidence(row: Row) -> dict[str, list[float]]:
+def _evidence(row: AnnotationRow) -> dict[str, list[float]]:
     """The moment that answers the question, in seconds, from "101:10-101:25" (minutes) or "1:41:10-1:41:25"."""
     match = _SPAN.fullmatch(str(row.get("time_reference")).strip())
     if match is None:

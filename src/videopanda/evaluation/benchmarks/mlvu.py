@@ -23,7 +23,7 @@ from videopanda.evaluation.benchmarks.errata import (
     Erratum,
     without,
 )
-from videopanda.evaluation.benchmarks.files import Rejected, Row, RowError, find, rows
+from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, find, rows
 from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items, stem
 from videopanda.evaluation.benchmarks.options import letter_index, published, same_text, split_question, unmark_all
 
@@ -53,7 +53,7 @@ def read(path: Path) -> Iterator[Item | Rejected]:
         yield from items(rows(file), partial(_item, part=file.stem, number=RunningNumber()))
 
 
-def _item(row: Row, part: str, number: RunningNumber) -> Item:
+def _item(row: AnnotationRow, part: str, number: RunningNumber) -> Item:
     video, question = row.text("video", "video_name"), row.text("question")
     name = number(f"{part}/{stem(video)}")
     answers = (row.text("answer", empty=True),) if row.get("answer") is not None else ()
@@ -83,12 +83,12 @@ def _item(row: Row, part: str, number: RunningNumber) -> Item:
 def _split(question: str) -> tuple[str, tuple[str, ...]]:
     try:
         return split_question(question)
-    except RowError:
+    except AnnotationRowError:
         return question, ()
 
 
-def _named(row: Row, options: tuple[str, ...]) -> tuple[int, ...]:
+def _named(row: AnnotationRow, options: tuple[str, ...]) -> tuple[int, ...]:
     try:
         return (letter_index(row, "answer", options=options),)
-    except RowError:
+    except AnnotationRowError:
         return ()  # a text that is none of the options: an erratum

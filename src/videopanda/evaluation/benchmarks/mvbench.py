@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from videopanda.evaluation.benchmarks.errata import COMMON, SINGLE_OPTION
-from videopanda.evaluation.benchmarks.files import Rejected, Row, RowError, find, rows
+from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, find, rows
 from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items, stem
 from videopanda.evaluation.benchmarks.options import same_text
 
@@ -60,12 +60,12 @@ def _task(file: Path) -> str:
     return file.stem if file.stem in FOLDERS or file.suffix != ".parquet" else file.parent.name
 
 
-def _item(row: Row, task: str, number: RunningNumber) -> Item:
+def _item(row: AnnotationRow, task: str, number: RunningNumber) -> Item:
     video, answer = row.text("video"), row.text("answer")
     name = number(f"{task}/{stem(video)}")
     options = row.texts("candidates")
     if not options:
-        raise RowError("there are no candidates")
+        raise AnnotationRowError("there are no candidates")
     bounds = row.get("start") is not None and row.get("end") is not None
     return Item(
         id=name,

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from videopanda.evaluation.benchmarks.files import Rejected, Row, find, read_object, rows
+from videopanda.evaluation.benchmarks.files import AnnotationRow, Rejected, find, read_object, rows
 from videopanda.evaluation.benchmarks.item import Item, items
 
 _OPTIONS = tuple(f"a{i}" for i in range(5))
@@ -39,7 +39,7 @@ def _paths(path: Path, file: Path) -> Mapping[str, Any]:
     return read_object(maps[0]) if maps else {}  # without a map, videos are found by their number
 
 
-def _item(row: Row, paths: Mapping[str, Any]) -> Item:
+def _item(row: AnnotationRow, paths: Mapping[str, Any]) -> Item:
     video = row.id("video")
     options = tuple(row.text(key) for key in _OPTIONS)
     answered = row.get("answer") is not None

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from videopanda.evaluation.benchmarks.files import Row, RowError
+from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # "(A) red", "A. red", "A) red", "A: red"
@@ -22,7 +22,7 @@ def unmark(option: str, index: int) -> str:
 def unmark_all(options: Sequence[str]) -> tuple[str, ...]:
     """Options without their letters, if every one carries the letter of its place; else as they are."""
     if len(options) > len(LETTERS):
-        raise RowError(f"{len(options)} options, more than there are letters")
+        raise AnnotationRowError(f"{len(options)} options, more than there are letters")
     without = tuple(unmark(option, i) for i, option in enumerate(options))
     changed = [a != b.strip() for a, b in zip(without, options)]
     return without if all(changed) else tuple(option.strip() for option in options)
@@ -37,7 +37,7 @@ def split_question(text: str) -> tuple[str, tuple[str, ...]]:
     """A question whose last lines are lettered options: the question, and the options without letters.
 
     Raises:
-        RowError: fewer than two options stand in the text.
+        AnnotationRowError: fewer than two options stand in the text.
     """
     lines = text.strip().splitlines()
     start = next((i for i, line in enumerate(lines) if _letter(line) == "A"), len(lines))
@@ -48,7 +48,7 @@ def split_question(text: str) -> tuple[str, tuple[str, ...]]:
         elif found:
             found[-1] = f"{found[-1]}\n{line.strip()}".strip()
     if len(found) < 2:
-        raise RowError("the text holds no lettered options")
+        raise AnnotationRowError("the text holds no lettered options")
     return _HEADING.sub("", "\n".join(lines[:start])).strip(), tuple(found)
 
 
@@ -57,17 +57,17 @@ def _letter(line: str) -> str | None:
     return (match[1] or match[2]) if match else None
 
 
-def letter_index(row: Row, *keys: str, options: Sequence[str]) -> int:
+def letter_index(row: AnnotationRow, *keys: str, options: Sequence[str]) -> int:
     """The index that a letter names, "B" or "(B)" or "B." or "B. red".
 
     Raises:
-        RowError: it names none of the options.
+        AnnotationRowError: it names none of the options.
     """
     text = row.text(*keys)
     letter = text if len(text) == 1 else _letter(text)
     index = LETTERS.find(letter.upper()) if letter else -1
     if not 0 <= index < len(options):
-        raise RowError(f"the answer {text!r:.60} names none of the {len(options)} options")
+        raise AnnotationRowError(f"the answer {text!r:.60} names none of the {len(options)} options")
     return index
 
 

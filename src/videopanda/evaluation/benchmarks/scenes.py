@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from videopanda.evaluation.benchmarks.conversation import read_question, single_questions
-from videopanda.evaluation.benchmarks.files import Rejected, Row, RowError, find, rows
+from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, find, rows
 from videopanda.evaluation.benchmarks.item import Item, Task, items
 
 
@@ -21,14 +21,18 @@ def read(path: Path) -> Iterator[Item | Rejected]:
         yield from items(single_questions(rows(file), _facts), _item)
 
 
-def _facts(row: Row, turns: Any) -> list[dict[str, Any]]:
+def _facts(row: AnnotationRow, turns: Any) -> list[dict[str, Any]]:
     families = row.get("families")
     if not isinstance(turns, list) or not isinstance(families, list) or len(turns) != 2 * len(families):
-        raise RowError("'conversations' must hold a question and an answer for each entry of 'families'")
-    return [{"family": family} for family in families]
+        raise AnnotationRowError("'conversations' must hold a question and an answer for each entry of 'families'")
+    # The order in which the condition `shuffled` shows a scene is drawn by its number.
+    key = [int(number), 3] if (number := row.id("id").rpartition("-")[2]).isdecimal() else []
+    return [{"family": family, "shuffle_key": key} for family in families]
 
 
-def _item(row: Row) -> Item:
+def _item(row: AnnotationRow) -> Item:
     id_, question, answer = read_question(row)
     task: Task = "yes_no" if answer in ("yes", "no") else "short_answer"
-    return Item(id_, row.text("video"), question, task, (row.text("family"),), answers=(answer,))
+    return Item(
+        id_, row.text("video"), question, task, (row.text("family"),), answers=(answer,), extra=row.extra("shuffle_key")
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from videopanda.evaluation.benchmarks import (
     charades_sta,
+    custom,
     egoschema,
     hourvideo,
     long_video_bench,
@@ -15,7 +16,6 @@ from videopanda.evaluation.benchmarks import (
     mlvu,
     mvbench,
     nextqa,
-    own,
     scenes,
     tempcompass,
     tgif,
@@ -61,7 +61,7 @@ BENCHMARKS = {
     "hourvideo": Benchmark("HourVideo", hourvideo.read, published_rows="1,182 in the development file"),
     "charades-sta": Benchmark("Charades-STA", charades_sta.read, charades_sta.ERRATA, "3,720"),
     "scenes": Benchmark("Scenes", scenes.read),
-    "own": Benchmark("Questions of your own", own.read),
+    "custom": Benchmark("Custom questions", custom.read),
 }
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from videopanda.evaluation.benchmarks.files import Rejected, Row, RowError, find, read_object, rows
+from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, find, read_object, rows
 from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items
 from videopanda.evaluation.benchmarks.options import letter_index, same_text, split_question, unmark
 
@@ -35,7 +35,7 @@ def _way(file: Path) -> str:
     return file.parent.name if file.suffix == ".parquet" else file.stem
 
 
-def _nested(file: Path) -> Iterator[Row | Rejected]:
+def _nested(file: Path) -> Iterator[AnnotationRow | Rejected]:
     for video, aspects in read_object(file).items():
         if not isinstance(aspects, dict):
             yield Rejected(f"{file.name} {video}", "not an object of aspects")
@@ -44,12 +44,12 @@ def _nested(file: Path) -> Iterator[Row | Rejected]:
             for number, question in enumerate(questions if isinstance(questions, list) else [questions]):
                 place = f"{file.name} {video} {aspect} {number}"
                 if isinstance(question, dict):
-                    yield Row(place, {**question, "video_id": video, "dim": aspect})
+                    yield AnnotationRow(place, {**question, "video_id": video, "dim": aspect})
                 else:
                     yield Rejected(place, "not an object")
 
 
-def _item(row: Row, way: str, number: RunningNumber) -> Item:
+def _item(row: AnnotationRow, way: str, number: RunningNumber) -> Item:
     video, aspect = row.id("video_id"), row.text("dim")
     name = number(f"{way}/{video}/{aspect}")
     question, answer = row.text("question"), row.text("answer")
@@ -65,7 +65,7 @@ def _item(row: Row, way: str, number: RunningNumber) -> Item:
     elif way == "captioning":
         answer = next((bare for i in range(26) if (bare := unmark(answer, i)) != answer), answer)
     elif answer.lower() not in ("yes", "no"):
-        raise RowError(f"the answer {answer!r:.40} is neither yes nor no")
+        raise AnnotationRowError(f"the answer {answer!r:.40} is neither yes nor no")
     return Item(
         id=name,
         video=video,
@@ -83,5 +83,5 @@ def _captions(text: str) -> tuple[str, tuple[str, ...]]:
     lines = text.splitlines()
     found = [match[2].strip() for line in lines if (match := _CAPTION.fullmatch(line.strip()))]
     if len(found) < 2:
-        raise RowError("the text holds no lettered or numbered captions")
+        raise AnnotationRowError("the text holds no lettered or numbered captions")
     return "\n".join(line for line in lines if not _CAPTION.fullmatch(line.strip())).strip(), tuple(found)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from videopanda.evaluation.benchmarks import zero_shot_qa
 from videopanda.evaluation.benchmarks.errata import COMMON, Erratum
-from videopanda.evaluation.benchmarks.files import Rejected, Row, find, rows
+from videopanda.evaluation.benchmarks.files import AnnotationRow, Rejected, find, rows
 from videopanda.evaluation.benchmarks.item import Item, items
 
 TYPES = ("object", "number", "colour", "location")
@@ -48,7 +48,7 @@ def read(path: Path) -> Iterator[Item | Rejected]:
         yield from zero_shot_qa.read(path, "tgif", TYPES)
 
 
-def _item(row: Row) -> Item:
+def _item(row: AnnotationRow) -> Item:
     id_ = row.id("vid_id")
     task = _TASKS.get(id_.rstrip("0123456789"))
     video, question = row.text("gif_name"), row.text("question")

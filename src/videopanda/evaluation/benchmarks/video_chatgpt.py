@@ -12,7 +12,7 @@ video: `generic/v_abc/0`, `consistency/v_abc/0/Q2`. The re-hosted form with `que
 from collections.abc import Iterator
 from pathlib import Path
 
-from videopanda.evaluation.benchmarks.files import Rejected, Row, find, rows
+from videopanda.evaluation.benchmarks.files import AnnotationRow, Rejected, find, rows
 from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items
 
 ASPECTS = {"generic": ("correctness", "detail", "context"), "temporal": ("temporal",), "consistency": ("consistency",)}
@@ -25,7 +25,7 @@ def read(path: Path) -> Iterator[Item | Rejected]:
         yield from items(_questions(file, part), _item)
 
 
-def _questions(file: Path, part: str) -> Iterator[Row | Rejected]:
+def _questions(file: Path, part: str) -> Iterator[AnnotationRow | Rejected]:
     number = RunningNumber()
     for row in rows(file):
         if isinstance(row, Rejected):
@@ -37,12 +37,12 @@ def _questions(file: Path, part: str) -> Iterator[Row | Rejected]:
         if any(pair):
             for label, question in zip(("Q1", "Q2"), pair):
                 data = {**given, "Q": question, "id": f"{name}/{label}", "part": "consistency", "pair": name}
-                yield Row(row.place, data, row.repeated_keys)
+                yield AnnotationRow(row.place, data, row.repeated_keys)
         else:
-            yield Row(row.place, {**given, "id": name, "part": part}, row.repeated_keys)
+            yield AnnotationRow(row.place, {**given, "id": name, "part": part}, row.repeated_keys)
 
 
-def _item(row: Row) -> Item:
+def _item(row: AnnotationRow) -> Item:
     part = row.text("part")
     return Item(
         id=row.text("id"),

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from videopanda.evaluation.benchmarks.files import Rejected, Row, find, rows
+from videopanda.evaluation.benchmarks.files import AnnotationRow, Rejected, find, rows
 from videopanda.evaluation.benchmarks.item import Item, items
 from videopanda.evaluation.benchmarks.options import letter_index, published, unmark_all
 
@@ -31,7 +31,7 @@ def read_with_subtitles(path: Path) -> Iterator[Item | Rejected]:
         yield from items(_flat(file), partial(_item, subtitles=known))
 
 
-def _flat(file: Path) -> Iterator[Row | Rejected]:
+def _flat(file: Path) -> Iterator[AnnotationRow | Rejected]:
     for row in rows(file):
         if isinstance(row, Rejected) or not isinstance(row.get("questions"), list):
             yield row
@@ -40,12 +40,12 @@ def _flat(file: Path) -> Iterator[Row | Rejected]:
         for number, question in enumerate(row.data["questions"], 1):
             place = f"{row.place} question {number}"
             if isinstance(question, dict):
-                yield Row(place, {**shared, **question}, row.repeated_keys)
+                yield AnnotationRow(place, {**shared, **question}, row.repeated_keys)
             else:
                 yield Rejected(place, "not an object")
 
 
-def _item(row: Row, subtitles: dict[str, str] | None = None) -> Item:
+def _item(row: AnnotationRow, subtitles: dict[str, str] | None = None) -> Item:
     given = row.texts("options")
     options = unmark_all(given)
     index = letter_index(row, "answer", options=options)

@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from videopanda.evaluation.benchmarks.files import AnnotationError, Rejected, Row, RowError, beside, find, rows
+from videopanda.evaluation.benchmarks.files import (
+    AnnotationError,
+    AnnotationRow,
+    AnnotationRowError,
+    Rejected,
+    beside,
+    find,
+    rows,
+)
 from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items
 
 ACTIVITYNET_TYPES = ("motion", "spatial", "temporal", "yes/no", "colour", "object", "location", "number", "other")
@@ -53,7 +61,7 @@ def _one_of(files: list[Path], path: Path, name: str) -> Path:
     raise AnnotationError(f"{path} holds several files of questions; name one: {', '.join(map(str, files[:4]))}")
 
 
-def _identified(path: Path) -> Iterator[tuple[str, Row | Rejected]]:
+def _identified(path: Path) -> Iterator[tuple[str, AnnotationRow | Rejected]]:
     """Rows with the id of their question, and what was rejected (with "")."""
     for row in rows(path):
         if isinstance(row, Rejected):
@@ -61,13 +69,13 @@ def _identified(path: Path) -> Iterator[tuple[str, Row | Rejected]]:
             continue
         try:
             yield row.id("question_id"), row
-        except RowError as error:
+        except AnnotationRowError as error:
             yield "", row.refuse(str(error))
 
 
-def _joined(questions: Path, answers: Path) -> Iterator[Row | Rejected]:
+def _joined(questions: Path, answers: Path) -> Iterator[AnnotationRow | Rejected]:
     """Question rows with the answer and the type of the row that has the same id."""
-    found: dict[str, Row] = {}
+    found: dict[str, AnnotationRow] = {}
     for key, row in _identified(answers):
         if isinstance(row, Rejected):
             yield row
@@ -87,13 +95,13 @@ def _joined(questions: Path, answers: Path) -> Iterator[Row | Rejected]:
             continue
         used.add(key)
         repeated = row.repeated_keys + answer.repeated_keys
-        yield Row(row.place, {**row.data, **answer.extra("answer", "type")}, repeated)
+        yield AnnotationRow(row.place, {**row.data, **answer.extra("answer", "type")}, repeated)
     for key, row in found.items():
         if key not in used:
             yield Rejected(row.place, f"{questions.name} holds no question for this answer", key)
 
 
-def _item(row: Row, number: RunningNumber, types: tuple[str, ...], prefix: str) -> Item:
+def _item(row: AnnotationRow, number: RunningNumber, types: tuple[str, ...], prefix: str) -> Item:
     video = row.id("video_name", "video", "video_id", "gif_name")
     name = prefix + video.removeprefix(prefix)
     return Item(
@@ -106,7 +114,7 @@ def _item(row: Row, number: RunningNumber, types: tuple[str, ...], prefix: str) 
     )
 
 
-def _types(row: Row, names: tuple[str, ...]) -> tuple[str, ...]:
+def _types(row: AnnotationRow, names: tuple[str, ...]) -> tuple[str, ...]:
     if row.get("type") is None:
         return ()
     code = row.id("type")

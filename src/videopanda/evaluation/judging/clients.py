@@ -120,7 +120,7 @@ class LocalJudge:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from videopanda.evaluation.scenes import weights_sha256
+        from videopanda.evaluation.provenance import weights_sha256
 
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no model")

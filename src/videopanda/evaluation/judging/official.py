@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from videopanda.evaluation.benchmarks.files import AnnotationError, Rejected, Row, read_object, rows
+from videopanda.evaluation.benchmarks.files import AnnotationError, AnnotationRow, Rejected, read_object, rows
 from videopanda.evaluation.judging.judge import Unit
 from videopanda.evaluation.judging.protocols import PROMPTS, parse, verdict
 
@@ -60,6 +60,6 @@ def _contents(path: Path) -> Iterator[tuple[str, str, Any]]:
     for file in sorted(path.rglob("*.json")):
         aspect = file.parent.name if file.parent.name in PROMPTS else "answer"
         # A file is an array of a reply and the question that it is about; the reply of broken ones is text.
-        values = [row.data if isinstance(row, Row) else row for row in rows(file)]
+        values = [row.data if isinstance(row, AnnotationRow) else row for row in rows(file)]
         first = values[0] if values else None
         yield aspect, file.stem, [None if isinstance(first, Rejected) else first]

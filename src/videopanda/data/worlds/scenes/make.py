@@ -30,7 +30,6 @@ from videopanda.data.worlds.scenes.questions import Question, make_questions
 from videopanda.data.worlds.scenes.render import write_clip
 from videopanda.data.worlds.scenes.world import Scene, make_scene
 from videopanda.video.contact_sheet import Row, contact_sheet
-from videopanda.video.read import Video, VideoReadError, read_video
 
 QUESTIONS_PER_CLIP = 6
 MAX_PER_FAMILY = 2  # questions of one family about one clip
@@ -63,13 +62,9 @@ def make(
     _check_same_world(out / "scenes.json", header)
     (out / "clips").mkdir(parents=True, exist_ok=True)
     _write_text(out / "scenes.json", json.dumps(header, indent=2) + "\n")
-    _write_clips(out / "clips", num, seed, split, workers, progress)
-    records = [
-        _record(make_scene(seed, split, index), clip_questions(seed, split, index)[:questions_per_clip])
-        for index in range(num)
-    ]
-    lines = ",\n".join(json.dumps(record, allow_nan=False) for record in records)
-    _write_text(out / "annotations.json", f"[\n{lines}\n]\n")
+    write_clips(out / "clips", range(num), seed, split, workers, progress)
+    questions = [(index, clip_questions(seed, split, index)[:questions_per_clip]) for index in range(num)]
+    records = write_annotations(out, seed, split, questions)
     rows: list[Row] = []
     for record in records[:_SHEET_ROWS]:
         scene = make_scene(seed, split, len(rows))
@@ -113,13 +108,14 @@ def ensure_clip(folder: Path, seed: int, split: str, index: int) -> Path:
     return path
 
 
-def write_and_read(folder: Path, seed: int, split: str, num_frames: int, index: int) -> Video | str:
-    """Write a clip where it is missing and read it as any video is read; the reason where it cannot be read."""
-    path = ensure_clip(folder, seed, split, index)
-    try:
-        return read_video(path, num_frames=num_frames)
-    except VideoReadError as error:
-        return error.reason
+def write_annotations(
+    folder: Path, seed: int, split: str, questions: Sequence[tuple[int, Sequence[Question]]]
+) -> list[dict[str, Any]]:
+    """Write `annotations.json`: a record per scene, of its index and the questions asked about it. Returns them."""
+    records = [_record(make_scene(seed, split, index), asked) for index, asked in questions]
+    lines = ",\n".join(json.dumps(record, allow_nan=False) for record in records)
+    _write_text(folder / "annotations.json", f"[\n{lines}\n]\n")
+    return records
 
 
 def plain(value: Any) -> Any:
@@ -158,7 +154,10 @@ def _check_same_world(path: Path, header: dict[str, Any]) -> None:
             )
 
 
-def _write_clips(folder: Path, num: int, seed: int, split: str, workers: int | None, progress: bool) -> None:
+def write_clips(
+    folder: Path, indices: Sequence[int], seed: int, split: str, workers: int | None, progress: bool
+) -> None:
+    """Write the clips of scenes that are not there yet, in `workers` processes."""
     from rich.console import Console
     from rich.progress import track
 
@@ -166,13 +165,13 @@ def _write_clips(folder: Path, num: int, seed: int, split: str, workers: int | N
     task = partial(ensure_clip, folder, seed, split)
     console = Console(stderr=True)
     if workers == 1:
-        for index in track(range(num), "clips", console=console, disable=not progress):
+        for index in track(indices, "clips", console=console, disable=not progress):
             task(index)
         return
     # Fresh processes: a forked copy of a program that runs threads can hang.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        done = pool.map(task, range(num), chunksize=8)
-        for _ in track(done, "clips", total=num, console=console, disable=not progress):
+        done = pool.map(task, indices, chunksize=8)
+        for _ in track(done, "clips", total=len(indices), console=console, disable=not progress):
             pass
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from videopanda.evaluation.benchmarks.conversation import read_question, single_questions
-from videopanda.evaluation.benchmarks.files import Rejected, Row, RowError, find, rows
+from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, find, rows
 from videopanda.evaluation.benchmarks.item import Item, items
 
 
@@ -21,15 +21,15 @@ def read(path: Path) -> Iterator[Item | Rejected]:
         yield from items(single_questions(rows(file), _facts), _item)
 
 
-def _facts(row: Row, turns: Any) -> list[dict[str, Any]]:
+def _facts(row: AnnotationRow, turns: Any) -> list[dict[str, Any]]:
     if not isinstance(turns, list) or not turns or len(turns) % 2:
-        raise RowError("'conversations' must hold questions, each with its answer")
+        raise AnnotationRowError("'conversations' must hold questions, each with its answer")
     return [row.extra("kind")] * (len(turns) // 2)
 
 
-def _item(row: Row) -> Item:
+def _item(row: AnnotationRow) -> Item:
     id_, question, answer = read_question(row)
     if not question or not answer:
-        raise RowError("a question or an answer is empty")
+        raise AnnotationRowError("a question or an answer is empty")
     types = (row.text("kind"),) if row.get("kind") is not None else ()
     return Item(id_, row.text("video"), question, "short_answer", types, answers=(answer,))

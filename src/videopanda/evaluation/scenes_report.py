@@ -1,0 +1,182 @@
+"""Accuracy on unseen test scenes, with the baselines that tell whether a model looks at the video at all.
+
+    report = scenes_report(Path("out/scenes"), load(None), num=2000)    # or: videopanda evaluate scenes --num 2000
+    report["accuracy"], report["families"]["speed"]["accuracy"], report["baselines"]["no_video"]["accuracy"]
+
+Scenes is a benchmark like others: the folder gets clips, annotations, and for each condition predictions and scores,
+from which this report is made. Every clip is an H.264 file that is read as a user's would be; every question stands
+alone in its prompt; what cannot be read counts as wrong and is listed.
+"""
+
+import json
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from videopanda.data.worlds.scenes.questions import FAMILIES
+from videopanda.data.worlds.scenes.selection import TEST, make_test_set
+from videopanda.evaluation.benchmarks.item import Item
+from videopanda.evaluation.benchmarks.table import load
+from videopanda.evaluation.predict import PredictJob, predict
+from videopanda.evaluation.predictions import CONDITIONS
+from videopanda.evaluation.scoring.score import read_all, score_file
+from videopanda.inference.load import BUNDLED_MODEL
+
+MAX_NEW_TOKENS = 16  # the longest right answer is two words
+BATCH_SIZE = 32
+SCORER = "normalized"
+_SAMPLING = {"uniform": "uniform in time, the frame shown in the middle of each part"}
+
+
+def scenes_report(
+    folder: Path,
+    loaded: tuple[Any, Any],
+    model: Path | None = None,
+    num: int = 2000,
+    seed: int = 0,
+    baselines: bool = True,
+    num_frames: int | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Ask `num` questions about test scenes and score the answers.
+
+    Args:
+        folder: for clips, annotations, predictions, scores and `report.json`; an interrupted run is resumed.
+        loaded: the model and its processor.
+        model: the folder that they are from; None is the bundled model.
+        num: number of questions, spread evenly over the twelve families.
+        seed: chooses the scenes.
+        baselines: ask again under the other conditions (`evaluation.conditions`).
+        num_frames: frames per clip; default the number that the processor was saved with.
+        workers: processes that write clips; default one per CPU. With more than one, a script must call this under
+            `if __name__ == "__main__":`.
+        progress: show a bar on stderr while clips are written.
+
+    Returns:
+        The report; `table` prints it. Intervals treat questions as independent, although some share a clip.
+
+    Raises:
+        ValueError: fewer questions than families, or the folder holds the predictions of another run.
+    """
+    began = time.perf_counter()
+    make_test_set(folder, num, seed, workers, progress)
+    summaries = {}
+    for condition in CONDITIONS if baselines else CONDITIONS[:1]:
+        job = PredictJob(
+            "scenes",
+            folder,
+            folder,
+            model,
+            condition,
+            num_frames=num_frames,
+            batch_size=BATCH_SIZE,
+            max_new_tokens=MAX_NEW_TOKENS,
+            seed=seed,
+        )
+        predictions = folder / f"{condition}.jsonl"
+        predict(job, predictions, loaded=loaded)
+        summaries[condition] = score_file("scenes", folder, predictions, folder / f"{condition}.scores.jsonl", SCORER)
+    full = summaries.pop("full")
+    (entry,) = full["protocols"]
+    protocol = entry["protocol"]
+    report = {
+        **_part(full["metrics"]["accuracy"], full["questions"]),
+        "families": _families(full),
+        "baselines": {
+            name: {"accuracy": round(summary["metrics"]["accuracy"], 4), "families": _families(summary)}
+            for name, summary in summaries.items()
+        },
+        "most_frequent_answer": _most_frequent_answers(load("scenes", folder).items),
+        "num_questions": num,
+        "num_clips": len({item.video for item in load("scenes", folder).items}),
+        "failures": _failures(folder / "full.jsonl"),
+        "seed": seed,
+        "model": {"path": str(model or BUNDLED_MODEL), "sha256": protocol["model_sha256"]},
+        "protocol": {
+            "split": TEST,
+            "frames": protocol["num_frames"],
+            "sampling": _SAMPLING.get(protocol["sampling"], protocol["sampling"]),
+            "decoder": ", ".join(full["decoders"]),
+            "generation": {"decoding": "greedy", "max_new_tokens": MAX_NEW_TOKENS, "questions_per_prompt": 1},
+            "scoring": f"equal in normal form (scorer {SCORER})",
+        },
+        "versions": protocol["versions"],
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    del report["n"]
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def _part(accuracy: float, questions: int) -> dict[str, Any]:
+    interval = [round(v, 4) for v in wilson(round(accuracy * questions), questions)]
+    return {"accuracy": round(accuracy, 4), "n": questions, "ci95": interval}
+
+
+def _families(summary: dict[str, Any]) -> dict[str, Any]:
+    types = summary["types"]
+    return {family: _part(types[family]["metrics"]["accuracy"], types[family]["questions"]) for family in FAMILIES}
+
+
+def _most_frequent_answers(items: Sequence[Item]) -> dict[str, Any]:
+    """What the best constant answer per family would score: the floor for a model that knows only the families."""
+    answers: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for item in items:
+        answers[item.types[0]][item.answers[0]] += 1
+    best = {family: answers[family].most_common(1)[0] for family in FAMILIES}
+    return {
+        "accuracy": round(sum(n for _, n in best.values()) / len(items), 4),
+        "families": {
+            family: {"answer": answer, "accuracy": round(n / answers[family].total(), 4)}
+            for family, (answer, n) in best.items()
+        },
+    }
+
+
+def _failures(predictions: Path) -> list[dict[str, str]]:
+    """The clips that could not be read, and why."""
+    rows, _ = read_all(predictions)
+    failed = {row.id.rpartition("/")[0]: row.reason for row in rows if row.failure}
+    return [{"id": clip, "reason": reason} for clip, reason in failed.items()]
+
+
+def wilson(correct: int, total: int) -> tuple[float, float]:
+    """The 95 % score interval of a share (Wilson, 1927)."""
+    if total == 0:
+        return 0.0, 1.0
+    z = 1.959964
+    share, z2 = correct / total, z * z / total
+    centre = (share + z2 / 2) / (1 + z2)
+    half = z * math.sqrt(share * (1 - share) / total + z2 / (4 * total)) / (1 + z2)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def table(report: dict[str, Any]) -> Table:
+    """The report for people, in percent: one line per family, 80 columns wide."""
+    baselines, floor = report["baselines"], report["most_frequent_answer"]
+    title = f"Scenes: {report['num_questions']} questions about {report['num_clips']} clips, percent right"
+    caption = "const: always the most frequent answer of the family"
+    grid = Table(title=title, caption=caption, box=box.SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
+    headers = [name.replace("_", "\n") for name in baselines]
+    for name in ("family", "n", "accuracy", "95 %", *headers, "const"):
+        grid.add_column(name, justify="left" if name == "family" else "right", no_wrap=True)
+
+    def add(name: str, part: dict[str, Any], others: Sequence[float], last: bool = False) -> None:
+        low, high = part["ci95"]
+        values = (f"{100 * value:.1f}" for value in (part["accuracy"], *others))
+        accuracy, *rest = values
+        grid.add_row(name, str(part["n"]), accuracy, f"{100 * low:.0f}–{100 * high:.0f}", *rest, end_section=last)
+
+    for name, part in report["families"].items():
+        others = [baseline["families"][name]["accuracy"] for baseline in baselines.values()]
+        add(name, part, [*others, floor["families"][name]["accuracy"]], last=name == FAMILIES[-1])
+    overall = {"n": report["num_questions"], "accuracy": report["accuracy"], "ci95": report["ci95"]}
+    add("all", overall, [*(baseline["accuracy"] for baseline in baselines.values()), floor["accuracy"]])
+    return grid
