@@ -1,11 +1,15 @@
 """Protects what replies are understood to say, and the normal form of texts (properties and cases)."""
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from videopanda.evaluation.benchmarks.options import LETTERS
-from videopanda.evaluation.scoring.extract import choice, interval, yes_no
+from videopanda.evaluation.scoring.choice import choice
+from videopanda.evaluation.scoring.extract import interval, yes_no
 from videopanda.evaluation.scoring.normalize import ARTICLES, normalize, singular, tokens
 
 WORDS = st.sampled_from(["red", "blue", "cup", "dog", "runs", "seven", "21", "left", "boxes", "person", "hill"])
@@ -118,7 +122,7 @@ def test_a_choice_is_an_option_or_none(reply, options):
 @given(OPTIONS, st.data())
 def test_two_letters_are_no_choice(options, data):
     first, second = data.draw(st.lists(st.integers(0, len(options) - 1), min_size=2, max_size=2, unique=True))
-    for form in ("The answer is {} . The answer is {}.", "option {} or option {}", "({}) or maybe ({})"):
+    for form in ("{} or {}", "option {} or option {}", "({}) or maybe ({})", "The answer is {} or {}.", "{}\n{}"):
         assert choice(form.format(LETTERS[first], LETTERS[second]), options) is None
 
 
@@ -150,6 +154,36 @@ def test_replies_about_options(reply, expected):
     assert choice(reply, ("a red cup", "a blue cup", "a dog", "cup")) == expected
 
 
+def check_replies(rows):
+    """No letter is wrong, and at least 97 of 100 readable replies are read."""
+    read = [(reply, right, letters(choice(reply, options))) for options, reply, right in rows]
+    assert [row for row in read if row[2] not in (row[1], None)] == []
+    readable = [row for row in read if row[1] is not None]
+    assert len([row for row in readable if row[2] == row[1]]) >= 0.97 * len(readable)
+
+
+def letters(chosen):
+    return "".join(LETTERS[i] for i in chosen) if chosen else None
+
+
+# Options, a reply, and the letter that a careful reader takes from it; null where there is none.
+WRITTEN = Path(__file__).with_name("choice_replies.jsonl")
+COLLECTED = Path(__file__).parents[3] / "shared" / "cases" / "scoring" / "choice.jsonl"
+
+
+@pytest.mark.parametrize("file", [WRITTEN, COLLECTED], ids=["written", "collected"])
+def test_no_reply_is_read_wrong_and_few_are_unread(file):
+    if not file.is_file():
+        pytest.skip("this collection of replies is not here")
+    rows = list(map(json.loads, file.read_text(encoding="utf-8").splitlines()))
+    check_replies([(row["options"], row["reply"], row["right"]) for row in rows])
+
+
+@pytest.mark.parametrize("part", ["B is ", "A or B. ", "answer ", "<think>", "\\boxed{", "- A: x\n", "not ", "("])
+def test_a_model_that_loops_is_read_in_no_time(part):
+    choice(part * 20_000, ("red", "blue", "green"))  # quadratic rules would take minutes, the suite's limit is less
+
+
 def test_options_of_the_same_text_are_chosen_together():
     assert choice("green", ("red", "Green", "green.", "white")) == (1, 2)
 
@@ -163,9 +197,56 @@ def test_yes_and_no_are_found(word, form):
         assert yes_no(form.format(text)) == word
 
 
-@pytest.mark.parametrize("reply", ["", "maybe", "yes or no", "no, yes", "nothing", "Yesterday", "unknown", "I know."])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "maybe",
+        "yes or no",
+        "Yes and no.",
+        "no, yes",
+        "nothing",
+        "Yesterday",
+        "unknown",
+        "I know.",
+        "No idea",
+        "Yes?",
+        "Is it yes?",
+        "No one is walking",
+        "No way to tell.",
+        "The answer is not yes",
+        "I don't think the answer is yes.",
+    ],
+)
 def test_unclear_replies_are_neither(reply):
     assert yes_no(reply) is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("No problem! The answer is yes.", "yes"),
+        ("No doubt, yes.", "yes"),
+        ("Yes, he is. No other person is there.", "yes"),
+        ("Answer: yes. Wait. Answer: no", "no"),
+        ("<think>no</think>yes", "yes"),
+        ("\\boxed{No}", "no"),
+        ("<answer>Yes</answer>", "yes"),
+        ('{"answer": "no"}', "no"),
+        ("I would say yes.", "yes"),
+        ("No it isn't.", "no"),
+        ("Yes, if you look closely.", "yes"),
+        ("YES<|im_end|>", "yes"),
+        ("是的。", "yes"),
+        ("いいえ", "no"),
+        ("아니요", "no"),
+        ("Nein.", "no"),
+        ("Sí, hay un perro.", "yes"),
+        ("Нет", "no"),
+    ],
+)
+def test_yes_and_no_in_sentences(reply, expected):
+    assert yes_no(reply) == expected
 
 
 # -- intervals ---------------------------------------------------------------------------------------------------------
@@ -187,6 +268,21 @@ def test_intervals_in_seconds_and_minutes(start, length):
         ("1 minute 5 seconds to 2 minutes", (65.0, 120.0)),
         ("In clip 3 it happens between 4 and 11 s.", (4.0, 11.0)),
         ("11 to 4", None),
+        ("-4 to 11", None),  # no time of a video, and not 4 to 11
+        ("from -4 to 11 seconds", None),
+        ("4 -11", (4.0, 11.0)),
+        ("- 4 to 11", (4.0, 11.0)),  # a list
+        ("4s–11s", (4.0, 11.0)),
+        ("4 to 11 minutes", None),
+        ("1 h to 2 h", (3600.0, 7200.0)),
+        ("frames 4 to 11", None),
+        ("4% to 11%", None),
+        ("not from 4 to 11", None),
+        ("2 dogs run until 11", None),
+        ("It starts at 4.2 s and ends at 11 s.", (4.2, 11.0)),
+        ('{"start": 4.0, "end": 11.0}', (4.0, 11.0)),
+        ("Answer: 1 to 2. Final answer: 4 to 11", (4.0, 11.0)),
+        ("<think>from 1 to 2</think>from 4 to 11", (4.0, 11.0)),
         ("at 4 s", None),
         ("4, 5, 6", None),
         ("", None),

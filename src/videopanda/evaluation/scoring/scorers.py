@@ -14,7 +14,7 @@ from types import ModuleType
 
 from videopanda.evaluation.benchmarks import options
 from videopanda.evaluation.benchmarks.item import Item, Task
-from videopanda.evaluation.scoring import extract, normalize, wordnet
+from videopanda.evaluation.scoring import choice, choice_patterns, extract, final_text, normalize, wordnet
 from videopanda.evaluation.scoring.wordnet import WordNet
 
 TEXT: tuple[Task, ...] = ("short_answer", "yes_no", "description")
@@ -81,7 +81,7 @@ def _same(first: list[str], second: list[str], words: WordNet) -> bool:
 
 
 def _choice(item: Item, reply: str) -> Verdict | None:
-    chosen = extract.choice(reply, item.options)
+    chosen = choice.choice(reply, item.options)
     if chosen is None:
         return None
     return _accuracy("".join(options.LETTERS[i] for i in chosen), not set(chosen).isdisjoint(item.right))
@@ -141,15 +141,16 @@ def iou(first: tuple[float, float], second: tuple[float, float]) -> float:
     return shared / (first[1] - first[0] + second[1] - second[0] - shared)
 
 
+_READING = (choice, choice_patterns, final_text)
 SCORERS = {
     scorer.name: scorer
     for scorer in (
         Scorer("exact", "1", TEXT, ("accuracy",), _exact, ()),
         Scorer("normalized", "1", TEXT, ("accuracy",), _normalized, (normalize,)),
         Scorer("contains", "1", TEXT, ("accuracy",), _contains, (normalize,)),
-        Scorer("choice", "1", ("choice",), ("accuracy",), _choice, (options, extract, normalize)),
-        Scorer("yes-no", "1", ("yes_no",), ("accuracy",), _yes_no, (extract,)),
-        Scorer("iou", "1", ("grounding",), ("miou", *(f"r1@{t}" for t in THRESHOLDS)), _iou, (extract,)),
+        Scorer("choice", "2", ("choice",), ("accuracy",), _choice, (options, *_READING, normalize)),
+        Scorer("yes-no", "2", ("yes_no",), ("accuracy",), _yes_no, (extract, *_READING)),
+        Scorer("iou", "2", ("grounding",), ("miou", *(f"r1@{t}" for t in THRESHOLDS)), _iou, (extract, *_READING)),
     )
 }
 WORDNET_SCORERS = ("synonyms", "wups")

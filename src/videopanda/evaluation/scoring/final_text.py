@@ -1,0 +1,38 @@
+"""The part of a reply that is meant for the reader: without thoughts, markup and the special tokens of chat models."""
+
+import re
+import unicodedata
+
+_FINAL_CHANNEL = re.compile(r"<\|channel\|>\s*final\s*<\|message\|>", re.IGNORECASE)
+_THOUGHT = re.compile(r"[<\[◁](/?)(?:think|thinking|thought|reasoning|analysis)[>\]▷]", re.IGNORECASE)
+_END = re.compile(
+    r"<\|(?:im_end|eot_id|eom_id|endoftext|end_of_text|end|return|end\W?of\W?sentence)\|>|</s>|<eos>|<end_of_turn>",
+    re.IGNORECASE,
+)
+_TOKEN = re.compile(r"<\|[^|>]{1,40}\|>|<s>|<bos>|<pad>|<unk>|<start_of_turn>\s*(?:model|assistant)?", re.IGNORECASE)
+_SPACE = re.compile(r"[^\S\n]{2,}")
+_ROLE = re.compile(r"^[ \t]*(?:assistant|model)\s*:", re.IGNORECASE | re.MULTILINE)
+
+
+def final_text(reply: str) -> str:
+    """What a reply tells its reader, in compatible characters (full-width letters become plain ones).
+
+    Thoughts go (`<think>…</think>`, also with the opening tag in the prompt), and what follows an end token. A reply
+    that ends within its thoughts tells nothing.
+    """
+    text = unicodedata.normalize("NFKC", reply)
+    if channels := list(_FINAL_CHANNEL.finditer(text)):
+        text = text[channels[-1].end() :]
+    text = _without_thoughts(text)
+    text = _TOKEN.sub(" ", next(filter(str.strip, _END.split(text)), ""))
+    return _SPACE.sub(" ", _ROLE.split(text)[-1])
+
+
+def _without_thoughts(text: str) -> str:
+    told, start, depth = "", 0, 0
+    for match in _THOUGHT.finditer(text):
+        if not depth:
+            told = "" if match[1] else f"{told}{text[start : match.start()]} "  # closed only: the prompt opened it
+        depth = max(0, depth + (-1 if match[1] else 1))
+        start = match.end()
+    return told if depth else told + text[start:]
