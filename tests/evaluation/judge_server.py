@@ -19,6 +19,13 @@ class BusyError(Exception):
         self.status = status
 
 
+class RefusedError(Exception):
+    """Answer that a setting is not supported."""
+
+    def __init__(self, setting: str, names_it: bool = True):
+        self.setting, self.names_it = setting, names_it
+
+
 class RawError(Exception):
     """Answer with a body that is no chat completion."""
 
@@ -33,7 +40,7 @@ class DieError(Exception):
 class StandIn:
     """Serves `answer(user message, how often it was asked before)`; `asked` counts completed answers by message."""
 
-    def __init__(self, answer: Callable[[str, int], str], model: str = "judge-2026-01-01"):
+    def __init__(self, answer: Callable[[str, int], str | list | dict], model: str = "judge-2026-01-01"):
         self.answer, self.model = answer, model
         self.calls: Counter[str] = Counter()
         self.asked: Counter[str] = Counter()
@@ -76,12 +83,15 @@ class StandIn:
                 raise DieError
             content = self.answer(text, nth)
             usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
-            message = {"role": "assistant", "content": content}
+            message = {"role": "assistant", **(content if isinstance(content, dict) else {"content": content})}
             choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
             reply = {"id": "x", "object": "chat.completion", "created": 0, "model": self.model, "choices": choices}
             out = json.dumps({**reply, "usage": usage})
         except BusyError as busy:
             status, out, headers = busy.status, json.dumps({"error": {"message": "busy"}}), {"Retry-After": "0"}
+        except RefusedError as refused:
+            error = {"message": f"Unsupported parameter: '{refused.setting}' is not supported with this model."}
+            status, out = 400, json.dumps({"error": error | ({"param": refused.setting} if refused.names_it else {})})
         except RawError as raw:
             out, kind = raw.body, raw.kind
         except DieError:

@@ -57,7 +57,21 @@ def test_what_cannot_be_read_is_listed(tmp_path):
     short, long = read("d.csv", 'x,y\n"a, b",\n1,2,3\n')
     assert (short, long.reason) == ({"x": "a, b"}, "3 columns instead of 2")
     assert read("e.csv", 'x\ty\nsays "hi"\t2\n') == [{"x": 'says "hi"', "y": "2"}]
-    assert read("f.jsonl", b'{"a": 1}\n\xff\n')[-1].reason.startswith("the rest of the file is not UTF-8")
+    # A bad byte costs its row, not the file.
+    assert read("f.jsonl", b'{"a": 1}\n{"a": "\xff"}\n{"a": 3}\n') == [
+        {"a": 1},
+        Rejected("f.jsonl line 2", "not UTF-8: byte 0xff"),
+        {"a": 3},
+    ]
+    assert read("f2.json", b'[{"a": 1}, {"a": "\xe9"}, {"a": "\xc3\xa9"}]') == [
+        {"a": 1},
+        Rejected("f2.json row 2", "not UTF-8: byte 0xe9"),
+        {"a": "é"},
+    ]
+    assert read("f3.csv", b"x,y\n1,\xe9\n3,4\n") == [
+        Rejected("f3.csv line 2", "not UTF-8: byte 0xe9"),
+        {"x": "3", "y": "4"},
+    ]
     assert read("g.parquet", b"no parquet")[0].reason.startswith("the file is broken from here on")
     assert [row.data for row in rows(write_parquet(tmp_path / "h.parquet", [{"a": 1}, {"a": 2}]))] == [
         {"a": 1},
@@ -159,7 +173,7 @@ def test_predictions_of_others_are_read(tmp_path):
     assert (second.id, second.prediction) == ("8", "3")
     assert [(row.place[-6:], row.reason[:36]) for row in others] == [
         ("line 3", "there is neither a prediction nor a "),
-        ("line 4", "the prediction is no text: ['x']"),
+        ("line 4", "prediction is not a string: ['x']"),
         ("line 5", "'id' or 'question_id' or 'uid' is mi"),
         ("line 6", "unknown failure 'bored'; there are m"),
         ("line 7", "the protocol is not one of this vers"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from benchmark_files import WRITERS, question, write_json, write_lines
-from judge_server import BusyError, DieError, RawError, StandIn, slowly
+from judge_server import BusyError, DieError, RawError, RefusedError, StandIn, slowly
 
 from command import run
 from videopanda.evaluation.judging.clients import JudgeError, RemoteJudge
@@ -69,6 +69,17 @@ def wrong(summary: dict) -> dict[str, list[str]]:
         ('{"pred": "yes", "score": 6}', None),
         ('{"pred": "yes", "score": true}', None),
         ('{"pred": "yes", "score": 1} {"pred": "no", "score": 1}', None),
+        (
+            '<think>Perhaps {"pred": "no", "score": 0}?</think>{"pred": "yes", "score": 5}',
+            {"accuracy": 1.0, "score": 5.0},
+        ),
+        ('The set {a, b} is right, so: {"pred": "yes", "score": 5}. Done.', {"accuracy": 1.0, "score": 5.0}),
+        ('{"pred": "yes", "score": "4.5"}', {"accuracy": 1.0, "score": 4.0}),
+        ('{"pred": "yes", "score": "4/5"}', {"accuracy": 1.0, "score": 4.0}),
+        ('{"Pred": "Yes", "Score": 4}', {"accuracy": 1.0, "score": 4.0}),
+        ('{"pred": "yes", "score": 1} or again {"pred": "yes", "score": 1}', {"accuracy": 1.0, "score": 1.0}),
+        ('{"pred": "yes", "score": "many"}', None),
+        ('<think>{"pred": "yes", "score": 5}', None),  # thoughts without an end
         ("yes", None),
         ("", None),
         ("{" * 5000, None),
@@ -221,6 +232,87 @@ def test_a_server_that_refuses(asked, predictions, tmp_path):
     assert len(wrong(summary)["not_judged"]) == NUM
 
 
+@pytest.mark.parametrize("names_it", [True, False])
+def test_models_that_refuse_settings_are_asked_without_them(asked, predictions, tmp_path, names_it):
+    def reasoning(text: str, nth: int) -> str:
+        for setting in ("max_tokens", "temperature"):
+            if setting in server.requests[-1]:
+                raise RefusedError(setting, names_it)
+        return YES
+
+    with StandIn(reasoning) as server:
+        summary = judge(asked, predictions, tmp_path / "s.jsonl", server, concurrency=1)
+        assert server.calls.total() == NUM + 2  # learned once
+    assert summary["metrics"]["accuracy"] == 1.0
+    (entry,) = summary["scorers"]
+    assert {"seed": 0, "max_completion_tokens": 4096}.items() <= entry["judge"].items()
+    assert not {"temperature", "max_tokens"} & entry["judge"].keys()
+
+
+def test_models_that_refuse_are_asked_by_many_threads_at_once(asked, predictions, tmp_path):
+    def reasoning(text: str, nth: int) -> str:
+        if nth == 0 and any("max_tokens" in r for r in server.requests if r["messages"][-1]["content"] == text):
+            raise RefusedError("max_tokens")
+        return YES
+
+    with StandIn(reasoning) as server:
+        summary = judge(asked, predictions, tmp_path / "s.jsonl", server, concurrency=8)
+    assert summary["metrics"]["accuracy"] == 1.0
+
+
+def test_another_mistake_is_still_one(tmp_path):
+    def refuse(text: str, nth: int) -> str:
+        raise RefusedError("messages")
+
+    with StandIn(refuse) as server, pytest.raises(JudgeError, match="messages"):
+        RemoteJudge("x", server.url).ask([{"role": "user", "content": "?"}])
+
+
+def test_content_in_parts_and_after_thoughts(tmp_path):
+    def answer(text: str, nth: int):
+        if text == "parts":
+            return [{"type": "reasoning", "text": "no"}, {"type": "text", "text": "{1"}, {"type": "text", "text": "2}"}]
+        if "max_tokens" in server.requests[-1] and server.requests[-1]["max_tokens"] < 4096:
+            return {"content": None, "reasoning_content": "I think that"}  # its thoughts have used up all tokens
+        return {"content": "said", "reasoning_content": "thought"}
+
+    with StandIn(answer) as server:
+        client = RemoteJudge("x", server.url)
+        assert client.ask([{"role": "user", "content": "parts"}]).text == "{12}"
+        assert client.ask([{"role": "user", "content": "?"}]).text == "said"
+
+
+def test_replies_without_their_key_name_their_line(asked, predictions, tmp_path):
+    replies = tmp_path / "s.replies.jsonl"
+    for lines, message in [
+        (
+            ('{"key": "k", "text": "t", "model": "m"}', '{"key": null, "text": "t"}'),
+            "line 2 is not a reply of a judge: 'key'",
+        ),
+        (('{"key": "k", "model": "m"}',), "line 1 is not a reply of a judge: 'text'"),
+        (('{"key": "k", "text"', '{"key": "k", "text": "t"}'), "line 1: not valid JSON"),
+        (("My notes",), "was not written by this command"),
+    ]:
+        content = "\n".join(lines) + "\n"
+        replies.write_text(content)
+        code, _, err = run(
+            *("evaluate", "judge", "msvd-qa", asked, predictions, "--output", tmp_path / "s.jsonl", "--judge", "x"),
+            *("--base-url", "http://localhost:1/v1"),
+        )
+        assert code == 2
+        assert str(replies) in err
+        assert message in err
+        assert replies.read_text() == content
+
+
+def test_replies_that_nobody_can_read_are_no_zero_with_exit_code_zero(asked, predictions, tmp_path):
+    with StandIn(lambda text, nth: {"content": None, "reasoning_content": "hm"}) as server:
+        common = ("evaluate", "judge", "msvd-qa", asked, predictions, "--output", tmp_path / "s.jsonl", "--judge", "x")
+        code, out, _ = run(*common, "--base-url", server.url)
+    assert code == 1
+    assert "unparsable verdict 24" in out
+
+
 def test_too_slow_is_no_answer(tmp_path):
     with StandIn(lambda text, nth: slowly(1.0 if nth == 0 else 0.0, YES)) as server:
         client = RemoteJudge("x", server.url, retries=0, timeout=0.3)
@@ -371,7 +463,7 @@ def test_a_local_model_judges(asked, tmp_path):
     common = ("evaluate", "judge", "msvd-qa", asked, predictions, "--output", tmp_path / "s.jsonl", "--json")
     code, out, _ = run(*common, "--local", tmp_path / "m")
     summary = json.loads(out)
-    assert code == 0
+    assert code == 1
     assert wrong(summary)["unparsable_verdict"] == ["0"]  # a random model writes no verdicts
     replies = [json.loads(line) for line in (tmp_path / "s.replies.jsonl").read_text().splitlines()]
     assert len({reply["text"] for reply in replies}) == 1

@@ -304,7 +304,7 @@ def test_files_of_other_runs_are_refused(job, whole, tmp_path):
     with pytest.raises(ValueError, match=r"another run \(condition 'full'\)"):
         predict(replace(job, condition="no_video"), out)
     out.write_text("something else\n")
-    with pytest.raises(ValueError, match="holds something else than predictions"):
+    with pytest.raises(ValueError, match="not written by this command"):
         predict(job, out)
     assert out.read_text() == "something else\n"
 
@@ -377,3 +377,11 @@ def test_the_command_predicts(job, whole, tmp_path):
         code, printed, err = run(*arguments(job, out), *extra)
         assert (code, printed) == (2, "")
         assert message in err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("content", [b"my notes", b'{"id": "1"}\nnotes without an end', b'{"question": "?"}\n'])
+def test_output_is_never_a_file_of_something_else(job, tmp_path, content):
+    (tmp_path / "p.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=r"not written by this command|not predictions"):
+        predict(job, tmp_path / "p.jsonl")
+    assert (tmp_path / "p.jsonl").read_bytes() == content

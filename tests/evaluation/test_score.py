@@ -188,6 +188,7 @@ def test_questions_without_public_answer_or_scorer_are_counted_apart(tmp_path):
     assert (summary["questions"], summary["metrics"]["accuracy"]) == (1, 1.0)
     assert summary["not_scored"]["without_public_answer"] == 1
     folder = WRITERS["mlvu"](tmp_path / "mlvu")
+    predictions = write_lines(tmp_path / "q.jsonl", {"id": load("mlvu", folder).items[0].id, "prediction": "(D)"})
     summary = score_file("mlvu", folder, predictions, tmp_path / "s.jsonl")
     assert summary["not_scored"]["no_scorer_for_the_task"] == {"description": 1}
     assert summary["questions"] == 5
@@ -208,12 +209,60 @@ def test_types_and_their_mean(tmp_path):
 
 def test_the_most_frequent_answer_is_measured_with_the_same_scorer(tmp_path):
     folder = WRITERS["mvbench"](tmp_path / "mv")
-    predictions = write_lines(tmp_path / "p.jsonl", {"id": "x", "prediction": "B"})
+    predictions = write_lines(tmp_path / "p.jsonl", {"id": load("mvbench", folder).items[0].id, "prediction": "?"})
     summary = score_file("mvbench", folder, predictions, tmp_path / "s.jsonl")
     assert summary["metrics"]["accuracy"] == 0.0
     assert summary["most_frequent_answer"]["metrics"] == {"accuracy": 1.0}  # one letter per task
     folder = WRITERS["charades-sta"](tmp_path / "ch")
+    predictions = write_lines(tmp_path / "p.jsonl", {"id": load("charades-sta", folder).items[0].id, "prediction": "?"})
     assert score_file("charades-sta", folder, predictions, tmp_path / "s.jsonl")["most_frequent_answer"] is None
+
+
+# -- damaged and foreign files -----------------------------------------------------------------------------------------
+def test_a_bad_byte_costs_its_row_and_is_listed(asked):
+    predictions = write_lines(asked / "p.jsonl", *right(1, 2, "v_3", "v_4"))
+    whole = score_file("msvd-qa", asked, predictions, asked / "s.jsonl")
+    lines = predictions.read_bytes().splitlines(keepends=True)
+    predictions.write_bytes(lines[0].replace(b'"id": ', b'"x": "\xff", "id": ') + b"".join(lines[1:]))
+    damaged = score_file("msvd-qa", asked, predictions, asked / "s.jsonl")
+    questions = whole["questions"]
+    assert whole["metrics"]["accuracy"] == 1.0
+    assert damaged["metrics"]["accuracy"] == pytest.approx((questions - 1) / questions, abs=1e-6)
+    assert damaged["malformed_predictions"] == [
+        {"place": "p.jsonl line 1", "reason": "not UTF-8: byte 0xff", "id": None}
+    ]
+    code, out, _ = run("evaluate", "score", "msvd-qa", asked, predictions, "--output", asked / "s.jsonl")
+    assert code == 0
+    assert "not a prediction: p.jsonl line 1: not UTF-8: byte 0xff" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.json", b'{"1": "yes\xff", "2": "no"}', "is not valid JSON"),  # one object of replies by id
+        ("p.jsonl", "[]".encode("utf-16"), "holds no predictions"),
+        ("p.jsonl", b"", r"holds no predictions \(0 rows\)"),
+        ("p.jsonl", b'{"id": "someone else\'s", "pred": "x"}\n', "no prediction is about a question of MSVD-QA"),
+    ],
+)
+def test_files_of_something_else_are_no_zero(asked, name, content, message):
+    (asked / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        score_file("msvd-qa", asked, asked / name, asked / "s.jsonl")
+
+
+@pytest.mark.parametrize("name", ["s.jsonl", "s.summary.json"])
+@pytest.mark.parametrize("content", [b"my notes", b'{"id": "1", "pred": "a dog"}\n', b'[{"id": 1}]', b"\xff\xfe"])
+def test_output_replaces_scores_only(asked, name, content):
+    predictions = write_lines(asked / "p.jsonl", *right(1, 2))
+    (asked / name).write_bytes(content)
+    with pytest.raises(ValueError, match="was not written by this command: choose another --output"):
+        score_file("msvd-qa", asked, predictions, asked / "s.jsonl")
+    assert (asked / name).read_bytes() == content
+    (asked / name).unlink()
+    for _ in range(2):
+        score_file("msvd-qa", asked, predictions, asked / "s.jsonl")
+    assert {path.name for path in asked.iterdir() if path.name.startswith((".", "s."))} == {"s.jsonl", "s.summary.json"}
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -251,7 +251,7 @@ def judge_verb(
     else:
         console().print(table(summary))
         print(f"scores: {output}, summary: {output.with_suffix('.summary.json')}")
-    if "not_judged" in summary["wrong_without_being_read"]:
+    if not {"not_judged", "unparsable_verdict"}.isdisjoint(summary["wrong_without_being_read"]):
         raise typer.Exit(1)
 
 

@@ -29,6 +29,7 @@ from videopanda.evaluation.predictions import (
     Prediction,
     Protocol,
     append_predictions,
+    check_appendable,
     only_writer,
     read_predictions,
     remove_torn_line,
@@ -209,6 +210,7 @@ def stored(out: Path, own: Path, job: PredictJob, protocol: Protocol) -> dict[st
     Raises:
         ValueError: the file holds other things than predictions of this job.
     """
+    check_appendable(own, b'{"id": ')
     if own.exists():
         with own.open("r+b") as opened:
             remove_torn_line(opened)
@@ -223,7 +225,7 @@ def stored(out: Path, own: Path, job: PredictJob, protocol: Protocol) -> dict[st
         for row in rows:
             if isinstance(row, Rejected):
                 if file == own:
-                    raise ValueError(f"{own} holds something else than predictions: {row.place}: {row.reason}")
+                    raise ValueError(f"{own} contains rows that are not predictions: {row.place}: {row.reason}")
                 continue  # a line that another process is just writing
             there = asdict(row.protocol) if row.protocol else {}
             other = [name for name, value in wanted.items() if there.get(name) != value]

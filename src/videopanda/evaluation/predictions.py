@@ -126,6 +126,20 @@ def append_lines(path: Path, lines: Sequence[str]) -> None:
             raise
 
 
+def check_appendable(path: Path, row_start: bytes) -> None:
+    """See that a file holds nothing but rows that begin like this; the last one may be cut off. It is not changed.
+
+    Raises:
+        ValueError: the file begins or ends otherwise.
+    """
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines()
+    for line in (lines[0], lines[-1]) if lines else ():
+        if line[: len(row_start)] != row_start[: len(line)]:
+            raise ValueError(f"{path} exists and was not written by this command: choose another --output or remove it")
+
+
 def remove_torn_line(file: Any) -> None:
     """Cut off what follows the last line end of a binary file opened for reading and writing."""
     length = end = file.seek(0, os.SEEK_END)
@@ -193,11 +207,13 @@ def _starts_with_brace(path: Path) -> bool:
 
 
 def _object_of_replies(path: Path) -> Mapping[str, Any] | None:
-    """Replies by id; None where the file holds something else, such as one object per line."""
+    """Replies by id; None where the file holds one object per line."""
     try:
         replies = read_object(path)
     except AnnotationError:
-        return None
+        if isinstance(next(rows(path), None), AnnotationRow):
+            return None
+        raise
     if not replies.keys().isdisjoint((*_ID, *_PREDICTION)):
         return None
     numbers = [reply for reply in replies.values() if type(reply) is int and 0 <= reply < len(LETTERS)]
@@ -233,7 +249,7 @@ def prediction_of(row: AnnotationRow) -> Prediction:
     if isinstance(text, (int, float)) and not isinstance(text, bool):
         text = str(text)
     if text is not None and not isinstance(text, str):
-        raise AnnotationRowError(f"the prediction is no text: {text!r:.40}")
+        raise AnnotationRowError(f"prediction is not a string: {text!r:.40}")
     protocol = row.get("protocol")
     if protocol is not None and (not isinstance(protocol, dict) or not protocol.keys() <= _PROTOCOL_KEYS):
         raise AnnotationRowError("the protocol is not one of this version")

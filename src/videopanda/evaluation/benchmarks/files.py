@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _CHUNK = 1 << 20  # characters
 _PARQUET_ROWS = 1024
 _BETWEEN = (" ", "\t", "\r", "\n", ",")  # what stands between the rows of an array
 # A comma in front of a closing bracket, which JSON forbids and result files of the field have; strings are passed over.
 _TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])')
+_SURROGATE = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as Python carries it
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
@@ -156,12 +157,21 @@ def rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
         yield from readers[path.suffix.lower()](path)
     except FileNotFoundError as error:
         raise AnnotationError(f"{path}: no such file") from error
-    except UnicodeDecodeError as error:
-        yield Rejected(path.name, f"the rest of the file is not UTF-8 text: {error.reason}")
+
+
+def _open(path: Path, newline: str | None = None) -> IO[str]:
+    """A text file. Bytes that are not UTF-8 become surrogates, so that they cost their row and not the file."""
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+
+
+def _undecoded(place: str, text: str) -> Rejected | None:
+    """The row as a rejected one where it holds a byte that is not UTF-8."""
+    found = _SURROGATE.search(text)
+    return Rejected(place, f"not UTF-8: byte {ord(found[0]) - 0xDC00:#04x}") if found else None
 
 
 def _json_rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
-    with path.open(encoding="utf-8-sig") as file:
+    with _open(path) as file:
         while (first := file.read(1)).isspace():
             pass
     if first == "[":
@@ -174,7 +184,7 @@ def _array_rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
     number, position, chunk, ended = 0, 0, _CHUNK, False
     repeated: list[str] = []
     decoder = json.JSONDecoder(object_pairs_hook=_noting(repeated))
-    with path.open(encoding="utf-8-sig") as file:
+    with _open(path) as file:
         buffer = file.read(_CHUNK).lstrip()[1:]
         while True:
             while buffer.startswith(_BETWEEN, position):
@@ -182,6 +192,7 @@ def _array_rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
             if buffer.startswith("]", position):
                 return
             repeated.clear()
+            start = position
             try:
                 value, position = decoder.raw_decode(buffer, position)
             except (json.JSONDecodeError, RecursionError) as error:
@@ -196,7 +207,8 @@ def _array_rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
                 buffer, position, ended, chunk = buffer[position:] + more, 0, not more, chunk * 2
                 continue
             number, chunk = number + 1, _CHUNK
-            yield _row(f"{path.name} row {number}", value, repeated)
+            place = f"{path.name} row {number}"
+            yield _undecoded(place, buffer[start:position]) or _row(place, value, repeated)
 
 
 def _without_trailing_commas(text: str) -> str:
@@ -204,11 +216,14 @@ def _without_trailing_commas(text: str) -> str:
 
 
 def _jsonl_rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
-    with path.open(encoding="utf-8-sig") as file:
+    with _open(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             place, repeated = f"{path.name} line {number}", list[str]()
+            if rejected := _undecoded(place, line):
+                yield rejected
+                continue
             try:
                 value = json.loads(line, object_pairs_hook=_noting(repeated))
             except (json.JSONDecodeError, RecursionError) as error:
@@ -235,7 +250,7 @@ def _noting(repeated: list[str]) -> Callable[[list[tuple[str, Any]]], dict[str, 
 
 
 def _csv_rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with _open(path, newline="") as file:
         header = file.readline()
         file.seek(0)
         tabs = "\t" in header
@@ -245,7 +260,9 @@ def _csv_rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
         try:
             for values in reader:
                 place = f"{path.name} line {reader.line_num}"
-                if len(values) == len(names):
+                if rejected := _undecoded(place, "".join(values)):
+                    yield rejected
+                elif len(values) == len(names):
                     yield AnnotationRow(place, {name: value for name, value in zip(names, values) if value != ""})
                 elif values:
                     yield Rejected(place, f"{len(values)} columns instead of {len(names)}")

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 MAX_TOKENS = 128  # of a verdict; the objects that are asked for take about twenty
 SETTINGS = {"temperature": 0.0, "seed": 0, "max_tokens": MAX_TOKENS}
+REASONING_TOKENS = 4096  # for models that think before they answer: thoughts count, too
 _LONGEST_WAIT = 30.0  # seconds between two tries
 
 
@@ -34,6 +36,7 @@ class Judge(Protocol):
     """Answers a conversation, always in the same way as far as it can."""
 
     name: str  # the pinned model
+    settings: dict[str, Any]  # with which it is asked
 
     def ask(self, messages: list[dict[str, str]]) -> Reply:
         """Raises `JudgeError`."""
@@ -53,6 +56,7 @@ class RemoteJudge:
         except ImportError as error:
             raise ValueError("judges need the OpenAI client: pip install 'videopanda[eval]'") from error
         self.name, self.retries = name, retries
+        self.settings = dict(SETTINGS)  # less what the model has refused
         self._errors = openai
         given: dict[str, Any] = {"base_url": base_url, "timeout": timeout, "max_retries": 0}
         try:
@@ -63,7 +67,7 @@ class RemoteJudge:
             self._client = openai.OpenAI(**given, api_key="none")  # servers of one's own need none
 
     def ask(self, messages: list[dict[str, str]]) -> Reply:
-        """Ask with temperature 0."""
+        """Ask with temperature 0, where the model has one."""
         for attempt in range(self.retries + 1):
             try:
                 return self._ask_once(messages)
@@ -88,16 +92,48 @@ class RemoteJudge:
         raise JudgeError(reason, final=final)
 
     def _ask_once(self, messages: list[dict[str, str]]) -> Reply:
-        # As text: the client trusts its server and would hand on anything, and ours may be broken.
-        body = {"model": self.name, "messages": messages, **SETTINGS}
-        content = self._client.post("/chat/completions", cast_to=str, body=body)
+        content = self._post(messages)
         try:
             said = json.loads(content)
-            text, usage = said["choices"][0]["message"]["content"], said.get("usage") or {}
+            text, usage = _content(said["choices"][0]["message"]), said.get("usage") or {}
+            if not text and self.settings.get("max_tokens") == MAX_TOKENS:  # which its thoughts have used up
+                self.settings = {**self.settings, "max_tokens": REASONING_TOKENS}
+                return self._ask_once(messages)
             tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
-            return Reply(str(text or ""), str(said.get("model", "")), *tokens)
+            return Reply(text, str(said.get("model", "")), *tokens)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise _NoCompletionError(f"the server sent no chat completion: {content[:80]!r}") from error
+
+    def _post(self, messages: list[dict[str, str]]) -> str:
+        """The response, asked for again without a setting that the model refuses (reasoning models have their own)."""
+        while True:
+            settings = self.settings
+            # As text: the client trusts its server and would hand on anything, and ours may be broken.
+            body = {"model": self.name, "messages": messages, **settings}
+            try:
+                return self._client.post("/chat/completions", cast_to=str, body=body)
+            except (self._errors.BadRequestError, self._errors.UnprocessableEntityError) as error:
+                refused = next((name for name in settings if _refuses(error, name)), None)
+                if refused is None:
+                    raise
+                longer = {"max_completion_tokens": REASONING_TOKENS} if refused == "max_tokens" else {}
+                self.settings = {name: value for name, value in settings.items() if name != refused} | longer
+
+
+def _refuses(error: Any, setting: str) -> bool:
+    """Whether a server's error is about this setting."""
+    about = getattr(error, "param", None)
+    return about == setting if about else re.search(rf"\b{setting}\b", str(error)) is not None
+
+
+def _content(message: Any) -> str:
+    """The text of a message; of one in parts that of the parts. Reasoning is no answer."""
+    content = message["content"] if "content" in message else message["refusal"]
+    if isinstance(content, list):
+        content = "".join(
+            part.get("text") or "" for part in content if part.get("type", "text") in ("text", "output_text")
+        )
+    return str(content or "")
 
 
 class _NoCompletionError(Exception):
@@ -105,7 +141,7 @@ class _NoCompletionError(Exception):
 
 
 def _wait(attempt: int, asked: str | None) -> float:
-    """Seconds: what the server asks for, else 0.5, 1, 2, … and a little chance, lest callers march in step."""
+    """Seconds to wait: what the server asks for, else exponential backoff with jitter."""
     try:
         seconds = float(asked) if asked is not None else 0.5 * 2**attempt * random.uniform(1.0, 1.25)
     except ValueError:  # a date
@@ -130,6 +166,7 @@ class LocalJudge:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
         self.model = model.to(device).eval()
+        self.settings = dict(SETTINGS)
         self.name = f"{folder.resolve().name} {(weights_sha256(folder) or '')[:16]}".strip()
 
     def ask(self, messages: list[dict[str, str]]) -> Reply:

@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from videopanda.evaluation.benchmarks.files import Rejected, rows
+from videopanda.evaluation.benchmarks.files import AnnotationRowError, Rejected, rows
 from videopanda.evaluation.benchmarks.item import Item
 from videopanda.evaluation.judging.clients import SETTINGS, Judge, JudgeError
 from videopanda.evaluation.judging.protocols import Prompt, metrics_of, parse
-from videopanda.evaluation.predictions import Prediction, append_lines, watched
+from videopanda.evaluation.predictions import Prediction, append_lines, check_appendable, watched
 from videopanda.evaluation.scoring.score import Score, Status
 
 ATTEMPTS = 3  # replies of a judge to one call that cannot be read, before it is given up
@@ -98,9 +98,16 @@ class Replies:
         self.path = path
         self._by_key: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         self._lock = threading.Lock()
+        check_appendable(path, b'{"key": ')
         for row in rows(path) if path.exists() else ():
-            if not isinstance(row, Rejected):  # a line that an interruption cut off; it is removed before the next one
-                self._by_key[row.text("key")].append(dict(row.data))
+            if isinstance(row, Rejected):
+                if not is_last_line(path, row):  # which an interruption cut off, and the next reply replaces
+                    raise ValueError(f"{path}: {row.place}: {row.reason}: remove this line")
+                continue
+            try:
+                self._by_key[row.text("key")].append({**row.data, "text": row.text("text", empty=True)})
+            except AnnotationRowError as error:
+                raise ValueError(f"{path}: {row.place} is not a reply of a judge: {error}") from error
 
     def add(self, key: str, reply: Mapping[str, Any]) -> None:
         """Keep a reply; it is on the disk when this returns."""
@@ -120,6 +127,13 @@ class Replies:
     def is_open(self, call: Call) -> bool:
         """Whether the call should be made: there is no verdict, and not too many replies without one."""
         return self.verdict(call) is None and len(self.of(call.key)) < ATTEMPTS
+
+
+def is_last_line(path: Path, row: Rejected) -> bool:
+    """Whether a rejected row of a file is its last line, and has no end."""
+    content = path.read_bytes()
+    last = content.count(b"\n") + 1
+    return not content.endswith(b"\n") and row.place == f"{path.name} line {last}"
 
 
 def ask_all(calls: Iterable[Call], judge: Judge, replies: Replies, concurrency: int = 8) -> dict[str, str]:

@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from videopanda.evaluation.benchmarks.files import read_object
+from videopanda.evaluation.scoring.final_text import final_text
 
 SLOTS = ("question", "answer", "prediction", "question_2", "prediction_2")
 
@@ -100,26 +102,33 @@ def metrics_of(aspect: str) -> tuple[str, ...]:
 
 
 def parse(aspect: str, reply: str) -> dict[str, float] | None:
-    """The metrics of a verdict; None if the reply holds anything but one object of the form that was asked for.
+    """The metrics of the verdict in a reply; None if there is none, or if several differ.
 
-    JSON or, for official prompts, a Python literal. It may stand in a sentence or a code block.
+    An object, JSON or, for official prompts, a Python literal. It may stand in a sentence, a code block, or after
+    thoughts (`<think>…</think>`); objects of other forms are passed over.
     """
-    text = reply[reply.find("{") : reply.rfind("}") + 1]
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return verdict(aspect, read(text))
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            continue
-    return None
+    found = {}
+    text = final_text(reply)
+    for match in _OBJECT.finditer(text):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                metrics = verdict(aspect, read(match[0]))
+            except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+                continue
+            if metrics is not None:
+                found[tuple(metrics.items())] = metrics
+            break
+    return found.popitem()[1] if len(found) == 1 else None
 
 
 def verdict(aspect: str, given: Any) -> dict[str, float] | None:
     """The metrics of an object; points are from 0 to 5, a fraction is cut off as in the official scripts."""
     if not isinstance(given, dict):
         return None
+    given = {str(key).strip().lower(): value for key, value in given.items()}
     points = given.get("score")
-    if isinstance(points, str) and points.strip().isdigit():
-        points = int(points)
+    if isinstance(points, str) and (number := _POINTS_TEXT.fullmatch(points)):
+        points = float(number[1])
     if isinstance(points, bool) or not isinstance(points, (int, float)) or not 0 <= points <= 5:
         return None
     score = float(math.floor(points))
@@ -127,6 +136,10 @@ def verdict(aspect: str, given: Any) -> dict[str, float] | None:
         return {aspect: score}
     said = str(given.get("pred")).strip().lower()
     return {"accuracy": float(said == "yes"), "score": score} if said in ("yes", "no") else None
+
+
+_OBJECT = re.compile(r"\{[^{}]*\}")
+_POINTS_TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*5(?:\.0)?)?\s*", re.ASCII)  # "4.5", "4/5"
 
 
 def sha256(prompts: Mapping[str, Prompt], aspects: set[str]) -> str:

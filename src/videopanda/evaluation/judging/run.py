@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from videopanda.evaluation.benchmarks.table import Loaded, load
-from videopanda.evaluation.judging.clients import SETTINGS, Judge
+from videopanda.evaluation.judging.clients import Judge
 from videopanda.evaluation.judging.judge import (
     Call,
     Replies,
@@ -23,7 +23,7 @@ from videopanda.evaluation.judging.judge import (
 from videopanda.evaluation.judging.official import read_verdicts
 from videopanda.evaluation.judging.protocols import Prompt, sha256
 from videopanda.evaluation.predictions import Prediction, only_writer
-from videopanda.evaluation.scoring.score import Status, keep_apart, read_all, summarise, write_scores
+from videopanda.evaluation.scoring.score import Status, check_output, read_all, summarise, write_scores
 
 VERSION = "1"
 
@@ -43,9 +43,9 @@ def prepare(bench: str, path: Path, predictions: Path, out: Path, errata: str = 
     """Read annotations and predictions.
 
     Raises:
-        ValueError: they cannot be read, there is nothing that a judge could rate, or `out` is the file of predictions.
+        ValueError: they cannot be read, there is nothing that a judge could rate, or `out` is a file of another kind.
     """
-    keep_apart(out, predictions)
+    check_output(out, predictions)
     loaded = load(bench, path, errata)
     read, malformed = read_all(predictions)
     found = units(loaded.items)
@@ -90,7 +90,12 @@ def judge_file(
     }
     answered_by = sorted({row["model"] for call in asked.values() for row in replies.of(call.key)})
     aspects = {unit.aspect for unit in work.units}
-    info = {"model": judge.name, "answered_by": answered_by, "prompt_sha256": sha256(prompts, aspects), **SETTINGS}
+    info = {
+        "model": judge.name,
+        "answered_by": answered_by,
+        "prompt_sha256": sha256(prompts, aspects),
+        **judge.settings,
+    }
     reasons = {id_: failed[call.key] for id_, call in asked.items() if call.key in failed}
     return _finish(work, out, found, unread, info, {"failed_calls": reasons})
 

@@ -24,6 +24,7 @@ from videopanda.evaluation.benchmarks.inspect import chance
 from videopanda.evaluation.benchmarks.item import Item, Task
 from videopanda.evaluation.benchmarks.options import LETTERS
 from videopanda.evaluation.benchmarks.table import Loaded, benchmark, load
+from videopanda.evaluation.outputs import check_replaceable, lines_with, object_with, replace_file
 from videopanda.evaluation.predictions import Failure, Prediction, read_predictions
 from videopanda.evaluation.scoring.scorers import DEFAULTS, Scorer, scorer
 from videopanda.evaluation.scoring.wordnet import WordNet
@@ -43,6 +44,7 @@ WRONG: tuple[Status, ...] = (
 )
 OUT_OF_FIVE = frozenset({"score", "correctness", "detail", "context", "temporal", "consistency"})  # metrics of judges
 _DIGITS = 6
+_LISTED = 5  # malformed rows in a table
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,10 @@ def summarise(
         kinds = ", ".join(sorted({item.task for item in left})) or "questions without public answers"
         raise ValueError(f"no question of {entry.title} can be scored so; what is there: {kinds}")
     protocols = Counter(json.dumps(asdict(p.protocol)) if p.protocol else "null" for p in predictions)
+    known = {item.id for item in items} | {row.id for row in loaded.rejected if row.id}
+    unknown = sorted({p.id for p in predictions} - known)
+    if predictions and not known & {p.id for p in predictions}:
+        raise ValueError(f"no prediction is about a question of {entry.title}; the first id is {unknown[0]!r}")
     foreign = {p.protocol.benchmark for p in predictions if p.protocol} - {loaded.name}
     if foreign:
         raise ValueError(f"the predictions are those of {', '.join(sorted(foreign))}, not of {loaded.name}")
@@ -143,7 +149,6 @@ def summarise(
         for type_ in row.types:
             by_type[type_].append(row)
     types = {name: _means(rows) for name, rows in sorted(by_type.items())}
-    known = {item.id for item in items} | {row.id for row in loaded.rejected if row.id}
     return {
         "benchmark": loaded.name,
         "errata_mode": loaded.mode,
@@ -165,7 +170,7 @@ def summarise(
             "no_scorer_for_the_task": dict(sorted(Counter(item.task for item in left).items())),
             "rejected_rows_of_the_benchmark": len(loaded.rejected),
         },
-        "predictions_for_unknown_ids": sorted({p.id for p in predictions} - known),
+        "predictions_for_unknown_ids": unknown,
         "malformed_predictions": [asdict(row) for row in malformed],
         "protocols": [{"rows": n, "protocol": json.loads(text)} for text, n in sorted(protocols.items())],
     }
@@ -228,10 +233,10 @@ def score_file(
 
     Raises:
         AnnotationError: annotations or predictions are not there.
-        ValueError: unknown benchmark, scorer or mode; nothing can be scored; `out` is the file of predictions.
+        ValueError: unknown benchmark, scorer or mode; nothing can be scored; `out` is a file of another kind.
     """
     out = Path(out)
-    keep_apart(out, Path(predictions))
+    check_output(out, Path(predictions))
     scorers = choose_scorers(scorer_name, WordNet(wordnet) if wordnet else None)
     loaded = load(name, path, mode)
     read, malformed = read_all(Path(predictions))
@@ -245,33 +250,45 @@ def score_file(
     return summary
 
 
-def keep_apart(out: Path, predictions: Path) -> None:
-    """See that scores do not overwrite the predictions that they are about.
+def read_all(path: Path) -> tuple[list[Prediction], list[Rejected]]:
+    """The predictions of a file, and the rows that are none.
+
+    Raises:
+        ValueError: no row is a prediction.
+    """
+    rows = list(read_predictions(path))
+    rejected = [row for row in rows if isinstance(row, Rejected)]
+    if len(rejected) == len(rows):
+        first = f"; {rejected[0].place}: {rejected[0].reason}" if rejected else ""
+        raise ValueError(f"{path} holds no predictions ({len(rows)} rows{first})")
+    return [row for row in rows if isinstance(row, Prediction)], rejected
+
+
+SCORES = lines_with("id", "status", "scorer", "metrics")
+SUMMARY = object_with("benchmark", "items_sha256", "scorers")
+
+
+def summary_of(out: Path) -> Path:
+    """The file of the summary of a file of scores."""
+    return out.with_suffix(".summary.json")
+
+
+def check_output(out: Path, predictions: Path) -> None:
+    """See that scores overwrite nothing: not the predictions that they are about, nor a file that is not one of scores.
 
     Raises:
         ValueError: they would.
     """
     if out.exists() and out.samefile(predictions):
         raise ValueError(f"{out} holds the predictions: scores go to a file of their own")
-
-
-def read_all(path: Path) -> tuple[list[Prediction], list[Rejected]]:
-    """The predictions of a file, and the rows that are none."""
-    rows = list(read_predictions(path))
-    return [row for row in rows if isinstance(row, Prediction)], [row for row in rows if isinstance(row, Rejected)]
+    check_replaceable(out, SCORES)
+    check_replaceable(summary_of(out), SUMMARY)
 
 
 def write_scores(out: Path, scores: Iterable[Score], summary: Mapping[str, Any]) -> None:
     """Write `out` and the summary beside it."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _write(out, "".join(row.as_json() + "\n" for row in scores))
-    _write(out.with_suffix(".summary.json"), json.dumps(summary, indent=2, allow_nan=False) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    part.replace(path)
+    replace_file(out, "".join(row.as_json() + "\n" for row in scores), SCORES)
+    replace_file(summary_of(out), json.dumps(summary, indent=2, allow_nan=False) + "\n", SUMMARY)
 
 
 def _percent(metric: str, value: float) -> str:
@@ -309,6 +326,12 @@ def table(summary: Mapping[str, Any]) -> Group:
         notes.append(f"without public answer, not counted: {unscored['without_public_answer']:,}")
     for task, n in unscored["no_scorer_for_the_task"].items():
         notes.append(f"not counted, no scorer for this kind: {task} {n:,}")
+    if n := unscored["rejected_rows_of_the_benchmark"]:
+        notes.append(f"rows of the annotations that cannot be read, not counted: {n:,} (see `evaluate inspect`)")
+    malformed = summary["malformed_predictions"]
+    notes += [f"not a prediction: {row['place']}: {row['reason']}" for row in malformed[:_LISTED]]
+    if len(malformed) > _LISTED:
+        notes.append(f"and {len(malformed) - _LISTED:,} more rows that are not predictions (see the summary)")
     notes += [
         f"{entry['task']}: {entry['name']} {entry['version']} {entry['sha256'][:12]}" for entry in summary["scorers"]
     ]
