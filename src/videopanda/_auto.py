@@ -2,7 +2,7 @@
 
 `install()` watches the imports of transformers and of this package: as soon as an Auto module is loaded and none of
 these imports is in progress any more, our classes are registered in it. Auto modules that are loaded already are served
-at once.
+at once. In the same way processors are given `read_video`: models decode nothing themselves.
 """
 
 import sys
@@ -44,11 +44,21 @@ def _register_processor(auto: ModuleType) -> None:
     auto.AutoProcessor.register(VideoPandaConfig, VideoPandaProcessor, exist_ok=True)
 
 
+def _register_reader(media: ModuleType) -> None:
+    def read_video(source: Any, **arguments: Any) -> Any:
+        from videopanda.video.read import read_video
+
+        return read_video(source, **arguments)
+
+    media.use_reader(read_video)
+
+
 _REGISTER: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.configuration_auto": _register_config,
     "transformers.models.auto.modeling_auto": _register_models,
     "transformers.models.auto.video_processing_auto": _register_video_processor,
     "transformers.models.auto.processing_auto": _register_processor,
+    "videopanda.models.media": _register_reader,
 }
 
 

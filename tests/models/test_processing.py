@@ -60,7 +60,6 @@ def test_every_form_of_input_gives_the_same_pixels():
 @pytest.mark.parametrize(
     ("video", "message"),
     [
-        ("clip.mp4", "no video file"),
         (clip().astype(np.float32), "uint8"),
         (np.zeros((8, 4, 4, 4), np.uint8), "RGB"),
         (np.zeros((0, 4, 4, 3), np.uint8), "at least one frame"),

@@ -1,5 +1,6 @@
 """Pictures as pixels: upright, 8 bits, without transparency. Copied into exported folders; needs Pillow alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,14 +9,14 @@ from PIL import Image, ImageOps
 WHITE = (255, 255, 255)
 
 
-def flatten_alpha(rgba: np.ndarray, background: tuple[int, int, int] = WHITE) -> np.ndarray:
+def flatten_alpha(rgba: np.ndarray, background: Sequence[int] = WHITE) -> np.ndarray:
     """Lay uint8 pixels (..., 4) over a background colour; uint8 (..., 3)."""
     alpha = rgba[..., 3:].astype(np.uint16)
     under = np.array(background, np.uint16) * (255 - alpha)
     return ((rgba[..., :3] * alpha + under + 127) // 255).astype(np.uint8)
 
 
-def to_pixels(image: Image.Image, background: tuple[int, int, int] = WHITE) -> np.ndarray:
+def to_pixels(image: Image.Image, background: Sequence[int] = WHITE) -> np.ndarray:
     """The pixels of a PIL image, uint8 (H, W, 3), turned upright as its EXIF data says.
 
     16 bits are scaled to 8. Transparent pixels are laid over `background`.

@@ -140,6 +140,8 @@ class VideoPandaProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else list(text)
         if not all(isinstance(entry, str) for entry in texts):
             raise ValueError("`text` must be a string or a list of strings.")
+        if not texts or not all(entry.strip() for entry in texts):
+            raise ValueError("`text` is empty: give a question, with one marker per visual.")
         for token, visuals, flatten in (
             (self.video_token, videos, flatten_videos),
             (self.image_token, images, flatten_images),

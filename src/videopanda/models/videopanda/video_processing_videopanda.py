@@ -4,6 +4,7 @@ Dimensions: B videos; T frames; X × Y canvas pixels (height × width); R × C c
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -12,8 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.video_utils import VideoMetadata, load_video
+from transformers.video_utils import VideoMetadata
 
+from ..media import check_sampling, read_file, read_picture
+from ..pictures import WHITE, to_pixels
 from .configuration_videopanda import (
     VideoPandaStabConfig,
     placement_for_size,
@@ -32,7 +35,7 @@ IMAGE_INPUT_NAMES = ["pixel_values", "image_placement"]
 
 
 def flatten_videos(videos: Any) -> list[Any]:
-    """Flatten what a caller may pass for `videos` to a list with one entry per video.
+    """Flatten what a caller may pass for `videos` to a list with one entry per video; None is no video at all.
 
     One video is an object with `frames`, an array or tensor of four dimensions, a list of frames (PIL images or arrays
     of three dimensions), or the path or address of a file. Lists of videos may be nested, as chat templates nest them
@@ -54,20 +57,24 @@ def flatten_videos(videos: Any) -> list[Any]:
         raise ValueError(f"A video must be frames or an object with `frames`, got {type(videos).__name__}.")
     if videos and all(isinstance(item, Image.Image) or getattr(item, "ndim", 0) == 3 for item in videos):
         return [videos]
+    if any(item is None for item in videos):
+        raise ValueError("one of the videos is None")
     return [video for item in videos for video in flatten_videos(item)]
 
 
-def to_uint8_frames(video: Any) -> np.ndarray:
-    """Return the frames of one video as uint8 (T, height, width, 3)."""
+def to_uint8_frames(video: Any, background: Sequence[int] = WHITE) -> np.ndarray:
+    """Return the frames of one video as uint8 (T, height, width, 3); PIL images as `to_pixels` reads them."""
     frames = video.frames if hasattr(video, "frames") else video
     if isinstance(frames, list | tuple):
         if not frames:
             raise ValueError("A video needs at least one frame, got none.")
-        sizes = {frame.size if isinstance(frame, Image.Image) else tuple(frame.shape) for frame in frames}
+        frames = [
+            to_pixels(frame, background) if isinstance(frame, Image.Image) else np.asarray(frame) for frame in frames
+        ]
+        sizes = {frame.shape for frame in frames}
         if len(sizes) > 1:
             raise ValueError(f"All frames of a video need the same size, got {sorted(sizes)}.")
-        frames = [frame.convert("RGB") if isinstance(frame, Image.Image) else frame for frame in frames]
-        frames = np.stack([np.asarray(frame) for frame in frames])
+        frames = np.stack(frames)
     frames = np.asarray(frames)
     if frames.ndim == 4 and frames.shape[-1] != 3 and frames.shape[1] == 3:
         frames = frames.transpose(0, 2, 3, 1)
@@ -98,6 +105,7 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
             middles of equal parts, "released" a grid of one frame per second, thinned, as the released code does.
         image_mean, image_std: per channel, for values in [0, 1].
         pad_color: uint8 colour around the picture.
+        background: uint8 colour under transparent pixels of files and PIL images; white by default.
         row_tokens, context_token, image_context_token: what the model adds to a frame or image; see `for_stab`.
     """
 
@@ -117,6 +125,7 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
         image_mean: list[float] | None = None,
         image_std: list[float] | None = None,
         pad_color: list[int] | None = None,
+        background: list[int] | None = None,
         row_tokens: bool = True,
         context_token: bool = True,
         image_context_token: bool = True,
@@ -133,6 +142,7 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
         self.image_mean = list(CLIP_MEAN if image_mean is None else image_mean)
         self.image_std = list(CLIP_STD if image_std is None else image_std)
         self.pad_color = [int(255 * mean) for mean in self.image_mean] if pad_color is None else list(pad_color)
+        self.background = list(WHITE if background is None else background)
         self.row_tokens = row_tokens
         self.context_token = context_token
         self.image_context_token = image_context_token
@@ -152,8 +162,8 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
             raise ValueError(f"`num_frames` must be at least 1, got {num_frames}.")
         if pad_frames and canvas == "tight":
             raise ValueError("`pad_frames` needs a square canvas: padding frames send the first 8 × 8 cells of it.")
-        if not (len(self.image_mean) == len(self.image_std) == len(self.pad_color) == 3):
-            raise ValueError("`image_mean`, `image_std` and `pad_color` need three channels.")
+        if not all(len(value) == 3 for value in (self.image_mean, self.image_std, self.pad_color, self.background)):
+            raise ValueError("`image_mean`, `image_std`, `pad_color` and `background` need three channels.")
 
     @classmethod
     def for_stab(cls, config: VideoPandaStabConfig, **fields: Any) -> "VideoPandaVideoProcessor":
@@ -242,9 +252,8 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
     ) -> BatchFeature:
         """Process one video or any nesting of them; see `flatten_videos` for what counts as a video.
 
-        `video_metadata` holds one entry per video (frame rate, duration), `num_frames` and `fps` override the sampling.
-        A file is decoded by transformers with PyAV, which chooses its frames by number; `videopanda.read_video` chooses
-        them by time, which differs where the frame rate varies.
+        `video_metadata` holds one entry per video (frame rate, duration); `num_frames` or `fps` overrides the sampling.
+        A file is read by `videopanda.read_video`, whose rules and errors these are; all its frames without sampling.
         With `return_metadata` the result also has `video_metadata`: duration, frame rate and chosen indices of each
         video.
         """
@@ -257,15 +266,15 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
             video_metadata = [entry for group in video_metadata for entry in group]
         if len(video_metadata) != len(flat):
             raise ValueError(f"`video_metadata` has {len(video_metadata)} entries for {len(flat)} videos.")
+        check_sampling(num_frames, fps)
         sample = self.do_sample_frames if do_sample_frames is None else do_sample_frames
         clips, metadata = [], []
         for video, known in zip(flat, video_metadata):
-            is_file = isinstance(video, str | Path)
-            if is_file:
-                video, known = self._read(str(video), sample, num_frames, fps)
-            frames = to_uint8_frames(video)
+            if isinstance(video, str | Path):
+                video = self._read(video, sample, num_frames, fps)
+            frames = to_uint8_frames(video, self.background)
             entry = self._metadata(video, frames, known)
-            if sample and not is_file and not hasattr(video, "frames"):
+            if sample and not hasattr(video, "frames"):
                 indices = self.sample_frames(entry, num_frames, fps)
                 frames = frames[indices]
                 entry.frames_indices = indices.tolist()
@@ -281,23 +290,26 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
 
     def preprocess_images(self, images: Any, return_tensors: str | None = None) -> BatchFeature:
         """Process images, each as a video of one frame, to `pixel_values` and `image_placement`."""
-        clips = [to_uint8_frames(image) for image in flatten_images(self.fetch_images(images))]
+        clips = [to_uint8_frames(image, self.background) for image in flatten_images(self.fetch_images(images))]
         pixel_values, placement = self._place(clips, is_image=True)
         data = {"pixel_values": pixel_values.squeeze(1), "image_placement": placement}
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _read(self, path: str, sample: bool, num_frames: int | None, fps: float | None) -> tuple[Any, VideoMetadata]:
-        """Decode a file; its chosen frames (T, height, width, 3) and what is known of it."""
+    def _read(self, path: str | Path, sample: bool, num_frames: int | None, fps: float | None) -> Any:
+        """Read the chosen frames of a file; a still picture is one frame."""
+        chosen: dict[str, Any] = {"sampling": "all"}
+        if sample and fps is not None:
+            chosen = {"fps": fps}
+        elif sample:
+            chosen = {"num_frames": num_frames or self.num_frames, "sampling": self.frame_sampling}
+        video = read_file(path, background=self.background, **chosen)
+        return replace(video, frames=video.frames[:1], indices=video.indices[:1]) if video.is_still else video
 
-        def choose(metadata: VideoMetadata, **kwargs: Any) -> np.ndarray:
-            if metadata.total_num_frames < 1:
-                raise ValueError(f"{path} does not say how many frames it has: pass videopanda.read_video({path!r}).")
-            return self.sample_frames(metadata, num_frames, fps) if sample else np.arange(metadata.total_num_frames)
-
-        if "://" not in path and not Path(path).is_file():
-            raise ValueError(f"There is no video file at {path}.")
-        frames: Any = load_video(path, backend="pyav", sample_indices_fn=choose)  # type: ignore[arg-type]  # or a name
-        return frames
+    def fetch_images(self, images: Any) -> Any:
+        """Read images that are given as files, addresses or data URLs; others stay as they are."""
+        if isinstance(images, list | tuple):
+            return [self.fetch_images(image) for image in images]
+        return read_picture(images, self.background) if isinstance(images, str | Path) else images
 
     @staticmethod
     def _metadata(video: Any, frames: np.ndarray, known: Any) -> VideoMetadata:
@@ -306,11 +318,14 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
         if known is not None:
             given = dict(known)
             entry.fps, entry.duration = given.get("fps"), given.get("duration")
+            check_sampling(None, entry.fps)
             entry.frames_indices = given.get("frames_indices")
             if entry.duration is None and entry.fps and given.get("total_num_frames"):
                 entry.duration = given["total_num_frames"] / entry.fps
         if hasattr(video, "frames"):
             entry.duration = float(video.duration)
+            if hasattr(video, "indices"):  # of `read_video`
+                entry.fps, entry.frames_indices = video.source_fps, [int(index) for index in video.indices]
         return entry
 
     def layout(self, sizes: Sequence[tuple[int, ...]]) -> BatchFeature:
@@ -370,10 +385,12 @@ def flatten_images(images: Any) -> list[Any]:
     if images is None:
         return []
     if isinstance(images, list | tuple):
+        if any(image is None for image in images):
+            raise ValueError("one of the images is None")
         return [image for item in images for image in flatten_images(item)]
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
         return [image[None] for image in images]
-    if isinstance(images, str | Image.Image) or getattr(images, "ndim", 0) == 3:
+    if isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 0) == 3:
         return [[images]]
     raise ValueError(f"An image must be a PIL image or an array of three dimensions, got {type(images).__name__}.")
 

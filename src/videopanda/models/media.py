@@ -1,0 +1,84 @@
+"""Files and addresses of videos and pictures, as processors are given them. Copied into exported folders.
+
+Models decode no video. The package gives them `read_video` when it is imported. An exported folder alone reads pictures
+and refuses videos: read in another way they would be turned, cut or timed differently.
+"""
+
+import base64
+import io
+import math
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .pictures import to_pixels
+
+_TIMEOUT = 60.0  # seconds for an address to answer
+_LONGEST_PATH = 4096
+_read_video: Callable[..., Any] | None = None
+
+
+def use_reader(read_video: Callable[..., Any]) -> None:
+    """Let processors read files with `read_video` (that of `videopanda.video.read`)."""
+    global _read_video
+    _read_video = read_video
+
+
+def check_sampling(num_frames: int | None, fps: float | None) -> None:
+    """Raise ValueError, as `read_video` does, for a choice of frames that makes no sense."""
+    if num_frames is not None and fps is not None:
+        raise ValueError("give exactly one of num_frames= or fps=")
+    if num_frames is not None and (num_frames != int(num_frames) or num_frames < 1):
+        raise ValueError(f"num_frames must be at least 1, not {num_frames}")
+    if fps is not None and not 0 < fps < math.inf:
+        raise ValueError(f"fps must be a positive number of frames per second, not {fps}")
+
+
+def read_file(source: str | Path, **arguments: Any) -> Any:
+    """Read frames of a file or an http address with `read_video`, whose arguments and errors these are.
+
+    Raises:
+        ValueError: there is no reader, as in an exported folder without the package.
+    """
+    if _read_video is None:
+        raise ValueError(
+            f"cannot read {source}: this folder's own code reads no video files. Install videopanda and import it, or "
+            "pass frames (T, H, W, 3), with their times as `video_metadata`"
+        )
+    return _read_video(_content(source), **arguments)
+
+
+def read_picture(source: str | Path, background: Sequence[int]) -> np.ndarray:
+    """Read a picture from a file, an http address or a data URL (or bare base64); uint8 (H, W, 3).
+
+    Raises:
+        ValueError: the source is a video, or no picture that can be read. Errors of `read_video` where that reads it.
+    """
+    content = _content(source)
+    if _read_video is not None:
+        video = _read_video(content, num_frames=1, background=background)
+        if not video.is_still:
+            raise ValueError(f"{str(source)[:80]} is a video, not a picture: pass it as a video")
+        return np.asarray(video.frames[0])
+    with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+        return to_pixels(image, background)
+
+
+def _content(source: str | Path) -> str | Path | bytes:
+    """A path as it is, else the bytes that an address or base64 text stands for."""
+    text = str(source)
+    if text.startswith(("http://", "https://")):
+        with urllib.request.urlopen(text, timeout=_TIMEOUT) as answer:
+            return bytes(answer.read())
+    if text.startswith("data:"):
+        return base64.b64decode(text.partition(",")[2])
+    if len(text) > _LONGEST_PATH:
+        return base64.b64decode(text)  # transformers takes pictures in this form too
+    return source
+
+
+__all__ = ["check_sampling", "read_file", "read_picture", "use_reader"]
