@@ -32,8 +32,8 @@ def check_sampling(num_frames: int | None, fps: float | None) -> None:
     """Raise ValueError, as `read_video` does, for a choice of frames that makes no sense."""
     if num_frames is not None and fps is not None:
         raise ValueError("give exactly one of num_frames= or fps=")
-    if num_frames is not None and (num_frames != int(num_frames) or num_frames < 1):
-        raise ValueError(f"num_frames must be at least 1, not {num_frames}")
+    if num_frames is not None and not (isinstance(num_frames, int | np.integer) and num_frames >= 1):
+        raise ValueError(f"num_frames must be at least 1 and whole, not {num_frames}")
     if fps is not None and not 0 < fps < math.inf:
         raise ValueError(f"fps must be a positive number of frames per second, not {fps}")
 

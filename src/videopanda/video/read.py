@@ -164,8 +164,8 @@ class _Request:
             raise ValueError("sampling='all' reads every frame: leave out num_frames=, fps= and timestamps=")
         if self.sampling != "all" and given != 1:
             raise ValueError("give exactly one of num_frames=, fps= or timestamps=")
-        if self.num_frames is not None and self.num_frames < 1:
-            raise ValueError(f"num_frames must be at least 1, not {self.num_frames}")
+        if self.num_frames is not None and not (isinstance(self.num_frames, int | np.integer) and self.num_frames >= 1):
+            raise ValueError(f"num_frames must be at least 1 and whole, not {self.num_frames}")
         for name, rate in (("fps", self.fps), ("image_fps", self.image_fps)):
             if rate is not None and not 0 < rate < math.inf:
                 raise ValueError(f"{name} must be a positive number of frames per second, not {rate}")

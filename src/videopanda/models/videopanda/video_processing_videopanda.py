@@ -270,6 +270,8 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
         sample = self.do_sample_frames if do_sample_frames is None else do_sample_frames
         clips, metadata = [], []
         for video, known in zip(flat, video_metadata):
+            if hasattr(video, "frames") and (num_frames is not None or fps is not None):
+                raise ValueError("num_frames and fps choose frames of a file; these frames are decoded already")
             if isinstance(video, str | Path):
                 video = self._read(video, sample, num_frames, fps)
             frames = to_uint8_frames(video, self.background)
