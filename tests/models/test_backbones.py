@@ -43,6 +43,7 @@ FAMILIES = {
     "mistral": ("mistral", {"sliding_window": 32}, 0, INST, INST_TEXT),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}, 21, CHATML, CHATML_TEXT),
     "qwen3": ("qwen3", {"head_dim": 12}, 21, CHATML, CHATML_TEXT),
+    "gemma2": ("gemma2", {"head_dim": 12, "final_logit_softcapping": 3.0}, 21, CHATML, CHATML_TEXT),
     "phi3": ("phi3", {"pad_token_id": 0}, 2, BARS, "<|user|>\n<video>\nWhat moves?<|end|>\n<|assistant|>\n"),
 }
 
@@ -312,10 +313,6 @@ def a_head_with_a_bias(folder):
     write_other(folder, "phi")
 
 
-def logits_are_capped(folder):
-    write_other(folder, "gemma2", num_key_value_heads=4, head_dim=12, final_logit_softcapping=1.0)
-
-
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -329,7 +326,6 @@ def logits_are_capped(folder):
         (unknown_type, "wavelets"),
         (code_of_its_own, "(?i)custom code"),
         (a_head_with_a_bias, "PhiForCausalLM has a bias"),
-        (logits_are_capped, "Gemma2ForCausalLM changes its logits"),
         (Path.rmdir, "no language model at"),
     ],
 )
@@ -340,6 +336,37 @@ def test_a_wrong_backbone_is_refused_in_one_line(tmp_path, write, message):
     with pytest.raises(ValueError, match=message) as caught:
         build_model(folder, seed=0, fields=tiny_fields())
     assert str(caught.value).splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("gemma2", {"head_dim": 12, "num_key_value_heads": 4, "final_logit_softcapping": 1.0}),
+        ("gemma3_text", {"head_dim": 12, "num_key_value_heads": 4, "final_logit_softcapping": 1.0}),
+        ("cohere", {"logit_scale": 0.25, "num_key_value_heads": 4}),
+        ("granite", {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "num_key_value_heads": 4}),
+    ],
+)
+def test_caps_and_scales_of_logits_and_embeddings(tmp_path, model_type, fields):
+    """Logits are those of the language model itself; visual tokens go in as they are, words as it scales them."""
+    write_other(tmp_path / "backbone", model_type, **fields)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "backbone").eval()
+    model, processor = build_model(tmp_path / "backbone", seed=0, fields=tiny_fields())
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        expected = plain(ids).logits
+        assert not torch.equal(expected, plain.lm_head(plain.base_model(ids).last_hidden_state))
+        assert torch.equal(model(ids).logits[..., : expected.shape[-1]], expected)
+        inputs = processor(text="<video>What moves?", videos=[clip(8)])
+        embeds = plain.get_input_embeddings()(inputs["input_ids"].clamp(max=expected.shape[-1] - 1))
+        visual = (inputs["input_ids"] == processor.video_token_id)[0]
+        embeds[0, visual] = model.encode(inputs)[0].tokens
+        logits = model(**inputs).logits
+        torch.testing.assert_close(  # measured worst: 0
+            logits[..., : expected.shape[-1]], plain(inputs_embeds=embeds).logits, rtol=0, atol=1e-5
+        )
+    labels = torch.where(visual, -100, inputs["input_ids"])
+    assert torch.isfinite(model.train()(**inputs, labels=labels).loss)
 
 
 def test_wrong_arguments_are_refused(tmp_path):

@@ -19,6 +19,7 @@ from videopanda.models.videopanda.configuration_videopanda import AUTO_MAP
 
 CODE = {
     "configuration_videopanda.py",
+    "generation.py",
     "hub.py",
     "layout_videopanda.py",
     "media.py",

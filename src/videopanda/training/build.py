@@ -186,4 +186,4 @@ def _check_logits(model: Any, language_model: Any) -> None:
         raise ValueError(f"the output head of {type(language_model).__name__} has a bias, which is not supported")
     embeds = language_model.get_input_embeddings()(torch.arange(min(8, language_model.config.vocab_size))[None])
     if not torch.equal(model(inputs_embeds=embeds).logits, language_model(inputs_embeds=embeds).logits):
-        raise ValueError(f"{type(language_model).__name__} changes its logits behind the head, which is not supported")
+        raise ValueError(f"{type(language_model).__name__} changes its logits in a way that is not supported")

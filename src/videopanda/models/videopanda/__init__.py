@@ -15,6 +15,7 @@ _HOME = {
     "VideoPandaForConditionalGeneration": "modeling_videopanda",
     "VideoPandaModel": "modeling_videopanda",
     "VideoPandaPreTrainedModel": "modeling_videopanda",
+    "VideoPandaVision": "modeling_videopanda",
     "VideoPandaVisualOutput": "modeling_videopanda",
     "VideoPandaProjector": "modeling_videopanda",
     "VideoPandaStab": "modeling_videopanda_stab",

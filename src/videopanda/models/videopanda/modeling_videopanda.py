@@ -5,7 +5,7 @@ X × Y pixels.
 STAB itself is in `modeling_videopanda_stab.py`.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +13,11 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, Cache, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
+from ..generation import CACHE_NAME, VisualGenerationMixin, splice
 from ..hub import add_code
 from ..visual import EncodedVisual
 from .configuration_videopanda import VideoPandaConfig
@@ -30,9 +31,6 @@ from .modeling_videopanda_stab import (
     PerceiverDownsampling,
     VideoPandaStab,
 )
-
-# transformers 5.24 renamed the argument and the output; the language model has to be called by the installed name.
-CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 
 
 @dataclass
@@ -164,6 +162,25 @@ def encode_frames(
     return tokens_VE
 
 
+class VideoPandaVision(nn.Module):
+    """STAB and projector for videos, or images, of given placements: a graph without data-dependent shapes.
+
+    exported = torch.export.export(VideoPandaVision(model, video_placement, pixels.shape), (pixels,))
+    """
+
+    def __init__(self, model: Any, placement_B6: Tensor, shape: tuple[int, ...], is_image: bool = False):
+        super().__init__()
+        self.stab, self.projector = model.model.stab, model.model.projector
+        self.placement, self.is_image, cell = placement_B6, is_image, self.stab.config.cell_size
+        frames, rows, columns = shape[1], shape[-2] // cell, shape[-1] // cell
+        self.layout = self.stab.plan(placement_B6, frames, rows, columns, is_image, model.device)
+
+    def forward(self, pixels_BTXY: Tensor) -> Tensor:
+        """Map (B, T, 3, X, Y) to the tokens of all videos (V, E), in eval mode."""
+        tokens_UE = self.projector(self.stab(pixels_BTXY, self.placement, self.is_image, self.layout))
+        return tokens_UE.index_select(0, self.layout.order)
+
+
 class VideoPandaModel(VideoPandaPreTrainedModel):
     """STAB, projector and language model without its head."""
 
@@ -214,17 +231,6 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         """Encode images (images, 3, X, Y) with placement (images, 6) to the features behind `<image>` tokens."""
         return self._visual_output(pixel_values.unsqueeze(1), image_placement, is_image=True)
 
-    def splice(self, embeds_BNE: Tensor, input_ids_BN: Tensor, token_id: int, features_VE: Tensor, kind: str) -> Tensor:
-        """Put features at the placeholders of one kind, in order; the numbers must agree."""
-        places_V = (input_ids_BN == token_id).flatten().nonzero().squeeze(1)
-        if places_V.shape[0] != features_VE.shape[0]:
-            raise ValueError(
-                f"The text holds {places_V.shape[0]} <{kind}> tokens but the {kind}s give {features_VE.shape[0]} "
-                "features. Let the processor expand the placeholders, and do not truncate them."
-            )
-        flat_XE = embeds_BNE.flatten(0, 1)  # (B·N, E)
-        return flat_XE.index_copy(0, places_V, features_VE.to(flat_XE.dtype)).view_as(embeds_BNE)
-
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -272,11 +278,11 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         elif visuals:
             raise ValueError("Visual inputs need `input_ids`: the placeholders show where the features go.")
-        # Without visuals nothing is counted once a cache exists: a generated token may carry a placeholder's id.
-        if input_ids is not None and (visuals or cache is None or cache.get_seq_length() == 0):
+        # One token after a cache was generated and is never a placeholder: to look would wait for the device.
+        if input_ids is not None and (visuals or input_ids.shape[1] > 1 or cache is None or not cache.get_seq_length()):
             nothing_VE = inputs_embeds.new_zeros(0, inputs_embeds.shape[-1])
             for kind, token_id in (("video", self.config.video_token_id), ("image", self.config.image_token_id)):
-                inputs_embeds = self.splice(inputs_embeds, input_ids, token_id, visuals.get(kind, nothing_VE), kind)
+                inputs_embeds = splice(inputs_embeds, input_ids, token_id, visuals.get(kind, nothing_VE), kind)
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -287,8 +293,13 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         )
 
 
-class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMixin):
+class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, VisualGenerationMixin):
     """Video-Panda with its language-model head: training loss and `generate`."""
+
+    visual_inputs = {  # noqa: RUF012
+        "video": ("pixel_values_videos", "video_placement"),
+        "image": ("pixel_values", "image_placement"),
+    }
 
     def __init__(self, config: VideoPandaConfig):
         super().__init__(config)
@@ -325,8 +336,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
 
     def encode(self, inputs: Any, kind: Literal["video", "image"] = "video") -> list[EncodedVisual]:
         """Encode the videos, or the images, of a batch that the processor made, wherever it lies."""
-        names = ("pixel_values_videos", "video_placement") if kind == "video" else ("pixel_values", "image_placement")
-        pixels, placement = inputs[names[0]], inputs[names[1]]
+        pixels, placement = (inputs[name] for name in self.visual_inputs[kind])
         pixels = pixels.to(self.device, self.dtype)
         features = self.get_video_features if kind == "video" else self.get_image_features
         stab = self.config.stab_config
@@ -388,18 +398,10 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         hidden_BNE = outputs.last_hidden_state
         loss, logits = None, None
         if labels is not None:
-            targets_BN = F.pad(labels[:, 1:], (0, 1), value=-100)
-            supervised_BN = targets_BN != -100
-            answer_logits = self.lm_head(hidden_BNE[supervised_BN]).float()
-            # As if the vocabulary had no placeholders, which the official one has not: they are inputs, never answers.
-            placeholders = torch.tensor([self.config.video_token_id, self.config.image_token_id])
-            answer_logits = answer_logits.index_fill(1, placeholders.to(answer_logits.device), float("-inf"))
-            total = F.cross_entropy(answer_logits, targets_BN[supervised_BN].to(answer_logits.device), reduction="sum")
-            count = supervised_BN.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-            loss = total / count
+            loss = self.answer_loss(hidden_BNE, labels, num_items_in_batch)
         if labels is None or not self.training:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden_BNE[:, kept])
+            logits = self.compute_logits(hidden_BNE[:, kept])
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -421,16 +423,6 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         if self_contained or "auto_map" in vars(self.config):
             add_code(Path(save_directory) / "config.json", VideoPandaConfig)
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Hand visuals to the first step only: afterwards the cache holds them."""
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
-        cache = inputs.get(CACHE_NAME)
-        if cache is not None and cache.get_seq_length() > 0:
-            for name in ("pixel_values_videos", "video_placement", "pixel_values", "image_placement"):
-                inputs.pop(name, None)
-            inputs.pop("mm_encoder_outputs", None)
-        return inputs
-
 
 __all__ = [
     "VideoPandaForConditionalGeneration",
@@ -438,5 +430,6 @@ __all__ = [
     "VideoPandaPreTrainedModel",
     "VideoPandaProjector",
     "VideoPandaStab",
+    "VideoPandaVision",
     "VideoPandaVisualOutput",
 ]

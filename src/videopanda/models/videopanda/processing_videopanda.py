@@ -61,6 +61,7 @@ class VideoPandaProcessor(ProcessorMixin):
                 )
         self.video_token_id = vocabulary[self.video_token]
         self.image_token_id = vocabulary[self.image_token]
+        tokenizer.padding_side = "left"  # as `generate` needs it, also where a pipeline pads by itself
         if chat_template is None:
             chat_template = VICUNA_CHAT_TEMPLATE
         super().__init__(video_processor, tokenizer, chat_template=chat_template)

@@ -1,0 +1,133 @@
+"""What all families share around their language model: splice, head, loss and `generate`. Copied into exported folders.
+
+Dimensions: B samples of N tokens; V visual tokens; E width of the language model; W words of the vocabulary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+
+# transformers 5.24 renamed the argument and the output; the language model has to be called by the installed name.
+CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+
+
+def splice(embeds_BNE: Tensor, input_ids_BN: Tensor, token_id: int, features_VE: Tensor, kind: str) -> Tensor:
+    """Put features at the placeholders of one kind, in order; the numbers must agree."""
+    places_V = (input_ids_BN == token_id).flatten().nonzero().squeeze(1)
+    if places_V.shape[0] != features_VE.shape[0]:
+        raise ValueError(
+            f"The text holds {places_V.shape[0]} <{kind}> tokens but the {kind}s give {features_VE.shape[0]} "
+            "features. Let the processor expand the placeholders, and do not truncate them."
+        )
+    flat_XE = embeds_BNE.flatten(0, 1)  # (B·N, E)
+    return flat_XE.index_copy(0, places_V, features_VE.to(flat_XE.dtype)).view_as(embeds_BNE)
+
+
+class VisualGenerationMixin(GenerationMixin):
+    """Makes `generate` of transformers right for a model with `encode`, `lm_head` and placeholders in its config."""
+
+    visual_inputs: ClassVar[Mapping[str, tuple[str, ...]]]  # names of the inputs of "video" and "image", pixels first
+    config: Any
+    lm_head: Any
+    encode: Any
+
+    def answer_loss(self, hidden_BNE: Tensor, labels_BN: Tensor, num_items: Tensor | int | None = None) -> Tensor:
+        """Cross-entropy, its sum over `num_items` or the mean; the head runs on supervised positions only."""
+        targets_BN = F.pad(labels_BN[:, 1:], (0, 1), value=-100)
+        supervised_BN = targets_BN != -100
+        logits_SW = self.compute_logits(hidden_BNE[supervised_BN]).float()
+        # As if the vocabulary had no placeholders, which the official one has not: they are inputs, never answers.
+        placeholders = torch.tensor([self.config.video_token_id, self.config.image_token_id])
+        logits_SW = logits_SW.index_fill(1, placeholders.to(logits_SW.device), float("-inf"))
+        total = F.cross_entropy(logits_SW, targets_BN[supervised_BN].to(logits_SW.device), reduction="sum")
+        return total / (supervised_BN.sum().clamp(min=1) if num_items is None else num_items)
+
+    def compute_logits(self, hidden_XE: Tensor) -> Tensor:
+        """Head of the language model, with the scale or the soft cap that its family puts on logits."""
+        text = self.config.get_text_config()
+        logits_XW = self.lm_head(hidden_XE)
+        if (scale := getattr(text, "logit_scale", None)) is not None:  # Cohere
+            logits_XW = logits_XW * scale
+        if (divisor := getattr(text, "logits_scaling", None)) is not None:  # Granite
+            logits_XW = logits_XW / divisor
+        if (cap := getattr(text, "final_logit_softcapping", None)) is not None:  # Gemma
+            logits_XW = torch.tanh(logits_XW / cap) * cap
+        return logits_XW
+
+    def generate(self, *args: Any, assistant_model: Any = None, **kwargs: Any) -> Any:
+        """See `GenerationMixin.generate`.
+
+        Raises:
+            ValueError: the assistant cannot read what the vision modules of this model give.
+        """
+        if assistant_model is not None:
+            text, other = self.config.get_text_config(), assistant_model.config.get_text_config()
+            fits = [getattr(other, name) == getattr(text, name) for name in ("hidden_size", "vocab_size")]
+            if not (hasattr(assistant_model, "vision_modules") and all(fits)):
+                raise ValueError(
+                    f"{type(assistant_model).__name__} cannot assist: it is given the visual tokens of this model, "
+                    f"so it must be a video-language model of the same width ({text.hidden_size}) and vocabulary "
+                    f"({text.vocab_size}). `prompt_lookup_num_tokens=4` speeds up generation without an assistant."
+                )
+            kwargs["assistant_model"] = assistant_model
+        return super().generate(*args, **kwargs)  # type: ignore[misc]
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Hand visuals to the step that reads their placeholders, without those that the cache holds already."""
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids, inputs_embeds=inputs_embeds, **kwargs
+        )
+        cache = inputs.get(CACHE_NAME)
+        if inputs.get("input_ids") is None:
+            return inputs
+        if cache is None or cache.get_seq_length() == 0:
+            if kwargs.get("mm_encoder_outputs"):  # which transformers keeps from an assistant
+                inputs["mm_encoder_outputs"] = kwargs["mm_encoder_outputs"]
+            return inputs
+        outputs = inputs.pop("mm_encoder_outputs", None) or {}
+        visuals = {kind: torch.cat(list(output.pooler_output)) for kind, output in outputs.items()}
+        for kind, names in self.visual_inputs.items():
+            given = {name: inputs.pop(name) for name in names if name in inputs}
+            if given:
+                visuals[kind] = torch.cat([visual.tokens for visual in self.encode(given, kind)])
+        placeholders = {"video": self.config.video_token_id, "image": self.config.image_token_id}
+        if kwargs.get("is_first_iteration"):
+            inputs["mm_encoder_outputs"] = {
+                kind: BaseModelOutputWithPooling(pooler_output=[tokens_VE])  # type: ignore[arg-type]
+                for kind, token_id in placeholders.items()
+                if len(tokens_VE := _uncached(input_ids, inputs["input_ids"], token_id, visuals.get(kind), kind))
+            }
+        elif inputs["input_ids"].shape[1] > 1:  # guesses from the prompt may hold placeholders, which are never right
+            for token_id in placeholders.values():
+                inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == token_id, 0)
+        return inputs
+
+
+def _uncached(ids_BN: Tensor, new_BM: Tensor, token_id: int, tokens_VE: Tensor | None, kind: str) -> Tensor:
+    """The visual tokens for the placeholders in the last M of N ids; those before are in the cache.
+
+    Raises:
+        ValueError: the visuals are neither those of the new ids nor those of all ids.
+    """
+    tokens_VE = ids_BN.new_zeros(0, 1) if tokens_VE is None else tokens_VE
+    all_B, new_B = ((ids == token_id).sum(1).tolist() for ids in (ids_BN, new_BM))
+    if len(tokens_VE) == sum(new_B):
+        return tokens_VE
+    if len(tokens_VE) != sum(all_B):
+        raise ValueError(
+            f"The text holds {sum(all_B)} <{kind}> tokens, {sum(new_B)} of them after the cached part, but the {kind}s "
+            f"give {len(tokens_VE)}: give the {kind}s of the new text, or those of the whole text."
+        )
+    rows = torch.split(tokens_VE, all_B)
+    return torch.cat([row_VE[len(row_VE) - new :] for row_VE, new in zip(rows, new_B)])
+
+
+__all__ = ["CACHE_NAME", "VisualGenerationMixin", "splice"]
