@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from media import read_numbers, write_video
-from videopanda.data import order
+from videopanda.data import shuffling
 from videopanda.data.conversations import ConversationDataset
 from videopanda.data.doctor import check
 from videopanda.video.read import VideoReadError
@@ -106,9 +106,9 @@ def test_a_share_is_the_beginning_of_the_first_epoch(tmp_path):
 
 def test_the_order_of_a_known_data_set_never_changes():
     """Written down, because a run that goes on after an update must see what it would have seen."""
-    keys = np.array([order.key_of("rows", name) for name in "abcdefgh"], np.uint64)
-    assert order.shuffled(keys, 42).tolist() == ORDER[0]
-    assert order.shuffled(keys, 42, 1).tolist() == ORDER[1]
+    keys = np.array([shuffling.key_of("rows", name) for name in "abcdefgh"], np.uint64)
+    assert shuffling.shuffled(keys, 42).tolist() == ORDER[0]
+    assert shuffling.shuffled(keys, 42, 1).tolist() == ORDER[1]
 
 
 ORDER = ([6, 4, 1, 3, 2, 5, 0, 7], [4, 3, 6, 5, 0, 7, 2, 1])

@@ -45,11 +45,18 @@ STAGE = StageConfig(
 )
 
 
-def run_clips(folder: Path, resume: bool = False, dataset=None, model=None, **fields) -> Path:
+def run_clips(folder: Path, resume: bool = False, dataset=None, model=None, held_out=None, **fields) -> Path:
     """Train a tiny model on clips, with settings of the stage changed."""
     torch.set_num_threads(1)
     stage = StageConfig(**{**STAGE.as_dict(), **fields})
-    return run_stage(stage, model or tiny_model(), tiny_processor(), dataset or Clips(), folder, resume)
+    model, dataset = model or tiny_model(), dataset or Clips()
+    return run_stage(stage, model, tiny_processor(), dataset, folder, resume, validation=held_out)
+
+
+def held_out() -> list[Sample]:
+    """Three samples that `Clips` does not have, the second of them text alone."""
+    clips = [() if i == 1 else (clip(8, 30, 40, seed=900 + i),) for i in range(3)]
+    return [Sample(f"held {i}", videos, (((f"Question {i}?", "yes"),),)) for i, videos in enumerate(clips)]
 
 
 def metrics(folder: Path) -> list[dict]:

@@ -5,6 +5,7 @@ Torchrun starts four real processes, once. Each job is a fork of all of them, or
 of its own: what takes long is importing torch and DeepSpeed.
 """
 
+import json
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from clips import Clips, metrics, run_clips
+from clips import Clips, held_out, metrics, run_clips
 from safetensors.torch import load_file
 
 from tiny import tiny_model
@@ -80,10 +81,16 @@ def run_alike(folder: Path, **fields) -> None:
     run_clips(folder, dataset=Alike(), model=model, max_steps=8, **fields)
 
 
+def run_validated(folder: Path, strategy: str) -> None:
+    """Three samples on two processes: the last one is measured by one of them alone."""
+    run_clips(folder, held_out=held_out(), strategy=strategy, batch_size=1, max_steps=2)
+
+
 JOBS = [
     *((run_whole, 4, strategy) for strategy in STRATEGIES),
     *((run, 2, strategy) for strategy in STRATEGIES for run in (run_until_stopped, run_on)),
     (run_synchronised, 2, "ddp"),
+    *((run_validated, 2, strategy) for strategy in ("ddp", "fsdp2", "zero2")),
 ]
 
 
@@ -110,7 +117,7 @@ def _work(root: Path, number: int, run, processes: int, strategy: str) -> None:
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     store = dist.PrefixStore(f"job {number}", store)
     dist.init_process_group("gloo", store=store, rank=int(os.environ["RANK"]), world_size=processes)
-    name = "synchronised" if run is run_synchronised else strategy
+    name = {run_synchronised: "synchronised", run_validated: f"validated-{strategy}"}.get(run, strategy)
     run(folder_of(root, processes, name), strategy)
     part_processes()
 
@@ -185,6 +192,17 @@ def test_synchronised_batch_norm_sees_the_clips_of_all_processes(root, tmp_path)
     for name in ("running_mean", "running_var"):
         one, other = (state[f"model.stab.lste.norm.{name}"] for state in states)
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)  # measured worst: 2.4e-7
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2"])
+def test_validation_is_over_all_processes(root, strategy, tmp_path):
+    """Before the first step, when the processes have the same statistics of batch norm."""
+    alone = run_clips(tmp_path, held_out=held_out(), batch_size=1, accumulation=2, max_steps=2)
+    folders = folder_of(root, 2, f"validated-{strategy}"), alone
+    one, other = (json.loads((folder / "run.json").read_text())["validation"] for folder in folders)
+    assert one["before"].keys() == other["before"].keys() >= {"validation_loss", "validation_loss_no_video"}
+    assert one["after"]["step"] == 2
+    assert max(abs(one["before"][name] - other["before"][name]) for name in one["before"]) <= 1e-5
 
 
 if __name__ == "__main__":

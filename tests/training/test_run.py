@@ -28,7 +28,7 @@ from videopanda.training.run import run_stage
 from videopanda.training.stages import StageConfig
 
 SMALL = [
-    *("max_steps=4", "batch_size=2", "compile=false", "num_workers=0", "dtype=float32"),
+    *("max_steps=4", "batch_size=2", "compile=false", "num_workers=0", "dtype=float32", "validation=2"),
     *("save_steps=2", "log_steps=1", "keep_checkpoints=2"),
 ]
 STAGES = ("language", "prealign", "pretrain")

@@ -7,6 +7,7 @@ Opening reads and checks every row, and keeps eight numbers about each; a row is
 decoded, on access. So a file of any size fits, and access from many processes is safe.
 """
 
+import copy
 import hashlib
 import logging
 from array import array
@@ -38,6 +39,7 @@ class ConversationDataset:
         manifest: what `videopanda data check` wrote. Rows that it calls bad are left out. Without it, a bad row is an
             error: nothing is left out that nobody has listed.
         max_bad_share: the largest part of all rows that may be left out.
+        held_out: number of clips (files, at most a tenth of all) whose rows are not trained on but `validation()`'s.
 
     Raises:
         ValueError: bad rows that no manifest lists, or too many of them; images, which cannot be trained on; no rows.
@@ -56,6 +58,7 @@ class ConversationDataset:
         group_by_clip: bool = False,
         manifest: str | Path | None = None,
         max_bad_share: float = 0.01,
+        held_out: int = 0,
     ):
         self.num_frames, self.seed = num_frames, seed
         self.sources = open_sources(path, format, media_root)
@@ -66,11 +69,24 @@ class ConversationDataset:
         self._places = np.array([rows.source, rows.number, rows.start, rows.stop, before], np.int64).T  # (R, 5)
         self._lengths = np.array(rows.lengths, np.int64)
         keys = np.array(rows.clips, np.uint64) if group_by_clip else ids
-        kept = np.flatnonzero(shuffling.subset(keys, seed, share))
+        trained, held = shuffling.hold_out(np.array(rows.media, np.uint64), np.array(rows.media_counts), held_out)
+        self._held = keys, np.flatnonzero(held)
+        self._take(keys, np.flatnonzero(shuffling.subset(keys, seed, share) & trained))
+
+    def _take(self, keys: np.ndarray, kept: np.ndarray) -> None:
         by_key = kept[np.argsort(keys[kept], kind="stable")]
         self._keys, first = np.unique(keys[by_key], return_index=True)  # (N,) one key per sample
         self._rows, self._bounds = by_key, np.append(first, len(by_key))  # rows of sample i: bounds[i] to bounds[i + 1]
         self.set_epoch(0)
+
+    def validation(self) -> "ConversationDataset | None":
+        """The samples about clips that are held out, in an order of their own; None if there are none."""
+        keys, rows = self._held
+        if not len(rows):
+            return None
+        other = copy.copy(self)
+        other._take(keys, rows)
+        return other
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of another epoch."""
@@ -133,6 +149,11 @@ def clip_key(record: Record, source: Source) -> int:
     return shuffling.key_of(str(source.root), record.system, *map(str, record.media))
 
 
+def media_keys(record: Record) -> list[int]:
+    """64 bits for each file that a record is about, whichever part of it."""
+    return [shuffling.key_of(medium.path) for medium in record.media]
+
+
 def length_of(record: Record) -> int:
     """About how many tokens a record takes. What a clip takes depends on its shape, which nobody has looked at yet."""
     words = sum(len(text.split()) for turn in record.turns for text in turn)
@@ -146,6 +167,7 @@ class _Rows:
         self.is_listed = listed is not None
         self.source, self.number, self.start, self.stop = array("q"), array("q"), array("q"), array("q")
         self.ids, self.clips, self.lengths = array("Q"), array("Q"), array("q")
+        self.media, self.media_counts = array("Q"), array("q")  # keys of the files of all rows, and how many a row has
         self.total = self.images = 0
         self.bad: Counter[str] = Counter()
         self.first: list[str] = []
@@ -160,6 +182,7 @@ class _Rows:
                         self.first.append(f"{source.name} row {row.number}: {error}")
                     continue
                 assert isinstance(record, Record)
+                self.media.extend(media_keys(record))
                 self.images += any(medium.kind == "image" for medium in record.media)
                 for column, value in (
                     (self.source, place),
@@ -169,6 +192,7 @@ class _Rows:
                     (self.ids, shuffling.key_of(record.source, record.id)),
                     (self.clips, clip_key(record, source)),
                     (self.lengths, length_of(record)),
+                    (self.media_counts, len(record.media)),
                 ):
                     column.append(value)
 

@@ -12,6 +12,7 @@ These are plain tar files in WebDataset's convention, which its library reads, t
 each sample lies in it, so that one read of one stretch of bytes brings a sample, in any order.
 """
 
+import copy
 import hashlib
 import io
 import json
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from videopanda.data import shuffling
-from videopanda.data.conversations import ConversationDataset, length_of
+from videopanda.data.conversations import ConversationDataset, length_of, media_keys
 from videopanda.data.formats.record import Medium
 from videopanda.data.manifest import file_sha256
 from videopanda.data.sample import Sample
@@ -85,7 +86,7 @@ def _write_shard(dataset: ConversationDataset, chosen: range, path: Path) -> Non
                 else:
                     _add(tar, f"{index:09d}.{k}{place.suffix}", place.read_bytes())
             lengths = [length_of(record) for _, _, record in rows]
-            line = {"ids": content["ids"], "source": first.source, "lengths": lengths}
+            line = {"ids": content["ids"], "source": first.source, "lengths": lengths, "media": media_keys(first)}
             lines.append(json.dumps({**line, "start": start, "stop": tar.offset}))
     os.replace(part, path)
     _replace(path.with_suffix(".jsonl"), "\n".join(lines) + "\n")  # only now is the shard complete
@@ -110,6 +111,7 @@ class ShardDataset:
         folder: what `write_shards` wrote, complete.
         num_frames, seed, share: as of `ConversationDataset`.
         group_by_clip: give all conversations about a clip at once; else each is a sample of its own.
+        held_out: as of `ConversationDataset`. Shards that do not list their clips have none to hold out.
 
     Raises:
         ValueError: no such folder, or a shard that is not there yet.
@@ -124,15 +126,30 @@ class ShardDataset:
         *,
         share: float = 1.0,
         group_by_clip: bool = False,
+        held_out: int = 0,
     ):
         self.folder, self.num_frames, self.seed = Path(folder), num_frames, seed
         units = list(_units(self.folder, group_by_clip))
         keys, _ = shuffling.disambiguate_keys(np.array([unit[0] for unit in units], np.uint64))
-        kept = np.flatnonzero(shuffling.subset(keys, seed, share))
-        self._keys = keys[kept]
         # Each row: shard, start, stop, number of the conversation or -1, length.
-        self._places = np.array([unit[1:] for unit in units], np.int64).reshape(-1, 5)[kept]
+        places = np.array([unit[1:6] for unit in units], np.int64).reshape(-1, 5)
+        media = np.array([key for unit in units for key in unit[6]], np.uint64)
+        trained, held = shuffling.hold_out(media, np.array([len(unit[6]) for unit in units], np.int64), held_out)
+        self._held = keys[held], places[held]
+        kept = shuffling.subset(keys, seed, share) & trained
+        self._take(keys[kept], places[kept])
+
+    def _take(self, keys: np.ndarray, places: np.ndarray) -> None:
+        self._keys, self._places = keys, places
         self.set_epoch(0)
+
+    def validation(self) -> "ShardDataset | None":
+        """As of `ConversationDataset`."""
+        if not len(self._held[0]):
+            return None
+        other = copy.copy(self)
+        other._take(*self._held)
+        return other
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of another epoch."""
@@ -192,8 +209,8 @@ class ShardDataset:
             raise VideoReadError(name, error.reason) from error
 
 
-def _units(folder: Path, group_by_clip: bool) -> Iterator[tuple[int, int, int, int, int, int]]:
-    """(key, shard, start, stop, number of the conversation or -1 for all, length) of all that can be a sample."""
+def _units(folder: Path, group_by_clip: bool) -> Iterator[tuple[int, int, int, int, int, int, list[int]]]:
+    """(key, shard, start, stop, conversation or -1 for all, length, keys of its files) of all that can be a sample."""
     table = folder / _TABLE
     if not table.is_file():
         raise ValueError(f"{folder} has no {_TABLE}: write shards with `videopanda data shard`")
@@ -209,4 +226,5 @@ def _units(folder: Path, group_by_clip: bool) -> Iterator[tuple[int, int, int, i
                     names, lengths = names[:1], [sum(lengths)]
                 for k, (name, length) in enumerate(zip(names, lengths)):
                     key = shuffling.key_of(values["source"], name)
-                    yield key, shard, values["start"], values["stop"], -1 if group_by_clip else k, length
+                    conversation = -1 if group_by_clip else k
+                    yield key, shard, values["start"], values["stop"], conversation, length, values.get("media", [])

@@ -42,6 +42,21 @@ def disambiguate_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(before > 0, _mixed(keys + before.astype(np.uint64)), keys), before
 
 
+def hold_out(media: np.ndarray, counts: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows are for training and which for validation, two bool (R,). A row with files of both kinds is neither.
+
+    `num` of the files, at most a tenth, are held out, chosen by their keys alone: the stages of a training agree.
+
+    Args:
+        media: keys of the files of all rows, uint64, row after row.
+        counts: how many files each row has, (R,). Rows without any are for training.
+    """
+    files = np.unique(media.astype(np.uint64))
+    chosen = files[np.argsort(hash_keys(files, 0))[: min(num, len(files) // 10)]]
+    held = np.bincount(np.repeat(np.arange(len(counts)), counts), np.isin(media, chosen), minlength=len(counts))
+    return held == 0, (held == counts) & (held > 0)
+
+
 def subset(keys: np.ndarray, seed: int, share: float) -> np.ndarray:
     """Which keys belong to the subset, bool (N,): about `share` of them, all for a share of 1."""
     return hash_keys(keys, seed) < share * _FULL if share < 1 else np.ones(len(keys), bool)

@@ -37,6 +37,10 @@ class StallWatch(TrainerCallback):
         """The batch is there."""
         self._moved(in_step=True)
 
+    def on_prediction_step(self, args, state, control, **kwargs):
+        """A batch of validation is done."""
+        self._moved(in_step=True)
+
     def on_step_end(self, args, state, control, **kwargs):
         """The step is made; now the next batch is waited for."""
         self._moved(in_step=False)

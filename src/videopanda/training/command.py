@@ -51,7 +51,8 @@ def train(stage: str, config: str, set_: list[str], model: Path | None, output: 
     if settings.lora_rank:
         start = add_adapter(start, settings)
     task, collator = make_task(settings, start, processor, model)
-    return run_stage(settings, start, processor, dataset, folder, resume, task, collator)
+    held_out = make_validation(settings, dataset)
+    return run_stage(settings, start, processor, dataset, folder, resume, task, collator, held_out)
 
 
 def own_settings(data: str, media_root: Path | None, lora: bool, quantize: bool) -> list[str]:
@@ -169,6 +170,16 @@ def _load_head(head: torch.nn.Module, folder: Path | None) -> None:
     head.load_state_dict(found)
 
 
+def make_validation(settings: StageConfig, dataset: Any) -> Any:
+    """The samples that are held out of `make_dataset`, or None where there are none."""
+    if not settings.held_out:
+        return None
+    held_out = dataset.validation(settings.held_out) if settings.data == "scenes" else dataset.validation()
+    if held_out is None:
+        logger.info("%-16snone: the data have fewer than ten clips", "validation")
+    return held_out
+
+
 def make_dataset(settings: StageConfig) -> Any:
     """The samples of a stage, in their final order."""
     if settings.data != "scenes":
@@ -178,7 +189,14 @@ def make_dataset(settings: StageConfig) -> Any:
         if Path(settings.data, "shards.json").is_file():
             if settings.manifest:
                 raise ValueError("shards are written without bad rows: pass the manifest to `videopanda data shard`")
-            return ShardDataset(settings.data, settings.num_frames, settings.seed, share=share, group_by_clip=group)
+            return ShardDataset(
+                settings.data,
+                settings.num_frames,
+                settings.seed,
+                share=share,
+                group_by_clip=group,
+                held_out=settings.held_out,
+            )
         return ConversationDataset(
             settings.data,
             settings.media_root,
@@ -189,6 +207,7 @@ def make_dataset(settings: StageConfig) -> Any:
             group_by_clip=group,
             manifest=settings.manifest or None,
             max_bad_share=settings.max_bad_share,
+            held_out=settings.held_out,
         )
     if not settings.max_steps:
         raise ValueError("scenes are endless: say how long to train with --set max_steps=N")

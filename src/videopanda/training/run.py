@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,7 @@ from transformers import TrainingArguments
 from videopanda.checkpoints import checksums
 from videopanda.data.collate import Collator
 from videopanda.data.loader import EpochDataset
+from videopanda.data.sample import Sample
 from videopanda.models.videopanda.modeling_videopanda_layers import MaskedBatchNorm
 from videopanda.training.adapter import ADAPTER, merge
 from videopanda.training.callbacks import RunStoppedError, StallWatch, StopOnSignal
@@ -33,6 +34,7 @@ from videopanda.training.packing import adds_masks, checked_windows, packing_rep
 from videopanda.training.stages import StageConfig
 from videopanda.training.tasks import Task, VideoLanguage
 from videopanda.training.trainer import MetricsFile, StageTrainer, TaskModule, complete_checkpoints
+from videopanda.training.validation import MAX_SAMPLES, line_of
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +54,14 @@ def run_stage(
     resume: bool = False,
     task: Task | None = None,
     collator: Collator | None = None,
+    validation: Sequence[Sample] | None = None,
 ) -> Path:
     """Train `model` on `dataset` (of `Sample`s) as `stage` says and save it, with its processor, in `output`.
 
     Args:
         task: what a step computes; default cross-entropy and alignment with the weights of the stage.
         collator: makes its batches; default `make_collator(stage, processor)`.
+        validation: samples held out of `dataset`, on which loss and accuracy are measured ten times and at the end.
 
     Raises:
         ValueError: `output` holds a run and `resume` is not set, or a run of other settings or data.
@@ -87,7 +91,12 @@ def run_stage(
     if stage.gradient_checkpointing:
         model.activation_checkpointing_enable()
     metrics, stop = MetricsFile(output / "metrics.jsonl"), StopOnSignal()
-    args = arguments(stage, output, wrapped=[type(model.get_decoder().layers[0]).__name__])
+    args = arguments(
+        stage, output, [type(model.get_decoder().layers[0]).__name__], "no" if validation is None else "steps"
+    )
+    args.eval_on_start = validation is not None and not complete_checkpoints(output)
+    if validation is not None:
+        logger.info("%-16s%d samples that are not trained on", "validation", min(len(validation), MAX_SAMPLES))
     content = dataset.content()
     if (output / "run.json").exists():
         check_settings(output, stage, content, args.world_size)
@@ -97,6 +106,7 @@ def run_stage(
         args=args,
         dataset=dataset,
         collator=collator,
+        validation=validation,
         processing_class=processor,
         callbacks=[metrics, stop, *watch],
         stage=stage,
@@ -108,6 +118,7 @@ def run_stage(
         write_run_file(output, stage, reports, data, args.world_size)
         metrics.rewind(int(checkpoints[-1].name.partition("-")[2]) if checkpoints else 0)
     trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+    measured = trainer.measured()
     shutil.rmtree(output / "reading", ignore_errors=True)
     if stop.stopped:
         raise RunStoppedError(f"stopped behind step {trainer.state.global_step}: go on with --resume")
@@ -120,6 +131,11 @@ def run_stage(
         if stage.lora_rank:
             merge(Path(model.config._name_or_path), output / ADAPTER).save_pretrained(output)
             processor.save_pretrained(output)
+        if measured:
+            record = json.loads((output / "run.json").read_text(encoding="utf-8"))
+            text = json.dumps({**record, "validation": measured}, indent=2)
+            (output / "run.json").write_text(text + "\n", encoding="utf-8")
+            logger.info("%s", line_of(measured["after"]))
         checksums.record(output)
         plot_curves(output / "metrics.jsonl", output / "curves.png", title=stage.stage)
     return output
@@ -152,7 +168,9 @@ def make_collator(stage: StageConfig, processor: Any, **fields: Any) -> Collator
     )
 
 
-def arguments(stage: StageConfig, output: Path, wrapped: Sequence[str] = ()) -> TrainingArguments:
+def arguments(
+    stage: StageConfig, output: Path, wrapped: Sequence[str] = (), evaluate: Literal["no", "steps"] = "no"
+) -> TrainingArguments:
     """What the Trainer reads of a stage. `wrapped` names the classes of layers that FSDP shards each by itself."""
     cuda, several = torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1")) > 1  # as launchers say it
     sharded: dict[str, Any] = {}
@@ -182,7 +200,10 @@ def arguments(stage: StageConfig, output: Path, wrapped: Sequence[str] = ()) -> 
         dataloader_pin_memory=cuda,
         remove_unused_columns=False,
         logging_steps=stage.log_steps,
+        logging_nan_inf_filter=False,
         save_steps=stage.save_steps,
+        eval_strategy=evaluate,
+        eval_steps=0.1,  # of the run
         seed=stage.seed,
         report_to=stage.loggers,
         disable_tqdm=False,

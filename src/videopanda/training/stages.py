@@ -31,6 +31,7 @@ class StageConfig:
     group_by_clip: bool = False  # all conversations about a clip in one row
     manifest: str = ""  # of `videopanda data check`: what it calls bad is left out
     max_bad_share: float = 0.01  # larger parts of all rows are not left out, but an error
+    validation: int = 64  # clips (at most a tenth of all) held out to measure loss and accuracy on; 0 = none
     num_frames: int = 8  # frames that the model sees of every clip
     max_length: int = 2048  # tokens per row; conversations that do not fit are left out whole
     system_prompt: str = ""  # in front of every conversation; "" = what the chat template says by itself
@@ -104,6 +105,8 @@ class StageConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.quantize != "none" and not self.lora_rank:
             raise ValueError("quantized weights cannot be trained: set lora_rank, too")
+        if self.validation < 0:
+            raise ValueError(f"validation must be a number of clips, 0 for none, not {self.validation}")
         if self.global_batch < 0:
             raise ValueError(f"global_batch must not be negative, it is {self.global_batch}")
         if not 0 < self.data_share <= 1:
@@ -165,6 +168,11 @@ class StageConfig:
                 f"{processes} processes): change batch_size or global_batch, or set global_batch=0"
             )
         return replace(self, accumulation=self.global_batch // at_once)
+
+    @property
+    def held_out(self) -> int:
+        """Clips to hold out: none where no text is learned, or with zero3, whose ranks must encode alike."""
+        return self.validation if self.text_weight and self.strategy != "zero3" else 0
 
     @property
     def loggers(self) -> list[str]:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from transformers import Trainer, TrainerCallback
 from videopanda.checkpoints.tensors import CheckpointError, find_tensors
 from videopanda.data.collate import Collator
 from videopanda.data.loader import Batch, BatchStream, EpochDataset, Loader, make_loader
+from videopanda.data.sample import Sample
 from videopanda.data.shuffling import key_of
 from videopanda.training.freezing import parameter_groups, vision_modules
 from videopanda.training.stages import StageConfig
 from videopanda.training.tasks import Task
+from videopanda.training.validation import CONDITIONS, ValidationBatches, answer_sums, named
 
 HEAD_FILE = "distillation_head.safetensors"  # as `videopanda convert` writes it
 _ADAPTER_FILE = "adapter_model.safetensors"
@@ -47,13 +49,15 @@ class TaskModule(nn.Module):
         self.task, self.seed = task, seed
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Named losses of a batch; `number` is its number in the whole run."""
+        """Named losses of a batch, whose `number` in the whole run it holds; in evaluation, sums over its answers."""
         batch = dict(batch)
-        torch.manual_seed(key_of(str(self.seed), str(batch.pop("number"))) >> 1)
+        number = batch.pop("number")
+        if self.training:
+            torch.manual_seed(key_of(str(self.seed), str(number)) >> 1)
         if dist.is_initialized() and "pixel_values_videos" not in batch and vision_modules(self.model):
             # All ranks must run the same modules in the same order, also with no clip in the batch: one of no frames.
             batch |= {name: tensor.to(batch["input_ids"].device) for name, tensor in self.model.no_video().items()}
-        return self.task.step(self.model, batch)
+        return self.task.step(self.model, batch) if self.training else {"sums": answer_sums(self.model, batch)}
 
     def save(self, folder: Path, processor: Any, state: Mapping[str, Tensor] | None = None) -> None:
         """Write model, head and processor. `state` is this module's, where the parameters here are only shards."""
@@ -109,13 +113,22 @@ def read_weights(model: nn.Module, folder: Path) -> None:
 class StageTrainer(Trainer):
     """One learning rate per part, a data loader that resumes at the exact batch, checkpoints complete or ignored."""
 
-    def __init__(self, model: TaskModule, stage: StageConfig, dataset: EpochDataset, collator: Collator, **kwargs: Any):
-        self.stage, self.dataset, self.collator = stage, dataset, collator
+    def __init__(
+        self,
+        model: TaskModule,
+        stage: StageConfig,
+        dataset: EpochDataset,
+        collator: Collator,
+        validation: Sequence[Sample] | None = None,
+        **kwargs: Any,
+    ):
+        self.stage, self.dataset, self.collator, self.validation = stage, dataset, collator, validation
         self.module = model
-        self.loss_sums: dict[str, float] = {}
+        self.loss_sums: dict[str, Tensor] = {}  # since the last log, on the device: reading one waits for the step
+        self.losses = 0
         self.loader: Loader | None = None
         self.clock = time.monotonic()
-        super().__init__(model=model, train_dataset=dataset, **kwargs)
+        super().__init__(model=model, train_dataset=dataset, eval_dataset=validation, **kwargs)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Shard on CPUs too: torch supports it, but accelerate silently ignores FSDP there.
@@ -158,6 +171,8 @@ class StageTrainer(Trainer):
     def _init_training_state(self, *args: Any) -> tuple[int, int]:
         """Resume after the last batch of the checkpoint: the loader knows its position, so no batch is read twice."""
         epochs, batches = super()._init_training_state(*args)
+        if self.state.global_step >= args[0]:  # the last step is made: no epoch is left
+            return args[2], 0
         if batches:
             file = Path(args[3], f"loader_{self.args.process_index}_of_{self.args.world_size}.pt")
             assert self.loader is not None
@@ -181,22 +196,61 @@ class StageTrainer(Trainer):
             losses = model(inputs)
         for name, value in losses.items():
             if name != "loss":
-                self.loss_sums[name] = self.loss_sums.get(name, 0.0) + value.item()
+                self.loss_sums[name] = self.loss_sums.get(name, 0.0) + value.detach().float()
+        self.losses += 1
         return (losses["loss"], None) if return_outputs else losses["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the task's losses, averaged over all processes and steps since the last log."""
         if "loss" in logs:
-            steps = self.stage.log_steps * self.stage.accumulation
-            sums = torch.tensor(list(self.loss_sums.values()), dtype=torch.float64, device=self.args.device)
-            means = self.accelerator.reduce(sums, "mean") / steps
-            logs |= dict(zip(self.loss_sums, means.tolist()))
-            self.loss_sums.clear()
+            if self.loss_sums:
+                means = self.accelerator.reduce(torch.stack([*self.loss_sums.values()]), "mean") / self.losses
+                logs |= dict(zip(self.loss_sums, means.tolist()))
+            self.loss_sums, self.losses = {}, 0
             now = time.monotonic()
             rows = self.stage.log_steps * self.stage.accumulation * self.stage.batch_size * self.args.world_size
             logs["rows_per_second"] = rows / (now - self.clock)
             self.clock = now
         super().log(logs, start_time)
+
+    # -- validation ----------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Loss and accuracy on the held-out samples, over all processes (`videopanda.training.validation`)."""
+        assert self.validation is not None
+        start, model = time.monotonic(), self.model_wrapped
+        place = self.args.process_index, self.args.world_size
+        batches = ValidationBatches(self.validation, self.collator, self.stage.batch_size, *place)
+        sums: dict[str, Tensor] = {}
+        model.eval()
+        # Compiled for training; to compile again for this would cost more than it saves.
+        with torch.compiler.set_stance("force_eager"), self.accelerator.autocast():
+            for counts, by_condition in batches.read(self.stage.num_workers):
+                for suffix, batch in by_condition.items():
+                    found = model(self._prepare_inputs({**batch, "number": 0}))["sums"]
+                    sums[suffix] = sums.get(suffix, 0.0) + found * counts
+                self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        model.train()
+        metrics: dict[str, float] = {}
+        for suffix in CONDITIONS:  # the same reductions on all processes, whichever of them had clips
+            total = self.accelerator.reduce(torch.as_tensor(sums.get(suffix, torch.zeros(5)), device=self.args.device))
+            if total[1]:
+                metrics |= named(total, suffix)
+        self.log(metrics)
+        self.clock += time.monotonic() - start  # no time of training
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def measured(self) -> dict[str, dict[str, float]]:
+        """What validation found first and last, empty without validation; measured now where the end is missing."""
+        if self.validation is None:
+            return {}
+        found = [entry for entry in self.state.log_history if "validation_loss" in entry]
+        if not found or found[-1]["step"] != self.state.global_step:
+            self.evaluate()
+            found = [entry for entry in self.state.log_history if "validation_loss" in entry]
+        ends = {"before": found[0], "after": found[-1]}
+        return {name: {k: v for k, v in entry.items() if k != "epoch"} for name, entry in ends.items()}
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

@@ -5,7 +5,7 @@ dataset[0].videos[0].frames.shape, dataset[0].conversations
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -91,6 +91,10 @@ class ScenesDataset:
     def files(self, index: int) -> list[str]:
         """Nothing is read; the name of the scene."""
         return [f"scene {self.split}-{self.seed}-{index}"]
+
+    def validation(self, num: int) -> "ScenesDataset":
+        """`num` scenes of the split that is never trained on, at full difficulty."""
+        return replace(self, num=num, split="validation", ramp=0.0)
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.num:

@@ -1,0 +1,113 @@
+"""Loss and accuracy on clips that are held out of training, with and without the video.
+
+Answers are teacher-forced: `validation_accuracy` is the share of answers of which every token is the most likely one,
+which are those that greedy decoding gives word for word; `validation_token_accuracy` is that of single tokens. The same
+with the suffix `_no_video`, for the questions alone: what a model knows without looking.
+"""
+
+import copy
+import gc
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from videopanda.data.collate import IGNORE, Collator
+from videopanda.data.sample import Sample
+
+MAX_SAMPLES = 256  # that one evaluation looks at
+CONDITIONS = {"": "with the video", "_no_video": "without"}
+
+
+class ValidationBatches(Dataset):
+    """Batches of held-out samples for one process, by condition (the suffixes of the metrics).
+
+    Every process gets as many; one that has no samples left repeats its first, to be left out of the sums.
+
+    Args:
+        samples: held-out samples, the same on all processes; the first `MAX_SAMPLES` are used.
+        collator: of the training; its batches lose what only training needs.
+        batch_size: samples per process.
+        rank, world_size: which of the processes this is.
+    """
+
+    def __init__(self, samples: Sequence[Sample], collator: Collator, batch_size: int, rank: int, world_size: int):
+        self.samples, self.count = samples, min(len(samples), MAX_SAMPLES)
+        self.collator = copy.copy(collator)
+        self.collator.teacher_processor = self.collator.teacher_features = self.collator.flip_seed = None
+        self.collator.cell_words, self.collator.pad_to = False, None
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+
+    def __len__(self) -> int:
+        return -(-self.count // (self.batch_size * self.world_size))
+
+    def __getitem__(self, step: int) -> tuple[bool, dict[str, Any]]:
+        """Whether the batches of a step count, and the batches."""
+        start = (step * self.world_size + self.rank) * self.batch_size
+        places = range(start, min(start + self.batch_size, self.count))
+        samples = [self.samples[i] for i in places or [0]]
+        batches = {"": self.collator(samples)}
+        if hasattr(self.collator.processor, "video_processor"):
+            batches["_no_video"] = self.collator([without_videos(sample) for sample in samples])
+        return bool(places), batches
+
+    def read(self, num_workers: int) -> Iterator[tuple[bool, dict[str, Any]]]:
+        """All steps, read by some workers."""
+        gc.freeze()  # workers are forks, see `data.loader.Loader`
+        try:
+            return iter(DataLoader(self, batch_size=None, num_workers=num_workers))
+        finally:
+            gc.unfreeze()
+
+
+def without_videos(sample: Sample) -> Sample:
+    """The sample as text alone: no clips, and no `<video>` or `<image>` where they were."""
+    turns = [
+        tuple((re.sub(r"<(video|image)>\n?", "", question), answer) for question, answer in conversation)
+        for conversation in sample.conversations
+    ]
+    return replace(sample, videos=(), conversations=tuple(turns))
+
+
+def answer_sums(model: Any, batch: Mapping[str, Any]) -> Tensor:
+    """Sums over the supervised answers of a batch, float (5,): loss, tokens, right tokens, answers, right answers."""
+    batch = dict(batch)
+    targets = batch.pop("labels")[:, 1:]
+    known = targets != IGNORE
+    kept = known.any(0).nonzero().squeeze(1)  # the head runs on these positions only
+    logits = model(**batch, logits_to_keep=kept, use_cache=False).logits.float()
+    never = model.generation_config.suppress_tokens or []  # placeholders, as in the training loss
+    logits[..., never] = float("-inf")
+    targets_kept, known_kept = targets[:, kept], known[:, kept]
+    right = (logits.argmax(-1) == targets_kept)[known_kept]
+    loss = F.cross_entropy(logits[known_kept], targets_kept[known_kept], reduction="sum")
+    starts = known & ~F.pad(known, (1, 0))[:, :-1]
+    answer = starts.flatten().cumsum(0)[known.flatten()] - 1  # of each supervised token
+    count = int(starts.sum())
+    # `answer` and `right` are in the same order: the columns that `kept` drops hold no supervised token.
+    wrong = torch.zeros(count, device=right.device).index_add(0, answer, (~right).float())
+    return torch.stack([loss, loss.new_tensor(right.numel()), right.sum(), loss.new_tensor(count), (wrong == 0).sum()])
+
+
+def named(sums: Tensor, suffix: str) -> dict[str, float]:
+    """Metrics of one condition from its sums."""
+    loss, tokens, right_tokens, answers, right_answers = sums.tolist()
+    values = {"loss": loss / tokens, "accuracy": right_answers / answers, "token_accuracy": right_tokens / tokens}
+    return {f"validation_{name}{suffix}": value for name, value in values.items()}
+
+
+def line_of(metrics: Mapping[str, float]) -> str:
+    """The metrics in words, for the log."""
+    parts = [
+        f"{words}: loss {metrics[f'validation_loss{suffix}']:.4f}, "
+        f"answers right {metrics[f'validation_accuracy{suffix}']:.1%}, "
+        f"tokens right {metrics[f'validation_token_accuracy{suffix}']:.1%}"
+        for suffix, words in CONDITIONS.items()
+        if f"validation_loss{suffix}" in metrics
+    ]
+    return f"{'validation':<16}{'; '.join(parts)}"
