@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from videopanda.models.generation import splice
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -57,7 +59,7 @@ def prefill(model: Any, ids_BN: Tensor, mask_BN: Tensor, features_VE: Tensor, ch
     """
     inner, size = model.model, chunk or ids_BN.shape[1]
     embeds_BNE = inner.get_input_embeddings()(ids_BN)
-    embeds_BNE = inner.splice(embeds_BNE, ids_BN, model.config.video_token_id, features_VE, "video")
+    embeds_BNE = splice(embeds_BNE, ids_BN, model.config.video_token_id, features_VE, "video")
     positions_BN = (mask_BN.cumsum(1) - 1).clamp(min=0)
     cache = None
     for start in range(0, ids_BN.shape[1], size):
