@@ -6,18 +6,22 @@ videopanda answer clip.mp4 "How many objects are there in total?"
 
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from videopanda.cli.bench import bench_app
+from videopanda.cli.checks import require_checkpoint, require_video, seconds
 from videopanda.cli.data import data_app
+from videopanda.cli.errors import run
 from videopanda.cli.evaluate import evaluate_app
 from videopanda.cli.options import (
     AsJson,
     Cache,
     CacheSize,
+    Device,
     Family,
     MaxNewTokens,
     Model,
@@ -42,6 +46,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 scenes_app = typer.Typer(
     help="Scenes: a generated world with exact answers, for training and tests.", no_args_is_help=True
@@ -53,8 +58,24 @@ app.add_typer(bench_app, name="bench")
 
 _ASSETS = Path(__file__).parents[1] / "assets"
 
-Start = Annotated[float | None, typer.Option("--start", metavar="S", help="Start of the range, in seconds.")]
-End = Annotated[float | None, typer.Option("--end", metavar="S", help="End of the range, in seconds.")]
+Start = Annotated[
+    float | None, typer.Option("--start", metavar="S", parser=seconds, help="Start of the range, in seconds.")
+]
+End = Annotated[float | None, typer.Option("--end", metavar="S", parser=seconds, help="End of the range, in seconds.")]
+
+
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        print(version("videopanda"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
 
 
 @app.command("answer")
@@ -65,6 +86,7 @@ def answer_verb(
     num_frames: NumFrames = None,
     start: Start = None,
     end: End = None,
+    device: Device = None,
     cache: Cache = None,
     cache_size: CacheSize = "10GiB",
     max_new_tokens: MaxNewTokens = 64,
@@ -84,6 +106,8 @@ def answer_verb(
 
     Example:  videopanda answer clip.mp4 "Which way does the red circle move?" --json
     """
+    require_checkpoint(model)
+    require_video(video, start, end, question)
     from videopanda.inference.answer import ask
     from videopanda.inference.generation import Generation
     from videopanda.inference.quantize import quantize
@@ -91,7 +115,7 @@ def answer_verb(
 
     ways = Generation(static_cache, prompt_lookup, prefill_chunk)
     kept = VisualCache(cache, size_in_bytes(cache_size)) if cache else None
-    network, processor = load_model(model)
+    network, processor = load_model(model, device)
     if quantize_to:
         quantize(network, quantize_to)
     (answer,) = ask(
@@ -121,14 +145,17 @@ def chat_verb(
     num_frames: NumFrames = None,
     start: Start = None,
     end: End = None,
+    device: Device = None,
 ) -> None:
     """Chat about a video: one question per line; an empty line ends the chat.
 
     Example:  videopanda chat clip.mp4
     """
+    require_checkpoint(model)
+    require_video(video, start, end)
     from videopanda.inference.answer import Chat
 
-    network, processor = load_model(model)
+    network, processor = load_model(model, device)
     chat = Chat(network, processor, video, num_frames=num_frames, start=start, end=end)
     while question := _read_question():
         print(chat.ask(question).answer, flush=True)
@@ -325,21 +352,8 @@ def verify_verb(
 
 
 def main() -> None:
-    """Run the command; a user error becomes one line on stderr and exit code 2."""
-    try:
-        app(prog_name="videopanda")
-    except SystemExit:
-        raise
-    except _user_errors() as error:  # evaluated only when something went wrong
-        reason = str(error).strip().splitlines()
-        print(f"videopanda: error: {reason[0] if reason else type(error).__name__}", file=sys.stderr)
-        sys.exit(2)
-
-
-def _user_errors() -> tuple[type[Exception], ...]:
-    from videopanda.video.read import VideoReadError
-
-    return VideoReadError, ValueError, OSError
+    """Run the command."""
+    run(app)
 
 
 def _read_question() -> str:

@@ -13,11 +13,11 @@ def require_extra(extra: str, *modules: str) -> None:
     """See that the modules of an optional dependency are installed."""
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
-        raise ValueError(f"this needs {missing[0]}: pip install 'videopanda\\[{extra}]'")
+        raise ValueError(f"this needs {missing[0]}: pip install 'videopanda[{extra}]'")
 
 
 def require_checkpoint(folder: Path | None) -> None:
-    """See that a folder can be a checkpoint; None is the bundled one."""
+    """See that a folder can be a checkpoint with whole files of weights; None is the bundled one."""
     if folder is None:
         return
     if not folder.is_dir():
@@ -31,6 +31,55 @@ def require_checkpoint(folder: Path | None) -> None:
         json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{folder} is not a videopanda checkpoint: its config.json is damaged") from error
+    for file in sorted(folder.glob("*.safetensors")):
+        if not _is_whole(file):
+            raise ValueError(f"{file} is damaged or cut off: download or copy it again")
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a safetensors file has a readable header and all the bytes that it speaks of."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if not 0 < length <= min(size - 8, 100 << 20):
+            return False
+        try:
+            header = json.loads(opened.read(length))
+            ends = [int(tensor["data_offsets"][1]) for name, tensor in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return False
+    return size == 8 + length + max(ends, default=0)
+
+
+def require_video(
+    video: Path, start: float | None = None, end: float | None = None, question: str | None = None
+) -> None:
+    """See that a clip and a range in it can be read, and that there is a question, if one is needed."""
+    if video.parts and video.parts[0] in ("http:", "https:"):
+        raise ValueError("only local files are read: download the video first, for example with  curl -O URL")
+    if not video.exists():
+        swapped = question is not None and Path(question).is_file()
+        raise FileNotFoundError(
+            f"no video at {video}" + ": the video comes first, then the question" * swapped,
+        )
+    if question is not None and not question.strip():
+        raise ValueError("the question is empty")
+    from videopanda.video.read import read_video
+
+    read_video(video, num_frames=1, start=start, end=end, decoder="pyav")
+
+
+def seconds(text: str) -> float:
+    """A moment in seconds, written as such or as a clock shows it: 90.5, 1:30.5, 1:02:03."""
+    total = 0.0
+    try:
+        for part in text.split(":"):
+            total = 60 * total + float(part)
+    except ValueError:
+        total = -1.0
+    if text.count(":") > 2 or not 0 <= total < float("inf"):
+        raise ValueError(f"a time is written in seconds, or as 1:30, not {text!r}")
+    return total
 
 
 def listen(host: str, port: int) -> socket.socket:

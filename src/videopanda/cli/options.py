@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from videopanda.cli.checks import require_checkpoint
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -50,14 +52,15 @@ CacheSize = Annotated[
 Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the scenes.")]
 
 
-def load_model(model: Path | None) -> Any:
+def load_model(model: Path | None, device: str | None = None) -> Any:
     """Load the model and its processor; say so when it is the bundled one."""
+    require_checkpoint(model)
     from videopanda.inference.load import load
 
     quiet()
     if model is None:
         print("videopanda: using the bundled nano model, trained on moving shapes only (see --model)", file=sys.stderr)
-    return load(model)
+    return load(model, device)
 
 
 def size_in_bytes(text: str) -> int:

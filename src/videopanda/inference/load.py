@@ -23,6 +23,17 @@ def load(model: str | Path | None = None, device: str | None = None) -> tuple[An
         ValueError: the folder holds something else, or not all of a checkpoint.
     """
     folder = BUNDLED_MODEL if model is None else Path(model)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network, processor = load_checkpoint(folder, torch.float32 if device == "cpu" else "auto")
     return network.to(device).eval(), processor
+
+
+def _usable(device: str) -> str:
+    """The name of a device that is here. Raises ValueError."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}: use cpu, cuda or cuda:1") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device} is not available: torch {torch.__version__} finds no GPU; use cpu")
+    return device

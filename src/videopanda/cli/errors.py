@@ -1,0 +1,73 @@
+"""How the command ends: a user's mistake is one line on stderr that names the fix, and exit code 2."""
+
+import sys
+from typing import Any
+
+import typer
+
+UsageError: Any = typer.BadParameter.__mro__[1]  # typer exports this subclass of it only
+
+# The optional dependencies (extras) by the modules that they bring.
+_EXTRAS = {
+    **dict.fromkeys(("fastapi", "uvicorn", "multipart", "prometheus_client"), "serve"),
+    **dict.fromkeys(("peft", "torchdata", "sentencepiece", "google", "tensorboard", "matplotlib"), "train"),
+    **dict.fromkeys(("openai", "pyarrow"), "eval"),
+    **{"torchcodec": "video", "ray": "ray", "deepspeed": "deepspeed", "bitsandbytes": "qlora"},
+    **dict.fromkeys(("trackio", "wandb"), "loggers"),
+}
+
+
+def run(app: typer.Typer) -> None:
+    """Run the command and exit."""
+    try:
+        code = app(prog_name="videopanda", standalone_mode=False)
+    except typer.Abort:
+        sys.exit(1)
+    except (UsageError, *_user_errors()) as error:
+        line = _explained(error)
+        if line is None:
+            raise
+        print(f"videopanda: error: {line}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    """What users can cause. Errors of torch count where torch was loaded; nothing is loaded for their sake."""
+    found: list[type[Exception]] = [ValueError, OSError, ImportError, MemoryError]
+    for module, name in (
+        ("videopanda.video.read", "VideoReadError"),
+        ("safetensors", "SafetensorError"),
+        ("torch", "OutOfMemoryError"),
+    ):
+        if module in sys.modules:
+            found.append(getattr(sys.modules[module], name))
+    return tuple(found)
+
+
+def _explained(error: Exception) -> str | None:
+    """The line that a user reads; None for what is a fault of this program."""
+    if isinstance(error, UsageError):
+        return _usage(error)
+    if isinstance(error, ImportError):
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        return extra and f"this needs {error.name}: pip install 'videopanda[{extra}]'"
+    reason = str(error).strip().splitlines()
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory: {reason[0] if reason else 'use fewer frames or a smaller batch'}"
+    return reason[0] if reason else type(error).__name__
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with the command line, and what there is instead."""
+    text = " ".join(error.format_message().split())
+    command = error.ctx.command if error.ctx else None
+    if command is None or "Did you mean" in text or "ossible options" in text:
+        return text
+    text = text.rstrip(".")
+    if text.startswith("No such command"):
+        return f"{text}; there are {', '.join(sorted(command.commands))}"
+    if text.startswith("No such option"):
+        options = [param.opts[0] for param in command.params if param.opts[0].startswith("--")]
+        return f"{text}; there are {', '.join(options)}"
+    return f"{text}; see  {error.ctx.command_path} --help"
