@@ -13,7 +13,15 @@ from typing import Annotated, Any
 import typer
 
 from videopanda.cli.bench import bench_app
-from videopanda.cli.checks import require_checkpoint, require_video, seconds
+from videopanda.cli.checks import (
+    require_checkpoint,
+    require_device,
+    require_new,
+    require_paths,
+    require_settings,
+    require_video,
+    seconds,
+)
 from videopanda.cli.data import data_app
 from videopanda.cli.errors import run
 from videopanda.cli.evaluate import evaluate_app
@@ -107,6 +115,7 @@ def answer_verb(
     Example:  videopanda answer clip.mp4 "Which way does the red circle move?" --json
     """
     require_checkpoint(model)
+    require_device(device)
     require_video(video, start, end, question)
     from videopanda.inference.answer import ask
     from videopanda.inference.generation import Generation
@@ -152,6 +161,7 @@ def chat_verb(
     Example:  videopanda chat clip.mp4
     """
     require_checkpoint(model)
+    require_device(device)
     require_video(video, start, end)
     from videopanda.inference.answer import Chat
 
@@ -205,6 +215,8 @@ def scenes_make_verb(
 
     Example:  videopanda scenes make data/scenes --num 1000 --seed 0
     """
+    if out.is_dir() and any(out.iterdir()) and not (out / "scenes.json").exists():
+        raise ValueError(f"{out} holds other files: choose a new folder")
     from videopanda.data.worlds.scenes.make import make
 
     folder = make(out, num, seed, split)
@@ -238,6 +250,10 @@ def init_verb(
 
     Every field of the configuration can be set:  videopanda init --backbone DIR --set stab.row_tokens=false out/fresh
     """
+    require_settings(set_)
+    if chat_template not in (None, "vicuna"):
+        require_paths(chat_template)
+    require_new(out)
     from videopanda.models.families import DEFAULT
     from videopanda.models.fields import parse_settings
     from videopanda.training.build import make_checkpoint
@@ -284,6 +300,8 @@ def export_verb(
 
     Example:  videopanda export out/finetune out/for_the_hub
     """
+    require_checkpoint(checkpoint)
+    require_new(out)
     from videopanda.checkpoints.export import export
 
     files = export(checkpoint, out)
@@ -304,6 +322,8 @@ def convert_verb(
 
     Example:  videopanda convert Video-Panda-7B/videopanda_fitu out/video-panda-7b
     """
+    require_paths(source)
+    require_new(target)
     from videopanda.checkpoints.conversion_report import lines, table
     from videopanda.checkpoints.convert import convert
 
@@ -337,6 +357,8 @@ def verify_verb(
 
     Example:  videopanda verify out/video-panda-7b
     """
+    require_checkpoint(checkpoint)
+    require_paths(against)
     from videopanda.checkpoints.verify import tables, verify
 
     quiet()

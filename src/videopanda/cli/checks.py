@@ -5,6 +5,7 @@ They raise ValueError or OSError, which `cli.app` prints.
 
 import json
 import socket
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -49,6 +50,33 @@ def _is_whole(file: Path) -> bool:
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             return False
     return size == 8 + length + max(ends, default=0)
+
+
+def require_device(device: str | None) -> None:
+    """See that the torch that is installed can use a device at all; whether there is one is torch's to say."""
+    if device is not None and device.startswith("cuda") and version("torch").endswith("+cpu"):
+        raise ValueError(f"device {device} is not available: torch {version('torch')} is built for CPUs; use cpu")
+
+
+def require_paths(*paths: Path | str | None) -> None:
+    """See that what is to be read exists."""
+    for path in paths:
+        if path is not None and not Path(path).exists():
+            raise FileNotFoundError(f"no such file or folder: {path}")
+
+
+def require_new(*outputs: Path) -> None:
+    """See that folders to be written are not there yet."""
+    for output in outputs:
+        if output.exists():
+            raise ValueError(f"{output} already exists: choose a new folder")
+
+
+def require_settings(settings: list[str] | None) -> None:
+    """See that each is KEY=VALUE."""
+    for setting in settings or []:
+        if "=" not in setting:
+            raise ValueError(f"--set {setting}: write it as key=value")
 
 
 def require_video(

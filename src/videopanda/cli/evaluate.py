@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from videopanda.cli.checks import require_checkpoint, require_paths
 from videopanda.cli.options import (
     AsJson,
     Cache,
@@ -127,6 +128,11 @@ def predict_verb(
 
     Example:  videopanda evaluate predict mvbench MVBench/json --media-root MVBench/video --output full.jsonl
     """
+    from videopanda.evaluation.benchmarks.table import benchmark
+
+    benchmark(bench)
+    require_paths(path, media_root, prompts)
+    require_checkpoint(model)
     from videopanda.evaluation.predict import PredictJob, predict
     from videopanda.evaluation.processes import distributed_rank
     from videopanda.evaluation.prompts import read_prompts

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.checks import listen, require_checkpoint, require_extra
+from videopanda.cli.checks import listen, require_checkpoint, require_device, require_extra
 from videopanda.cli.options import Device, Model, quiet
 
 
@@ -98,6 +98,7 @@ def serve_verb(
     from videopanda.serving.uploads import FileLimits, FileStore, default_files
 
     require_checkpoint(model)
+    require_device(device)
     keys = [*(api_key or []), *(_keys(api_keys) if api_keys else [])]
     hosts, origins = _names(host, public_url, allow_origin or [], bool(keys))
     if media_root is not None and not media_root.is_dir():

@@ -5,11 +5,14 @@ from typing import Annotated
 
 import typer
 
+from videopanda.cli.checks import require_checkpoint, require_paths, require_settings
 from videopanda.cli.options import MediaRoot, Set, quiet
 
 Output = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Folder for checkpoints and logs.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint in --output.")]
 
+_STAGES = ("language", "prealign", "pretrain", "finetune")  # known here so that a typo does not wait for torch
+_PRESETS = ("paper", "scripts", "nano", "own")
 _STOPPED = 75  # "try again", by the old convention of sysexits; clusters requeue on it
 
 
@@ -36,6 +39,12 @@ def train_verb(
 
     Example:  videopanda train finetune --config nano --model out/pretrain --output out/finetune --set max_steps=200
     """
+    if stage not in _STAGES:
+        raise ValueError(f"no stage {stage!r}: choose one of {', '.join(_STAGES)}")
+    require_settings(set_)
+    require_checkpoint(model)
+    if config not in _PRESETS and not Path(config).is_file():
+        raise ValueError(f"--config {config}: neither a file nor one of {', '.join(_PRESETS)}")
     _log()
     if dry_run:
         from videopanda.training.dry_run import plan, try_steps
@@ -65,13 +74,16 @@ def finetune_verb(
 
     Example:  videopanda finetune --data my.jsonl --model out/video-panda-7b --lora --output out/mine
     """
-    from videopanda.training.command import own_settings
-
-    _log()
     if quantize not in ("", "nf4"):
         raise ValueError(f"--quantize must be nf4, got {quantize!r}")
     if quantize and not lora:
         raise ValueError("--quantize nf4 needs --lora: quantized weights cannot be trained")
+    require_settings(set_)
+    require_paths(data, media_root)
+    require_checkpoint(model)
+    from videopanda.training.command import own_settings
+
+    _log()
     settings = own_settings(data, media_root, lora, quantize == "nf4")
     _train("finetune", "own", [*settings, *(set_ or [])], model, output, resume)
 

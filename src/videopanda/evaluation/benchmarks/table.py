@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from videopanda.evaluation.benchmarks import (
@@ -103,7 +104,9 @@ def benchmark(name: str) -> Benchmark:
         ValueError: there is no such benchmark.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"unknown benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+        near = get_close_matches(name, BENCHMARKS, 1)
+        known = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(BENCHMARKS)}"
+        raise ValueError(f"unknown benchmark {name!r}; {known}")
     return BENCHMARKS[name]
 
 
