@@ -99,14 +99,15 @@ def require_video(
 
 def seconds(text: str) -> float:
     """A moment in seconds, written as such or as a clock shows it: 90.5, 1:30.5, 1:02:03."""
-    total = 0.0
     try:
-        for part in text.split(":"):
-            total = 60 * total + float(part)
+        parts = [float(part) for part in text.split(":")]
     except ValueError:
-        total = -1.0
-    if text.count(":") > 2 or not 0 <= total < float("inf"):
+        parts = []
+    if not 1 <= len(parts) <= 3 or not all(0 <= part < float("inf") for part in parts):
         raise ValueError(f"a time is written in seconds, or as 1:30, not {text!r}")
+    total = 0.0
+    for part in parts:
+        total = 60 * total + part
     return total
 
 

@@ -159,6 +159,8 @@ def predict_verb(
     report = predict(
         job, output, rank=rank, world_size=world_size, device=device, ray_workers=workers if engine == "ray" else None
     )
+    if report["complete"] and len(report["failures"].get("missing_video", ())) == report["questions"]:
+        raise FileNotFoundError(f"none of the videos is below {job.videos}: say where they are with --media-root")
     if as_json:
         print(json.dumps(report))
     elif report["complete"]:

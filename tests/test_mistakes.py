@@ -1,0 +1,237 @@
+"""Protects a new user's patience: plausible mistakes end in one line that names the fix, most before torch is imported.
+
+The table is a list of mistakes that somebody made in an afternoon. DEMO is the bundled clip, NANO the bundled model.
+"""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import wave
+
+import pytest
+from PIL import Image
+
+from videopanda.inference.load import BUNDLED_MODEL
+
+NANO = BUNDLED_MODEL
+DEMO = BUNDLED_MODEL.parent / "demo.mp4"
+
+# What was typed, and what must be in the line. A line of None: no mistake; exit code 0.
+QUICK = [
+    (1, "--version", None),
+    (2, "-h", None),
+    (3, "anwser DEMO What?", r"No such command 'anwser'.*Did you mean 'answer'"),
+    (4, "ask DEMO What?", r"No such command 'ask'; there are answer, bench"),
+    (5, "answer nothere.mp4 What?", r"no video at nothere\.mp4"),
+    (6, "answer DEMO", r"Missing argument 'question'; see  videopanda answer --help"),
+    (7, "answer What DEMO", r"no video at What: the video comes first, then the question"),
+    (8, "answer DEMO What? --model /nope/dir", r"no model folder at /nope/dir"),
+    (9, "answer DEMO What? --model jh-yi/Video-Panda-7B", r"hf download jh-yi/Video-Panda-7B"),
+    (10, "answer DEMO What? --model emptydir", r"emptydir is not a videopanda checkpoint: it has no config\.json"),
+    (12, "answer DEMO What? --fps 2", r"No such option: --fps; there are --model, --num-frames"),
+    (13, "answer DEMO What? --max-tokens 5", r"No such option: --max-tokens.*--max-new-tokens"),
+    (14, "answer DEMO What? --start 3 --end 1", r"end \(1\.0 s\) must be later than start \(3\.0 s\)"),
+    (15, "answer DEMO What? --start 30", r"start is 30\.0 s, and the video lasts only 4\.000 s"),
+    (16, "answer DEMO What? --start noon", r"a time is written in seconds, or as 1:30, not 'noon'"),
+    (18, "answer DEMO What? --num-frames 0", r"'--num-frames'.*greater than or equal to 1"),
+    (19, "answer DEMO EMPTY", r"the question is empty"),
+    (20, "answer tone.wav What?", r"tone\.wav.*no video stream"),
+    (22, "answer fake.mp4 What?", r"fake\.mp4.*invalid data"),
+    (23, "answer empty.mp4 What?", r"empty\.mp4.*the file is empty"),
+    (24, "answer emptydir What?", r"emptydir.*no images"),
+    (25, "answer https://example.com/a.mp4 What?", r"only local files are read: download the video first"),
+    (27, "serve --port 99999", r"'--port'.*less than or equal to 65535"),
+    (27, "serve --port BUSY", r"cannot listen on 127\.0\.0\.1:[0-9]+: .*in use; choose another --port"),
+    (27, "serve --files photos --port FREE", r"photos is not empty and not a folder of uploads"),
+    (27, "serve --media-root nothere --port FREE", r"--media-root nothere: no such folder"),
+    (27, "serve --api-keys empty.mp4", r"empty\.mp4 holds no API key"),
+    (28, "train fintune --config nano", r"no stage 'fintune': choose one of language, prealign, pretrain, finetune"),
+    (
+        29,
+        "train finetune --config nanoo --output o1",
+        r"--config nanoo: neither a file nor one of paper, scripts, nano",
+    ),
+    (34, "train finetune --config nano --model NANO --output o1 --set max_steps", r"write it as key=value"),
+    (35, "train finetune --config nano --model NANO --out o1", r"No such option: --out.*--output"),
+    (42, "finetune --data nothere.json --model NANO --output o2", r"no such file or folder: nothere\.json"),
+    (43, "finetune --data rows.json --output o2", r"Missing option '--model'; see  videopanda finetune --help"),
+    (44, "evaluate predict msvdqa . --output x.jsonl", r"unknown benchmark 'msvdqa'; did you mean 'msvd-qa'\?"),
+    (46, "evaluate score own rows.json nothere.jsonl --output s.jsonl", r"nothere\.jsonl|unknown benchmark"),
+    (48, "data label emptydir out --question Which?", r"emptydir holds 0 classes of clips.*at least 2 are needed"),
+    (49, "scenes make NANO --num 2", r"holds other files: choose a new folder"),
+    (52, "export NANO NANO", r"already exists: choose a new folder"),
+    (54, "verify emptydir", r"emptydir is not a videopanda checkpoint: it has no config\.json"),
+    (54, "verify cut", r"cut/model\.safetensors is damaged or cut off: download or copy it again"),
+    (59, "bench speed", r"No such command 'speed'; there are decode, efficiency, generate, train"),
+]
+# These need the model code to tell. Checked in this process, which has torch anyway.
+SLOW = [
+    (11, "answer DEMO What? --device cuda", r"device cuda is not available: torch .*; use cpu"),
+    (11, "answer DEMO What? --device gpu", r"unknown device 'gpu': use cpu, cuda or cuda:1"),
+    (17, "answer DEMO What? --num-frames 100000", r"do not fit .*at most [0-9]+ frames fit"),
+    (21, "answer pic.png What?", None),
+    (26, "serve --device cuda --port FREE", r"device cuda is not available: torch .*; use cpu"),
+    (30, "train finetune --config trailing.json --output o1", r"trailing\.json is not valid JSON"),
+    (31, "train finetune --config nano --output o1", r"starts from a model: pass --model DIR"),
+    (32, "train finetune --config nano --model NANO --output o1 --set max_step=3", r"did you mean 'max_steps'\?"),
+    (
+        33,
+        "train finetune --config nano --model NANO --output o1 --set max_steps=abc",
+        r"max_steps must be a whole number",
+    ),
+    (37, "train finetune --model NANO --output o1", r"videochatgpt_tune_\.json does not exist"),
+    (38, "train finetune --config nano --model NANO --output /proc/x --set max_steps=2", r"/proc/x"),
+    (
+        39,
+        "finetune --data rows_trailing.json --model NANO --output o2",
+        r"rows_trailing\.json.*cannot be used|not valid JSON",
+    ),
+    (
+        41,
+        "finetune --data rows_unknown.json --model NANO --output o2",
+        r"the format of a row .* is not known: say --format",
+    ),
+    (45, "evaluate predict msvd-qa emptydir --output x.jsonl", r"emptydir holds none of these files"),
+    (47, "evaluate predict custom rows_question.json --output y.jsonl", r"none of the videos is below .*--media-root"),
+    (50, "init --backbone nosuch/model out/f", r"no language model at nosuch/model"),
+    (53, "convert NANO out/c", r"is a checkpoint of this project already: it needs no conversion"),
+    (55, "plan --duration 30 --num-frames 8 --fps 1", r"--num-frames and --fps are mutually exclusive"),
+    (56, "plan --backbone qwen9-8b", r"no language model 'qwen9-8b'.*qwen2\.5-7b"),
+    (57, "plan --duration abc", r"--duration is a time such as 90s, 30m or 1\.5h, not 'abc'"),
+    (58, "plan --fit 24GB --backbone qwen2.5-7b --device cuda", None),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the files that the table names."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    for name in ("emptydir", "photos", "cut"):
+        (folder / name).mkdir()
+    (folder / "photos" / "a.jpg").write_bytes(b"x")
+    (folder / "fake.mp4").write_bytes(b"this is no video" * 100)
+    (folder / "empty.mp4").touch()
+    Image.new("RGB", (64, 48), "white").save(folder / "pic.png")
+    with wave.open(str(folder / "tone.wav"), "wb") as tone:
+        tone.setnchannels(1)
+        tone.setsampwidth(2)
+        tone.setframerate(8000)
+        tone.writeframes(bytes(1600))
+    (folder / "trailing.json").write_text('{"stage": "finetune", "lr": 1,}')
+    rows = [{"video": "a.mp4", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    (folder / "rows_question.json").write_text(json.dumps([{"id": "1", **rows[0]}]))
+    (folder / "rows_trailing.json").write_text(json.dumps(rows)[:-1] + ",]")
+    (folder / "rows_unknown.json").write_text(json.dumps([{"video_path": "a.mp4", "question": "q", "answer": "a"}]))
+    (folder / "cut" / "config.json").write_text((NANO / "config.json").read_text())
+    (folder / "cut" / "model.safetensors").write_bytes((NANO / "model.safetensors").read_bytes()[:5000])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ports():
+    with socket.create_server(("127.0.0.1", 0)) as busy, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number = free.getsockname()[1]
+        free.close()
+        yield {"BUSY": str(busy.getsockname()[1]), "FREE": str(number)}
+
+
+def words(command, ports):
+    names = {"DEMO": str(DEMO), "NANO": str(NANO), "EMPTY": " ", **ports}
+    return [names.get(word, word) for word in command.split()]
+
+
+def check(command, line, code, out, err):
+    assert "Traceback" not in err, command
+    if line is None:
+        assert code == 0, (command, err)
+        return
+    said = [one for one in err.splitlines() if not one.startswith("videopanda: using the bundled")]
+    assert code == 2, (command, out, err)
+    assert len(said) == 1, (command, err)
+    assert said[0].startswith("videopanda: error: "), command
+    assert re.search(line, said[0]), (command, said[0])
+    assert out == "", command
+
+
+# In one process, one after the other, and torch is not there at the end: starting Python takes the time.
+RUN_ALL = """
+import contextlib, io, json, sys
+from videopanda.cli import app as cli
+results = []
+for words in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    sys.argv = ["videopanda", *words]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException as error:
+            code = repr(error)
+    results.append((code, out.getvalue(), err.getvalue(), "torch" in sys.modules))
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def quick(place, ports):
+    """What every quick mistake said."""
+    asked = json.dumps([words(command, ports) for _, command, _ in QUICK])
+    done = subprocess.run([sys.executable, "-c", RUN_ALL], input=asked, cwd=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("row", range(len(QUICK)), ids=lambda row: f"{QUICK[row][0]}-{QUICK[row][1]}")
+def test_a_mistake_ends_before_torch_is_imported(quick, row):
+    _, command, line = QUICK[row]
+    code, out, err, is_loaded = quick[row]
+    check(command, line, code, out, err)
+    assert not is_loaded, command
+
+
+@pytest.mark.parametrize(("number", "command", "line"), SLOW, ids=lambda value: str(value)[:60])
+def test_a_mistake_is_one_line(place, ports, monkeypatch, number, command, line):
+    from command import run
+
+    monkeypatch.chdir(place)
+    check(command, line, *run(*words(command, ports)))
+
+
+def test_a_missing_extra_is_named(monkeypatch, place):
+    from command import run
+    from videopanda.cli import checks
+
+    monkeypatch.setattr(checks, "find_spec", lambda name: None if name == "uvicorn" else name)
+    code, _, err = run("serve")
+    assert code == 2
+    assert err.splitlines()[-1] == "videopanda: error: this needs uvicorn: pip install 'videopanda[serve]'"
+
+
+def test_checks_know_the_stages_and_presets_of_training():
+    from videopanda.cli import train
+    from videopanda.training.stages import PRESETS
+
+    assert set(train._PRESETS) == set(PRESETS)
+    assert set(train._STAGES) == {stage for table in PRESETS.values() for stage in table}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90.5", 90.5), ("1:30.5", 90.5), ("1:02:03", 3723.0), ("0:01", 1.0), ("0", 0.0)]
+)
+def test_times_as_a_clock_shows_them(text, seconds):
+    from videopanda.cli import checks
+
+    assert checks.seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "noon", "-1", "1:2:3:4", "inf", "nan", "1:-5", "-1:61"])
+def test_other_times_are_refused(text):
+    from videopanda.cli import checks
+
+    with pytest.raises(ValueError, match="a time is written in seconds"):
+        checks.seconds(text)
