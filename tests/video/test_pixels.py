@@ -45,10 +45,20 @@ def test_exif_in_motion_jpeg(tmp_path, suffix):
     assert greys(read(path, sampling="all").frames) == GREYS
 
 
-def test_exif_turns_motion_jpeg(tmp_path):
+def without_torchcodec(monkeypatch) -> None:
+    """Its checks run all the same; what comes after them must not."""
+    if _torchcodec.load()[0] is None:
+        monkeypatch.setattr(_torchcodec, "load", lambda: (lambda *args, **options: pytest.fail("it was asked"), "0"))
+
+
+def test_exif_turns_motion_jpeg(tmp_path, monkeypatch):
     path = write_jpegs(tmp_path / "turned.mov", GREYS, orientation=6)
-    video = read(path, num_frames=2)
-    assert (video.width, video.height) == (48, 64)
+    for decoder in ("pyav", "auto"):
+        video = read(path, num_frames=2, decoder=decoder)
+        assert (video.width, video.height) == (48, 64)
+    without_torchcodec(monkeypatch)
+    with pytest.raises(VideoReadError, match="not as they say themselves"):
+        read(path, num_frames=2, decoder="torchcodec")
 
 
 def test_side_data_without_a_name():
@@ -137,8 +147,7 @@ def test_full_range_colours(tmp_path, codec, color_range, monkeypatch):
     for decoder in ("pyav", "auto"):
         frames = read(path, num_frames=2, decoder=decoder).frames.astype(int)
         assert np.abs(frames - expected)[:, :, 8::64].max() <= 3, decoder  # 2 measured, inside of the patches
-    if _torchcodec.load()[0] is None:  # its checks run all the same
-        monkeypatch.setattr(_torchcodec, "load", lambda: (lambda *args, **options: pytest.fail("it was asked"), "0"))
+    without_torchcodec(monkeypatch)
     if color_range == 2:
         with pytest.raises(VideoReadError, match="full range"):
             read(path, num_frames=1, decoder="torchcodec")

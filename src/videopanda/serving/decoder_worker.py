@@ -29,6 +29,7 @@ SCALARS = {
     "decoder": str,
     "decoder_version": str,
     "decoded_frames": int,
+    "is_still": bool,
 }
 
 

@@ -52,6 +52,10 @@ def _check(source: OpenSource, timeline: Timeline, ticks: Sequence[int], deadlin
         matrix = display_matrix(frame)
         if matrix is not None and matrix[0] * matrix[3] - matrix[1] * matrix[2] < 0:
             raise UnreadableError("torchcodec does not mirror pictures")
+        kind = reader.container.format.name
+        by_container = reader.stream.codec_context.name != "mjpeg" and ("mp4" in kind or "matroska" in kind)
+        if matrix is not None and not by_container:
+            raise UnreadableError("torchcodec turns pictures as the container says, not as they say themselves (EXIF)")
         if frame.format.name not in _PLAIN_FORMATS or frame.width % 2 or frame.height % 2:
             raise UnreadableError(f"torchcodec may round colours of {frame.format.name} pictures in another way")
         if frame.color_range == _FULL_RANGE and frame.format.name == "yuv420p":
