@@ -1,0 +1,1 @@
+"""The ELVA model family: configuration, processors, model. Each name is imported on first use."""

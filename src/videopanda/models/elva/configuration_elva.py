@@ -1,0 +1,208 @@
+"""Configuration of ELVA ("Breaking the Encoder Barrier for Seamless Video-Language Understanding", ICCV 2025).
+
+No code and no weights of ELVA are public; docs/elva.md lists what is known and what is our choice.
+
+A frame of h × w cells becomes `<FRAME>`, then h rows of w patch tokens and a `<LINE>`: h·w + h + 1 positions.
+"""
+
+from typing import Any, Literal
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_elva.ElvaConfig",
+    "AutoModel": "modeling_elva.ElvaModel",
+    "AutoModelForImageTextToText": "modeling_elva.ElvaForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_elva.ElvaForConditionalGeneration",
+    "AutoVideoProcessor": "video_processing_elva.ElvaVideoProcessor",
+    "AutoProcessor": "processing_elva.ElvaProcessor",
+}
+
+
+def frame_tokens(rows: int, columns: int) -> int:
+    """Positions of a frame of `rows` × `columns` cells in the language model."""
+    return rows * columns + rows + 1
+
+
+def grid_of(height: int, width: int, cell: int, max_cells: int) -> tuple[int, int]:
+    """Rows and columns of cells of a frame at its own resolution and aspect.
+
+    A frame is resized to the nearest multiple of the cell; one with more than `max_cells` cells is shrunk.
+
+    Raises:
+        ValueError: the frame is smaller than a cell.
+    """
+    if min(height, width) < cell:
+        raise ValueError(f"a frame of {width} × {height} pixels is smaller than a patch of {cell} × {cell}")
+    rows, columns = max(1, round(height / cell)), max(1, round(width / cell))
+    if rows * columns > max_cells:
+        scale = (max_cells / (height * width)) ** 0.5
+        rows = min(max_cells, max(1, int(height * scale)))
+        columns = max(1, min(int(width * scale), max_cells // rows))
+        rows = min(rows, max_cells // columns)
+    return rows, columns
+
+
+class ElvaEmbeddingConfig(PreTrainedConfig):
+    """The video patch embedding layer (VPEL): from pixels to FRAME, patch and LINE tokens.
+
+    Args:
+        hidden_size: width c of patches and of the cross-attention.
+        patch_size: pixels per side of a patch; 2 × 2 patches make one token.
+        num_heads: heads of the cross-attention.
+        reduction: how 2 × 2 patches become one token: "attention" asks with their mean, with the weights of the
+            cross-attention, "mean" averages.
+        markers: FRAME and LINE tokens read their frame and their row by cross-attention. Without, they are learned
+            vectors alone.
+        frame_link: FRAME tokens also attend to the FRAME tokens of the same and of earlier frames.
+        kind: "vpel", or another embedding to compare with: "convolution" (two convolutions, as EVEv2), "linear" (one
+            linear map of raw pixels with factorised positions, as Gemma 4).
+        max_side: rows and columns that the position tables of "linear" hold.
+    """
+
+    model_type = "elva_embedding"
+
+    def __init__(
+        self,
+        hidden_size: int = 1024,
+        patch_size: int = 14,
+        num_heads: int = 8,
+        reduction: Literal["attention", "mean"] = "attention",
+        markers: bool = True,
+        frame_link: bool = False,
+        kind: Literal["vpel", "convolution", "linear"] = "vpel",
+        max_side: int = 64,
+        **kwargs: Any,
+    ):
+        self.hidden_size = hidden_size
+        self.patch_size = patch_size
+        self.num_heads = num_heads
+        self.reduction = reduction
+        self.markers = markers
+        self.frame_link = frame_link
+        self.kind = kind
+        self.max_side = max_side
+        for name in ("hidden_size", "patch_size", "num_heads", "max_side"):
+            value = vars(self)[name]
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"embedding.{name} must be a positive integer, got {value!r}")
+        if hidden_size % num_heads:
+            raise ValueError(f"embedding.hidden_size {hidden_size} is not a multiple of num_heads {num_heads}")
+        if reduction not in ("attention", "mean"):
+            raise ValueError(f"embedding.reduction must be attention or mean, got {reduction!r}")
+        if kind not in ("vpel", "convolution", "linear"):
+            raise ValueError(f"embedding.kind must be vpel, convolution or linear, got {kind!r}")
+        super().__init__(**kwargs)
+
+    @property
+    def cell_size(self) -> int:
+        """Pixels per side of the square that becomes one token."""
+        return 2 * self.patch_size
+
+
+class ElvaMergeConfig(PreTrainedConfig):
+    """Hierarchical token merging inside the language model; see `MergeSchedule` for `layers` to `deep_layers`.
+
+    Args:
+        layers: merge after these layers, numbered from 1; empty for no merging.
+        random_keep: in training, draw `keep` anew for every step between this and 1; 0 keeps it fixed.
+    """
+
+    model_type = "elva_merge"
+
+    def __init__(
+        self,
+        layers: list[int] | None = None,
+        keep: float = 0.5,
+        threshold: float = 0.6,
+        mode: Literal["ratio", "threshold"] = "ratio",
+        deep_layers: list[int] | None = None,
+        random_keep: float = 0.0,
+        **kwargs: Any,
+    ):
+        self.layers = list(layers or [])
+        self.keep = keep
+        self.threshold = threshold
+        self.mode = mode
+        self.deep_layers = list(deep_layers or [])
+        self.random_keep = random_keep
+        if not 0.0 <= random_keep <= 1.0:
+            raise ValueError(f"merge.random_keep must be in [0, 1], got {random_keep}")
+        super().__init__(**kwargs)
+
+
+class ElvaConfig(PreTrainedConfig):
+    """Video patch embedding, token merging and any causal language model that transformers builds from `text_config`.
+
+    Args:
+        text_config: configuration of the language model (object or dict with `model_type`); default Qwen2.
+        embedding_config: see `ElvaEmbeddingConfig`.
+        merge_config: see `ElvaMergeConfig`.
+        video_token_id, image_token_id: ids of the placeholders `<video>` and `<image>`, real entries of the vocabulary.
+        max_frame_cells: most cells of a frame: larger frames are shrunk.
+        initializer_range: standard deviation of fresh linear weights of the embedding.
+    """
+
+    model_type = "elva"
+    presets = {  # noqa: RUF012
+        "default": {},
+        # For two CPU cores: 20-pixel cells, at most 5 × 5 of them per frame.
+        "nano": {
+            "embedding_config": {"hidden_size": 256, "patch_size": 10, "num_heads": 8},
+            "max_frame_cells": 25,
+            "initializer_range": 0.06,
+        },
+    }
+    sub_configs = {  # noqa: RUF012
+        "text_config": AutoConfig,
+        "embedding_config": ElvaEmbeddingConfig,
+        "merge_config": ElvaMergeConfig,
+    }
+
+    def __init__(
+        self,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        embedding_config: ElvaEmbeddingConfig | dict[str, Any] | None = None,
+        merge_config: ElvaMergeConfig | dict[str, Any] | None = None,
+        video_token_id: int = 32000,
+        image_token_id: int = 32001,
+        max_frame_cells: int = 144,
+        initializer_range: float = 0.02,
+        tie_word_embeddings: bool = False,
+        **kwargs: Any,
+    ):
+        if text_config is None:
+            text_config = {"model_type": "qwen2", "vocab_size": 32002}
+        if isinstance(text_config, dict):
+            if text_config.get("model_type") not in CONFIG_MAPPING:
+                raise ValueError("`text_config` needs a `model_type`, such as 'llama' or 'qwen3'.")
+            text_config = CONFIG_MAPPING[text_config["model_type"]](**text_config)
+        if not isinstance(embedding_config, ElvaEmbeddingConfig):
+            embedding_config = ElvaEmbeddingConfig(**(embedding_config or {}))
+        if not isinstance(merge_config, ElvaMergeConfig):
+            merge_config = ElvaMergeConfig(**(merge_config or {}))
+        for name, token_id in (("video_token_id", video_token_id), ("image_token_id", image_token_id)):
+            if not 0 <= token_id < text_config.vocab_size:
+                raise ValueError(f"{name} {token_id} is outside the vocabulary of {text_config.vocab_size} entries.")
+        if video_token_id == image_token_id:
+            raise ValueError(f"`<video>` and `<image>` need different ids, both are {video_token_id}.")
+        if isinstance(max_frame_cells, bool) or not isinstance(max_frame_cells, int) or max_frame_cells < 1:
+            raise ValueError(f"`max_frame_cells` must be a positive integer, got {max_frame_cells!r}.")
+        self.text_config = text_config
+        self.embedding_config = embedding_config
+        self.merge_config = merge_config
+        self.video_token_id = video_token_id
+        self.image_token_id = image_token_id
+        self.max_frame_cells = max_frame_cells
+        self.initializer_range = initializer_range
+        super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
+
+    def smaller(self) -> "ElvaConfig | None":
+        """The same model with frames of fewer cells; None where they have one."""
+        if self.max_frame_cells == 1:
+            return None
+        side = max(1, int(self.max_frame_cells**0.5) - 1)
+        return type(self)(**{**self.to_dict(), "text_config": self.text_config, "max_frame_cells": side * side})
+
+
+__all__ = ["ElvaConfig", "ElvaEmbeddingConfig", "ElvaMergeConfig", "frame_tokens", "grid_of"]

@@ -1,0 +1,199 @@
+"""The video patch embedding layer of ELVA: ragged frames to FRAME, patch and LINE tokens, without loops over frames.
+
+    layout = token_places(grids_F4)                       # where every token comes from, by arithmetic
+    tokens_VE = embedding(cells_CPX, grids_F4)            # h·w + h + 1 tokens per frame, in reading order
+
+Dimensions: F frames of the whole batch; C cells of all frames; P = 4 patches of a cell; X = 3·p·p pixel values of a
+patch; c width of the embedding; H heads, W = c / H; R rows of all frames; V = C + R + F tokens; E width of the language
+model. `grids_F4` holds per frame: number of its video, number in its video, rows, columns.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..visual import CELL, CONTEXT, ROW_END
+from .configuration_elva import ElvaEmbeddingConfig
+
+
+class TokenPlaces(NamedTuple):
+    """Where the tokens of a batch of frames stand.
+
+    row_of_cell, frame_of_cell: (C,) number of the row and of the frame of each cell.
+    column_of_cell: (C,) column in its row.
+    frame_of_row: (R,); row_in_frame: (R,).
+    cell, line, frame: places of patch (C,), LINE (R,) and FRAME (F,) tokens among all V.
+    """
+
+    row_of_cell: Tensor
+    frame_of_cell: Tensor
+    column_of_cell: Tensor
+    frame_of_row: Tensor
+    row_in_frame: Tensor
+    cell: Tensor
+    line: Tensor
+    frame: Tensor
+
+
+def token_places(grids_F4: Tensor) -> TokenPlaces:
+    """Compute the places of all tokens from the grids of the frames."""
+    rows_F, columns_F = grids_F4[:, 2], grids_F4[:, 3]
+    number_F = torch.arange(len(grids_F4), device=grids_F4.device)
+    length_F = rows_F * columns_F + rows_F + 1
+    frame = length_F.cumsum(0) - length_F
+    frame_of_row = torch.repeat_interleave(number_F, rows_F)
+    row_in_frame = torch.arange(len(frame_of_row), device=frame.device) - (rows_F.cumsum(0) - rows_F)[frame_of_row]
+    columns_R = columns_F[frame_of_row]
+    line = frame[frame_of_row] + (row_in_frame + 1) * (columns_R + 1)
+    row_of_cell = torch.repeat_interleave(torch.arange(len(columns_R), device=frame.device), columns_R)
+    first_R = columns_R.cumsum(0) - columns_R
+    column_of_cell = torch.arange(len(row_of_cell), device=frame.device) - first_R[row_of_cell]
+    cell = line[row_of_cell] - columns_R[row_of_cell] + column_of_cell
+    return TokenPlaces(
+        row_of_cell, frame_of_row[row_of_cell], column_of_cell, frame_of_row, row_in_frame, cell, line, frame
+    )
+
+
+def token_layout(grids_F4: Tensor) -> Tensor:
+    """Frame, row, column and kind of every token, (V, 4); see `EncodedVisual`."""
+    places = token_places(grids_F4)
+    layout_V4 = grids_F4.new_full((len(places.cell) + len(places.line) + len(places.frame), 4), -1)
+    for where, frames, kind in (
+        (places.cell, places.frame_of_cell, CELL),
+        (places.line, places.frame_of_row, ROW_END),
+        (places.frame, torch.arange(len(grids_F4), device=grids_F4.device), CONTEXT),
+    ):
+        layout_V4[where, 0] = grids_F4[frames, 1]
+        layout_V4[where, 3] = kind
+    layout_V4[places.cell, 1] = places.row_in_frame[places.row_of_cell]
+    layout_V4[places.cell, 2] = places.column_of_cell
+    return layout_V4
+
+
+class SharedCrossAttention(nn.Module):
+    """One attention for all queries of the layer: windows of 2 × 2 patches, rows and frames. No biases.
+
+    Every token is read by one query of its group, so a softmax over groups replaces a block mask.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.k = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.v = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.o = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(self, queries_Gc: Tensor, tokens_Tc: Tensor, group_T: Tensor) -> Tensor:
+        """Let query g read the tokens of group g.
+
+        Args:
+            queries_Gc: one query per group, (G, c), or one for all, (1, c).
+            group_T: group of each token, in ascending order.
+
+        Returns: (G, c).
+        """
+        return self.attend(queries_Gc, self.k(tokens_Tc), self.v(tokens_Tc), group_T)
+
+    def attend(self, queries_Gc: Tensor, keys_Tc: Tensor, values_Tc: Tensor, group_T: Tensor) -> Tensor:
+        """As `forward`, with keys and values that are there already."""
+        heads = self.num_heads
+        groups = int(group_T[-1]) + 1
+        q_GHW = self.q(queries_Gc).unflatten(1, (heads, -1))
+        k_THW, v_THW = keys_Tc.unflatten(1, (heads, -1)), values_Tc.unflatten(1, (heads, -1))
+        q_THW = q_GHW if len(q_GHW) == 1 else q_GHW[group_T]
+        score_TH = (q_THW * k_THW).sum(2).float() * q_GHW.shape[2] ** -0.5
+        index_TH = group_T[:, None].expand(-1, heads)
+        peak_GH = score_TH.new_full((groups, heads), -torch.inf).scatter_reduce(0, index_TH, score_TH.detach(), "amax")
+        weight_TH = (score_TH - peak_GH[group_T]).exp()
+        total_GH = weight_TH.new_zeros(groups, heads).index_add(0, group_T, weight_TH)
+        share_TH = (weight_TH / total_GH[group_T]).to(v_THW.dtype)
+        read_GHW = v_THW.new_zeros(groups, *v_THW.shape[1:]).index_add(0, group_T, share_TH[..., None] * v_THW)
+        return self.o(read_GHW.flatten(1))
+
+
+class ElvaVideoEmbedding(nn.Module):
+    """Patch convolution, reduction of 2 × 2 patches, FRAME and LINE tokens by cross-attention, linear map to E.
+
+    The layout is the default of docs/elva.md: 8.47 M parameters at p = 14, c = 1024, E = 3584, learned vectors and
+    norms not counted.
+    """
+
+    def __init__(self, config: ElvaEmbeddingConfig, output_size: int):
+        super().__init__()
+        self.config = config
+        c, pixels = config.hidden_size, 3 * config.patch_size**2
+        self.frame_token = nn.Parameter(torch.empty(c))
+        self.line_token = nn.Parameter(torch.empty(c))
+        if config.kind == "linear":
+            self.patch = nn.Linear(4 * pixels, c, bias=False)
+            self.norm_pixels = nn.LayerNorm(4 * pixels)
+            self.row_position = nn.Embedding(config.max_side, c)
+            self.column_position = nn.Embedding(config.max_side, c)
+        else:
+            self.patch = nn.Linear(pixels, c, bias=False)  # a convolution whose stride is its kernel
+        if config.kind == "convolution":
+            self.reduce = nn.Linear(4 * c, c, bias=False)
+        self.norm = nn.LayerNorm(c)
+        self.norm_marker = nn.LayerNorm(c)
+        if config.kind == "vpel" and (config.markers or config.frame_link or config.reduction == "attention"):
+            self.attention = SharedCrossAttention(c, config.num_heads)
+        self.output = nn.Linear(c, output_size, bias=False)
+
+    def forward(self, cells_CPX: Tensor, grids_F4: Tensor) -> Tensor:
+        """Map the cells of ragged frames to tokens (V, E).
+
+        Args:
+            cells_CPX: patches of all cells in reading order, (C, 4, 3·p·p).
+            grids_F4: (F, 4), see above.
+        """
+        places = token_places(grids_F4)
+        tokens_Cc = self._cells(cells_CPX, places)
+        frame_Fc = self.frame_token.expand(len(grids_F4), -1)
+        line_Rc = self.line_token.expand(len(places.line), -1)
+        if self.config.kind == "vpel" and self.config.markers:
+            keys_Cc = self.norm(tokens_Cc)
+            keys_Cc, values_Cc = self.attention.k(keys_Cc), self.attention.v(keys_Cc)
+            marker_2c = self.norm_marker(torch.stack([self.line_token, self.frame_token]))
+            attend = self.attention.attend
+            line_Rc = line_Rc + attend(marker_2c[:1], keys_Cc, values_Cc, places.row_of_cell)
+            frame_Fc = frame_Fc + attend(marker_2c[1:], keys_Cc, values_Cc, places.frame_of_cell)
+        if self.config.kind == "vpel" and self.config.frame_link:
+            frame_Fc = frame_Fc + self._linked(frame_Fc, grids_F4[:, 0])
+        tokens_Vc = tokens_Cc.new_empty(len(places.cell) + len(places.line) + len(places.frame), tokens_Cc.shape[1])
+        tokens_Vc = tokens_Vc.index_copy(0, places.cell, tokens_Cc)
+        tokens_Vc = tokens_Vc.index_copy(0, places.line, line_Rc).index_copy(0, places.frame, frame_Fc)
+        return self.output(tokens_Vc)
+
+    def _cells(self, cells_CPX: Tensor, places: TokenPlaces) -> Tensor:
+        """One token per cell, (C, c)."""
+        if self.config.kind == "linear":
+            limit = self.config.max_side - 1
+            row_C = places.row_in_frame[places.row_of_cell].clamp(max=limit)
+            column_C = places.column_of_cell.clamp(max=limit)
+            tokens_Cc = self.norm(self.patch(self.norm_pixels(cells_CPX.flatten(1))))
+            return tokens_Cc + self.row_position(row_C) + self.column_position(column_C)
+        patches_CPc = F.gelu(self.patch(cells_CPX))
+        if self.config.kind == "convolution":
+            return self.reduce(patches_CPc.flatten(1))
+        mean_Cc = patches_CPc.mean(1)
+        if self.config.reduction == "mean":
+            return mean_Cc
+        window_T = torch.arange(len(cells_CPX), device=cells_CPX.device).repeat_interleave(patches_CPc.shape[1])
+        return mean_Cc + self.attention(self.norm(mean_Cc), self.norm(patches_CPc.flatten(0, 1)), window_T)
+
+    def _linked(self, frame_Fc: Tensor, video_F: Tensor) -> Tensor:
+        """FRAME tokens read those of the same and of earlier frames of their video, (F, c)."""
+        heads, tokens_Fc = self.config.num_heads, self.norm(frame_Fc)
+        q, k, v = (part(tokens_Fc).unflatten(1, (heads, -1)).transpose(0, 1) for part in self._projections())
+        seen_FF = (video_F[:, None] == video_F).tril()
+        read_HFW = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_FF)
+        return self.attention.o(read_HFW.transpose(0, 1).flatten(1))
+
+    def _projections(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        return self.attention.q, self.attention.k, self.attention.v
+
+
+__all__ = ["ElvaVideoEmbedding", "SharedCrossAttention", "TokenPlaces", "token_layout", "token_places"]
