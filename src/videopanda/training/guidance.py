@@ -1,0 +1,130 @@
+"""The video guidance supervisor of ELVA (ICCV 2025; docs/elva.md): two losses on the visual features of the last layer.
+
+    guidance = VideoGuidance(language_size=3584, teacher_size=1152)
+    losses = guidance(hidden_VE, layout_V4, video_V, teacher_BTGGD, times_BT)      # {"tube_loss": …, "frame_loss": …}
+
+*Tube*: each place of the picture, averaged over time, is drawn to the teacher's (squared distance of unit vectors).
+*Frame*: each frame, averaged over its places, must find its own teacher frame among all frames of the global batch.
+
+Dimensions: V visual tokens of the batch, un-merged; E width of the language model; B videos of T frames; G × G patches
+of the teacher; D width of the teacher; F frames; N frames of all ranks.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from videopanda.models.visual import CELL
+
+TEMPERATURE = 0.07  # default; no source states one
+NEAR_SECONDS = 1.0  # frames of one video closer than this are near duplicates, not negatives
+
+
+class VideoGuidance(nn.Module):
+    """Heads and losses; they belong to the task, so no checkpoint of the model holds them.
+
+    Args:
+        language_size, teacher_size: widths E and D.
+        tube_weight, frame_weight: of the two losses; the paper weighs all losses alike.
+    """
+
+    def __init__(self, language_size: int, teacher_size: int, tube_weight: float = 1.0, frame_weight: float = 1.0):
+        super().__init__()
+        self.tube_weight, self.frame_weight = tube_weight, frame_weight
+        self.tube_head = nn.Sequential(nn.LayerNorm(language_size), nn.Linear(language_size, teacher_size))
+        self.frame_head = nn.Sequential(nn.LayerNorm(language_size), nn.Linear(language_size, teacher_size))
+
+    def forward(
+        self, hidden_VE: Tensor, layout_V4: Tensor, video_V: Tensor, teacher_BTGGD: Tensor, times_BT: Tensor
+    ) -> Mapping[str, Tensor]:
+        """Return both losses, unweighted.
+
+        Args:
+            hidden_VE: last-layer features of all visual tokens; merged tokens as copies of their survivor.
+            layout_V4: frame, row, column and kind of each token; see `EncodedVisual`.
+            video_V: number of the video of each token, below B.
+            teacher_BTGGD: the teacher's patch features.
+            times_BT: seconds at which each frame is shown.
+        """
+        cells_V = layout_V4[:, 3] == CELL
+        hidden_CE, video_C, layout_C4 = hidden_VE[cells_V], video_V[cells_V], layout_V4[cells_V]
+        frame_C = video_C * teacher_BTGGD.shape[1] + layout_C4[:, 0]
+        return {
+            "tube_loss": self._tubes(hidden_CE, video_C, layout_C4, teacher_BTGGD),
+            "frame_loss": self._frames(hidden_CE, frame_C, teacher_BTGGD, times_BT),
+        }
+
+    def _tubes(self, hidden_CE: Tensor, video_C: Tensor, layout_C4: Tensor, teacher_BTGGD: Tensor) -> Tensor:
+        """Sum over channels of the squared difference of unit vectors (2 - 2 cos), mean over the teacher's places."""
+        _, frames, side = teacher_BTGGD.shape[:3]
+        frame_C = video_C * frames + layout_C4[:, 0]
+        grid_F2 = layout_C4.new_full((len(teacher_BTGGD) * frames, 2), -1)
+        grid_F2.scatter_reduce_(0, frame_C[:, None].expand(-1, 2), layout_C4[:, 1:3], "amax")
+        grids_G2, grid_C = torch.unique(grid_F2[frame_C] + 1, dim=0, return_inverse=True)
+        total, count = hidden_CE.new_zeros(()), 0
+        for number, (rows, columns) in enumerate(grids_G2.tolist()):  # frames of one size together
+            mine_C = grid_C == number
+            videos_K, video_M = torch.unique(video_C[mine_C], return_inverse=True)
+            place_M = (video_M * rows + layout_C4[mine_C, 1]) * columns + layout_C4[mine_C, 2]
+            places = len(videos_K) * rows * columns
+            sums = hidden_CE.new_zeros(places, hidden_CE.shape[1], dtype=torch.float32)
+            sums = sums.index_add(0, place_M, hidden_CE[mine_C].float())
+            seen = sums.new_zeros(places).index_add(0, place_M, sums.new_ones(len(place_M)))
+            tubes_KERC = (sums / seen[:, None]).view(len(videos_K), rows, columns, -1).permute(0, 3, 1, 2)
+            student_KGGD = self.tube_head(resized(tubes_KERC, side).permute(0, 2, 3, 1).to(hidden_CE.dtype))
+            taught_F = (grid_F2 + 1 == grids_G2[number]).all(1).view(len(teacher_BTGGD), frames)[videos_K]
+            weight_KT = taught_F.float() / taught_F.sum(1, keepdim=True)
+            target_KGGD = torch.einsum("ktxyd,kt->kxyd", teacher_BTGGD[videos_K].float(), weight_KT)
+            distance = F.normalize(student_KGGD.float(), dim=-1) - F.normalize(target_KGGD, dim=-1)
+            total = total + distance.square().sum()
+            count += len(videos_K) * side * side
+        return total / max(count, 1)
+
+    def _frames(self, hidden_CE: Tensor, frame_C: Tensor, teacher_BTGGD: Tensor, times_BT: Tensor) -> Tensor:
+        """InfoNCE of each frame against the teacher's frames of the global batch, mean over all frames."""
+        frames_F, frame_C = torch.unique(frame_C, return_inverse=True)
+        sums = hidden_CE.new_zeros(len(frames_F), hidden_CE.shape[1], dtype=torch.float32)
+        sums = sums.index_add(0, frame_C, hidden_CE.float())
+        mean_FE = sums / torch.bincount(frame_C, minlength=len(frames_F))[:, None]
+        student_FD = F.normalize(self.frame_head(mean_FE.to(hidden_CE.dtype)).float(), dim=-1)
+        teacher_FD = F.normalize(teacher_BTGGD.float().mean((2, 3)).flatten(0, 1)[frames_F], dim=-1)
+        video_F = frames_F // teacher_BTGGD.shape[1]
+        time_F = times_BT.flatten()[frames_F].float()
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rank_F = torch.full_like(video_F, rank)
+        teacher_ND, identity_N3 = gathered(teacher_FD), gathered(torch.stack([rank_F, video_F, time_F], 1).double())
+        identity_F3 = torch.stack([rank_F, video_F, time_F], 1).double()
+        same_FN = (identity_F3[:, None, :2] == identity_N3[:, :2]).all(2)
+        apart_FN = (identity_F3[:, None, 2] - identity_N3[:, 2]).abs()
+        is_self_FN = same_FN & (apart_FN == 0)
+        logits_FN = student_FD @ teacher_ND.T / TEMPERATURE
+        logits_FN = logits_FN.masked_fill(same_FN & (apart_FN < NEAR_SECONDS) & ~is_self_FN, -torch.inf)
+        own_F = (identity_N3[:, 0] == rank).nonzero().squeeze(1)
+        summed = F.cross_entropy(logits_FN, own_F, reduction="sum")
+        # Data-parallel training averages gradients over ranks; frames of all ranks shall weigh alike.
+        return summed * world / len(teacher_ND)
+
+
+def resized(maps_BEHW: Tensor, side: int) -> Tensor:
+    """Bring maps to `side` × `side`: average where they are finer, bilinear where they are coarser."""
+    height, width = maps_BEHW.shape[2:]
+    if height >= side and width >= side:
+        return F.adaptive_avg_pool2d(maps_BEHW, side)
+    return F.interpolate(maps_BEHW, size=(side, side), mode="bilinear", align_corners=False)
+
+
+@torch.no_grad()
+def gathered(rows_FD: Tensor) -> Tensor:
+    """The rows of all ranks, in the order of ranks; ranks may have different numbers of them. Without gradients."""
+    if not dist.is_initialized():
+        return rows_FD
+    counts = [torch.zeros(1, dtype=torch.long, device=rows_FD.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([len(rows_FD)], device=rows_FD.device))
+    most = max(int(count) for count in counts)
+    padded = F.pad(rows_FD, (0, 0, 0, most - len(rows_FD))).contiguous()
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts)])
