@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from videopanda.inference.visual_cache import Entry, VisualCache, clip_key, is_stored, vision_key
+from videopanda.models.frames import to_uint8_frames
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration
-from videopanda.models.videopanda.video_processing_videopanda import to_uint8_frames
 from videopanda.plan.planner import budget, planner_for, shown_frames
 from videopanda.video.read import Video, read_video
 

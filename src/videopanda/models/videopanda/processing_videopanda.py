@@ -1,70 +1,18 @@
 """Text, videos and images to model inputs: a marker in the text becomes one token per visual feature."""
 
 import json
-from copy import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from transformers import ProcessorMixin
-from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import MultiModalData, ProcessingKwargs
-
-from ..hub import add_code
-from ..prompts import VICUNA_CHAT_TEMPLATE
+from ..processing import VisualProcessor
 from .configuration_videopanda import VideoPandaConfig, refuse_official
-from .video_processing_videopanda import (
-    IMAGE_INPUT_NAMES,
-    VideoPandaVideoProcessor,
-    VideoProcessorMixin,
-    flatten_images,
-    flatten_videos,
-)
+from .video_processing_videopanda import VideoPandaVideoProcessor
 
 
-class VideoPandaProcessorKwargs(ProcessingKwargs, total=False):
-    """Keyword arguments of the processor with our defaults, in the form that transformers before 5.20 knows too."""
+class VideoPandaProcessor(VisualProcessor):
+    """Tokenizer, video processor and chat template of Video-Panda; see `VisualProcessor`."""
 
-    _defaults = {"text_kwargs": {"return_tensors": "pt", "padding": True, "padding_side": "left"}}  # type: ignore[misc]  # noqa: RUF012
-
-
-class VideoPandaProcessor(ProcessorMixin):
-    """Tokenizer, video processor and chat template of Video-Panda.
-
-    Texts are padded on the left, as `generate` needs it, unless the tokenizer or the caller says otherwise.
-
-    Args:
-        video_processor: makes pixels and placements, and counts tokens.
-        tokenizer: has `<video>` and `<image>` in its vocabulary.
-        chat_template: jinja template; default the Vicuna layout of the released model.
-        time_prompt: put the length of the clip in front of its tokens, as in "12.5 seconds: ". Needs the duration, from
-            the video object or from `video_metadata`.
-    """
-
-    valid_processor_kwargs = VideoPandaProcessorKwargs
-
-    def __init__(
-        self,
-        video_processor: VideoPandaVideoProcessor | None = None,
-        tokenizer: Any = None,
-        chat_template: str | None = None,
-        time_prompt: bool = False,
-        **kwargs: Any,
-    ):
-        self.time_prompt = time_prompt
-        self.video_token, self.image_token = "<video>", "<image>"
-        vocabulary = tokenizer.get_vocab()
-        for token in (self.video_token, self.image_token):
-            if token not in vocabulary:
-                raise ValueError(
-                    f"The tokenizer has no {token}: add it with "
-                    f"`tokenizer.add_special_tokens({{'additional_special_tokens': ['<video>', '<image>']}})`."
-                )
-        self.video_token_id = vocabulary[self.video_token]
-        self.image_token_id = vocabulary[self.image_token]
-        tokenizer.padding_side = "left"  # as `generate` needs it, also where a pipeline pads by itself
-        if chat_template is None:
-            chat_template = VICUNA_CHAT_TEMPLATE
-        super().__init__(video_processor, tokenizer, chat_template=chat_template)
+    config_class = VideoPandaConfig
 
     @classmethod
     def for_config(
@@ -91,127 +39,6 @@ class VideoPandaProcessor(ProcessorMixin):
         if config.is_file():
             refuse_official(json.loads(config.read_text(encoding="utf-8")), config.parent)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-
-    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        """Accept our video processor: transformers looks the base class up only where torchvision is installed."""
-        if argument_name != "video_processor":
-            return super().check_argument_for_proper_class(argument_name, argument)
-        # Remote code may load our class twice under one name, so only the base class is asked for.
-        if not isinstance(argument, VideoProcessorMixin):
-            raise TypeError(f"The video processor must be a VideoPandaVideoProcessor, got {type(argument).__name__}.")
-        return VideoProcessorMixin
-
-    @property
-    def image_processor(self) -> VideoPandaVideoProcessor:
-        """The video processor with the names of image inputs: an image is a video of one frame."""
-        image_processor = copy(self.video_processor)
-        image_processor.model_input_names = IMAGE_INPUT_NAMES
-        return image_processor
-
-    @property
-    def model_input_names(self) -> list[str]:
-        """Names of everything the processor returns."""
-        return [*self.tokenizer.model_input_names, *self.video_processor.model_input_names, *IMAGE_INPUT_NAMES]
-
-    def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> BatchFeature:
-        """Tokenise texts with `<video>` and `<image>` markers and process the visuals that belong to them.
-
-        Visuals fill the markers in order, over all texts; lists of lists are checked text by text. Texts that start
-        with the start token get no second one.
-
-        Raises:
-            ValueError: when markers and visuals differ in number, or truncation would cut visual tokens.
-        """
-        images = None if not flatten_images(images) else images
-        videos = None if not flatten_videos(videos) else videos
-        texts = [text] if isinstance(text, str) else text or []
-        start = self.tokenizer.bos_token
-        if start and any(str(entry).startswith(start) for entry in texts):  # the chat template has written it already
-            kwargs.setdefault("add_special_tokens", False)
-        return super().__call__(images=images, text=text, videos=videos, **kwargs)
-
-    def validate_inputs(
-        self, images: Any = None, text: Any = None, videos: Any = None, *args: Any, **kwargs: Any
-    ) -> None:
-        """Check that markers and visuals agree in number."""
-        if images is None and text is None and videos is None:
-            raise ValueError("There is nothing to process: give text, videos or images.")
-        if text is None:
-            return
-        texts = [text] if isinstance(text, str) else list(text)
-        if not all(isinstance(entry, str) for entry in texts):
-            raise ValueError("`text` must be a string or a list of strings.")
-        if not texts or not all(entry.strip() for entry in texts):
-            raise ValueError("`text` is empty: give a question, with one marker per visual.")
-        for token, visuals, flatten in (
-            (self.video_token, videos, flatten_videos),
-            (self.image_token, images, flatten_images),
-        ):
-            markers = [entry.count(token) for entry in texts]
-            given = flatten(visuals)
-            if sum(markers) != len(given):
-                raise ValueError(f"The text has {sum(markers)} {token} markers, but {len(given)} were given.")
-            nested = isinstance(visuals, list | tuple) and all(isinstance(item, list | tuple) for item in visuals)
-            if nested and len(visuals) == len(texts) and given:
-                for number, (marked, item) in enumerate(zip(markers, visuals)):
-                    if marked != len(flatten(item)):
-                        raise ValueError(
-                            f"Text {number} has {marked} {token} markers, but {len(flatten(item))} were given for it."
-                        )
-
-    def save_pretrained(
-        self, save_directory: str | Path, *args: Any, self_contained: bool = False, **kwargs: Any
-    ) -> Any:
-        """Write tokenizer, chat template and settings to a folder; see `ProcessorMixin.save_pretrained`.
-
-        Args:
-            self_contained: write the code too, so that the folder loads with `trust_remote_code=True` where this
-                package is missing. A processor that came from such a folder is always saved with its code.
-        """
-        files = super().save_pretrained(str(save_directory), *args, **kwargs)
-        if self_contained or "auto_map" in vars(self.video_processor):
-            files += add_code(Path(save_directory) / "processor_config.json", VideoPandaConfig)
-        return files
-
-    def _process_videos(self, videos: Any, **kwargs: Any) -> tuple[BatchFeature, list[str]]:
-        kwargs["return_metadata"] = True
-        features = self.video_processor(videos, **kwargs)
-        return features, [self.placeholder_text(features, i) for i in range(len(features["video_placement"]))]
-
-    def _process_images(self, images: Any, **kwargs: Any) -> tuple[BatchFeature, list[str]]:
-        features = self.video_processor.preprocess_images(images)
-        count = len(features["image_placement"])
-        return features, [self.placeholder_text(features, i, "image") for i in range(count)]
-
-    def placeholder_text(self, inputs: Any, i: int, kind: Literal["video", "image"] = "video") -> str:
-        """Return what replaces the marker of visual `i` of a batch: a video's length if wanted, then its tokens."""
-        count = len(self.video_processor.token_layout(inputs, i, kind))
-        return self.image_token * count if kind == "image" else self._time_text(inputs, i) + self.video_token * count
-
-    def _time_text(self, video_inputs: Any, video_idx: int) -> str:
-        if not self.time_prompt:
-            return ""
-        duration = video_inputs["video_metadata"][video_idx].duration if "video_metadata" in video_inputs else None
-        if duration is None:
-            raise ValueError(
-                "This processor tells the length of a video (`time_prompt`), but it is unknown: pass the result of "
-                "`read_video`, or `video_metadata` with a duration."
-            )
-        return f"{duration:.1f} seconds: "
-
-    def _get_num_multimodal_tokens(
-        self, image_sizes: Any = None, video_sizes: Any = None, **kwargs: Any
-    ) -> MultiModalData:
-        """Count tokens for images (height, width) and videos (frames, height, width) without touching pixels."""
-        counts: dict[str, list[int]] = {}
-        if image_sizes is not None:
-            counts["num_image_tokens"] = [
-                self.video_processor.token_count(1, *size, kind="image") for size in image_sizes
-            ]
-            counts["num_image_patches"] = [1] * len(image_sizes)
-        if video_sizes is not None:
-            counts["num_video_tokens"] = [self.video_processor.token_count(*size) for size in video_sizes]
-        return MultiModalData(**counts)
 
 
 __all__ = ["VideoPandaProcessor"]

@@ -4,19 +4,14 @@ Dimensions: B videos; T frames; X × Y canvas pixels (height × width); R × C c
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.video_utils import VideoMetadata
 
-from ..media import check_sampling, read_file, read_picture
-from ..pictures import WHITE, to_pixels
+from ..frames import CLIP_MEAN, CLIP_STD, FrameProcessor
+from ..pictures import WHITE
 from .configuration_videopanda import (
     VideoPandaStabConfig,
     placement_for_size,
@@ -24,68 +19,8 @@ from .configuration_videopanda import (
 )
 from .layout_videopanda import token_layout
 
-try:
-    from transformers.video_processing_utils import VideoProcessorMixin
-except ImportError:  # before transformers 5.19 the only base class needs torchvision
-    from transformers.video_processing_utils import BaseVideoProcessor as VideoProcessorMixin
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-IMAGE_INPUT_NAMES = ["pixel_values", "image_placement"]
-
-
-def flatten_videos(videos: Any) -> list[Any]:
-    """Flatten what a caller may pass for `videos` to a list with one entry per video; None is no video at all.
-
-    One video is an object with `frames`, an array or tensor of four dimensions, a list of frames (PIL images or arrays
-    of three dimensions), or the path or address of a file. Lists of videos may be nested, as chat templates nest them
-    by conversation.
-    """
-    if videos is None:
-        return []
-    if isinstance(videos, dict) and "frames" in videos:  # what chat templates of transformers 5.24 make of a dataclass
-        return [SimpleNamespace(**videos)]
-    if isinstance(videos, str | Path) or hasattr(videos, "frames"):
-        return [videos]
-    if isinstance(videos, Image.Image):
-        return [[videos]]
-    if isinstance(videos, np.ndarray | torch.Tensor):
-        if videos.ndim not in (3, 4, 5):
-            raise ValueError(f"A video array has 4 dimensions (frames, height, width, 3), got {tuple(videos.shape)}.")
-        return list(videos) if videos.ndim == 5 else [videos if videos.ndim == 4 else videos[None]]
-    if not isinstance(videos, list | tuple):
-        raise ValueError(f"A video must be frames or an object with `frames`, got {type(videos).__name__}.")
-    if videos and all(isinstance(item, Image.Image) or getattr(item, "ndim", 0) == 3 for item in videos):
-        return [videos]
-    if any(item is None for item in videos):
-        raise ValueError("one of the videos is None")
-    return [video for item in videos for video in flatten_videos(item)]
-
-
-def to_uint8_frames(video: Any, background: Sequence[int] = WHITE) -> np.ndarray:
-    """Return the frames of one video as uint8 (T, height, width, 3); PIL images as `to_pixels` reads them."""
-    frames = video.frames if hasattr(video, "frames") else video
-    if isinstance(frames, list | tuple):
-        if not frames:
-            raise ValueError("A video needs at least one frame, got none.")
-        frames = [
-            to_pixels(frame, background) if isinstance(frame, Image.Image) else np.asarray(frame) for frame in frames
-        ]
-        sizes = {frame.shape for frame in frames}
-        if len(sizes) > 1:
-            raise ValueError(f"All frames of a video need the same size, got {sorted(sizes)}.")
-        frames = np.stack(frames)
-    frames = np.asarray(frames)
-    if frames.ndim == 4 and frames.shape[-1] != 3 and frames.shape[1] == 3:
-        frames = frames.transpose(0, 2, 3, 1)
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
-        raise ValueError(f"Frames must be RGB uint8 (frames, height, width, 3), got {frames.dtype} {frames.shape}.")
-    if not len(frames):
-        raise ValueError("A video needs at least one frame, got none.")
-    return frames
-
-
-class VideoPandaVideoProcessor(VideoProcessorMixin):
+class VideoPandaVideoProcessor(FrameProcessor):
     """Turn frames into `pixel_values_videos` (B, T, 3, X, Y) and `video_placement` (B, 6).
 
     A placement row is: top, left, rows, columns of the picture in cells of two patches, the number of frames that send
@@ -110,6 +45,7 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
     """
 
     model_input_names = ["pixel_values_videos", "video_placement"]  # noqa: RUF012
+    image_input_names = ["pixel_values", "image_placement"]  # noqa: RUF012
     # Only for vLLM, which measures memory with made-up videos of this rate: `time_prompt` needs to know their length.
     fps = 1.0
 
@@ -208,128 +144,6 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
         context_token = self.context_token if kind == "video" else self.image_context_token
         return token_layout(inputs[f"{kind}_placement"][i], self.max_cells, self.row_tokens, context_token)
 
-    def sample_frames(
-        self, metadata: VideoMetadata, num_frames: int | None = None, fps: float | None = None, **kwargs: Any
-    ) -> np.ndarray:
-        """Return the indices of the frames to use, by the rule `frame_sampling`.
-
-        `fps` takes that many frames per second of a video with known frame rate, `num_frames` a fixed number (default:
-        that of the processor). A video with fewer frames is used whole. The rule "released" goes by seconds: where the
-        frame rate is unknown, or with `fps`, the middles of equal parts are taken.
-        """
-        total = metadata.total_num_frames
-        if fps is not None:
-            if metadata.fps is None:
-                raise ValueError("Sampling by `fps` needs the frame rate of the video: pass `video_metadata`.")
-            num_frames = max(1, round(total / metadata.fps * fps))
-        elif self.frame_sampling == "released" and metadata.fps is not None:
-            return self.released_frames(total, metadata.fps, num_frames or self.num_frames)
-        count = min(total, num_frames or self.num_frames)
-        return ((np.arange(count) + 0.5) * total / count).astype(np.int64)
-
-    @staticmethod
-    def released_frames(total: int, fps: float, most: int) -> np.ndarray:
-        """Return the frames that the released code takes: one per second, but at least 8, thinned to `most`.
-
-        Equal to `videopanda.video.read.released_frame_indices`, which this folder does without.
-        """
-        frames = np.arange(0, total, max(1, round(fps)))
-        if len(frames) < min(8, most + 1):
-            count = min(8, total)
-            frames = np.arange(count) * max(1, (total - 1) // max(1, count - 1))
-        return frames if len(frames) <= most else frames[np.linspace(0, len(frames) - 1, most).astype(np.int64)]
-
-    def preprocess(
-        self,
-        videos: Any,
-        video_metadata: Any = None,
-        do_sample_frames: bool | None = None,
-        num_frames: int | None = None,
-        fps: float | None = None,
-        return_tensors: str | None = None,
-        return_metadata: bool | None = None,
-        **kwargs: Any,
-    ) -> BatchFeature:
-        """Process one video or any nesting of them; see `flatten_videos` for what counts as a video.
-
-        `video_metadata` holds one entry per video (frame rate, duration); `num_frames` or `fps` overrides the sampling.
-        A file is read by `videopanda.read_video`, whose rules and errors these are; all its frames without sampling.
-        With `return_metadata` the result also has `video_metadata`: duration, frame rate and chosen indices of each
-        video.
-        """
-        if kwargs:
-            raise ValueError(f"{', '.join(sorted(kwargs))}: set this when the processor is created, not per call.")
-        flat = flatten_videos(videos)
-        if video_metadata is None or isinstance(video_metadata, dict | VideoMetadata):
-            video_metadata = [video_metadata] * len(flat)
-        while len(video_metadata) and isinstance(video_metadata[0], list):  # nested by conversation, like the videos
-            video_metadata = [entry for group in video_metadata for entry in group]
-        if len(video_metadata) != len(flat):
-            raise ValueError(f"`video_metadata` has {len(video_metadata)} entries for {len(flat)} videos.")
-        check_sampling(num_frames, fps)
-        sample = self.do_sample_frames if do_sample_frames is None else do_sample_frames
-        clips, metadata = [], []
-        for video, known in zip(flat, video_metadata):
-            if hasattr(video, "frames") and (num_frames is not None or fps is not None):
-                raise ValueError("num_frames and fps choose frames of a file; these frames are decoded already")
-            if isinstance(video, str | Path):
-                video = self._read(video, sample, num_frames, fps)
-            frames = to_uint8_frames(video, self.background)
-            entry = self._metadata(video, frames, known)
-            if sample and not hasattr(video, "frames"):
-                indices = self.sample_frames(entry, num_frames, fps)
-                frames = frames[indices]
-                entry.frames_indices = indices.tolist()
-            clips.append(frames)
-            metadata.append(entry)
-        pixel_values, placement = self._place(clips)
-        features = BatchFeature(
-            {"pixel_values_videos": pixel_values, "video_placement": placement}, tensor_type=return_tensors
-        )
-        if return_metadata:
-            features["video_metadata"] = metadata
-        return features
-
-    def preprocess_images(self, images: Any, return_tensors: str | None = None) -> BatchFeature:
-        """Process images, each as a video of one frame, to `pixel_values` and `image_placement`."""
-        clips = [to_uint8_frames(image, self.background) for image in flatten_images(self.fetch_images(images))]
-        pixel_values, placement = self._place(clips, is_image=True)
-        data = {"pixel_values": pixel_values.squeeze(1), "image_placement": placement}
-        return BatchFeature(data, tensor_type=return_tensors)
-
-    def _read(self, path: str | Path, sample: bool, num_frames: int | None, fps: float | None) -> Any:
-        """Read the chosen frames of a file; a still picture is one frame."""
-        chosen: dict[str, Any] = {"sampling": "all"}
-        if sample and fps is not None:
-            chosen = {"fps": fps}
-        elif sample:
-            chosen = {"num_frames": num_frames or self.num_frames, "sampling": self.frame_sampling}
-        video = read_file(path, background=self.background, **chosen)
-        return replace(video, frames=video.frames[:1], indices=video.indices[:1]) if video.is_still else video
-
-    def fetch_images(self, images: Any) -> Any:
-        """Read images that are given as files, addresses or data URLs; others stay as they are."""
-        if isinstance(images, list | tuple):
-            return [self.fetch_images(image) for image in images]
-        return read_picture(images, self.background) if isinstance(images, str | Path) else images
-
-    @staticmethod
-    def _metadata(video: Any, frames: np.ndarray, known: Any) -> VideoMetadata:
-        """Collect what is known of a video: from its own fields, else from the caller's metadata."""
-        entry = VideoMetadata(total_num_frames=len(frames), height=frames.shape[1], width=frames.shape[2])
-        if known is not None:
-            given = dict(known)
-            entry.fps, entry.duration = given.get("fps"), given.get("duration")
-            check_sampling(None, entry.fps)
-            entry.frames_indices = given.get("frames_indices")
-            if entry.duration is None and entry.fps and given.get("total_num_frames"):
-                entry.duration = given["total_num_frames"] / entry.fps
-        if hasattr(video, "frames"):
-            entry.duration = float(video.duration)
-            if hasattr(video, "indices"):  # of `read_video`
-                entry.fps, entry.frames_indices = video.source_fps, [int(index) for index in video.indices]
-        return entry
-
     def layout(self, sizes: Sequence[tuple[int, ...]]) -> BatchFeature:
         """Return the inputs that clips of (frames, height, width) become, with their pixels on the meta device."""
         placement, shape = self._layout(sizes)
@@ -350,7 +164,7 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
         x, y = (rows * cell, columns * cell) if tight else (self.size["height"], self.size["width"])
         return placement, (len(placement), frames, 3, x, y)
 
-    def _place(self, clips: list[np.ndarray], is_image: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def place(self, clips: list[np.ndarray], is_image: bool = False) -> dict[str, torch.Tensor]:
         """Resize, normalise and put clips on canvases of one size; (B, T, 3, X, Y) and (B, 6)."""
         if not clips:
             raise ValueError("There is no video or image to process.")
@@ -367,34 +181,9 @@ class VideoPandaVideoProcessor(VideoProcessorMixin):
             x, y = top * cell, left * cell
             picture = torch.from_numpy(resized).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
             canvas[: len(clip), :, x : x + num_rows * cell, y : y + num_columns * cell] = picture
-        return pixel_values, torch.tensor(placement, dtype=torch.int64)
-
-    @staticmethod
-    def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Resize uint8 frames (T, h, w, 3) with PIL's bicubic filter, the default of the released model.
-
-        Width first, then height: Pillow 13 and later choose the order by size, and it shows in the rounding between.
-        """
-        if frames.shape[1:3] == (height, width):
-            return np.array(frames)
-        bicubic = Image.Resampling.BICUBIC
-        wide = [Image.fromarray(frame).resize((width, frame.shape[0]), bicubic) for frame in frames]
-        return np.stack([np.asarray(image.resize((width, height), bicubic)) for image in wide])
+        pixels, rows = self.image_input_names if is_image else self.model_input_names
+        placed = pixel_values.squeeze(1) if is_image else pixel_values
+        return {pixels: placed, rows: torch.tensor(placement, dtype=torch.int64)}
 
 
-def flatten_images(images: Any) -> list[Any]:
-    """Flatten what a caller may pass for `images` to a list of videos of one frame each; files stay paths."""
-    if images is None:
-        return []
-    if isinstance(images, list | tuple):
-        if any(image is None for image in images):
-            raise ValueError("one of the images is None")
-        return [image for item in images for image in flatten_images(item)]
-    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
-        return [image[None] for image in images]
-    if isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 0) == 3:
-        return [[images]]
-    raise ValueError(f"An image must be a PIL image or an array of three dimensions, got {type(images).__name__}.")
-
-
-__all__ = ["VideoPandaVideoProcessor", "flatten_images", "flatten_videos"]
+__all__ = ["VideoPandaVideoProcessor"]
