@@ -213,6 +213,15 @@ def test_batches_of_similar_length_give_every_rank_as_much():
     assert waste["grouped"][1] < 0.2 * waste["in order"][1]  # one rank waiting for the other
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_samples_are_dealt_to_ranks_in_snake_order(world_size):
+    """With lengths 1, 2, 3, … and an even batch every rank of a step gets exactly as many tokens as the others."""
+    lengths = np.arange(1, 1 + 2 * 4 * world_size * 16)
+    tokens = lengths[batch_order(len(lengths), 4, world_size, lengths=lengths)].sum(2)
+    assert tokens.shape == (32, world_size)
+    assert (tokens == tokens[:, :1]).all()
+
+
 def test_steps_with_long_samples_are_spread():
     lengths = np.arange(64)
     longest = batch_order(64, 2, 2, lengths=lengths).max((1, 2))

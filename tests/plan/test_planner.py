@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tiny import TEXT, clip, tiny_model, tiny_processor, tiny_stab
 from videopanda.models.videopanda import VideoPandaStabConfig, VideoPandaVideoProcessor
 from videopanda.plan.backbones import BACKBONES, config_of
-from videopanda.plan.planner import DoesNotFitError, Planner, budget, planner_for
+from videopanda.plan.planner import DoesNotFitError, Planner, _largest_within, budget, planner_for
 
 SIDES = st.integers(1, 130)
 
@@ -119,6 +120,46 @@ def test_planned_memory_is_near_the_measured_one():
 @pytest.fixture(scope="module")
 def planner():
     return setup("released", True, False)[2]
+
+
+@pytest.mark.parametrize("largest", ["prepare", "vision", "prefill", "generate"])
+@pytest.mark.parametrize("on_host", [False, True])
+def test_the_peak_is_the_largest_phase(largest, on_host):
+    """Whichever it is; what the host prepares counts where the model is on the host."""
+    real = planned(on_host)
+    sizes = {"prepare": 2000, "vision": 3000, "prefill": 5000, "generate": 4000} | {largest: 9000}
+    plan = replace(real, phase_bytes=sizes)
+    assert plan.peak_bytes - plan.weight_bytes == (9000 if on_host or largest != "prepare" else 5000)
+    counted = [size for name, size in real.phase_bytes.items() if on_host or name != "prepare"]
+    assert real.peak_bytes == real.weight_bytes + sorted(counted)[-1]
+
+
+@cache
+def planned(on_host):
+    model, processor, _ = setup("released", True, False)
+    return Planner(model.config, processor.video_processor, torch.float32, on_host=on_host).plan(8, 30, 40)
+
+
+def test_no_more_frames_than_asked_for(planner):
+    context = planner.most_frames(30, 40)
+    assert context > 10
+    assert [planner.most_frames(30, 40, at_most=most) for most in (1, 3, 4, 10)] == [1, 3, 4, 10]
+    assert planner.most_frames(30, 40, at_most=10 * context) == context
+
+
+@pytest.mark.parametrize("sizes", [range(0, 1000, 10), [n * n for n in range(100)], [0] + [500] * 50 + [900] * 49])
+def test_the_search_for_the_largest_size_ends_at_it(sizes):
+    """Of even, uneven and stepped sizes, with few calls."""
+    calls = []
+
+    def size(n: int) -> int:
+        calls.append(n)
+        return sizes[n]
+
+    for limit in range(1, 1001, 37):
+        calls.clear()
+        assert _largest_within(size, limit, 99) == max((n for n in range(1, 100) if sizes[n] <= limit), default=0)
+        assert len(calls) <= 18
 
 
 def test_what_exceeds_the_context_is_refused_with_what_would_fit(planner):

@@ -289,6 +289,19 @@ def test_a_saved_folder_has_the_configuration_of_the_model(tmp_path):
         assert json.loads((folder / "generation_config.json").read_text())["use_cache"] is True
 
 
+def test_adam_is_that_of_the_settings(tmp_path):
+    """Read from the optimizer that a checkpoint holds, and seen in what it does to the weights."""
+    folders = {}
+    for beta2 in (0.5, 0.999):
+        folders[beta2] = run_tiny(tmp_path / str(beta2), max_steps=3, adam_beta2=beta2, weight_decay=0.125)
+        groups = torch.load(folders[beta2] / "checkpoint-3" / "optimizer.pt", weights_only=True)["param_groups"]
+        assert {(group["betas"], group["eps"]) for group in groups} == {((0.9, beta2), 1e-8)}
+        assert {group["weight_decay"] for group in groups} == {0.0, 0.125}
+        assert {group["initial_lr"] for group in groups} == {1e-2}
+    one, other = (weights(folder) for folder in folders.values())
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
 def test_accumulated_batches_are_averaged(tmp_path):
     """The logged loss is that of the task: twice the rows per step do not double it."""
     (one,) = trace(run_tiny(tmp_path / "one", accumulation=4)).values()
