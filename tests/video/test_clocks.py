@@ -146,6 +146,10 @@ def test_a_playlist_reads_nothing_outside_its_folder(tmp_path):
     (inside / "variants.m3u8").write_text(f"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nparts/{nested}\n")
     with pytest.raises(VideoReadError, match="outside its folder"):
         read_video(inside / "variants.m3u8", num_frames=1)
+    live = write_playlist(inside / "live.m3u8", "parts/0.ts")
+    live.write_text(live.read_text().replace("#EXT-X-ENDLIST", ""))
+    with pytest.raises(VideoReadError, match="a live playlist"):
+        read_video(live, num_frames=1)
     key = f'#EXT-X-KEY:METHOD=AES-128,URI="{secret}"\n'
     path = write_playlist(inside / "key.m3u8", "parts/0.ts")
     path.write_text(path.read_text().replace("#EXTINF", key + "#EXTINF"))
@@ -205,6 +209,30 @@ def test_streams_that_begin_with_pictures_that_cannot_be_decoded(tmp_path, codec
         video = read(path, **arguments)
         assert read_numbers(video.frames) == [first + k for k in video.indices]
         assert video.indices[0] == 0 or "num_frames" in arguments
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix", "options"),
+    [
+        ("libx264", "h264", {"bf": "2", "g": "20", "preset": "veryfast"}),
+        ("libx264", "avi", {"g": "20"}),
+        ("libx264", "flv", {"bf": "2", "g": "20", "preset": "veryfast"}),
+        ("libx264", "mp4", {"bf": "2", "g": "20", "preset": "veryfast"}),
+        ("libvpx-vp9", "webm", {"g": "20", "deadline": "realtime", "cpu-used": "8"}),
+        ("mpeg4", "avi", {"g": "20", "bf": "2"}),
+        ("mpeg2video", "m2v", {"g": "12", "bf": "2"}),
+    ],
+)
+def test_such_streams_in_other_containers_and_without_stamps(tmp_path, codec, suffix, options):
+    first = "ts" if suffix in ("h264", "m2v") else suffix
+    whole = write_video(tmp_path / f"whole.{first}", range(60), fps=25, size=(160, 96), codec=codec, **options)
+    path = remux(whole, tmp_path / f"cut.{suffix}", skip=7)
+    everything = read(path, sampling="all")
+    first = read_number(everything.frames[0])
+    assert 7 < first <= 21
+    assert read_numbers(everything.frames) == list(range(first, 60))
+    assert everything.duration == pytest.approx((60 - first) / 25, abs=0.01)
+    assert read_numbers(read(path, timestamps=[0.0, 0.4]).frames) == [first, first + 10]
 
 
 def test_case_of_pictures_that_cannot_be_decoded():

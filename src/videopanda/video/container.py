@@ -171,7 +171,7 @@ class Reader:
         yield None
 
     def _decode(self, sought: bool, skip_to: int | None) -> Iterator[av.VideoFrame]:
-        from videopanda.video.timeline import is_shown
+        from videopanda.video.timeline import can_begin, is_shown
 
         codec = self.stream.codec_context.codec.canonical_name
         counted, hidden = self.timeline.counted, self.timeline.hidden
@@ -204,6 +204,8 @@ class Reader:
             for frame in frames:
                 self.decoded += 1
                 if counted:
+                    if not number and not can_begin(frame, codec):
+                        continue
                     frame.pts = number
                     number += 1
                 if frame.pts is None or (previous is not None and frame.pts < previous):

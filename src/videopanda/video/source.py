@@ -23,6 +23,7 @@ import av
 from videopanda.video.container import Deadline, UnreadableError
 from videopanda.video.pictures import Pictures, is_heif, list_pictures, open_pictures
 
+_PLAYLIST_BYTES = 1 << 24
 _COPY_BYTES = 1 << 20
 # PyAV 17 cannot ask for a file whose name is not ASCII: such a file is handed over open, and may name no others.
 _TAKES_ANY_NAME = int(av.__version__.partition(".")[0]) >= 18
@@ -113,6 +114,10 @@ def open_source(source: Any, deadline: Deadline, stack: ExitStack) -> OpenSource
         raise UnreadableError("the file is empty")
     if head.startswith(b"ffconcat"):
         raise UnreadableError("a script that joins other files: give an HLS playlist or one file")
+    if head.startswith(b"#EXTM3U"):
+        text = head + file.read(_PLAYLIST_BYTES)
+        if b"#EXTINF" in text and b"#EXT-X-ENDLIST" not in text:
+            raise UnreadableError("a live playlist, without an end (#EXT-X-ENDLIST): record it first")
     is_motion_jpeg = name is not None and name.lower().endswith((".mjpeg", ".mjpg"))
     pictures = None if is_motion_jpeg else open_pictures(file)
     if pictures is not None:

@@ -4,7 +4,6 @@ A stream's own integer clock is used throughout: one *tick* is `Timeline.time_ba
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -156,7 +155,7 @@ def scan(opener: Opener, deadline: Deadline, full: bool = False, most: int | Non
                 return timeline
         listed = _Packets(container, stream)
         listed.read(deadline, most)
-        return listed.timeline(lambda suspects: _first_shown(opener, deadline, suspects))
+        return listed.timeline(opener, deadline)
 
 
 def _may_leap(container: InputContainer) -> bool:
@@ -199,6 +198,7 @@ class _Packets:
         self.packets = self.unstamped = 0
         self.latest = 0.0  # seconds at which the packets of all streams that were looked at end
         self.cut = False
+        self.begins_with_key = True
 
     def read(self, deadline: Deadline, most: int | None) -> None:
         """Go through all packets. Raises `UnreadableError` for more than `most`."""
@@ -245,10 +245,12 @@ class _Packets:
                         self.stretches.append(stretch)
                         last, latest, leapt = -(1 << 62), moment, False
                     last_dts, due = dts, dts + length
+                is_key = packet.is_keyframe
+                if not self.packets:
+                    self.begins_with_key = is_key
                 self.packets += 1
                 if most is not None and self.packets > most:
                     raise UnreadableError(f"it has more than {most} frames, the limit")
-                is_key = packet.is_keyframe
                 if packet.is_corrupt:
                     self.cut = True
                 if is_key and stretch.first_key is None and pts is not None:
@@ -268,8 +270,8 @@ class _Packets:
         self.durations.append(duration)
         self.latest = latest
 
-    def timeline(self, first_shown: Callable[[dict[int, int]], dict[int, int]]) -> Timeline:
-        """Join the parts; `first_shown` finds the first picture of those that begin with a fragment."""
+    def timeline(self, opener: Opener, deadline: Deadline) -> Timeline:
+        """Join the parts; where one begins with a fragment, its first picture is found by decoding."""
         container, stream, time_base = self.container, self.stream, self.time_base
         if not self.pts and not self.unstamped:
             promise = f" ({stream.frames} were announced)" if stream.frames else ""
@@ -282,7 +284,7 @@ class _Packets:
             for k, (stretch, pts, _) in enumerate(parts)
             if len(pts) and (stretch.first_key is None or pts[0] < stretch.first_key)
         }
-        shown = first_shown(suspects) if suspects and not self.unstamped else {}
+        shown = _first_shown(opener, deadline, suspects) if suspects and not self.unstamped else {}
         stamps, keys, joints, hidden = [], [], [], set[int]()
         end: int | None = None
         for k, (stretch, pts, part_keys) in enumerate(parts):
@@ -307,11 +309,13 @@ class _Packets:
         # The announced rate is kept where the frames bear it out; Matroska files may announce 1000 per second.
         fps = rate if rate and (not measured or self.unstamped or abs(rate / measured - 1) < 0.25) else measured
         size = stream.codec_context.width, stream.codec_context.height
-        declared = self._declared_end(first, end, rate) if len(parts) == 1 else end
+        declared = self._declared_end(int(parts[0][1][0]) if len(parts[0][1]) else first, end, rate)
         still = self.packets == 1 and (container.format.name.endswith("_pipe") or container.format.name == "gif")
         # AVI stores an order of decoding and no presentation times, which differ where there are B-frames.
         if self.unstamped or (container.format.name == "avi" and stream.codec_context.has_b_frames):
             missing = float((declared - end) * time_base) * (fps or 25.0)
+            if not self.begins_with_key:
+                count = _count_frames(opener, deadline)
             return counted_timeline(count, fps or 25.0, *size, missing=round(missing))
         return Timeline(
             all_pts,
@@ -347,6 +351,8 @@ class _Packets:
         """Where the header says that the stream ends, if that can be believed; else `end`."""
         container, stream, time_base = self.container, self.stream, self.time_base
         declared = end
+        if len(self.stretches) > 1:
+            return end
         # The header of an AVI can be trusted; that of an MP4 may hold nonsense: another sign of a cut is asked for.
         if container.format.name == "avi" and stream.frames and rate:
             declared = first + round(stream.frames / (Fraction(rate) * time_base))
@@ -359,13 +365,37 @@ class _Packets:
         return end if (declared - end) * time_base < SHORT_SECONDS else declared
 
 
+def can_begin(frame: av.VideoFrame, codec: str) -> bool:
+    """Whether a decoded frame leans on nothing before it that is missing."""
+    return bool(frame.key_frame) or (codec in _WITHHOLDING and not frame.is_corrupt)
+
+
+def _count_frames(opener: Opener, deadline: Deadline) -> int:
+    """How many frames come out of a stream from the first that can begin it."""
+    container, stream = open_container(opener, deadline)
+    count = 0
+    with container:
+        codec = stream.codec_context.codec.canonical_name
+        try:
+            for packet in container.demux(stream):
+                deadline.check()
+                try:
+                    for frame in stream.codec_context.decode(packet):
+                        count += bool(count or can_begin(frame, codec))
+                except av.FFmpegError:
+                    continue
+        except av.FFmpegError:
+            pass
+    return count
+
+
 def _first_shown(opener: Opener, deadline: Deadline, suspects: dict[int, int]) -> dict[int, int]:
     """The stamp of the first picture that can be decoded of each part; parts are given as first packet: end."""
     found: dict[int, int] = {}
     container, stream = open_container(opener, deadline)
     with container:
         decoder = video_decoder(stream)
-        withholds = decoder.codec.canonical_name in _WITHHOLDING
+        codec = decoder.codec.canonical_name
         part, stop, number = -1, -1, 0
 
         def feed(packet: av.Packet | None) -> None:
@@ -374,8 +404,7 @@ def _first_shown(opener: Opener, deadline: Deadline, suspects: dict[int, int]) -
             except av.FFmpegError:
                 return
             for frame in frames:
-                sound = frame.key_frame or (withholds and not frame.is_corrupt)
-                if sound and frame.pts is not None:
+                if frame.pts is not None and can_begin(frame, codec):
                     found.setdefault(part, frame.pts)
 
         try:
