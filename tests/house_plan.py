@@ -11,7 +11,7 @@ BEGIN, END = "<!-- import table: begin -->\n", "<!-- import table: end -->\n"
 # Every room: what it may import from this package, and from other packages. Modules are matched by their longest
 # prefix; "." stands for the room itself, "" for `videopanda/__init__.py`.
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
-    "": ({"_auto"}, set()),
+    "": ({"_auto", "models"}, set()),
     "__main__": ({"cli"}, set()),
     "_auto": ({"models", "video"}, set()),
     "models": ({".", "models.pictures"}, {"torch", "transformers", "numpy", "PIL"}),

@@ -1,6 +1,7 @@
 """Train, verify, run and serve encoder-free video-language models.
 
-Five names make the public interface; each is imported on first use, so that `import videopanda` stays light:
+The public names are imported on first use, so that `import videopanda` stays light; beside those below, the classes of
+all model families, such as `VideoPandaConfig`:
 
     import videopanda
     print(videopanda.answer("clip.mp4", "What colour is the circle?"))
@@ -10,23 +11,19 @@ from importlib import import_module
 from typing import Any
 
 from videopanda import _auto
+from videopanda.models import home_of
 
 __version__ = "0.1.0"
-__all__ = ["VideoPandaConfig", "VideoPandaForConditionalGeneration", "VideoPandaProcessor", "answer", "read_video"]
+__all__ = ["answer", "read_video"]
 
-_HOME = {
-    "VideoPandaConfig": "videopanda.models.videopanda",
-    "VideoPandaForConditionalGeneration": "videopanda.models.videopanda",
-    "VideoPandaProcessor": "videopanda.models.videopanda",
-    "answer": "videopanda.inference.answer",
-    "read_video": "videopanda.video.read",
-}
+_HOME = {"answer": "videopanda.inference.answer", "read_video": "videopanda.video.read"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    home = _HOME.get(name) or home_of(name)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(home), name)
 
 
 def __dir__() -> list[str]:

@@ -7,66 +7,48 @@ at once. In the same way processors are given `read_video`: models decode nothin
 
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-
-def _register_config(auto: ModuleType) -> None:
-    from videopanda.models.videopanda.configuration_videopanda import VideoPandaConfig, VideoPandaStabConfig
-
-    auto.AutoConfig.register("videopanda", VideoPandaConfig, exist_ok=True)
-    auto.AutoConfig.register("videopanda_stab", VideoPandaStabConfig, exist_ok=True)
-
-
-def _register_models(auto: ModuleType) -> None:
-    from videopanda.models.videopanda.configuration_videopanda import VideoPandaConfig
-    from videopanda.models.videopanda.modeling_videopanda import VideoPandaForConditionalGeneration, VideoPandaModel
-
-    auto.AutoModel.register(VideoPandaConfig, VideoPandaModel, exist_ok=True)
-    auto.AutoModelForImageTextToText.register(VideoPandaConfig, VideoPandaForConditionalGeneration, exist_ok=True)
-    auto.AutoModelForMultimodalLM.register(VideoPandaConfig, VideoPandaForConditionalGeneration, exist_ok=True)
-
-
-def _register_video_processor(auto: ModuleType) -> None:
-    from videopanda.models.videopanda.configuration_videopanda import VideoPandaConfig
-    from videopanda.models.videopanda.video_processing_videopanda import VideoPandaVideoProcessor
-
-    auto.AutoVideoProcessor.register(VideoPandaConfig, VideoPandaVideoProcessor, exist_ok=True)
-
-
-def _register_processor(auto: ModuleType) -> None:
-    from videopanda.models.videopanda.configuration_videopanda import VideoPandaConfig
-    from videopanda.models.videopanda.processing_videopanda import VideoPandaProcessor
-
-    auto.AutoProcessor.register(VideoPandaConfig, VideoPandaProcessor, exist_ok=True)
-
-
-def _register_reader(media: ModuleType) -> None:
-    def read_video(source: Any, **arguments: Any) -> Any:
-        from videopanda.video.read import read_video
-
-        return read_video(source, **arguments)
-
-    media.use_reader(read_video)
-
-
-_REGISTER: dict[str, Callable[[ModuleType], None]] = {
-    "transformers.models.auto.configuration_auto": _register_config,
-    "transformers.models.auto.modeling_auto": _register_models,
-    "transformers.models.auto.video_processing_auto": _register_video_processor,
-    "transformers.models.auto.processing_auto": _register_processor,
-    "videopanda.models.media": _register_reader,
+# The Auto modules of transformers, and which of their classes find something of ours.
+_AUTO = {
+    "transformers.models.auto.configuration_auto": ("AutoConfig",),
+    "transformers.models.auto.modeling_auto": ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
+    "transformers.models.auto.video_processing_auto": ("AutoVideoProcessor",),
+    "transformers.models.auto.processing_auto": ("AutoProcessor",),
 }
+
+
+def _register(auto: ModuleType) -> None:
+    """Register what the families of `models/` say in their `AUTO_MAP`."""
+    from videopanda.models import folders
+
+    for family in folders():
+        home = import_module(f"videopanda.models.{family}.configuration_{family}")
+
+        def find(name: str, home: ModuleType = home) -> Any:
+            file, _, wanted = home.AUTO_MAP[name].partition(".")
+            return getattr(import_module(f"{home.__package__}.{file}"), wanted)
+
+        config = find("AutoConfig")
+        for name in _AUTO[auto.__name__]:
+            if name != "AutoConfig":
+                getattr(auto, name).register(config, find(name), exist_ok=True)
+                continue
+            for kind in (config, *config.sub_configs.values()):
+                if getattr(kind, "model_type", ""):  # not `AutoConfig`, which stands for any
+                    auto.AutoConfig.register(kind.model_type, kind, exist_ok=True)
 
 
 class _Watcher(MetaPathFinder):
     """Finds modules where Python finds them, and looks at what is loaded after each of them."""
 
     def __init__(self) -> None:
-        self.waiting = dict(_REGISTER)
+        self.waiting = set(_AUTO)
         self.local = threading.local()
         self.local.depth = 0
 
@@ -83,9 +65,8 @@ class _Watcher(MetaPathFinder):
     def settle(self) -> None:
         """Register in every Auto module that is loaded and waits."""
         for name in [name for name in self.waiting if name in sys.modules]:
-            register = self.waiting.pop(name, None)
-            if register is not None:
-                register(sys.modules[name])
+            self.waiting.discard(name)
+            _register(sys.modules[name])
         if not self.waiting and self in sys.meta_path:
             sys.meta_path.remove(self)
 

@@ -7,10 +7,8 @@ are registered with the Auto classes elsewhere count as well.
     model, processor = model_class(config)(config), processor_class(config).for_config(config, tokenizer)
 """
 
-import pkgutil
 from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,14 +18,10 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from . import folders
 from .fields import registered_config, unknown, with_fields
 
 DEFAULT = "videopanda"
-
-
-def folders() -> list[str]:
-    """The families of this package."""
-    return [found.name for found in pkgutil.iter_modules([str(Path(__file__).parent)]) if found.ispkg]
 
 
 def part_of(family: str, part: str) -> ModuleType:
