@@ -55,7 +55,8 @@ def build() -> tuple[VideoPandaForConditionalGeneration, DistillVideoLanguage, d
     model = VideoPandaForConditionalGeneration(config).train()
     model.activation_checkpointing_enable()
     layers, cells = every_fourth_layer(LAYERS), STAB.max_cells
-    task = DistillVideoLanguage(Distillation(FusedHead(WIDTH, TEACHER, len(layers)), STAB), StoredFeatures(), layers)
+    distillation = Distillation(FusedHead(WIDTH, TEACHER, len(layers)), STAB.max_cells)
+    task = DistillVideoLanguage(distillation, StoredFeatures(), layers)
     ids = torch.randint(0, 4000, (ROWS, VISUAL + TEXT))
     ids[:, 1 : VISUAL + 1] = 4000
     labels = ids.clone()
@@ -83,7 +84,8 @@ def loss_of(way: str, model: Any, task: DistillVideoLanguage, batch: dict[str, T
         at_tokens = [states[:, :, i][visual] for i in task.layers]
     else:
         at_tokens = [out.hidden_states[i][visual] for i in task.layers]
-    return out.loss + task.weight * task.distillation(at_tokens, batch["video_placement"], teacher_features)
+    layouts = [visual.layout for visual in model.encode(batch)]
+    return out.loss + task.weight * task.distillation(at_tokens, layouts, teacher_features)
 
 
 def step(way: str, model: Any, task: DistillVideoLanguage, batch: dict[str, Tensor]) -> tuple[float, float]:

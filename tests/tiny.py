@@ -14,6 +14,7 @@ from videopanda.models.videopanda import (
     VideoPandaStabConfig,
     VideoPandaVideoProcessor,
 )
+from videopanda.models.videopanda.layout_videopanda import token_layout
 
 TEXT = {
     "llama": {},
@@ -125,6 +126,11 @@ def tiny_processor(preset: str = "released", stab: VideoPandaStabConfig | None =
     fields.setdefault("pad_frames", preset == "released")
     video_processor = VideoPandaVideoProcessor.for_stab(stab or tiny_stab(preset), **fields)
     return VideoPandaProcessor(video_processor, tiny_tokenizer(), time_prompt=time_prompt)
+
+
+def layouts_of(placement: torch.Tensor, stab: VideoPandaStabConfig) -> list[torch.Tensor]:
+    """Return the layout of the tokens of every placement row."""
+    return [token_layout(row, stab.max_cells, stab.row_tokens, stab.context_token) for row in placement]
 
 
 def clip(frames: int = 8, height: int = 30, width: int = 40, seed: int = 0) -> np.ndarray:

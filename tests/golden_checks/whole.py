@@ -11,6 +11,7 @@ from transformers import CLIPVisionConfig
 from golden_checks.data import PLACEHOLDER, question_prompt, training_prompt
 from golden_checks.findings import Findings
 from golden_checks.stab import Weights, placement_of_mask, read_pixels, to_cells
+from tiny import layouts_of
 from videopanda.data.collate import IGNORE
 from videopanda.encoders.languagebind import LanguageBindTower, tower_weights
 from videopanda.models.videopanda import VideoPandaConfig, VideoPandaForConditionalGeneration, VideoPandaStabConfig
@@ -61,13 +62,14 @@ def check_distill(golden: Weights) -> Findings:
         tokens.append(hidden[b, start : start + int(golden["feature_lens"][b, :real].sum())])
     states = torch.cat(tokens)
     placement = torch.tensor(placement)
+    layouts = layouts_of(placement, stab)
     teacher = golden["teacher_features"][:, :, 1:].float().unflatten(2, (side, side))
-    distillation = Distillation(head, stab)
+    distillation = Distillation(head, stab.max_cells)
     by_layer = [states[:, i] for i in golden["layer_idx"].tolist()]
-    loss = distillation(by_layer, placement, teacher)
+    loss = distillation(by_layer, layouts, teacher)
     findings.compare("loss", loss, golden["loss"][0], LOSS)
     findings.compare("loss_fp64", loss, golden["loss_fp64"][0], LOSS)
-    distance_Q, cells = distillation.distances(by_layer, placement, teacher)  # noqa: N806
+    distance_Q, cells = distillation.distances(by_layer, layouts, teacher)  # noqa: N806
     total, per_frame = torch.zeros(num_videos * frames), cells.weight * placement[:, 5].sum()
     total.index_add_(0, cells.frame, (distance_Q * per_frame).detach())
     findings.compare("per_frame_loss", total.view(num_videos, frames), golden["per_frame_loss"], LOSS)
@@ -196,7 +198,7 @@ def check_whole(
         side = config["preprocessor"]["image_size_teacher"] // config["preprocessor"]["patch_stride_teacher"]
         batch["teacher_features"] = features[:, :, 1:].unflatten(2, (side, side))
         task = DistillVideoLanguage(
-            Distillation(head, model.config.stab_config), StoredFeatures(), every_fourth_layer(num_layers)
+            Distillation(head, model.config.stab_config.max_cells), StoredFeatures(), every_fourth_layer(num_layers)
         )
         losses = task.step(model, batch)
         findings.compare("loss.text", losses["text_loss"], golden["loss.text"][0], TEXT_LOSS)

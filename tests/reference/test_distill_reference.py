@@ -6,7 +6,7 @@ from distill_reference import slow_distillation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiny import randomize, tiny_stab
+from tiny import layouts_of, randomize, tiny_stab
 from videopanda.training.distill import Distillation, FusedHead, LastLayerHead, real_cells
 
 SIDE, E, D = 4, 10, 12
@@ -45,7 +45,7 @@ def test_fast_equals_slow(grid, data):
     fast_states = torch.randn(num_states, sum(counts), E, generator=generator, dtype=torch.float64).requires_grad_()
     slow_states = fast_states.detach().clone().requires_grad_()
     teacher = torch.randn(len(placement), frames, grid, grid, D, generator=generator, dtype=torch.float64)
-    fast = Distillation(head, stab, distance)(list(fast_states), placement, teacher)
+    fast = Distillation(head, stab.max_cells, distance)(list(fast_states), layouts_of(placement, stab), teacher)
     weights = {name: tensor.clone().requires_grad_() for name, tensor in head.state_dict().items()}
     slow = slow_distillation(weights, list(slow_states), placement, teacher, stab, distance, num_heads=4)
     if not placement[:, 5].any():  # padding frames alone: nothing to learn, but the graph holds
@@ -61,6 +61,6 @@ def test_fast_equals_slow(grid, data):
 
 def test_weights_of_cells_sum_to_one():
     placement = torch.tensor([[0, 0, 2, 6, 4, 3], [1, 1, 4, 4, 2, 2]])
-    cells = real_cells(placement, 4, tiny_stab())
+    cells = real_cells(layouts_of(placement, tiny_stab()), 4)
     assert cells.weight.sum().item() == pytest.approx(1)
     assert len(cells.token) == 3 * 12 + 2 * 16

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tiny import clip, randomize, tiny_model, tiny_processor, tiny_stab
+from tiny import clip, layouts_of, randomize, tiny_model, tiny_processor, tiny_stab
 from videopanda.encoders.open import teacher_video_processor
 from videopanda.models.videopanda import VideoPandaVideoProcessor
 from videopanda.models.videopanda.convert_videopanda import fate_of
@@ -40,7 +40,14 @@ def batch_for(processor, clips):
 def make_task(model, **fields):
     head = FusedHead(E, D, num_states=2, num_heads=4)
     randomize(head)
-    return DistillVideoLanguage(Distillation(head, model.config.stab_config), StoredFeatures(), (2, 0), **fields)
+    return DistillVideoLanguage(
+        Distillation(head, model.config.stab_config.max_cells), StoredFeatures(), (2, 0), **fields
+    )
+
+
+def loss_of(head, stab, state, placement, teacher, *distance):
+    distillation = Distillation(head, stab.max_cells, *distance)
+    return distillation([state], layouts_of(torch.tensor(placement), stab), teacher)
 
 
 def test_released_layers():
@@ -67,7 +74,7 @@ def test_impossible_heads_are_refused(num_states, teacher_size):
 def test_cells_are_found_among_context_row_and_padding_tokens():
     stab = tiny_stab(image_size=24)  # 3 × 3 cells
     placement = torch.tensor([[1, 0, 1, 3, 3, 2], [0, 1, 3, 2, 1, 1]])
-    cells = real_cells(placement, 3, stab)
+    cells = real_cells(layouts_of(placement, stab), 3)
     # First video: two frames of [context, 3 cells, row token], then a padding frame of 1 + 3 × 4 tokens.
     assert cells.token.tolist() == [1, 2, 3, 6, 7, 8, *(10 + 13 + i for i in (1, 2, 4, 5, 7, 8))]
     assert cells.frame.tolist() == [0] * 3 + [1] * 3 + [3] * 6
@@ -78,7 +85,7 @@ def test_cells_are_found_among_context_row_and_padding_tokens():
 
 def test_identical_features_cost_nothing_and_opposite_ones_two():
     stab = tiny_stab(image_size=16)
-    placement = torch.tensor([[0, 0, 2, 2, 2, 1]])
+    placement = [[0, 0, 2, 2, 2, 1]]
     head = LastLayerHead(D, D)
     with torch.no_grad():
         head.input_layer.weight.copy_(torch.eye(D))
@@ -87,30 +94,35 @@ def test_identical_features_cost_nothing_and_opposite_ones_two():
     teacher = torch.randn(1, 2, 2, 2, D)
     for i, token in enumerate((1, 2, 4, 5)):
         teacher[0, 0, i // 2, i % 2] = 3 * state[token]
-    assert Distillation(head, stab)([state], placement, teacher).item() == pytest.approx(0, abs=1e-6)
-    assert Distillation(head, stab)([state], placement, -teacher).item() == pytest.approx(2, abs=1e-6)
+    assert loss_of(head, stab, state, placement, teacher).item() == pytest.approx(0, abs=1e-6)
+    assert loss_of(head, stab, state, placement, -teacher).item() == pytest.approx(2, abs=1e-6)
     expected = 4 * state[[1, 2, 4, 5]].square().mean().item()  # the difference is twice the state
-    assert Distillation(head, stab, "mse")([state], placement, teacher).item() == pytest.approx(expected, rel=1e-5)
+    assert Distillation(head, stab.max_cells, "mse")(
+        [state], layouts_of(placement, stab), teacher
+    ).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_grids_that_do_not_fit_are_refused():
     stab, state = tiny_stab(image_size=32), torch.zeros(21, E)
     head = LastLayerHead(E, D)
     with pytest.raises(ValueError, match="neither divides"):
-        Distillation(head, stab)([state], torch.tensor([[0, 0, 4, 4, 1, 1]]), torch.zeros(1, 1, 3, 3, D))
+        Distillation(head, stab.max_cells)(
+            [state], layouts_of(torch.tensor([[0, 0, 4, 4, 1, 1]]), stab), torch.zeros(1, 1, 3, 3, D)
+        )
     with pytest.raises(ValueError, match="ends inside"):
-        Distillation(head, stab)([state], torch.tensor([[0, 0, 3, 4, 1, 1]]), torch.zeros(1, 1, 2, 2, D))
+        Distillation(head, stab.max_cells)(
+            [state], layouts_of(torch.tensor([[0, 0, 3, 4, 1, 1]]), stab), torch.zeros(1, 1, 2, 2, D)
+        )
     with pytest.raises(ValueError, match="cosine or mse"):
-        Distillation(head, stab, "l1")
+        Distillation(head, stab.max_cells, "l1")
     with pytest.raises(ValueError, match="reads 1 states"):
-        DistillVideoLanguage(Distillation(head, stab), StoredFeatures(), (2, 0))
+        DistillVideoLanguage(Distillation(head, stab.max_cells), StoredFeatures(), (2, 0))
 
 
 def test_one_row_works():
     """The official head stumbles over grids with one row (facts, Sec. 8, 8)."""
     stab = tiny_stab(image_size=32)
-    placement = torch.tensor([[1, 0, 1, 4, 2, 2]])
-    loss = Distillation(LastLayerHead(E, D), stab)([torch.randn(12, E)], placement, torch.randn(1, 2, 4, 4, D))
+    loss = loss_of(LastLayerHead(E, D), stab, torch.randn(12, E), [[1, 0, 1, 4, 2, 2]], torch.randn(1, 2, 4, 4, D))
     assert 0 < loss.item() < 2
 
 
@@ -124,7 +136,7 @@ def test_the_task_sees_the_states_of_the_model(gradient_checkpointing):
     out = model(**batch, output_hidden_states=True)
     visual = batch["input_ids"] == processor.video_token_id
     states = [out.hidden_states[i][visual] for i in (2, 0)]
-    distill = task.distillation(states, batch["video_placement"], stored)
+    distill = task.distillation(states, layouts_of(batch["video_placement"], model.config.stab_config), stored)
     (out.loss + 0.5 * distill).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()

@@ -72,10 +72,10 @@ class Packed:
 
 
 class Collator:
-    """Batches samples for a `VideoPandaForConditionalGeneration` (or, without videos, for any causal LM).
+    """Batches samples for a video-language model (or, without videos, for any causal LM).
 
     Args:
-        processor: a `VideoPandaProcessor`, or a tokenizer with a chat template for samples without videos.
+        processor: the processor of a model, or a tokenizer with a chat template for samples without videos.
         max_length: longest row in tokens. Conversations that no longer fit are left out (at least one must fit).
         supervise: "answers" puts the loss on answers and their end marker; "all" on every token that is not visual.
         windows: attention window in tokens (None: unlimited) of each layer type of the language model, or of
@@ -89,7 +89,7 @@ class Collator:
         flip_seed: mirror half of the clips, chosen by this seed and the sample's id, as the official transform does:
             the whole canvas, after padding. Needs a square canvas.
         teacher_processor: also makes `teacher_pixels` (B, T, 3, S, S), mirrored like the student's, and
-            `teacher_placement` (B, 6).
+            `teacher_origin` (B, 2), row and column of each picture on the teacher's canvas.
         teacher_features: returns precomputed teacher features instead.
     """
 
@@ -129,8 +129,8 @@ class Collator:
         self.visual_ids = frozenset(token for token in markers if token is not None)
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """Keys: input_ids, labels, position_ids (B, L), attention_mask and, with videos, pixel_values_videos and
-        video_placement as the video processor makes them.
+        """Keys: input_ids, labels, position_ids (B, L), attention_mask and, with videos, what the
+        video processor makes, pixel_values_videos first.
 
         The attention mask is (B, L) where no row holds several conversations, else (B, 1, L, L), one for each layer
         type if `windows` has several. `cell_words` (V, K) holds up to K token ids for each visual token of the batch,
@@ -148,7 +148,8 @@ class Collator:
             if self.teacher_processor is not None:
                 seen = self.teacher_processor(videos=videos, return_tensors="pt")
                 batch["teacher_pixels"] = seen["pixel_values_videos"]
-                batch["teacher_placement"] = seen["video_placement"]
+                layouts = [self.teacher_processor.token_layout(seen, i) for i in range(len(videos))]
+                batch["teacher_origin"] = torch.stack([layout[layout[:, 3] == CELL][0, 1:3] for layout in layouts])
             if self.teacher_features is not None:
                 batch.update(self.teacher_features(samples))
             if self.flip_seed is not None:
@@ -158,7 +159,7 @@ class Collator:
                 for name in {"pixel_values_videos", "teacher_pixels"} & batch.keys():
                     batch[name][chosen] = flipped(batch[name][chosen])
             if self.cell_words:
-                layouts = (self.processor.video_processor.token_layout(batch, i) for i in range(len(videos)))
+                layouts = [self.processor.video_processor.token_layout(batch, i) for i in range(len(videos))]
                 batch["cell_words"] = torch.cat([self._words(*pair) for pair in zip(videos, layouts)])
         if not self.text:
             return batch

@@ -147,7 +147,7 @@ def make_task(settings: StageConfig, model: Any, processor: Any, folder: Path | 
     else:
         head, layers = LastLayerHead(text.hidden_size, size), layers[:1]
     _load_head(head, folder)
-    distillation = Distillation(head, model.config.stab_config, settings.distill_distance)
+    distillation = Distillation(head, processor.video_processor.max_cells, settings.distill_distance)
     return DistillVideoLanguage(distillation, teacher, layers, settings.distill_weight), collator
 
 

@@ -1,7 +1,7 @@
 """Distillation of a frozen video teacher into the visual tokens (paper Eq. 19; facts, Sec. 5).
 
     head = FusedHead(4096, 1024, num_states=9)
-    distillation = Distillation(head, model.config.stab_config)
+    distillation = Distillation(head, processor.video_processor.max_cells)
     task = DistillVideoLanguage(distillation, StoredFeatures(), layers=every_fourth_layer(32))
 
 Head and teacher belong to the task: no checkpoint of the model holds them.
@@ -18,12 +18,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from videopanda.models.videopanda import (
-    VideoPandaStabConfig,
-    frame_token_count,
-    placement_token_count,
-)
+from videopanda.models.visual import CELL
 
 
 def every_fourth_layer(num_layers: int) -> tuple[int, ...]:
@@ -93,32 +90,27 @@ class Cells(NamedTuple):
     weight: Tensor  # (Q,) share of a cell in a loss that weighs all real frames alike; their sum is 1
 
 
-def real_cells(placement_B6: Tensor, num_frames: int, stab: VideoPandaStabConfig) -> Cells:
-    """Find the tokens of cells among all visual tokens: without context and row tokens and without padding frames."""
-    s, device = stab.max_cells, placement_B6.device
-    top_B, left_B, rows_B, columns_B, sent_B, real_B = placement_B6.unbind(1)
-    layout = {"row_tokens": stab.row_tokens, "context_token": stab.context_token}
-    per_video_B = placement_token_count(rows_B, columns_B, sent_B, real_B, max_cells=s, **layout)
-    first_B = per_video_B.cumsum(0) - per_video_B
-    t_T11, r_S1, c_S = (
-        torch.arange(n, device=device).view(-1, *[1] * after) for n, after in ((num_frames, 2), (s, 1), (s, 0))
-    )
-    top, left, rows, columns, real, first = (
-        x_B.view(-1, 1, 1, 1) for x_B in (top_B, left_B, rows_B, columns_B, real_B, first_B)
-    )
-    inside_BTSS = (t_T11 < real) & (r_S1 >= top) & (r_S1 < top + rows) & (c_S >= left) & (c_S < left + columns)
-    start_BT11 = first + t_T11 * frame_token_count(rows, columns, **layout) + int(stab.context_token)
-    token_BTSS = start_BT11 + (r_S1 - top) * (columns + int(stab.row_tokens)) + c_S - left
-    place_Q = inside_BTSS.flatten().nonzero().squeeze(1)
-    frame_Q = place_Q // (s * s)
-    weight_B = 1.0 / (rows_B * columns_B * real_B.sum().clamp(min=1))
-    return Cells(
-        token=token_BTSS.flatten()[place_Q],
-        frame=frame_Q,
-        row=place_Q // s % s,
-        column=place_Q % s,
-        weight=weight_B[frame_Q // num_frames],
-    )
+def real_cells(layouts: Sequence[Tensor], num_frames: int, origins_B2: Tensor | None = None) -> Cells:
+    """Find the tokens of cells of real frames among all visual tokens.
+
+    Args:
+        layouts: of the videos, (V_i, 4); see `EncodedVisual`.
+        num_frames: T.
+        origins_B2: row and column of each picture on the teacher's canvas, where it is not the student's.
+    """
+    parts, first = [], 0
+    for video, layout_V4 in enumerate(layouts):
+        token_K = (layout_V4[:, 3] == CELL).nonzero().squeeze(1)
+        place_K2 = layout_V4[token_K, 1:3]
+        if origins_B2 is not None and len(place_K2):
+            place_K2 = place_K2 - place_K2[0] + origins_B2[video].to(place_K2.device)
+        frame_K = video * num_frames + layout_V4[token_K, 0]
+        parts.append(torch.cat([torch.stack([first + token_K, frame_K], dim=1), place_K2], dim=1))
+        first += len(layout_V4)
+    token_Q, frame_Q, row_Q, column_Q = torch.cat(parts).unbind(1)
+    cells_F = frame_Q.bincount(minlength=1)
+    weight_Q = 1.0 / (cells_F[frame_Q] * (cells_F > 0).sum())
+    return Cells(token_Q, frame_Q, row_Q, column_Q, weight_Q)
 
 
 class Distillation(nn.Module):
@@ -130,47 +122,60 @@ class Distillation(nn.Module):
 
     Args:
         head: `FusedHead` or `LastLayerHead`.
-        stab: says how the visual tokens of a frame are laid out.
+        side: S, cells per side of the student's square canvas.
         distance: "cosine" is 1 - cosine, the released loss; "mse" the squared difference, averaged over D.
     """
 
     def __init__(
         self,
         head: FusedHead | LastLayerHead,
-        stab: VideoPandaStabConfig,
+        side: int,
         distance: Literal["cosine", "mse"] = "cosine",
     ):
         super().__init__()
         if distance not in ("cosine", "mse"):
             raise ValueError(f"`distance` must be cosine or mse, got {distance!r}.")
-        self.head, self.stab, self.distance = head, stab, distance
+        self.head, self.side, self.distance = head, side, distance
 
-    def forward(self, states: Sequence[Tensor], placement_B6: Tensor, teacher_BTGGD: Tensor) -> Tensor:
+    def forward(
+        self,
+        states: Sequence[Tensor],
+        layouts: Sequence[Tensor],
+        teacher_BTGGD: Tensor,
+        origins_B2: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss, a scalar.
 
         Args:
             states: hidden states at all visual tokens of the batch, J tensors (V, E), last layer first.
-            placement_B6: placement rows on the canvas that the teacher sees.
+            layouts, origins_B2: see `real_cells`.
             teacher_BTGGD: the teacher's patch features, without class token, on the whole canvas.
 
         Raises:
             ValueError: neither grid divides the other.
         """
-        distance_Q, cells = self.distances(states, placement_B6, teacher_BTGGD)
+        distance_Q, cells = self.distances(states, layouts, teacher_BTGGD, origins_B2)
         return (cells.weight * distance_Q).sum()
 
-    def distances(self, states: Sequence[Tensor], placement_B6: Tensor, teacher_BTGGD: Tensor) -> tuple[Tensor, Cells]:
+    def distances(
+        self,
+        states: Sequence[Tensor],
+        layouts: Sequence[Tensor],
+        teacher_BTGGD: Tensor,
+        origins_B2: Tensor | None = None,
+    ) -> tuple[Tensor, Cells]:
         """Distance of every cell (or, with a coarser teacher, of every teacher patch) to the teacher."""
-        cells = real_cells(placement_B6, teacher_BTGGD.shape[1], self.stab)
+        cells = real_cells(layouts, teacher_BTGGD.shape[1], origins_B2)
+        cells = Cells(*(part.to(teacher_BTGGD.device) for part in cells))
         states = [state_VE[cells.token] for state_VE in states]
-        s, g = self.stab.max_cells, teacher_BTGGD.shape[2]
+        s, g = self.side, teacher_BTGGD.shape[2]
         if max(s, g) % min(s, g):
             raise ValueError(f"A teacher of {g} × {g} patches does not fit {s} × {s} cells: neither divides the other.")
         teacher_FGGD = teacher_BTGGD.flatten(0, 1)
         if g > s:
             teacher_FGGD = F.avg_pool2d(teacher_FGGD.permute(0, 3, 1, 2), g // s).permute(0, 2, 3, 1)
         elif g < s:
-            states, cells = average_states(states, cells, placement_B6, s, s // g)
+            states, cells = average_states(states, cells, s, s // g)
         prediction_QD = self.head(states).float()
         target_QD = teacher_FGGD[cells.frame, cells.row, cells.column].float()
         if self.distance == "mse":
@@ -178,15 +183,13 @@ class Distillation(nn.Module):
         return 1.0 - F.cosine_similarity(prediction_QD, target_QD, dim=-1, eps=1e-8), cells
 
 
-def average_states(
-    states: Sequence[Tensor], cells: Cells, placement_B6: Tensor, side: int, factor: int
-) -> tuple[list[Tensor], Cells]:
+def average_states(states: Sequence[Tensor], cells: Cells, side: int, factor: int) -> tuple[list[Tensor], Cells]:
     """Average states over blocks of `factor` × `factor` cells, which must not reach beyond the picture."""
-    if (placement_B6[:, :4] % factor).any():
-        raise ValueError(f"A teacher patch spans {factor} × {factor} cells, but a picture ends inside of one.")
     coarse = side // factor
     block_Q = (cells.frame * coarse + cells.row // factor) * coarse + cells.column // factor
-    place_P, index_Q = block_Q.unique(return_inverse=True)
+    place_P, index_Q, count_P = block_Q.unique(return_inverse=True, return_counts=True)
+    if (count_P != factor**2).any():
+        raise ValueError(f"A teacher patch spans {factor} × {factor} cells, but a picture ends inside of one.")
     averaged = [
         state_QE.new_zeros(len(place_P), state_QE.shape[1]).index_add(0, index_Q, state_QE) / factor**2
         for state_QE in states
@@ -240,16 +243,19 @@ class DistillVideoLanguage:
         if is_taught:
             with torch.no_grad():
                 teacher_BTGGD = self.teacher(batch)
-        placement_B6 = batch.pop("video_placement")
-        # On a tight canvas the student's picture lies elsewhere than on the teacher's.
-        on_teacher_B6 = batch.pop("teacher_placement", placement_B6)
-        features = model.get_video_features(batch.pop("pixel_values_videos"), placement_B6)
+        origins_B2 = batch.pop("teacher_origin", None)
+        visuals = model.encode(batch)
+        for name in model.visual_inputs["video"]:
+            del batch[name]
+        tokens = [visual.tokens for visual in visuals]
+        features = BaseModelOutputWithPooling(pooler_output=tokens)  # type: ignore[arg-type]
         with hidden_states(model.get_decoder(), self.layers) as states:
             text_loss = model(**batch, mm_encoder_outputs={"video": features}).loss
         visual_BN = batch["input_ids"] == model.config.video_token_id
-        at_tokens = [states[i][visual_BN] if i else features.last_hidden_state for i in self.layers]
+        at_tokens = [states[i][visual_BN] if i else torch.cat(tokens) for i in self.layers]
         if is_taught:
-            distill_loss = self.distillation(at_tokens, on_teacher_B6, teacher_BTGGD)
+            layouts = [visual.layout for visual in visuals]
+            distill_loss = self.distillation(at_tokens, layouts, teacher_BTGGD, origins_B2)
         else:
             distill_loss = self.head(at_tokens).sum()  # 0, of no token
         return {

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
 class Task(Protocol):
@@ -48,10 +49,13 @@ class VideoLanguage:
             return {"loss": loss, "text_loss": loss.detach()}
         batch = dict(batch)
         words = batch.pop("cell_words")
-        features = model.get_video_features(batch.pop("pixel_values_videos"), batch.pop("video_placement"))
-        align = self.alignment(features.last_hidden_state, words, model.get_input_embeddings().weight)
+        tokens = [visual.tokens for visual in model.encode(batch)]
+        for name in model.visual_inputs["video"]:
+            del batch[name]
+        align = self.alignment(torch.cat(tokens), words, model.get_input_embeddings().weight)
         losses = {"loss": self.align_weight * align, "align_loss": align.detach()}
         if self.text_weight:
+            features = BaseModelOutputWithPooling(pooler_output=tokens)  # type: ignore[arg-type]
             text = model(**batch, mm_encoder_outputs={"video": features}).loss
             losses["loss"] = losses["loss"] + self.text_weight * text
             losses["text_loss"] = text.detach()

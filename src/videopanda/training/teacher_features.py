@@ -46,7 +46,7 @@ class FeatureFolder:
         self.size: int = self.table["size"]
 
     def read(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """`teacher_features` (B, T, G, G, D) and `teacher_placement` (B, 6) of all clips of some samples.
+        """`teacher_features` (B, T, G, G, D) and `teacher_origin` (B, 2) of all clips of some samples.
 
         Raises:
             ValueError: a clip that the folder does not have.
@@ -58,7 +58,7 @@ class FeatureFolder:
                 if not path.exists():
                     raise ValueError(f"{path} is missing, for clip {video} of {sample.id}: run data features again")
                 found.append(load_file(path))
-        return {f"teacher_{name}": torch.stack([clip[name] for clip in found]) for name in ("features", "placement")}
+        return {f"teacher_{name}": torch.stack([clip[name] for clip in found]) for name in ("features", "origin")}
 
 
 def write_features(
@@ -72,7 +72,7 @@ def write_features(
 ) -> int:
     """Write the features of every clip of a data set, of this process's share; returns how many it wrote now.
 
-    A call that was interrupted goes on. `collator` makes `teacher_pixels` and `teacher_placement`.
+    A call that was interrupted goes on. `collator` makes `teacher_pixels` and `teacher_origin`.
 
     Raises:
         ValueError: the folder holds features of another teacher or other settings.
@@ -91,9 +91,9 @@ def write_features(
         if all(path.exists() for path in paths):
             continue
         batch = collator([sample])
-        for path, features, placement in zip(paths, teacher(batch), batch["teacher_placement"]):
+        for path, features, origin in zip(paths, teacher(batch), batch["teacher_origin"]):
             path.parent.mkdir(exist_ok=True)
-            kept = {"features": features.to(torch.bfloat16).cpu().contiguous(), "placement": placement.clone()}
+            kept = {"features": features.to(torch.bfloat16).cpu().contiguous(), "origin": origin.clone()}
             _replace(path, lambda part, kept=kept: save_file(kept, part))
             written += 1
     return written

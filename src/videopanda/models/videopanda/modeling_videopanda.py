@@ -343,7 +343,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, VisualGenera
         context_token = stab.context_token if kind == "video" else stab.image_context_token
         return [
             EncodedVisual(tokens_VE, token_layout(row, stab.max_cells, stab.row_tokens, context_token))
-            for tokens_VE, row in zip(features(pixels, placement).pooler_output, placement)
+            for tokens_VE, row in zip(features(pixels, placement).pooler_output, placement.tolist())
         ]
 
     def get_video_features(self, pixel_values_videos: Tensor, video_placement: Tensor, **kwargs: Any) -> Any:
