@@ -235,6 +235,25 @@ def test_no_tracked_file_names_a_place_on_one_machine():
     assert found == []
 
 
+# Modules inside of transformers that are imported. A release may move what is in them: add none without need.
+INNER = {
+    "modeling_outputs": "documented, but absent from the top level",
+    "processing_utils": "MultiModalData, which vLLM asks for",
+    "video_processing_utils": "the base class that works without torchvision",
+    "video_utils": "VideoMetadata and the reader of transformers' own pipelines",
+    "models.clip.modeling_clip": "the layers of LanguageBind are those of CLIP with one part more",
+}
+
+
+def test_few_inner_modules_of_transformers_are_imported():
+    found = set()
+    for path in trees():
+        found |= set(
+            re.findall(r"^\s*(?:from|import) transformers\.([\w.]+)", path.read_text(encoding="utf-8"), flags=re.M)
+        )
+    assert found == set(INNER)
+
+
 # -- dependencies ------------------------------------------------------------------------------------------------------
 def declared(name: str) -> list[str]:
     """A list of strings in pyproject.toml (Python before 3.11 reads no TOML; such a list is Python, too)."""

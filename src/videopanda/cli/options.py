@@ -73,7 +73,7 @@ def size_in_bytes(text: str) -> int:
 
 def quiet() -> None:
     """Silence transformers logging and progress bars."""
-    from transformers.utils import logging
+    from transformers import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from videopanda.checkpoints import checksums
 from videopanda.models.families import DEFAULT, fresh_config, model_class, processor_class
@@ -136,8 +135,9 @@ def _text_config(backbone: str | Path, fields: Mapping[str, Any]) -> Any:
         raise ValueError(f"no language model at {backbone}: {str(error).splitlines()[0]}") from error
     if model_class(config) is not None:
         raise ValueError(f"{backbone} has a vision part already: train it as it is, or name a language model")
-    wanted, found = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type), config.architectures or []
-    if wanted not in found:
+    known: Any
+    known, found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), config.architectures or []
+    if known is None or known.__name__ not in found:
         raise ValueError(
             f"{backbone} is not a causal language model that transformers knows: it holds "
             f"{', '.join(found) or config.model_type}"

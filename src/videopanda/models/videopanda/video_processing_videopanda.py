@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers.feature_extraction_utils import BatchFeature
+from transformers import BatchFeature
 
 from ..frames import CLIP_MEAN, CLIP_STD, FrameProcessor
 from ..pictures import WHITE
