@@ -240,7 +240,7 @@ INNER = {
     "modeling_outputs": "documented, but absent from the top level",
     "processing_utils": "MultiModalData, which vLLM asks for",
     "video_processing_utils": "the base class that works without torchvision",
-    "video_utils": "VideoMetadata and the reader of transformers' own pipelines",
+    "video_utils": "VideoMetadata, which processors return",
     "models.clip.modeling_clip": "the layers of LanguageBind are those of CLIP with one part more",
 }
 
