@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers.feature_extraction_utils import BatchFeature
+from transformers import BatchFeature
 from transformers.video_utils import VideoMetadata
 
 from .media import check_sampling, read_file, read_picture

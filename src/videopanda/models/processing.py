@@ -4,9 +4,8 @@ from copy import copy
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import ProcessorMixin
-from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import MultiModalData, ProcessingKwargs
+from transformers import BatchFeature, ProcessingKwargs, ProcessorMixin
+from transformers.processing_utils import MultiModalData
 
 from .frames import FrameProcessor, VideoProcessorMixin, flatten_images, flatten_videos
 from .hub import add_code
