@@ -100,8 +100,20 @@ def test_a_share_is_the_beginning_of_the_first_epoch(tmp_path):
     path = write(tmp_path, [row(name) for name in NAMES])
     half, whole = ids(ConversationDataset(path, share=0.5)), ids(ConversationDataset(path))
     assert half == whole[: len(half)]
-    assert 80 <= len(half) <= 120  # drawn one by one: 100 are expected, with a deviation of 7
+    assert len(half) == len(NAMES) / 2
     assert ids(ConversationDataset(path, share=1.0)) == whole
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 100, 1001])
+def test_a_half_is_exactly_half(count):
+    """Of samples, however many rows each has; that of another seed is another half."""
+    keys = np.array([shuffling.key_of(str(i)) for i in range(count)], np.uint64)
+    halves = [shuffling.subset(np.repeat(keys, 3), seed, 0.5) for seed in (0, 1)]
+    for half in halves:
+        assert half.sum() == 3 * round(count / 2)
+        assert np.array_equal(half, np.repeat(half[::3], 3))
+    assert count < 9 or not np.array_equal(*halves)
+    assert shuffling.subset(keys, 0, 1.0).all()
 
 
 def test_the_order_of_a_known_data_set_never_changes():

@@ -129,6 +129,22 @@ def test_language_models(text, tmp_path):
         assert torch.equal(model(**inputs).logits, loaded(**inputs).logits)
 
 
+def test_labels_that_hold_placeholders_are_ignored_there():
+    """A copy of the input as labels, as many trainers make it: the loss was infinite."""
+    model, processor = tiny_model(), tiny_processor()
+    inputs, _ = example(model, processor)
+    labels = inputs["input_ids"].clone()
+    visual = torch.isin(labels, torch.tensor([processor.video_token_id, processor.image_token_id]))
+    assert visual.any()
+    model.train()
+    model.model.stab.eval()
+    loss = model(**inputs, labels=labels).loss
+    assert loss.isfinite()
+    assert torch.equal(loss, model(**inputs, labels=labels.masked_fill(visual, -100)).loss)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
 def test_loss_is_the_mean_over_answer_tokens():
     model, processor = tiny_model(), tiny_processor()
     inputs, labels = example(model, processor)

@@ -71,7 +71,8 @@ class ConversationDataset:
         keys = np.array(rows.clips, np.uint64) if group_by_clip else ids
         trained, held = shuffling.hold_out(np.array(rows.media, np.uint64), np.array(rows.media_counts), held_out)
         self._held = keys, np.flatnonzero(held)
-        self._take(keys, np.flatnonzero(shuffling.subset(keys, seed, share) & trained))
+        kept = np.flatnonzero(trained)
+        self._take(keys, kept[shuffling.subset(keys[kept], seed, share)])
 
     def _take(self, keys: np.ndarray, kept: np.ndarray) -> None:
         by_key = kept[np.argsort(keys[kept], kind="stable")]

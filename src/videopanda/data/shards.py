@@ -136,7 +136,8 @@ class ShardDataset:
         media = np.array([key for unit in units for key in unit[6]], np.uint64)
         trained, held = shuffling.hold_out(media, np.array([len(unit[6]) for unit in units], np.int64), held_out)
         self._held = keys[held], places[held]
-        kept = shuffling.subset(keys, seed, share) & trained
+        kept = np.flatnonzero(trained)
+        kept = kept[shuffling.subset(keys[kept], seed, share)]
         self._take(keys[kept], places[kept])
 
     def _take(self, keys: np.ndarray, places: np.ndarray) -> None:

@@ -1,14 +1,12 @@
 """Shuffling and subsets that depend on (id, seed) alone: the same on every rank and machine.
 
 Every sample has a 64-bit key, a hash of its id. Hashed again with a seed, the keys give the order, and the smallest
-ones the subset. Membership does not depend on the other samples, so a stream can decide it row by row.
+ones the subset.
 """
 
 import hashlib
 
 import numpy as np
-
-_FULL = float(1 << 64)
 
 
 def key_of(*names: str) -> int:
@@ -58,8 +56,10 @@ def hold_out(media: np.ndarray, counts: np.ndarray, num: int) -> tuple[np.ndarra
 
 
 def subset(keys: np.ndarray, seed: int, share: float) -> np.ndarray:
-    """Which keys belong to the subset, bool (N,): about `share` of them, all for a share of 1."""
-    return hash_keys(keys, seed) < share * _FULL if share < 1 else np.ones(len(keys), bool)
+    """Which keys belong to the subset, bool (N,): exactly `share` of the distinct ones, rounded to a whole number."""
+    distinct = np.unique(keys)
+    first = np.argsort(hash_keys(distinct, seed), kind="stable")[: round(share * len(distinct))]
+    return np.isin(keys, distinct[first])
 
 
 def shuffled(keys: np.ndarray, seed: int, epoch: int = 0) -> np.ndarray:

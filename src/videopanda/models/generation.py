@@ -38,12 +38,15 @@ class VisualGenerationMixin(GenerationMixin):
     encode: Any
 
     def answer_loss(self, hidden_BNE: Tensor, labels_BN: Tensor, num_items: Tensor | int | None = None) -> Tensor:
-        """Cross-entropy, its sum over `num_items` or the mean; the head runs on supervised positions only."""
+        """Cross-entropy, its sum over `num_items` or the mean; the head runs on supervised positions only.
+
+        Placeholders are inputs, never answers: the loss is as if the vocabulary had none, which the official one has
+        not, and labels that hold them (a copy of `input_ids`) are ignored there.
+        """
+        placeholders = torch.tensor([self.config.video_token_id, self.config.image_token_id], device=labels_BN.device)
         targets_BN = F.pad(labels_BN[:, 1:], (0, 1), value=-100)
-        supervised_BN = targets_BN != -100
+        supervised_BN = (targets_BN != -100) & ~torch.isin(targets_BN, placeholders)
         logits_SW = self.compute_logits(hidden_BNE[supervised_BN]).float()
-        # As if the vocabulary had no placeholders, which the official one has not: they are inputs, never answers.
-        placeholders = torch.tensor([self.config.video_token_id, self.config.image_token_id])
         logits_SW = logits_SW.index_fill(1, placeholders.to(logits_SW.device), float("-inf"))
         total = F.cross_entropy(logits_SW, targets_BN[supervised_BN].to(logits_SW.device), reduction="sum")
         return total / (supervised_BN.sum().clamp(min=1) if num_items is None else num_items)
