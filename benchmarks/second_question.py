@@ -48,9 +48,9 @@ def seconds(model, processor, clip):
     """Of the first and of the second question."""
     began = time.perf_counter()
     chat = Chat(model, processor, clip, max_new_tokens=1)
-    chat.ask_apart(QUESTIONS[:1])
+    chat.ask_each(QUESTIONS[:1])
     asked = time.perf_counter()
-    chat.ask_apart(QUESTIONS[1:])
+    chat.ask_each(QUESTIONS[1:])
     return asked - began, time.perf_counter() - asked
 
 
@@ -83,7 +83,7 @@ def main():
         rounds = [seconds(model, processor, arguments.clip) for _ in range(arguments.rounds)]
         report["models"][name] = {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "visual_tokens": Chat(model, processor, arguments.clip).clip.tokens.shape[0],
+            "visual_tokens": Chat(model, processor, arguments.clip).clip.num_tokens,
             "first_seconds": summary([first for first, _ in rounds]),
             "second_seconds": summary([second for _, second in rounds]),
             "second_over_first": summary([second / first for first, second in rounds]),

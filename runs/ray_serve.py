@@ -22,13 +22,13 @@ def replica(model: Path | None, name: str, keys: tuple[str, ...], hosts: tuple[s
     """The function that builds the application in each replica."""
 
     def build() -> Any:
-        from videopanda.inference.engine import Engine
+        from videopanda.inference.engine_thread import EngineThread
         from videopanda.inference.load import load
         from videopanda.serving.api import ServerSettings, create_app
         from videopanda.serving.fetch import FetchPolicy
 
         files = Path(tempfile.mkdtemp(prefix="videopanda-ray-"))
-        return create_app(Engine(*load(model)), ServerSettings(name, files, keys=keys, fetch=FetchPolicy(hosts)))
+        return create_app(EngineThread(*load(model)), ServerSettings(name, files, keys=keys, fetch=FetchPolicy(hosts)))
 
     return build
 

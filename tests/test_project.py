@@ -210,8 +210,9 @@ def test_the_package_reads_no_environment_variable():
 def test_no_handler_catches_everything():
     code = "try: pass\nexcept: pass\ntry: pass\nexcept (ValueError, Exception): pass\ntry: pass\nexcept OSError: pass"
     assert broad_handlers(ast.parse(code)) == [2, 4]
-    found = {path.name: broad_handlers(tree) for path, tree in trees().items() if broad_handlers(tree)}
-    assert found == {}
+    found = {path.relative_to(SRC).as_posix() for path, tree in trees().items() if broad_handlers(tree)}
+    # Whatever happens to a sequence ends that sequence, not the engine, which others wait for.
+    assert found == {"inference/engine.py", "inference/engine_thread.py"}
 
 
 MACHINE_PATH = re.compile(r"(?<![\w.~}/-])/(?:home|mnt|work|root)/")

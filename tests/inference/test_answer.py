@@ -6,13 +6,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from engine_helpers import ask_for, finished
 
 import videopanda
-from tiny import TEXT, clip, tiny_model, tiny_processor
+from tiny import clip, tiny_model, tiny_processor
 from videopanda.data.worlds.scenes.dataset import Clip
 from videopanda.data.worlds.scenes.make import ensure_clip
-from videopanda.inference import clip as look
-from videopanda.inference.answer import Chat, ask, encode, question_messages, reply
+from videopanda.inference import clip as clip_module
+from videopanda.inference.answer import Chat, ask, question_messages
+from videopanda.inference.clip import encode_clips
+from videopanda.inference.engine import Engine
 from videopanda.inference.load import load
 from videopanda.plan.planner import DoesNotFitError, planner_for
 from videopanda.video.read import VideoReadError, read_video
@@ -48,29 +51,6 @@ def _by_hand(model, processor, video, messages, max_new_tokens):
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("text", TEXT)
-def test_questions_in_a_batch_are_answered_as_if_alone(text):
-    model, processor = tiny_model(text=text), tiny_processor()
-    videos = [Clip(clip(8, 30, 40, seed), tuple(range(8)), 8.0) for seed in range(2)]
-    wide, tall = encode(model, processor, [videos[0], Clip(clip(8, 40, 20), tuple(range(8)), 8.0)])
-    prompts = [(question_messages(processor, q), c) for c in (wide, tall) for q in QUESTIONS]
-    together = reply(model, processor, prompts, 12)
-    alone = [reply(model, processor, [prompt], 12)[0] for prompt in prompts]
-    assert together == alone
-    assert together[0] == _by_hand(model, processor, videos[0], prompts[0][0], 12)
-    assert len(set(together)) > 1
-
-
-def test_prompts_without_a_clip_go_into_the_same_batch(loaded):
-    model, processor = loaded
-    (one,) = encode(model, processor, [Clip(clip(), tuple(range(8)), 8.0)])
-    prompts = [
-        (question_messages(processor, QUESTIONS[0]), one),
-        (question_messages(processor, QUESTIONS[1], False), None),
-    ]
-    assert reply(model, processor, prompts, 8) == [reply(model, processor, [p], 8)[0] for p in prompts]
-
-
 def test_ask_tells_what_it_looked_at(loaded, path, checkpoint):
     model, processor = loaded
     answers = ask(model, processor, path, QUESTIONS, max_new_tokens=8)
@@ -97,7 +77,7 @@ def test_a_released_model_looks_at_the_frames_of_the_released_rule(loaded, path)
 def test_a_range_is_looked_at_as_a_clip_of_its_own_length(loaded, path):
     model, processor = loaded
     chat = Chat(model, processor, path, num_frames=4, start=1.0, end=2.0)
-    assert chat.clip.marker.startswith("1.0 seconds: ")
+    assert chat.clip.placeholder_text.startswith("1.0 seconds: ")
     times = np.array(chat.ask("What?").frame_times)
     assert len(times) == 4
     assert ((times >= 0.9) & (times < 2)).all()
@@ -145,10 +125,10 @@ def test_a_chat_reads_its_clip_once(loaded, path, monkeypatch):
             ),
         )
     chat = Chat(model, processor, path, max_new_tokens=4)
-    first = chat.ask_apart(["What?"])[0]
+    first = chat.ask_each(["What?"])[0]
     assert max(read) > first.visual_tokens
     read.clear()
-    second = chat.ask_apart(["And how many?", "Why?"])
+    second = chat.ask_each(["And how many?", "Why?"])
     third = chat.ask("What?")
     chat.ask("And then?")
     assert 10 * max(read) < first.visual_tokens
@@ -158,15 +138,16 @@ def test_a_chat_reads_its_clip_once(loaded, path, monkeypatch):
     assert [a.answer for a in second] == apart
 
 
-def test_a_clip_remembers_nothing_unless_told(loaded):
+def test_a_clip_keeps_no_prefix_unless_told(loaded):
     model, processor = loaded
-    (one,) = encode(model, processor, [Clip(clip(), tuple(range(8)), 8.0)])
-    prompts = [(question_messages(processor, q), one) for q in QUESTIONS]
-    replies = reply(model, processor, prompts, 4)
-    assert one.read_starts == {}
-    assert reply(model, processor, prompts, 4, remember=True) == replies
-    assert len(one.read_starts) == 1
-    assert reply(model, processor, prompts, 4, remember=True) == replies
+    (one,) = encode_clips(model, processor, [Clip(clip(), tuple(range(8)), 8.0)])
+    requests = [ask_for(processor, q, one, max_new_tokens=4) for q in QUESTIONS]
+    ids = [end.token_ids for end in finished(Engine(model, processor), requests)]
+    assert not one.kv_prefixes
+    keeping = Engine(model, processor, keep_prefixes=True)
+    assert [end.token_ids for end in finished(keeping, requests)] == ids
+    assert len(one.kv_prefixes) == 1
+    assert [end.token_ids for end in finished(keeping, requests)] == ids
 
 
 def test_a_list_of_questions_gets_a_list_of_answers(checkpoint, path):
@@ -213,7 +194,7 @@ def test_a_prompt_that_does_not_fit_is_refused(loaded, path):
 def test_too_many_frames_are_refused_before_they_are_decoded(loaded, path, monkeypatch):
     decoded = []
     monkeypatch.setattr(
-        look,
+        clip_module,
         "read_video",
         lambda *args, **kwargs: decoded.append(kwargs["num_frames"]) or read_video(*args, **kwargs),
     )
@@ -224,8 +205,8 @@ def test_too_many_frames_are_refused_before_they_are_decoded(loaded, path, monke
 
 def test_what_does_not_fit_the_memory_is_refused_before_it_is_encoded(loaded, path, monkeypatch):
     model, processor = loaded
-    monkeypatch.setattr(look, "budget", lambda model: planner_for(model, processor.video_processor).weight_bytes)
-    monkeypatch.setattr(look, "_encode", None)
+    monkeypatch.setattr(clip_module, "budget", lambda model: planner_for(model, processor.video_processor).weight_bytes)
+    monkeypatch.setattr(clip_module, "encode_prepared", None)
     with pytest.raises(DoesNotFitError, match="not even one frame fits"):
         ask(model, processor, path, ["What?"])
 

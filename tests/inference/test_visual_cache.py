@@ -16,9 +16,10 @@ from tiny import clip, tiny_model, tiny_processor
 from videopanda.cli import app as cli
 from videopanda.data.worlds.scenes.dataset import Clip
 from videopanda.data.worlds.scenes.make import ensure_clip
-from videopanda.inference import clip as looking
-from videopanda.inference.answer import Chat, ask, encode
-from videopanda.inference.visual_cache import VisualCache, clip_key, vision_key
+from videopanda.inference import clip as clip_module
+from videopanda.inference.answer import Chat, ask
+from videopanda.inference.clip import encode_clips
+from videopanda.inference.visual_cache import TokenDiskCache, clip_key, vision_key
 
 QUESTIONS = ["What colour is the circle?", "How many?"]
 GIB = 2**30
@@ -36,7 +37,7 @@ def loaded():
 
 @pytest.fixture
 def cache(tmp_path):
-    return VisualCache(tmp_path / "tokens", GIB)
+    return TokenDiskCache(tmp_path / "tokens", GIB)
 
 
 def entries(cache):
@@ -52,11 +53,11 @@ def test_answers_are_the_same_and_nothing_is_done_twice(loaded, path, cache, mon
     def never(*args, **kwargs):
         raise AssertionError
 
-    monkeypatch.setattr(looking, "read_video", never)
-    monkeypatch.setattr(looking, "_encode", never)
+    monkeypatch.setattr(clip_module, "read_video", never)
+    monkeypatch.setattr(clip_module, "encode_prepared", never)
     second = ask(*loaded, path, QUESTIONS, max_new_tokens=6, cache=cache)
     chat = Chat(*loaded, str(path), max_new_tokens=6, cache=cache)
-    asked = [chat.ask_apart([question])[0] for question in QUESTIONS]
+    asked = [chat.ask_each([question])[0] for question in QUESTIONS]
     untimed = [[replace(answer, timings={}) for answer in answers] for answers in (plain, first, second, asked)]
     assert untimed[0] == untimed[1] == untimed[2] == untimed[3]
     assert set(second[0].timings) == set(plain[0].timings)
@@ -79,12 +80,12 @@ def test_bytes_and_pictures_of_a_folder_are_kept_too(loaded, path, cache, tmp_pa
 def test_decoded_clips_are_kept_alone(loaded, cache):
     model, processor = loaded
     videos = [Clip(clip(8, 30, 40, seed), tuple(range(8)), 8.0) for seed in range(2)]
-    alone = [encode(model, processor, [video])[0] for video in videos]
+    alone = [encode_clips(model, processor, [video])[0] for video in videos]
     for _ in range(2):
-        kept = encode(model, processor, videos, cache)
+        kept = encode_clips(model, processor, videos, cache)
         for found, wanted in zip(kept, alone):
             assert torch.equal(found.tokens, wanted.tokens)
-            assert found.marker == wanted.marker
+            assert found.placeholder_text == wanted.placeholder_text
     assert len(entries(cache)) == 2
 
 
@@ -119,7 +120,7 @@ def test_a_key_changes_with_everything_that_decides_the_tokens(loaded, path, tmp
     choice = {"num_frames": 8, "sampling": "uniform", "start": None, "end": None}
 
     def key(model=model, processor=processor, video=path, **changes):
-        made = VisualCache.key(vision_key(model, processor), clip_key(video, **{**choice, **changes}))
+        made = TokenDiskCache.key(vision_key(model, processor), clip_key(video, **{**choice, **changes}))
         keys.append(made)
         return made
 
@@ -161,9 +162,9 @@ def test_a_key_does_not_change_with_what_does_not_matter(loaded, path, tmp_path)
 # -- the folder --------------------------------------------------------------------------------------------------------
 def test_what_was_not_used_for_longest_goes_first(tmp_path):
     one = torch.zeros(64, 16)
-    probe = VisualCache(tmp_path / "probe", GIB)
+    probe = TokenDiskCache(tmp_path / "probe", GIB)
     probe.put(probe.key("x"), one, {"n": 0})
-    cache = VisualCache(tmp_path / "small", 3 * probe.size + 10)
+    cache = TokenDiskCache(tmp_path / "small", 3 * probe.size + 10)
     keys = [cache.key(str(number)) for number in range(5)]
     for age, key in enumerate(keys[:3]):
         cache.put(key, one, {"n": 0})
@@ -193,7 +194,7 @@ def test_a_damaged_entry_is_made_anew(loaded, path, cache, spoil, caplog):
     file.write_bytes(content)
     (again,) = ask(*loaded, path, ["What?"], max_new_tokens=2, cache=cache)
     assert replace(again, timings={}) == replace(wanted, timings={})
-    assert "is damaged" in caplog.text
+    assert "is corrupt" in caplog.text
     assert cache.get(file.stem) is not None
 
 
@@ -201,17 +202,17 @@ def test_a_folder_that_takes_nothing_stops_nobody(loaded, path, cache, caplog):
     key = cache.key("x")
     (cache.folder / key[:2]).write_text("a file in the way")
     cache.put(key, torch.zeros(2, 2), {})
-    assert "cannot be kept" in caplog.text
+    assert "cannot be written" in caplog.text
     assert cache.get(key) is None
-    with pytest.raises(ValueError, match="at least one byte"):
-        VisualCache(cache.folder, 0)
+    with pytest.raises(ValueError, match="max_bytes must be positive"):
+        TokenDiskCache(cache.folder, 0)
 
 
 # -- several processes -------------------------------------------------------------------------------------------------
 SHARING = """
 import sys, torch
-from videopanda.inference.visual_cache import VisualCache
-cache, number = VisualCache(sys.argv[1], 40_000), int(sys.argv[2])
+from videopanda.inference.visual_cache import TokenDiskCache
+cache, number = TokenDiskCache(sys.argv[1], 40_000), int(sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()
 for turn in range(200):  # put and get what others put, get and evict: what is found must be whole
@@ -249,16 +250,16 @@ def test_processes_share_a_folder(tmp_path):
     for worker in workers:
         _, told = worker.communicate(timeout=240)
         assert worker.returncode == 0, told[-2000:]
-        assert "damaged" not in told
-    size = VisualCache(tmp_path, 40_000).size
+        assert "corrupt" not in told
+    size = TokenDiskCache(tmp_path, 40_000).size
     assert 0 < size <= 40_000 + 3 * 4500  # each may just have added one that the others had not seen
     assert not list(tmp_path.glob("*/*.draft"))
 
 
 KILLED = """
 import sys, torch
-from videopanda.inference.visual_cache import VisualCache
-cache = VisualCache(sys.argv[1], 200 * 2**20)
+from videopanda.inference.visual_cache import TokenDiskCache
+cache = TokenDiskCache(sys.argv[1], 200 * 2**20)
 tokens = torch.full((20_000, 100), 3.0)
 print("ready", flush=True)
 number = 0
@@ -277,7 +278,7 @@ def test_a_killed_writer_leaves_whole_entries_only(tmp_path):
         assert time.monotonic() < deadline
     writer.send_signal(signal.SIGKILL)
     writer.communicate()
-    cache = VisualCache(tmp_path, GIB)
+    cache = TokenDiskCache(tmp_path, GIB)
     found = entries(cache)
     assert len(found) >= 3
     for file in found:

@@ -6,57 +6,48 @@ from typing import Any
 
 from videopanda.bench.timing import in_turns, interval, machine, ratios, seconds
 from videopanda.inference.answer import Chat
-from videopanda.inference.generation import PLAIN, Generation
 from videopanda.inference.load import load
 from videopanda.inference.quantize import quantize, weight_bytes
 
 QUESTIONS = ("What happens in the clip?", "How many objects are there in total?")
-WAYS = {
-    "static cache": Generation(static_cache=True),
-    "prompt lookup": Generation(prompt_lookup=4),
-    "prefill in chunks": Generation(prefill_chunk=64),
-}
 BITS = ("int8", "int4")
 
 
 def measure(video: Path, model: Path | None, rounds: int, new_tokens: int, device: str | None = None) -> dict[str, Any]:
-    """Compare ways of generation on one clip, each against the plain one of the same round.
+    """Compare replies about one clip with those of quantized weights, round by round.
 
-    Replies have exactly `new_tokens` tokens, also behind an end. Returns {"machine", "settings", "rows"}; a row has
+    Replies have exactly `new_tokens` tokens, whatever they are. Returns {"machine", "settings", "rows"}; a row has
     first_token_seconds (file to token), second_question_over_first, tokens_per_second, times_plain (time for the tokens
-    behind the first) and weight_bytes.
+    after the first) and weight_bytes.
     """
     network, processor = load(model, device)
-    subjects: dict[str, tuple[Any, Generation]] = {"plain": (network, PLAIN)}
-    subjects |= {name: (network, way) for name, way in WAYS.items()}
+    subjects: dict[str, Any] = {"plain": network}
     for bits in BITS:
         smaller = load(model, device)[0]
         quantize(smaller, bits)
-        subjects[f"{bits} weights"] = (smaller, PLAIN)
+        subjects[f"{bits} weights"] = smaller
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in subjects}
 
     def round_of(name: str) -> Callable[[], float]:
-        subject, way = subjects[name]
-
         def run() -> float:
             began: list[Chat] = []
 
             def first() -> None:
-                chat = Chat(subject, processor, video, max_new_tokens=1, generation=way)
-                chat.ask_apart(QUESTIONS[:1])
+                chat = Chat(subjects[name], processor, video, max_new_tokens=1)
+                chat.ask_each(QUESTIONS[:1])
                 began.append(chat)
 
             one = seconds(first)
             chat = began[0]
-            second = seconds(lambda: chat.ask_apart(QUESTIONS[1:]))
+            second = seconds(lambda: chat.ask_each(QUESTIONS[1:]))
             chat.max_new_tokens = new_tokens
-            tokens = seconds(lambda: chat.ask_apart(QUESTIONS[1:]))
+            tokens = seconds(lambda: chat.ask_each(QUESTIONS[1:]))
             found[name].append((one, second, max(tokens - second, 1e-9)))
             return tokens
 
         return run
 
-    for subject, _ in subjects.values():
+    for subject in subjects.values():
         subject.generation_config.eos_token_id = None
     calls = {name: round_of(name) for name in subjects}
     in_turns(calls, 1)  # warms up
@@ -71,7 +62,7 @@ def measure(video: Path, model: Path | None, rounds: int, new_tokens: int, devic
             "second_question_over_first": ratios([two for _, two, _ in values], [one for one, _, _ in values]),
             "tokens_per_second": interval([(new_tokens - 1) / tokens for _, _, tokens in values]),
             "times_plain": ratios([tokens for _, _, tokens in values], plain),
-            "weight_bytes": weight_bytes(subjects[name][0]),
+            "weight_bytes": weight_bytes(subjects[name]),
         }
         for name, values in found.items()
     ]

@@ -99,15 +99,6 @@ def answer_verb(
     cache_size: CacheSize = "10GiB",
     max_new_tokens: MaxNewTokens = 64,
     quantize_to: Quantize = "",
-    static_cache: Annotated[
-        bool, typer.Option("--static-cache", help="A cache of fixed size; on a GPU steps are then compiled.")
-    ] = False,
-    prompt_lookup: Annotated[
-        int, typer.Option("--prompt-lookup", metavar="N", help="Guess N tokens at a time from the prompt; same words.")
-    ] = 0,
-    prefill_chunk: Annotated[
-        int, typer.Option("--prefill-chunk", metavar="N", help="Read the clip N tokens at a time; bounds memory.")
-    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Answer one question about a video.
@@ -118,12 +109,10 @@ def answer_verb(
     require_device(device)
     require_video(video, start, end, question)
     from videopanda.inference.answer import ask
-    from videopanda.inference.generation import Generation
     from videopanda.inference.quantize import quantize
-    from videopanda.inference.visual_cache import VisualCache
+    from videopanda.inference.visual_cache import TokenDiskCache
 
-    ways = Generation(static_cache, prompt_lookup, prefill_chunk)
-    kept = VisualCache(cache, size_in_bytes(cache_size)) if cache else None
+    kept = TokenDiskCache(cache, size_in_bytes(cache_size)) if cache else None
     network, processor = load_model(model, device)
     if quantize_to:
         quantize(network, quantize_to)
@@ -137,7 +126,6 @@ def answer_verb(
         end=end,
         max_new_tokens=max_new_tokens,
         cache=kept,
-        generation=ways,
     )
     if not as_json:
         print(answer.answer)

@@ -100,7 +100,7 @@ def generate_verb(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time of replies, and memory of weights, by way of generation.
+    """Time of replies and memory of weights, plain and quantized.
 
     The time to the first token, tokens per second, and a second question about the same clip.
 

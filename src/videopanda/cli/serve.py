@@ -133,7 +133,7 @@ def serve_verb(
         origins=origins,
         media_root=media_root,
     )
-    limits = Limits(max_rows=max_num_seqs, max_waiting=max_queue, cache_bytes=int(clip_cache * (1 << 30)))
+    limits = Limits(max_num_seqs=max_num_seqs, max_queue=max_queue, cache_bytes=int(clip_cache * (1 << 30)))
     serve(model, device, listener, limits, settings)
 
 

@@ -16,7 +16,9 @@ from accelerate import Accelerator
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
-from videopanda.inference.answer import MAX_NEW_TOKENS, EncodedClip, Message, encode, reply
+from videopanda.inference.answer import Message, build_prompt
+from videopanda.inference.clip import EncodedClip, encode_clips
+from videopanda.inference.engine import MAX_NEW_TOKENS, Engine, Failed, GenerateRequest, Limits
 from videopanda.inference.load import load
 from videopanda.video.read import VideoReadError, read_video
 
@@ -43,6 +45,7 @@ class VideoPanda(lmms):
         self.network, self.processor = load(Path(pretrained) if pretrained else None, shared)
         self.num_frames = int(num_frames or self.processor.video_processor.num_frames)
         self.batch_size = min(int(batch_size), int(max_batch_size or batch_size))
+        self.engine = Engine(self.network, self.processor, Limits(max_num_seqs=self.batch_size))
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """One reply per request, in their order."""
@@ -55,27 +58,26 @@ class VideoPanda(lmms):
 
     def _answer(self, batch: list[tuple[Any, ...]], max_new_tokens: int, until: tuple[str, ...]) -> list[str]:
         answers = [""] * len(batch)
-        prompts: dict[int, tuple[list[Message], EncodedClip | None]] = {}
+        requests: dict[int, GenerateRequest] = {}
         for place, (_, doc_to_messages, _, doc_id, task, split) in enumerate(batch):
             messages, source = _split(doc_to_messages(self.task_dict[task][split][doc_id]))
             try:
-                clip = self._encode(source) if source is not None else None
+                clips = [self._encode(source)] if source is not None else []
             except VideoReadError as error:
                 logger.warning("%s, question %s is answered with nothing: %s", task, doc_id, error)
                 continue
-            prompts[place] = messages, clip
-        if prompts:
-            for place, text in zip(
-                prompts, reply(self.network, self.processor, list(prompts.values()), max_new_tokens)
-            ):
-                ends = [at for stop in until if (at := text.find(stop)) >= 0]
-                answers[place] = text[: min(ends, default=len(text))].strip()
+            ids = build_prompt(self.processor, messages, clips)
+            requests[place] = GenerateRequest(ids, clips, max_new_tokens, stop=until)
+        for place, result in zip(requests, self.engine.generate(list(requests.values()))):
+            if isinstance(result, Failed):
+                raise result.error
+            answers[place] = result.text
         return answers
 
     def _encode(self, source: str) -> EncodedClip:
         sampling = self.processor.video_processor.frame_sampling
         video = read_video(source, num_frames=self.num_frames, sampling=sampling)
-        (clip,) = encode(self.network, self.processor, [replace(video, duration=video.end - video.start)])
+        (clip,) = encode_clips(self.network, self.processor, [replace(video, duration=video.end - video.start)])
         return clip
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:

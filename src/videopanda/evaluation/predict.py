@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,12 @@ from videopanda.evaluation.predictions import (
 )
 from videopanda.evaluation.prompts import Prompts
 from videopanda.evaluation.provenance import versions, weights_sha256
-from videopanda.inference.answer import EncodedClip, encode, question_messages, reply
+from videopanda.inference.answer import build_prompt, question_messages
+from videopanda.inference.clip import EncodedClip, encode_clips
+from videopanda.inference.engine import Engine, Failed, GenerateRequest, Limits
 from videopanda.inference.load import BUNDLED_MODEL
 from videopanda.inference.load import load as load_model
-from videopanda.inference.visual_cache import VisualCache
+from videopanda.inference.visual_cache import TokenDiskCache
 from videopanda.video.read import VideoReadError
 
 WITH_SUBTITLES = "video-mme-subtitles"  # the benchmark whose prompts hold subtitles
@@ -88,7 +90,8 @@ class Predictor:
     def __init__(self, job: PredictJob, device: str | None = None, loaded: tuple[Any, Any] | None = None):
         self.job = job
         self.model, self.processor = loaded or load_model(job.model, device)
-        self.cache = VisualCache(job.cache, job.cache_bytes) if job.cache else None
+        self.engine = Engine(self.model, self.processor, Limits(max_num_seqs=job.batch_size))
+        self.cache = TokenDiskCache(job.cache, job.cache_bytes) if job.cache else None
         video_processor = self.processor.video_processor
         self.num_frames = job.num_frames or video_processor.num_frames
         folder = job.model or BUNDLED_MODEL
@@ -146,7 +149,7 @@ class Predictor:
     def _answer(self, batch: Sequence[Asked], videos: dict[ClipRef, _Read]) -> list[Prediction]:
         readable = {source: video for source, video in videos.items() if isinstance(video, Shown)}
         shown = [video.clip for video in readable.values()]
-        encoded = encode(self.model, self.processor, shown, self.cache) if shown else []
+        encoded = encode_clips(self.model, self.processor, shown, self.cache) if shown else []
         clips = dict(zip(readable, encoded))
         rows: list[Prediction] = []
         prompts: dict[int, tuple[list[Any], EncodedClip | None]] = {}  # by the place of the row
@@ -186,16 +189,20 @@ class Predictor:
         return [cue.text for cue in subtitles.at_times(subtitles.read(root / item.extra["subtitles"]), video.times)]
 
     def _reply(self, prompts: dict[int, tuple[list[Any], EncodedClip | None]]) -> dict[int, dict[str, Any]]:
-        if not prompts:
-            return {}
-        generate = partial(reply, self.model, self.processor, max_new_tokens=self.job.max_new_tokens)
-        try:
-            return {place: {"prediction": text} for place, text in zip(prompts, generate(list(prompts.values())))}
-        except ValueError as error:  # a prompt that is too long: the others are asked without it
-            if len(prompts) == 1:
-                failed = {"prediction": None, "failure": "error", "reason": str(error)}
-                return dict.fromkeys(prompts, failed)
-        return {place: answer for place in prompts for _, answer in self._reply({place: prompts[place]}).items()}
+        requests = []
+        for messages, clip in prompts.values():
+            clips = [] if clip is None else [clip]
+            ids = build_prompt(self.processor, messages, clips)
+            requests.append(GenerateRequest(ids, clips, self.job.max_new_tokens))
+        answers: dict[int, dict[str, Any]] = {}
+        for place, result in zip(prompts, self.engine.generate(requests)):
+            if not isinstance(result, Failed):
+                answers[place] = {"prediction": result.text}
+            elif isinstance(result.error, ValueError):  # a prompt that is too long
+                answers[place] = {"prediction": None, "failure": "error", "reason": str(result.error)}
+            else:  # out of memory, or a fault of this program: a later run asks again
+                raise result.error
+        return answers
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------

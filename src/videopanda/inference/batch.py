@@ -1,122 +1,147 @@
-"""A batch of replies that grow together: rows join and leave between steps.
+"""Runs the language model for many sequences at a time: prompts are prefilled, then all grow by a token per step.
 
-    row, logits_V = read(model, ids, visuals)       # one prompt through the language model
-    batch.join([row])
-    logits_BV = batch.step()                        # the last token of every row, one step for all
-    batch.keep(rows that go on)
+    kv, logits_BV = prefill(model, layout, prompts)     # prompts, or what follows their cached prefixes
+    batch.join(sequences, kv)                           # sequences join and leave between steps
+    logits_BV = batch.step()
+    batch.keep(sequences that continue)
 
-Dimensions: B rows; L cached positions; V words. Keys and values of a layer are (B, heads, L, head width). A row that is
-shorter than the longest is padded on the left, where the mask says 0; columns that no row needs any more are dropped.
+Dimensions: B sequences; N new tokens; L cached positions; V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache
 
-Layers = list[tuple[Tensor, Tensor]]  # keys and values of every layer
+from videopanda.inference.clip import EncodedClip
+from videopanda.inference.kv_prefix import PADDING, CacheLayout, KVPrefix
+from videopanda.inference.layer_masks import layer_masks
+from videopanda.models.visual import EncodedVisual
+
+GROUP_TOKENS = 2048  # short prompts are prefilled together up to this many tokens with padding
+PASS_TOKENS = 8192  # longer prompts go through in passes of this many tokens, which bounds memory
+
+T = TypeVar("T")
 
 
-@dataclass(eq=False)
-class Row:
-    """One reply: `ids` are prompt and reply; `layers` (1, heads, L, head width) until it joins a batch."""
+@dataclass(frozen=True)
+class Prompt:
+    """New tokens of one sequence.
 
-    ids: list[int]
-    layers: Layers = field(default_factory=list)
+    ids: what follows `prefix`, or a whole prompt.
+    clips: whose tokens fill the placeholders of `ids`.
+    """
+
+    ids: Sequence[int]
+    clips: Sequence[EncodedClip] = ()
+    prefix: KVPrefix | None = None
 
 
-def read(model: Any, ids: Sequence[int], known: Layers, visuals: dict[str, Any]) -> tuple[Layers, Tensor]:
-    """Run a prompt, or what follows its `known` start, through the model.
+def groups(prompts: Sequence[Prompt], layout: CacheLayout) -> list[list[int]]:
+    """Places of prompts that are prefilled together: padding must be cheap, and change nothing."""
+    order = sorted(range(len(prompts)), key=lambda place: (prompts[place].prefix is None, len(prompts[place].ids)))
+    found: list[list[int]] = []
+    for place in order:
+        prompt = prompts[place]
+        if found:
+            first, size = prompts[found[-1][0]], len(prompt.ids)
+            together = (first.prefix is None) == (prompt.prefix is None) and (len(found[-1]) + 1) * size <= GROUP_TOKENS
+            if together and (len(first.ids) == size or not layout.has_states):
+                found[-1].append(place)
+                continue
+        found.append([place])
+    return found
+
+
+def prefill(model: Any, layout: CacheLayout, prompts: Sequence[Prompt]) -> tuple[list[KVPrefix], Tensor]:
+    """Prefill one group of prompts.
 
     Returns:
-        Keys and values of all of it, and the logits (V,) for the next token.
+        The KV cache of each with all of its tokens, and the logits for the next ones (B, V).
     """
-    start = known[0][0].shape[2] if known else 0
-    positions = torch.arange(start, len(ids), device=model.device)[None]
-    output = model(
-        input_ids=torch.tensor([list(ids[start:])], device=model.device),
-        attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
-        position_ids=positions,
-        cache=_cache(known),
-        use_cache=True,
-        logits_to_keep=1,
-        **visuals,
+    lengths = [len(prompt.ids) for prompt in prompts]
+    longest = max(lengths)
+    ids = torch.tensor([[*prompt.ids, *[0] * (longest - len(prompt.ids))] for prompt in prompts])
+    starts = [0 if prompt.prefix is None else prompt.prefix.num_tokens[0] for prompt in prompts]
+    columns = torch.arange(longest)
+    queries_BN = columns + torch.tensor(starts)[:, None]
+    queries_BN = queries_BN.masked_fill(columns >= torch.tensor(lengths)[:, None], PADDING)
+    prefixes = [prompt.prefix for prompt in prompts if prompt.prefix is not None]
+    if prefixes:
+        # The model writes into the cache: a prefix that is kept must stay as it is.
+        past = KVPrefix.stack(prefixes) if len(prefixes) > 1 else prefixes[0].clone()
+        positions = past.extended(queries_BN)
+    else:
+        past, positions = KVPrefix(layout.new_cache(), [queries_BN[:, :0]], starts), [queries_BN]
+    visuals: dict[str, list[EncodedVisual]] = {}
+    for prompt in prompts:
+        for clip in prompt.clips:
+            assert clip.tokens is not None
+            visuals.setdefault(clip.kind, []).append(EncodedVisual(clip.tokens, clip.layout))
+    ragged = len(positions) > 1
+    logits_BV, cache = model.prefill(
+        ids.to(model.device),
+        lengths,
+        visuals=visuals,
+        cache=past.cache,
+        position_ids=queries_BN.clamp(min=0).to(model.device),
+        max_tokens=0 if ragged else PASS_TOKENS,
+        **_masks(model, layout, positions, queries_BN),
     )
-    return _layers(output[model.cache_name]), output.logits[0, -1]
+    totals = [start + length for start, length in zip(starts, lengths)]
+    kv = KVPrefix(cache, positions, totals) if prefixes else KVPrefix.of(cache, positions[0], totals)
+    return kv.rows(), logits_BV
 
 
-def _cache(layers: Layers) -> DynamicCache:
-    """A cache that starts with these layers. Generation adds to it by new tensors, so that they stay as they are.
-
-    Made without the model's configuration: every layer keeps all positions, and the mask alone bounds a window.
-    """
-    cache = DynamicCache()
-    for number, (keys, values) in enumerate(layers):
-        cache.update(keys, values, number)
-    return cache
+def _masks(model: Any, layout: CacheLayout, positions: Sequence[Tensor], queries_BN: Tensor) -> dict[str, Any]:
+    """The attention masks for new tokens; none where nothing is padded."""
+    if len(positions) > 1:
+        return layer_masks(model, positions, queries_BN, layout.windows)
+    held_BL = positions[0] != PADDING
+    return {"attention_mask": None if held_BL.all() else held_BL.long().to(model.device)}
 
 
-def _layers(cache: Any) -> Layers:
-    return [(layer.keys, layer.values) for layer in cache.layers]
+class Batch(Generic[T]):
+    """Sequences in order, with their KV cache."""
 
-
-class Batch:
-    """Rows in order, with a cache and a mask for all of them."""
-
-    def __init__(self, model: Any):
-        self.model = model
-        self.rows: list[Row] = []
-        self._cache = DynamicCache()
-        self._mask = torch.ones(0, 0, dtype=torch.long, device=model.device)  # (B, L)
+    def __init__(self, model: Any, layout: CacheLayout):
+        self.model, self.layout = model, layout
+        self.sequences: list[T] = []
+        self._kv: KVPrefix | None = None
 
     @property
-    def positions(self) -> int:
-        """L, with padding."""
-        return self._mask.shape[1]
+    def columns(self) -> int:
+        """Cached positions per sequence, with padding."""
+        return self._kv.columns if self._kv is not None else 0
 
-    def join(self, rows: Sequence[Row]) -> None:
-        """Add rows; their `layers` move into the batch."""
-        parts = [(_layers(self._cache), self._mask)] if self.rows else []
-        parts += [(row.layers, self._mask.new_ones(1, row.layers[0][0].shape[2])) for row in rows]
-        longest = max(mask.shape[1] for _, mask in parts)
-        self._mask = torch.cat([F.pad(mask, (longest - mask.shape[1], 0)) for _, mask in parts])
-        layers = zip(*(part for part, _ in parts))
-        self._cache = _cache(
-            [(_padded([k for k, _ in layer], longest), _padded([v for _, v in layer], longest)) for layer in layers]
-        )
-        for row in rows:
-            row.layers = []
-        self.rows += rows
+    def join(self, sequences: Sequence[T], kv: Sequence[KVPrefix]) -> None:
+        """Add sequences with their KV caches."""
+        parts = [*([self._kv] if self._kv is not None else []), *kv]
+        self._kv = KVPrefix.stack(parts)
+        self.sequences += sequences
 
-    def keep(self, rows: Sequence[Row]) -> None:
-        """Let all other rows go."""
-        if len(rows) == len(self.rows):
+    def keep(self, sequences: Sequence[T]) -> None:
+        """Drop all other sequences."""
+        if len(sequences) == len(self.sequences):
             return
-        places = torch.tensor([i for i, row in enumerate(self.rows) if row in rows], device=self._mask.device).long()
-        self.rows = [self.rows[place] for place in places.tolist()]
-        mask = self._mask[places]
-        columns = mask.any(0).nonzero().squeeze(1)
-        self._mask = mask[:, columns]
-        self._cache = _cache([(k[places][:, :, columns], v[places][:, :, columns]) for k, v in _layers(self._cache)])
+        places = [place for place, one in enumerate(self.sequences) if one in sequences]
+        self.sequences = [self.sequences[place] for place in places]
+        self._kv = self._kv.select(places) if places and self._kv is not None else None
 
-    def step(self) -> Tensor:
-        """Run the last token of every row through the model. Returns the logits for the next ones (B, V)."""
-        device = self._mask.device
-        self._mask = F.pad(self._mask, (0, 1), value=1)
+    def step(self, ids: Sequence[int]) -> Tensor:
+        """Run the newest token of every sequence through the model. Returns logits for the next ones, (B, V)."""
+        assert self._kv is not None
+        kv = self._kv
+        queries_B1 = torch.tensor(kv.num_tokens)[:, None]
+        positions = kv.extended(queries_B1)
         output = self.model(
-            input_ids=torch.tensor([row.ids[-1:] for row in self.rows], device=device),
-            attention_mask=self._mask,
-            position_ids=torch.tensor([[len(row.ids) - 1] for row in self.rows], device=device),
-            cache=self._cache,
+            input_ids=torch.tensor(ids, device=self.model.device)[:, None],
+            cache=kv.cache,
+            position_ids=queries_B1.to(self.model.device),
             use_cache=True,
+            **_masks(self.model, self.layout, positions, queries_B1),
         )
+        self._kv = KVPrefix(output[self.model.cache_name], positions, [count + 1 for count in kv.num_tokens])
         return output.logits[:, -1]
-
-
-def _padded(parts: Sequence[Tensor], length: int) -> Tensor:
-    """Parts (B_i, heads, L_i, head width) below each other, filled up on the left to `length`."""
-    return torch.cat([F.pad(part, (0, 0, length - part.shape[2], 0)) for part in parts])

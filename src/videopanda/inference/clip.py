@@ -1,165 +1,264 @@
-"""A clip as the language model takes it in: found in the cache, or read, planned and encoded.
+"""Encoded clips: visual tokens, the text that stands for them in a prompt, and where they come from.
 
-found, seconds = look(model, processor, Request("clip.mp4", 8, None, None, max_new_tokens=64), cache=None)
+clip, seconds = encode_clip(model, processor, ClipSource("clip.mp4", 8, None, None), max_new_tokens=64, cache=None)
+clips = encode_clips(model, processor, videos)      # of videos that are decoded already, in one batch
 """
 
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
+from uuid import uuid4
 
 import torch
 from torch import Tensor
 
-from videopanda.inference.visual_cache import Entry, VisualCache, clip_key, is_stored, vision_key
+from videopanda.inference.kv_prefix import KVPrefix
+from videopanda.inference.visual_cache import TokenDiskCache, clip_key, is_stored, vision_key
 from videopanda.models.frames import to_uint8_frames
-from videopanda.models.videopanda import VideoPandaForConditionalGeneration
 from videopanda.plan.planner import budget, planner_for, shown_frames
 from videopanda.video.read import Video, read_video
 
+MAX_PREFIXES_PER_CLIP = 2  # a clip is nearly always asked about after one and the same text
 
-@dataclass(frozen=True)
+PrefixKey = tuple[tuple[str, ...], tuple[int, ...]]
+
+
+@dataclass(eq=False)
 class EncodedClip:
-    """A clip as the language model takes it in.
+    """A video or an image: prepared by the processor, then encoded.
 
-    marker: what stands in the prompt in place of `<video>`.
-    tokens: projected visual tokens, (V, E).
-    read_starts: what the language model made of prompts up to the end of the clip, by their token ids; see `reply`.
+    key: names frames and kind; clips with one key have the same tokens.
+    kind: "video" or "image".
+    placeholder_text: replaces `<video>` or `<image>` in the prompt.
+    times: seconds at which the frames are first shown.
+    indices: frame numbers in the file; None if no file was read.
+    decoder: what decoded the file, with its version; None if no file was read.
+    inputs: what the processor made of the frames; dropped once they are encoded.
+    source_shape: frames, height and width of the source.
+    tokens: projected visual tokens, (V, E); None before the clip is encoded.
+    layout: where each token comes from, as the model tells it; see `EncodedVisual`.
+    kv_prefixes: KV caches of prompts up to this clip, by the keys of all their clips and their token ids.
     """
 
-    marker: str
-    tokens: Tensor
-    read_starts: dict[tuple[int, ...], Any] = field(default_factory=dict, repr=False, compare=False)
+    key: str
+    kind: Literal["video", "image"]
+    placeholder_text: str
+    times: tuple[float, ...] = ()
+    indices: tuple[int, ...] | None = None
+    decoder: str | None = None
+    inputs: Any = field(default=None, repr=False)
+    source_shape: tuple[int, int, int] | None = None
+    tokens: Tensor | None = field(default=None, repr=False)
+    layout: Tensor | None = field(default=None, repr=False)
+    kv_prefixes: "OrderedDict[PrefixKey, KVPrefix]" = field(default_factory=OrderedDict, repr=False)
 
+    @property
+    def num_tokens(self) -> int:
+        """Visual tokens in the prompt; 0 before the clip is encoded."""
+        return 0 if self.tokens is None else len(self.tokens)
 
-def encode(
-    model: VideoPandaForConditionalGeneration,
-    processor: Any,
-    videos: Sequence[Any],
-    cache: VisualCache | None = None,
-) -> list[EncodedClip]:
-    """Encode decoded videos (`.frames`, `.timestamps`, `.duration`) in one batch.
+    @property
+    def num_bytes(self) -> int:
+        """Memory in use: pixels, tokens and KV caches."""
+        tensors = [value for value in (self.inputs or {}).values() if isinstance(value, Tensor)]
+        tensors += [tensor for tensor in (self.tokens, self.layout) if tensor is not None]
+        return sum(tensor.nbytes for tensor in tensors) + sum(kv.num_bytes for kv in self.kv_prefixes.values())
 
-    With a `cache` each is looked up there, or encoded alone and kept: what is kept must not depend on its company.
-    """
-    if cache is None:
-        return _encode(model, _prepare(processor, videos), processor)
-    return [_encode_once(model, processor, video, cache) for video in videos]
-
-
-def _encode_once(model: Any, processor: Any, video: Any, cache: VisualCache) -> EncodedClip:
-    key = _key(model, processor, Request(video, None, None, None, 0))
-    assert key is not None
-    if entry := cache.get(key):
-        return _restore(model, processor, entry)
-    (clip,) = _encode(model, _prepare(processor, [video]), processor)
-    _keep(cache, key, processor, clip, {})
-    return clip
-
-
-def _restore(model: Any, processor: Any, entry: Entry) -> EncodedClip:
-    marker = entry.facts["prefix"] + processor.video_token * len(entry.tokens)
-    return EncodedClip(marker, entry.tokens.to(model.device))
-
-
-def _keep(cache: VisualCache, key: str, processor: Any, clip: EncodedClip, facts: dict[str, Any]) -> None:
-    cache.put(key, clip.tokens, {**facts, "prefix": clip.marker.replace(processor.video_token, "")})
-
-
-def _prepare(processor: Any, videos: Sequence[Any]) -> Any:
-    return processor.video_processor(videos=list(videos), return_tensors="pt", return_metadata=True)
-
-
-@torch.inference_mode()
-def _encode(model: VideoPandaForConditionalGeneration, inputs: Any, processor: Any) -> list[EncodedClip]:
-    return [EncodedClip(processor.placeholder_text(inputs, i), v.tokens) for i, v in enumerate(model.encode(inputs))]
+    def keep_prefix(self, key: PrefixKey, kv: KVPrefix) -> None:
+        """Keep the KV cache of a prompt up to this clip; the oldest ones make room."""
+        self.kv_prefixes[key] = kv
+        while len(self.kv_prefixes) > MAX_PREFIXES_PER_CLIP:
+            self.kv_prefixes.popitem(last=False)
 
 
 @dataclass(frozen=True)
-class Look:
-    """An encoded clip and the frames that it was made of; see `Answer`."""
-
-    clip: EncodedClip
-    frame_times: tuple[float, ...]
-    frame_indices: tuple[int, ...] | None
-    decoder: str | None
-
-
-@dataclass(frozen=True)
-class Request:
-    """Which part of which video; `num_frames` is None for frames that are decoded already."""
+class ClipSource:
+    """Which part of which video; `num_frames` is None for frames that are already decoded."""
 
     video: Any
     num_frames: int | None
     start: float | None
     end: float | None
-    max_new_tokens: int
 
     def __post_init__(self) -> None:
         if hasattr(self.video, "frames") and not (self.num_frames is self.start is self.end is None):
             raise ValueError("num_frames, start and end choose frames of a file; these frames are decoded already")
 
 
-def look(model: Any, processor: Any, request: Request, cache: VisualCache | None) -> tuple[Look, dict[str, float]]:
+# -- from frames to tokens ---------------------------------------------------------------------------------------------
+def prepare_clips(
+    processor: Any, videos: Sequence[Any], kind: Literal["video", "image"] = "video", keys: Sequence[str] = ()
+) -> list[EncodedClip]:
+    """Run the processor on decoded videos (`.frames`, `.timestamps`, `.duration`), in one batch, which they share."""
+    rules = processor.video_processor
+    if kind == "video":
+        inputs = rules(videos=list(videos), return_tensors="pt", return_metadata=True)
+    else:
+        inputs = rules.preprocess_images([video.frames[0] for video in videos], return_tensors="pt")
+    clips = []
+    for i, video in enumerate(videos):
+        from_file = isinstance(video, Video)
+        frames, height, width, _ = to_uint8_frames(video).shape
+        clips.append(
+            EncodedClip(
+                keys[i] if keys else uuid4().hex,
+                kind,
+                processor.placeholder_text(inputs, i, kind),
+                tuple(float(moment) for moment in video.timestamps),
+                tuple(int(index) for index in video.indices) if from_file else None,
+                f"{video.decoder} {video.decoder_version}" if from_file else None,
+                inputs,
+                (frames, height, width),
+            )
+        )
+    return clips
+
+
+@torch.inference_mode()
+def encode_prepared(model: Any, clips: Sequence[EncodedClip]) -> None:
+    """Encode clips that were prepared together."""
+    for clip, visual in zip(clips, model.encode(clips[0].inputs, clips[0].kind), strict=True):
+        # Copied where clips share memory: a view would keep the whole batch alive.
+        clip.tokens = visual.tokens.clone() if len(clips) > 1 else visual.tokens
+        clip.layout, clip.inputs = visual.layout, None
+
+
+def encode_clips(
+    model: Any, processor: Any, videos: Sequence[Any], cache: TokenDiskCache | None = None
+) -> list[EncodedClip]:
+    """Encode decoded videos in one batch; with a `cache` one by one, so that kept tokens do not depend on the batch."""
+    if cache is not None:
+        return [_encode_once(model, processor, video, cache) for video in videos]
+    clips = prepare_clips(processor, videos)
+    encode_prepared(model, clips)
+    return clips
+
+
+def encode_clip(
+    model: Any, processor: Any, source: ClipSource, max_new_tokens: int, cache: TokenDiskCache | None = None
+) -> tuple[EncodedClip, dict[str, float]]:
     """Find a clip in the cache, or read and encode it; and the seconds of "decode", "preprocess" and "encode".
 
     Raises:
         VideoReadError: the video cannot be read.
-        DoesNotFitError: the clip does not fit into the context of the language model, or its cost into the memory.
+        DoesNotFitError: the clip does not fit into the context window or into memory.
     """
     began = time.perf_counter()
-    key = None if cache is None else _key(model, processor, request)
-    if cache is not None and key is not None and (entry := cache.get(key)) is not None:
-        facts = entry.facts
-        indices = None if facts["frame_indices"] is None else tuple(facts["frame_indices"])
-        clip = _restore(model, processor, entry)
-        found = Look(clip, tuple(facts["frame_times"]), indices, facts["decoder"])
+    key = None if cache is None else _key(model, processor, source)
+    if cache is not None and key is not None and (found := _cached(model, processor, cache, key)):
         return found, {"decode": time.perf_counter() - began, "preprocess": 0.0, "encode": 0.0}
-    video = _open(model, processor, request)
+    video = _read(model, processor, source, max_new_tokens)
     decoded = time.perf_counter()
-    frames, height, width, _ = to_uint8_frames(video).shape
-    plan = planner_for(model, processor.video_processor).plan(
-        frames, height, width, text_tokens=0, new_tokens=request.max_new_tokens
-    )
-    plan.require(budget(model))
-    inputs = _prepare(processor, [video])
+    require_fit(model, processor, to_uint8_frames(video).shape[:3], max_new_tokens)
+    (clip,) = prepare_clips(processor, [video])
     prepared = time.perf_counter()
-    (clip,) = _encode(model, inputs, processor)
-    from_file = isinstance(video, Video)
-    found = Look(
-        clip,
-        tuple(float(moment) for moment in video.timestamps),
-        tuple(int(index) for index in video.indices) if from_file else None,
-        f"{video.decoder} {video.decoder_version}" if from_file else None,
-    )
+    encode_prepared(model, [clip])
     costs = {"decode": decoded - began, "preprocess": prepared - decoded, "encode": time.perf_counter() - prepared}
     if cache is not None and key is not None:
-        facts = {name: getattr(found, name) for name in ("frame_times", "frame_indices", "decoder")}
-        _keep(cache, key, processor, clip, facts)
-    return found, costs
+        _keep(cache, key, processor, clip)
+    return clip, costs
 
 
-def _key(model: Any, processor: Any, request: Request) -> str | None:
-    sampling = processor.video_processor.frame_sampling
-    clip = clip_key(
-        request.video, num_frames=request.num_frames, sampling=sampling, start=request.start, end=request.end
-    )
-    return None if clip is None else VisualCache.key(vision_key(model, processor), clip)
+def require_fit(model: Any, processor: Any, shape: Sequence[int], max_new_tokens: int) -> None:
+    """Check that a clip of (frames, height, width) fits into context and memory. Raises DoesNotFitError."""
+    planner = planner_for(model, processor.video_processor)
+    planner.require_context(*shape, text_tokens=0, new_tokens=max_new_tokens)
+    planner.plan(*shape, text_tokens=0, new_tokens=max_new_tokens).require(budget(model))
 
 
-def _open(model: Any, processor: Any, request: Request) -> Any:
-    """Read a video, or hand on one that is decoded already. Its duration is that of the range that is looked at."""
-    if request.num_frames is None:
-        return request.video
+def _read(model: Any, processor: Any, source: ClipSource, max_new_tokens: int) -> Any:
+    """Read a video, unless it is decoded. Its duration is that of the chosen range."""
+    if source.num_frames is None:
+        return source.video
     rules = processor.video_processor
-    read = partial(read_video, request.video, sampling=rules.frame_sampling, start=request.start, end=request.end)
+    read = partial(read_video, source.video, sampling=rules.frame_sampling, start=source.start, end=source.end)
     planner = planner_for(model, rules)
-    square = rules.token_count(request.num_frames, 1, 1)  # no other shape has more tokens
-    if square + request.max_new_tokens > planner.context and is_stored(request.video):
-        # So many frames are refused before they are decoded, which may take long and all memory.
+    square = rules.token_count(source.num_frames, 1, 1)  # no other shape has more tokens
+    if square + max_new_tokens > planner.context and is_stored(source.video):
+        # Refused before all frames are decoded, which may take long and all memory.
         first = read(num_frames=1)
-        frames = shown_frames(rules, request.num_frames, first.end - first.start, first.source_fps)
-        planner.require_context(frames, first.height, first.width, text_tokens=0, new_tokens=request.max_new_tokens)
-    part = read(num_frames=request.num_frames)
+        frames = shown_frames(rules, source.num_frames, first.end - first.start, first.source_fps)
+        planner.require_context(frames, first.height, first.width, text_tokens=0, new_tokens=max_new_tokens)
+    part = read(num_frames=source.num_frames)
     return replace(part, duration=part.end - part.start)
+
+
+# -- caches ------------------------------------------------------------------------------------------------------------
+def _encode_once(model: Any, processor: Any, video: Any, cache: TokenDiskCache) -> EncodedClip:
+    key = _key(model, processor, ClipSource(video, None, None, None))
+    assert key is not None
+    if found := _cached(model, processor, cache, key):
+        return found
+    (clip,) = prepare_clips(processor, [video])
+    encode_prepared(model, [clip])
+    _keep(cache, key, processor, clip)
+    return clip
+
+
+def _key(model: Any, processor: Any, source: ClipSource) -> str | None:
+    sampling = processor.video_processor.frame_sampling
+    clip = clip_key(source.video, num_frames=source.num_frames, sampling=sampling, start=source.start, end=source.end)
+    return None if clip is None else TokenDiskCache.key(vision_key(model, processor), clip)
+
+
+def _cached(model: Any, processor: Any, cache: TokenDiskCache, key: str) -> EncodedClip | None:
+    entry = cache.get(key)
+    if entry is None:
+        return None
+    facts, tokens = entry.facts, entry.tokens.to(model.device)
+    return EncodedClip(
+        key,
+        "video",
+        facts["prefix"] + processor.video_token * len(tokens),
+        tuple(facts["frame_times"]),
+        None if facts["frame_indices"] is None else tuple(facts["frame_indices"]),
+        facts["decoder"],
+        tokens=tokens,
+        layout=entry.layout,
+    )
+
+
+def _keep(cache: TokenDiskCache, key: str, processor: Any, clip: EncodedClip) -> None:
+    assert clip.tokens is not None
+    facts = {"frame_times": clip.times, "frame_indices": clip.indices, "decoder": clip.decoder}
+    facts["prefix"] = clip.placeholder_text.replace(processor.video_token, "")
+    cache.put(key, clip.tokens, facts, clip.layout)
+
+
+class ClipMemoryCache:
+    """The clips used last, up to `max_bytes`. Safe to use from several threads."""
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes = max_bytes
+        self._clips: OrderedDict[str, EncodedClip] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> EncodedClip | None:
+        """The clip with this key, if it is still there."""
+        with self._lock:
+            if key in self._clips:
+                self._clips.move_to_end(key)
+            return self._clips.get(key)
+
+    def put(self, clip: EncodedClip) -> None:
+        """Add a clip, or count it again after it changed; the least recently used ones make room."""
+        with self._lock:
+            self._clips[clip.key] = clip
+            self._clips.move_to_end(clip.key)
+            total = sum(one.num_bytes for one in self._clips.values())
+            while total > self.max_bytes:
+                _, oldest = self._clips.popitem(last=False)
+                total -= oldest.num_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory in use."""
+        with self._lock:
+            return sum(one.num_bytes for one in self._clips.values())
+
+    def __len__(self) -> int:
+        return len(self._clips)

@@ -1,84 +1,95 @@
-"""One model, many conversations: one thread that owns the model answers all of them, in steps that they share.
+"""One model, many requests: sequences join and leave a batch between its steps, and share what is known of a clip.
 
-    engine = Engine(*load(folder), Limits())
-    job = engine.submit(Question(messages, visuals), listener)    # listener gets Piece, Piece, …, Finished or Failed
-    job.cancel()                                                  # the client went away
-    engine.close()
+    engine = Engine(*load(folder))
+    results = engine.generate([GenerateRequest(prompt_ids, clips)])       # in this thread, in the order of the requests
 
-Between two steps of the batch new conversations are read into it and finished ones leave. A clip is encoded once, and
-the language model reads it once: later questions start behind it. Greedy answers are those of `videopanda answer`.
+    sequence = engine.submit(request, callback)      # callback gets TextDelta, TextDelta, …, Finished or Failed
+    while engine.has_work:
+        engine.step()
+
+A clip is encoded once, and its prompt is prefilled once up to its last visual token: later requests continue from its
+KV cache. Everybody who asks a model uses this: `answer` and `Chat`, evaluation, and the server (`engine_thread`).
 """
 
-import re
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
 
-from videopanda.inference.answer import MAX_NEW_TOKENS, EncodedClip, Message, encode
-from videopanda.inference.batch import Batch, Row, read
-from videopanda.inference.clip_cache import Visual, VisualCache
-from videopanda.inference.sampling import Sampling, TextStream, TokenChooser, check_generation, end_tokens
-from videopanda.models.videopanda import VideoPandaVisualOutput
-from videopanda.plan.planner import DoesNotFitError, budget, planner_for
-from videopanda.serving.errors import BusyError, ContextLengthError, StoppedError, UnfitError
+from videopanda.inference.batch import Batch, Prompt, groups, prefill
+from videopanda.inference.clip import ClipMemoryCache, EncodedClip, PrefixKey, encode_prepared, require_fit
+from videopanda.inference.detokenizer import IncrementalDetokenizer
+from videopanda.inference.errors import DoesNotFitError, EngineStoppedError, QueueFullError
+from videopanda.inference.kv_prefix import CacheLayout, KVPrefix, context_length
+from videopanda.inference.sampling import Sampler, Sampling, eos_token_ids
+from videopanda.plan.planner import budget, planner_for
 
-READS_PER_STEP = 4  # prompts that are read while the others wait for their next token
+MAX_NEW_TOKENS = 64
+MAX_PREFILLS_PER_STEP = 4  # while other sequences wait for their next token
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the engine takes on.
+    """Capacity limits of the engine.
 
-    max_rows: conversations that are answered at the same time.
-    max_waiting: conversations that may wait for their turn.
-    max_positions: keys and values that the batch may hold, in tokens of all rows with their padding; None: as many as
-        fit into the memory that is free when the engine starts.
-    cache_bytes: memory for clips that were asked about before.
+    max_num_seqs: sequences that are generated at the same time.
+    max_queue: requests that may wait; None: any number.
+    max_kv_tokens: size of the batch's KV cache, in tokens of all sequences with padding; None: as many as fit into the
+        memory that is free when it is first asked for.
+    cache_bytes: memory for clips that were asked about before, with their KV caches.
     """
 
-    max_rows: int = 32
-    max_waiting: int = 256
-    max_positions: int | None = None
-    cache_bytes: int = 1 << 30
+    max_num_seqs: int = 32
+    max_queue: int | None = None
+    max_kv_tokens: int | None = None
+    cache_bytes: int = 0
 
 
 @dataclass(frozen=True)
-class Question:
-    """A conversation that waits for a reply.
+class GenerateRequest:
+    """A prompt that waits for a reply.
 
-    messages: as for the chat template; their `video` and `image` parts stand for `visuals`, in order.
-    decode_seconds: what reading the files took, for the record.
+    prompt_ids: token ids, with one placeholder per visual token; see `build_prompt`.
+    clips: what the placeholders stand for, in order.
+    stop: strings that end the reply; they are not part of it.
+    decode_seconds: what reading the files took, for the statistics.
     """
 
-    messages: Sequence[Message]
-    visuals: Sequence[Visual] = ()
+    prompt_ids: Sequence[int]
+    clips: Sequence[EncodedClip] = ()
     max_new_tokens: int = MAX_NEW_TOKENS
     sampling: Sampling = field(default_factory=Sampling)
-    stops: Sequence[str] = ()
+    stop: Sequence[str] = ()
     decode_seconds: float = 0.0
 
 
 @dataclass
-class Record:
-    """What a reply cost. Seconds: "decode" (reading the files; 0 for clips in memory), "queue", "encode", "prefill",
-    "generate"; steps are shared with other replies."""
+class RequestStats:
+    """What a reply cost.
+
+    cached_tokens: tokens of the prompt that a KV cache held already.
+    seconds: "decode" (reading the files; 0 for clips in memory), "queue", "encode", "prefill", "generate"; steps are
+        shared with other sequences.
+    """
 
     frame_times: list[tuple[float, ...]]
+    prompt_tokens: int
     visual_tokens: int = 0
-    prompt_tokens: int = 0
     completion_tokens: int = 0
-    known_tokens: int = 0  # of the prompt: the language model had read them before
+    cached_tokens: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextDelta:
     """The next piece of a reply."""
 
     text: str
@@ -86,11 +97,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of a reply, with all of its text."""
+    """The end of a reply, with all of its text and its token ids, the end token included."""
 
     text: str
-    reason: Literal["stop", "length"]
-    record: Record
+    finish_reason: Literal["stop", "length"]
+    token_ids: tuple[int, ...]
+    stats: RequestStats
 
 
 @dataclass(frozen=True)
@@ -100,297 +112,352 @@ class Failed:
     error: Exception
 
 
-Listener = Callable[[Piece | Finished | Failed], object]
+Callback = Callable[[TextDelta | Finished | Failed], object]
 
 
-class Job:
-    """A question on its way. The engine's thread alone changes it, except for `cancel`."""
+class ActiveSequence:
+    """A request on its way. Only the engine changes it, except for `cancel`."""
 
-    def __init__(self, question: Question, listener: Listener, stream: TextStream, chooser: TokenChooser):
-        self.question, self.listener, self.max_new_tokens = question, listener, question.max_new_tokens
-        self.stream, self.chooser = stream, chooser
-        self.row = Row([])
-        self.record = Record([visual.frame_times for visual in question.visuals])
-        self.record.seconds["decode"] = question.decode_seconds
-        self.cancelled = False
+    def __init__(self, request: GenerateRequest, callback: Callback, detokenizer: IncrementalDetokenizer):
+        self.request, self.callback, self.detokenizer = request, callback, detokenizer
+        self.ids = list(request.prompt_ids)
+        self.generator = request.sampling.generator()
+        self.stats = RequestStats([clip.times for clip in request.clips], len(self.ids))
+        self.stats.seconds["decode"] = request.decode_seconds
+        self.cancelled = self.ended = False
         self.since = time.perf_counter()  # when it was queued, later when its first token was there
 
     def cancel(self) -> None:
-        """Nobody waits for the reply any more; the engine drops it before its next step."""
+        """Nobody waits for the reply any more; the engine drops the sequence before its next step."""
         self.cancelled = True
 
     @property
-    def most_positions(self) -> int:
-        """Length of the row if the reply becomes as long as it may."""
-        return self.record.prompt_tokens + self.max_new_tokens
-
-
-class _Failing:
-    """Gives an error of its block to jobs, so that it ends them and not the thread."""
-
-    def __init__(self, jobs: Sequence[Job]):
-        self.jobs, self.failed = jobs, False
-
-    def __enter__(self) -> "_Failing":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        self.failed = True
-        for job in self.jobs:
-            job.listener(Failed(error))
-        return True
+    def max_tokens(self) -> int:
+        """Length of the sequence if the reply becomes as long as it may."""
+        return len(self.request.prompt_ids) + self.request.max_new_tokens
 
 
 class Engine:
-    """Answers questions in a thread of its own.
+    """Generates replies in the thread that calls it.
+
+    keep_prefixes: clips keep the KV caches of their prompts; else these are only shared among requests that are
+        admitted together.
 
     Raises:
-        ValueError: the checkpoint asks for a way of choosing tokens that is not applied here.
+        ValueError: the backbone, or a field of the generation config, is not supported.
     """
 
-    def __init__(self, model: Any, processor: Any, limits: Limits | None = None):
-        check_generation(model.generation_config)
+    def __init__(self, model: Any, processor: Any, limits: Limits | None = None, *, keep_prefixes: bool = False):
         self.model, self.processor, self.limits = model, processor, limits or Limits()
-        self.context = int(model.config.text_config.max_position_embeddings)
-        self.max_positions = self.limits.max_positions or self._positions_that_fit()
-        self.visuals = VisualCache(self.limits.cache_bytes)
-        self._ends = end_tokens(model.generation_config)
-        self._batch = Batch(model)
-        self._running: dict[Row, Job] = {}
-        self._waiting: deque[Job] = deque()
-        self._changed = threading.Condition()
-        self._closed = self._drains = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self.keep_prefixes = keep_prefixes
+        self.clips = ClipMemoryCache(self.limits.cache_bytes)
+        config = model.config.text_config
+        self.context = context_length(config)
+        self._layout = CacheLayout.of(config)
+        self._sampler = Sampler(model.generation_config, model.device)
+        self._eos_token_ids = eos_token_ids(model.generation_config)
+        self._placeholders = {processor.video_token_id, processor.image_token_id}
+        self._batch: Batch[ActiveSequence] = Batch(model, self._layout)
+        self._admitted: list[ActiveSequence] = []  # whose reply has not ended, in the batch or on their way there
+        self._waiting: deque[ActiveSequence] = deque()
+        self._lock = threading.RLock()  # of the queue
 
-    def _positions_that_fit(self) -> int:
-        """Keys and values for which there is memory beside the cache of clips, by the planner."""
+    @cached_property
+    def max_kv_tokens(self) -> int:
+        """Tokens that the batch's KV cache may hold, with padding."""
+        if self.limits.max_kv_tokens is not None:
+            return self.limits.max_kv_tokens
         planner = planner_for(self.model, self.processor.video_processor)
-        side = self.processor.video_processor.size["height"]
-        short, longer = (planner.plan(1, side, side, new_tokens=count).kv_bytes for count in (1, 2))
+        per_token, per_sequence = planner.sequence_bytes()
         free = budget(self.model) - planner.weight_bytes - self.limits.cache_bytes
-        # A step writes keys and values anew, one token longer, so that for a moment there are two of them.
-        return min(self.limits.max_rows * self.context, max(1, free // (2 * (longer - short))))
+        # A step writes the KV cache again, one token longer: for a moment there are two.
+        tokens = (free // 2 - self.limits.max_num_seqs * per_sequence) // max(1, per_token)
+        return min(self.limits.max_num_seqs * self.context, max(1, tokens))
 
-    # -- what other threads call ---------------------------------------------------------------------------------------
-    def submit(self, question: Question, listener: Listener) -> Job:
-        """Queue a question. `listener` is called in the engine's thread and must return at once.
+    # -- requests ------------------------------------------------------------------------------------------------------
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Finished | Failed]:
+        """The replies to all requests, in their order. A request that fails does not harm the others."""
+        results: dict[int, Finished | Failed] = {}
+
+        def collect(place: int, event: TextDelta | Finished | Failed) -> None:
+            if not isinstance(event, TextDelta):
+                results[place] = event
+
+        for place, request in enumerate(requests):
+            try:
+                self.submit(request, partial(collect, place))
+            except DoesNotFitError as error:
+                results[place] = Failed(error)
+        while self.has_work:
+            self.step()
+        return [results[place] for place in range(len(requests))]
+
+    def submit(self, request: GenerateRequest, callback: Callback) -> ActiveSequence:
+        """Queue a request. `callback` is called by `step` and must return at once.
 
         Raises:
-            BusyError: as many questions wait as may wait.
-            StoppedError: the engine was closed.
+            DoesNotFitError: prompt and reply do not fit; the message says by how much.
+            QueueFullError: too many requests are waiting.
         """
-        stream = TextStream(self.processor.tokenizer, question.stops)
-        job = Job(question, listener, stream, TokenChooser(self.model.generation_config, question.sampling))
-        with self._changed:
-            if self._closed or not self._thread.is_alive():
-                raise StoppedError("the server is shutting down: ask again later")
-            if len(self._waiting) >= self.limits.max_waiting:
-                raise BusyError(f"{len(self._waiting)} questions are waiting already: ask again later")
-            self._waiting.append(job)
-            self._changed.notify()
-        return job
+        self.check_fit(len(request.prompt_ids), request.max_new_tokens)
+        sequence = ActiveSequence(request, callback, IncrementalDetokenizer(self.processor.tokenizer, request.stop))
+        with self._lock:
+            if self.limits.max_queue is not None and len(self._waiting) >= self.limits.max_queue:
+                raise QueueFullError(f"{len(self._waiting)} requests are waiting already: try again later")
+            self._waiting.append(sequence)
+        return sequence
+
+    def check_fit(self, prompt_tokens: int, max_new_tokens: int) -> None:
+        """Check that a prompt and its reply fit into context and KV cache. Raises DoesNotFitError."""
+        # The memory is measured for a server when it starts, else only when sequences are to share it.
+        limit = min(self.context, self.limits.max_kv_tokens or vars(self).get("max_kv_tokens", self.context))
+        if prompt_tokens + max_new_tokens > limit:
+            raise DoesNotFitError(
+                f"a prompt of {prompt_tokens} tokens and a reply of up to {max_new_tokens} do not fit into the "
+                f"{limit} tokens that can be held: use fewer frames, a shorter conversation, or a shorter reply"
+            )
+
+    def room_for(self, prompt_tokens: int) -> int:
+        """The longest reply to a prompt of this length. Raises DoesNotFitError if there is none."""
+        limit = min(self.context, self.max_kv_tokens)
+        if prompt_tokens >= limit:
+            raise DoesNotFitError(
+                f"the prompt has {prompt_tokens:,} tokens; prompt and reply together can have {limit:,}: "
+                "use fewer frames or a shorter conversation"
+            )
+        return limit - prompt_tokens
 
     @property
     def load(self) -> tuple[int, int]:
-        """How many questions are being answered, and how many wait."""
-        return len(self._running), len(self._waiting)
+        """How many sequences are being generated, and how many wait."""
+        return len(self._batch.sequences), len(self._waiting)
 
     @property
-    def is_alive(self) -> bool:
-        """Whether questions are still answered."""
-        return self._thread.is_alive() and not self._closed
+    def has_work(self) -> bool:
+        """Whether `step` has something to do."""
+        return any(self.load)
 
-    def close(self, drain: bool = False) -> None:
-        """End the thread: after the answers that are under way with `drain`, else at once, failing them."""
-        with self._changed:
-            self._closed, self._drains = True, drain
-            self._changed.notify()
-        self._thread.join()
+    def fail_all(self, error: Exception) -> None:
+        """End every request with an error."""
+        with self._lock:
+            sequences = [*self._admitted, *self._waiting]
+            self._waiting.clear()
+        self._batch = Batch(self.model, self._layout)
+        _end(sequences, error)
 
-    # -- the engine's thread -------------------------------------------------------------------------------------------
-    def _run(self) -> None:
+    # -- steps ---------------------------------------------------------------------------------------------------------
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Admit waiting requests as far as there is room, and add a token to every sequence."""
         try:
-            with torch.inference_mode():
-                while self._await_work():
-                    self._drop_cancelled()
-                    self._take_in()
-                    if self._batch.rows:
-                        self._step()
-        finally:  # closed, or broken by a mistake in this program: nobody must wait for ever
-            with self._changed:
-                self._closed = True
-                left = [*self._running.values(), *self._waiting]
-                self._waiting.clear()
-            for job in left:
-                job.listener(Failed(StoppedError("the server stopped before the answer was complete")))
-
-    def _await_work(self) -> bool:
-        """Wait until there is something to do; False when the thread shall end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._waiting or self._running)
-            return not self._closed or bool(self._drains and (self._waiting or self._running))
+            self._drop_cancelled()
+            self._admit()
+            if self._batch.sequences:
+                self._decode()
+        except EngineStoppedError:
+            raise
+        except Exception as error:
+            if not self._admitted:  # there is nothing to end, so that the next step would fail, too
+                raise
+            self._batch = Batch(self.model, self._layout)
+            self._fail(self._admitted, error)
+        self._admitted = [one for one in self._admitted if not one.ended]
 
     def _drop_cancelled(self) -> None:
-        with self._changed:
-            self._waiting = deque(job for job in self._waiting if not job.cancelled)
-        self._running = {row: job for row, job in self._running.items() if not job.cancelled}
-        self._batch.keep(list(self._running))
+        with self._lock:
+            for sequence in [one for one in self._waiting if one.cancelled]:
+                self._waiting.remove(sequence)
+        if any(one.cancelled for one in self._admitted):
+            self._admitted = [one for one in self._admitted if not one.cancelled]
+            self._batch.keep([one for one in self._batch.sequences if not one.cancelled])
 
-    def _take_in(self) -> None:
-        """Read waiting prompts and let them join the batch, as far as there is room."""
-        joining: list[Job] = []
-        while len(joining) < READS_PER_STEP and (job := self._next_job(joining)):
-            with _Failing([job]) as failing:
-                self._read(job)
-            if not failing.failed and self._advance(job):
-                joining.append(job)
-        if joining:
-            with _Failing(joining) as failing:
-                self._batch.join([job.row for job in joining])
-            if not failing.failed:
-                self._running |= {job.row: job for job in joining}
+    def _admit(self) -> None:
+        """Prefill waiting prompts and let them join the batch."""
+        admitted: list[ActiveSequence] = []
+        most = MAX_PREFILLS_PER_STEP if self._batch.sequences else self.limits.max_num_seqs
+        while len(admitted) < most and (sequence := self._next_admissible(admitted)):
+            admitted.append(sequence)
+        if admitted:
+            prefixes = self._prefixes(admitted)
+            self._prefill([one for one in admitted if not one.ended], prefixes)
 
-    def _next_job(self, joining: Sequence[Job]) -> Job | None:
-        """The first in the queue, if it fits beside those that are there; what cannot be answered at all fails."""
+    def _next_admissible(self, admitted: Sequence[ActiveSequence]) -> ActiveSequence | None:
+        """The first in the queue, with its clips encoded, if it fits beside the others."""
         while self._waiting:
-            job = self._waiting[0]
-            with _Failing([job]) as failing:
-                if not job.row.ids and not job.cancelled:
-                    self._prepare(job)
-            if failing.failed or job.cancelled:
+            sequence = self._waiting[0]
+            others = [*self._batch.sequences, *admitted]
+            if others:
+                longest = max([sequence.max_tokens, self._batch.columns, *(other.max_tokens for other in others)])
+                if len(others) >= self.limits.max_num_seqs or (len(others) + 1) * longest > self.max_kv_tokens:
+                    return None
+            with self._lock:
                 self._waiting.popleft()
+            if sequence.cancelled:
                 continue
-            others = [*self._running.values(), *joining]
-            longest = max([job.most_positions, self._batch.positions, *(other.most_positions for other in others)])
-            fits = len(others) < self.limits.max_rows and (len(others) + 1) * longest <= self.max_positions
-            if others and not fits:
-                return None
-            return self._waiting.popleft()
+            self._admitted.append(sequence)
+            try:
+                self._encode(sequence)
+            except Exception as error:
+                self._fail([sequence], error)
+                continue
+            return sequence
         return None
 
-    def _prepare(self, job: Job) -> None:
-        """Encode the clips of a question and make its token ids."""
+    def _encode(self, sequence: ActiveSequence) -> None:
+        """Encode the clips of a request that are not encoded yet."""
         began = time.perf_counter()
-        job.record.seconds["queue"] = began - job.since
-        question = job.question
-        for visual in question.visuals:
-            if visual.encoded is None:
-                self._require_fit(visual, question)
-                visual.encoded = self._encode(visual)
-                visual.video = None
-                self.visuals.put(visual)
-        job.record.seconds["encode"] = time.perf_counter() - began
-        ids = self.token_ids(question)
-        job.record.prompt_tokens = len(ids)
-        job.record.visual_tokens = sum(len(visual.encoded.tokens) for visual in question.visuals if visual.encoded)
-        job.max_new_tokens = self.room_for(len(ids), question.max_new_tokens)
-        job.row.ids = ids
+        stats, request = sequence.stats, sequence.request
+        stats.seconds["queue"] = began - sequence.since
+        for clip in request.clips:
+            if clip.tokens is None:
+                if clip.source_shape is not None:
+                    require_fit(self.model, self.processor, clip.source_shape, request.max_new_tokens)
+                encode_prepared(self.model, [clip])
+                self.clips.put(clip)
+        stats.seconds["encode"] = time.perf_counter() - began
+        stats.visual_tokens = sum(clip.num_tokens for clip in request.clips)
 
-    def _require_fit(self, visual: Visual, question: Question) -> None:
-        """See that a clip fits into context and memory before it is encoded. Raises ContextLengthError, UnfitError."""
-        assert visual.video is not None
-        frames, height, width, _ = visual.video.frames.shape
-        planner = planner_for(self.model, self.processor.video_processor)
-        try:
-            planner.require_context(frames, height, width, text_tokens=0, new_tokens=1)
-        except DoesNotFitError as error:
-            raise ContextLengthError(str(error), "messages") from error
-        room = self.context - self.processor.video_processor.token_count(frames, height, width)
-        try:
-            plan = planner.plan(frames, height, width, new_tokens=min(question.max_new_tokens, room))
-            plan.require(budget(self.model))
-        except DoesNotFitError as error:
-            raise UnfitError(str(error)) from error
+    # -- prefill -------------------------------------------------------------------------------------------------------
+    def _prefix_key(self, request: GenerateRequest) -> PrefixKey:
+        """What the KV cache of a prompt up to its last visual token depends on."""
+        ids = request.prompt_ids
+        end = next((i for i in range(len(ids), 0, -1) if ids[i - 1] in self._placeholders), 0)
+        return tuple(clip.key for clip in request.clips), tuple(ids[:end])
 
-    def _encode(self, visual: Visual) -> EncodedClip:
-        assert visual.video is not None
-        if not visual.is_image:
-            return encode(self.model, self.processor, [visual.video])[0]
-        inputs = self.processor.video_processor.preprocess_images(visual.video.frames[0], return_tensors="pt")
-        (encoded,) = self.model.encode(inputs, "image")
-        return EncodedClip(self.processor.placeholder_text(inputs, 0, "image"), encoded.tokens)
+    def _prefixes(self, sequences: Sequence[ActiveSequence]) -> dict[PrefixKey, KVPrefix]:
+        """KV caches that these sequences continue: kept by their clips, or prefilled now because they are shared."""
+        asking: dict[PrefixKey, list[ActiveSequence]] = {}
+        for sequence in sequences:
+            if sequence.request.clips:
+                asking.setdefault(self._prefix_key(sequence.request), []).append(sequence)
+        found: dict[PrefixKey, KVPrefix] = {}
+        missing: list[PrefixKey] = []
+        for key, those in asking.items():
+            clip = those[0].request.clips[-1]
+            if key in clip.kv_prefixes:
+                found[key] = clip.kv_prefixes[key]
+                for sequence in those:
+                    sequence.stats.cached_tokens = len(key[1])
+            elif self.keep_prefixes or len(those) > 1:
+                missing.append(key)
+                for sequence in those[1:]:
+                    sequence.stats.cached_tokens = len(key[1])
+        prompts = {key: Prompt(key[1], asking[key][0].request.clips) for key in missing}
+        for group in groups(list(prompts.values()), self._layout):
+            keys = [missing[place] for place in group]
+            began = time.perf_counter()
+            try:
+                kvs, _ = prefill(self.model, self._layout, [prompts[key] for key in keys])
+            except Exception as error:
+                self._fail([sequence for key in keys for sequence in asking[key]], error)
+                continue
+            for key, kv in zip(keys, kvs):
+                found[key] = kv
+                for sequence in asking[key]:
+                    sequence.stats.seconds["prefill"] = time.perf_counter() - began
+                if self.keep_prefixes:
+                    self._keep_prefix(asking[key][0].request.clips[-1], key, kv.clone())
+        return found
 
-    def token_ids(self, question: Question) -> list[int]:
-        """The prompt of a question whose visuals are encoded."""
-        processor = self.processor
-        text = processor.apply_chat_template(list(question.messages), tokenize=False, add_generation_prompt=True)
-        markers = (visual.encoded.marker for visual in question.visuals if visual.encoded is not None)
-        places = "|".join(map(re.escape, (processor.video_token, processor.image_token)))
-        text = re.sub(places, lambda _: next(markers), text)
-        return list(processor.tokenizer([text], add_special_tokens=False)["input_ids"][0])
+    def _keep_prefix(self, clip: EncodedClip, key: PrefixKey, kv: KVPrefix) -> None:
+        clip.keep_prefix(key, kv)
+        if self.limits.cache_bytes:
+            self.clips.put(clip)
 
-    def room_for(self, prompt_tokens: int, max_new_tokens: int) -> int:
-        """The longest reply to a prompt of this length, up to `max_new_tokens`. Raises ContextLengthError."""
-        limit = min(self.context, self.max_positions)
-        if prompt_tokens >= limit:
-            raise ContextLengthError(
-                f"the prompt has {prompt_tokens:,} tokens; prompt and reply together can have {limit:,}: "
-                "use fewer frames or a shorter conversation",
-                "messages",
-            )
-        return min(max_new_tokens, limit - prompt_tokens)
+    def _prefill(self, sequences: Sequence[ActiveSequence], prefixes: dict[PrefixKey, KVPrefix]) -> None:
+        """Prefill prompts from the end of their prefixes on, and let the sequences join that do not end at once."""
+        prompts = []
+        for sequence in sequences:
+            key = self._prefix_key(sequence.request)
+            if key in prefixes:
+                prompts.append(Prompt(sequence.ids[len(key[1]) :], (), prefixes[key]))
+            else:
+                prompts.append(Prompt(sequence.ids, sequence.request.clips))
+        for group in groups(prompts, self._layout):
+            self._prefill_group([sequences[place] for place in group], [prompts[place] for place in group])
 
-    def _read(self, job: Job) -> None:
-        """Run the prompt, from behind the last visual where that was read before, and choose the first token."""
+    def _prefill_group(self, sequences: list[ActiveSequence], prompts: list[Prompt]) -> None:
         began = time.perf_counter()
-        row, visuals = job.row, job.question.visuals
-        end = self._end_of_visuals(row.ids)
-        start = tuple(visual.key for visual in visuals), tuple(row.ids[:end])
-        known = visuals[-1].starts.get(start, []) if visuals else []
-        row.layers, logits_V = read(self.model, row.ids, known, {} if known else self._visual_inputs(visuals))
-        if visuals and not known:
-            # Copied: a view would keep the whole prompt in memory.
-            layers = [(keys[:, :, :end].clone(), values[:, :, :end].clone()) for keys, values in row.layers]
-            self.visuals.remember(visuals[-1], start, layers)
-        job.record.known_tokens = end if known else 0
-        row.ids.append(job.chooser(row.ids, logits_V))
-        job.since = time.perf_counter()
-        job.record.seconds["prefill"] = job.since - began
-
-    def _end_of_visuals(self, ids: Sequence[int]) -> int:
-        places = {self.processor.video_token_id, self.processor.image_token_id}
-        return max((i + 1 for i, token in enumerate(ids) if token in places), default=0)
-
-    def _visual_inputs(self, visuals: Sequence[Visual]) -> dict[str, Any]:
-        outputs = {}
-        for kind, is_image in (("video", False), ("image", True)):
-            tokens = [v.encoded.tokens for v in visuals if v.is_image == is_image and v.encoded is not None]
-            if tokens:
-                outputs[kind] = VideoPandaVisualOutput(pooler_output=tokens)
-        return {"mm_encoder_outputs": outputs} if outputs else {}
-
-    def _step(self) -> None:
-        """One more token for every row."""
-        jobs = list(self._running.values())
-        with _Failing(jobs) as failing:
-            logits_BV = self._batch.step().to("cpu", torch.float32)
-        if failing.failed:
-            self._running, self._batch = {}, Batch(self.model)
+        try:
+            kvs, logits_BV = prefill(self.model, self._layout, prompts)
+            tokens = self._choose(sequences, logits_BV)
+        except Exception as error:
+            if len(sequences) == 1:
+                self._fail(sequences, error)
+            else:  # find the one that fails
+                for sequence, prompt in zip(sequences, prompts):
+                    self._prefill_group([sequence], [prompt])
             return
-        going_on = {}
-        for job, logits_V in zip(jobs, logits_BV):
-            with _Failing([job]):
-                job.row.ids.append(job.chooser(job.row.ids, logits_V))
-                if self._advance(job):
-                    going_on[job.row] = job
-        self._running = going_on
-        self._batch.keep(list(going_on))
+        now = time.perf_counter()
+        for sequence in sequences:
+            sequence.stats.seconds["prefill"] = sequence.stats.seconds.get("prefill", 0.0) + now - began
+            sequence.since = now
+        joining = [place for place, pair in enumerate(zip(sequences, tokens)) if self._emit(*pair)]
+        if joining:
+            self._batch.join([sequences[place] for place in joining], [kvs[place] for place in joining])
 
-    def _advance(self, job: Job) -> bool:
-        """Tell the listener what the newest token gives. Returns whether the reply goes on."""
-        token, record = job.row.ids[-1], job.record
-        record.completion_tokens += 1
-        piece = job.stream.push(token)
-        if piece:
-            job.listener(Piece(piece))
-        ended = token in self._ends or job.stream.stopped
-        if not ended and record.completion_tokens < job.max_new_tokens:
+    # -- decode --------------------------------------------------------------------------------------------------------
+    def _decode(self) -> None:
+        """One more token for every sequence."""
+        sequences = list(self._batch.sequences)
+        logits_BV = self._batch.step([sequence.ids[-1] for sequence in sequences])
+        tokens = self._choose(sequences, logits_BV)
+        self._batch.keep([sequence for sequence, token in zip(sequences, tokens) if self._emit(sequence, token)])
+
+    def _choose(self, sequences: Sequence[ActiveSequence], logits_BV: torch.Tensor) -> list[int]:
+        return self._sampler(
+            logits_BV,
+            [sequence.ids for sequence in sequences],
+            [sequence.request.sampling for sequence in sequences],
+            [sequence.generator for sequence in sequences],
+        )
+
+    def _emit(self, sequence: ActiveSequence, token: int) -> bool:
+        """Add a token and emit its text. Returns whether the sequence continues."""
+        try:
+            return self._emit_text(sequence, token)
+        except Exception as error:  # of the detokenizer or the callback
+            self._fail([sequence], error)
+            return False
+
+    def _emit_text(self, sequence: ActiveSequence, token: int) -> bool:
+        sequence.ids.append(token)
+        stats, request = sequence.stats, sequence.request
+        stats.completion_tokens += 1
+        if delta := sequence.detokenizer.push(token):
+            sequence.callback(TextDelta(delta))
+        ended = token in self._eos_token_ids or sequence.detokenizer.stopped
+        if not ended and stats.completion_tokens < request.max_new_tokens:
             return True
-        record.seconds["generate"] = time.perf_counter() - job.since
-        if last := job.stream.finish():
-            job.listener(Piece(last))
-        job.listener(Finished(job.stream.text, "stop" if ended else "length", record))
+        stats.seconds["generate"] = time.perf_counter() - sequence.since
+        if rest := sequence.detokenizer.finish():
+            sequence.callback(TextDelta(rest))
+        sequence.ended = True
+        reply = tuple(sequence.ids[len(request.prompt_ids) :])
+        sequence.callback(Finished(sequence.detokenizer.text, "stop" if ended else "length", reply, stats))
         return False
+
+    def _fail(self, sequences: Sequence[ActiveSequence], error: Exception) -> None:
+        """End sequences with an error. Raises EngineStoppedError if the device does not work any more."""
+        if not isinstance(error, ValueError):
+            _LOG.error("%d sequences failed", len(sequences), exc_info=error)
+        error.__traceback__ = None  # its frames hold tensors
+        _end(sequences, error)
+        if self.model.device.type == "cuda":
+            try:
+                torch.cuda.empty_cache()
+                torch.zeros(1, device=self.model.device).item()
+            except RuntimeError as broken:
+                raise EngineStoppedError(f"the device does not work any more: {broken}") from broken
+
+
+def _end(sequences: Sequence[ActiveSequence], error: Exception) -> None:
+    """End sequences with an error."""
+    for sequence in sequences:
+        if sequence.ended:
+            continue
+        sequence.ended = True
+        try:
+            sequence.callback(Failed(error))
+        except Exception as failure:  # nobody listens any more
+            _LOG.error("a callback failed", exc_info=failure)

@@ -58,7 +58,7 @@ def quantize(model: Any, bits: str) -> None:
     """
     if bits not in GROUPS:
         raise ValueError(f"the format must be int8 or int4, got {bits!r}")
-    layers = model.model.language_model
+    layers = model.get_decoder()
     found = [(name, module) for name, module in layers.named_modules() if type(module) is nn.Linear]
     for name, module in found:
         if GROUPS[bits] and module.in_features % GROUPS[bits]:

@@ -1,13 +1,13 @@
 """Visual tokens on disk: a clip that was encoded once, by any process, is neither decoded nor encoded again.
 
-    cache = VisualCache("~/.cache/videopanda/tokens", 10 * 2**30)
+    cache = TokenDiskCache("~/.cache/videopanda/tokens", 10 * 2**30)
     key = cache.key(vision_key(model, processor), clip_key("clip.mp4", num_frames=8, sampling="uniform"))
-    entry = cache.get(key)            # None where it is not there, or damaged
+    entry = cache.get(key)            # None if there is none, or it is corrupt
     cache.put(key, tokens, {"frame_times": [...]})
 
 An entry is a safetensors file whose name is a hash of everything that decides the tokens: content of the clip, frames
-chosen, decoders, weights, configuration, data type. It is written beside its place and renamed, so that readers see all
-of it or nothing, whenever a process dies. Nobody waits for anybody: two that write one entry write the same.
+chosen, decoders, weights, configuration, data type. It is written to a temporary file and renamed, so that readers see
+all of it or nothing, whenever a process dies. No locking: concurrent writers of one key write identical bytes.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-FORMAT = 1  # a part of every key: counts up when the arithmetic of the vision part or the entries change
+FORMAT = 2  # a part of every key: counts up when the arithmetic of the vision part or the entries change
 _STALE_SECONDS = 3600.0  # after which a file that is being written belongs to a process that died
 _BYTES = (bytes, bytearray, memoryview)
 _LOG = logging.getLogger(__name__)
@@ -38,14 +38,15 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """tokens: (V, E). facts: what was kept with them, plain values."""
+    """tokens: (V, E). facts: what was kept with them, plain values. layout: of the tokens; see `EncodedVisual`."""
 
     tokens: Tensor
     facts: dict[str, Any]
+    layout: Tensor | None = None
 
 
-class VisualCache:
-    """A folder of entries, at most `max_bytes` large; the ones that were not used for longest go first.
+class TokenDiskCache:
+    """A folder of entries, at most `max_bytes` large; the least recently used ones are evicted.
 
     Raises:
         OSError: the folder cannot be made.
@@ -54,7 +55,7 @@ class VisualCache:
 
     def __init__(self, folder: str | Path, max_bytes: int):
         if max_bytes < 1:
-            raise ValueError(f"a cache needs room: its size must be at least one byte, not {max_bytes}")
+            raise ValueError(f"max_bytes must be positive, got {max_bytes}")
         self.folder, self.max_bytes = Path(folder).expanduser(), max_bytes
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -64,19 +65,20 @@ class VisualCache:
         return hashlib.sha256(json.dumps([FORMAT, torch.__version__, *parts]).encode()).hexdigest()
 
     def get(self, key: str) -> Entry | None:
-        """The entry, which counts as used now; None where there is none, or a damaged one, which is removed."""
+        """The entry, which counts as used now; None if there is none, or a corrupt one, which is removed."""
         file = self._file(key)
         try:
             content = file.read_bytes()  # at once: the file may be replaced or removed at any time
-            # A copy: kernels add up in another order where a buffer holds numbers unaligned.
-            tokens, facts = load(content)["tokens"].clone(), _metadata(content)
-            if facts["sha256"] != _sha256(tokens, facts["facts"]):
-                raise SafetensorError("other bytes than were written")
-            entry = Entry(tokens, json.loads(facts["facts"]))
-        except FileNotFoundError:  # never there, or gone while it was read: either way it can be made again
+            # A copy: unaligned buffers change the summation order of kernels.
+            tensors = {name: tensor.clone() for name, tensor in load(content).items()}
+            facts = _metadata(content)
+            if facts["sha256"] != _sha256(tensors, facts["facts"]):
+                raise SafetensorError("checksum mismatch")
+            entry = Entry(tensors["tokens"], json.loads(facts["facts"]), tensors.get("layout"))
+        except FileNotFoundError:  # never written, or removed meanwhile: either way it can be made again
             return None
         except (SafetensorError, ValueError, KeyError) as error:
-            _LOG.warning("%s is damaged and is made anew: %s", file, error)
+            _LOG.warning("%s is corrupt and will be regenerated: %s", file, error)
             _remove(file)
             return None
         except OSError as error:
@@ -86,11 +88,12 @@ class VisualCache:
             os.utime(file)
         return entry
 
-    def put(self, key: str, tokens: Tensor, facts: dict[str, Any]) -> None:
-        """Keep an entry, and drop old ones where there are too many. A disk that is full is told, and no error."""
-        tokens = tokens.detach().cpu().contiguous()
+    def put(self, key: str, tokens: Tensor, facts: dict[str, Any], layout: Tensor | None = None) -> None:
+        """Write an entry and evict old ones if needed. A full disk is logged, not raised."""
+        given = {"tokens": tokens} if layout is None else {"tokens": tokens, "layout": layout}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in given.items()}
         told = json.dumps(facts)
-        content = save({"tokens": tokens}, {"facts": told, "sha256": _sha256(tokens, told)})
+        content = save(tensors, {"facts": told, "sha256": _sha256(tensors, told)})
         if len(content) > self.max_bytes:
             return
         file = self._file(key)
@@ -101,7 +104,7 @@ class VisualCache:
             draft.write_bytes(content)
             draft.replace(file)
         except OSError as error:
-            _LOG.warning("visual tokens cannot be kept in %s: %s", self.folder, error)
+            _LOG.warning("visual tokens cannot be written to %s: %s", self.folder, error)
             _remove(draft)
 
     @property
@@ -148,9 +151,10 @@ def _remove(file: Path) -> None:
         _LOG.warning("%s cannot be removed: %s", file, error)
 
 
-def _sha256(tokens: Tensor, facts: str) -> str:
+def _sha256(tensors: dict[str, Tensor], facts: str) -> str:
     content = hashlib.sha256(facts.encode())
-    content.update(tokens.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for _, tensor in sorted(tensors.items()):
+        content.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return content.hexdigest()
 
 
@@ -211,13 +215,13 @@ _VISION_KEYS: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary(
 
 
 def vision_key(model: Any, processor: Any) -> str:
-    """Weights of STAB and projector, their configuration, data type, device, and settings of the processor.
+    """Weights of the vision modules, their configuration, data type, device, and settings of the processor.
 
     Hashed once for each model: weights that change afterwards are not seen.
     """
     if model not in _VISION_KEYS:
         content = hashlib.sha256(model.config.stab_config.to_json_string().encode())
-        for part in (model.model.stab, model.model.projector):
+        for part in model.vision_modules().values():
             for name, tensor in part.state_dict().items():
                 content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

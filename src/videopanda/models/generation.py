@@ -3,15 +3,17 @@
 Dimensions: B samples of N tokens; V visual tokens; E width of the language model; W words of the vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import GenerationMixin
+from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+
+from .visual import EncodedVisual
 
 # transformers 5.24 renamed the argument and the output; the language model has to be called by the installed name.
 CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
@@ -36,6 +38,8 @@ class VisualGenerationMixin(GenerationMixin):
     config: Any
     lm_head: Any
     encode: Any
+    get_decoder: Any
+    get_input_embeddings: Any
 
     def answer_loss(self, hidden_BNE: Tensor, labels_BN: Tensor, num_items: Tensor | int | None = None) -> Tensor:
         """Cross-entropy, its sum over `num_items` or the mean; the head runs on supervised positions only.
@@ -80,6 +84,62 @@ class VisualGenerationMixin(GenerationMixin):
                 )
             kwargs["assistant_model"] = assistant_model
         return super().generate(*args, **kwargs)  # type: ignore[misc]
+
+    def prefill(
+        self,
+        input_ids: Tensor,
+        lengths: Sequence[int] | None = None,
+        visuals: Mapping[str, Sequence[EncodedVisual]] | None = None,
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        max_tokens: int = 0,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Cache]:
+        """Run prompts, or what follows their cached prefixes, through the language model.
+
+        Args:
+            input_ids: (B, N), padded on the right.
+            lengths: tokens of each row without padding; default N.
+            visuals: encoded visuals by kind, "video" and "image": their tokens fill the placeholders in order.
+            cache: KV cache of P positions to continue, in place.
+            attention_mask: (B, P + N) with 0 at padding; needed where something is padded.
+            position_ids: (B, N); default P, P + 1, …
+            max_tokens: tokens per forward pass and row, which bounds memory; 0: all at once.
+
+        Returns:
+            Logits of the last token of each row, (B, vocabulary), and the cache.
+
+        Raises:
+            ValueError: placeholders and visual tokens differ in number.
+        """
+        batch, length = input_ids.shape
+        past = 0 if cache is None else cache.get_seq_length()
+        if position_ids is None:
+            position_ids = torch.arange(past, past + length, device=input_ids.device).expand(batch, length)
+        embeds_BNE = self.get_input_embeddings()(input_ids)
+        for kind, token_id in (("video", self.config.video_token_id), ("image", self.config.image_token_id)):
+            tokens = [visual.tokens for visual in (visuals or {}).get(kind, ())]
+            features_VE = torch.cat(tokens) if tokens else embeds_BNE.new_zeros(0, embeds_BNE.shape[-1])
+            embeds_BNE = splice(embeds_BNE, input_ids, token_id, features_VE, kind)
+        last = [count - 1 for count in lengths or [length] * batch]
+        last_BE = torch.empty_like(embeds_BNE[:, 0])
+        for start in range(0, length, max_tokens or length):
+            end = min(start + (max_tokens or length), length)
+            is_part = attention_mask is not None and end < length
+            output = self.get_decoder()(
+                inputs_embeds=embeds_BNE[:, start:end],
+                attention_mask=attention_mask[:, : past + end] if is_part else attention_mask,  # type: ignore[index]
+                position_ids=position_ids[:, start:end],
+                use_cache=True,
+                **{CACHE_NAME: cache},
+                **kwargs,
+            )
+            cache = output[CACHE_NAME]
+            rows = [row for row in range(batch) if start <= last[row] < end]
+            last_BE[rows] = output.last_hidden_state[rows, [last[row] - start for row in rows]]
+        assert cache is not None
+        return self.compute_logits(last_BE), cache
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: Any, inputs_embeds: Tensor | None = None, **kwargs: Any

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import psutil
 import torch
+from transformers import Cache, DynamicCache, DynamicLayer
 
 from videopanda.models.families import model_class
 from videopanda.plan.trace import trace
@@ -218,6 +219,11 @@ class Planner:
         most = _largest(in_context, high if at_most is None else min(high, at_most))
         return most if budget_bytes is None else _largest_within(peak_bytes, budget_bytes, most)
 
+    def sequence_bytes(self) -> tuple[int, int]:
+        """Memory of a KV cache: bytes per token, and bytes of the states of a sequence of any length."""
+        text = self._trace_text(self.grain)
+        return text.kv_growth, text.kv_bytes - self.grain * text.kv_growth
+
     def _trace_vision(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """FLOPs, peak bytes and bytes of the pixels in 32 bits."""
         inputs = self.video_processor.layout([(frames, height, width)])
@@ -240,7 +246,8 @@ class Planner:
 
             def read() -> Any:
                 embeds = torch.empty(1, length, hidden_size, dtype=self.dtype, device="meta")
-                return self.model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)[self.model.cache_name]
+                cache = full_cache(self.model.config.text_config)
+                return self.model(inputs_embeds=embeds, cache=cache, logits_to_keep=1)[self.model.cache_name]
 
             prefill = trace(read, self._held)
             cache = prefill.result
@@ -268,10 +275,32 @@ class _Text(NamedTuple):
     kv_growth: int
 
 
-def _cache_tensors(cache: Any) -> Iterator[torch.Tensor]:
-    for layer in cache.layers:
-        yield layer.keys
-        yield layer.values
+def full_cache(config: Any) -> Cache:
+    """An empty KV cache in which every attention layer keeps all positions; the masks alone bound sliding windows.
+
+    Inference needs it so: sequences can then be cut and joined.
+    """
+    cache = DynamicCache(config=config)
+    layers = [layer if has_state(layer) else DynamicLayer() for layer in cache.layers]
+    cache.layers, cache.layer_class_to_replicate = layers, None
+    return cache
+
+
+def has_state(layer: Any) -> bool:
+    """Whether a layer of a cache keeps a state that every token changes, in place of keys and values."""
+    return hasattr(layer, "update_recurrent_state")
+
+
+def cache_tensors(layer: Any) -> Iterator[torch.Tensor]:
+    """All tensors of a layer of a cache."""
+    for value in vars(layer).values():
+        for tensor in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(tensor, torch.Tensor):
+                yield tensor
+
+
+def _cache_tensors(cache: Any) -> list[torch.Tensor]:
+    return [tensor for layer in cache.layers for tensor in cache_tensors(layer)]
 
 
 def _cache_bytes(cache: Any) -> int:

@@ -18,11 +18,22 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from videopanda.inference.engine import Engine, Failed, Finished, Piece, Question, Record
+from videopanda.inference.answer import build_prompt
+from videopanda.inference.engine import MAX_NEW_TOKENS, Failed, Finished, GenerateRequest, RequestStats, TextDelta
+from videopanda.inference.engine_thread import EngineThread
+from videopanda.inference.errors import DoesNotFitError, EngineStoppedError, QueueFullError
 from videopanda.inference.sampling import Sampling
 from videopanda.serving import files
 from videopanda.serving.decoder_pool import DecodeLimits, DecoderPool
-from videopanda.serving.errors import NotFoundError, ServeError, StorageError
+from videopanda.serving.errors import (
+    BusyError,
+    ContextLengthError,
+    NotFoundError,
+    ServeError,
+    StoppedError,
+    StorageError,
+    UnfitError,
+)
 from videopanda.serving.fetch import FetchPolicy
 from videopanda.serving.files import owner_of_request
 from videopanda.serving.media import MediaLoader
@@ -66,52 +77,66 @@ class ServerSettings:
 class Service:
     """The engine and what serves it."""
 
-    def __init__(self, engine: Engine, settings: ServerSettings):
+    def __init__(self, engine: EngineThread, settings: ServerSettings):
         self.engine, self.settings = engine, settings
         self.metrics = Metrics(engine)
         self.store = FileStore(settings.files, settings.file_limits)
         self.pool = DecoderPool(settings.decode)
         rules = PromptRules(engine.processor, engine.context)
-        self.media = MediaLoader(rules, engine.visuals, self.pool, self.store, settings.fetch, settings.media_root)
+        self.media = MediaLoader(rules, engine.clips, self.pool, self.store, settings.fetch, settings.media_root)
         self.started = int(time.time())
 
-    async def question(self, request: ChatRequest, owner: str) -> Question:
+    async def question(self, request: ChatRequest, owner: str) -> GenerateRequest:
         """What the engine is asked. Raises ServeError."""
         if request.model not in (None, self.settings.name):
             raise NotFoundError(f"unknown model {request.model!r}; this server serves {self.settings.name!r}", "model")
         began = time.perf_counter()
         messages, visuals = await self.media.conversation(request, owner)
         # A longer reply than the server gives ends with finish_reason "length", as one that was asked for.
-        most = request.max_new_tokens
-        extra = {} if most is None else {"max_new_tokens": min(most, self.settings.max_tokens)}
-        return Question(
-            messages,
+        most = MAX_NEW_TOKENS if request.max_new_tokens is None else request.max_new_tokens
+        prompt = await asyncio.to_thread(build_prompt, self.engine.processor, messages, visuals)
+        try:
+            room = self.engine.room_for(len(prompt))
+        except DoesNotFitError as error:
+            raise ContextLengthError(str(error), "messages") from error
+        return GenerateRequest(
+            prompt,
             visuals,
+            min(most, self.settings.max_tokens, room),
             # Greedy unless asked otherwise, as the library.
             sampling=Sampling(
                 request.sampling_temperature, 1.0 if request.top_p is None else request.top_p, request.seed
             ),
-            stops=request.stops,
+            stop=request.stops,
             decode_seconds=time.perf_counter() - began if visuals else 0.0,
-            **extra,
         )
 
-    async def events(self, question: Question) -> AsyncGenerator[Piece | Finished, None]:
+    async def events(self, question: GenerateRequest) -> AsyncGenerator[TextDelta | Finished, None]:
         """The events of an answer; leaving early cancels it. Raises what the engine reports."""
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[Piece | Finished | Failed]()
-        job = self.engine.submit(question, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[TextDelta | Finished | Failed]()
+        try:
+            sequence = self.engine.submit(question, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
+        except (DoesNotFitError, QueueFullError, EngineStoppedError) as error:
+            raise _as_serve_error(error) from error
         try:
             while True:
                 event = await events.get()
                 if isinstance(event, Failed):
-                    raise event.error
+                    raise _as_serve_error(event.error)
                 if isinstance(event, Finished):
-                    self.metrics.answered(event.record)
+                    self.metrics.answered(event.stats)
                 yield event
                 if isinstance(event, Finished):
                     return
         finally:
-            job.cancel()
+            sequence.cancel()
+
+
+def _as_serve_error(error: Exception) -> Exception:
+    """What the engine says, with a status."""
+    statuses = {DoesNotFitError: UnfitError, QueueFullError: BusyError, EngineStoppedError: StoppedError}
+    kind = next((status for cause, status in statuses.items() if isinstance(error, cause)), None)
+    return error if kind is None else kind(str(error))
 
 
 class _GoneError(Exception):
@@ -136,21 +161,21 @@ async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T:
         watch.cancel()
 
 
-def _usage(record: Record) -> dict[str, Any]:
+def _usage(stats: RequestStats) -> dict[str, Any]:
     return {
-        "prompt_tokens": record.prompt_tokens,
-        "completion_tokens": record.completion_tokens,
-        "total_tokens": record.prompt_tokens + record.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": record.known_tokens},
+        "prompt_tokens": stats.prompt_tokens,
+        "completion_tokens": stats.completion_tokens,
+        "total_tokens": stats.prompt_tokens + stats.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": stats.cached_tokens},
     }
 
 
-def _about(record: Record) -> dict[str, Any]:
+def _about(stats: RequestStats) -> dict[str, Any]:
     """What OpenAI's answer has no place for."""
     return {
-        "frame_times": [list(times) for times in record.frame_times],
-        "visual_tokens": record.visual_tokens,
-        "seconds": {phase: round(seconds, 6) for phase, seconds in record.seconds.items()},
+        "frame_times": [list(times) for times in stats.frame_times],
+        "visual_tokens": stats.visual_tokens,
+        "seconds": {phase: round(seconds, 6) for phase, seconds in stats.seconds.items()},
     }
 
 
@@ -178,12 +203,12 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     except _GoneError:
         return Response(status_code=499)
     message = {"role": "assistant", "content": end.text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": end.reason}
-    answer = {**head, "object": "chat.completion", "choices": [choice], "usage": _usage(end.record)}
-    return JSONResponse({**answer, "videopanda": _about(end.record)})
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": end.finish_reason}
+    answer = {**head, "object": "chat.completion", "choices": [choice], "usage": _usage(end.stats)}
+    return JSONResponse({**answer, "videopanda": _about(end.stats)})
 
 
-async def _last(events: AsyncIterator[Piece | Finished]) -> Finished:
+async def _last(events: AsyncIterator[TextDelta | Finished]) -> Finished:
     async for event in events:
         if isinstance(event, Finished):
             return event
@@ -191,7 +216,7 @@ async def _last(events: AsyncIterator[Piece | Finished]) -> Finished:
 
 
 async def _stream(
-    head: dict[str, Any], first: Piece | Finished, events: AsyncGenerator[Piece | Finished, None], usage: bool
+    head: dict[str, Any], first: TextDelta | Finished, events: AsyncGenerator[TextDelta | Finished, None], usage: bool
 ) -> AsyncIterator[str]:
     """Server-sent events, as OpenAI's clients read them."""
 
@@ -202,14 +227,14 @@ async def _stream(
         return f"data: {json.dumps(content)}\n\n"
 
     yield chunk({"role": "assistant", "content": ""})
-    event: Piece | Finished = first
+    event: TextDelta | Finished = first
     try:
-        while isinstance(event, Piece):
+        while isinstance(event, TextDelta):
             yield chunk({"content": event.text})
             event = await anext(events)
-        yield chunk({}, event.reason, videopanda=_about(event.record))
+        yield chunk({}, event.finish_reason, videopanda=_about(event.stats))
         if usage:
-            yield chunk({}, choices=[], usage=_usage(event.record))
+            yield chunk({}, choices=[], usage=_usage(event.stats))
         yield "data: [DONE]\n\n"
     except (ServeError, RuntimeError) as error:  # too late for a status
         yield f"data: {json.dumps(_error_of(error)[1])}\n\n"
@@ -336,7 +361,7 @@ def _place(steps: Sequence[str | int]) -> str:
 
 
 # -- the application ---------------------------------------------------------------------------------------------------
-def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
+def create_app(engine: EngineThread, settings: ServerSettings) -> FastAPI:
     """The application around an engine, which it closes at its end.
 
     Raises:
@@ -378,7 +403,7 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
             settings.origins,
             settings.json_bytes,
             settings.file_limits.file_bytes + (1 << 20),  # the form around the file
-            max_chats=limits.max_rows + limits.max_waiting,
+            max_chats=limits.max_num_seqs + (limits.max_queue or 0),
         ),
         metrics=service.metrics,
     )

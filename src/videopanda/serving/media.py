@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
 from videopanda.inference.answer import Message
-from videopanda.inference.clip_cache import Visual, VisualCache
+from videopanda.inference.clip import ClipMemoryCache, EncodedClip, prepare_clips
 from videopanda.serving.decoder_pool import DecoderPool
 from videopanda.serving.errors import ContextLengthError, ForbiddenError, NotFoundError, ServeError, UnfitError
 from videopanda.serving.fetch import FetchPolicy, fetch
@@ -59,14 +59,14 @@ class _Shown:
 class MediaLoader:
     """Loads the videos and images of conversations. A clip that several requests show at a time is decoded once.
 
-    max_frame_bytes: decoded frames that wait for the engine, of all requests; further ones are decoded later.
+    max_frame_bytes: pixels that wait for the engine, of all requests; further clips are decoded later.
     media_root: folder whose files may be named as file:// URLs, if any.
     """
 
     def __init__(
         self,
         rules: PromptRules,
-        cache: VisualCache,
+        cache: ClipMemoryCache,
         pool: DecoderPool,
         store: FileStore,
         policy: FetchPolicy,
@@ -78,13 +78,13 @@ class MediaLoader:
         self.processor = rules.processor
         self.frame_bytes = 0
         self._freed = asyncio.Event()
-        self._decoding: dict[str, asyncio.Task[Visual]] = {}
+        self._decoding: dict[str, asyncio.Task[EncodedClip]] = {}
         self._in_use: set[LocalMedia] = set()  # by tasks, which close them
-        self._decoded: weakref.WeakValueDictionary[str, Visual] = weakref.WeakValueDictionary()
+        self._decoded: weakref.WeakValueDictionary[str, EncodedClip] = weakref.WeakValueDictionary()
         self._slots = asyncio.Semaphore(pool.limits.workers)
         self._fetchers = ThreadPoolExecutor(8, thread_name_prefix="fetch")  # slow hosts block only one another
 
-    async def conversation(self, request: ChatRequest, owner: str) -> tuple[list[Message], list[Visual]]:
+    async def conversation(self, request: ChatRequest, owner: str) -> tuple[list[Message], list[EncodedClip]]:
         """Messages for the chat template, and the visuals that their placeholders stand for. Raises ServeError."""
         turns: list[Message] = []
         shown: list[_Shown] = []
@@ -188,7 +188,7 @@ class MediaLoader:
             return choice
         return {"num_frames": processor.num_frames, "sampling": processor.frame_sampling} | choice
 
-    async def _visuals(self, shown: Sequence[_Shown]) -> list[Visual]:
+    async def _visuals(self, shown: Sequence[_Shown]) -> list[EncodedClip]:
         """The visuals of one request: known, or decoded while few others are and not too many frames wait."""
         visuals = [visual for one in shown if (visual := self._known(one.key)) is not None]
         if len(visuals) == len(shown):
@@ -201,8 +201,8 @@ class MediaLoader:
             for one in shown:
                 with _named(one.place):
                     visuals.append(await self._visual(one))
-                    if (video := visuals[-1].video) is not None and not one.is_image:
-                        tokens += self.processor.video_processor.token_count(*video.frames.shape[:3])
+                    if (clip := visuals[-1]).source_shape is not None and not one.is_image:
+                        tokens += self.processor.video_processor.token_count(*clip.source_shape)
                         if len(visuals) > 1 and tokens > self.rules.context:  # one alone is the engine's to refuse
                             raise ContextLengthError(
                                 f"the videos up to this one take {tokens:,} tokens, and the model's context length is "
@@ -210,10 +210,10 @@ class MediaLoader:
                             )
             return visuals
 
-    def _known(self, key: str) -> Visual | None:
+    def _known(self, key: str) -> EncodedClip | None:
         return self.cache.get(key) or self._decoded.get(key)
 
-    async def _visual(self, shown: _Shown) -> Visual:
+    async def _visual(self, shown: _Shown) -> EncodedClip:
         """From the cache, from another request, or decoded."""
         key = shown.key
         if (known := self._known(key)) is not None:
@@ -226,12 +226,12 @@ class MediaLoader:
             task.add_done_callback(partial(self._done, key))
         return await asyncio.shield(task)  # others may wait for it when this request is given up
 
-    def _done(self, key: str, task: asyncio.Task[Visual]) -> None:
+    def _done(self, key: str, task: asyncio.Task[EncodedClip]) -> None:
         del self._decoding[key]
         if not task.cancelled():
             task.exception()  # told to whoever waits; if nobody does, that is no error
 
-    async def _decode(self, key: str, shown: _Shown) -> Visual:
+    async def _decode(self, key: str, shown: _Shown) -> EncodedClip:
         try:
             videos = [await self.pool.read(file.path, **shown.sampling) for file in shown.files]
         finally:
@@ -240,13 +240,14 @@ class MediaLoader:
                 file.close()
         video = videos[0] if shown.fps is None else _joined(videos, shown.fps)
         video = replace(video, duration=video.end - video.start)  # what the model is told, as `videopanda answer` does
-        visual = Visual(key, shown.is_image, video, tuple(float(moment) for moment in video.timestamps))
-        self._count(video.frames)
-        self._decoded[key] = visual
-        return visual
+        kind: Literal["video", "image"] = "image" if shown.is_image else "video"
+        (clip,) = await asyncio.to_thread(prepare_clips, self.processor, [video], kind, [key])
+        self._count(clip)
+        self._decoded[key] = clip
+        return clip
 
-    def _count(self, frames: np.ndarray) -> None:
-        """Count frames for as long as anything holds them."""
+    def _count(self, clip: EncodedClip) -> None:
+        """Count the pixels of a clip for as long as anything holds them."""
         loop = asyncio.get_running_loop()
 
         def freed(size: int) -> None:
@@ -257,8 +258,8 @@ class MediaLoader:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(freed, size)
 
-        self.frame_bytes += frames.nbytes
-        weakref.finalize(frames, collected, frames.nbytes).atexit = False
+        self.frame_bytes += clip.num_bytes
+        weakref.finalize(clip.inputs, collected, clip.num_bytes).atexit = False
 
     async def thumbnails(self, id_: str, choice: FrameChoice, owner: str) -> Video:
         """The frames that a question about a file would look at, small."""

@@ -2,7 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from videopanda.inference.engine import Engine, Record
+from videopanda.inference.engine import RequestStats
+from videopanda.inference.engine_thread import EngineThread
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -10,7 +11,7 @@ _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 class Metrics:
     """The metrics of one server, in a registry of their own."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: EngineThread):
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "videopanda_requests_total", "Requests by path and status.", ["path", "status"], registry=self._registry
@@ -22,19 +23,19 @@ class Metrics:
         gauges = {
             "videopanda_running": ("Conversations being answered.", lambda: engine.load[0]),
             "videopanda_waiting": ("Conversations waiting.", lambda: engine.load[1]),
-            "videopanda_cached_visuals": ("Clips and images in memory.", lambda: len(engine.visuals)),
-            "videopanda_cached_bytes": ("Memory that they take.", lambda: engine.visuals.num_bytes),
+            "videopanda_cached_visuals": ("Clips and images in memory.", lambda: len(engine.clips)),
+            "videopanda_cached_bytes": ("Memory that they take.", lambda: engine.clips.num_bytes),
         }
         for name, (text, value) in gauges.items():
             Gauge(name, text, registry=self._registry).set_function(value)
 
-    def answered(self, record: Record) -> None:
+    def answered(self, stats: RequestStats) -> None:
         """Count an answer."""
-        for kind in ("prompt", "known", "visual", "completion"):
-            self._tokens.labels(kind).inc(vars(record)[f"{kind}_tokens"])
-        for phase, seconds in record.seconds.items():
+        for kind in ("prompt", "cached", "visual", "completion"):
+            self._tokens.labels(kind).inc(vars(stats)[f"{kind}_tokens"])
+        for phase, seconds in stats.seconds.items():
             self._seconds.labels(phase).observe(seconds)
 
     def text(self) -> bytes:
-        """The page that Prometheus reads."""
+        """The Prometheus exposition text."""
         return generate_latest(self._registry)

@@ -1,7 +1,9 @@
 """Loads a model and serves it until a signal ends the process."""
 
 import asyncio
+import os
 import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from videopanda.inference.engine import Engine, Limits
+from videopanda.inference.engine import Limits
+from videopanda.inference.engine_thread import EngineThread
 from videopanda.inference.load import BUNDLED_MODEL, load
 from videopanda.serving.api import ServerSettings, create_app
 
@@ -18,6 +21,13 @@ DRAIN_SECONDS = 30
 KEEP_ALIVE_SECONDS = 90  # longer than proxies and clients keep one (75 s in nginx), so that they close it first
 HEADER_SECONDS = 20
 HEADER_BYTES = 32 << 10
+
+
+def _end(error: BaseException) -> None:
+    """End the process, so that whoever watches it starts another: the model answers nothing any more."""
+    sys.stderr.write(f"videopanda: error: the engine stopped: {error}\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def serve(
@@ -30,7 +40,7 @@ def serve(
     """
     network, processor = load(model, device)
     name = settings.name or (model or BUNDLED_MODEL).resolve().name
-    app = create_app(Engine(network, processor, limits), replace(settings, name=name))
+    app = create_app(EngineThread(network, processor, limits, on_crash=_end), replace(settings, name=name))
     config = uvicorn.Config(
         app,
         http=HeaderLimits,

@@ -1,0 +1,223 @@
+"""The KV cache of sequences, in a form that can be cut, kept, stacked and continued.
+
+Every layer has a length and positions of its own: a model that merges tokens inside its layers keeps fewer keys and
+values in deep layers than in shallow ones. Rows are aligned on the right and hold no gaps, so sliding windows, which
+the masks of transformers count in columns, are exact.
+
+Dimensions: B sequences; L cached positions of a layer, with padding; H heads; W head width.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Cache, DynamicCache, DynamicLayer
+
+from videopanda.plan.planner import cache_tensors, full_cache, has_state
+
+PADDING = -1  # position of a column that holds nothing
+EXACT_LAYERS = {"full_attention", "sliding_attention", "linear_attention", "conv"}
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """How the layers of a language model cache.
+
+    windows: sliding window of each layer; None where a layer sees everything or keeps a state instead.
+    has_states: some layers keep a state (gated delta rule, short convolution) that padding inside a row would change.
+    """
+
+    config: Any
+    windows: tuple[int | None, ...]
+    has_states: bool
+
+    @classmethod
+    def of(cls, config: Any) -> "CacheLayout":
+        """The layout for a text configuration.
+
+        Raises:
+            ValueError: a layer caches in a way that rows of different lengths cannot share exactly.
+        """
+        for kind in sorted(set(getattr(config, "layer_types", None) or ()) - EXACT_LAYERS):
+            raise ValueError(f"{config.model_type}: layers of type {kind} are not supported by the inference engine")
+        layers = DynamicCache(config=config).layers
+        for layer in layers:
+            if isinstance(layer, DynamicLayer) == has_state(layer) or hasattr(layer, "update_indexer"):
+                name = type(layer).__name__
+                raise ValueError(f"{config.model_type}: a cache of {name} is not supported by the inference engine")
+        windows = tuple(getattr(layer, "sliding_window", None) for layer in layers)
+        return cls(config, windows, any(map(has_state, layers)))
+
+    def new_cache(self) -> Cache:
+        """An empty cache that keeps every position."""
+        return full_cache(self.config)
+
+
+def context_length(config: Any) -> int:
+    """Positions up to which a text configuration computes the same rotary embeddings for every sequence of a batch.
+
+    Beyond it "longrope" and "dynamic" switch all sequences at once when one of them becomes long.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    found = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    limits = [int(config.max_position_embeddings)]
+    for part in found:
+        if part.get("rope_type") in ("longrope", "dynamic"):
+            original = part.get("original_max_position_embeddings") or 0
+            limits.append(int(original) or int(getattr(config, "original_max_position_embeddings", limits[0])))
+    return min(limits)
+
+
+@dataclass(eq=False)
+class KVPrefix:
+    """What the language model keeps of the beginnings of B prompts.
+
+    cache: keys and values (B, H, L, W) per layer, or the state of a layer.
+    positions: (B, L), PADDING where a column is empty; one tensor for all layers, or one per layer. On the CPU, so that
+        masks are made without waiting for the device.
+    num_tokens: length of each prompt so far, which is the position of its next token.
+    """
+
+    cache: Cache
+    positions: list[Tensor]
+    num_tokens: list[int]
+
+    def __len__(self) -> int:
+        return len(self.num_tokens)
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether the layers differ in length or positions."""
+        return len(self.positions) > 1
+
+    @property
+    def columns(self) -> int:
+        """Cached positions per sequence with padding, in the longest layer."""
+        return max(positions.shape[1] for positions in self.positions)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory in use."""
+        return sum(tensor.nbytes for layer in self.cache.layers for tensor in cache_tensors(layer))
+
+    @classmethod
+    def of(cls, cache: Cache, positions_BL: Tensor, num_tokens: Sequence[int]) -> "KVPrefix":
+        """What a prefill has left in `cache`. Layers of other lengths carry `positions` (B, L) of their own."""
+        own = [getattr(layer, "positions", None) for layer in cache.layers]
+        if all(positions is None for positions in own):
+            return cls(cache, [positions_BL], list(num_tokens))
+        return cls(cache, [positions_BL if p is None else p.cpu() for p in own], list(num_tokens))
+
+    def rows(self) -> list["KVPrefix"]:
+        """Every sequence alone, without padding; views where there is nothing to copy."""
+        spans = [_spans(positions) for positions in self.positions]
+        return [self._row(b, [span[b] for span in spans]) for b in range(len(self))]
+
+    def _row(self, b: int, spans: list[tuple[int, int]]) -> "KVPrefix":
+        def cut(i: int, layer: Any) -> Any:
+            start, end = spans[i if self.is_ragged else 0]
+            if has_state(layer):
+                return _mapped([layer], lambda tensors: tensors[0][b : b + 1])
+            return _attention(layer.keys[b : b + 1, :, start:end], layer.values[b : b + 1, :, start:end])
+
+        positions = [p[b : b + 1, start:end] for p, (start, end) in zip(self.positions, spans)]
+        return KVPrefix(
+            _cache([cut(i, layer) for i, layer in enumerate(self.cache.layers)]), positions, [self.num_tokens[b]]
+        )
+
+    def clone(self) -> "KVPrefix":
+        """A copy that shares no memory, so that it keeps nothing else alive."""
+        return self.select(list(range(len(self))))
+
+    def select(self, places: Sequence[int]) -> "KVPrefix":
+        """The sequences at `places`; columns that none of them needs are dropped."""
+        rows = torch.tensor(places, dtype=torch.long)
+        kept = [p[rows] for p in self.positions]
+        firsts = [min((start for start, _ in _spans(p)), default=p.shape[1]) for p in kept]
+
+        def chosen(i: int, layer: Any) -> Any:
+            if has_state(layer):
+                return _mapped([layer], lambda tensors: tensors[0][rows.to(tensors[0].device)])
+            index, first = rows.to(layer.keys.device), firsts[i if self.is_ragged else 0]
+            return _attention(layer.keys[:, :, first:][index], layer.values[:, :, first:][index])
+
+        layers = [chosen(i, layer) for i, layer in enumerate(self.cache.layers)]
+        positions = [p[:, first:] for p, first in zip(kept, firsts)]
+        return KVPrefix(_cache(layers), positions, [self.num_tokens[place] for place in places])
+
+    @classmethod
+    def stack(cls, parts: Sequence["KVPrefix"]) -> "KVPrefix":
+        """All sequences of `parts` in one, padded on the left."""
+        if len(parts) == 1:
+            return parts[0]
+        number = len(parts[0].cache.layers)
+        ragged = any(part.is_ragged for part in parts)
+        all_positions = [part.positions * number if ragged and not part.is_ragged else part.positions for part in parts]
+        lengths = [max(p.shape[1] for p in layer) for layer in zip(*all_positions)]
+
+        def stacked(i: int, layers: Sequence[Any]) -> Any:
+            if has_state(layers[0]):
+                return _mapped(layers, torch.cat)
+            longest = lengths[i if ragged else 0]
+            return _attention(*(_padded([getattr(x, name) for x in layers], longest) for name in ("keys", "values")))
+
+        layers = [stacked(i, layers) for i, layers in enumerate(zip(*(part.cache.layers for part in parts)))]
+        positions = [
+            torch.cat([F.pad(p, (longest - p.shape[1], 0), value=PADDING) for p in layer])
+            for layer, longest in zip(zip(*all_positions), lengths)
+        ]
+        return cls(_cache(layers), positions, [count for part in parts for count in part.num_tokens])
+
+    def extended(self, positions_BN: Tensor) -> list[Tensor]:
+        """The positions of each layer with N more columns."""
+        return [torch.cat([positions, positions_BN], dim=1) for positions in self.positions]
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+def _attention(keys: Tensor, values: Tensor) -> DynamicLayer:
+    layer = DynamicLayer()
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys, values
+    return layer
+
+
+def _cache(layers: list[Any]) -> Cache:
+    cache = DynamicCache()
+    cache.layers = layers
+    return cache
+
+
+def _mapped(layers: Sequence[Any], change: Callable[[list[Tensor]], Tensor]) -> Any:
+    """A layer whose tensors are made from those of `layers`, wherever a version of transformers keeps them."""
+    made = copy(layers[0])
+    for name, value in vars(layers[0]).items():
+        values = [vars(layer)[name] for layer in layers]
+        if isinstance(value, Tensor) and value.dim():
+            setattr(made, name, change(values))
+        elif isinstance(value, dict):
+            setattr(
+                made,
+                name,
+                {
+                    key: change([v[key] for v in values]) if isinstance(one, Tensor) and one.dim() else one
+                    for key, one in value.items()
+                },
+            )
+    return made
+
+
+def _padded(parts: Sequence[Tensor], length: int) -> Tensor:
+    """Parts (B_i, H, L_i, W) below each other, filled up on the left to `length`."""
+    return torch.cat([F.pad(part, (0, 0, length - part.shape[2], 0)) for part in parts])
+
+
+def _spans(positions_BL: Tensor) -> list[tuple[int, int]]:
+    """First column and exclusive end column of what each row holds; rows hold no gaps."""
+    held_BL = positions_BL != PADDING
+    counts_B = held_BL.sum(1)
+    starts_B = torch.where(counts_B > 0, held_BL.int().argmax(1), positions_BL.shape[1])
+    return list(zip(starts_B.tolist(), (starts_B + counts_B).tolist()))
