@@ -2,11 +2,14 @@
 
 import pkgutil
 from importlib import import_module
+from pathlib import Path
 
 
 def folders() -> list[str]:
-    """The families of this package."""
-    return [found.name for found in pkgutil.iter_modules(__path__) if found.ispkg]
+    """The families of this package: folders with a configuration, a model and processors."""
+    found = [module.name for module in pkgutil.iter_modules(__path__) if module.ispkg]
+    parts = ("configuration", "modeling", "processing", "video_processing")
+    return [name for name in found if all(Path(__path__[0], name, f"{part}_{name}.py").is_file() for part in parts)]
 
 
 def home_of(name: str) -> str | None:
