@@ -40,7 +40,7 @@ from videopanda.encoders.open import Teacher, open_teacher
 from videopanda.evaluation.provenance import versions
 from videopanda.models.videopanda import VideoPandaVideoProcessor
 from videopanda.training.build import load
-from videopanda.training.command import train
+from videopanda.training.run import train
 from videopanda.training.whiten import whiten_patch_embedding
 
 FRAMES, SIDE, PATCH, WIDTH = 4, 100, 20, 128

@@ -22,7 +22,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {".", "", "models", "plan", "video"},
         {"torch", "transformers", "tokenizers", "safetensors", "numpy"},
     ),
-    "data": ({".", "", "video", "models"}, {"torch", "torchdata", "numpy", "PIL", "rich", "yaml"}),
+    "data": ({".", "", "video", "models"}, {"torch", "torchdata", "numpy", "PIL", "rich", "yaml", "jinja2"}),
     "data.worlds.scenes.render": ({"."}, {"numpy", "PIL", "av"}),  # encodes clips
     "encoders": ({".", "checkpoints"}, {"torch", "transformers"}),
     "checkpoints": ({".", "", "models"}, {"torch", "transformers", "tokenizers", "rich"}),

@@ -124,7 +124,7 @@ def test_other_arrows_are_found(module, source):
     ("module", "source"),
     [
         ("models.videopanda.modeling_videopanda", "from .configuration_videopanda import VideoPandaConfig"),
-        ("training.command", "from videopanda.training import build, nano"),
+        ("training.run", "from videopanda.training import build, nano"),
         ("data.worlds.scenes.dataset", "from videopanda.data.worlds.scenes.render import Renderer"),
         ("data.worlds.scenes.make", "from videopanda import __version__\nimport json"),
         ("video.torchcodec", "from videopanda.video.source import Place"),

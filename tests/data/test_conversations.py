@@ -11,6 +11,7 @@ from media import read_numbers, write_video
 from videopanda.data import shuffling
 from videopanda.data.conversations import ConversationDataset
 from videopanda.data.doctor import check
+from videopanda.data.sample import Turn
 from videopanda.video.read import VideoReadError
 
 
@@ -36,7 +37,7 @@ def test_a_sample_holds_its_clip_and_its_conversation(tmp_path):
     write_video(tmp_path / "a.mp4", range(20), fps=10)
     dataset = ConversationDataset(write(tmp_path, [row("x")]), num_frames=4)
     sample = dataset[0]
-    assert (sample.id, sample.conversations) == ("x", ((("<video>\nWhat?", "A cat."),),))
+    assert (sample.id, sample.conversations) == ("x", ((Turn("<video>\nWhat?", "A cat."),),))
     (video,) = sample.videos
     assert read_numbers(video.frames) == [2, 7, 12, 17]  # the middle of each quarter
     with pytest.raises(IndexError):

@@ -5,6 +5,7 @@ The rows of `fixtures/` are invented; their shapes are those of the published fi
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from videopanda.data.formats.mixture import parse_strategy
 from videopanda.data.formats.record import Medium, Record, RowError
 from videopanda.data.formats.sources import FORMATS, detect, open_sources
 from videopanda.data.formats.videochat2 import videochat2
+from videopanda.data.sample import Turn
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -26,7 +28,8 @@ def video(path: str, *times: float) -> tuple[Medium, ...]:
 def records(data: str | Path, **settings) -> list[Record]:
     found = [record for source in open_sources(data, **settings) for _, record in source.records()]
     assert [record for record in found if isinstance(record, RowError)] == []
-    return found
+    assert all(turn.is_trained for record in found for turn in record.turns)
+    return [replace(record, turns=tuple(turn[:2] for turn in record.turns)) for record in found]
 
 
 READ = {
@@ -205,9 +208,9 @@ CHAT = [ASK, TELL]
         (llava, {"video": "a.mp4"}, "empty", "no conversation"),
         (llava, {"video": "a.mp4", "conversations": []}, "empty", "no conversation"),
         (llava, {"video": "a.mp4", "conversations": [ASK, {**TELL, "value": " "}]}, "empty", "assistant has no text"),
-        (llava, {"video": "a.mp4", "conversations": [TELL, ASK]}, "roles", "are assistant, user"),
+        (llava, {"video": "a.mp4", "conversations": [TELL, ASK]}, "roles", "are user"),
         (llava, {"video": "a.mp4", "conversations": [ASK]}, "roles", "alternate"),
-        (llava, {"video": "a.mp4", "conversations": [{"from": "system", "value": "x"}, TELL]}, "roles", "are system"),
+        (llava, {"video": "a.mp4", "conversations": [{"from": "tool", "value": "x"}, TELL]}, "roles", "are tool"),
         (llava, {"video": "a.mp4", "conversations": ["What?"]}, "schema", "an object with 'from' and 'value'"),
         (llava, {"video": "a.mp4", "conversations": "What?"}, "schema", "must be a list, not str"),
         (llava, {"video": "a.mp4", "conversations": [{**ASK, "value": 3}, TELL]}, "schema", "not int"),
@@ -307,7 +310,7 @@ def test_dataset_info_that_does_not_say_enough_is_refused(part, message):
 def test_names_may_differ_for_every_column():
     row = {"talk": [{"who": "q", "what": "What? <video>"}, {"who": "a", "what": "This."}], "films": ["x.mp4"]}
     names = Names("talk", videos="films", role_tag="who", content_tag="what", user_tag="q", assistant_tag="a")
-    assert llama_factory(row, 3, "s", names).turns == (("<video>\nWhat?", "This."),)
+    assert llama_factory(row, 3, "s", names).turns == (Turn("<video>\nWhat?", "This."),)
 
 
 # -- mixtures ----------------------------------------------------------------------------------------------------------

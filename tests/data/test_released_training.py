@@ -1,6 +1,7 @@
 """Training on the released terms: prompts and labels token for token, mirrored clips on request."""
 
 import json
+from copy import deepcopy
 from itertools import groupby
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from golden_checks.data import PLACEHOLDER, load_tokenizer
 from tiny import clip, tiny_processor, tiny_stab
 from videopanda.data.collate import IGNORE, Collator, is_flipped
 from videopanda.data.sample import Sample
-from videopanda.models.prompts import TRAINING_SYSTEM_PROMPT, VICUNA_CHAT_TEMPLATE, place_marker
+from videopanda.models.prompts import TRAINING_SYSTEM_PROMPT, place_marker
 from videopanda.models.videopanda import VideoPandaProcessor, VideoPandaVideoProcessor
+from videopanda.training.chat_template import with_system_prompt
 from videopanda.training.stages import make_config
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -20,9 +22,18 @@ PROMPTS = json.loads((GOLDEN / "prompts_and_labels.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def processor():
-    video_processor = VideoPandaVideoProcessor.for_stab(tiny_stab())
-    return VideoPandaProcessor(video_processor, load_tokenizer(GOLDEN / "tiny_tokenizer"))
+def released():
+    return VideoPandaProcessor(
+        VideoPandaVideoProcessor.for_stab(tiny_stab()), load_tokenizer(GOLDEN / "tiny_tokenizer")
+    )
+
+
+@pytest.fixture(scope="module")
+def processor(released):
+    """The released one, as the preset `scripts` trains with it."""
+    found = deepcopy(released)
+    found.chat_template = with_system_prompt(found.chat_template, make_config("finetune", "scripts").system_prompt)
+    return found
 
 
 def is_about_a_video(row):
@@ -34,7 +45,7 @@ def test_a_training_row_has_the_official_ids_and_labels(processor, row):
     has_video = "<video>" in json.dumps(row["conversations"])
     texts = [place_marker(turn["value"]) for turn in row["conversations"]]
     turns = tuple(zip(texts[::2], texts[1::2]))
-    collator = Collator(processor, 1000, system_prompt=TRAINING_SYSTEM_PROMPT)
+    collator = Collator(processor, 1000)
     batch = collator([Sample("x", (clip(),) if has_video else (), (turns,))])
     found = list(zip(batch["input_ids"][0].tolist(), batch["labels"][0].tolist()))
     collapsed = []
@@ -45,19 +56,19 @@ def test_a_training_row_has_the_official_ids_and_labels(processor, row):
 
 
 @pytest.mark.parametrize("row", PROMPTS["infer"])
-def test_a_question_has_the_official_ids(processor, row):
+def test_a_question_has_the_official_ids(released, row):
     """By `apply_chat_template` with `tokenize`, and by template and processor one after the other."""
     messages = [
         {"role": "user", "content": [{"type": "video", "video": clip()}, {"type": "text", "text": row["question"]}]}
     ]
-    direct = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
-    text = processor.apply_chat_template(messages, add_generation_prompt=True)
-    later = processor(text=text, videos=clip())
+    direct = released.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+    text = released.apply_chat_template(messages, add_generation_prompt=True)
+    later = released(text=text, videos=clip())
     for out in (direct, later):
         ids = out["input_ids"][0].tolist()
         collapsed = []
         for token, run in groupby(ids):
-            is_visual = token == processor.video_token_id
+            is_visual = token == released.video_token_id
             collapsed += [PLACEHOLDER] * row["num_frames"] if is_visual else list(run)
         assert collapsed == row["input_ids"]
 
@@ -80,7 +91,7 @@ def test_a_marker_at_the_end_moves_to_the_front(message, placed):
 def test_a_marker_inside_a_question_stays_there(processor):
     """Pieces are tokenised as the official code does it: each on its own, and without start token but for the first."""
     turns = (("In <video> what moves?", "A cat."),)
-    collator = Collator(processor, 1000, system_prompt=TRAINING_SYSTEM_PROMPT)
+    collator = Collator(processor, 1000)
     ids = collator([Sample("x", (clip(),), (turns,))])["input_ids"][0].tolist()
     before, after = f"{TRAINING_SYSTEM_PROMPT} USER: In <video> what moves? ASSISTANT: A cat.</s>".split("<video>")
     visual = [processor.video_token_id] * ids.count(processor.video_token_id)
@@ -98,14 +109,14 @@ def test_an_unknown_word_is_not_taken_for_padding(processor):
     assert (unknown & inputs["attention_mask"].bool()).sum(1).tolist() == [1, 1]
     batch = Collator(processor, 1000)([Sample("x", (), (((text, "A cat."),),))])
     (place,) = (batch["input_ids"][0] == processor.tokenizer.unk_token_id).nonzero().flatten().tolist()
-    assert batch["attention_mask"][0, 0, place:, place].all()
+    assert batch["attention_mask"][0, place]
 
 
 def test_other_chat_templates_get_the_system_prompt_too():
     processor = tiny_processor()
-    processor.chat_template = VICUNA_CHAT_TEMPLATE
-    collator = Collator(processor, 1000, system_prompt="Be brief.")
-    ids = collator([Sample("x", (), ((("What?", "A cat."),),))])["input_ids"][0]
+    for prompt in ("Be long.", "Be brief."):  # that of the last stage counts
+        processor.chat_template = with_system_prompt(processor.chat_template, prompt)
+    ids = Collator(processor, 1000)([Sample("x", (), ((("What?", "A cat."),),))])["input_ids"][0]
     assert processor.tokenizer.decode(ids) == "<s> Be brief. USER: What? ASSISTANT: A cat.</s>"
 
 

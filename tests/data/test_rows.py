@@ -76,12 +76,48 @@ def test_what_is_broken_is_told(tmp_path, chunk, content, number, kind, reason):
     assert len(found) == (3 if b'{"a": 3}' in content else number + 1)
 
 
-@pytest.mark.parametrize("content", [b"", b"  \n", b"hello", b'"text"', "\ufeff[]".encode("utf-16")])
+@pytest.mark.parametrize("content", [b"", b"  \n", b"hello", b'"text"'])
 def test_what_is_no_json_is_refused(tmp_path, content):
     path = tmp_path / "rows.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"rows\.json (is empty|holds neither)"):
         list(iter_rows(path))
+
+
+ROW = '{"id": "x", "video": "a.mp4", "conversations": []}'
+
+
+@pytest.mark.parametrize("code", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("content", [f"[{ROW}]", ROW])
+def test_another_encoding_is_named(tmp_path, code, content):
+    path = tmp_path / "rows.json"
+    path.write_bytes(content.encode(code))
+    with pytest.raises(ValueError, match=rf"rows\.json is {code[:6].upper()}, not UTF-8: convert it with  iconv -f "):
+        list(iter_rows(path))
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(
+    "content", [f'{{"0": {ROW}, "1": {ROW}}}', f'{{"data": [{ROW}]}}', f'{{"a": 1, "rows": [{ROW}]}}']
+)
+def test_rows_inside_of_one_object_are_told(tmp_path, content, indent):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(json.loads(content), indent=indent))
+    with pytest.raises(ValueError, match=r"rows\.json is one JSON object (whose values|with the rows in|over several)"):
+        list(iter_rows(path))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [('"\\ud800"', "encoding"), ("[" * 100_000 + "]" * 100_000, "json"), ("1" * 5000, "json")],
+    ids=["half a character", "deep", "long number"],
+)
+@pytest.mark.parametrize("layout", ["%s\n", "[%s]"])
+def test_what_python_cannot_read_is_a_bad_row(tmp_path, value, kind, layout):
+    path = tmp_path / "rows.json"
+    path.write_text(layout % f'{{"id": {value}}}')
+    (row,) = iter_rows(path)
+    assert row.error.kind == kind
 
 
 @pytest.mark.parametrize("start", ["", "["])

@@ -56,7 +56,7 @@ def test_the_tokens_under_the_loss(layout):
     processor = VideoPandaProcessor(
         tiny_processor().video_processor, tokenizer, chat_template=visual_chat_template(tokenizer, template)
     )
-    batch = Collator(processor, 1000, system_prompt=system)([Sample("x", (clip(),), (TURNS,))])
+    batch = Collator(processor, 1000)([Sample("x", (clip(),), (TURNS,), system)])
     supervised = [label for label in batch["labels"][0].tolist() if label != IGNORE]
     assert supervised == ids
     assert tokenizer.decode(ids) == text

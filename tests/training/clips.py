@@ -35,6 +35,18 @@ class Clips:
         return [f"clip {index}"]
 
 
+class Disturbed(Clips):
+    """Does something at one sample."""
+
+    def __init__(self, index: int, disturb):
+        self.index, self.disturb = index, disturb
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == self.index:
+            self.disturb()
+        return super().__getitem__(index)
+
+
 STAGE = StageConfig(
     "pretrain",
     data="clips",

@@ -17,14 +17,14 @@ from videopanda.models.videopanda import VideoPandaForConditionalGeneration
 from videopanda.training.adapter import ADAPTER, add_adapter, load_quantized
 from videopanda.training.freezing import set_stage
 from videopanda.training.run import run_stage
-from videopanda.training.stages import OWN, StageConfig
+from videopanda.training.stages import CUSTOM, StageConfig
 
 FAST = {"lora_rank": 4, "max_steps": 3, "batch_size": 2, "dtype": "float32", "vision_lr": 1e-2}
 FAST |= {"language_model_lr": 1e-2, "save_steps": 2, "keep_checkpoints": 2, "max_grad_norm": 0.0}
 
 
 def stage(**fields) -> StageConfig:
-    return StageConfig(**{**OWN["finetune"].as_dict(), **FAST, **fields})
+    return StageConfig(**{**CUSTOM["finetune"].as_dict(), **FAST, **fields})
 
 
 @pytest.fixture(scope="module")

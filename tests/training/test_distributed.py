@@ -25,7 +25,7 @@ from videopanda.data.sample import Sample
 from videopanda.models.load import load_checkpoint
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration, VideoPandaProcessor
 from videopanda.training.callbacks import RunStoppedError
-from videopanda.training.run import part_processes
+from videopanda.training.run import shutdown_distributed
 
 # What only this strategy writes: accelerate falls back to DDP without a word.
 WRITES = {
@@ -64,7 +64,7 @@ def run_whole(folder: Path, strategy: str) -> None:
 
 
 def run_until_stopped(folder: Path, strategy: str) -> None:
-    with pytest.raises(RunStoppedError, match=f"stopped behind step {STOP}"):
+    with pytest.raises(RunStoppedError, match=f"stopped after step {STOP}"):
         run_clips(folder, strategy=strategy, dataset=Stopping(), **FIELDS)
 
 
@@ -119,7 +119,7 @@ def _work(root: Path, number: int, run, processes: int, strategy: str) -> None:
     dist.init_process_group("gloo", store=store, rank=int(os.environ["RANK"]), world_size=processes)
     name = {run_synchronised: "synchronised", run_validated: f"validated-{strategy}"}.get(run, strategy)
     run(folder_of(root, processes, name), strategy)
-    part_processes()
+    shutdown_distributed()
 
 
 @pytest.fixture(scope="module")

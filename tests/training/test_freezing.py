@@ -47,7 +47,7 @@ def test_the_names_that_each_stage_trains(table, stage):
 @pytest.mark.parametrize("frozen", [False, True], ids=["stab trained", "stab frozen"])
 def test_the_names_that_an_adapter_trains(frozen):
     settings = ["lora_rank=2", *(["vision_lr=0"] if frozen else [])]
-    stage = make_config("finetune", "own", settings)
+    stage = make_config("finetune", "custom", settings)
     model = add_adapter(tiny_model(), stage)
     set_stage(model, stage.learning_rates(VISION))
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from clips import Clips, metrics, run_clips
+from clips import Disturbed, metrics, run_clips
 from safetensors.torch import load_file
 
-from videopanda.training.callbacks import RunStoppedError, StallWatch
-from videopanda.training.trainer import MetricsFile, complete_checkpoints
+from videopanda.training.callbacks import RunStoppedError, StallWatchdog
+from videopanda.training.run_folder import MetricsFile, complete_checkpoints
 
 STEPS = 12
 
@@ -40,7 +40,8 @@ def test_the_number_of_workers_changes_nothing(whole, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 7])
 def test_a_killed_run_goes_on_bit_identically(whole, tmp_path, step):
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
+    folders = [str(Path(__file__).parents[1]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    paths = os.pathsep.join(folders)
     process = subprocess.Popen([sys.executable, __file__, str(tmp_path)], env={**os.environ, "PYTHONPATH": paths})
     try:
         while process.poll() is None and not (tmp_path / f"checkpoint-{step}").exists():
@@ -62,7 +63,8 @@ def test_a_checkpoint_that_is_not_complete_does_not_count(whole, tmp_path):
     for step in (2, 10):
         (tmp_path / f"checkpoint-{step}" / "complete").touch()
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-10"]
-    assert [path.name for path in complete_checkpoints(whole)] == [f"checkpoint-{STEPS}"]  # keep_checkpoints = 1
+    kept = [f"checkpoint-{STEPS - 1}", f"checkpoint-{STEPS}"]  # keep_checkpoints = 2
+    assert [path.name for path in complete_checkpoints(whole)] == kept
 
 
 def test_the_record_is_wound_back_to_the_checkpoint(tmp_path):
@@ -73,21 +75,10 @@ def test_the_record_is_wound_back_to_the_checkpoint(tmp_path):
 
 
 # -- signals and stalls ------------------------------------------------------------------------------------------------
-class Disturbed(Clips):
-    """Does something at one sample."""
-
-    def __init__(self, index: int, disturb):
-        self.index, self.disturb = index, disturb
-
-    def __getitem__(self, index: int):
-        if index == self.index:
-            self.disturb()
-        return super().__getitem__(index)
-
-
-def test_a_signal_stops_behind_a_checkpoint(whole, tmp_path):
-    dataset = Disturbed(7, lambda: os.kill(os.getpid(), signal.SIGUSR1))
-    with pytest.raises(RunStoppedError, match="stopped behind step 4: go on with --resume"):
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_stops_after_a_checkpoint(whole, tmp_path, number):
+    dataset = Disturbed(7, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(RunStoppedError, match="stopped after step 4"):
         run(tmp_path, workers=0, dataset=dataset)
     assert not (tmp_path / "config.json").exists()
     run(tmp_path, workers=0, resume=True)
@@ -100,7 +91,7 @@ def test_a_rank_that_stalls_is_named_with_its_file(tmp_path, caplog):
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if "worker 0 reads clip 7" in record.getMessage():
+            if "worker 0 is reading clip 7" in record.getMessage():
                 named.touch()
 
     def stuck() -> None:
@@ -116,14 +107,14 @@ def test_a_rank_that_stalls_is_named_with_its_file(tmp_path, caplog):
         logger.removeHandler(listener)
     assert named.exists()
     assert "rank 0 has waited" in caplog.text
-    assert "s for data: worker 0 reads clip 7" in caplog.text
+    assert "s for data: worker 0 is reading clip 7" in caplog.text
     assert not (tmp_path / "run" / "reading").exists()
 
 
 def test_a_rank_inside_of_a_step_says_so(tmp_path):
-    watch = StallWatch(1.0, 3, tmp_path)
+    watch = StallWatchdog(1.0, 3, tmp_path)
     watch.on_step_begin(None, None, None)
-    assert watch.message(7.4) == "rank 3 has been inside of a step for 7 s: it computes, or waits for another rank"
+    assert watch.message(7.4) == "rank 3 has been in the same step for 7 s: it is computing or waiting for another rank"
 
 
 if __name__ == "__main__":

@@ -22,9 +22,8 @@ from videopanda.data.sample import Sample
 from videopanda.data.worlds.scenes.world import COLOURS, SHAPES, SIZES
 from videopanda.inference.load import load
 from videopanda.training import nano
-from videopanda.training.command import train
 from videopanda.training.nano import CHAT_TEMPLATE
-from videopanda.training.run import run_stage
+from videopanda.training.run import run_stage, train
 from videopanda.training.stages import StageConfig
 
 SMALL = [
@@ -144,7 +143,7 @@ def test_a_resumed_run_ends_bit_identical(runs, tmp_path, stage):
 
 def test_a_used_output_folder_is_refused(runs):
     before = (runs["pretrain"] / "run.json").stat().st_mtime_ns
-    with pytest.raises(ValueError, match="already holds a run: pass --resume"):
+    with pytest.raises(ValueError, match="already contains a run: pass --resume"):
         train("pretrain", "nano", SMALL, runs["prealign"], runs["pretrain"], False)
     assert (runs["pretrain"] / "run.json").stat().st_mtime_ns == before
 
@@ -247,9 +246,9 @@ def test_a_run_goes_on_with_its_own_settings_and_data_only(tmp_path):
         ({"language_model_lr": 0.1}, "language_model_lr was 0.01 and is 0.1"),
         ({"max_steps": 3, "seed": 7}, "max_steps was 2 and is 3, seed was 42 and is 7"),
         ({"strategy": "zero2"}, "strategy was ddp and is zero2"),
-        ({"word": "no"}, "the data were others"),
+        ({"word": "no"}, "the training data changed"),
     ):
-        with pytest.raises(ValueError, match=f"^{tmp_path} holds a run of other settings: {told}[.] Go on"):
+        with pytest.raises(ValueError, match=f"^{tmp_path} contains a run with different settings: {told}[.] Use the"):
             run_tiny(tmp_path, resume=True, **{"max_steps": 2, **settings})
     assert json.loads((tmp_path / "run.json").read_text()) == recorded
     run_tiny(tmp_path, resume=True, max_steps=2, log_steps=5, save_steps=9)

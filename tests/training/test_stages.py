@@ -69,7 +69,7 @@ def other_value(name: str):
     if name == "report_to":
         return "tensorboard, wandb"
     if name == "model_preset":
-        return "paper"
+        return "eve_star"
     return "elsewhere" if field.type is str else default + {int: 3, float: 0.25}[field.type]
 
 
@@ -122,9 +122,9 @@ def test_the_ways_to_write_true_and_false(text, value):
         ("warmup_ratio=1", r"warmup_ratio must lie in \[0, 1\), not 1.0"),
         ("max_steps", "--set max_steps: write it as key=value"),
         ("report_to=mail", "report_to must name tensorboard, wandb or trackio, not 'mail'"),
-        ("quantize=nf4", "quantized weights cannot be trained: set lora_rank, too"),
-        ("align_weight=1", "distill_weight goes with text_weight, and with no align_weight"),
-        ("text_weight=0", "distill_weight goes with text_weight, and with no align_weight"),
+        ("quantize=nf4", "quantized weights cannot be trained: set lora_rank as well"),
+        ("align_weight=1", "distill_weight requires text_weight > 0 and align_weight = 0"),
+        ("text_weight=0", "distill_weight requires text_weight > 0 and align_weight = 0"),
         ("global_batch=-1", "global_batch must not be negative, it is -1"),
     ],
 )
@@ -161,7 +161,7 @@ def test_what_a_run_records_makes_it_again(tmp_path):
 @pytest.mark.parametrize(
     ("stage", "preset", "message"),
     [
-        ("prealign", "huge", "--config huge: neither a file nor one of paper, scripts, nano, own"),
+        ("prealign", "huge", "--config huge: neither a file nor one of paper, scripts, nano, custom"),
         ("language", "paper", "preset paper has no stage 'language': choose one of prealign, pretrain, finetune"),
         ("warmup", "nano", "preset nano has no stage 'warmup'"),
     ],
@@ -181,8 +181,8 @@ def test_a_wrong_setting_in_a_file_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"align_weight": 1.0}, "align_weight reads all word embeddings"),
-        ({"lora_rank": 4}, "an adapter cannot be merged"),
+        ({"align_weight": 1.0}, "align_weight needs the full embedding matrix"),
+        ({"lora_rank": 4}, "a LoRA adapter cannot be merged"),
         ({"save_dtype": "bfloat16"}, "zero3 saves weights in float32"),
     ],
 )

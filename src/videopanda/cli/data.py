@@ -27,6 +27,12 @@ def check_verb(
     workers: Annotated[
         int | None, typer.Option("--workers", metavar="N", min=1, help="Processes. Default: one per CPU.")
     ] = None,
+    num_frames: Annotated[
+        int, typer.Option("--num-frames", metavar="N", min=1, help="Frames per clip that training will read.")
+    ] = 8,
+    sampling: Annotated[
+        str, typer.Option("--sampling", metavar="RULE", help="uniform, or released for the published weights.")
+    ] = "uniform",
     as_json: AsJson = False,
 ) -> None:
     """Check every row and every clip once; list what is wrong, so that training can skip it.
@@ -39,7 +45,10 @@ def check_verb(
 
     from videopanda.data.doctor import check, tables
 
-    report = check(data, manifest, format_, media_root, against, workers or os.cpu_count() or 1)
+    if sampling not in ("uniform", "released"):
+        raise ValueError(f"--sampling must be uniform or released, not {sampling!r}")
+    processes = workers or os.cpu_count() or 1
+    report = check(data, manifest, format_, media_root, against, processes, num_frames, sampling)  # type: ignore[arg-type]
     if as_json:
         print(json.dumps(report.as_dict()))
     else:
@@ -139,11 +148,10 @@ def features_verb(
     """
     import logging
 
-    from videopanda.training.command import make_features
-    from videopanda.training.run import part_processes
+    from videopanda.training.run import make_features, shutdown_distributed
 
     quiet()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     written = make_features(stage, config, set_ or [], model, out)
-    part_processes()
+    shutdown_distributed()
     print(f"features of {written} clips written: {out}")

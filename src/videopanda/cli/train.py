@@ -12,7 +12,7 @@ Output = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Fo
 Resume = Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint in --output.")]
 
 _STAGES = ("language", "prealign", "pretrain", "finetune")  # known here so that a typo does not wait for torch
-_PRESETS = ("paper", "scripts", "nano", "own")
+_PRESETS = ("paper", "scripts", "nano", "custom")
 _STOPPED = 75  # "try again", by the old convention of sysexits; clusters requeue on it
 
 
@@ -21,11 +21,17 @@ def train_verb(
     config: Annotated[
         str,
         typer.Option(
-            "--config", metavar="NAME|FILE", help="Settings: paper, scripts, nano, or a JSON file {key: value}."
+            "--config", metavar="NAME|FILE", help="Settings: paper, scripts, nano, custom, or a JSON file {key: value}."
         ),
     ] = "paper",
     set_: Set = None,
     model: Annotated[Path | None, typer.Option("--model", metavar="DIR", help="Checkpoint to start from.")] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            "--chat-template", metavar="FILE", help="Jinja file, or vicuna, for a plain language model without one."
+        ),
+    ] = None,
     output: Output = None,
     resume: Resume = False,
     dry_run: Annotated[
@@ -46,14 +52,15 @@ def train_verb(
     if config not in _PRESETS and not Path(config).is_file():
         raise ValueError(f"--config {config}: neither a file nor one of {', '.join(_PRESETS)}")
     _log()
+    settings = [*([f"chat_template={chat_template}"] if chat_template else []), *(set_ or [])]
     if dry_run:
         from videopanda.training.dry_run import plan, try_steps
 
-        for line in plan(stage, config, set_ or [], model, processes):
+        for line in plan(stage, config, settings, model, processes):
             print(line)
-        print(try_steps(stage, config, set_ or [], model, processes))
+        print(try_steps(stage, config, settings, model, processes))
         return
-    _train(stage, config, set_ or [], model, output, resume)
+    _train(stage, config, settings, model, output, resume)
 
 
 def finetune_verb(
@@ -81,11 +88,11 @@ def finetune_verb(
     require_settings(set_)
     require_paths(data, media_root)
     require_checkpoint(model)
-    from videopanda.training.command import own_settings
+    from videopanda.training.run import custom_settings
 
     _log()
-    settings = own_settings(data, media_root, lora, quantize == "nf4")
-    _train("finetune", "own", [*settings, *(set_ or [])], model, output, resume)
+    settings = custom_settings(data, media_root, lora, quantize == "nf4")
+    _train("finetune", "custom", [*settings, *(set_ or [])], model, output, resume)
 
 
 def _log() -> None:
@@ -99,14 +106,25 @@ def _train(stage: str, config: str, set_: list[str], model: Path | None, output:
     import sys
 
     from videopanda.training.callbacks import RunStoppedError
-    from videopanda.training.command import train
-    from videopanda.training.run import part_processes
+    from videopanda.training.run import shutdown_distributed, train
+    from videopanda.training.trainer import DivergedError
 
     try:
         folder = train(stage, config, set_, model, output, resume)
     except RunStoppedError as stopped:
-        part_processes()
-        print(f"videopanda: {stopped}", file=sys.stderr)
+        shutdown_distributed()
+        print(f"videopanda: {stopped}; to continue:  {_resuming(sys.argv[1:])}", file=sys.stderr)
         raise typer.Exit(_STOPPED) from stopped
-    part_processes()
+    except DivergedError as error:
+        shutdown_distributed()
+        print(f"videopanda: error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+    shutdown_distributed()
     print(f"trained model, metrics.jsonl, curves.png: {folder}")
+
+
+def _resuming(arguments: list[str]) -> str:
+    """The command that resumes the run of this one. A launcher such as torchrun goes in front of it as before."""
+    import shlex
+
+    return shlex.join(["videopanda", *arguments, *([] if "--resume" in arguments else ["--resume"])])

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 
 from videopanda.data.sample import Sample, Turn, to_messages
 from videopanda.models.visual import CELL
@@ -34,12 +35,21 @@ def render(
     `template` is a processor or tokenizer with a chat template; without `system_prompt` its own default applies.
 
     Raises:
-        ValueError: the template changes earlier text when a message is added, so that answers cannot be located.
+        ValueError: the template changes earlier text when a message is added, so that answers cannot be located; or it
+            has no place for a system prompt.
     """
     messages = to_messages(turns, num_videos, system_prompt)
-    text = template.apply_chat_template(messages, tokenize=False)
+    try:
+        text = template.apply_chat_template(messages, tokenize=False)
+    except TemplateError as error:
+        raise ValueError(
+            f"the chat template refuses the roles {' '.join(m['role'] for m in messages)}: {error}"
+        ) from error
+    if system_prompt not in text:
+        raise ValueError("the chat template leaves out the system prompt of a row: use another, or remove it")
     spans = []
-    for i in (i for i, message in enumerate(messages) if message["role"] == "assistant"):
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    for i in (i for i, turn in zip(answers, turns) if Turn(*turn).is_trained):
         before = template.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
         after = template.apply_chat_template(messages[: i + 1], tokenize=False)
         if not text.startswith(after) or not after.startswith(before):
@@ -84,8 +94,6 @@ class Collator:
         text: if false, only the visual tensors are made.
         cell_words: also return words for every visual token, for videos that know them (`Clip.cell_words`).
         additive_mask: additive float mask (eager attention) instead of a boolean mask.
-        system_prompt: precedes every conversation whose sample has none of its own; without either, the default of
-            the chat template applies.
         flip_seed: mirror half of the clips, chosen by this seed and the sample's id, as the official transform does:
             the whole canvas, after padding. Needs a square canvas.
         teacher_processor: also makes `teacher_pixels` (B, T, 3, S, S), mirrored like the student's, and
@@ -103,7 +111,6 @@ class Collator:
         text: bool = True,
         cell_words: bool = False,
         additive_mask: bool = False,
-        system_prompt: str = "",
         flip_seed: int | None = None,
         teacher_processor: Any = None,
         teacher_features: Callable[[Sequence[Sample]], dict[str, torch.Tensor]] | None = None,
@@ -117,7 +124,6 @@ class Collator:
         self.text = text
         self.cell_words = cell_words
         self.additive_mask = additive_mask
-        self.system_prompt = system_prompt
         self.flip_seed = flip_seed
         self.teacher_processor, self.teacher_features = teacher_processor, teacher_features
         if flip_seed is not None and processor.video_processor.canvas != "square":
@@ -179,7 +185,10 @@ class Collator:
         """
         texts, all_spans = [], []
         for turns in sample.conversations:
-            text, spans = render(self.processor, turns, len(sample.videos), sample.system or self.system_prompt)
+            try:
+                text, spans = render(self.processor, turns, len(sample.videos), sample.system)
+            except ValueError as error:
+                raise ValueError(f"sample {sample.id!r}: {error}") from error
             at = 0
             for expansion in expansions:
                 at = text.index(self.processor.video_token, at)

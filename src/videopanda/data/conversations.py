@@ -12,6 +12,7 @@ import hashlib
 import logging
 from array import array
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from videopanda.data import shuffling
 from videopanda.data.formats.record import Medium, Record, RowError
 from videopanda.data.formats.sources import Source, open_sources
 from videopanda.data.sample import Sample
-from videopanda.video.read import Video, read_video
+from videopanda.video.read import Sampling, Video, VideoSource, read_video
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class ConversationDataset:
 
     Args:
         path: what `open_sources` takes; `format` and `media_root` as there.
-        num_frames: frames read of every clip, evenly spread over it or over the part that the row means.
+        num_frames, sampling: frames read of every clip, or of the part that the row means, as of `read_video`.
         share: part of the samples that is used, chosen by (id, seed).
         group_by_clip: make one sample of all conversations about the same part of the same clip.
         manifest: what `videopanda data check` wrote. Rows that it calls bad are left out. Without it, a bad row is an
@@ -59,8 +60,9 @@ class ConversationDataset:
         manifest: str | Path | None = None,
         max_bad_share: float = 0.01,
         held_out: int = 0,
+        sampling: Sampling = "uniform",
     ):
-        self.num_frames, self.seed = num_frames, seed
+        self.num_frames, self.seed, self.sampling = num_frames, seed, sampling
         self.sources = open_sources(path, format, media_root)
         listed = manifests.bad_rows(manifest, self.sources) if manifest else None
         rows = _Rows(self.sources, listed)
@@ -133,14 +135,23 @@ class ConversationDataset:
             raise IndexError(index)
         rows = self.records(index)
         name, source, record = rows[0]
-        videos = tuple(read_clip(source, medium, self.num_frames) for medium in record.media)
+        videos = tuple(
+            read_clip(source.locate(medium), medium, self.num_frames, self.sampling) for medium in record.media
+        )
         return Sample(name, videos, tuple(record.turns for _, _, record in rows), record.system)
 
 
-def read_clip(source: Source, medium: Medium, num_frames: int) -> Video:
-    """Frames of a clip, or of the part of it that a row means. Raises `VideoReadError`."""
-    start, end = medium.start, medium.end
-    return read_video(source.locate(medium), num_frames=num_frames, start=start, end=end, image_fps=medium.fps)
+def read_clip(file: VideoSource, medium: Medium, num_frames: int, sampling: Sampling) -> Video:
+    """Frames of a clip, or of the part of it that a row means, with the duration of that part: as for an answer.
+
+    Raises:
+        VideoReadError: it cannot be read.
+        ValueError: the clip ends before the part begins.
+    """
+    part = read_video(
+        file, num_frames=num_frames, sampling=sampling, start=medium.start, end=medium.end, image_fps=medium.fps
+    )
+    return replace(part, duration=part.end - part.start)
 
 
 def clip_key(record: Record, source: Source) -> int:
@@ -157,7 +168,7 @@ def media_keys(record: Record) -> list[int]:
 
 def length_of(record: Record) -> int:
     """About how many tokens a record takes. What a clip takes depends on its shape, which nobody has looked at yet."""
-    words = sum(len(text.split()) for turn in record.turns for text in turn)
+    words = sum(len(text.split()) for turn in record.turns for text in turn[:2])
     return words * 4 // 3 + TOKENS_PER_CLIP * len(record.media)
 
 

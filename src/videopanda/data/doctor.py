@@ -21,6 +21,7 @@ from videopanda.data.formats.rows import iter_rows
 from videopanda.data.formats.sources import VIDEO_SUFFIXES, Source, open_sources
 from videopanda.data.manifest import BadRow, CheckedSource, Clip, Entry
 from videopanda.data.probe import Job, fingerprint, probe_all
+from videopanda.video.read import Sampling
 
 _SHOWN = 3  # examples per kind in the report; the manifest has all
 # Where annotations of tests and benchmarks name their clip.
@@ -62,8 +63,13 @@ def check(
     media_root: Path | None = None,
     against: Path | None = None,
     workers: int = 1,
+    num_frames: int = 8,
+    sampling: Sampling = "uniform",
 ) -> Report:
-    """Check annotations and all clips that they name; `out` is the manifest to write, or to go on with.
+    """Check annotations and all clips that they name; `out` is the manifest to write or resume.
+
+    Of every clip, or part of it that a row means, the frames are read that training with `num_frames` reads; a model
+    whose processor has another `frame_sampling` than "uniform" reads others.
 
     Raises:
         ValueError: data, `against` or `out` that are no such files.
@@ -71,14 +77,14 @@ def check(
     began = time.monotonic()
     test_names = clip_names(against) if against else None
     sources = [source for name in data for source in open_sources(name, format, media_root)]
-    jobs = {job.path: job for source in sources for job in _jobs(source)}
+    jobs = _jobs(sources, num_frames, sampling)
     known = _known(out, jobs)
     todo = [job for path, job in sorted(jobs.items()) if path not in known]
     manifest.append(out, _shown(probe_all(todo, workers), len(todo)))
     found = {entry.path: entry for entry in manifest.read_manifest(out) if isinstance(entry, Clip)}
     clips = {path: found[path] for path in sorted(jobs)}
     report = Report(str(out), clips=len(clips), probed=len(todo))
-    report.bad_clips = sum(bool(clip.kind) for clip in clips.values())
+    report.bad_clips = sum(clip.is_damaged for clip in clips.values())
     report.hours = sum(clip.duration for clip in clips.values()) / 3600
     report.gigabytes = sum(clip.size for clip in clips.values()) / 1e9
     report.duplicates = duplicates(clips.values())
@@ -90,11 +96,17 @@ def check(
     return report
 
 
-def _jobs(source: Source) -> Iterator[Job]:
-    for _, record in source.records():
-        if isinstance(record, Record):
-            for medium in record.media:
-                yield Job(str(source.locate(medium)), medium.kind == "image", medium.fps)
+def _jobs(sources: Sequence[Source], num_frames: int, sampling: Sampling) -> dict[str, Job]:
+    """One job per clip, with all ranges that rows mean."""
+    jobs: dict[str, Job] = {}
+    for source in sources:
+        for _, record in source.records():
+            for medium in record.media if isinstance(record, Record) else ():
+                path = str(source.locate(medium))
+                ranges = {(medium.start, medium.end)} | (jobs[path].ranges if path in jobs else set())
+                is_image = medium.kind == "image"
+                jobs[path] = Job(path, is_image, medium.fps, frozenset(ranges), num_frames, sampling)
+    return jobs
 
 
 def _known(out: Path, jobs: dict[str, Job]) -> set[str]:
@@ -102,7 +114,7 @@ def _known(out: Path, jobs: dict[str, Job]) -> set[str]:
     known = set()
     if out.exists():
         for entry in manifest.read_manifest(out):
-            if isinstance(entry, Clip) and entry.path in jobs and entry.sha256:
+            if isinstance(entry, Clip) and entry.path in jobs and _covers(entry, jobs[entry.path]):
                 try:
                     is_same = fingerprint(entry.path) == (entry.size, entry.modified)
                 except OSError:
@@ -110,6 +122,11 @@ def _known(out: Path, jobs: dict[str, Job]) -> set[str]:
                 if is_same:
                     known.add(entry.path)
     return known
+
+
+def _covers(entry: Clip, job: Job) -> bool:
+    seen = {(start, end) for start, end, _ in entry.ranges}
+    return bool(entry.sha256) and entry.frames == job.frames and job.ranges <= seen
 
 
 def _entries(
@@ -145,8 +162,10 @@ def _clip_error(source: Source, record: Record, clips: dict[str, Clip]) -> RowEr
         clip = clips[str(source.locate(medium))]
         if clip.kind:
             return RowError(clip.kind, clip.reason)  # type: ignore[arg-type]
-        if medium.start and medium.start >= clip.duration:
-            return RowError("range", f"start is {medium.start} s, and {clip.path} lasts {clip.duration:.3f} s")
+        for start, end, found in clip.ranges:
+            if found and (start, end) == (medium.start, medium.end):
+                kind, _, reason = found.partition(": ")
+                return RowError(kind, reason)  # type: ignore[arg-type]
     return None
 
 

@@ -170,6 +170,11 @@ class Loader(StatefulDataLoader):
         self.dataset.set_epoch(epoch)
 
 
+def _leave_process_group(worker: int) -> None:
+    """Ctrl-C and a signal to the group are for the training process, which still needs its batches to finish a step."""
+    os.setpgid(0, 0)
+
+
 def make_loader(
     stream: BatchStream, collate: Callable[[Batch], Any], num_workers: int = 0, pin_memory: bool = False
 ) -> Loader:
@@ -181,6 +186,7 @@ def make_loader(
         batch_size=None,
         collate_fn=collate,
         num_workers=num_workers,
+        worker_init_fn=_leave_process_group,
         prefetch_factor=4 if num_workers else None,
         pin_memory=pin_memory,
     )

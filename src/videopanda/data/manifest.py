@@ -25,7 +25,8 @@ class Clip:
     """A video, folder of frames or image on disk. `kind` and `reason` say what is wrong; both "" where nothing is.
 
     size in bytes, modified in nanoseconds, duration in seconds; sha256 of the content (of a folder: of names and
-    contents of its files). What could not be found out is 0 or "".
+    contents of its files). What could not be found out is 0 or "". `frames` says which frames were read ("8 uniform")
+    and `ranges` of which parts: (start, end, what is wrong or ""), where None is the beginning or the end of the clip.
     """
 
     path: str
@@ -38,6 +39,13 @@ class Clip:
     size: int = 0
     modified: int = 0
     sha256: str = ""
+    frames: str = ""
+    ranges: tuple[tuple[float | None, float | None, str], ...] = ()
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether it, or a part of it that a row means, cannot be read."""
+        return bool(self.kind) or any(reason.startswith("unreadable") for _, _, reason in self.ranges)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +97,8 @@ def read_manifest(path: str | Path, clips: bool = True) -> Iterator[Entry]:
                 continue
             try:
                 values: dict[str, Any] = json.loads(line)
+                if "ranges" in values:
+                    values["ranges"] = tuple(map(tuple, values["ranges"]))
                 yield _TYPES[values.pop("type")](**values)
             except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
                 raise ValueError(f"{path} is not a manifest of videopanda data check: line {number}") from error

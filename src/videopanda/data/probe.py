@@ -10,19 +10,29 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from videopanda.data.manifest import Clip, file_sha256
-from videopanda.video.read import VideoReadError, read_video
+from videopanda.video.read import Sampling, VideoReadError, read_video
 
-NUM_FRAMES = 8  # looked at, in the middle of equal parts of the clip: those that training looks at by default
 TIMEOUT = 120.0  # seconds per clip
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to probe: a path, whether it is an image, and the rate of a folder of frames."""
+    """What to probe: a path, whether it is an image, the rate of a folder of frames, and what training reads of it.
+
+    ranges: (start, end) in seconds of the parts that rows mean; None is the beginning or the end of the clip.
+    """
 
     path: str
     is_image: bool = False
     fps: float = 1.0
+    ranges: frozenset[tuple[float | None, float | None]] = frozenset({(None, None)})
+    num_frames: int = 8
+    sampling: Sampling = "uniform"
+
+    @property
+    def frames(self) -> str:
+        """Which frames are read, as the manifest has it."""
+        return f"{self.num_frames} {self.sampling}"
 
 
 def fingerprint(path: str) -> tuple[int, int]:
@@ -32,21 +42,39 @@ def fingerprint(path: str) -> tuple[int, int]:
 
 
 def probe(job: Job) -> Clip:
-    """Hash the file and decode `NUM_FRAMES` frames of it."""
-    clip = Clip(job.path)
+    """Hash the file and read of every range the frames that training reads."""
+    clip = Clip(job.path, frames=job.frames)
     try:
         size, modified = fingerprint(job.path)
         clip = replace(clip, size=size, modified=modified, sha256=_content_sha256(Path(job.path)))
-        frames = 1 if job.is_image else NUM_FRAMES
-        # PyAV has the last word on what can be read, and needs no torch.
-        video = read_video(job.path, num_frames=frames, image_fps=job.fps, decoder="pyav", timeout=TIMEOUT)
     except FileNotFoundError:
         return replace(clip, kind="missing_file", reason=f"{job.path} does not exist")
-    except VideoReadError as error:
-        return replace(clip, kind="unreadable", reason=f"{job.path}: {error.reason}")
     except OSError as error:
         return replace(clip, kind="unreadable", reason=f"{job.path}: {error.strerror}")
-    return replace(clip, duration=video.duration, width=video.width, height=video.height, fps=video.source_fps)
+    found = []
+    for start, end in sorted(job.ranges, key=str):
+        reason = ""
+        try:
+            # PyAV has the last word on what can be read, and needs no torch.
+            video = read_video(
+                job.path,
+                num_frames=1 if job.is_image else job.num_frames,
+                sampling=job.sampling,
+                start=start,
+                end=end,
+                image_fps=job.fps,
+                decoder="pyav",
+                timeout=TIMEOUT,
+            )
+            clip = replace(clip, duration=video.duration, width=video.width, height=video.height, fps=video.source_fps)
+        except VideoReadError as error:
+            reason = f"unreadable: {job.path}: {error.reason}"
+        except ValueError as error:
+            reason = f"range: {job.path}: {error}"
+        found.append((start, end, reason))
+    if all(reason.startswith("unreadable") for _, _, reason in found):
+        clip = replace(clip, kind="unreadable", reason=found[0][2].partition(": ")[2])
+    return replace(clip, ranges=tuple(found))
 
 
 def _content_sha256(path: Path) -> str:

@@ -6,9 +6,15 @@ none sees another. That is what makes many questions per clip cheap: the clip is
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-Turn = tuple[str, str]  # (question, answer)
+
+class Turn(NamedTuple):
+    """A question and its answer; `is_trained` is false for an answer that is read but is not a target."""
+
+    question: str
+    answer: str
+    is_trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -16,7 +22,7 @@ class Sample:
     """One training example.
 
     `videos` holds paths, or objects with `.frames` (uint8 (T, H, W, 3)), `.timestamps` and `.duration` (seconds).
-    `system` is a system prompt of this sample alone, "" for that of the training.
+    `system` is the sample's own system prompt, "" for what the chat template says by itself.
     """
 
     id: str
@@ -34,8 +40,8 @@ def to_messages(turns: Sequence[Turn], num_videos: int, system_prompt: str = "")
     messages: list[dict[str, Any]] = []
     if system_prompt:
         messages.append({"role": "system", "content": system_prompt})
-    is_placed = any("<video>" in question for question, _ in turns)
-    for i, (question, answer) in enumerate(turns):
+    is_placed = any("<video>" in turn[0] for turn in turns)
+    for i, (question, answer, *_) in enumerate(turns):
         content: list[dict[str, str]] = [{"type": "video"}] * num_videos if i == 0 and not is_placed else []
         messages.append({"role": "user", "content": [*content, {"type": "text", "text": question}]})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})

@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 
 from videopanda.data import shuffling
-from videopanda.data.conversations import ConversationDataset, length_of, media_keys
+from videopanda.data.conversations import ConversationDataset, length_of, media_keys, read_clip
 from videopanda.data.formats.record import Medium
 from videopanda.data.manifest import file_sha256
-from videopanda.data.sample import Sample
-from videopanda.video.read import Video, VideoReadError, read_video
+from videopanda.data.sample import Sample, Turn
+from videopanda.video.read import Sampling, Video, VideoReadError
 
 _TABLE = "shards.json"
 
@@ -109,7 +109,7 @@ class ShardDataset:
 
     Args:
         folder: what `write_shards` wrote, complete.
-        num_frames, seed, share: as of `ConversationDataset`.
+        num_frames, seed, share, sampling: as of `ConversationDataset`.
         group_by_clip: give all conversations about a clip at once; else each is a sample of its own.
         held_out: as of `ConversationDataset`. Shards that do not list their clips have none to hold out.
 
@@ -127,8 +127,9 @@ class ShardDataset:
         share: float = 1.0,
         group_by_clip: bool = False,
         held_out: int = 0,
+        sampling: Sampling = "uniform",
     ):
-        self.folder, self.num_frames, self.seed = Path(folder), num_frames, seed
+        self.folder, self.num_frames, self.seed, self.sampling = Path(folder), num_frames, seed, sampling
         units = list(_units(self.folder, group_by_clip))
         keys, _ = shuffling.disambiguate_keys(np.array([unit[0] for unit in units], np.uint64))
         # Each row: shard, start, stop, number of the conversation or -1, length.
@@ -184,28 +185,33 @@ class ShardDataset:
             file.seek(start)
             data = file.read(stop - start)
         members = {}
-        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-            for info in tar:
-                content = tar.extractfile(info)
-                assert content is not None
-                members[info.name.partition(".")[2]] = content.read()
-        content = json.loads(members.pop("json"))
+        try:
+            with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+                for info in tar:
+                    member = tar.extractfile(info) if info.isfile() else None
+                    if member is None:
+                        raise VideoReadError(str(path), f"its member {info.name!r} is not a plain file")
+                    members[info.name.partition(".")[2]] = member.read()
+            content = json.loads(members.pop("json"))
+        except (tarfile.TarError, KeyError, ValueError) as error:
+            raise VideoReadError(str(path), f"the sample at byte {start} is damaged: {error}") from error
         media = [Medium(**values) for values in content["media"]]
         videos = tuple(self._clip(f"{path}: {content['ids'][0]}", n, medium, members) for n, medium in enumerate(media))
-        said = [tuple(map(tuple, turns)) for turns in content["conversations"]]
+        said = [tuple(Turn(*turn) for turn in turns) for turns in content["conversations"]]
         chosen = said if k < 0 else [said[k]]
         return Sample(content["ids"][max(k, 0)], videos, tuple(chosen), content["system"])
 
     def _clip(self, name: str, number: int, medium: Medium, members: dict[str, bytes]) -> Video:
         files = {key.partition(".")[2]: data for key, data in members.items() if key.partition(".")[0] == str(number)}
-        meant = {"num_frames": self.num_frames, "start": medium.start, "end": medium.end, "image_fps": medium.fps}
         try:
             if len(files) == 1:
-                return read_video(next(iter(files.values())), **meant)  # type: ignore[arg-type]
+                return read_clip(next(iter(files.values())), medium, self.num_frames, self.sampling)
             with tempfile.TemporaryDirectory() as folder:
                 for frame, data in files.items():
+                    if frame in ("", ".", "..") or set(frame) & set("/\\\0"):
+                        raise VideoReadError(name, f"a frame is named {frame!r}, which is a path and not a name")
                     (Path(folder) / frame).write_bytes(data)
-                return read_video(folder, **meant)  # type: ignore[arg-type]
+                return read_clip(folder, medium, self.num_frames, self.sampling)
         except VideoReadError as error:
             raise VideoReadError(name, error.reason) from error
 

@@ -62,4 +62,16 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype | str, **options: Any
         raise ValueError(
             f"{folder} is not a complete videopanda checkpoint: it lacks {missing[0]} ({len(missing)} weights in all)"
         )
+    require_finite(model, folder)
     return model, processor
+
+
+def require_finite(model: Any, folder: str | Path) -> None:
+    """Refuse weights that a diverged run left behind.
+
+    Raises:
+        ValueError: a weight or buffer is infinite or NaN.
+    """
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{folder}: {name} has values that are not finite: the run that wrote it diverged")

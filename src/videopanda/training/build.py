@@ -13,6 +13,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from videopanda.checkpoints import checksums
 from videopanda.models.families import DEFAULT, fresh_config, model_class, processor_class
 from videopanda.models.fields import with_fields
+from videopanda.models.load import require_finite
 from videopanda.training.chat_template import visual_chat_template
 
 PLACEHOLDERS = ["<video>", "<image>"]
@@ -98,15 +99,13 @@ def make_checkpoint(
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is in use: choose a new folder")
-    if chat_template not in (None, "vicuna"):
-        chat_template = Path(chat_template).read_text(encoding="utf-8")
     model, processor = build_model(
         backbone,
         seed=seed,
         family=family,
         preset=preset,
         fields=fields,
-        chat_template=chat_template,
+        chat_template=read_template(chat_template),
         dtype="auto",
     )
     model.save_pretrained(folder)
@@ -125,6 +124,19 @@ def make_checkpoint(
         f"{'context':<24}{text.max_position_embeddings:>15,}  eight frames of 16:9 take "
         f"{processor.video_processor.token_count(8, 1080, 1920):,}",
     ]
+
+
+def read_template(name: str | None) -> str | None:
+    """The chat template that a user names: "vicuna", or the text of a jinja file; None for the tokenizer's own.
+
+    Raises:
+        ValueError: no such file.
+    """
+    if not name or name == "vicuna":
+        return name or None
+    if not Path(name).is_file():
+        raise ValueError(f"--chat-template {name}: neither a file nor vicuna")
+    return Path(name).read_text(encoding="utf-8")
 
 
 def _text_config(backbone: str | Path, fields: Mapping[str, Any]) -> Any:
@@ -161,6 +173,7 @@ def _load_backbone(backbone: str | Path, config: Any, dtype: torch.dtype | Liter
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ValueError(f"{backbone} is not complete: it lacks {missing[0]} ({len(missing)} weights in all)")
+    require_finite(language_model, backbone)
     language_model.config._name_or_path = Path(backbone).name  # no path of this machine in the checkpoint
     return language_model, tokenizer
 

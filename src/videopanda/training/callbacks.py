@@ -1,4 +1,4 @@
-"""What watches over a run: a rank that stalls is named, and a signal stops it behind a checkpoint."""
+"""Callbacks that detect stalled ranks and stop on a signal after a checkpoint."""
 
 import logging
 import signal
@@ -14,13 +14,13 @@ from transformers import TrainerCallback
 logger = logging.getLogger(__name__)
 
 
-class StallWatch(TrainerCallback):
-    """Says, once per stall, that this rank makes no step, and whether it waits for data or is inside of a step.
+class StallWatchdog(TrainerCallback):
+    """Warns, once per stall, that this rank makes no progress, and whether it waits for data or is in a step.
 
     Args:
-        seconds: without a step, after which it speaks.
+        seconds: without a step before it warns.
         rank: of this process.
-        reading: folder in which the workers note what they read (`BatchStream`).
+        reading: folder where the workers note what they read (`BatchStream`).
     """
 
     def __init__(self, seconds: float, rank: int, reading: Path):
@@ -29,12 +29,12 @@ class StallWatch(TrainerCallback):
         self.over = threading.Event()
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Begin to watch."""
+        """Start watching."""
         self._moved(in_step=False)
-        threading.Thread(target=self._watch, daemon=True, name="stall watch").start()
+        threading.Thread(target=self._watch, daemon=True, name="stall watchdog").start()
 
     def on_step_begin(self, args, state, control, **kwargs):
-        """The batch is there."""
+        """A batch has arrived."""
         self._moved(in_step=True)
 
     def on_prediction_step(self, args, state, control, **kwargs):
@@ -42,11 +42,11 @@ class StallWatch(TrainerCallback):
         self._moved(in_step=True)
 
     def on_step_end(self, args, state, control, **kwargs):
-        """The step is made; now the next batch is waited for."""
+        """The step is done; the next batch is awaited."""
         self._moved(in_step=False)
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Nothing more to watch."""
+        """Stop watching."""
         self.over.set()
 
     def _moved(self, in_step: bool) -> None:
@@ -60,16 +60,17 @@ class StallWatch(TrainerCallback):
                 logger.warning("%s", self.message(waited))
 
     def message(self, waited: float) -> str:
-        """What this rank does instead of a step."""
+        """What this rank is doing."""
         if self.in_step:
             return (
-                f"rank {self.rank} has been inside of a step for {waited:.0f} s: it computes, or waits for another rank"
+                f"rank {self.rank} has been in the same step for {waited:.0f} s: it is computing or waiting for "
+                "another rank"
             )
         notes = sorted(self.reading.glob(f"rank{self.rank}-worker*"))
         reading = [
-            f"worker {note.name.rpartition('worker')[2]} reads {text}" for note in notes if (text := _text(note))
+            f"worker {note.name.rpartition('worker')[2]} is reading {text}" for note in notes if (text := _text(note))
         ]
-        return f"rank {self.rank} has waited {waited:.0f} s for data: {'; '.join(reading) or 'no worker reads'}"
+        return f"rank {self.rank} has waited {waited:.0f} s for data: {'; '.join(reading) or 'no worker is reading'}"
 
 
 def _text(path: Path) -> str:
@@ -77,9 +78,9 @@ def _text(path: Path) -> str:
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM and SIGUSR1, which clusters send before the time is over, end the run behind a checkpoint.
+    """Ctrl-C (SIGINT), SIGTERM and SIGUSR1, which clusters send before the time limit: stop after a checkpoint.
 
-    All ranks stop behind the same step, whichever of them got the signal.
+    All ranks stop after the same step, whichever of them got the signal. A second Ctrl-C stops at once.
     """
 
     def __init__(self) -> None:
@@ -88,13 +89,13 @@ class StopOnSignal(TrainerCallback):
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Begin to listen, where Python lets us."""
+        """Install the handlers, which Python allows in the main thread only."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 self._before[number] = signal.signal(number, self._ask)
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Save and stop if any rank was asked to."""
+        """Save and stop if any rank got a signal."""
         asked = self._asked
         if dist.is_initialized():
             flag = torch.tensor([float(asked)], device=args.device)
@@ -104,13 +105,16 @@ class StopOnSignal(TrainerCallback):
             self.stopped = control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and self._asked:
+            raise KeyboardInterrupt
         self._asked = True
+        logger.warning("%s: saving a checkpoint after this step, then stopping", signal.Signals(number).name)
 
 
 class RunStoppedError(Exception):
-    """A signal has ended a run behind a checkpoint; it can be gone on with."""
+    """A signal stopped the run after a checkpoint; it can be resumed."""

@@ -1,5 +1,6 @@
 """Chat templates of language models, taught where a video or an image stands."""
 
+import json
 from typing import Any
 
 from jinja2 import TemplateError
@@ -24,6 +25,13 @@ _FLATTEN = """\
 {%- endfor -%}
 {%- set messages = flat.messages -%}
 """
+_OTHER_ROLES = ("system", "developer", "tool")
+_GUARD = """\
+{%- for message in messages -%}
+{%- if message['role'] not in ROLES -%}{{ raise_exception('Unknown role ' ~ message['role'] ~ ': use NAMES.') }}
+{%- endif -%}
+{%- endfor -%}
+"""
 _PROBE = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What moves?"}]}]
 
 
@@ -45,8 +53,34 @@ def visual_chat_template(tokenizer: Any, template: str | None = None) -> str:
         raise ValueError("the tokenizer has no chat template: pass --chat-template FILE, or vicuna for Vicuna v1.5")
     for candidate in (template, _FLATTEN + template):
         if _marks_videos(tokenizer, candidate):
-            return candidate
+            return _guarded(tokenizer, candidate)
     raise ValueError("the chat template does not show the question of a user: pass another with --chat-template FILE")
+
+
+def _guarded(tokenizer: Any, template: str) -> str:
+    """The template, with an error for every role that it would write as if the model itself had spoken."""
+
+    def written(role: str, first: bool) -> str | None:
+        messages = [{"role": role, "content": "A cat."}, {"role": "user", "content": "What moves?"}]
+        try:
+            return tokenizer.apply_chat_template(
+                messages if first else messages[::-1], chat_template=template, tokenize=False
+            )
+        except (TemplateError, TypeError):
+            return None
+
+    def is_own(role: str) -> bool:
+        first = role == "system"
+        return written(role, first) == written("assistant", first) is not None
+
+    if not any(map(is_own, (*_OTHER_ROLES, "unknown"))):
+        return template
+    known = [
+        "user",
+        "assistant",
+        *(role for role in _OTHER_ROLES if written(role, role == "system") and not is_own(role)),
+    ]
+    return _GUARD.replace("ROLES", repr(known)).replace("NAMES", ", ".join(known)) + template
 
 
 def _marks_videos(tokenizer: Any, template: str) -> bool:
@@ -55,3 +89,16 @@ def _marks_videos(tokenizer: Any, template: str) -> bool:
     except (TemplateError, TypeError):
         return False
     return text.count("<video>") == 1 and "What moves?" in text
+
+
+_SYSTEM_PROMPT = "{#- The system prompt of the training. -#}\n"
+
+
+def with_system_prompt(template: str, prompt: str) -> str:
+    """A template that puts `prompt` in front of every conversation without a system message of its own."""
+    if template.startswith(_SYSTEM_PROMPT):  # of an earlier stage
+        template = template.split("\n", 2)[2]
+    return (
+        f"{_SYSTEM_PROMPT}{{%- if messages[0]['role'] != 'system' -%}}{{%- set messages = [{{'role': 'system', "
+        f"'content': {json.dumps(prompt)}}}] + messages -%}}{{%- endif -%}}\n{template}"
+    )

@@ -21,10 +21,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTo
 from videopanda.models.families import config_class, fresh_config, model_class, processor_class
 from videopanda.models.fields import with_fields
 from videopanda.training import build, nano
-from videopanda.training.command import make_dataset
+from videopanda.training.chat_template import visual_chat_template
 from videopanda.training.freezing import set_stage, vision_modules
 from videopanda.training.packing import for_backbone
-from videopanda.training.run import part_processes, run_stage
+from videopanda.training.run import frame_sampling, make_dataset, run_stage, shutdown_distributed
 from videopanda.training.stages import StageConfig, make_config
 
 MOST_PROCESSES = 4  # of the trial
@@ -44,7 +44,7 @@ def plan(stage: str, config: str, set_: list[str], folder: Path | None, processe
     if folder is None and stage != "language":
         raise ValueError(f"stage {stage} starts from a model: pass --model DIR")
     settings = for_backbone(settings, folder)
-    dataset = make_dataset(settings)
+    dataset = make_dataset(settings, frame_sampling(settings, folder))
     model, config_ = _on_paper(settings, folder)
     reports = set_stage(model, settings.learning_rates(vision_modules(model)))
     rows = settings.batch_size * settings.accumulation * processes
@@ -82,13 +82,22 @@ def _on_paper(settings: StageConfig, folder: Path | None) -> tuple[torch.nn.Modu
             return model, model.config
         config = AutoConfig.from_pretrained(folder)
         if model_class(config) is None:
-            config = _fresh(settings, config)
+            config = _fresh(settings, config, folder)
         return model_class(config)(config), config
 
 
-def _fresh(settings: StageConfig, text: Any) -> Any:
-    """The configuration that the stage makes of a bare language model."""
-    ids = {"video_token_id": text.vocab_size - 2, "image_token_id": text.vocab_size - 1}
+def _fresh(settings: StageConfig, text: Any, folder: Path) -> Any:
+    """The configuration that the stage makes of a bare language model.
+
+    Raises:
+        ValueError: its tokenizer has no chat template, and none is given.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    visual_chat_template(tokenizer, build.read_template(settings.chat_template))
+    tokenizer.add_tokens(build.PLACEHOLDERS, special_tokens=True)
+    text.vocab_size = max(text.vocab_size, len(tokenizer))
+    names = zip(("video_token_id", "image_token_id"), build.PLACEHOLDERS)
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in names}
     family, preset = settings.model_family, settings.model_preset
     return fresh_config(family, preset, settings.model_fields, text_config=text, **ids)
 
@@ -130,7 +139,7 @@ def _trial(job: str, out: Path) -> None:
     start = Path(folder) if folder else None
     settings = for_backbone(settings, start)
     model, processor = _small(settings, start, out)
-    run_stage(settings, model, processor, make_dataset(settings), out / "run")
+    run_stage(settings, model, processor, make_dataset(settings, frame_sampling(settings, start)), out / "run")
 
 
 def _small(settings: StageConfig, folder: Path | None, out: Path) -> tuple[Any, Any]:
@@ -147,9 +156,14 @@ def _small(settings: StageConfig, folder: Path | None, out: Path) -> tuple[Any, 
     small = out / f"language-{os.getpid()}"
     AutoModelForCausalLM.from_config(type(config)(**_shrunk(config))).save_pretrained(small)
     AutoTokenizer.from_pretrained(folder).save_pretrained(small)
-    family = settings.model_family
-    fields = {**settings.model_fields, **_narrow(config_class(family))}
-    return build.build_model(small, seed=settings.seed, family=family, preset=settings.model_preset, fields=fields)
+    return build.build_model(
+        small,
+        seed=settings.seed,
+        family=settings.model_family,
+        preset=settings.model_preset,
+        fields={**settings.model_fields, **_narrow(config_class(settings.model_family))},
+        chat_template=build.read_template(settings.chat_template),
+    )
 
 
 def _narrow(config: Any) -> dict[str, int]:
@@ -170,4 +184,4 @@ def _shrunk(text: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     _trial(sys.argv[1], Path(sys.argv[2]))
-    part_processes()
+    shutdown_distributed()

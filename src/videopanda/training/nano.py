@@ -24,6 +24,9 @@ INITIALIZER_RANGE = 0.06  # 1 / √256, where transformers' 0.02 suits widths of
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- set blank = ' ' if message['role'] == 'assistant' else '' -%}"
+    "{%- if message['role'] not in ('user', 'assistant') -%}"
+    "{{- raise_exception('Unknown role ' ~ message['role'] ~ ': use user or assistant.') -}}"
+    "{%- endif -%}"
     "{{- 'USER: ' if message['role'] == 'user' else ' ASSISTANT:' -}}"
     "{%- if message['content'] is string -%}{{- blank ~ message['content'] -}}"
     "{%- else -%}{%- for part in message['content'] -%}"

@@ -1,48 +1,291 @@
-"""One stage of training, from a folder to a folder.
+"""One stage of training, from a folder to a folder: `videopanda train`, `finetune` and `data features`.
 
     videopanda train pretrain --config nano --model out/prealign --output out/pretrain
 
 The loop, mixed precision, checkpoints and resuming are the Hugging Face Trainer's. Every checkpoint is an ordinary
-model folder; `metrics.jsonl`, `run.json` and `curves.png` lie beside them.
+model folder; `metrics.jsonl`, `run.json` and `curves.png` are written next to it.
 """
 
-import json
 import logging
-import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import TrainingArguments
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoProcessor, set_seed
 
 from videopanda.checkpoints import checksums
 from videopanda.data.collate import Collator
+from videopanda.data.conversations import ConversationDataset, Sampling
 from videopanda.data.loader import EpochDataset
 from videopanda.data.sample import Sample
+from videopanda.data.shards import ShardDataset
+from videopanda.data.worlds.scenes.dataset import ScenesDataset
+from videopanda.encoders.open import Teacher, open_teacher
+from videopanda.models.families import model_class
+from videopanda.models.load import load_checkpoint
 from videopanda.models.videopanda.modeling_videopanda_layers import MaskedBatchNorm
-from videopanda.training.adapter import ADAPTER, merge
-from videopanda.training.callbacks import RunStoppedError, StallWatch, StopOnSignal
+from videopanda.training.adapter import ADAPTER, add_adapter, load_quantized, merge
+from videopanda.training.arguments import arguments
+from videopanda.training.callbacks import RunStoppedError, StallWatchdog, StopOnSignal
+from videopanda.training.chat_template import with_system_prompt
+from videopanda.training.distill import (
+    Distillation,
+    DistillVideoLanguage,
+    FusedHead,
+    LastLayerHead,
+    StoredFeatures,
+    every_fourth_layer,
+)
 from videopanda.training.freezing import set_stage, vision_modules
-from videopanda.training.packing import adds_masks, checked_windows, packing_report
-from videopanda.training.stages import StageConfig
+from videopanda.training.packing import adds_masks, checked_windows, for_backbone, packing_report
+from videopanda.training.run_folder import (
+    MetricsFile,
+    add_to_record,
+    check_settings,
+    check_unused,
+    last_good_checkpoint,
+    locked,
+    no_half_files,
+    publish,
+    step_of,
+    write_record,
+)
+from videopanda.training.stages import StageConfig, make_config
 from videopanda.training.tasks import Task, VideoLanguage
-from videopanda.training.trainer import MetricsFile, StageTrainer, TaskModule, complete_checkpoints
+from videopanda.training.teacher_features import FeatureFolder, write_features
+from videopanda.training.trainer import HEAD_FILE, StageTrainer, TaskModule
 from videopanda.training.validation import MAX_SAMPLES, line_of
+from videopanda.training.whiten import patch_embedding, whiten_patch_embedding
 
 logger = logging.getLogger(__name__)
 
-# Where things lie, and what is written: a run may go on with other ones.
-MAY_CHANGE = {
-    *("data", "media_root", "manifest", "teacher", "teacher_features"),
-    *("log_steps", "save_steps", "keep_checkpoints", "report_to", "stall_seconds"),
-}
+
+def train(stage: str, config: str, set_: list[str], model: Path | None, output: Path | None, resume: bool) -> Path:
+    """Run one stage; returns the folder of the trained model.
+
+    Raises:
+        ValueError: unknown stage, setting or value, no starting model, or an output folder that is in use.
+    """
+    folder = output or Path("out") / stage
+    settings = make_config(stage, config, set_)
+    args = arguments(settings, folder)  # knows the other processes, if there are any
+    if args.process_index == 0:
+        check_unused(folder, resume)
+    settings = for_backbone(settings.on(args.world_size), model)
+    if settings.compile and not _can_compile():
+        settings = replace(settings, compile=False)
+    dataset = make_dataset(settings, frame_sampling(settings, model))
+    start, processor = _start(settings, model, dataset)
+    if settings.lora_rank:
+        start = add_adapter(start, settings)
+    task, collator = make_task(settings, start, processor, model)
+    held_out = make_validation(settings, dataset)
+    return run_stage(settings, start, processor, dataset, folder, resume, task, collator, held_out)
+
+
+def custom_settings(data: str, media_root: Path | None, lora: bool, quantize: bool) -> list[str]:
+    """What `videopanda finetune` changes in the preset `custom`."""
+    settings = [f"data={data}", f"media_root={media_root or ''}"]
+    if not torch.cuda.is_available():
+        settings.append("dtype=float32")  # several times faster than bfloat16 on most CPUs
+    if lora:
+        settings += ["lora_rank=16", "language_model_lr=0.0002"]
+    if quantize:
+        settings.append("quantize=nf4")
+    return settings
+
+
+def make_features(stage: str, config: str, set_: list[str], model: Path, out: Path) -> int:
+    """Write the teacher's features of a stage's data, as `write_features`; returns how many clips were new."""
+    settings = for_backbone(make_config(stage, config, set_), model)
+    if not settings.teacher:
+        raise ValueError("name the teacher with --set teacher=DIR")
+    args = arguments(settings, out)
+    _, processor = _start(settings, model, None)
+    teacher = _open_teacher(settings, processor)
+    collator = make_collator(settings, processor, teacher_processor=teacher.video_processor(processor.video_processor))
+    collator.text = False
+
+    def batch(samples: Any) -> dict[str, torch.Tensor]:
+        return {name: tensor.to(args.device) for name, tensor in collator(samples).items()}
+
+    sampling = frame_sampling(settings, model)
+    ranks = args.process_index, args.world_size
+    return write_features(settings, make_dataset(settings, sampling), sampling, batch, teacher, out, *ranks)
+
+
+def frame_sampling(settings: StageConfig, folder: Path | None) -> Sampling:
+    """The rule by which the model chooses frames of a file, in training as in answering."""
+    if folder is None or settings.stage == "language" or model_class(AutoConfig.from_pretrained(folder)) is None:
+        return "uniform"  # as that of a fresh model
+    rule = AutoProcessor.from_pretrained(folder).video_processor.frame_sampling
+    if settings.data == "scenes" and rule != "uniform":
+        raise ValueError(
+            f"Scenes are drawn at evenly spaced times, but {folder} samples frames by the rule {rule!r}: write clips "
+            "with `videopanda scenes make` and pass them with --set data=FILE"
+        )
+    return rule
+
+
+def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[Any, Any]:
+    from videopanda.training import build, nano
+
+    if settings.stage == "language":
+        if folder is not None:
+            raise ValueError('stage "language" trains from scratch: remove --model')
+        tokenizer = nano.make_tokenizer(seed=settings.seed)
+        return nano.make_language_model(tokenizer, settings.seed), tokenizer
+    if folder is None:
+        raise ValueError(f"stage {settings.stage} starts from a model: pass --model DIR")
+    if model_class(AutoConfig.from_pretrained(folder)) is not None:
+        if settings.model_fields:
+            raise ValueError(f"{next(iter(settings.model_fields))} is set when a model is made, and {folder} is made")
+        quantized = settings.quantize == "nf4"
+        model, processor = load_quantized(folder) if quantized else load_checkpoint(folder, torch.float32)
+        return model, _as_trained(processor, settings)
+    if settings.lora_rank:
+        raise ValueError(f"LoRA needs a trained checkpoint, but {folder} is a plain language model")
+    logger.info("adding a fresh vision part to %s", folder)
+    model, processor = build.build_model(
+        folder,
+        seed=settings.seed,
+        family=settings.model_family,
+        preset=settings.model_preset,
+        fields=settings.model_fields,
+        chat_template=build.read_template(settings.chat_template),
+    )
+    if settings.whiten_patches and dataset is not None:
+        clips = [dataset[i] for i in range(min(64, len(dataset)))]
+        pixel_values = Collator(processor, settings.max_length, text=False)(clips)["pixel_values_videos"]
+        whiten_patch_embedding(patch_embedding(model), pixel_values, seed=settings.seed)
+    return model, _as_trained(processor, settings)
+
+
+def _as_trained(processor: Any, settings: StageConfig) -> Any:
+    """Let the model answer with the frames and the system prompt that it is trained with: its processor keeps them."""
+    processor.video_processor.num_frames = settings.num_frames
+    if settings.system_prompt:
+        processor.chat_template = with_system_prompt(processor.chat_template, settings.system_prompt)
+    return processor
+
+
+def make_task(settings: StageConfig, model: Any, processor: Any, folder: Path | None) -> tuple[Task, Collator]:
+    """What a step of a stage computes, and what makes its batches.
+
+    Raises:
+        ValueError: distillation without a teacher, or a teacher that cannot be opened.
+    """
+    if not settings.distill_weight:
+        return VideoLanguage(settings.text_weight, settings.align_weight), make_collator(settings, processor)
+    teacher: Any
+    if settings.teacher_features:
+        sampling = processor.video_processor.frame_sampling
+        features = FeatureFolder(settings.teacher_features, settings, sampling)
+        teacher, size = StoredFeatures(), features.size
+        collator = make_collator(settings, processor, teacher_features=features.read)
+    elif settings.teacher:
+        teacher = _open_teacher(settings, processor)
+        size = teacher.size
+        seen = teacher.video_processor(processor.video_processor)
+        collator = make_collator(settings, processor, teacher_processor=seen)
+    else:
+        raise ValueError(
+            "this stage distills a teacher: name one with --set teacher=DIR (or teacher_features=DIR), or train "
+            "without one with --set distill_weight=0"
+        )
+    text = model.config.get_text_config()
+    layers = every_fourth_layer(text.num_hidden_layers)
+    set_seed(settings.seed)
+    head: FusedHead | LastLayerHead
+    if settings.distill_head == "fused":
+        head = FusedHead(text.hidden_size, size, len(layers))
+    else:
+        head, layers = LastLayerHead(text.hidden_size, size), layers[:1]
+    _load_head(head, folder)
+    distillation = Distillation(head, processor.video_processor.max_cells, settings.distill_distance)
+    return DistillVideoLanguage(distillation, teacher, layers, settings.distill_weight), collator
+
+
+def _open_teacher(settings: StageConfig, processor: Any) -> Teacher:
+    dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
+    return open_teacher(settings.teacher, processor.video_processor.max_cells, dtype)
+
+
+def _load_head(head: torch.nn.Module, folder: Path | None) -> None:
+    """Load the head saved with the model, if it is of this kind and size."""
+    path = folder / HEAD_FILE if folder else None
+    if path is None or not path.exists():
+        logger.info("the distillation head starts fresh")
+        return
+    found = load_file(path)
+    fits = {name: tensor.shape for name, tensor in head.state_dict().items()}
+    if {name: tensor.shape for name, tensor in found.items()} != fits:
+        logger.info("the distillation head starts fresh: the one in %s has another type or size", path)
+        return
+    head.load_state_dict(found)
+
+
+def make_validation(settings: StageConfig, dataset: Any) -> Any:
+    """The samples that are held out of `make_dataset`, or None where there are none."""
+    if not settings.held_out:
+        return None
+    held_out = dataset.validation(settings.held_out) if settings.data == "scenes" else dataset.validation()
+    if held_out is None:
+        logger.info("%-16snone: the data have fewer than ten clips", "validation")
+    return held_out
+
+
+def make_dataset(settings: StageConfig, sampling: Sampling = "uniform") -> Any:
+    """The samples of a stage, in their final order; frames are chosen by the rule `sampling` of `read_video`."""
+    if settings.data != "scenes":
+        if settings.align_weight:
+            raise ValueError("annotation files carry no per-cell labels: use --set align_weight=0 or data=scenes")
+        share, group = settings.data_share, settings.group_by_clip
+        if Path(settings.data, "shards.json").is_file():
+            if settings.manifest:
+                raise ValueError("shards are written without bad rows: pass the manifest to `videopanda data shard`")
+            return ShardDataset(
+                settings.data,
+                settings.num_frames,
+                settings.seed,
+                share=share,
+                group_by_clip=group,
+                held_out=settings.held_out,
+                sampling=sampling,
+            )
+        return ConversationDataset(
+            settings.data,
+            settings.media_root,
+            settings.num_frames,
+            settings.seed,
+            format=settings.data_format,
+            share=share,
+            group_by_clip=group,
+            manifest=settings.manifest or None,
+            max_bad_share=settings.max_bad_share,
+            held_out=settings.held_out,
+            sampling=sampling,
+        )
+    if not settings.max_steps:
+        raise ValueError("the Scenes stream is infinite: set the length with --set max_steps=N")
+    processes = arguments(settings, Path("out")).world_size
+    return ScenesDataset(
+        num=settings.max_steps * settings.batch_size * settings.accumulation * processes,
+        seed=settings.seed,
+        num_frames=settings.num_frames,
+        captions=settings.scenes_captions,
+        text_only=settings.stage == "language",
+        max_things=settings.scenes_max_things,
+        ramp=settings.scenes_ramp,
+        plain=settings.scenes_plain,
+    )
 
 
 def run_stage(
@@ -64,22 +307,40 @@ def run_stage(
         validation: samples held out of `dataset`, on which loss and accuracy are measured ten times and at the end.
 
     Raises:
-        ValueError: `output` holds a run and `resume` is not set, or a run of other settings or data.
-        RunStoppedError: a signal has ended the run behind a checkpoint.
+        ValueError: another run uses `output`, or it contains a run: `resume` is not set, or settings or data differ.
+        RunStoppedError: a signal stopped the run after a checkpoint.
+        DivergedError: a loss, gradient or weight is not finite.
+        OSError: a checkpoint cannot be written; no half one is left.
     """
-    if (output / "run.json").exists() and not resume:
-        raise ValueError(f"{output} already holds a run: pass --resume to go on with it, or choose another --output")
     for name in stage.loggers:
         try:
             import_module(name)
         except ImportError as error:
             extra = "train" if name == "tensorboard" else "loggers"
             raise ValueError(f"report_to={name} needs that package: pip install 'videopanda[{extra}]'") from error
-    output.mkdir(parents=True, exist_ok=True)
+    wrapped = [type(model.get_decoder().layers[0]).__name__]
+    args = arguments(stage, output, wrapped, "no" if validation is None else "steps")
+    if args.process_index == 0:
+        check_unused(output, resume)
+    collator = collator or make_collator(stage, processor)
+    with locked(output) if args.process_index == 0 else nullcontext():
+        return _run(stage, model, processor, dataset, output, args, task, collator, validation)
+
+
+def _run(
+    stage: StageConfig,
+    model: Any,
+    processor: Any,
+    dataset: EpochDataset,
+    output: Path,
+    args: Any,
+    task: Task | None,
+    collator: Collator,
+    validation: Sequence[Sample] | None,
+) -> Path:
     reports = set_stage(model, stage.learning_rates(vision_modules(model)))
     for report in reports:
         logger.info("%s", report)
-    collator = collator or make_collator(stage, processor)
     if collator.text:
         collator.windows = checked_windows(model)
         collator.additive_mask |= adds_masks(model.get_decoder())
@@ -91,16 +352,11 @@ def run_stage(
     if stage.gradient_checkpointing:
         model.activation_checkpointing_enable()
     metrics, stop = MetricsFile(output / "metrics.jsonl"), StopOnSignal()
-    args = arguments(
-        stage, output, [type(model.get_decoder().layers[0]).__name__], "no" if validation is None else "steps"
-    )
-    args.eval_on_start = validation is not None and not complete_checkpoints(output)
     if validation is not None:
         logger.info("%-16s%d samples that are not trained on", "validation", min(len(validation), MAX_SAMPLES))
     content = dataset.content()
-    if (output / "run.json").exists():
-        check_settings(output, stage, content, args.world_size)
-    watch = [StallWatch(stage.stall_seconds, args.process_index, output / "reading")] if stage.stall_seconds else []
+    check_settings(output, stage, content, args.world_size)
+    watch = [StallWatchdog(stage.stall_seconds, args.process_index, output / "reading")] if stage.stall_seconds else []
     trainer = StageTrainer(
         model=TaskModule(model, task or VideoLanguage(stage.text_weight, stage.align_weight), stage.seed),
         args=args,
@@ -111,41 +367,46 @@ def run_stage(
         callbacks=[metrics, stop, *watch],
         stage=stage,
     )
-    checkpoints = complete_checkpoints(output)
-    trainer.accelerator.wait_for_everyone()  # all have looked at the folder before anything is written
+    start: list[Any] = [None]
     if trainer.is_world_process_zero():
+        start = [last_good_checkpoint(output)]
         data = {"samples": len(dataset), "sha256": content}
-        write_run_file(output, stage, reports, data, args.world_size)
-        metrics.rewind(int(checkpoints[-1].name.partition("-")[2]) if checkpoints else 0)
-    trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
-    measured = trainer.measured()
+        write_record(output, stage, reports, data, args.world_size)
+        metrics.rewind(step_of(start[0]))
+    if dist.is_initialized():
+        dist.broadcast_object_list(start)  # all processes resume from the same one
+    args.eval_on_start = validation is not None and not start[0]
+    trainer.train(resume_from_checkpoint=str(start[0]) if start[0] else None)
     shutil.rmtree(output / "reading", ignore_errors=True)
     if stop.stopped:
-        raise RunStoppedError(f"stopped behind step {trainer.state.global_step}: go on with --resume")
+        raise RunStoppedError(f"stopped after step {trainer.state.global_step}")
+    measured = trainer.measured()
+    trainer.require_finite_weights()
     if stage.save_dtype == "bfloat16" and not stage.lora_rank:
         model.to(torch.bfloat16)
-    trainer.save_model(str(output / ADAPTER if stage.lora_rank else output))
-    if trainer.is_world_process_zero():
-        from videopanda.training.plots import plot_curves
+    part = output / ".saving"
+    with no_half_files(output, part, "the trained model"):
+        trainer.save_model(str(part / ADAPTER if stage.lora_rank else part))
+        if trainer.is_world_process_zero():
+            from videopanda.training.plots import plot_curves
 
-        if stage.lora_rank:
-            merge(Path(model.config._name_or_path), output / ADAPTER).save_pretrained(output)
-            processor.save_pretrained(output)
-        if measured:
-            record = json.loads((output / "run.json").read_text(encoding="utf-8"))
-            text = json.dumps({**record, "validation": measured}, indent=2)
-            (output / "run.json").write_text(text + "\n", encoding="utf-8")
-            logger.info("%s", line_of(measured["after"]))
-        checksums.record(output)
-        plot_curves(output / "metrics.jsonl", output / "curves.png", title=stage.stage)
+            if stage.lora_rank:
+                merge(Path(model.config._name_or_path), part / ADAPTER).save_pretrained(part)
+                processor.save_pretrained(part)
+            checksums.record(part)
+            publish(part, output)
+            if measured:
+                add_to_record(output, {"validation": measured})
+                logger.info("%s", line_of(measured["after"]))
+            plot_curves(output / "metrics.jsonl", output / "curves.png", title=stage.stage)
     return output
 
 
-def part_processes() -> None:
-    """Wait for all processes and part from them: the last thing that a program does which ran stages on several.
+def shutdown_distributed() -> None:
+    """Wait for all ranks, then destroy the process group; must be the last call.
 
-    A process that ends while gloo's threads still run is aborted ("terminate called without an active exception"), and
-    one that ends before the others takes their connections with it.
+    A process that exits while gloo's threads are running is aborted, and one that exits before the others breaks their
+    connections.
     """
     if dist.is_initialized():
         dist.barrier()
@@ -153,7 +414,7 @@ def part_processes() -> None:
 
 
 def make_collator(stage: StageConfig, processor: Any, **fields: Any) -> Collator:
-    """What makes the batches of a stage."""
+    """The collator of a stage."""
     return Collator(
         processor,
         stage.max_length,
@@ -162,70 +423,23 @@ def make_collator(stage: StageConfig, processor: Any, **fields: Any) -> Collator
         text=stage.text_weight > 0,
         cell_words=stage.align_weight > 0,
         additive_mask=stage.compile,
-        system_prompt=stage.system_prompt,
         flip_seed=stage.seed if stage.official_flip else None,
         **fields,
     )
 
 
-def arguments(
-    stage: StageConfig, output: Path, wrapped: Sequence[str] = (), evaluate: Literal["no", "steps"] = "no"
-) -> TrainingArguments:
-    """What the Trainer reads of a stage. `wrapped` names the classes of layers that FSDP shards each by itself."""
-    cuda, several = torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1")) > 1  # as launchers say it
-    sharded: dict[str, Any] = {}
-    if stage.strategy == "fsdp2" and several:
-        sharded = {
-            "fsdp": True,
-            "fsdp_config": {
-                "fsdp_version": 2,
-                "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-                "transformer_layer_cls_to_wrap": list(wrapped),
-                "state_dict_type": "FULL_STATE_DICT",
-            },
-        }
-    elif stage.strategy in ("zero2", "zero3") and several:
-        sharded = {"deepspeed": deepspeed_config(stage)}
-    return TrainingArguments(
-        output_dir=str(output),
-        use_cpu=not cuda,
-        bf16=stage.dtype == "bfloat16",
-        per_device_train_batch_size=stage.batch_size,
-        gradient_accumulation_steps=stage.accumulation,
-        num_train_epochs=stage.epochs,
-        max_steps=stage.max_steps or -1,
-        lr_scheduler_type="cosine",
-        warmup_steps=stage.warmup_ratio,  # below 1 it is a share of all steps
-        max_grad_norm=stage.max_grad_norm,
-        dataloader_pin_memory=cuda,
-        remove_unused_columns=False,
-        logging_steps=stage.log_steps,
-        logging_nan_inf_filter=False,
-        save_steps=stage.save_steps,
-        eval_strategy=evaluate,
-        eval_steps=0.1,  # of the run
-        seed=stage.seed,
-        report_to=stage.loggers,
-        disable_tqdm=False,
-        ddp_find_unused_parameters=False,
-        **sharded,
-    )
+def _can_compile() -> bool:
+    """Whether torch can compile here; says in one line why not."""
+    import torch._dynamo
 
-
-def deepspeed_config(stage: StageConfig) -> dict[str, Any]:
-    """ZeRO-2 as in the official script, or ZeRO-3; no gradient clipping unless the stage asks for it."""
-    zero: dict[str, Any] = {"stage": int(stage.strategy[-1]), "overlap_comm": False, "contiguous_gradients": True}
-    if zero["stage"] == 3:
-        zero["stage3_gather_16bit_weights_on_model_save"] = True
-    return {
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": stage.dtype == "bfloat16"},
-        "gradient_clipping": stage.max_grad_norm,
-        "train_micro_batch_size_per_gpu": stage.batch_size,
-        "gradient_accumulation_steps": stage.accumulation,
-    }
+    logger.info("compiling: the first step takes about a minute")
+    try:
+        torch.compile(torch.sin, dynamic=False)(torch.ones(8, device="cuda" if torch.cuda.is_available() else "cpu"))
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        logger.warning("torch.compile does not work here, training runs without it (is g++ installed?): %s", reason)
+        return False
+    return True
 
 
 def compile_blocks(model: Any) -> None:
@@ -237,49 +451,3 @@ def compile_blocks(model: Any) -> None:
     decoder.set_attn_implementation("eager")
     for layer in decoder.layers:
         layer.compile(dynamic=False)
-
-
-def git_revision() -> str | None:
-    """Commit of the source tree that runs, or None outside a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def check_settings(output: Path, stage: StageConfig, content: str, processes: int) -> None:
-    """Compare the settings and data of a run with those that its `run.json` holds.
-
-    Raises:
-        ValueError: one is another, which changes what the run computes; the message names it.
-    """
-    record = json.loads((output / "run.json").read_text(encoding="utf-8"))
-    changed = [
-        f"{name} was {record['stage'][name]} and is {value}"
-        for name, value in stage.as_dict().items()
-        if name not in MAY_CHANGE and record["stage"].get(name, value) != value
-    ]
-    if record["machine"].get("processes", processes) != processes:
-        changed.append(f"there were {record['machine']['processes']} processes and are {processes}")
-    if record.get("data", {}).get("sha256", content) != content:
-        changed.append("the data were others")
-    if changed:
-        raise ValueError(
-            f"{output} holds a run of other settings: {', '.join(changed)}. Go on with the old ones, or start from a "
-            "checkpoint of it with --model and another --output"
-        )
-
-
-def write_run_file(output: Path, stage: StageConfig, reports: list, data: dict[str, Any], processes: int = 1) -> None:
-    """Everything that a repetition needs."""
-    packages = ("videopanda", "torch", "transformers", "accelerate", "numpy", "av")
-    record = {
-        "stage": stage.as_dict(),
-        "data": data,
-        "parts": [vars(report) for report in reports],
-        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
-        "git_revision": git_revision(),
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "processes": processes},
-    }
-    (output / "run.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from videopanda.models.families import DEFAULT, fresh_config
 from videopanda.models.fields import convert, parse_settings, unknown
+from videopanda.models.prompts import TRAINING_SYSTEM_PROMPT
 
 STAGES = ("language", "prealign", "pretrain", "finetune")
 
@@ -34,7 +35,7 @@ class StageConfig:
     validation: int = 64  # clips (at most a tenth of all) held out to measure loss and accuracy on; 0 = none
     num_frames: int = 8  # frames that the model sees of every clip
     max_length: int = 2048  # tokens per row; conversations that do not fit are left out whole
-    system_prompt: str = ""  # in front of every conversation; "" = what the chat template says by itself
+    system_prompt: str = ""  # put into the chat template of the model; "" = leave the template as it is
     official_flip: bool = False  # mirror half of the clips, as the official frame transform does
     scenes_max_things: int = 4
     scenes_ramp: float = 0.0  # share of the stage in which the number of things grows from 1 to the maximum
@@ -44,6 +45,7 @@ class StageConfig:
     model_family: str = DEFAULT
     model_preset: str = ""  # "" = the first one of the family
     model_fields: dict[str, str] = field(default_factory=dict)  # dotted names, as in --set stab.row_tokens=false
+    chat_template: str = ""  # file or "vicuna"; "" = the one of the tokenizer
     whiten_patches: bool = False  # start a fresh patch embedding as a whitening of the first 64 clips
     # Loss.
     text_weight: float = 1.0  # of the cross-entropy on answers; 0 = the language model does not run
@@ -65,7 +67,7 @@ class StageConfig:
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
     adam_beta2: float = 0.999
-    max_grad_norm: float = 0.0  # 0 = no clipping
+    max_grad_norm: float = 1.0  # 0 = no clipping; the first gradients of a fresh STAB are large
     # Length and batch.
     epochs: float = 1.0
     max_steps: int = 0  # 0 = as many as the epochs make
@@ -84,7 +86,7 @@ class StageConfig:
     # Records.
     log_steps: int = 10
     save_steps: int = 200
-    keep_checkpoints: int = 1
+    keep_checkpoints: int = 2  # the one before is there in case the newest is damaged
     save_dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights in the output folder
     report_to: str = ""  # tensorboard, wandb, trackio; several with commas
     stall_seconds: float = 600.0  # without a step, after which a rank says what it waits for; 0 = never
@@ -104,7 +106,7 @@ class StageConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.quantize != "none" and not self.lora_rank:
-            raise ValueError("quantized weights cannot be trained: set lora_rank, too")
+            raise ValueError("quantized weights cannot be trained: set lora_rank as well")
         if self.validation < 0:
             raise ValueError(f"validation must be a number of clips, 0 for none, not {self.validation}")
         if self.global_batch < 0:
@@ -128,15 +130,15 @@ class StageConfig:
         if self.official_flip and self.align_weight > 0:
             raise ValueError("official_flip mirrors the picture but not the words that align_weight aligns: choose one")
         if self.strategy == "zero3" and self.align_weight > 0:
-            raise ValueError("align_weight reads all word embeddings, of which zero3 keeps pieces: choose one")
+            raise ValueError("align_weight needs the full embedding matrix, which ZeRO-3 shards: use one or the other")
         if self.strategy == "zero3" and self.save_dtype != "float32":
             raise ValueError(f"zero3 saves weights in float32, not {self.save_dtype}: set save_dtype=float32")
         if self.strategy == "zero3" and self.lora_rank:
-            raise ValueError("an adapter cannot be merged from the pieces of zero3: take fsdp2, zero2 or ddp with LoRA")
+            raise ValueError("a LoRA adapter cannot be merged from ZeRO-3 shards: use fsdp2, zero2 or ddp")
         if self.text_weight == self.align_weight == self.distill_weight == 0:
             raise ValueError("nothing to learn: text_weight, align_weight and distill_weight are all 0")
         if self.distill_weight and (self.align_weight or not self.text_weight):
-            raise ValueError("distill_weight goes with text_weight, and with no align_weight")
+            raise ValueError("distill_weight requires text_weight > 0 and align_weight = 0")
         if unknown := set(self.loggers) - {"tensorboard", "wandb", "trackio"}:
             raise ValueError(f"report_to must name tensorboard, wandb or trackio, not {sorted(unknown)[0]!r}")
 
@@ -186,10 +188,13 @@ class StageConfig:
         return {**values, **dotted}
 
 
-# Paper Tab. 6 and Sec. 4.1; what the paper leaves out is as in the official scripts, but for the mirroring of clips.
+# Paper Tab. 6 and Sec. 4.1; what the paper leaves out is as in the official scripts, except mirroring and clipping.
 _PAPER = StageConfig(
     "pretrain",
     data="valley_.json",
+    model_preset="paper",
+    distill_head="last_layer",
+    strategy="zero2",
     distill_weight=1.0,
     max_length=4096,
     warmup_ratio=0.01,
@@ -209,9 +214,19 @@ PAPER = {
         language_model_lr=2e-5, batch_size=4, global_batch=1024, save_steps=400,
     ),
 }  # fmt: skip
-# The published scripts: 16 nodes of 4 GPUs with 8, 8 and 4 rows each, a quarter of the paper's global batches.
+# The published scripts: the released block and head, 16 nodes of 4 GPUs with 8, 8 and 4 rows each, which is a quarter
+# of the paper's global batches, and no gradient clipping.
 SCRIPTS = {
-    name: replace(stage, global_batch=stage.global_batch // 4, official_flip=True) for name, stage in PAPER.items()
+    name: replace(
+        stage,
+        model_preset="released",
+        distill_head="fused",
+        global_batch=stage.global_batch // 4,
+        official_flip=True,
+        system_prompt=TRAINING_SYSTEM_PROMPT,
+        max_grad_norm=0.0,
+    )
+    for name, stage in PAPER.items()
 }
 
 _NANO = StageConfig(
@@ -221,7 +236,6 @@ _NANO = StageConfig(
     scenes_captions=1,
     batch_size=4,  # many small steps: looking things up is learned by their number, not by that of rows
     adam_beta2=0.99,
-    max_grad_norm=1.0,
     compile=True,
     num_workers=1,
     log_steps=50,
@@ -246,14 +260,14 @@ NANO = {
         align_weight=0.1, save_dtype="bfloat16",
     ),
 }  # fmt: skip
-# Some hundred clips of one's own, on one machine.
-OWN = {
+# A few hundred clips of your own, on one machine.
+CUSTOM = {
     "finetune": StageConfig(
-        "finetune", group_by_clip=True, epochs=3.0, batch_size=4, max_grad_norm=1.0, log_steps=1, save_steps=100,
+        "finetune", group_by_clip=True, epochs=3.0, batch_size=4, log_steps=1, save_steps=100,
         vision_lr=2e-5, language_model_lr=2e-5,
     )
 }  # fmt: skip
-PRESETS = {"paper": PAPER, "scripts": SCRIPTS, "nano": NANO, "own": OWN}
+PRESETS = {"paper": PAPER, "scripts": SCRIPTS, "nano": NANO, "custom": CUSTOM}
 
 
 _NOT_SET = ("stage", "model_fields", "module_lr")

@@ -34,7 +34,7 @@ class FeatureFolder:
         ValueError: no such folder, or other frames or mirroring than the stage's.
     """
 
-    def __init__(self, folder: str | Path, stage: StageConfig):
+    def __init__(self, folder: str | Path, stage: StageConfig, sampling: str):
         self.folder = Path(folder)
         try:
             self.table = json.loads((self.folder / _TABLE).read_text(encoding="utf-8"))
@@ -43,6 +43,11 @@ class FeatureFolder:
         for name in _SETTINGS if stage.official_flip or self.table["official_flip"] else _SETTINGS[:2]:
             if self.table[name] != getattr(stage, name):
                 raise ValueError(f"{folder} was written with {name}={self.table[name]}, not {getattr(stage, name)}")
+        if self.table.get("sampling") != sampling:
+            raise ValueError(
+                f"{folder} was written with frames sampled by {self.table.get('sampling')!r}, but the model samples "
+                f"by {sampling!r}: run `videopanda data features` again, into another folder"
+            )
         self.size: int = self.table["size"]
 
     def read(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
@@ -64,6 +69,7 @@ class FeatureFolder:
 def write_features(
     stage: StageConfig,
     dataset: EpochDataset,
+    sampling: str,
     collator: Any,
     teacher: Any,
     out: Path,
@@ -77,7 +83,8 @@ def write_features(
     Raises:
         ValueError: the folder holds features of another teacher or other settings.
     """
-    table = {"teacher": stage.teacher, "size": teacher.size, **{name: getattr(stage, name) for name in _SETTINGS}}
+    facts = {"teacher": stage.teacher, "size": teacher.size, "sampling": sampling}
+    table = {**facts, **{name: getattr(stage, name) for name in _SETTINGS}}
     out.mkdir(parents=True, exist_ok=True)
     if (out / _TABLE).exists():
         if json.loads((out / _TABLE).read_text(encoding="utf-8")) != table:

@@ -1,6 +1,6 @@
 """The trained module, and the Hugging Face Trainer with our batches and checkpoints that survive a kill."""
 
-import json
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from videopanda.checkpoints.tensors import CheckpointError, find_tensors
 from videopanda.data.collate import Collator
@@ -21,13 +21,13 @@ from videopanda.data.loader import Batch, BatchStream, EpochDataset, Loader, mak
 from videopanda.data.sample import Sample
 from videopanda.data.shuffling import key_of
 from videopanda.training.freezing import parameter_groups, vision_modules
+from videopanda.training.run_folder import complete_checkpoints, no_half_files, seal
 from videopanda.training.stages import StageConfig
 from videopanda.training.tasks import Task
 from videopanda.training.validation import CONDITIONS, ValidationBatches, answer_sums, named
 
 HEAD_FILE = "distillation_head.safetensors"  # as `videopanda convert` writes it
 _ADAPTER_FILE = "adapter_model.safetensors"
-_COMPLETE = "complete"  # present in a checkpoint folder only once everything in it is written
 
 
 class TaskModule(nn.Module):
@@ -126,6 +126,7 @@ class StageTrainer(Trainer):
         self.module = model
         self.loss_sums: dict[str, Tensor] = {}  # since the last log, on the device: reading one waits for the step
         self.losses = 0
+        self.step_losses: list[tuple[list[str], Tensor]] = []  # of this optimizer step: ids of rows, and their loss
         self.loader: Loader | None = None
         self.clock = time.monotonic()
         super().__init__(model=model, train_dataset=dataset, eval_dataset=validation, **kwargs)
@@ -166,7 +167,7 @@ class StageTrainer(Trainer):
         return self.loader
 
     def _collate(self, batch: Batch) -> dict[str, Any]:
-        return {**self.collator(batch.samples), "number": batch.number}
+        return {**self.collator(batch.samples), "number": batch.number, "rows": [sample.id for sample in batch.samples]}
 
     def _init_training_state(self, *args: Any) -> tuple[int, int]:
         """Resume after the last batch of the checkpoint: the loader knows its position, so no batch is read twice."""
@@ -178,6 +179,10 @@ class StageTrainer(Trainer):
             assert self.loader is not None
             self.loader.load_state_dict(torch.load(file, weights_only=True))
         return epochs, 0
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step < self.state.max_steps:  # a run that was killed after its last step makes no other
+            super()._run_epoch(*args, **kwargs)
 
     # -- a step --------------------------------------------------------------------------------------------------------
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -192,13 +197,41 @@ class StageTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The mean loss of a batch; its named parts are summed for the log."""
+        rows = inputs.pop("rows", [])
         with self.accelerator.autocast():
             losses = model(inputs)
+        self.step_losses.append((rows, losses["loss"].detach()))
         for name, value in losses.items():
             if name != "loss":
                 self.loss_sums[name] = self.loss_sums.get(name, 0.0) + value.detach().float()
         self.losses += 1
         return (losses["loss"], None) if return_outputs else losses["loss"]
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
+        norm = float(super()._get_grad_norm(model, grad_norm))
+        found = [(rows, f"loss {loss.item()}") for rows, loss in self.step_losses if not loss.isfinite()]
+        if not found and not math.isfinite(norm):
+            found = [([row for rows, _ in self.step_losses for row in rows], f"gradient norm {norm}")]
+        self.step_losses.clear()
+        self._stop_together([f"{what} on rank {self.args.process_index}, rows {_named(rows)}" for rows, what in found])
+        return norm
+
+    def _stop_together(self, problems: list[str]) -> None:
+        """Stop all processes where one has a number that is not finite, before anything is saved."""
+        if dist.is_initialized():
+            flag = torch.tensor(float(len(problems)), device=self.args.device)
+            dist.all_reduce(flag)
+            if flag:
+                gathered: list[list[str]] = [[]] * self.args.world_size
+                dist.all_gather_object(gathered, problems)
+                problems = [problem for some in gathered for problem in some]
+        if problems:
+            kept = complete_checkpoints(Path(str(self.args.output_dir)))
+            raise DivergedError(
+                f"training diverged at step {self.state.global_step + 1}: {'; '.join(problems)}. Lower the learning "
+                f"rate or set max_grad_norm, and check these rows; the last good checkpoint is "
+                f"{kept[-1] if kept else 'the start'}"
+            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the task's losses, averaged over all processes and steps since the last log."""
@@ -270,36 +303,35 @@ class StageTrainer(Trainer):
         torch.save(self.loader.state_dict(), Path(output_dir, name))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
+        self.require_finite_weights()
+        output = Path(str(self.args.output_dir))
+        checkpoint = output / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
-            output = Path(str(self.args.output_dir))
-            (output / f"checkpoint-{self.state.global_step}" / _COMPLETE).touch()
-            for old in complete_checkpoints(output)[: -self.stage.keep_checkpoints]:
-                shutil.rmtree(old)
+            shutil.rmtree(checkpoint, ignore_errors=True)  # of a save that was cut off
+        self.accelerator.wait_for_everyone()
+        with no_half_files(output, checkpoint, checkpoint.name):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                seal(checkpoint)
+                for old in complete_checkpoints(output)[: -self.stage.keep_checkpoints]:
+                    shutil.rmtree(old)
+
+    def require_finite_weights(self) -> None:
+        """Stop all processes where a trained weight of one is not finite.
+
+        Raises:
+            DivergedError: one is not.
+        """
+        tensors = [*(p for p in self.module.parameters() if p.requires_grad), *self.module.buffers()]
+        locals_ = (getattr(tensor, "_local_tensor", tensor) for tensor in tensors if tensor.is_floating_point())
+        is_finite = all(bool(tensor.detach().isfinite().all()) for tensor in locals_)
+        self._stop_together([] if is_finite else [f"weights that are not finite on rank {self.args.process_index}"])
 
 
-def complete_checkpoints(output: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first. One that was cut off by a kill is not among them."""
-    found = [path for path in output.glob("checkpoint-*") if (path / _COMPLETE).exists()]
-    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
+def _named(rows: list[str]) -> str:
+    return ", ".join(rows[:8]) + (", ..." if len(rows) > 8 else "")
 
 
-class MetricsFile(TrainerCallback):
-    """Appends every log entry to `metrics.jsonl`."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Write one line."""
-        if state.is_world_process_zero and logs:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-
-    def rewind(self, step: int) -> None:
-        """Remove what was logged after the step that the run resumes from, and a line that was cut off by a kill."""
-        if self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            self.path.write_text("".join(kept), encoding="utf-8")
+class DivergedError(Exception):
+    """A loss, gradient or weight is not finite; nothing of it was saved."""

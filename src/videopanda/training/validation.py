@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from videopanda.data.collate import IGNORE, Collator
-from videopanda.data.sample import Sample
+from videopanda.data.sample import Sample, Turn
 
 MAX_SAMPLES = 256  # that one evaluation looks at
 CONDITIONS = {"": "with the video", "_no_video": "without"}
@@ -68,7 +68,7 @@ class ValidationBatches(Dataset):
 def without_videos(sample: Sample) -> Sample:
     """The sample as text alone: no clips, and no `<video>` or `<image>` where they were."""
     turns = [
-        tuple((re.sub(r"<(video|image)>\n?", "", question), answer) for question, answer in conversation)
+        tuple(Turn(re.sub(r"<(video|image)>\n?", "", turn[0]), *turn[1:]) for turn in conversation)
         for conversation in sample.conversations
     ]
     return replace(sample, videos=(), conversations=tuple(turns))

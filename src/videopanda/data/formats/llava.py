@@ -12,31 +12,45 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from videopanda.data.formats.record import Medium, Record, RowError, items, mark, name_of, pair, paths, seconds, text
+from videopanda.data.formats.record import (
+    RANGE_KEYS,
+    Medium,
+    Record,
+    RowError,
+    Said,
+    conversation,
+    items,
+    mark,
+    name_of,
+    paths,
+    refuse_unused,
+    said,
+    text,
+    videos,
+)
 
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_USED = {"video", "image", "system", "system_prompt", *(key for keys in RANGE_KEYS for key in keys)}
 
 
 def llava(row: Mapping[str, Any], number: int, source: str) -> Record:
     """Read a row with `video`, `image` or neither (text only); `<image>` may stand for a video.
 
+    An answer in front of the first question is left out, as in the official code.
+
     Raises:
-        RowError: both kinds of media, or a conversation that `pair` or `mark` refuses.
+        RowError: both kinds of media, or a conversation that `conversation` or `mark` refuses.
     """
-    videos, images = paths(row, "video"), paths(row, "image")
-    if videos and images:
+    files, images = paths(row, "video"), paths(row, "image")
+    if files and images:
         raise RowError("schema", "both 'video' and 'image'; a row of this format has one of them")
-    if any(path.endswith(".pkl") for path in videos):
+    if any(path.endswith(".pkl") for path in files):
         raise RowError("schema", "features in a .pkl file are not read; with --format videochatgpt its video is")
-    start, end = seconds(row)
-    media = tuple(Medium("video", path, start, end) for path in videos) + tuple(Medium("image", p) for p in images)
-    said = []
-    for turn in items(row, "conversations"):
-        if not isinstance(turn, Mapping):
-            raise RowError("schema", "a turn must be an object with 'from' and 'value'")
-        role = str(turn.get("from")).lower()
-        said.append((_ROLES.get(role, role), turn.get("value")))
-    return Record(name_of(row, number), source, media, mark(pair(said), media, missing="refuse"))
+    refuse_unused(row, _USED)
+    media = videos(row, files) + tuple(Medium("image", path) for path in images)
+    turns = [said(turn, "from", "value", _ROLES) for turn in items(row, "conversations")]
+    system, pairs = conversation(row, turns, drop_first_answer=True)
+    return Record(name_of(row, number), source, media, mark(pairs, media, missing="refuse"), system)
 
 
 def llava_video(row: Mapping[str, Any], number: int, source: str) -> Record:
@@ -65,6 +79,7 @@ def videochatgpt(row: Mapping[str, Any], number: int, source: str) -> Record:
     if "conversations" in row:
         return llava({**row, "video": PurePosixPath(text(row, "video")).stem}, number, source)
     name = text(row, "video_id")
-    turns = pair([("user", text(row, "q")), ("assistant", text(row, "a"))])
-    media = (Medium("video", name),)
-    return Record(name, source, media, mark(turns, media, missing="front"))
+    refuse_unused(row, _USED)
+    system, turns = conversation(row, [Said("user", text(row, "q")), Said("assistant", text(row, "a"))])
+    media = videos(row, [name])
+    return Record(name, source, media, mark(turns, media, missing="front"), system)

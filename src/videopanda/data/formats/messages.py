@@ -11,7 +11,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from videopanda.data.formats.record import Medium, Record, RowError, items, mark, name_of, pair, paths, text
+from videopanda.data.formats.record import (
+    RANGE_KEYS,
+    Medium,
+    Record,
+    RowError,
+    Said,
+    conversation,
+    items,
+    mark,
+    name_of,
+    paths,
+    refuse_unused,
+    said,
+    text,
+    videos,
+)
 
 
 @dataclass(frozen=True)
@@ -35,47 +50,35 @@ OPENAI = Names("messages", role_tag="role", content_tag="content", user_tag="use
 def llama_factory(row: Mapping[str, Any], number: int, source: str, names: Names | None = None) -> Record:
     """Read a row with the given names; without them, those of `messages` or of `conversations`, whichever it has."""
     names = names or (OPENAI if "messages" in row else Names())
-    system, said = _said(row, names)
     media = _media(row, names)
-    return Record(name_of(row, number), source, media, mark(pair(said), media, missing="refuse"), system)
+    system, turns = conversation(row, _turns(row, names), names.system)
+    return Record(name_of(row, number), source, media, mark(turns, media, missing="refuse"), system)
 
 
 def ms_swift(row: Mapping[str, Any], number: int, source: str) -> Record:
-    """Read `messages`, or `query`, `response` and `history`. Columns for preference training are not looked at."""
-    if row.get("audios") or row.get("objects"):
-        raise RowError("schema", "'audios' and 'objects' are not supported")
+    """Read `messages`, or `query`, `response` and `history`."""
     if "messages" in row:
-        system, said = _said(row, OPENAI)
+        turns = _turns(row, OPENAI)
     else:
-        system = str(row.get("system") or "")
-        said = []
+        turns = []
         for turn in [*items(row, "history"), [text(row, "query"), text(row, "response")]]:
             if not isinstance(turn, list) or len(turn) != 2:
                 raise RowError("schema", "'history' must hold pairs of question and answer")
-            said += [("user", turn[0]), ("assistant", turn[1])]
-    media = _media(row, OPENAI)
-    return Record(name_of(row, number), source, media, mark(pair(said), media, missing="front"), system)
+            turns += [Said("user", turn[0]), Said("assistant", turn[1])]
+    media = _media(row, OPENAI, "history")
+    system, pairs = conversation(row, turns)
+    return Record(name_of(row, number), source, media, mark(pairs, media, missing="front"), system)
 
 
-def _media(row: Mapping[str, Any], names: Names) -> tuple[Medium, ...]:
-    images, videos = paths(row, names.images), paths(row, names.videos)
-    if images and videos:
+def _media(row: Mapping[str, Any], names: Names, *used: str) -> tuple[Medium, ...]:
+    images, files = paths(row, names.images), paths(row, names.videos)
+    if images and files:
         raise RowError("schema", "both images and videos: their order is not known")
-    return tuple(Medium("image", path) for path in images) + tuple(Medium("video", path) for path in videos)
+    ranges = (key for keys in RANGE_KEYS for key in keys)
+    refuse_unused(row, {names.images, names.videos, names.system, "system_prompt", *ranges, *used})
+    return tuple(Medium("image", path) for path in images) + videos(row, files)
 
 
-def _said(row: Mapping[str, Any], names: Names) -> tuple[str, list[tuple[str, Any]]]:
-    """The system prompt and the turns of a row, with roles called user and assistant."""
-    system = row.get(names.system) or ""
+def _turns(row: Mapping[str, Any], names: Names) -> list[Said]:
     roles = {names.user_tag: "user", names.assistant_tag: "assistant", names.system_tag: "system"}
-    said: list[tuple[str, Any]] = []
-    for turn in items(row, names.messages):
-        if not isinstance(turn, Mapping):
-            raise RowError("schema", f"a turn must be an object with {names.role_tag!r} and {names.content_tag!r}")
-        role = str(turn.get(names.role_tag))
-        said.append((roles.get(role, role), turn.get(names.content_tag)))
-    if said and said[0][0] == "system":
-        system = said.pop(0)[1]
-    if not isinstance(system, str):
-        raise RowError("schema", "the system prompt must be a string")
-    return system, said
+    return [said(turn, names.role_tag, names.content_tag, roles) for turn in items(row, names.messages)]

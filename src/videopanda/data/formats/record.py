@@ -4,9 +4,11 @@ A reader is a pure function (row, number, source) -> `Record`: the parsed JSON o
 and the name of the file, which serves as `Record.source` where the row does not name its own.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from videopanda.data.sample import Turn
 from videopanda.models.prompts import place_marker
@@ -70,29 +72,116 @@ class Record:
 
 Reader = Callable[[Mapping[str, Any], int, str], Record]
 
+# Whether an answer is a target: ms-swift, axolotl, OpenAI.
+_FLAGS = ("loss", "train", "weight")
+_HARMLESS = {"id", "uid", "index", "name", "lang", "language", "markdown", "timestamp", "time", "date", "created_at"}
+_HARMLESS |= {"model", "source", "meta", "metadata", "token_count", "tokens", "length", "duration"}
+RANGE_KEYS = (
+    *(("start", "end"), ("start_time", "end_time"), ("video_start", "video_end"), ("clip_start", "clip_end")),
+    *(("start_sec", "end_sec"), ("starting_sec", "ending_sec"), ("start_s", "end_s"), ("begin", "stop")),
+)
+_RANGES = {"clip", "segment", "span", "range", "time_range", "window", "interval", "timestamp", "timestamps", "bounds"}
+_MEANINGFUL = {
+    *(key for keys in RANGE_KEYS for key in keys),
+    *(*_FLAGS, "loss_scale", "mask", "system", "system_prompt", "history", "tools", "functions"),
+    *("label", "image", "images", "video", "videos", "audio", "audios", "objects"),
+}
+_NEUTRAL = (*((key, 1) for key in (*_FLAGS, "label")), ("mask", 0))  # what a row does without the key
+
 # Left behind in answers of Video-ChatGPT-100K; later users of that data remove it.
 _NOISE = "QA_GT_caption_based_noisy"
 
 
-def pair(said: Sequence[tuple[str, Any]]) -> tuple[Turn, ...]:
-    """(question, answer) pairs of a list of ("user" or "assistant" or another role, text).
+class Said(NamedTuple):
+    """One turn as it stands in the file: "user", "assistant", "system" or another role, and its text."""
+
+    role: str
+    text: Any
+    is_trained: bool = True
+
+
+def said(turn: Any, role_key: str, text_key: str, roles: Mapping[str, str]) -> Said:
+    """Read a turn; `loss`, `train` and `weight` say whether an answer is a target.
 
     Raises:
-        RowError: no turns, other roles, turns that do not alternate, text that is missing or no text.
+        RowError: not an object, a flag that cannot be honored, or a key whose meaning is not known.
     """
-    if not said:
+    if not isinstance(turn, Mapping):
+        raise RowError("schema", f"a turn must be an object with {role_key!r} and {text_key!r}")
+    name = str(turn.get(role_key))
+    role = roles.get(name, roles.get(name.lower(), name))
+    flags = {key: turn[key] for key in _FLAGS if turn.get(key) is not None}
+    for key, value in flags.items():
+        if value not in (0, 1):
+            raise RowError("schema", f"{key!r} of a turn must be true or false (or 1 or 0), not {value!r}")
+        if value and role != "assistant":
+            raise RowError("schema", f"{key!r} of a turn of the {role}: only answers can be trained on")
+    known = {role_key, text_key, *_FLAGS, *_HARMLESS}
+    for key, value in turn.items():
+        if key not in known and value not in (None, "", [], {}):
+            raise RowError("schema", f"a turn has the key {key!r}, which is not supported: remove it, or the row")
+    return Said(role, turn.get(text_key), all(flags.values()))
+
+
+def conversation(
+    row: Mapping[str, Any], turns: Sequence[Said], system_key: str = "system", drop_first_answer: bool = False
+) -> tuple[str, tuple[Turn, ...]]:
+    """The system prompt and the (question, answer) pairs of a row.
+
+    The system prompt is the first turn, `system_key` or `system_prompt`. With `drop_first_answer` an answer in front
+    of the first question is left out, as the LLaVA family does.
+
+    Raises:
+        RowError: several system prompts; turns that do not alternate, have no text, or of which none is trained on.
+    """
+    prompts = [row[key] for key in {system_key, "system_prompt"} if row.get(key) not in (None, "")]
+    turns = list(turns)
+    if turns and turns[0].role == "system":
+        prompts.append(turns.pop(0).text)
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        raise RowError("schema", "the system prompt must be a string")
+    if len(set(prompts)) > 1:
+        raise RowError("schema", "more than one system prompt")
+    if drop_first_answer and turns and turns[0].role == "assistant":
+        del turns[0]
+    return (prompts[0].strip() if prompts else ""), pair(turns)
+
+
+def pair(turns: Sequence[Said]) -> tuple[Turn, ...]:
+    """(question, answer) pairs of alternating turns.
+
+    Raises:
+        RowError: no turns, other roles, turns that do not alternate or have no text, or no answer that is a target.
+    """
+    if not turns:
         raise RowError("empty", "no conversation")
-    roles = [role for role, _ in said]
-    if roles != ["user", "assistant"] * (len(said) // 2):
-        raise RowError("roles", f"turns must alternate user, assistant, but are {', '.join(map(str, roles))}")
+    roles = [turn.role for turn in turns]
+    if roles != ["user", "assistant"] * (len(turns) // 2):
+        raise RowError("roles", f"turns must alternate user, assistant, but are {', '.join(roles)}")
     texts = []
-    for role, text in said:
-        if not isinstance(text, str):
-            raise RowError("schema", f"a turn's text must be a string, not {type(text).__name__}")
-        texts.append(text.replace(_NOISE, "").strip())
+    for turn in turns:
+        if not isinstance(turn.text, str):
+            raise RowError("schema", f"a turn's text must be a string, not {type(turn.text).__name__}")
+        texts.append(turn.text.replace(_NOISE, "").strip())
         if not texts[-1]:
-            raise RowError("empty", f"a turn of the {role} has no text")
-    return tuple(zip(texts[::2], texts[1::2]))
+            raise RowError("empty", f"a turn of the {turn.role} has no text")
+    if not any(turn.is_trained for turn in turns[1::2]):
+        raise RowError("empty", "no answer of this row is trained on")
+    return tuple(Turn(q, a, turn.is_trained) for q, a, turn in zip(texts[::2], texts[1::2], turns[1::2]))
+
+
+def refuse_unused(row: Mapping[str, Any], used: Iterable[str]) -> None:
+    """Refuse a row with a key that changes its meaning and that its format does not read.
+
+    Raises:
+        RowError: the key.
+    """
+    for key in sorted(set(row) - set(used)):
+        value = row[key]
+        is_range = key in _RANGES and isinstance(value, list) and len(value) == 2
+        if value not in (None, "", [], {}) and (is_range or (key in _MEANINGFUL and (key, value) not in _NEUTRAL)):
+            advice = "give the range as 'start' and 'end' in seconds" if is_range else "remove it, or the row"
+            raise RowError("schema", f"the key {key!r} is not supported in this format: {advice}")
 
 
 def mark(turns: Sequence[Turn], media: Sequence[Medium], missing: Literal["refuse", "front"]) -> tuple[Turn, ...]:
@@ -105,17 +194,17 @@ def mark(turns: Sequence[Turn], media: Sequence[Medium], missing: Literal["refus
         RowError: more or (if refused) fewer markers than media, a marker in an answer.
     """
     marker = f"<{media[0].kind}>" if media else "<video>"
-    turns = [(q.replace("<image>", marker).replace("<video>", marker), a) for q, a in turns]
-    if any(word in answer for _, answer in turns for word in ("<video>", "<image>")):
+    turns = [turn._replace(question=re.sub("<(?:image|video)>", marker, turn.question)) for turn in turns]
+    if any(word in turn.answer for turn in turns for word in ("<video>", "<image>")):
         raise RowError("extra_marker", "a visual marker in an answer")
-    found = sum(question.count(marker) for question, _ in turns)
+    found = sum(turn.question.count(marker) for turn in turns)
     if found > len(media):
         raise RowError("extra_marker", f"{found} visual markers for {len(media)} clips or images")
     if found < len(media) and missing == "refuse":
         raise RowError("missing_marker", f"{found} visual markers for {len(media)} clips or images")
-    turns = [(place_marker(question), answer) for question, answer in turns]
+    turns = [turn._replace(question=place_marker(turn.question)) for turn in turns]
     if 0 < found < len(media):
-        turns[0] = (marker * (len(media) - found) + turns[0][0], turns[0][1])
+        turns[0] = turns[0]._replace(question=marker * (len(media) - found) + turns[0].question)
     return tuple(turns)
 
 
@@ -143,6 +232,9 @@ def paths(row: Mapping[str, Any], key: str) -> list[str]:
     found = [value] if isinstance(value, str) else items(row, key)
     if not all(isinstance(path, str) and path for path in found):
         raise RowError("schema", f"{key!r} must be a path or a list of paths (frames go into a folder of their own)")
+    for path in found:
+        if "\0" in path or any(len(part.encode()) > 255 for part in path.split("/")):
+            raise RowError("schema", f"no file can have the name {path[:40]!r}")
     return found
 
 
@@ -153,14 +245,38 @@ def name_of(row: Mapping[str, Any], number: int) -> str:
 
 
 def seconds(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """`start` and `end` of a row. Raises `RowError` where they are no times, or not in this order."""
-    times = []
-    for key in ("start", "end"):
-        value = row.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
-            raise RowError("schema", f"{key!r} must be a time in seconds, not {value!r}")
-        times.append(None if value is None else float(value))
+    """`start` and `end` of a row, by any of the names in use, in seconds.
+
+    Raises:
+        RowError: they are not finite times or not in this order, or a row has several such pairs.
+    """
+    pairs = [keys for keys in RANGE_KEYS if any(row.get(key) is not None for key in keys)]
+    if len(pairs) > 1:
+        raise RowError("schema", f"more than one range: {', '.join(key for keys in pairs for key in keys)}")
+    times = [_number(row, key, "a time in seconds") for key in (pairs[0] if pairs else ("start", "end"))]
     start, end = times
     if end is not None and end <= (start or 0.0):
         raise RowError("range", f"end ({end} s) is not later than start ({start or 0.0} s)")
     return start, end
+
+
+def videos(row: Mapping[str, Any], found: Sequence[str]) -> tuple[Medium, ...]:
+    """The videos of a row at these paths, with its range, and the rate of folders of frames."""
+    start, end = seconds(row)
+    fps = _number(row, "fps", "a rate in frames per second")
+    if fps == 0:
+        raise RowError("schema", "'fps' must be positive")
+    return tuple(Medium("video", path, start, end, 1.0 if fps is None else fps) for path in found)
+
+
+def _number(row: Mapping[str, Any], key: str, what: str) -> float | None:
+    value = row.get(key)
+    if value is None:
+        return None
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not 0 <= number < math.inf:
+        raise RowError("schema", f"{key!r} must be {what}, not {value!r:.40}")
+    return number

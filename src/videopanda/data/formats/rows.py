@@ -21,6 +21,7 @@ from videopanda.data.formats.record import RowError
 CHUNK_BYTES = 1 << 20
 MAX_ROW_BYTES = 1 << 24  # a longer "row" is not one: the file is damaged, or has another form
 _BLANK = b" \t\r\n"
+_ROW_KEYS = {"conversations", "messages", "QA", "query", "q", "question"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +43,46 @@ def iter_rows(path: str | Path) -> Iterator[Row]:
     """
     with open(path, "rb") as file:
         head = file.read(64)
+        if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
+            code = "UTF-32" if b"\0\0" in head.strip(b"\0") else "UTF-16"
+            raise ValueError(f"{path} is {code}, not UTF-8: convert it with  iconv -f {code} -t UTF-8 {path}")
         skipped = 3 if head.startswith(b"\xef\xbb\xbf") else 0  # byte order mark
         head = head[skipped:].lstrip(_BLANK)
         if head[:1] == b"[":
             file.seek(skipped)
             yield from _array(file, skipped)
         elif head[:1] == b"{":
+            _check_lines(path)
             file.seek(skipped)
             yield from _lines(file, skipped)
         elif not head:
             raise ValueError(f"{path} is empty")
         else:
             raise ValueError(f"{path} holds neither a JSON array of rows nor one JSON object per line")
+
+
+def _check_lines(path: str | Path) -> None:
+    """Refuse a file that is one object with the rows inside of it.
+
+    Raises:
+        ValueError: as said; the message says where the rows are.
+    """
+    with open(path, "rb") as file:
+        first, second = file.readline(MAX_ROW_BYTES), file.readline(64).strip(_BLANK)
+    try:
+        value = json.loads(first.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        if second and not second.startswith(b"{"):
+            reason = f"{path} is one JSON object over several lines: rows must be an array, or one object per line"
+            raise ValueError(reason) from None
+        return  # a bad row, which is reported as such
+    if not isinstance(value, dict) or not value:
+        return
+    if all(isinstance(row, dict) for row in value.values()):
+        raise ValueError(f"{path} is one JSON object whose values are the rows: write its values as an array")
+    for key, rows in value.items():
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict) and rows[0].keys() & _ROW_KEYS:
+            raise ValueError(f"{path} is one JSON object with the rows in {key!r}: write that array alone")
 
 
 def read_row(path: str | Path, start: int, stop: int) -> Any:
@@ -75,11 +104,17 @@ def _parse(data: bytes) -> Any:
 
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
+        if b"\\ud" in data.lower():
+            json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         byte = f"byte {data[error.start]:#x} at position {error.start} of the row"
         raise RowError("encoding", f"not UTF-8: {byte}") from error
+    except UnicodeEncodeError as error:
+        raise RowError("encoding", "an escape such as \\ud800 is half of a character") from error
     except json.JSONDecodeError as error:
         raise RowError("json", f"not valid JSON: {error.msg} at character {error.pos} of the row") from error
+    except (ValueError, RecursionError) as error:
+        raise RowError("json", f"JSON that cannot be read: {error}") from error
     if twice:
         raise RowError("json", f"the key {twice[0]!r} stands twice in one object")
     if not isinstance(value, dict):
@@ -151,6 +186,9 @@ def _array(file: BinaryIO, offset: int) -> Iterator[Row]:
                     is_cut = done and (error.pos == len(text) or error.msg.startswith("Unterminated"))
                     yield _lost(number, offset + at, "the file ends inside the row" if is_cut else error.msg)
                     return
+            except (ValueError, RecursionError) as error:
+                yield _lost(number, offset + at, str(error))
+                return
             else:
                 if stop < len(text) or done:
                     break

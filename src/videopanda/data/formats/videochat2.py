@@ -6,7 +6,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-from videopanda.data.formats.record import Medium, Record, RowError, items, mark, name_of, pair, paths, seconds
+from videopanda.data.formats.record import (
+    RANGE_KEYS,
+    Medium,
+    Record,
+    RowError,
+    Said,
+    conversation,
+    items,
+    mark,
+    name_of,
+    paths,
+    refuse_unused,
+    said,
+    videos,
+)
 
 
 def videochat2(row: Mapping[str, Any], number: int, source: str) -> Record:
@@ -17,16 +31,18 @@ def videochat2(row: Mapping[str, Any], number: int, source: str) -> Record:
     Raises:
         RowError: not exactly one medium, or a pair without question and instruction, or without answer.
     """
-    videos, images = paths(row, "video"), paths(row, "image")
-    if len(videos) + len(images) != 1:
-        raise RowError("schema", f"a row must have one 'video' or one 'image', not {len(videos) + len(images)}")
-    start, end = seconds(row)
-    media = (Medium("video", videos[0], start, end) if videos else Medium("image", images[0]),)
-    said: list[tuple[str, Any]] = []
-    for k, turn in enumerate(items(row, "QA")):
-        if not isinstance(turn, Mapping):
+    files, images = paths(row, "video"), paths(row, "image")
+    if len(files) + len(images) != 1:
+        raise RowError("schema", f"a row must have one 'video' or one 'image', not {len(files) + len(images)}")
+    refuse_unused(row, {"video", "image", "system", "system_prompt", *(key for keys in RANGE_KEYS for key in keys)})
+    media = videos(row, files) or (Medium("image", images[0]),)
+    turns: list[Said] = []
+    for k, member in enumerate(items(row, "QA")):
+        if not isinstance(member, Mapping):
             raise RowError("schema", "a member of 'QA' must be an object with 'q' and 'a'")
-        instruction, question = str(turn.get("i") or "").strip(), str(turn.get("q") or "").strip()
+        instruction, question = str(member.get("i") or "").strip(), str(member.get("q") or "").strip()
         asked = f"{instruction}\n{question}".strip() if k == 0 else question or instruction
-        said += [("user", asked), ("assistant", turn.get("a"))]
-    return Record(name_of(row, number), source, media, mark(pair(said), media, missing="front"))
+        answer = {key: value for key, value in member.items() if key not in ("i", "q")}
+        turns += [Said("user", asked), said({"role": "assistant", **answer}, "role", "a", {})]
+    system, pairs = conversation(row, turns)
+    return Record(name_of(row, number), source, media, mark(pairs, media, missing="front"), system)

@@ -107,7 +107,7 @@ class ScenesDataset:
         name = f"{self.split}-{self.seed}-{index}"
         if self.text_only:
             log = frame_log(scene, self.num_frames)
-            conversations = [((f"{log}\n{turns[0][0]}", turns[0][1]), *turns[1:]) for turns in conversations]
+            conversations = [(Turn(f"{log}\n{turns[0][0]}", turns[0][1]), *turns[1:]) for turns in conversations]
             return Sample(name, (), tuple(conversations))
         return Sample(name, (draw(scene, self.num_frames),), tuple(conversations))
 
@@ -117,7 +117,7 @@ class ScenesDataset:
         questions = balanced([drawn[text] for text in rng.permutation(sorted(drawn))])
         captions = make_captions(scene, self.num_frames)
         captions = [captions[i] for i in rng.permutation(len(captions))[: self.captions]]
-        turns = [(q.question, q.answer) for q in (*captions, *questions)]
+        turns = [Turn(q.question, q.answer) for q in (*captions, *questions)]
         if rng.random() < self.chats and len(turns) > 4:
             return [tuple(turns[:3]), *((turn,) for turn in turns[3:])]
         return [(turn,) for turn in turns]

@@ -1,0 +1,255 @@
+"""The folder of a run: one writer at a time, checkpoints that are complete or ignored, the record and the log."""
+
+import fcntl
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import TrainerCallback
+
+from videopanda.checkpoints.tensors import CheckpointError
+from videopanda.data.manifest import file_sha256
+from videopanda.training.stages import StageConfig
+
+logger = logging.getLogger(__name__)
+
+_COMPLETE = "complete"  # SHA-256 of every file of a checkpoint; written last
+# Settings that may differ when a run is resumed: locations and logging.
+_MAY_CHANGE = {
+    *("data", "media_root", "manifest", "teacher", "teacher_features"),
+    *("log_steps", "save_steps", "keep_checkpoints", "report_to", "stall_seconds"),
+}
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Keep other runs out of a folder.
+
+    Raises:
+        ValueError: another run is using it.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    # A record lock: unlike flock, it is not inherited by data workers, which may outlive a killed run for seconds.
+    with (output / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            raise ValueError(
+                f"another run ({file.read().strip()}) is using {output}: wait for it, or choose another --output"
+            ) from error
+        except OSError as error:
+            logger.warning("%s: the file system has no locks (%s); do not start a second run here", output, error)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
+
+
+def check_unused(output: Path, resume: bool) -> None:
+    """Refuse a folder that holds a run which is not to be resumed, or in which one is going on, before work is done.
+
+    Raises:
+        ValueError: as said.
+    """
+    if (output / "run.json").exists():
+        with locked(output):
+            if not resume:
+                raise ValueError(
+                    f"{output} already contains a run: pass --resume to continue it, or choose another --output"
+                )
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+def complete_checkpoints(output: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first. One that was cut off by a kill is not among them."""
+    found = [path for path in output.glob("checkpoint-*") if (path / _COMPLETE).exists()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The step of a checkpoint folder; 0 for none."""
+    return int(checkpoint.name.partition("-")[2]) if checkpoint else 0
+
+
+def last_good_checkpoint(output: Path) -> Path | None:
+    """The newest checkpoint whose files are as they were written; None where there is none yet.
+
+    A damaged one no longer counts as complete, and a warning says so.
+
+    Raises:
+        CheckpointError: all are damaged.
+    """
+    found = complete_checkpoints(output)
+    for checkpoint in reversed(found):
+        reason = _damage(checkpoint)
+        if reason is None:
+            return checkpoint
+        logger.warning("%s is damaged (%s): falling back to the one before", checkpoint, reason)
+        (checkpoint / _COMPLETE).unlink()
+    if found:
+        raise CheckpointError(f"all checkpoints in {output} are damaged: start again with another --output")
+    return None
+
+
+def _damage(checkpoint: Path) -> str | None:
+    try:
+        listed = json.loads((checkpoint / _COMPLETE).read_text(encoding="utf-8"))
+        for name, digest in listed.items():
+            if file_sha256(checkpoint / name) != digest:
+                return f"{name} differs from what was written"
+    except (ValueError, AttributeError):
+        return f"{_COMPLETE} is unreadable"
+    except OSError as error:
+        return f"{Path(str(error.filename)).name}: {error.strerror}"
+    return None
+
+
+def seal(checkpoint: Path) -> None:
+    """Force a checkpoint to the disk, then declare it complete, with a digest of every file."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    digests = {str(path.relative_to(checkpoint)): file_sha256(path) for path in files}
+    for path in (*files, *(path for path in checkpoint.rglob("*") if path.is_dir()), checkpoint, checkpoint.parent):
+        _sync(path)
+    write_text(checkpoint / _COMPLETE, json.dumps(digests, indent=1) + "\n")
+
+
+@contextmanager
+def no_half_files(output: Path, part: Path, what: str) -> Iterator[None]:
+    """Remove `part`, a folder in `output`, where writing it fails.
+
+    Raises:
+        OSError: it failed; the message says what, why, and that the run can be resumed.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+        shutil.rmtree(part, ignore_errors=True)
+        free = shutil.disk_usage(output).free / 1e9
+        raise OSError(
+            f"cannot write {what} to {output} ({free:.1f} GB free): {str(error).splitlines()[0]}. "
+            "Make room, then continue with --resume"
+        ) from error
+
+
+def publish(part: Path, output: Path) -> None:
+    """Move the files of a finished folder into the output folder: one by one, each whole, `config.json` last."""
+    for path in part.rglob("*"):
+        if path.is_file():
+            _sync(path)
+    for path in sorted(part.iterdir(), key=lambda path: path.name == "config.json"):
+        target = output / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(path, target)
+    part.rmdir()
+    _sync(output)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by a new one; a crash or power loss leaves the old one or the new one."""
+    part = path.with_name(f"{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# -- record and log ----------------------------------------------------------------------------------------------------
+def check_settings(output: Path, stage: StageConfig, content: str, processes: int) -> None:
+    """Compare settings and data with those in `run.json`, if it is there.
+
+    Raises:
+        ValueError: one differs that changes what the run computes; the message names it.
+    """
+    if not (output / "run.json").exists():
+        return
+    record = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    changed = [
+        f"{name} was {record['stage'][name]} and is {value}"
+        for name, value in stage.as_dict().items()
+        if name not in _MAY_CHANGE and record["stage"].get(name, value) != value
+    ]
+    if (before := record["machine"].get("processes", processes)) != processes:
+        changed.append(f"the run used {before} processes, this one has {processes}")
+    if record.get("data", {}).get("sha256", content) != content:
+        changed.append("the training data changed")
+    if changed:
+        raise ValueError(
+            f"{output} contains a run with different settings: {', '.join(changed)}. Use the original settings, or "
+            "start a new run from its checkpoint with --model and another --output"
+        )
+
+
+def write_record(output: Path, stage: StageConfig, reports: list, data: dict[str, Any], processes: int = 1) -> None:
+    """Write `run.json`: everything needed to repeat the run."""
+    packages = ("videopanda", "torch", "transformers", "accelerate", "numpy", "av")
+    record = {
+        "stage": stage.as_dict(),
+        "data": data,
+        "parts": [vars(report) for report in reports],
+        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        "git_revision": _git_revision(),
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "processes": processes},
+    }
+    write_text(output / "run.json", json.dumps(record, indent=2) + "\n")
+
+
+def add_to_record(output: Path, values: dict[str, Any]) -> None:
+    """Add to `run.json` what the run has found."""
+    record = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    write_text(output / "run.json", json.dumps({**record, **values}, indent=2) + "\n")
+
+
+def _git_revision() -> str | None:
+    """Commit of the source tree, or None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log entry to `metrics.jsonl`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Write one line of strict JSON, which has no NaN and no infinity: null stands for them."""
+        if state.is_world_process_zero and logs:
+            finite = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in logs.items()}
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": state.global_step, **finite}, allow_nan=False) + "\n")
+            except OSError as error:
+                raise OSError(f"cannot write to {self.path}: {error.strerror}") from error
+
+    def rewind(self, step: int) -> None:
+        """Remove what was logged after the step that the run resumes from, and a line that was cut off by a kill."""
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            write_text(self.path, "".join(kept))
