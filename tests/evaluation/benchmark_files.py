@@ -184,6 +184,8 @@ def longvideobench(folder: Path) -> Path:
         "view_count": 10,
     }
     write_json(folder / "lvb_val.json", [row, {**row, "id": "INVENT00001_3", "candidates": ["Map", "Flag", "Cup"]}])
+    cue = {"start": "00:00:06.000", "end": "00:00:07.500", "line": "Follow the star."}  # at 1 s: the clip begins at 5
+    write_json(folder / "subtitles" / "INVENT00001_en.json", [cue])
     write_json(folder / "lvb_test_wo_gt.json", [{k: v for k, v in row.items() if k != "correct_choice"}])
     return folder
 
@@ -205,6 +207,17 @@ def nextqa(folder: Path) -> Path:
         NEXTQA_HEADER,
         '4010,369,640,480,"how do they play, together",2,6,CH,roll it,tap feet,strum,hit,pat',
         "4010,369,640,480,why did he smile,0,7,CW,happy,sad,cold,late,tired",
+    )
+    write_json(folder / "map_vid_vidorID.json", {"4010": "1164/4010"})
+    return folder
+
+
+def nextqa_open(folder: Path) -> Path:
+    write_lines(
+        folder / "test.csv",
+        "video,frame_count,width,height,question,answer,qid,type,additional_ref_answer",
+        "4010,369,640,480,how do they play,strum,6,CH,pluck the strings",
+        "4010,369,640,480,why did he smile,he was happy,7,CW,",
     )
     write_json(folder / "map_vid_vidorID.json", {"4010": "1164/4010"})
     return folder
@@ -284,8 +297,10 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "mvbench": mvbench,
     "mlvu": mlvu,
     "longvideobench": longvideobench,
+    "longvideobench-subtitles": longvideobench,
     "lvbench": lvbench,
     "next-qa": nextqa,
+    "next-qa-open": nextqa_open,
     "tempcompass": tempcompass,
     "hourvideo": hourvideo,
     "charades-sta": charades,

@@ -54,8 +54,10 @@ IDS = {
         "9_summary/inv_3/0",
     ],
     "longvideobench": ["INVENT00001_2", "INVENT00001_3"],
+    "longvideobench-subtitles": ["INVENT00001_2", "INVENT00001_3"],
     "lvbench": ["17"],
     "next-qa": ["4010_6", "4010_7"],
+    "next-qa-open": ["4010_6", "4010_7"],
     "tempcompass": [
         "caption_matching/9001/action/0",
         "captioning/9001/action/0",
@@ -126,6 +128,11 @@ def test_items_say_what_the_files_say(tmp_path):
     assert (lv.question, lv.options) == ("Which side kicks off?", ("Red", "Blue", "White", "Black"))
     assert (lv.types, lv.right) == (("entity recognition", "reasoning"), (1,))
     assert lv.extra["evidence"] == [101 * 60 + 10, 101 * 60 + 25]
+    how, why = items("next-qa-open")
+    assert (how.answers, why.answers, how.task) == (("strum", "pluck the strings"), ("he was happy",), "short_answer")
+    assert (how.video, how.types) == ("1164/4010", ("causal how",))
+    assert (mme.groups, five.groups) == (("short",), ("15 to 60 s",))
+    assert plot.groups == ("single detail", "up to 10 min")
     how, why = items("next-qa")
     assert (how.question, how.right, how.types) == ("how do they play, together", (2,), ("causal how",))
     assert (how.video, why.types) == ("1164/4010", ("causal why",))

@@ -20,7 +20,7 @@ from media import read_number, write_video
 from videopanda.evaluation.benchmarks.item import Item
 from videopanda.evaluation.benchmarks.videos import Videos
 from videopanda.evaluation.conditions import CONDITIONS, asked, show
-from videopanda.evaluation.predict import PredictJob, finish, predict
+from videopanda.evaluation.predict import PredictJob, Predictor, finish, predict
 from videopanda.evaluation.predictions import only_writer, read_predictions
 from videopanda.evaluation.prompts import Prompts, read_prompts
 from videopanda.inference.answer import ask, question_messages
@@ -230,7 +230,7 @@ def test_subtitles_of_the_frames_shown_are_asked_with(model, tmp_path):
         hashes[bench] = next(iter(read_predictions(tmp_path / f"{bench}.jsonl"))).prompt_sha256
     assert len(set(hashes.values())) == 2
     table = next(folder.rglob("*.parquet"))  # alone: the subtitles lie in another folder
-    with pytest.raises(ValueError, match=r"no subtitles \(\*\.srt\) below"):
+    with pytest.raises(ValueError, match="no subtitles below"):
         predict(PredictJob("video-mme-subtitles", table, tmp_path, model), tmp_path / "q.jsonl")
 
 
@@ -377,6 +377,23 @@ def test_the_command_predicts(job, whole, tmp_path):
         code, printed, err = run(*arguments(job, out), *extra)
         assert (code, printed) == (2, "")
         assert message in err.strip().splitlines()[-1]
+
+
+def test_subtitles_with_times_of_the_whole_film_are_asked_with(model, tmp_path):
+    folder = WRITERS["longvideobench-subtitles"](tmp_path)
+    write_video(tmp_path / "INVENT00001.mp4", range(40), fps=10)
+    hashes = {}
+    for bench in ("longvideobench", "longvideobench-subtitles"):
+        job = PredictJob(bench, folder, tmp_path, model, num_frames=4, max_new_tokens=2)
+        assert predict(job, tmp_path / f"{bench}.jsonl")["complete"]
+        first, _ = read_predictions(tmp_path / f"{bench}.jsonl")
+        hashes[bench] = first.prompt_sha256
+        asked = next(question for batch in job.batches for question in batch)
+        shown = show(asked.source, "full", 4, "uniform", 0)
+        predictor = Predictor(job)
+        lines = predictor._subtitles(asked.item, shown)
+        assert lines == (["Follow the star."] if bench == "longvideobench-subtitles" else [])
+    assert len({*hashes.values()}) == 2
 
 
 @pytest.mark.parametrize("content", [b"my notes", b'{"id": "1"}\nnotes without an end', b'{"question": "?"}\n'])

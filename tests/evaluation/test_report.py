@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_files import question, write_json, write_lines
+from benchmark_files import VIDEO_MME_ROW, question, write_json, write_lines
 
 from command import run
 from videopanda.evaluation.predictions import CONDITIONS
@@ -101,7 +101,8 @@ def test_a_report_says_it_all(battery, tmp_path):
         "| 75.0 | – |",
         "- m, no_video: missing prediction 4: `v_36`, `v_37`, `v_38`, `v_39`",
         "- m, no_video: unparsable 1: `v_35`",
-        "| Video-Panda | 64.7 | 3.8 | 8 frames, judge gpt-3.5-turbo of unknown date",
+        "| model | part | accuracy | score | m, measured here | protocol |",
+        "| Video-Panda | all | 64.7 | 3.8 | 100.0 [",
         "normalized 1 (short_answer, ",
         "- protocol: num_frames: 8",
     ):
@@ -125,6 +126,91 @@ def test_equal_scores_give_equal_bytes(battery, tmp_path):
         write(report(battery), tmp_path / name)
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.json", "msvd-qa.types.png"])
+def test_a_report_replaces_reports_only(battery, tmp_path, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_bytes(b"mine")
+    with pytest.raises(ValueError, match="was not written by this command"):
+        write(report(battery), out)
+    assert (out / name).read_bytes() == b"mine"
+    (out / name).unlink()
+    for _ in range(2):
+        write(report(battery), out)
+
+
+def test_lengths_reach_the_report_and_published_numbers_stand_beside_their_own_part(tmp_path):
+    videos = {"short": 3, "medium": 4, "long": 5}
+    rows = [
+        {**VIDEO_MME_ROW, "duration": length, "videoID": f"{length}{i}", "question_id": f"{length}{i}-1"}
+        for length, count in videos.items()
+        for i in range(count)
+    ]
+    write_lines(tmp_path / "test.jsonl", *rows)
+    right = {"short": "B", "medium": "A", "long": "B"}  # wrong for all of medium length but the first
+    replies = [
+        {"id": row["question_id"], "pred": "B" if row["question_id"] == "medium0-1" else right[row["duration"]]}
+        for row in rows
+    ]
+    predictions = write_lines(tmp_path / "p.jsonl", *replies)
+    summary = score_file("video-mme", tmp_path / "test.jsonl", predictions, tmp_path / "s.jsonl")
+    found = {name: (part["questions"], part["metrics"]["accuracy"]) for name, part in summary["groups"].items()}
+    assert list(found.items()) == [("short", (3, 1.0)), ("medium", (4, 0.25)), ("long", (5, 1.0))]
+    (table,) = report([tmp_path / "s.jsonl"])["benchmarks"]
+    text = markdown(table)
+    assert "by group (accuracy)" in text
+    assert "| medium | 4 | 25.0 [" in text
+    # Tab. 11 of the Video-Panda paper is about the medium part, the others about all questions.
+    assert "| Video-Panda | medium | 37.9 | 25.0 [" in text
+    assert "| EVE | all | 29.3 | 75.0 [" in text
+    code, out, _ = run(
+        *("evaluate", "score", "video-mme", tmp_path / "test.jsonl", predictions, "--output", tmp_path / "s.jsonl")
+    )
+    assert code == 0
+    assert "medium" in out
+
+
+def test_five_aspects_have_their_average():
+    points = {"correctness": 3.0, "detail": 2.0, "context": 4.0, "temporal": 1.0, "consistency": 5.0}
+    rows = [{"video": v, "metrics": {name: value}} for v in "ab" for name, value in points.items()]
+    measured = measure(rows)["metrics"]
+    assert next(iter(measured)) == "average"
+    assert measured["average"] == {"value": 3.0, "ci95": [3.0, 3.0], "questions": 10}
+    assert "average" not in measure(rows[:4])["metrics"]
+    rng = np.random.default_rng(0)
+    rows = [{"video": str(v), "metrics": {name: float(rng.integers(0, 6))}} for v in range(40) for name in points]
+    both = measure(rows)["metrics"]
+    assert both["average"]["value"] == pytest.approx(np.mean([both[name]["value"] for name in points]), abs=1e-6)
+    # Five aspects of the same videos are more certain than one.
+    assert np.ptp(both["average"]["ci95"]) < min(np.ptp(both[name]["ci95"]) for name in points)
+    averages = {entry.model: entry.metrics["average"] for entry in PUBLISHED["video-chatgpt"]}
+    assert averages == {"Video-Panda": 2.57, "Video-LLaVA": 2.40, "Video-ChatGPT": 2.38}  # the paper's Tab. 2
+
+
+def test_names_in_the_plot_cover_nothing(battery, tmp_path, monkeypatch):
+    from matplotlib.text import Text
+
+    from videopanda.evaluation.reporting import plots
+
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    (table,) = report(battery)["benchmarks"]
+    plots.plot_vision_size(table, "accuracy", tmp_path / "p.png")
+    (figure,) = drawn
+    axes = figure.axes[0]
+    renderer = figure.canvas.get_renderer()
+    boxes = [Text.get_window_extent(text, renderer) for text in axes.texts]
+    assert {text.get_text() for text in axes.texts} == {*(e["model"] for e in table["published"]), "m"}
+    for i, box in enumerate(boxes):
+        assert axes.bbox.x0 <= box.x0
+        assert box.x1 <= axes.bbox.x1
+        assert not any(box.overlaps(other) for other in boxes[:i])
+    bubbles = {mark.get_offsets()[0][1]: mark for mark in axes.collections if len(mark.get_offsets()) == 1}
+    other, same = bubbles[70.7], bubbles[64.8]  # Video-LLaVA, of 765,000 samples and of 100,000
+    assert other.get_sizes()[0] / same.get_sizes()[0] == pytest.approx(7.65)
+    assert (other.get_facecolor() != same.get_facecolor()).any()
 
 
 @pytest.mark.parametrize(

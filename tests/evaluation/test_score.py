@@ -277,6 +277,7 @@ def test_equal_predictions_give_equal_bytes(asked):
         "video": "a",
         "status": "scored",
         "scorer": "normalized",
+        "groups": [],
         "metrics": {"accuracy": 1.0},
         "types": ["x"],
         "parsed": "dog",

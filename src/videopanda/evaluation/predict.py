@@ -45,7 +45,7 @@ from videopanda.inference.load import load as load_model
 from videopanda.inference.visual_cache import TokenDiskCache
 from videopanda.video.read import VideoReadError
 
-WITH_SUBTITLES = "video-mme-subtitles"  # the benchmark whose prompts hold subtitles
+WITH_SUBTITLES = ("video-mme-subtitles", "longvideobench-subtitles")  # benchmarks whose prompts hold subtitles
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class PredictJob:
             ValueError: unknown benchmark, errata mode or condition; no annotations, videos or subtitles.
         """
         items = load(self.bench, self.path, self.errata).items
-        if self.bench == WITH_SUBTITLES and not any("subtitles" in item.extra for item in items):
-            raise ValueError(f"there are no subtitles (*.srt) below {self.path}: name the folder that holds them, too")
+        if self.bench in WITH_SUBTITLES and not any("subtitles" in item.extra for item in items):
+            raise ValueError(f"there are no subtitles below {self.path}: name the folder that holds them, too")
         all_ = asked(items, Videos(self.videos), self.condition)
         return [all_[i : i + self.batch_size] for i in range(0, len(all_), self.batch_size)]
 
@@ -183,10 +183,11 @@ class Predictor:
 
     def _subtitles(self, item: Item, video: Shown | None) -> list[str]:
         """The lines at the times of the frames, for benchmarks that are asked with subtitles; without a video none."""
-        if video is None or self.job.bench != WITH_SUBTITLES or "subtitles" not in item.extra:
+        if video is None or self.job.bench not in WITH_SUBTITLES or "subtitles" not in item.extra:
             return []
         root = self.job.path if self.job.path.is_dir() else self.job.path.parent
-        return [cue.text for cue in subtitles.at_times(subtitles.read(root / item.extra["subtitles"]), video.times)]
+        cues = subtitles.read(root / item.extra["subtitles"], float(item.extra.get("subtitle_offset", 0.0)))
+        return [cue.text for cue in subtitles.at_times(cues, video.times)]
 
     def _reply(self, prompts: dict[int, tuple[list[Any], EncodedClip | None]]) -> dict[int, dict[str, Any]]:
         requests = []

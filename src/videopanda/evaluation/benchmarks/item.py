@@ -32,6 +32,7 @@ class Item:
     start: float | None = None  # the part of the video to be shown, seconds
     end: float | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # JSON values: subtitles, duration, domain, ...
+    groups: tuple[str, ...] = ()  # other divisions than types, by the length of the video and the like
     place: str = field(default="", compare=False)  # where it stands, "test_q.json row 3"
 
     @property

@@ -5,11 +5,13 @@
     *.parquet              `option0` … `option4` instead of `candidates`, "N/A" where there are fewer
     videos/, subtitles/
 
-Two questions may be asked: `question` says where to look, `extra["question_wo_referring_query"]` does not. Subtitles
-are read with `subtitles.read(path, offset=extra["subtitle_offset"])`.
+Two questions may be asked: `question` says where to look, `extra["question_wo_referring_query"]` does not. With
+`longvideobench-subtitles`, the subtitles at the times of the shown frames stand in the prompt; `extra["subtitles"]` is
+their file below PATH, `extra["subtitle_offset"]` the seconds to be taken off its times.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, find, rows
@@ -19,10 +21,23 @@ from videopanda.evaluation.benchmarks.options import FILLER
 _OPTIONS = tuple(f"option{i}" for i in range(5))
 
 
+GROUPS = ("8 to 15 s", "15 to 60 s", "3 to 10 min", "15 to 60 min")  # `duration_group` 15, 60, 600 and 3600
+_GROUPS = dict(zip(("15", "60", "600", "3600"), GROUPS))
+
+
 def read(path: Path) -> Iterator[Item | Rejected]:
     """Read the validation split of a folder, or the file named (the test split has no public answers)."""
     for file in find(path, "lvb_val.json", "validation*.parquet", "*val*.parquet", "*.parquet", "*.json*"):
         yield from items(rows(file), _item)
+
+
+def read_with_subtitles(path: Path) -> Iterator[Item | Rejected]:
+    """The same, to be asked with subtitles; a question whose file of subtitles is missing has none."""
+    root = path if path.is_dir() else path.parent
+    for item in read(path):
+        if isinstance(item, Item) and not (root / item.extra.get("subtitles", "-")).is_file():
+            item = replace(item, extra={k: v for k, v in item.extra.items() if k != "subtitles"})
+        yield item
 
 
 def _item(row: AnnotationRow) -> Item:
@@ -40,6 +55,7 @@ def _item(row: AnnotationRow) -> Item:
         question=row.text("question"),
         task="choice",
         types=(row.text("question_category"),),
+        groups=(_GROUPS[group],) if (group := str(row.get("duration_group")).removesuffix(".0")) in _GROUPS else (),
         options=options,
         right=right,
         answers=tuple(options[i] for i in right),

@@ -27,6 +27,14 @@ from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowE
 from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items, stem
 from videopanda.evaluation.benchmarks.options import letter_index, published, same_text, split_question, unmark_all
 
+# The groups of its paper, and lengths; sizes in seconds.
+_KINDS = {
+    "holistic": ("topic_reasoning", "anomaly_reco", "summary"),
+    "single detail": ("findNeedle", "ego", "plotQA", "subPlot", "needleQA", "needle"),
+    "multiple details": ("order", "count"),
+}
+_LENGTHS = (("up to 10 min", 600.0), ("10 to 30 min", 1800.0), ("over 30 min", float("inf")))
+GROUPS = (*_KINDS, *(name for name, _ in _LENGTHS))
 _LONGEST = 6 * 3600  # seconds; the videos of the set run from three minutes to about two hours
 _DOCUMENTED = {
     DUPLICATE_OPTIONS.name: "development split, with the empty ones: 16 (1_plotQA 5, 6_anomaly_reco 9, "
@@ -69,6 +77,7 @@ def _item(row: AnnotationRow, part: str, number: RunningNumber) -> Item:
         question=question,
         task="choice" if options else "description",
         types=(row.text("question_type", "task_type"),),
+        groups=_groups(row),
         options=options,
         right=right,
         answers=answers,
@@ -92,3 +101,11 @@ def _named(row: AnnotationRow, options: tuple[str, ...]) -> tuple[int, ...]:
         return (letter_index(row, "answer", options=options),)
     except AnnotationRowError:
         return ()  # a text that is none of the options: an erratum
+
+
+def _groups(row: AnnotationRow) -> tuple[str, ...]:
+    kind = row.text("question_type", "task_type").casefold()
+    found = [name for name, tasks in _KINDS.items() if kind in map(str.casefold, tasks)]
+    if row.get("duration") is not None and (seconds := row.number("duration")) <= _LONGEST:
+        found.append(next(name for name, longest in _LENGTHS if seconds <= longest))
+    return tuple(found)

@@ -1,6 +1,8 @@
-"""NExT-QA, multiple choice: why, how, before and after (facts 18).
+"""NExT-QA, multiple choice and open-ended: why, how, before and after (facts 18).
 
     val.csv, test.csv        video,frame_count,width,height,question,answer,qid,type,a0,…,a4     answer from 0 to 4
+                             open-ended: the same without a0,…,a4, and the answer is a text; `additional_ref_answer`
+                             may hold a second one
     map_vid_vidorID.json     {video: path below the folder of videos, without a suffix}
 
 The id is `<video>_<qid>`, as in the official scorer. A table with the same columns is read from parquet, too.
@@ -11,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from videopanda.evaluation.benchmarks.files import AnnotationRow, Rejected, find, read_object, rows
+from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, find, read_object, rows
 from videopanda.evaluation.benchmarks.item import Item, items
 
 _OPTIONS = tuple(f"a{i}" for i in range(5))
@@ -33,10 +35,30 @@ def read(path: Path) -> Iterator[Item | Rejected]:
         yield from items(rows(file), partial(_item, paths=_paths(path, file)))
 
 
+def read_open(path: Path) -> Iterator[Item | Rejected]:
+    """Read the open-ended questions of a folder, or of the file named."""
+    for file in find(path, "test*.csv", "val*.csv", "*test*.parquet", "*.csv", "*.parquet"):
+        yield from items(rows(file), partial(_open_item, paths=_paths(path, file)))
+
+
 def _paths(path: Path, file: Path) -> Mapping[str, Any]:
     folder = path if path.is_dir() else file.parent
     maps = sorted(folder.rglob("map_vid_vidorID.json"))
     return read_object(maps[0]) if maps else {}  # without a map, videos are found by their number
+
+
+def _open_item(row: AnnotationRow, paths: Mapping[str, Any]) -> Item:
+    if row.get(*_OPTIONS) is not None:
+        raise AnnotationRowError("a question with options: use next-qa")
+    video, code = row.id("video"), row.text("type")
+    return Item(
+        id=f"{video}_{row.id('qid')}",
+        video=str(paths.get(video, video)),
+        question=row.text("question"),
+        task="short_answer",
+        types=(_TYPES.get(code, code),),
+        answers=tuple(row.text(key) for key in ("answer", "additional_ref_answer") if row.get(key) is not None),
+    )
 
 
 def _item(row: AnnotationRow, paths: Mapping[str, Any]) -> Item:

@@ -38,6 +38,7 @@ class Benchmark:
     errata: tuple[Erratum, ...] = COMMON
     published_rows: str = ""  # to compare with what was read
     mean_over_types: bool = False  # its headline number is the mean of the accuracies of its types
+    groups: tuple[str, ...] = ()  # names of the groups of its questions, in the order of reports
 
 
 BENCHMARKS = {
@@ -47,17 +48,32 @@ BENCHMARKS = {
     "activitynet-qa": Benchmark("ActivityNet-QA", zero_shot_qa.read_activitynet, published_rows="8,000"),
     "video-chatgpt": Benchmark("Video-ChatGPT, five aspects", video_chatgpt.read),
     "egoschema": Benchmark("EgoSchema", egoschema.read, published_rows="5,031, 500 with public answers"),
-    "video-mme": Benchmark("Video-MME without subtitles", video_mme.read, published_rows="2,700"),
+    "video-mme": Benchmark(
+        "Video-MME without subtitles", video_mme.read, published_rows="2,700", groups=video_mme.GROUPS
+    ),
     "video-mme-subtitles": Benchmark(
         "Video-MME with subtitles",
         video_mme.read_with_subtitles,
         published_rows="2,700, 744 of 900 videos with subtitles",
+        groups=video_mme.GROUPS,
     ),
     "mvbench": Benchmark("MVBench", mvbench.read, mvbench.ERRATA, "4,000, 200 per task", mean_over_types=True),
-    "mlvu": Benchmark("MLVU", mlvu.read, mlvu.ERRATA, "2,593 in the development split", mean_over_types=True),
-    "longvideobench": Benchmark("LongVideoBench", long_video_bench.read, published_rows="1,337 in lvb_val.json"),
+    "mlvu": Benchmark("MLVU", mlvu.read, mlvu.ERRATA, "2,593 in the development split", True, mlvu.GROUPS),
+    "longvideobench": Benchmark(
+        "LongVideoBench without subtitles",
+        long_video_bench.read,
+        published_rows="1,337 in lvb_val.json",
+        groups=long_video_bench.GROUPS,
+    ),
+    "longvideobench-subtitles": Benchmark(
+        "LongVideoBench with subtitles",
+        long_video_bench.read_with_subtitles,
+        published_rows="1,337 in lvb_val.json",
+        groups=long_video_bench.GROUPS,
+    ),
     "lvbench": Benchmark("LVBench", lvbench.read, lvbench.ERRATA, "1,549, 1,519 in lvbench_clean.json"),
     "next-qa": Benchmark("NExT-QA, multiple choice", nextqa.read),
+    "next-qa-open": Benchmark("NExT-QA, open-ended", nextqa.read_open),
     "tempcompass": Benchmark("TempCompass", tempcompass.read),
     "hourvideo": Benchmark("HourVideo", hourvideo.read, published_rows="1,182 in the development file"),
     "charades-sta": Benchmark("Charades-STA", charades_sta.read, charades_sta.ERRATA, "3,720"),
@@ -92,7 +108,8 @@ class Loaded:
         """Digest of the items, equal for equal content in any layout and order of files."""
         digest = hashlib.sha256()
         for item in sorted(self.items, key=lambda item: item.id):
-            content = {key: value for key, value in asdict(item).items() if key != "place"}
+            # Groups are made from `extra`, so they change nothing.
+            content = {key: value for key, value in asdict(item).items() if key not in ("place", "groups")}
             digest.update(json.dumps(content, sort_keys=True).encode() + b"\n")
         return digest.hexdigest()
 

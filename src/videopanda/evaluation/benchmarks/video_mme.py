@@ -16,6 +16,8 @@ from videopanda.evaluation.benchmarks.files import AnnotationRow, Rejected, find
 from videopanda.evaluation.benchmarks.item import Item, items
 from videopanda.evaluation.benchmarks.options import letter_index, published, unmark_all
 
+GROUPS = ("short", "medium", "long")  # up to 2 minutes, 4 to 15 minutes, 30 to 60 minutes
+
 
 def read(path: Path) -> Iterator[Item | Rejected]:
     """Read the questions, to be asked without subtitles."""
@@ -56,6 +58,7 @@ def _item(row: AnnotationRow, subtitles: dict[str, str] | None = None) -> Item:
         question=row.text("question"),
         task="choice",
         types=(row.text("task_type"),),
+        groups=(str(length),) if (length := row.get("duration")) in GROUPS else (),
         options=options,
         right=(index,),
         answers=(options[index],),

@@ -202,6 +202,7 @@ def scores(
                 scorer="judge",
                 metrics=found or dict.fromkeys(metrics_of(unit.aspect), 0.0),
                 types=unit.items[0].types if unit.aspect == "answer" else (unit.aspect,),
+                groups=unit.items[0].groups,
                 parsed=json.dumps(found) if found else None,
                 prediction="\n".join(texts) if texts else None,
             )

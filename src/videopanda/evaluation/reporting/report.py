@@ -19,6 +19,7 @@ from videopanda.evaluation.benchmarks.files import AnnotationError, Rejected, re
 from videopanda.evaluation.benchmarks.table import benchmark
 from videopanda.evaluation.predictions import CONDITIONS
 from videopanda.evaluation.reporting.published import as_rows
+from videopanda.evaluation.scoring.score import ASPECTS, by_names
 
 RESAMPLES = 2000
 _DRAWS = 1 << 20  # at a time: a few megabytes
@@ -81,7 +82,7 @@ def read_run(path: Path) -> Run:
     except (KeyError, TypeError) as error:
         raise AnnotationError(f"{beside} is no summary of scores") from error
     if len(protocols) > 1:
-        raise ValueError(f"{path}: its predictions follow {len(protocols)} protocols, so they are no one run")
+        raise ValueError(f"{path}: its predictions come from {len(protocols)} different protocols, not a single run")
     run = Run(path, summary, tuple(scores), protocols[0] if protocols else {})
     if run.condition not in CONDITIONS:
         raise ValueError(f"{path}: unknown condition {run.condition!r}; there are {', '.join(CONDITIONS)}")
@@ -94,33 +95,50 @@ def bootstrap(videos: Sequence[str], values: Sequence[float], seed: int = 0) -> 
 
     Whole videos are drawn, not questions: questions about one video are right and wrong together.
     """
-    names = {name: i for i, name in enumerate(dict.fromkeys(videos))}
+    return bootstrap_average([(videos, values)], seed)
+
+
+def bootstrap_average(
+    metrics: Sequence[tuple[Sequence[str], Sequence[float]]], seed: int = 0
+) -> tuple[float, float] | None:
+    """The same for the average of the means of several metrics, each with the videos and values of its questions."""
+    names = {name: i for i, name in enumerate(dict.fromkeys(name for videos, _ in metrics for name in videos))}
     if len(names) < 2:
         return None
-    places = np.array([names[video] for video in videos])
-    counts = np.bincount(places).astype(float)  # (V,)
-    sums = np.bincount(places, weights=np.asarray(values, float))  # (V,)
+    places = [np.array([names[video] for video in videos]) for videos, _ in metrics]
+    counts = [np.bincount(at, minlength=len(names)).astype(float) for at in places]  # each (V,)
+    sums = [
+        np.bincount(at, weights=np.asarray(values, float), minlength=len(names))
+        for at, (_, values) in zip(places, metrics)
+    ]  # each (V,)
     rng = np.random.default_rng(seed)
     means: list[float] = []
     while len(means) < RESAMPLES:
         count = min(RESAMPLES - len(means), max(1, _DRAWS // len(names)))
         drawn = rng.integers(0, len(names), (count, len(names)))  # (count, V)
-        means += list(sums[drawn].sum(1) / counts[drawn].sum(1))
+        with np.errstate(invalid="ignore"):  # a draw without a question of a metric says nothing about it
+            parts = [total[drawn].sum(1) / number[drawn].sum(1) for total, number in zip(sums, counts)]
+        means += list(np.nanmean(parts, axis=0))
     low, high = np.percentile(means, [2.5, 97.5])
     return round(float(low), _DIGITS), round(float(high), _DIGITS)
 
 
 def measure(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Questions, and for every metric its mean and interval."""
-    metrics = dict.fromkeys(name for score in scores for name in score["metrics"])
-    measured = {}
-    for name in metrics:
+    """Questions, and for every metric its mean and interval; with all five aspects first their average."""
+    found = {}
+    for name in dict.fromkeys(name for score in scores for name in score["metrics"]):
         have = [score for score in scores if name in score["metrics"]]
-        values = [score["metrics"][name] for score in have]
-        interval = bootstrap([score["video"] for score in have], values)
-        mean = round(sum(values) / len(values), _DIGITS)
-        measured[name] = {"value": mean, "ci95": list(interval) if interval else None, "questions": len(values)}
+        found[name] = [score["video"] for score in have], [score["metrics"][name] for score in have]
+    measured = {name: _measured([found[name]], len(found[name][0])) for name in found}
+    if found.keys() >= ASPECTS:
+        measured = {"average": _measured([found[name] for name in sorted(ASPECTS)], len(scores)), **measured}
     return {"questions": len(scores), "metrics": measured}
+
+
+def _measured(metrics: Sequence[tuple[list[str], list[float]]], questions: int) -> dict[str, Any]:
+    interval = bootstrap_average(metrics)
+    mean = sum(sum(values) / len(values) for _, values in metrics) / len(metrics)
+    return {"value": round(mean, _DIGITS), "ci95": list(interval) if interval else None, "questions": questions}
 
 
 def metric_of(part: dict[str, Any], main: str) -> str:
@@ -129,16 +147,15 @@ def metric_of(part: dict[str, Any], main: str) -> str:
 
 
 def _measure_run(run: Run) -> dict[str, Any]:
-    by_type: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for score in run.scores:
-        for type_ in score["types"]:
-            by_type[type_].append(score)
     lost = run.summary["wrong_without_being_read"]
+    groups = by_names(run.scores, "groups")
+    order = benchmark(run.summary["benchmark"]).groups
     return {
         "file": run.file.name,
         **measure(run.scores),
         "mean_over_types": run.summary.get("mean_over_types"),
-        "types": {name: measure(scores) for name, scores in sorted(by_type.items())},
+        "types": {name: measure(scores) for name, scores in sorted(by_names(run.scores, "types").items())},
+        "groups": {name: measure(groups[name]) for name in order if name in groups},
         "coverage": round(run.summary["statuses"].get("scored", 0) / len(run.scores), _DIGITS),
         "wrong_without_being_read": lost,
         "not_scored": run.summary["not_scored"],
@@ -169,7 +186,7 @@ def _table(name: str, runs: list[Run]) -> dict[str, Any]:
             if one.get(key) != other.get(key):
                 raise ValueError(
                     f"{first.file.name} and {run.file.name} differ in {key} ({_short(one.get(key))}, "
-                    f"{_short(other.get(key))}): no table may hold both; report them apart"
+                    f"{_short(other.get(key))}): they cannot share a table; report them separately"
                 )
     models: dict[tuple[str, str | None], dict[str, Run]] = {}
     for run in sorted(runs, key=lambda run: CONDITIONS.index(run.condition)):

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from videopanda.evaluation.outputs import begins_with, check_replaceable, object_with, replace_file
 from videopanda.evaluation.predictions import CONDITIONS
 from videopanda.evaluation.reporting.plots import plot_types, plot_vision_size
 from videopanda.evaluation.reporting.report import metric_of
@@ -14,12 +15,19 @@ _LISTED = 20  # ids per kind of loss; report.json has all
 
 
 def write(report: dict[str, Any], out: Path) -> list[Path]:
-    """Write all files into a folder. Equal reports give equal text files."""
+    """Write all files into a folder. Equal reports give equal text files.
+
+    Raises:
+        ValueError: a file that is not of a report has the name of one.
+    """
+    written: list[Path] = []
+    kinds = {"report.md": begins_with(b"# Evaluation\n"), "report.json": object_with("benchmarks")}
+    for name, kind in kinds.items():
+        check_replaceable(out / name, kind)
     out.mkdir(parents=True, exist_ok=True)
-    written = []
     parts = ["# Evaluation"]
     for table in report["benchmarks"]:
-        plots = [out / f"{table['benchmark']}.types.png"] if _has_types(table) else []
+        plots = [out / f"{table['benchmark']}.types.png"] if _has(table, "types") else []
         for path in plots:
             plot_types(table, headline(table), path)
         if any(model["vision_parameters"] for model in table["models"]):
@@ -31,7 +39,7 @@ def write(report: dict[str, Any], out: Path) -> list[Path]:
         ("report.md", "\n\n".join(parts) + "\n"),
         ("report.json", json.dumps(report, indent=2, allow_nan=False) + "\n"),
     ):
-        (out / name).write_text(text, encoding="utf-8", newline="\n")
+        replace_file(out / name, text, kinds[name])
         written.append(out / name)
     return written
 
@@ -42,8 +50,8 @@ def headline(table: dict[str, Any]) -> str:
     return next(iter(next(iter(conditions.values()))["metrics"]))
 
 
-def _has_types(table: dict[str, Any]) -> bool:
-    return any(part["types"] for model in table["models"] for part in model["conditions"].values())
+def _has(table: dict[str, Any], division: str) -> bool:
+    return any(part[division] for model in table["models"] for part in model["conditions"].values())
 
 
 # -- Markdown ----------------------------------------------------------------------------------------------------------
@@ -51,7 +59,8 @@ def markdown(table: dict[str, Any], plots: Sequence[str] = ()) -> str:
     """One benchmark: its ruler, the table of models, the blindness battery, types, what was lost, published numbers."""
     main = headline(table)
     parts = [f"## {table['title']}", _ruler(table), _models(table), _battery(table, main)]
-    parts += [_types(table, model, main) for model in table["models"] if _has_types({"models": [model]})]
+    for division in ("types", "groups"):
+        parts += [_divided(model, division, main) for model in table["models"] if _has({"models": [model]}, division)]
     parts.append(_lost(table))
     parts += [f"![{name}]({name})" for name in plots]
     parts.append(_published(table))
@@ -118,21 +127,23 @@ def _metric(model: dict[str, Any], condition: str, name: str) -> dict[str, Any] 
     return part["metrics"].get(name) if part else None
 
 
-def _types(table: dict[str, Any], model: dict[str, Any], main: str) -> str:
+def _divided(model: dict[str, Any], division: str, main: str) -> str:
+    """A line per type or group of questions."""
     conditions = model["conditions"]
-    names = dict.fromkeys(name for part in conditions.values() for name in part["types"])
+    names = dict.fromkeys(name for part in conditions.values() for name in part[division])
     first = next(iter(conditions.values()))
     rows = [
         [
             name,
-            f"{first['types'][name]['questions']:,}",
-            *(_of_type(part["types"][name], main) for part in conditions.values()),
+            f"{first[division][name]['questions']:,}",
+            *(_of_type(part[division][name], main) for part in conditions.values()),
         ]
         for name in names
     ]
-    header = ["type", "questions", *(condition.replace("_", " ") for condition in conditions)]
-    shared = all(main in part["metrics"] for part in first["types"].values())
-    return f"### {model['model']} by type{f' ({main})' if shared else ''}\n\n{_grid(header, rows)}"
+    header = [division.removesuffix("s"), "questions", *(condition.replace("_", " ") for condition in conditions)]
+    shared = all(main in part["metrics"] for part in first[division].values())
+    heading = f"### {model['model']} by {division.removesuffix('s')}{f' ({main})' if shared else ''}"
+    return f"{heading}\n\n{_grid(header, rows)}"
 
 
 def _of_type(part: dict[str, Any], main: str) -> str:
@@ -154,19 +165,36 @@ def _lost(table: dict[str, Any]) -> str:
 
 
 def _published(table: dict[str, Any]) -> str:
+    """The numbers of papers, each beside those that were measured here on the same questions."""
     if not table["published"]:
         return ""
     metrics = list(dict.fromkeys(name for entry in table["published"] for name in entry["metrics"]))
     rows = [
         [
             entry["model"],
+            entry["part"] or "all",
             *(f"{entry['metrics'][name]:g}" if name in entry["metrics"] else "–" for name in metrics),
+            *(_same(model, entry, next(iter(entry["metrics"]))) for model in table["models"]),
             entry["protocol"],
         ]
         for entry in table["published"]
     ]
-    note = "### Published numbers\n\nMeasured under other protocols, so not to be compared digit by digit."
-    return f"{note}\n\n{_grid(['model', *metrics, 'protocol'], rows)}"
+    ours = [f"{model['model']}, measured here" for model in table["models"]]
+    note = "### Published numbers\n\nMeasured under other protocols, so not to be compared digit by digit. Beside each "
+    note += "the first metric as it was measured here, on the same part of the questions."
+    return f"{note}\n\n{_grid(['model', 'part', *metrics, *ours, 'protocol'], rows)}"
+
+
+def _same(model: dict[str, Any], entry: dict[str, Any], metric: str) -> str:
+    """What was measured here of a published metric, on the same part of the questions."""
+    full = model["conditions"].get("full")
+    if full is None:
+        return "–"
+    if entry["part"]:
+        return _value(metric, full["groups"].get(entry["part"], {"metrics": {}})["metrics"].get(metric))
+    if full["mean_over_types"] and metric in full["mean_over_types"]:
+        return _number(metric, full["mean_over_types"][metric])
+    return _value(metric, full["metrics"].get(metric))
 
 
 def _value(name: str, measured: dict[str, Any] | None) -> str:

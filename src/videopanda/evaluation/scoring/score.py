@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +42,8 @@ WRONG: tuple[Status, ...] = (
     "unparsable_verdict",
     "not_judged",
 )
-OUT_OF_FIVE = frozenset({"score", "correctness", "detail", "context", "temporal", "consistency"})  # metrics of judges
+ASPECTS = frozenset({"correctness", "detail", "context", "temporal", "consistency"})  # of Video-ChatGPT
+OUT_OF_FIVE = ASPECTS | {"score", "average"}  # metrics of judges
 _DIGITS = 6
 _LISTED = 5  # malformed rows in a table
 
@@ -57,6 +58,7 @@ class Score:
     scorer: str
     metrics: dict[str, float]
     types: tuple[str, ...]
+    groups: tuple[str, ...] = ()
     parsed: str | None = None  # what the reply was understood to say
     prediction: str | None = None
 
@@ -92,7 +94,14 @@ def score(items: Iterable[Item], predictions: Sequence[Prediction], scorers: Map
 def _score(item: Item, predictions: Sequence[Prediction], scorer: Scorer) -> Score:
     def wrong(status: Status, text: str | None = None) -> Score:
         return Score(
-            item.id, item.video, status, scorer.name, dict.fromkeys(scorer.metrics, 0.0), item.types, None, text
+            id=item.id,
+            video=item.video,
+            status=status,
+            scorer=scorer.name,
+            metrics=dict.fromkeys(scorer.metrics, 0.0),
+            types=item.types,
+            groups=item.groups,
+            prediction=text,
         )
 
     if not predictions:
@@ -107,7 +116,7 @@ def _score(item: Item, predictions: Sequence[Prediction], scorer: Scorer) -> Sco
     if verdict is None:
         return wrong("unparsable", prediction.prediction)
     metrics = {name: round(value, _DIGITS) for name, value in verdict.metrics.items()}
-    return Score(item.id, item.video, "scored", scorer.name, metrics, item.types, verdict.parsed, prediction.prediction)
+    return replace(wrong("scored", prediction.prediction), metrics=metrics, parsed=verdict.parsed)
 
 
 def summarise(
@@ -144,11 +153,8 @@ def summarise(
     conditions = sorted({p.protocol.condition for p in predictions if p.protocol})
     if len(conditions) > 1:
         raise ValueError(f"the predictions are of several conditions ({', '.join(conditions)}): one file for each")
-    by_type: defaultdict[str, list[Score]] = defaultdict(list)
-    for row in scores:
-        for type_ in row.types:
-            by_type[type_].append(row)
-    types = {name: _means(rows) for name, rows in sorted(by_type.items())}
+    types = {name: _means(rows) for name, rows in sorted(by_names(scores, "types").items())}
+    groups = by_names(scores, "groups")
     return {
         "benchmark": loaded.name,
         "errata_mode": loaded.mode,
@@ -161,6 +167,7 @@ def summarise(
         "chance": chance([item for item in items if item.id in judged]),
         "most_frequent_answer": None,
         "types": types,
+        "groups": {name: _means(groups[name]) for name in entry.groups if name in groups},
         "statuses": dict(sorted(Counter(score.status for score in scores).items())),
         "wrong_without_being_read": {
             status: ids for status in WRONG if (ids := [score.id for score in scores if score.status == status])
@@ -174,6 +181,15 @@ def summarise(
         "malformed_predictions": [asdict(row) for row in malformed],
         "protocols": [{"rows": n, "protocol": json.loads(text)} for text, n in sorted(protocols.items())],
     }
+
+
+def by_names(scores: Iterable[Any], division: str) -> dict[str, list[Any]]:
+    """Scores by the names of their types or groups; a score may have several, or none."""
+    found: defaultdict[str, list[Any]] = defaultdict(list)
+    for row in scores:
+        for name in row.get(division, ()) if isinstance(row, dict) else getattr(row, division):
+            found[name].append(row)
+    return found
 
 
 def most_frequent_answer(items: Iterable[Item], scorers: Mapping[Task, Scorer]) -> dict[str, Any] | None:
@@ -204,10 +220,10 @@ def _means(scores: Sequence[Score]) -> dict[str, Any]:
     """Mean of each metric over the questions whose scorer has it, and the number of questions."""
     metrics = dict.fromkeys(name for score in scores for name in score.metrics)
     values = {name: [score.metrics[name] for score in scores if name in score.metrics] for name in metrics}
-    return {
-        "questions": len(scores),
-        "metrics": {name: round(sum(all_) / len(all_), _DIGITS) for name, all_ in values.items()},
-    }
+    means = {name: sum(all_) / len(all_) for name, all_ in values.items()}
+    if means.keys() >= ASPECTS:
+        means = {"average": sum(means[name] for name in ASPECTS) / len(ASPECTS), **means}
+    return {"questions": len(scores), "metrics": {name: round(mean, _DIGITS) for name, mean in means.items()}}
 
 
 def _mean_over_types(types: Mapping[str, Any]) -> dict[str, float]:
@@ -310,8 +326,9 @@ def table(summary: Mapping[str, Any]) -> Group:
         shown = (_percent(metric, values[metric]) if metric in values else "–" for metric in metrics)
         grid.add_row(name, n, *shown, end_section=last)
 
-    for name, part in summary["types"].items():
-        add(name, f"{part['questions']:,}", part["metrics"], last=name == list(summary["types"])[-1])
+    for parts in (summary["types"], summary["groups"]):
+        for name, part in parts.items():
+            add(name, f"{part['questions']:,}", part["metrics"], last=name == list(parts)[-1])
     add("all", f"{summary['questions']:,}", summary["metrics"])
     if "mean_over_types" in summary:
         add("mean over types", "", summary["mean_over_types"])
