@@ -77,7 +77,7 @@ def test_what_cannot_be_read_is_listed(tmp_path):
         {"a": 1},
         {"a": 2},
     ]
-    for name, message in [("none.json", "no such file"), ("a.xml", "annotation files end with")]:
+    for name, message in [("none.json", "no such file"), ("a.xml", "unsupported file type")]:
         with pytest.raises(AnnotationError, match=message):
             list(rows(tmp_path / name))
 
@@ -89,12 +89,12 @@ def test_fields_are_checked():
     assert (row.id("i"), row.id("f"), row.text("n", "t"), row.texts("l")) == ("7", "7", "a", ("a", "2"))
     assert (row.number("i"), row.index("f", below=8)) == (7.0, 7)
     for call, message in [
-        (lambda: row.id("x"), "'x' is no identifier"),
+        (lambda: row.id("x"), "'x' is not an identifier"),
         (lambda: row.id("n"), "'n' is missing"),
-        (lambda: row.text("b"), "'b' is no text"),
-        (lambda: row.number("nan"), "'nan' is no number"),
+        (lambda: row.text("b"), "'b' is not a string"),
+        (lambda: row.number("nan"), "'nan' is not a number"),
         (lambda: row.index("f", below=7), "not a whole number from 0 to 6"),
-        (lambda: row.texts("t"), "'t' is no list"),
+        (lambda: row.texts("t"), "'t' is not a list"),
     ]:
         with pytest.raises(AnnotationRowError, match=message):
             call()
@@ -151,7 +151,7 @@ def claim(path):
 
 def test_a_file_has_one_writer(tmp_path):
     path = tmp_path / "new" / "p.jsonl"
-    with only_writer(path), pytest.raises(ValueError, match=r"another process is writing .*: wait for it, or name"):
+    with only_writer(path), pytest.raises(ValueError, match=r"another process is writing .*: wait for it, or choose"):
         claim(path)
     claim(path)
 
@@ -172,10 +172,10 @@ def test_predictions_of_others_are_read(tmp_path):
     assert (first.id, first.prediction, first.protocol) == ("7", "a dog", None)
     assert (second.id, second.prediction) == ("8", "3")
     assert [(row.place[-6:], row.reason[:36]) for row in others] == [
-        ("line 3", "there is neither a prediction nor a "),
+        ("line 3", "neither a prediction nor a failure"),
         ("line 4", "prediction is not a string: ['x']"),
         ("line 5", "'id' or 'question_id' or 'uid' is mi"),
-        ("line 6", "unknown failure 'bored'; there are m"),
+        ("line 6", "unknown failure 'bored'; choose from"),
         ("line 7", "the protocol is not one of this vers"),
         ("line 8", "not valid JSON: Expecting property n"),
     ]

@@ -212,7 +212,7 @@ def test_variants_of_the_layouts_are_read(tmp_path):
     row = {"video": "a.mp4", "question": "Q?", "candidates": ["x", "y"], "answer": "x"}
     write_json(tmp_path / "mv" / "action_count.json", [row, {**row, "fps": "many"}])
     (refused,) = load("mvbench", tmp_path / "mv").rejected
-    assert refused.reason == "'fps' is no number: 'many'"
+    assert refused.reason == "'fps' is not a number: 'many'"
 
 
 @needs_annotations
@@ -271,25 +271,25 @@ def test_malformed_rows_are_listed_and_the_rest_is_read(tmp_path):
     assert [(item.id, item.answers) for item in loaded.items] == [("1", ("x",))]
     assert {(row.place, row.reason) for row in loaded.rejected} == {
         ("test_a.json row 5", "a second answer for this question; the first is test_a.json row 1"),
-        ("test_q.json row 2", "test_a.json holds no answer for this question"),
+        ("test_q.json row 2", "test_a.json has no answer for this question"),
         ("test_q.json row 3", "'question' is missing"),
         ("test_q.json row 4", "'question_id' is missing"),
         ("test_q.json row 5", "not an object"),
         ("test_q.json row 6", "'answer' is empty"),
-        ("test_a.json row 4", "test_q.json holds no question for this answer"),
+        ("test_a.json row 4", "test_q.json has no question for this answer"),
     }
 
 
 @pytest.mark.parametrize(
     ("name", "row", "reason"),
     [
-        ("video-mme", {**VIDEO_MME_ROW, "answer": "E"}, "the answer 'E' names none of the 4 options"),
-        ("video-mme", {**VIDEO_MME_ROW, "options": "A. One."}, "'options' is no list"),
+        ("video-mme", {**VIDEO_MME_ROW, "answer": "E"}, "the answer 'E' is none of the 4 options"),
+        ("video-mme", {**VIDEO_MME_ROW, "options": "A. One."}, "'options' is not a list"),
         ("mvbench", {"video": "a.mp4", "question": "?", "candidates": [], "answer": "x"}, "there are no candidates"),
         (
             "mvbench",
             {"video": "a.mp4", "question": "?", "candidates": ["x"], "answer": "x", "start": "soon", "end": 3},
-            "'start' is no number: 'soon'",
+            "'start' is not a number: 'soon'",
         ),
         (
             "charades-sta",
@@ -301,12 +301,12 @@ def test_malformed_rows_are_listed_and_the_rest_is_read(tmp_path):
             {"id": "1", "video_path": "a", "question": "?", "candidates": ["x"], "correct_choice": 3},
             "'correct_choice' is 3, not a whole number from 0 to 0",
         ),
-        ("lvbench", {"key": "k", "question": "no options", "answer": "A"}, "the text holds no lettered options"),
+        ("lvbench", {"key": "k", "question": "no options", "answer": "A"}, "the text has no lettered options"),
     ],
 )
 def test_a_bad_row_is_rejected_with_its_reason(name, row, reason, tmp_path):
     good = load(name, WRITERS[name](tmp_path / "good")).items[0]
-    with pytest.raises(AnnotationError, match="holds no question") as error:
+    with pytest.raises(AnnotationError, match="contains no questions") as error:
         load(name, write_json(tmp_path / "action_sequence.json", [row]))
     assert reason in str(error.value)
     assert good.id
@@ -330,10 +330,10 @@ def test_the_same_id_twice_counts_once(tmp_path):
 
 
 def test_files_that_are_not_there_are_an_error(tmp_path):
-    for path, message in [(tmp_path / "none", "no such file or folder"), (tmp_path, "holds none of these files")]:
+    for path, message in [(tmp_path / "none", "no such file or folder"), (tmp_path, "contains none of these files")]:
         with pytest.raises(AnnotationError, match=message):
             load("mvbench", path)
-    with pytest.raises(ValueError, match="unknown benchmark 'mvbnch'; there are msvd-qa"):
+    with pytest.raises(ValueError, match="unknown benchmark 'mvbnch'; did you mean 'mvbench'"):
         load("mvbnch", tmp_path)
     with pytest.raises(ValueError, match="unknown errata mode 'fixed'"):
         load("msvd-qa", tmp_path, "fixed")
@@ -390,7 +390,7 @@ def test_subtitles_at_the_frames_shown(tmp_path):
     assert [(cue.start, cue.end, cue.text) for cue in found] == [(2.0, 3.5, "a"), (4.0, float("inf"), "b")]
     rows = [{"start": "00:01:05.250", "end": "00:01:06.000", "line": "c"}]
     assert subtitles.read(write_json(tmp_path / "c.json", rows)) == [subtitles.Cue(65.25, 66.0, "c")]
-    with pytest.raises(subtitles.SubtitleError, match="holds no subtitles"):
+    with pytest.raises(subtitles.SubtitleError, match="contains no subtitles"):
         subtitles.read(write_json(tmp_path / "d.json", [{"x": 1}]))
 
 

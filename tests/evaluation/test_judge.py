@@ -102,9 +102,9 @@ def test_own_prompts(tmp_path):
     assert [message["content"] for message in prompts["answer"].fill(values)] == ["S", "q {answer}|a|p"]
     assert prompts["detail"] == PROMPTS["detail"]
     for content, message in [
-        ({"style": {}}, "no aspect 'style'"),
+        ({"style": {}}, "unknown aspect 'style'"),
         ({"answer": {"user": "x"}}, "must have the texts"),
-        ({"consistency": {"system": "", "user": "{prediction}"}}, r"must hold \{prediction\}, \{prediction_2\}"),
+        ({"consistency": {"system": "", "user": "{prediction}"}}, r"must contain \{prediction\}, \{prediction_2\}"),
     ]:
         with pytest.raises(ValueError, match=message):
             read_prompts(write_json(tmp_path / "bad.json", content))
@@ -353,7 +353,8 @@ def test_five_aspects_with_both_questions(tmp_path):
         work = prepare("video-chatgpt", folder, predictions, tmp_path / "s.jsonl")
         summary = judge_file(work, tmp_path / "s.jsonl", RemoteJudge("x", server.url), PROMPTS, concurrency=1)
         (pair,) = [text for text in server.asked if "Second question" in text]
-    assert summary["metrics"] == {"correctness": 5, "detail": 4, "context": 3, "temporal": 2, "consistency": 1}
+    points = {"correctness": 5, "detail": 4, "context": 3, "temporal": 2, "consistency": 1}
+    assert summary["metrics"] == {"average": 3, **points}
     assert {name: part["questions"] for name, part in summary["types"].items()} == {
         "correctness": 2,
         "detail": 2,
@@ -410,9 +411,9 @@ def test_exit_code_one_says_that_some_are_not_judged(asked, predictions, tmp_pat
     assert "calls failed: Connection error" in err
     for arguments, message in [
         (("--import", tmp_path), "one of --judge, --local and --import"),
-        (("--prompts", predictions), "must hold one JSON object|is not valid JSON"),
+        (("--prompts", predictions), "must contain one JSON object|is not valid JSON"),
         ((), "set OPENAI_API_KEY"),
-        (("--output", predictions), "holds the predictions"),
+        (("--output", predictions), "is the predictions file"),
     ]:
         code, out, err = run(*common, *arguments)
         assert (code, out, err.count("\n")) == (2, "", 1)
@@ -435,7 +436,7 @@ def test_official_outputs_are_imported(asked, predictions, tmp_path):
     code, out, _ = run(*common, "--import", write_json(tmp_path / "results.json", combined))
     assert (code, json.loads(out)["metrics"]["accuracy"]) == (0, 1.0)
     code, _, err = run(*common, "--import", write_json(tmp_path / "others.json", {"x": []}))
-    assert (code, "holds no verdict on any of the 24 questions" in err) == (2, True)
+    assert (code, "contains no verdict on any of the 24 questions" in err) == (2, True)
 
 
 def test_official_aspects_are_imported(tmp_path):

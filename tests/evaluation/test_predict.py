@@ -69,7 +69,7 @@ def test_own_prompts(tmp_path):
     assert (own.yes_no, own.choice) == ("{question} Yes or no?", Prompts().choice)
     assert own.sha256 != Prompts().sha256 == read_prompts(None).sha256
     for content, message in [
-        ({"choose": "x"}, "no template 'choose'"),
+        ({"choose": "x"}, "unknown template 'choose'"),
         ({"choice": "{question}"}, r"hold \{options\}"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -109,7 +109,7 @@ def test_the_wrong_video_is_the_next_other_one(bench):
     assert [entry.source.name for entry in found] == ["b.mp4", "c.mp4", "a.mp4", "x"]
     with pytest.raises(ValueError, match="needs at least two videos"):
         asked(items[:1], Videos(bench / "videos"), "wrong_video")
-    with pytest.raises(ValueError, match="unknown condition 'blind'; there are full"):
+    with pytest.raises(ValueError, match="unknown condition 'blind'; choose from full"):
         asked(items, Videos(bench / "videos"), "blind")
 
 
@@ -299,7 +299,7 @@ def test_a_complete_file_is_left_alone(job, whole, tmp_path):
 def test_files_of_other_runs_are_refused(job, whole, tmp_path):
     out = tmp_path / "p.jsonl"
     out.write_bytes(whole)
-    with pytest.raises(ValueError, match=r"predictions of another run \(num_frames 4\): name another file"):
+    with pytest.raises(ValueError, match=r"predictions of another run \(num_frames 4\): choose another"):
         predict(replace(job, num_frames=8), out)
     with pytest.raises(ValueError, match=r"another run \(condition 'full'\)"):
         predict(replace(job, condition="no_video"), out)
@@ -371,7 +371,7 @@ def test_the_command_predicts(job, whole, tmp_path):
     for extra, message in [
         (["--engine", "spark"], "unknown engine 'spark'"),
         (["--condition", "blind"], "unknown condition"),
-        (["--media-root", str(tmp_path / "none")], "no such folder of videos"),
+        (["--media-root", str(tmp_path / "none")], "no such file or folder"),
         (["--num-frames", "8"], "another run (num_frames 4)"),
     ]:
         code, printed, err = run(*arguments(job, out), *extra)

@@ -220,7 +220,7 @@ def test_names_in_the_plot_cover_nothing(battery, tmp_path, monkeypatch):
         ({"prompt_sha256": "other"}, "differ in protocol: prompt_sha256"),
         ({"generation": {"max_new_tokens": 9}}, "differ in protocol: max_new_tokens"),
         ({"scorer": "contains"}, "differ in scorer or judge"),
-        ({"model": "m", "condition": "full"}, "are both m, condition full"),
+        ({"model": "m", "condition": "full"}, "are both of model m, condition full"),
     ],
 )
 def test_what_is_not_comparable_is_refused(asked, battery, tmp_path, change, message):
@@ -252,16 +252,16 @@ def test_predictions_without_a_protocol_are_a_table_of_their_own(asked, battery,
 def test_damaged_scores_are_refused(battery, tmp_path):
     lines = battery[0].read_text().splitlines(keepends=True)
     battery[0].write_text("".join(lines[:-1]))
-    with pytest.raises(ValueError, match="holds 39 scores, its summary is about 40"):
+    with pytest.raises(ValueError, match="has 39 scores, but its summary has 40"):
         report(battery)
     battery[0].write_text("".join(lines) + "{torn")
     with pytest.raises(ValueError, match="not valid JSON"):
         report(battery)
     battery[0].with_suffix(".summary.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"no summary of scores|not valid JSON"):
+    with pytest.raises(ValueError, match=r"not a summary of scores|not valid JSON"):
         report(battery[:1])
     battery[0].with_suffix(".summary.json").unlink()
-    with pytest.raises(ValueError, match="is not beside it"):
+    with pytest.raises(ValueError, match="is missing"):
         report(battery)
 
 

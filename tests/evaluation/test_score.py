@@ -64,7 +64,7 @@ def test_choices_and_intervals():
 def test_defaults_accept_what_they_are_used_for():
     for task, name in DEFAULTS.items():
         assert task in SCORERS[name].tasks
-    with pytest.raises(ValueError, match="unknown scorer 'bleu'; there are exact, normalized"):
+    with pytest.raises(ValueError, match="unknown scorer 'bleu'; choose from exact, normalized"):
         scorer("bleu")
     with pytest.raises(ValueError, match="needs a WordNet database"):
         scorer("wups")
@@ -96,7 +96,7 @@ def test_wordnet_files_are_read(tmp_path):
     assert words.similarity("geese", "goose") == words.similarity("unknown", "unknown") == 1.0
     assert words.similarity("run", "walked") == pytest.approx(2 * 2 / (1 + 1 + 2 * 2))  # root of all verbs above move
     assert words.similarity("dog", "unknown") == 0.0
-    with pytest.raises(WordNetError, match=r"holds no WordNet database \(index.noun is missing\)"):
+    with pytest.raises(WordNetError, match=r"contains no WordNet database \(index.noun is missing\)"):
         WordNet(tmp_path / "none")
 
 
@@ -240,8 +240,8 @@ def test_a_bad_byte_costs_its_row_and_is_listed(asked):
     ("name", "content", "message"),
     [
         ("p.json", b'{"1": "yes\xff", "2": "no"}', "is not valid JSON"),  # one object of replies by id
-        ("p.jsonl", "[]".encode("utf-16"), "holds no predictions"),
-        ("p.jsonl", b"", r"holds no predictions \(0 rows\)"),
+        ("p.jsonl", "[]".encode("utf-16"), "contains no predictions"),
+        ("p.jsonl", b"", r"contains no predictions \(0 rows\)"),
         ("p.jsonl", b'{"id": "someone else\'s", "pred": "x"}\n', "no prediction is about a question of MSVD-QA"),
     ],
 )
@@ -288,12 +288,12 @@ def test_equal_predictions_give_equal_bytes(asked):
 def test_predictions_of_something_else_are_refused(asked):
     protocol = {"benchmark": "msvd-qa", "errata": "as-published", "condition": "full"}
     rows = [{"id": "1", "prediction": "x", "protocol": {**protocol, "benchmark": "mvbench"}}]
-    with pytest.raises(ValueError, match="those of mvbench, not of msvd-qa"):
+    with pytest.raises(ValueError, match="for mvbench, not for msvd-qa"):
         scored(asked, *rows)
     rows = [{"id": str(i), "prediction": "x", "protocol": {**protocol, "condition": c}} for i, c in enumerate("ab")]
     with pytest.raises(ValueError, match="several conditions"):
         scored(asked, *rows)
-    with pytest.raises(ValueError, match="no question of MSVD-QA can be scored so; what is there: short_answer"):
+    with pytest.raises(ValueError, match="no question of MSVD-QA available question kinds: short_answer"):
         score_file("msvd-qa", asked, write_lines(asked / "p" / "p.jsonl", rows[0]), asked / "s.jsonl", "choice")
 
 
@@ -311,7 +311,7 @@ def test_the_command_scores(asked, tmp_path):
     for arguments, message in [
         (("--scorer", "bleu"), "unknown scorer"),
         (("--scorer", "synonyms"), "--wordnet DIR"),
-        (("--output", predictions), "holds the predictions"),
+        (("--output", predictions), "is the predictions file"),
     ]:
         code, out, err = run(*common, *arguments)
         assert (code, out, err.count("\n")) == (2, "", 1)

@@ -138,7 +138,7 @@ def predict_verb(
     from videopanda.evaluation.prompts import read_prompts
 
     if engine not in ("local", "ray"):
-        raise ValueError(f"unknown engine {engine!r}; there are local and ray")
+        raise ValueError(f"unknown engine {engine!r}; choose local or ray")
     quiet()
     job = PredictJob(
         bench=bench,
@@ -160,7 +160,7 @@ def predict_verb(
         job, output, rank=rank, world_size=world_size, device=device, ray_workers=workers if engine == "ray" else None
     )
     if report["complete"] and len(report["failures"].get("missing_video", ())) == report["questions"]:
-        raise FileNotFoundError(f"none of the videos is below {job.videos}: say where they are with --media-root")
+        raise FileNotFoundError(f"none of the videos is below {job.videos}: pass their folder with --media-root")
     if as_json:
         print(json.dumps(report))
     elif report["complete"]:
@@ -239,7 +239,7 @@ def judge_verb(
     from videopanda.evaluation.scoring.score import table
 
     if sum(option is not None for option in (judge, local, imported)) != 1:
-        raise ValueError("name the judge with one of --judge, --local and --import")
+        raise ValueError("choose the judge with one of --judge, --local and --import")
     work = prepare(bench, path, predictions, output, errata)
     if imported:
         summary = import_file(work, output, imported)

@@ -59,7 +59,7 @@ def asked(items: tuple[Item, ...], videos: Videos, condition: str) -> list[Asked
         ValueError: no such condition, or one that needs another video where there is none.
     """
     if condition not in CONDITIONS:
-        raise ValueError(f"unknown condition {condition!r}; there are {', '.join(CONDITIONS)}")
+        raise ValueError(f"unknown condition {condition!r}; choose from {', '.join(CONDITIONS)}")
     groups: dict[ClipRef, list[Item]] = {}
     for item in items:
         groups.setdefault(_source(item, videos), []).append(item)

@@ -75,7 +75,7 @@ class PredictJob:
         """
         items = load(self.bench, self.path, self.errata).items
         if self.bench in WITH_SUBTITLES and not any("subtitles" in item.extra for item in items):
-            raise ValueError(f"there are no subtitles below {self.path}: name the folder that holds them, too")
+            raise ValueError(f"there are no subtitles below {self.path}: pass the folder that contains them")
         all_ = asked(items, Videos(self.videos), self.condition)
         return [all_[i : i + self.batch_size] for i in range(0, len(all_), self.batch_size)]
 
@@ -239,7 +239,7 @@ def stored(out: Path, own: Path, job: PredictJob, protocol: Protocol) -> dict[st
             other = [name for name, value in wanted.items() if there.get(name) != value]
             if other or row.id not in ids:
                 what = f"{other[0]} {there.get(other[0])!r:.40}" if other else f"question {row.id!r}"
-                raise ValueError(f"{file} holds predictions of another run ({what}): name another file with --output")
+                raise ValueError(f"{file} contains predictions of another run ({what}): choose another --output")
             found[row.id] = row
     return found
 

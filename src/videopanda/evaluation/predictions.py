@@ -99,7 +99,7 @@ def only_writer(path: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ValueError(
-                    f"another process is writing {path}: wait for it, or name another file with --output"
+                    f"another process is writing {path}: wait for it, or choose another --output"
                 ) from error
         yield
 
@@ -242,10 +242,10 @@ def prediction_of(row: AnnotationRow) -> Prediction:
     """
     failure = row.get("failure")
     if failure is not None and failure not in FAILURES:
-        raise AnnotationRowError(f"unknown failure {failure!r:.40}; there are {', '.join(FAILURES)}")
+        raise AnnotationRowError(f"unknown failure {failure!r:.40}; choose from {', '.join(FAILURES)}")
     text = row.get(*_PREDICTION)
     if text is None and failure is None:
-        raise AnnotationRowError("there is neither a prediction nor a failure")
+        raise AnnotationRowError("neither a prediction nor a failure")
     if isinstance(text, (int, float)) and not isinstance(text, bool):
         text = str(text)
     if text is not None and not isinstance(text, str):

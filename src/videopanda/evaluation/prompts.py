@@ -38,7 +38,7 @@ class Prompts:
         for name, template in asdict(self).items():
             for slot in needed.get(name, ("{question}",)):
                 if not isinstance(template, str) or slot not in template:
-                    raise ValueError(f"the template {name!r} must hold {slot}")
+                    raise ValueError(f"the template {name!r} must contain {slot}")
 
     @property
     def sha256(self) -> str:
@@ -71,5 +71,5 @@ def read_prompts(path: Path | None) -> Prompts:
     given = read_object(path)
     names = [field.name for field in fields(Prompts)]
     if unknown := sorted(given.keys() - set(names)):
-        raise ValueError(f"{path}: there is no template {unknown[0]!r}; there are {', '.join(names)}")
+        raise ValueError(f"{path}: unknown template {unknown[0]!r}; choose from {', '.join(names)}")
     return replace(Prompts(), **given)

@@ -23,7 +23,7 @@ def read(path: Path) -> Iterator[Item | Rejected]:
 
 def _facts(row: AnnotationRow, turns: Any) -> list[dict[str, Any]]:
     if not isinstance(turns, list) or not turns or len(turns) % 2:
-        raise AnnotationRowError("'conversations' must hold questions, each with its answer")
+        raise AnnotationRowError("'conversations' must contain questions, each with its answer")
     return [row.extra("kind")] * (len(turns) // 2)
 
 

@@ -38,7 +38,7 @@ def read(path: Path) -> Iterator[Item | Rejected]:
         yield from items(rows(file), partial(_item, known=known, cut=cut, seen=seen))
         for uid in known:
             if uid not in seen:
-                yield Rejected("subset_answers.json", f"{file.name} holds no question for this answer", uid)
+                yield Rejected("subset_answers.json", f"{file.name} has no question for this answer", uid)
 
 
 def _item(row: AnnotationRow, known: Mapping[str, Any], cut: Mapping[str, Any], seen: set[str]) -> Item:

@@ -55,7 +55,7 @@ class AnnotationRow:
         """A string without white space around it; `empty` says whether it may be empty."""
         value = self.get(*keys)
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-            raise AnnotationRowError(f"{_names(keys)} is {'missing' if value is None else 'no text'}")
+            raise AnnotationRowError(f"{_names(keys)} is {'missing' if value is None else 'not a string'}")
         if not (text := str(value).strip()) and not empty:
             raise AnnotationRowError(f"{_names(keys)} is empty")
         return text
@@ -66,7 +66,7 @@ class AnnotationRow:
         if isinstance(value, float) and value.is_integer():  # what spreadsheets make of whole numbers
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
-            raise AnnotationRowError(f"{_names(keys)} is {'missing' if value is None else 'no identifier'}")
+            raise AnnotationRowError(f"{_names(keys)} is {'missing' if value is None else 'not an identifier'}")
         return str(value).strip()
 
     def number(self, *keys: str) -> float:
@@ -77,7 +77,9 @@ class AnnotationRow:
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise AnnotationRowError(f"{_names(keys)} is {'missing' if value is None else f'no number: {value!r:.40}'}")
+            raise AnnotationRowError(
+                f"{_names(keys)} is {'missing' if value is None else f'not a number: {value!r:.40}'}"
+            )
         return number
 
     def index(self, *keys: str, below: int) -> int:
@@ -91,9 +93,9 @@ class AnnotationRow:
         """A list of strings (numbers become strings), each without white space around it; they may be empty."""
         value = self.get(*keys)
         if not isinstance(value, Sequence) or isinstance(value, str):
-            raise AnnotationRowError(f"{_names(keys)} is {'missing' if value is None else 'no list'}")
+            raise AnnotationRowError(f"{_names(keys)} is {'missing' if value is None else 'not a list'}")
         if any(isinstance(v, bool) or not isinstance(v, (str, int, float)) for v in value):
-            raise AnnotationRowError(f"{_names(keys)} holds something that is no text")
+            raise AnnotationRowError(f"{_names(keys)} contains something that is not a string")
         return tuple(str(v).strip() for v in value)
 
     def extra(self, *keys: str) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def find(path: Path, *patterns: str) -> list[Path]:
         files = sorted(f for f in found if not any(part.startswith(".") for part in f.relative_to(path).parts))
         if files:
             return files
-    raise AnnotationError(f"{path} holds none of these files: {', '.join(patterns)}")
+    raise AnnotationError(f"{path} contains none of these files: {', '.join(patterns)}")
 
 
 def beside(file: Path, name: str) -> Path | None:
@@ -152,7 +154,7 @@ def rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
         ".parquet": _parquet_rows,
     }
     if path.suffix.lower() not in readers:
-        raise AnnotationError(f"{path}: annotation files end with {', '.join(SUFFIXES)}")
+        raise AnnotationError(f"{path}: unsupported file type; supported are {', '.join(SUFFIXES)}")
     try:
         yield from readers[path.suffix.lower()](path)
     except FileNotFoundError as error:
@@ -299,5 +301,5 @@ def read_object(path: Path) -> Mapping[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise AnnotationError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise AnnotationError(f"{path} must hold one JSON object")
+        raise AnnotationError(f"{path} must contain one JSON object")
     return value

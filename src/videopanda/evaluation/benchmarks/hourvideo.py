@@ -52,7 +52,7 @@ def _item(number: RunningNumber, row: AnnotationRow) -> Item:
     else:
         _, given = split_question(row.text("mcq_test"))
     if task in PICTURE_TASKS or any(option.lower().endswith(_PICTURES) for option in given):
-        raise AnnotationRowError(f"the options of the task {task} are pictures, which is not supported")
+        raise AnnotationRowError(f"the options of task {task} are images, which is not supported")
     options = unmark_all(given)
     answered = row.get("correct_answer_label") is not None
     right = (letter_index(row, "correct_answer_label", options=options),) if answered else ()

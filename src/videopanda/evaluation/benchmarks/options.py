@@ -48,7 +48,7 @@ def split_question(text: str) -> tuple[str, tuple[str, ...]]:
         elif found:
             found[-1] = f"{found[-1]}\n{line.strip()}".strip()
     if len(found) < 2:
-        raise AnnotationRowError("the text holds no lettered options")
+        raise AnnotationRowError("the text has no lettered options")
     return _HEADING.sub("", "\n".join(lines[:start])).strip(), tuple(found)
 
 
@@ -67,7 +67,7 @@ def letter_index(row: AnnotationRow, *keys: str, options: Sequence[str]) -> int:
     letter = text if len(text) == 1 else _letter(text)
     index = LETTERS.find(letter.upper()) if letter else -1
     if not 0 <= index < len(options):
-        raise AnnotationRowError(f"the answer {text!r:.60} names none of the {len(options)} options")
+        raise AnnotationRowError(f"the answer {text!r:.60} is none of the {len(options)} options")
     return index
 
 

@@ -24,7 +24,7 @@ def read(path: Path) -> Iterator[Item | Rejected]:
 def _facts(row: AnnotationRow, turns: Any) -> list[dict[str, Any]]:
     families = row.get("families")
     if not isinstance(turns, list) or not isinstance(families, list) or len(turns) != 2 * len(families):
-        raise AnnotationRowError("'conversations' must hold a question and an answer for each entry of 'families'")
+        raise AnnotationRowError("'conversations' must contain a question and an answer for each entry of 'families'")
     # The order in which the condition `shuffled` shows a scene is drawn by its number.
     key = [int(number), 3] if (number := row.id("id").rpartition("-")[2]).isdecimal() else []
     return [{"family": family, "shuffle_key": key} for family in families]

@@ -36,7 +36,7 @@ def read(path: Path, offset: float = 0.0) -> list[Cue]:
         found = _srt(text) if path.suffix.lower() == ".srt" else map(_json_cue, json.loads(text))
         return [Cue(cue.start - offset, cue.end - offset, cue.text) for cue in found if cue.text]
     except (ValueError, KeyError, TypeError) as error:
-        raise SubtitleError(f"{path} holds no subtitles: {error}") from error
+        raise SubtitleError(f"{path} contains no subtitles: {error}") from error
 
 
 def _srt(text: str) -> Iterator[Cue]:

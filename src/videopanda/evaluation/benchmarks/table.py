@@ -136,7 +136,7 @@ def load(name: str, path: str | Path, mode: str = "as-published") -> Loaded:
     """
     entry = benchmark(name)
     if mode not in MODES:
-        raise ValueError(f"unknown errata mode {mode!r}; there are {', '.join(MODES)}")
+        raise ValueError(f"unknown errata mode {mode!r}; choose from {', '.join(MODES)}")
     kept: list[Item] = []
     rejected: list[Rejected] = []
     duplicates: list[Duplicate] = []
@@ -167,7 +167,7 @@ def load(name: str, path: str | Path, mode: str = "as-published") -> Loaded:
             kept.append(outcome)
     if not by_id:
         reasons = f"; first: {rejected[0].place}: {rejected[0].reason}" if rejected else ""
-        raise AnnotationError(f"{path} holds no question of {entry.title} ({len(rejected)} rows rejected{reasons})")
+        raise AnnotationError(f"{path} contains no questions of {entry.title} ({len(rejected)} rows rejected{reasons})")
     found = {erratum: tuple(ids) for erratum, ids in errata.items()}
     return Loaded(name, mode, tuple(kept), tuple(rejected), tuple(duplicates), found)
 

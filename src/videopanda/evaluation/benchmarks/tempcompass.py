@@ -83,5 +83,5 @@ def _captions(text: str) -> tuple[str, tuple[str, ...]]:
     lines = text.splitlines()
     found = [match[2].strip() for line in lines if (match := _CAPTION.fullmatch(line.strip()))]
     if len(found) < 2:
-        raise AnnotationRowError("the text holds no lettered or numbered captions")
+        raise AnnotationRowError("the text has no lettered or numbered captions")
     return "\n".join(line for line in lines if not _CAPTION.fullmatch(line.strip())).strip(), tuple(found)

@@ -58,7 +58,7 @@ def _one_of(files: list[Path], path: Path, name: str) -> Path:
     for candidates in (files, own):
         if len(candidates) == 1:
             return candidates[0]
-    raise AnnotationError(f"{path} holds several files of questions; name one: {', '.join(map(str, files[:4]))}")
+    raise AnnotationError(f"{path} contains several question files; pass one of them: {', '.join(map(str, files[:4]))}")
 
 
 def _identified(path: Path) -> Iterator[tuple[str, AnnotationRow | Rejected]]:
@@ -91,14 +91,14 @@ def _joined(questions: Path, answers: Path) -> Iterator[AnnotationRow | Rejected
             continue
         answer = found.get(key)
         if answer is None:
-            yield Rejected(row.place, f"{answers.name} holds no answer for this question", key)
+            yield Rejected(row.place, f"{answers.name} has no answer for this question", key)
             continue
         used.add(key)
         repeated = row.repeated_keys + answer.repeated_keys
         yield AnnotationRow(row.place, {**row.data, **answer.extra("answer", "type")}, repeated)
     for key, row in found.items():
         if key not in used:
-            yield Rejected(row.place, f"{questions.name} holds no question for this answer", key)
+            yield Rejected(row.place, f"{questions.name} has no question for this answer", key)
 
 
 def _item(row: AnnotationRow, number: RunningNumber, types: tuple[str, ...], prefix: str) -> Item:

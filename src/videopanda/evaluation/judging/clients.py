@@ -63,7 +63,7 @@ class RemoteJudge:
             self._client = openai.OpenAI(**given)
         except openai.OpenAIError as error:
             if base_url is None:
-                raise ValueError("set OPENAI_API_KEY, or name a server of your own with --base-url") from error
+                raise ValueError("set OPENAI_API_KEY, or pass a server with --base-url") from error
             self._client = openai.OpenAI(**given, api_key="none")  # servers of one's own need none
 
     def ask(self, messages: list[dict[str, str]]) -> Reply:
@@ -159,7 +159,7 @@ class LocalJudge:
         from videopanda.evaluation.provenance import weights_sha256
 
         if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} holds no model")
+            raise ValueError(f"{folder} contains no model")
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         if not self.tokenizer.chat_template:
             raise ValueError(f"the tokenizer of {folder} has no chat template")

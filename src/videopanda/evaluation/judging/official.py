@@ -38,7 +38,7 @@ def read_verdicts(path: Path, units: Sequence[Unit]) -> tuple[dict[str, dict[str
         else:
             found[unit.id] = metrics
     if not found and not unread:
-        raise AnnotationError(f"{path} holds no verdict on any of the {len(units):,} questions")
+        raise AnnotationError(f"{path} contains no verdict on any of the {len(units):,} questions")
     return found, unread
 
 

@@ -86,12 +86,12 @@ def read_prompts(path: Path | None) -> dict[str, Prompt]:
     prompts = dict(PROMPTS)
     for aspect, given in (read_object(path) if path else {}).items():
         if aspect not in PROMPTS:
-            raise ValueError(f"{path}: there is no aspect {aspect!r}; there are {', '.join(PROMPTS)}")
+            raise ValueError(f"{path}: unknown aspect {aspect!r}; choose from {', '.join(PROMPTS)}")
         if not isinstance(given, dict) or given.keys() != {"system", "user"}:
             raise ValueError(f"{path}: {aspect!r} must have the texts 'system' and 'user'")
         slots = ("prediction", "prediction_2") if aspect == "consistency" else ("prediction",)
         if any(f"{{{slot}}}" not in given["user"] for slot in slots):
-            raise ValueError(f"{path}: 'user' of {aspect!r} must hold {{{'}, {'.join(slots)}}}")
+            raise ValueError(f"{path}: 'user' of {aspect!r} must contain {{{'}, {'.join(slots)}}}")
         prompts[aspect] = Prompt(**given)
     return prompts
 

@@ -50,7 +50,7 @@ def prepare(bench: str, path: Path, predictions: Path, out: Path, errata: str = 
     read, malformed = read_all(predictions)
     found = units(loaded.items)
     if not found:
-        raise ValueError(f"{bench} has no open questions with public answers: use  evaluate score")
+        raise ValueError(f"{bench} has no open questions with public answers: use `videopanda evaluate score`")
     by_id: defaultdict[str, list[Prediction]] = defaultdict(list)
     for prediction in read:
         by_id[prediction.id].append(prediction)

@@ -68,7 +68,7 @@ def read_run(path: Path) -> Run:
     """
     beside = path.with_suffix(".summary.json")
     if not beside.is_file():
-        raise ValueError(f"{path}: the summary {beside.name} is not beside it; write both with  evaluate score")
+        raise ValueError(f"{path}: its summary {beside.name} is missing; `videopanda evaluate score` writes both")
     summary = dict(read_object(beside))
     scores = []
     for row in rows(path):
@@ -78,14 +78,14 @@ def read_run(path: Path) -> Run:
     try:
         protocols = [entry["protocol"] or {} for entry in summary["protocols"]]
         if len(scores) != summary["questions"]:
-            raise ValueError(f"{path} holds {len(scores)} scores, its summary is about {summary['questions']}")
+            raise ValueError(f"{path} has {len(scores)} scores, but its summary has {summary['questions']}")
     except (KeyError, TypeError) as error:
-        raise AnnotationError(f"{beside} is no summary of scores") from error
+        raise AnnotationError(f"{beside} is not a summary of scores") from error
     if len(protocols) > 1:
         raise ValueError(f"{path}: its predictions come from {len(protocols)} different protocols, not a single run")
     run = Run(path, summary, tuple(scores), protocols[0] if protocols else {})
     if run.condition not in CONDITIONS:
-        raise ValueError(f"{path}: unknown condition {run.condition!r}; there are {', '.join(CONDITIONS)}")
+        raise ValueError(f"{path}: unknown condition {run.condition!r}; choose from {', '.join(CONDITIONS)}")
     return run
 
 
@@ -193,7 +193,7 @@ def _table(name: str, runs: list[Run]) -> dict[str, Any]:
         conditions = models.setdefault((run.model, run.protocol.get("model_sha256")), {})
         if run.condition in conditions:
             raise ValueError(
-                f"{conditions[run.condition].file.name} and {run.file.name} are both {run.model}, condition "
+                f"{conditions[run.condition].file.name} and {run.file.name} are both of model {run.model}, condition "
                 f"{run.condition}"
             )
         conditions[run.condition] = run

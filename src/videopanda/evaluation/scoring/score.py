@@ -141,7 +141,7 @@ def summarise(
     left = [item for item in items if item.has_answer and item.id not in judged]
     if not scores:
         kinds = ", ".join(sorted({item.task for item in left})) or "questions without public answers"
-        raise ValueError(f"no question of {entry.title} can be scored so; what is there: {kinds}")
+        raise ValueError(f"the scorer does not apply to {entry.title}; available question kinds: {kinds}")
     protocols = Counter(json.dumps(asdict(p.protocol)) if p.protocol else "null" for p in predictions)
     known = {item.id for item in items} | {row.id for row in loaded.rejected if row.id}
     unknown = sorted({p.id for p in predictions} - known)
@@ -149,10 +149,10 @@ def summarise(
         raise ValueError(f"no prediction is about a question of {entry.title}; the first id is {unknown[0]!r}")
     foreign = {p.protocol.benchmark for p in predictions if p.protocol} - {loaded.name}
     if foreign:
-        raise ValueError(f"the predictions are those of {', '.join(sorted(foreign))}, not of {loaded.name}")
+        raise ValueError(f"the predictions are for {', '.join(sorted(foreign))}, not for {loaded.name}")
     conditions = sorted({p.protocol.condition for p in predictions if p.protocol})
     if len(conditions) > 1:
-        raise ValueError(f"the predictions are of several conditions ({', '.join(conditions)}): one file for each")
+        raise ValueError(f"the predictions mix conditions ({', '.join(conditions)}): use one file per condition")
     types = {name: _means(rows) for name, rows in sorted(by_names(scores, "types").items())}
     groups = by_names(scores, "groups")
     return {
@@ -276,7 +276,7 @@ def read_all(path: Path) -> tuple[list[Prediction], list[Rejected]]:
     rejected = [row for row in rows if isinstance(row, Rejected)]
     if len(rejected) == len(rows):
         first = f"; {rejected[0].place}: {rejected[0].reason}" if rejected else ""
-        raise ValueError(f"{path} holds no predictions ({len(rows)} rows{first})")
+        raise ValueError(f"{path} contains no predictions ({len(rows)} rows{first})")
     return [row for row in rows if isinstance(row, Prediction)], rejected
 
 
@@ -296,7 +296,7 @@ def check_output(out: Path, predictions: Path) -> None:
         ValueError: they would.
     """
     if out.exists() and out.samefile(predictions):
-        raise ValueError(f"{out} holds the predictions: scores go to a file of their own")
+        raise ValueError(f"{out} is the predictions file: write the scores to another --output")
     check_replaceable(out, SCORES)
     check_replaceable(summary_of(out), SUMMARY)
 

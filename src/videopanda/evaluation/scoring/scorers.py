@@ -172,7 +172,7 @@ def scorer(name: str, words: WordNet | None = None) -> Scorer:
     if name in SCORERS:
         return SCORERS[name]
     if name not in WORDNET_SCORERS:
-        raise ValueError(f"unknown scorer {name!r}; there are {', '.join((*SCORERS, *WORDNET_SCORERS))}")
+        raise ValueError(f"unknown scorer {name!r}; choose from {', '.join((*SCORERS, *WORDNET_SCORERS))}")
     if words is None:
         raise ValueError(f"the scorer {name!r} needs a WordNet database: --wordnet DIR")
     modules = (normalize, wordnet)

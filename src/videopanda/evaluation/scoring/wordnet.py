@@ -49,7 +49,7 @@ class WordNet:
         for name in _NEEDED:
             if not (self.folder / name).is_file():
                 raise WordNetError(
-                    f"{self.folder} holds no WordNet database ({name} is missing); "
+                    f"{self.folder} contains no WordNet database ({name} is missing); "
                     "on Debian and Ubuntu: apt install wordnet-base, then the folder is /usr/share/wordnet"
                 )
         self._index: dict[tuple[str, str], list[Synset]] = {}
