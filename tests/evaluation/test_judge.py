@@ -353,8 +353,8 @@ def test_five_aspects_with_both_questions(tmp_path):
         work = prepare("video-chatgpt", folder, predictions, tmp_path / "s.jsonl")
         summary = judge_file(work, tmp_path / "s.jsonl", RemoteJudge("x", server.url), PROMPTS, concurrency=1)
         (pair,) = [text for text in server.asked if "Second question" in text]
-    points = {"correctness": 5, "detail": 4, "context": 3, "temporal": 2, "consistency": 1}
-    assert summary["metrics"] == {"average": 3, **points}
+    given = {"correctness": 5, "detail": 4, "context": 3, "temporal": 2, "consistency": 1}
+    assert summary["metrics"] == {"average": 3, **given}
     assert {name: part["questions"] for name, part in summary["types"].items()} == {
         "correctness": 2,
         "detail": 2,

@@ -70,7 +70,7 @@ def test_own_prompts(tmp_path):
     assert own.sha256 != Prompts().sha256 == read_prompts(None).sha256
     for content, message in [
         ({"choose": "x"}, "unknown template 'choose'"),
-        ({"choice": "{question}"}, r"hold \{options\}"),
+        ({"choice": "{question}"}, r"contain \{options\}"),
     ]:
         with pytest.raises(ValueError, match=message):
             read_prompts(write_json(tmp_path / "bad.json", content))
