@@ -293,7 +293,7 @@ def test_predictions_of_something_else_are_refused(asked):
     rows = [{"id": str(i), "prediction": "x", "protocol": {**protocol, "condition": c}} for i, c in enumerate("ab")]
     with pytest.raises(ValueError, match="mix conditions"):
         scored(asked, *rows)
-    with pytest.raises(ValueError, match="no question of MSVD-QA available question kinds: short_answer"):
+    with pytest.raises(ValueError, match="does not apply to MSVD-QA; available question kinds: short_answer"):
         score_file("msvd-qa", asked, write_lines(asked / "p" / "p.jsonl", rows[0]), asked / "s.jsonl", "choice")
 
 
