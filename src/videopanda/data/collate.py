@@ -12,6 +12,7 @@ A language model whose layers cannot be masked like this gets one conversation p
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ FULL_ATTENTION: Mapping[str, int | None] = {ALL_LAYERS: None}
 
 
 def render(
-    template: Any, turns: Sequence[Turn], num_videos: int, system_prompt: str = ""
+    template: Any, turns: Sequence[Turn], num_videos: int, system_prompt: str = "", num_images: int = 0
 ) -> tuple[str, list[tuple[int, int]]]:
     """The chat text of a conversation and the character spans of its answers, end marker included.
 
@@ -38,7 +39,7 @@ def render(
         ValueError: the template changes earlier text when a message is added, so that answers cannot be located; or it
             has no place for a system prompt.
     """
-    messages = to_messages(turns, num_videos, system_prompt)
+    messages = to_messages(turns, num_videos, system_prompt, num_images)
     try:
         text = template.apply_chat_template(messages, tokenize=False)
     except TemplateError as error:
@@ -135,8 +136,8 @@ class Collator:
         self.visual_ids = frozenset(token for token in markers if token is not None)
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """Keys: input_ids, labels, position_ids (B, L), attention_mask and, with videos, what the
-        video processor makes, pixel_values_videos first.
+        """Keys: input_ids, labels, position_ids (B, L), attention_mask and, with videos or images, what
+        the video processor makes of them.
 
         The attention mask is (B, L) where no row holds several conversations, else (B, 1, L, L), one for each layer
         type if `windows` has several. `cell_words` (V, K) holds up to K token ids for each visual token of the batch,
@@ -167,18 +168,27 @@ class Collator:
             if self.cell_words:
                 layouts = [self.processor.video_processor.token_layout(batch, i) for i in range(len(videos))]
                 batch["cell_words"] = torch.cat([self._words(*pair) for pair in zip(videos, layouts)])
+        images = [getattr(image, "frames", [image])[0] for sample in samples for image in sample.images]
+        of_images: list[str] = []
+        if images:
+            visual = self.processor.video_processor.preprocess_images(images, return_tensors="pt")
+            of_images = [self.processor.placeholder_text(visual, i, "image") for i in range(len(images))]
+            batch.update({name: visual[name] for name in self.processor.video_processor.image_input_names})
         if not self.text:
             return batch
-        rows, start = [], 0
-        for sample in samples:
-            stop = start + len(sample.videos)
-            rows.append(self.pack(sample, expansions[start:stop]))
-            start = stop
+        left, left_images = iter(expansions), iter(of_images)
+        rows = [
+            self.pack(sample, [*islice(left, len(sample.videos)), *islice(left_images, len(sample.images))])
+            for sample in samples
+        ]
         batch.update(self._pad(rows))
         return batch
 
     def pack(self, sample: Sample, expansions: Sequence[str]) -> Packed:
         """Tokenize every conversation and join those that fit after their common visual prefix.
+
+        Args:
+            expansions: what replaces the marker of each video, then of each image.
 
         Raises:
             ValueError: not even the first conversation fits; conversations are never truncated.
@@ -186,16 +196,17 @@ class Collator:
         texts, all_spans = [], []
         for turns in sample.conversations:
             try:
-                text, spans = render(self.processor, turns, len(sample.videos), sample.system)
+                text, spans = render(self.processor, turns, len(sample.videos), sample.system, len(sample.images))
             except ValueError as error:
                 raise ValueError(f"sample {sample.id!r}: {error}") from error
             at = 0
-            for expansion in expansions:
-                at = text.index(self.processor.video_token, at)
-                grown = len(expansion) - len(self.processor.video_token)
-                text = text[:at] + expansion + text[at + len(self.processor.video_token) :]
-                spans = [(a + grown, b + grown) for a, b in spans]
-                at += len(expansion)  # past the placeholders of this video
+            for i, expansion in enumerate(expansions):
+                marker = self.processor.video_token if i < len(sample.videos) else self.processor.image_token
+                at = text.index(marker, 0 if i == len(sample.videos) else at)
+                grown = len(expansion) - len(marker)
+                text = text[:at] + expansion + text[at + len(marker) :]
+                spans = [(a + grown, b + grown) if a > at else (a, b) for a, b in spans]
+                at += len(expansion)  # past the placeholders of this visual
             texts.append(text)
             all_spans.append(spans)
         encoded = self.tokenizer(texts, return_offsets_mapping=True, add_special_tokens=False)

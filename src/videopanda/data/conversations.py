@@ -43,7 +43,7 @@ class ConversationDataset:
         held_out: number of clips (files, at most a tenth of all) whose rows are not trained on but `validation()`'s.
 
     Raises:
-        ValueError: bad rows that no manifest lists, or too many of them; images, which cannot be trained on; no rows.
+        ValueError: bad rows that no manifest lists, or too many of them; no rows.
         VideoReadError: on access, when a clip cannot be read. It is never replaced by another.
     """
 
@@ -135,19 +135,28 @@ class ConversationDataset:
             raise IndexError(index)
         rows = self.records(index)
         name, source, record = rows[0]
-        videos = tuple(
-            read_clip(source.locate(medium), medium, self.num_frames, self.sampling) for medium in record.media
+        videos, images = (
+            tuple(
+                read_clip(source.locate(medium), medium, self.num_frames, self.sampling)
+                for medium in record.media
+                if medium.kind == kind
+            )
+            for kind in ("video", "image")
         )
-        return Sample(name, videos, tuple(record.turns for _, _, record in rows), record.system)
+        return Sample(name, videos, tuple(record.turns for _, _, record in rows), record.system, images)
 
 
 def read_clip(file: VideoSource, medium: Medium, num_frames: int, sampling: Sampling) -> Video:
     """Frames of a clip, or of the part of it that a row means, with the duration of that part: as for an answer.
 
+    An image is one frame.
+
     Raises:
         VideoReadError: it cannot be read.
         ValueError: the clip ends before the part begins.
     """
+    if medium.kind == "image":
+        return read_video(file, num_frames=1)
     part = read_video(
         file, num_frames=num_frames, sampling=sampling, start=medium.start, end=medium.end, image_fps=medium.fps
     )
@@ -180,7 +189,7 @@ class _Rows:
         self.source, self.number, self.start, self.stop = array("q"), array("q"), array("q"), array("q")
         self.ids, self.clips, self.lengths = array("Q"), array("Q"), array("q")
         self.media, self.media_counts = array("Q"), array("q")  # keys of the files of all rows, and how many a row has
-        self.total = self.images = 0
+        self.total = 0
         self.bad: Counter[str] = Counter()
         self.first: list[str] = []
         for place, source in enumerate(sources):
@@ -195,7 +204,6 @@ class _Rows:
                     continue
                 assert isinstance(record, Record)
                 self.media.extend(media_keys(record))
-                self.images += any(medium.kind == "image" for medium in record.media)
                 for column, value in (
                     (self.source, place),
                     (self.number, row.number),
@@ -224,8 +232,6 @@ class _Rows:
                 f"{path}: {bad} of {self.total} rows cannot be used ({counts}), more than max_bad_share = "
                 f"{max_bad_share:g} allows; the first: {self.first[0]}"
             )
-        if self.images:
-            raise ValueError(f"{path}: {self.images} rows are about images: only videos and text can be trained on")
         if bad:
             logger.info("%s: %d of %d rows are left out (%s)", path, bad, self.total, counts)
             for line in self.first:

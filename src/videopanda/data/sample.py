@@ -1,7 +1,7 @@
 """The one shape in which every data source hands its samples to the collator.
 
-A sample is one or more videos and one or more *conversations* about them. Conversations of one sample are independent:
-none sees another. That is what makes many questions per clip cheap: the clip is encoded once.
+A sample is any number of videos and images and one or more *conversations* about them. Conversations of one sample are
+independent: none sees another. That is what makes many questions per clip cheap: the clip is encoded once.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,8 @@ class Turn(NamedTuple):
 class Sample:
     """One training example.
 
-    `videos` holds paths, or objects with `.frames` (uint8 (T, H, W, 3)), `.timestamps` and `.duration` (seconds).
+    `videos` holds paths, or objects with `.frames` (uint8 (T, H, W, 3)), `.timestamps` and `.duration` (seconds);
+    `images` paths, PIL images, uint8 (H, W, 3), or objects with `.frames` of which the first is taken.
     `system` is the sample's own system prompt, "" for what the chat template says by itself.
     """
 
@@ -29,20 +30,28 @@ class Sample:
     videos: tuple[Any, ...]
     conversations: tuple[tuple[Turn, ...], ...]
     system: str = ""
+    images: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.conversations or not all(self.conversations):
             raise ValueError(f"sample {self.id!r} has an empty conversation")
 
 
-def to_messages(turns: Sequence[Turn], num_videos: int, system_prompt: str = "") -> list[dict[str, Any]]:
-    """Chat-template messages; the videos stand at the start of the first question, or where `<video>` says so."""
+def to_messages(
+    turns: Sequence[Turn], num_videos: int, system_prompt: str = "", num_images: int = 0
+) -> list[dict[str, Any]]:
+    """Chat-template messages; visuals come at the start of the first question, or where `<video>` and `<image>` are."""
     messages: list[dict[str, Any]] = []
     if system_prompt:
         messages.append({"role": "system", "content": system_prompt})
-    is_placed = any("<video>" in turn[0] for turn in turns)
+    visuals = [
+        {"type": kind}
+        for kind, count in (("video", num_videos), ("image", num_images))
+        if not any(f"<{kind}>" in turn[0] for turn in turns)
+        for _ in range(count)
+    ]
     for i, (question, answer, *_) in enumerate(turns):
-        content: list[dict[str, str]] = [{"type": "video"}] * num_videos if i == 0 and not is_placed else []
+        content = visuals if i == 0 else []
         messages.append({"role": "user", "content": [*content, {"type": "text", "text": question}]})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return messages

@@ -196,10 +196,14 @@ class ShardDataset:
         except (tarfile.TarError, KeyError, ValueError) as error:
             raise VideoReadError(str(path), f"the sample at byte {start} is damaged: {error}") from error
         media = [Medium(**values) for values in content["media"]]
-        videos = tuple(self._clip(f"{path}: {content['ids'][0]}", n, medium, members) for n, medium in enumerate(media))
+        name = f"{path}: {content['ids'][0]}"
+        videos, images = (
+            tuple(self._clip(name, n, medium, members) for n, medium in enumerate(media) if medium.kind == kind)
+            for kind in ("video", "image")
+        )
         said = [tuple(Turn(*turn) for turn in turns) for turns in content["conversations"]]
         chosen = said if k < 0 else [said[k]]
-        return Sample(content["ids"][max(k, 0)], videos, tuple(chosen), content["system"])
+        return Sample(content["ids"][max(k, 0)], videos, tuple(chosen), content["system"], images)
 
     def _clip(self, name: str, number: int, medium: Medium, members: dict[str, bytes]) -> Video:
         files = {key.partition(".")[2]: data for key, data in members.items() if key.partition(".")[0] == str(number)}

@@ -71,7 +71,7 @@ def without_videos(sample: Sample) -> Sample:
         tuple(Turn(re.sub(r"<(video|image)>\n?", "", turn[0]), *turn[1:]) for turn in conversation)
         for conversation in sample.conversations
     ]
-    return replace(sample, videos=(), conversations=tuple(turns))
+    return replace(sample, videos=(), images=(), conversations=tuple(turns))
 
 
 def answer_sums(model: Any, batch: Mapping[str, Any]) -> Tensor:
