@@ -223,6 +223,14 @@ def test_processes_write_the_same_clips(run, checkpoint, tmp_path):
     assert {**reports[0], "seconds": 0} == {**reports[1], "seconds": 0}
 
 
+@pytest.mark.parametrize("name", ["report.json", "annotations.json"])
+def test_files_of_something_else_stay(run, checkpoint, tmp_path, name):
+    (tmp_path / name).write_text('[{"of": "somebody else"}]')
+    with pytest.raises(ValueError, match=r"not written by this command|use a new folder"):
+        scenes_report(tmp_path, run[0], checkpoint, 12, baselines=False, workers=1, progress=False)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [name]
+
+
 def test_the_table_has_a_line_per_family(run):
     _, _, report, _, _ = run
     assert table(report).row_count == len(FAMILIES) + 1

@@ -23,6 +23,7 @@ from videopanda.data.worlds.scenes.questions import FAMILIES
 from videopanda.data.worlds.scenes.selection import TEST, make_test_set
 from videopanda.evaluation.benchmarks.item import Item
 from videopanda.evaluation.benchmarks.table import load
+from videopanda.evaluation.outputs import check_replaceable, object_with, replace_file
 from videopanda.evaluation.predict import PredictJob, predict
 from videopanda.evaluation.predictions import CONDITIONS
 from videopanda.evaluation.scoring.score import read_all, score_file
@@ -31,6 +32,7 @@ from videopanda.inference.load import BUNDLED_MODEL
 MAX_NEW_TOKENS = 16  # the longest right answer is two words
 BATCH_SIZE = 32
 SCORER = "normalized"
+_REPORT = object_with("num_questions", "families")
 _SAMPLING = {"uniform": "uniform in time, the frame shown in the middle of each part"}
 
 
@@ -66,6 +68,7 @@ def scenes_report(
         ValueError: fewer questions than families, or the folder holds the predictions of another run.
     """
     began = time.perf_counter()
+    check_replaceable(folder / "report.json", _REPORT)
     make_test_set(folder, num, seed, workers, progress)
     summaries = {}
     for condition in CONDITIONS if baselines else CONDITIONS[:1]:
@@ -111,7 +114,7 @@ def scenes_report(
         "seconds": round(time.perf_counter() - began, 1),
     }
     del report["n"]
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    replace_file(folder / "report.json", json.dumps(report, indent=2) + "\n", _REPORT)
     return report
 
 

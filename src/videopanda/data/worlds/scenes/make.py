@@ -60,6 +60,8 @@ def make(
     header = {"seed": seed, "split": split, "num": num, "version": __version__}
     make_scene(seed, split, 0)  # a wrong split is told before anything is written
     _check_same_world(out / "scenes.json", header)
+    if (out / "annotations.json").exists() and not (out / "scenes.json").exists():
+        raise ValueError(f"{out / 'annotations.json'} was not written by this command: use a new folder")
     (out / "clips").mkdir(parents=True, exist_ok=True)
     _write_text(out / "scenes.json", json.dumps(header, indent=2) + "\n")
     write_clips(out / "clips", range(num), seed, split, workers, progress)
@@ -111,10 +113,18 @@ def ensure_clip(folder: Path, seed: int, split: str, index: int) -> Path:
 def write_annotations(
     folder: Path, seed: int, split: str, questions: Sequence[tuple[int, Sequence[Question]]]
 ) -> list[dict[str, Any]]:
-    """Write `annotations.json`: a record per scene, of its index and the questions asked about it. Returns them."""
+    """Write `annotations.json`: a record per scene, of its index and the questions asked about it. Returns them.
+
+    Raises:
+        ValueError: the folder has other annotations.
+    """
     records = [_record(make_scene(seed, split, index), asked) for index, asked in questions]
     lines = ",\n".join(json.dumps(record, allow_nan=False) for record in records)
-    _write_text(folder / "annotations.json", f"[\n{lines}\n]\n")
+    path, text = folder / "annotations.json", f"[\n{lines}\n]\n"
+    # A folder of `make` may grow; another file of this name is somebody else's.
+    if path.exists() and not (folder / "scenes.json").exists() and path.read_bytes() != text.encode():
+        raise ValueError(f"{path} exists and has other questions: use a new folder")
+    _write_text(path, text)
     return records
 
 

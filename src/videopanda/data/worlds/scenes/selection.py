@@ -56,9 +56,11 @@ def make_test_set(folder: Path, num: int, seed: int, workers: int | None = None,
         progress: show a bar on stderr.
 
     Raises:
-        ValueError: fewer questions than families.
+        ValueError: fewer questions than families, or the folder has other annotations.
     """
+    if (folder / "scenes.json").exists():
+        raise ValueError(f"{folder} was written by `videopanda scenes make`: use a new folder")
     scenes = select_questions(num, seed)
     (folder / "clips").mkdir(parents=True, exist_ok=True)
-    write_clips(folder / "clips", [scene.index for scene in scenes], seed, TEST, workers, progress)
     write_annotations(folder, seed, TEST, [(scene.index, scene.questions) for scene in scenes])
+    write_clips(folder / "clips", [scene.index for scene in scenes], seed, TEST, workers, progress)
