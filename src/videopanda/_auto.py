@@ -22,6 +22,14 @@ _AUTO = {
     "transformers.models.auto.processing_auto": ("AutoProcessor",),
 }
 
+_READER = "videopanda.models.media"  # where processors ask for `read_video`
+
+
+def _read_video(source: Any, **arguments: Any) -> Any:
+    from videopanda.video.read import read_video
+
+    return read_video(source, **arguments)
+
 
 def _register(auto: ModuleType) -> None:
     """Register what the families of `models/` say in their `AUTO_MAP`."""
@@ -48,7 +56,7 @@ class _Watcher(MetaPathFinder):
     """Finds modules where Python finds them, and looks at what is loaded after each of them."""
 
     def __init__(self) -> None:
-        self.waiting = set(_AUTO)
+        self.waiting = {*_AUTO, _READER}
         self.local = threading.local()
         self.local.depth = 0
 
@@ -66,7 +74,10 @@ class _Watcher(MetaPathFinder):
         """Register in every Auto module that is loaded and waits."""
         for name in [name for name in self.waiting if name in sys.modules]:
             self.waiting.discard(name)
-            _register(sys.modules[name])
+            if name == _READER:
+                sys.modules[name].use_reader(_read_video)
+            else:
+                _register(sys.modules[name])
         if not self.waiting and self in sys.meta_path:
             sys.meta_path.remove(self)
 
