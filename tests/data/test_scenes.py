@@ -14,7 +14,7 @@ from videopanda.data.worlds.scenes.make import MAX_PER_FAMILY, clip_questions, e
 from videopanda.data.worlds.scenes.questions import FAMILIES, make_questions
 from videopanda.data.worlds.scenes.render import Renderer
 from videopanda.data.worlds.scenes.world import Difficulty, make_scene
-from videopanda.video.contact_sheet import Row, contact_sheet
+from videopanda.video.contact_sheet import SheetRow, contact_sheet
 from videopanda.video.read import read_video
 
 ASSETS = Path(__file__).parents[2] / "src" / "videopanda" / "assets"
@@ -199,21 +199,21 @@ def test_the_demo_clip_is_the_scene_that_it_names():
 # -- the contact sheet -------------------------------------------------------------------------------------------------
 def test_contact_sheet_shows_frames_and_wraps_text():
     frames = np.full((2, 30, 40, 3), (255, 0, 0), np.uint8)
-    short = contact_sheet([Row(frames, ["one line"])], frame_height=60)
+    short = contact_sheet([SheetRow(frames, ["one line"])], frame_height=60)
     assert short.getpixel((20, 20)) == (255, 0, 0)
     assert short.width == 6 + 2 * (80 + 6)
-    long = contact_sheet([Row(frames, ["many words " * 12], timestamps=[0.0, 0.5])], frame_height=60)
+    long = contact_sheet([SheetRow(frames, ["many words " * 12], timestamps=[0.0, 0.5])], frame_height=60)
     assert long.width == short.width
     assert long.height > short.height + 60
-    assert contact_sheet([Row(frames, [])] * 3, frame_height=60).height == 3 * (60 + 3 * 6)
+    assert contact_sheet([SheetRow(frames, [])] * 3, frame_height=60).height == 3 * (60 + 3 * 6)
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ([], "at least one row"),
-        ([Row(np.zeros((0, 4, 4, 3), np.uint8), [])], "needs frames"),
-        ([Row(np.zeros((2, 4, 4, 3), np.uint8), [], [0.0])], "timestamps"),
+        ([SheetRow(np.zeros((0, 4, 4, 3), np.uint8), [])], "needs frames"),
+        ([SheetRow(np.zeros((2, 4, 4, 3), np.uint8), [], [0.0])], "timestamps"),
     ],
 )
 def test_contact_sheet_tells_what_is_wrong(rows, message):

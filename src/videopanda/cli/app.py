@@ -172,7 +172,7 @@ def demo_verb(
     from rich.table import Table
 
     from videopanda.inference.answer import ask
-    from videopanda.video.contact_sheet import Row, contact_sheet
+    from videopanda.video.contact_sheet import SheetRow, contact_sheet
     from videopanda.video.read import read_video
 
     asked = json.loads((_ASSETS / "demo.json").read_text(encoding="utf-8"))["questions"]
@@ -187,7 +187,7 @@ def demo_verb(
         grid.add_row(item["question"], answer.answer, item["answer"])
         lines.append(f"{item['question']}  {answer.answer}  (truth: {item['answer']})")
     output.mkdir(parents=True, exist_ok=True)
-    contact_sheet([Row(video.frames, lines, video.timestamps)]).save(output / "contact_sheet.png")
+    contact_sheet([SheetRow(video.frames, lines, video.timestamps)]).save(output / "contact_sheet.png")
     console().print(grid)
     print(f"The frames it looked at: {output / 'contact_sheet.png'}")
 

@@ -1,6 +1,6 @@
 """Lays frames of videos out in rows, each with lines of text under it, as one picture.
 
-sheet = contact_sheet([Row(video.frames, ["What colour is the circle?  red"], video.timestamps)])
+sheet = contact_sheet([SheetRow(video.frames, ["What colour is the circle?  red"], video.timestamps)])
 sheet.save("contact_sheet.png")
 """
 
@@ -18,12 +18,12 @@ _BACKGROUND, _TEXT, _FAINT = (250, 250, 250), (20, 20, 20), (110, 110, 110)
 
 
 @dataclass(frozen=True)
-class Row:
+class SheetRow:
     """One row of the sheet.
 
     frames: uint8 (T, H, W, 3), RGB.
     lines: text under the frames; long lines are wrapped.
-    timestamps: T times in seconds, written above the frames; none leaves the labels away.
+    timestamps: T times in seconds, written above the frames; an empty sequence omits the labels.
     """
 
     frames: np.ndarray
@@ -31,7 +31,7 @@ class Row:
     timestamps: Sequence[float] | np.ndarray = ()
 
 
-def contact_sheet(rows: Sequence[Row], frame_height: int = 120) -> Image.Image:
+def contact_sheet(rows: Sequence[SheetRow], frame_height: int = 120) -> Image.Image:
     """Draw rows below each other, every frame `frame_height` pixels high in its own aspect ratio.
 
     Raises:
@@ -43,7 +43,7 @@ def contact_sheet(rows: Sequence[Row], frame_height: int = 120) -> Image.Image:
         if not len(row.frames) or row.frames.ndim != 4:
             raise ValueError(f"a row needs frames of shape (T, H, W, 3), not {row.frames.shape}")
         if len(row.timestamps) not in (0, len(row.frames)):
-            raise ValueError(f"{len(row.timestamps)} timestamps do not go with {len(row.frames)} frames")
+            raise ValueError(f"{len(row.timestamps)} timestamps for {len(row.frames)} frames")
     font = ImageFont.load_default(_TEXT_SIZE)
     width = max(_row_width(row, frame_height) for row in rows)
     pictures = [_draw_row(row, frame_height, width, font) for row in rows]
@@ -55,17 +55,17 @@ def contact_sheet(rows: Sequence[Row], frame_height: int = 120) -> Image.Image:
     return sheet
 
 
-def _frame_width(row: Row, frame_height: int) -> int:
+def _frame_width(row: SheetRow, frame_height: int) -> int:
     height, width = row.frames.shape[1:3]
     return max(1, round(width * frame_height / height))
 
 
-def _row_width(row: Row, frame_height: int) -> int:
+def _row_width(row: SheetRow, frame_height: int) -> int:
     return _GAP + len(row.frames) * (_frame_width(row, frame_height) + _GAP)
 
 
 def _draw_row(
-    row: Row, frame_height: int, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+    row: SheetRow, frame_height: int, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
 ) -> Image.Image:
     lines = [part for line in row.lines for part in _wrap(line, font, width - 2 * _GAP)]
     label_height = _LABEL_HEIGHT if len(row.timestamps) else 0

@@ -29,7 +29,7 @@ from videopanda.data.worlds.scenes.dataset import draw
 from videopanda.data.worlds.scenes.questions import Question, make_questions
 from videopanda.data.worlds.scenes.render import write_clip
 from videopanda.data.worlds.scenes.world import Scene, make_scene
-from videopanda.video.contact_sheet import Row, contact_sheet
+from videopanda.video.contact_sheet import SheetRow, contact_sheet
 
 QUESTIONS_PER_CLIP = 6
 MAX_PER_FAMILY = 2  # questions of one family about one clip
@@ -67,12 +67,12 @@ def make(
     write_clips(out / "clips", range(num), seed, split, workers, progress)
     questions = [(index, clip_questions(seed, split, index)[:questions_per_clip]) for index in range(num)]
     records = write_annotations(out, seed, split, questions)
-    rows: list[Row] = []
+    rows: list[SheetRow] = []
     for record in records[:_SHEET_ROWS]:
         scene = make_scene(seed, split, len(rows))
         clip = draw(scene, _SHEET_FRAMES)
         question, answer = (turn["value"].removeprefix("<video>\n") for turn in record["conversations"][:2])
-        rows.append(Row(clip.frames, [f"{question}  {answer}"], clip.timestamps))
+        rows.append(SheetRow(clip.frames, [f"{question}  {answer}"], clip.timestamps))
     contact_sheet(rows).save(out / "contact_sheet.png")
     return out
 
