@@ -67,10 +67,13 @@ def question_messages(processor: Any, question: str, has_video: bool = True) -> 
 def build_prompt(processor: Any, messages: Sequence[Message], clips: Sequence[EncodedClip] = ()) -> list[int]:
     """The token ids of a conversation whose video and image parts stand for `clips`, in order.
 
+    A still picture may stand where the conversation says video: it is shown as the image that it is.
+
     Raises:
         ValueError: parts and clips differ in number or kind.
     """
-    text = processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    messages = _with_images(messages, clips)
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     tokens = {processor.video_token: "video", processor.image_token: "image"}
     pattern = "|".join(map(re.escape, tokens))
     kinds = [tokens[token] for token in re.findall(pattern, text)]
@@ -80,6 +83,23 @@ def build_prompt(processor: Any, messages: Sequence[Message], clips: Sequence[En
     texts = iter(clips)
     text = re.sub(pattern, lambda _: next(texts).placeholder_text, text)
     return list(processor.tokenizer([text], add_special_tokens=False)["input_ids"][0])
+
+
+def _with_images(messages: Sequence[Message], clips: Sequence[EncodedClip]) -> list[Message]:
+    """The conversation with an image part for each still picture that stands for a video."""
+    kinds = iter([clip.kind for clip in clips])
+    changed = []
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [
+                {"type": "image"}
+                if part["type"] in ("video", "image") and next(kinds, None) == "image" and part["type"] == "video"
+                else part
+                for part in content
+            ]
+        changed.append({**message, "content": content})
+    return changed
 
 
 class Chat:

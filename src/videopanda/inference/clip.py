@@ -89,6 +89,11 @@ class ClipSource:
             raise ValueError("num_frames, start and end choose frames of a file; these frames are decoded already")
 
 
+def kind_of(video: Any) -> Literal["video", "image"]:
+    """A still picture is an image, of one frame; everything else is a video."""
+    return "image" if getattr(video, "is_still", False) else "video"
+
+
 # -- from frames to tokens ---------------------------------------------------------------------------------------------
 def prepare_clips(
     processor: Any, videos: Sequence[Any], kind: Literal["video", "image"] = "video", keys: Sequence[str] = ()
@@ -100,16 +105,17 @@ def prepare_clips(
     else:
         inputs = rules.preprocess_images([video.frames[0] for video in videos], return_tensors="pt")
     clips = []
+    shown = 1 if kind == "image" else None  # frames of each
     for i, video in enumerate(videos):
         from_file = isinstance(video, Video)
-        frames, height, width, _ = to_uint8_frames(video).shape
+        frames, height, width, _ = to_uint8_frames(video)[:shown].shape
         clips.append(
             EncodedClip(
                 keys[i] if keys else uuid4().hex,
                 kind,
                 processor.placeholder_text(inputs, i, kind),
-                tuple(float(moment) for moment in video.timestamps),
-                tuple(int(index) for index in video.indices) if from_file else None,
+                tuple(float(moment) for moment in video.timestamps[:shown]),
+                tuple(int(index) for index in video.indices[:shown]) if from_file else None,
                 f"{video.decoder} {video.decoder_version}" if from_file else None,
                 inputs,
                 (frames, height, width),
@@ -130,12 +136,19 @@ def encode_prepared(model: Any, clips: Sequence[EncodedClip]) -> None:
 def encode_clips(
     model: Any, processor: Any, videos: Sequence[Any], cache: TokenDiskCache | None = None
 ) -> list[EncodedClip]:
-    """Encode decoded videos in one batch; with a `cache` one by one, so that kept tokens do not depend on the batch."""
+    """Encode decoded videos in one batch, still pictures in another; with a `cache` one by one, so that kept tokens do
+    not depend on the batch.
+    """
     if cache is not None:
         return [_encode_once(model, processor, video, cache) for video in videos]
-    clips = prepare_clips(processor, videos)
-    encode_prepared(model, clips)
-    return clips
+    clips: dict[int, EncodedClip] = {}
+    for kind in ("video", "image"):
+        places = [i for i, video in enumerate(videos) if kind_of(video) == kind]
+        if places:
+            prepared = prepare_clips(processor, [videos[i] for i in places], kind)
+            encode_prepared(model, prepared)
+            clips.update(zip(places, prepared))
+    return [clips[i] for i in range(len(videos))]
 
 
 def encode_clip(
@@ -153,8 +166,10 @@ def encode_clip(
         return found, {"decode": time.perf_counter() - began, "preprocess": 0.0, "encode": 0.0}
     video = _read(model, processor, source, max_new_tokens)
     decoded = time.perf_counter()
-    require_fit(model, processor, to_uint8_frames(video).shape[:3], max_new_tokens)
-    (clip,) = prepare_clips(processor, [video])
+    kind = kind_of(video)
+    frames, height, width, _ = to_uint8_frames(video).shape
+    require_fit(model, processor, (1 if kind == "image" else frames, height, width), max_new_tokens)
+    (clip,) = prepare_clips(processor, [video], kind)
     prepared = time.perf_counter()
     encode_prepared(model, [clip])
     costs = {"decode": decoded - began, "preprocess": prepared - decoded, "encode": time.perf_counter() - prepared}
@@ -175,7 +190,14 @@ def _read(model: Any, processor: Any, source: ClipSource, max_new_tokens: int) -
     if source.num_frames is None:
         return source.video
     rules = processor.video_processor
-    read = partial(read_video, source.video, sampling=rules.frame_sampling, start=source.start, end=source.end)
+    read = partial(
+        read_video,
+        source.video,
+        sampling=rules.frame_sampling,
+        start=source.start,
+        end=source.end,
+        background=rules.background,
+    )
     planner = planner_for(model, rules)
     square = rules.token_count(source.num_frames, 1, 1)  # no other shape has more tokens
     if square + max_new_tokens > planner.context and is_stored(source.video):
@@ -193,7 +215,7 @@ def _encode_once(model: Any, processor: Any, video: Any, cache: TokenDiskCache) 
     assert key is not None
     if found := _cached(model, processor, cache, key):
         return found
-    (clip,) = prepare_clips(processor, [video])
+    (clip,) = prepare_clips(processor, [video], kind_of(video))
     encode_prepared(model, [clip])
     _keep(cache, key, processor, clip)
     return clip
@@ -210,10 +232,11 @@ def _cached(model: Any, processor: Any, cache: TokenDiskCache, key: str) -> Enco
     if entry is None:
         return None
     facts, tokens = entry.facts, entry.tokens.to(model.device)
+    token = processor.image_token if facts["kind"] == "image" else processor.video_token
     return EncodedClip(
         key,
-        "video",
-        facts["prefix"] + processor.video_token * len(tokens),
+        facts["kind"],
+        facts["prefix"] + token * len(tokens),
         tuple(facts["frame_times"]),
         None if facts["frame_indices"] is None else tuple(facts["frame_indices"]),
         facts["decoder"],
@@ -224,8 +247,8 @@ def _cached(model: Any, processor: Any, cache: TokenDiskCache, key: str) -> Enco
 
 def _keep(cache: TokenDiskCache, key: str, processor: Any, clip: EncodedClip) -> None:
     assert clip.tokens is not None
-    facts = {"frame_times": clip.times, "frame_indices": clip.indices, "decoder": clip.decoder}
-    facts["prefix"] = clip.placeholder_text.replace(processor.video_token, "")
+    facts = {"kind": clip.kind, "frame_times": clip.times, "frame_indices": clip.indices, "decoder": clip.decoder}
+    facts["prefix"] = clip.placeholder_text.replace(processor.video_token, "").replace(processor.image_token, "")
     cache.put(key, clip.tokens, facts, clip.layout)
 
 
