@@ -1,4 +1,4 @@
-"""A still picture that is asked about is an image of one frame, however it is given; not a clip filled up with zeros."""
+"""A still picture that is asked about is one image, however it is given; not a clip filled up with zeros."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def picture(tmp_path):
 def test_a_still_picture_is_one_frame(picture, tmp_path, preset):
     model, processor = tiny_model(preset), tiny_processor(preset)
     count = processor.video_processor.token_count(1, *clip(1).shape[1:3], kind="image")
-    cache = TokenDiskCache(tmp_path / "cache")
+    cache = TokenDiskCache(tmp_path / "cache", 1 << 30)
     text = processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}],
         add_generation_prompt=True,
