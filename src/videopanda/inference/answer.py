@@ -86,20 +86,20 @@ def build_prompt(processor: Any, messages: Sequence[Message], clips: Sequence[En
 
 
 def _with_images(messages: Sequence[Message], clips: Sequence[EncodedClip]) -> list[Message]:
-    """The conversation with an image part for each still picture that stands for a video."""
-    kinds = iter([clip.kind for clip in clips])
-    changed = []
-    for message in messages:
-        content = message["content"]
-        if not isinstance(content, str):
-            content = [
-                {"type": "image"}
-                if part["type"] in ("video", "image") and next(kinds, None) == "image" and part["type"] == "video"
-                else part
-                for part in content
-            ]
-        changed.append({**message, "content": content})
-    return changed
+    """The conversation with an image part for each still picture that stands for a video, if all else fits."""
+    kinds = [clip.kind for clip in clips]
+    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
+    visuals = [part for part in parts if part["type"] in ("video", "image")]
+    fit = len(visuals) == len(kinds) and all(part["type"] in ("video", kind) for part, kind in zip(visuals, kinds))
+    if not fit:
+        return list(messages)
+    shown = {id(part): {"type": kind} for part, kind in zip(visuals, kinds) if part["type"] != kind}
+    return [
+        message
+        if isinstance(message["content"], str)
+        else {**message, "content": [shown.get(id(part), part) for part in message["content"]]}
+        for message in messages
+    ]
 
 
 class Chat:
