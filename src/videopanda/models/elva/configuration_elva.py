@@ -131,6 +131,37 @@ class ElvaMergeConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
+class ElvaHybridConfig(PreTrainedConfig):
+    """Hybrid resolution: some frames keep the high resolution, the others get a lower one.
+
+    Args:
+        policy: which frames stay high, the first and the last in any case: "every" n-th; "change" as many, those that
+            differ most from the one before; "random" as many, drawn by the clip, for training; "ends" no others.
+        every: n; 0 keeps all frames high.
+        scale: side of a low frame, as a share of that of a high one.
+    """
+
+    model_type = "elva_hybrid"
+
+    def __init__(
+        self,
+        policy: Literal["every", "ends", "change", "random"] = "every",
+        every: int = 0,
+        scale: float = 0.5,
+        **kwargs: Any,
+    ):
+        self.policy = policy
+        self.every = every
+        self.scale = scale
+        if policy not in ("every", "ends", "change", "random"):
+            raise ValueError(f"hybrid.policy must be every, ends, change or random, got {policy!r}")
+        if isinstance(every, bool) or not isinstance(every, int) or every < 0:
+            raise ValueError(f"hybrid.every must be 0 or a positive integer, got {every!r}")
+        if not 0.0 < scale <= 1.0:
+            raise ValueError(f"hybrid.scale must be in (0, 1], got {scale}")
+        super().__init__(**kwargs)
+
+
 class ElvaConfig(PreTrainedConfig):
     """Video patch embedding, token merging and any causal language model that transformers builds from `text_config`.
 
@@ -138,6 +169,7 @@ class ElvaConfig(PreTrainedConfig):
         text_config: configuration of the language model (object or dict with `model_type`); default Qwen2.
         embedding_config: see `ElvaEmbeddingConfig`.
         merge_config: see `ElvaMergeConfig`.
+        hybrid_config: see `ElvaHybridConfig`; the processor of a new model takes it over.
         video_token_id, image_token_id: ids of the placeholders `<video>` and `<image>`, real entries of the vocabulary.
         max_frame_cells: most cells of a frame: larger frames are shrunk.
         initializer_range: standard deviation of fresh linear weights of the embedding.
@@ -157,6 +189,7 @@ class ElvaConfig(PreTrainedConfig):
         "text_config": AutoConfig,
         "embedding_config": ElvaEmbeddingConfig,
         "merge_config": ElvaMergeConfig,
+        "hybrid_config": ElvaHybridConfig,
     }
 
     def __init__(
@@ -164,6 +197,7 @@ class ElvaConfig(PreTrainedConfig):
         text_config: PreTrainedConfig | dict[str, Any] | None = None,
         embedding_config: ElvaEmbeddingConfig | dict[str, Any] | None = None,
         merge_config: ElvaMergeConfig | dict[str, Any] | None = None,
+        hybrid_config: ElvaHybridConfig | dict[str, Any] | None = None,
         video_token_id: int = 32000,
         image_token_id: int = 32001,
         max_frame_cells: int = 144,
@@ -181,6 +215,8 @@ class ElvaConfig(PreTrainedConfig):
             embedding_config = ElvaEmbeddingConfig(**(embedding_config or {}))
         if not isinstance(merge_config, ElvaMergeConfig):
             merge_config = ElvaMergeConfig(**(merge_config or {}))
+        if not isinstance(hybrid_config, ElvaHybridConfig):
+            hybrid_config = ElvaHybridConfig(**(hybrid_config or {}))
         for name, token_id in (("video_token_id", video_token_id), ("image_token_id", image_token_id)):
             if not 0 <= token_id < text_config.vocab_size:
                 raise ValueError(f"{name} {token_id} is outside the vocabulary of {text_config.vocab_size} entries.")
@@ -191,6 +227,7 @@ class ElvaConfig(PreTrainedConfig):
         self.text_config = text_config
         self.embedding_config = embedding_config
         self.merge_config = merge_config
+        self.hybrid_config = hybrid_config
         self.video_token_id = video_token_id
         self.image_token_id = image_token_id
         self.max_frame_cells = max_frame_cells
@@ -205,4 +242,4 @@ class ElvaConfig(PreTrainedConfig):
         return type(self)(**{**self.to_dict(), "text_config": self.text_config, "max_frame_cells": side * side})
 
 
-__all__ = ["ElvaConfig", "ElvaEmbeddingConfig", "ElvaMergeConfig", "frame_tokens", "grid_of"]
+__all__ = ["ElvaConfig", "ElvaEmbeddingConfig", "ElvaHybridConfig", "ElvaMergeConfig", "frame_tokens", "grid_of"]

@@ -1,0 +1,26 @@
+"""Text, videos and images to ELVA's inputs: a marker in the text becomes one token per visual feature."""
+
+from typing import Any
+
+from ..processing import VisualProcessor
+from .configuration_elva import ElvaConfig
+from .video_processing_elva import ElvaVideoProcessor
+
+
+class ElvaProcessor(VisualProcessor):
+    """Tokenizer, video processor and chat template of ELVA; see `VisualProcessor`."""
+
+    config_class = ElvaConfig
+
+    @classmethod
+    def for_config(cls, config: ElvaConfig, tokenizer: Any, chat_template: str | None = None) -> "ElvaProcessor":
+        """Return the processor of a new model, which is told how long the clip is."""
+        return cls(cls.video_processor_for(config), tokenizer, chat_template, time_prompt=True)
+
+    @staticmethod
+    def video_processor_for(config: ElvaConfig) -> ElvaVideoProcessor:
+        """Return the video processor of a new model."""
+        return ElvaVideoProcessor.for_config(config)
+
+
+__all__ = ["ElvaProcessor"]

@@ -1,0 +1,181 @@
+"""Frames to ELVA's inputs: each at its own resolution, or some at a lower one, cut into cells of 2 × 2 patches.
+
+Dimensions: B videos; F frames of all of them; C cells of all frames; P = 4 patches of a cell; X = 3·p·p pixel values.
+"""
+
+import zlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.feature_extraction_utils import BatchFeature
+
+from ..frames import FrameProcessor
+from ..pictures import WHITE
+from .configuration_elva import ElvaConfig, ElvaHybridConfig, frame_tokens, grid_of
+from .modeling_elva_embedding import token_layout
+
+
+class ElvaVideoProcessor(FrameProcessor):
+    """Turn frames into `pixel_values_videos` (C, 4, 3·p·p) and `video_frames` (F, 4): video, number, rows, columns.
+
+    Args:
+        patch_size: pixels per side of a patch; two of them make the side of a cell, which becomes one token.
+        max_frame_cells: most cells of a frame; larger frames are shrunk in their aspect.
+        num_frames: frames sampled from longer videos.
+        hybrid_policy, hybrid_every, hybrid_scale: which frames keep the high resolution; see `ElvaHybridConfig`.
+        do_sample_frames, frame_sampling: as in every family: "uniform" takes the middles of equal parts of the clip.
+        image_mean, image_std: per channel, for values in [0, 1].
+        background: uint8 color under transparent pixels; white by default.
+    """
+
+    model_input_names = ["pixel_values_videos", "video_frames"]  # noqa: RUF012
+    image_input_names = ["pixel_values", "image_frames"]  # noqa: RUF012
+    fps = 1.0
+
+    def __init__(
+        self,
+        patch_size: int = 14,
+        max_frame_cells: int = 144,
+        num_frames: int = 16,
+        hybrid_policy: Literal["every", "ends", "change", "random"] = "every",
+        hybrid_every: int = 0,
+        hybrid_scale: float = 0.5,
+        do_sample_frames: bool = True,
+        frame_sampling: Literal["uniform"] = "uniform",
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
+        background: list[int] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        ElvaHybridConfig(policy=hybrid_policy, every=hybrid_every, scale=hybrid_scale)  # checks the values
+        self.patch_size = patch_size
+        self.max_frame_cells = max_frame_cells
+        self.num_frames = num_frames
+        self.hybrid_policy = hybrid_policy
+        self.hybrid_every = hybrid_every
+        self.hybrid_scale = hybrid_scale
+        self.do_sample_frames = do_sample_frames
+        self.frame_sampling = frame_sampling
+        self.image_mean = list(image_mean or [0.5, 0.5, 0.5])
+        self.image_std = list(image_std or [0.5, 0.5, 0.5])
+        self.background = list(background or WHITE)
+        if frame_sampling != "uniform":
+            raise ValueError(f"`frame_sampling` must be 'uniform', got {frame_sampling!r}.")
+        if num_frames < 1:
+            raise ValueError(f"`num_frames` must be at least 1, got {num_frames}.")
+
+    @classmethod
+    def for_config(cls, config: ElvaConfig) -> "ElvaVideoProcessor":
+        """Return the processor of a new model."""
+        hybrid = config.hybrid_config
+        return cls(
+            patch_size=config.embedding_config.patch_size,
+            max_frame_cells=config.max_frame_cells,
+            hybrid_policy=hybrid.policy,
+            hybrid_every=hybrid.every,
+            hybrid_scale=hybrid.scale,
+        )
+
+    @property
+    def cell_size(self) -> int:
+        """Pixels per side of the square that becomes one token."""
+        return 2 * self.patch_size
+
+    def grids(self, num_frames: int, height: int, width: int, is_high_T: np.ndarray | None = None) -> np.ndarray:
+        """Rows and columns of cells of each frame of a clip, (T, 2).
+
+        Args:
+            is_high_T: frames at the high resolution; default what the policy says without seeing the frames.
+        """
+        rows, columns = grid_of(height, width, self.cell_size, self.max_frame_cells)
+        if is_high_T is None:
+            is_high_T = self.high_frames(num_frames)
+        low = [max(1, round(side * self.hybrid_scale)) for side in (rows, columns)]
+        return np.where(is_high_T[:, None], [rows, columns], low)
+
+    def high_frames(self, num_frames: int, frames: Sequence[np.ndarray] | None = None) -> np.ndarray:
+        """Which frames keep the high resolution, bool (T,). The first and the last one always do.
+
+        "change" and "random" look at `frames`; without them as many frames are named, so counting needs no pixels.
+        """
+        if self.hybrid_every == 0:
+            return np.ones(num_frames, bool)
+        chosen = np.zeros(num_frames, bool)
+        chosen[[0, -1]] = True
+        if self.hybrid_policy == "ends":
+            return chosen
+        every = np.arange(num_frames) % self.hybrid_every == 0
+        if self.hybrid_policy == "every" or frames is None:
+            return chosen | every
+        # As many as "every" has, and those with the largest change, or any: the same ones for the same clip.
+        score = _changes(frames) if self.hybrid_policy == "change" else _noise(frames)
+        score[chosen] = np.inf
+        chosen[np.argsort(-score, kind="stable")[: int((every | chosen).sum())]] = True
+        return chosen
+
+    def token_count(self, num_frames: int, height: int, width: int, kind: Literal["video", "image"] = "video") -> int:
+        """Count the tokens of a clip of `num_frames` frames, or of an image, of `height` × `width` source pixels."""
+        grids_T2 = self.grids(num_frames, height, width, None if kind == "video" else np.ones(num_frames, bool))
+        return sum(frame_tokens(int(rows), int(columns)) for rows, columns in grids_T2)
+
+    def token_layout(self, inputs: Any, i: int, kind: Literal["video", "image"] = "video") -> torch.Tensor:
+        """Frame, row, column and kind of every token of visual `i` of a batch of this processor, (V, 4)."""
+        frames_F4 = torch.as_tensor(inputs["video_frames" if kind == "video" else "image_frames"])
+        return token_layout(frames_F4[frames_F4[:, 0] == i])
+
+    def layout(self, sizes: Sequence[tuple[int, ...]]) -> BatchFeature:
+        """Return the inputs that clips of (frames, height, width) become, with their pixels on the meta device."""
+        grids = [self.grids(*size) for size in sizes]
+        cells = sum(int(grid.prod(1).sum()) for grid in grids)
+        pixels = torch.empty(cells, 4, 3 * self.patch_size**2, device="meta")
+        return BatchFeature({"pixel_values_videos": pixels, "video_frames": _rows(grids)})
+
+    def place(self, clips: list[np.ndarray], is_image: bool = False) -> dict[str, torch.Tensor]:
+        """Resize, normalize and cut clips into cells, (C, 4, 3·p·p), with (F, 4) rows of what they are."""
+        if not clips:
+            raise ValueError("There is no video or image to process.")
+        grids, cells = [], []
+        for clip in clips:
+            high_T = np.ones(len(clip), bool) if is_image else self.high_frames(len(clip), clip)
+            grid_T2 = np.concatenate(
+                [self.grids(1, *frame.shape[:2], high_T[t : t + 1]) for t, frame in enumerate(clip)]
+            )
+            cells += [self._cells(frame, int(rows), int(columns)) for frame, (rows, columns) in zip(clip, grid_T2)]
+            grids.append(grid_T2)
+        pixels, rows = self.image_input_names if is_image else self.model_input_names
+        return {pixels: torch.from_numpy(np.concatenate(cells)), rows: _rows(grids)}
+
+    def _cells(self, frame: np.ndarray, rows: int, columns: int) -> np.ndarray:
+        """The cells of one frame in reading order, float32 (rows · columns, 4, 3·p·p)."""
+        side, patch = self.cell_size, self.patch_size
+        size = (columns * side, rows * side)
+        if frame.shape[1::-1] != size:
+            frame = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+        pixels = (frame.astype(np.float32) / 255 - np.float32(self.image_mean)) / np.float32(self.image_std)
+        cut = pixels.reshape(rows, 2, patch, columns, 2, patch, 3).transpose(0, 3, 1, 4, 6, 2, 5)
+        return np.ascontiguousarray(cut.reshape(rows * columns, 4, 3 * patch * patch))
+
+
+def _rows(grids: Sequence[np.ndarray]) -> torch.Tensor:
+    """Video, number, rows and columns of every frame, (F, 4)."""
+    rows = [(b, t, *grid) for b, grid_T2 in enumerate(grids) for t, grid in enumerate(grid_T2.tolist())]
+    return torch.tensor(rows, dtype=torch.int64)
+
+
+def _changes(frames: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean absolute change of small gray pictures from frame to frame, (T,); 0 for the first."""
+    small = [np.asarray(Image.fromarray(frame).convert("L").resize((32, 32)), np.float64) for frame in frames]
+    return np.array([0.0, *(np.abs(b - a).mean() for a, b in zip(small, small[1:]))])
+
+
+def _noise(frames: Sequence[np.ndarray]) -> np.ndarray:
+    """A number per frame that looks random and is always the same for the same clip, (T,)."""
+    seed = zlib.crc32(np.ascontiguousarray(frames[0]).data)
+    return np.random.default_rng([seed, len(frames)]).random(len(frames))
+
+
+__all__ = ["ElvaVideoProcessor"]
