@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, LlamaConfig, Phi3Config, Qwen2Config, Qwen3Config
 
-from videopanda.models.merging import PADDING, MergedCache, Merger, MergeSchedule, VisualPlaces, add_layer_hooks
+from videopanda.models.layer_cache import MergedCache
+from videopanda.models.merging import PADDING, Merger, MergeSchedule, VisualPlaces, add_layer_hooks
 from videopanda.models.visual import CELL, CONTEXT, ROW_END
 
 SMALL = {

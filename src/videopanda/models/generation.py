@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, GenerationMixin
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
+from .merging import ARGUMENT as MERGER
 from .visual import EncodedVisual
 
 # transformers 5.24 renamed the argument and the output; the language model has to be called by the installed name.
@@ -32,14 +33,69 @@ def splice(embeds_BNE: Tensor, input_ids_BN: Tensor, token_id: int, features_VE:
 
 
 class VisualGenerationMixin(GenerationMixin):
-    """Makes `generate` of transformers right for a model with `encode`, `lm_head` and placeholders in its config."""
+    """Makes `generate` of transformers right for a model with `encode`, `lm_head` and placeholders in its config.
 
+    `cache_name` is what the installed transformers calls the KV cache, as an argument of `generate` and in outputs.
+    """
+
+    cache_name = CACHE_NAME
     visual_inputs: ClassVar[Mapping[str, tuple[str, ...]]]  # names of the inputs of "video" and "image", pixels first
     config: Any
-    lm_head: Any
+    model: Any
+    training: bool
     encode: Any
     get_decoder: Any
-    get_input_embeddings: Any
+
+    def add_head(self, config: Any) -> None:
+        """Make the language-model head. A placeholder is an input, never an answer."""
+        embedding = self.get_input_embeddings()
+        name = next(name for name, module in self.model.named_modules() if module is embedding)
+        self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}  # where the configuration ties them
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.generation_config.suppress_tokens = [config.video_token_id, config.image_token_id]
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embedding of the language model."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding of the language model."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the language-model head."""
+        return self.lm_head
+
+    def finish(
+        self,
+        outputs: BaseModelOutputWithPast,
+        labels_BN: Tensor | None,
+        logits_to_keep: int | Tensor,
+        num_items: Tensor | int | None,
+    ) -> CausalLMOutputWithPast:
+        """Loss and logits from the output of the base model.
+
+        Args:
+            labels_BN: -100 where nothing is learned. The loss is the mean over supervised tokens (their sum over
+                `num_items` where the trainer gives it). In training mode with labels `logits` is None; call `eval()`
+                or omit the labels to get logits.
+            logits_to_keep: number of last positions (0 = all) or indices for which logits are computed.
+        """
+        hidden_BNE = outputs.last_hidden_state
+        assert hidden_BNE is not None
+        loss, logits = None, None
+        if labels_BN is not None:
+            loss = self.answer_loss(hidden_BNE, labels_BN, num_items)
+        if labels_BN is None or not self.training:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.compute_logits(hidden_BNE[:, kept])
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
+        )
 
     def answer_loss(self, hidden_BNE: Tensor, labels_BN: Tensor, num_items: Tensor | int | None = None) -> Tensor:
         """Cross-entropy, its sum over `num_items` or the mean; the head runs on supervised positions only.
@@ -117,11 +173,12 @@ class VisualGenerationMixin(GenerationMixin):
         past = 0 if cache is None else cache.get_seq_length()
         if position_ids is None:
             position_ids = torch.arange(past, past + length, device=input_ids.device).expand(batch, length)
-        embeds_BNE = self.get_input_embeddings()(input_ids)
-        for kind, token_id in (("video", self.config.video_token_id), ("image", self.config.image_token_id)):
-            tokens = [visual.tokens for visual in (visuals or {}).get(kind, ())]
-            features_VE = torch.cat(tokens) if tokens else embeds_BNE.new_zeros(0, embeds_BNE.shape[-1])
-            embeds_BNE = splice(embeds_BNE, input_ids, token_id, features_VE, kind)
+        visuals = visuals or {}
+        embeds_BNE = self.model.spliced(self.get_input_embeddings()(input_ids), input_ids, visuals)
+        ends = torch.tensor(lengths or [length] * batch, device=input_ids.device)[:, None]
+        is_padding_BN = torch.arange(length, device=input_ids.device) >= ends
+        if merger := self.model.merger_for(input_ids, visuals.get("video", ()), is_padding_BN):
+            kwargs[MERGER], max_tokens = merger, 0  # tokens merge over the whole clip
         last = [count - 1 for count in lengths or [length] * batch]
         last_BE = torch.empty_like(embeds_BNE[:, 0])
         for start in range(0, length, max_tokens or length):
@@ -136,8 +193,9 @@ class VisualGenerationMixin(GenerationMixin):
                 **kwargs,
             )
             cache = output[CACHE_NAME]
+            hidden_BNE = merger.unmerge(output.last_hidden_state) if merger else output.last_hidden_state
             rows = [row for row in range(batch) if start <= last[row] < end]
-            last_BE[rows] = output.last_hidden_state[rows, [last[row] - start for row in rows]]
+            last_BE[rows] = hidden_BNE[rows, [last[row] - start for row in rows]]
         assert cache is not None
         return self.compute_logits(last_BE), cache
 

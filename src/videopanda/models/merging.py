@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache, DynamicLayer
+from transformers import DynamicLayer
 
 from .visual import CELL
 
@@ -47,6 +47,12 @@ class MergeSchedule:
     threshold: float = 0.6
     mode: Literal["ratio", "threshold"] = "ratio"
     deep_layers: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, config: Any) -> "MergeSchedule":
+        """The schedule that a configuration with these fields asks for."""
+        layers, deep = tuple(config.layers), tuple(config.deep_layers)
+        return cls(layers, config.keep, config.threshold, config.mode, deep)
 
     def check(self, num_layers: int) -> None:
         """See that the schedule fits a model of `num_layers` layers. Raises ValueError."""
@@ -361,32 +367,12 @@ def _merged_mask(mask: Tensor | None, source_BM: Tensor, is_padding_BM: Tensor) 
     return mask.masked_fill(is_padding_BM[:, None, :, None], seen)
 
 
-class MergedCache(DynamicCache):
-    """A cache whose layers hold different positions: `layer.positions` (B, L_i), PADDING where a column is empty.
-
-    To `generate` it looks as long as the sequence without merging, so positions and masks are those of all tokens.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_tokens = 0  # of each row, with padding
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Number of tokens so far, merged ones included."""
-        return self.num_tokens
-
-    def crop(self, max_length: int) -> None:
-        """Refuse: merged tokens cannot be taken apart."""
-        raise ValueError("assisted decoding needs a cache that can be cropped, which token merging does not allow")
-
-
 __all__ = [
     "ARGUMENT",
     "MASKS",
     "PADDING",
     "Merge",
     "MergeSchedule",
-    "MergedCache",
     "Merger",
     "VisualPlaces",
     "add_layer_hooks",

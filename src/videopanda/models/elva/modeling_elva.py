@@ -1,9 +1,10 @@
 """ELVA: a light video embedding in front of a causal language model that merges visual tokens inside.
 
-Dimensions: B samples of N tokens; V visual tokens of the whole batch; C cells and F frames of all videos; E width of the
-language model. The embedding is in `modeling_elva_embedding.py`, merging in `merging.py`.
+Dimensions: B samples of N tokens; V visual tokens of the whole batch; C cells and F frames of all videos; E width of
+the language model. The embedding is in `modeling_elva_embedding.py`, merging in `merging.py`.
 """
 
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Cache, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
-from ..generation import VisualGenerationMixin, VisualModelMixin
+from ..backbone import VisualModelMixin
+from ..generation import VisualGenerationMixin
 from ..hub import add_code
 from ..merging import MergeSchedule
 from ..visual import EncodedVisual
@@ -52,33 +54,49 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
         super().__init__(config)
         self.embedding = ElvaVideoEmbedding(config.embedding_config, config.text_config.hidden_size)
         self.language_model = AutoModel.from_config(config.text_config)
-        self.schedule().check(config.text_config.num_hidden_layers)
+        MergeSchedule.of(config.merge_config).check(config.text_config.num_hidden_layers)
         self.post_init()
 
     def schedule(self) -> MergeSchedule:
         """When and how far the language model merges; in training `keep` may be drawn anew (`merge.random_keep`)."""
-        merge, keep = self.config.merge_config, self.config.merge_config.keep
+        merge = self.config.merge_config
+        schedule = self.merge_schedule or MergeSchedule.of(merge)
         if self.training and merge.random_keep:
-            keep = merge.random_keep + (1 - merge.random_keep) * torch.rand(()).item()
-        layers, deep = tuple(merge.layers), tuple(merge.deep_layers)
-        return MergeSchedule(layers, keep, merge.threshold, merge.mode, deep)
+            return replace(schedule, keep=merge.random_keep + (1 - merge.random_keep) * torch.rand(()).item())
+        return schedule
 
     def encode(self, cells_CPX: Tensor, frames_F4: Tensor) -> list[EncodedVisual]:
         """Encode the cells of ragged frames to one `EncodedVisual` per video.
 
         Args:
             cells_CPX: (C, 4, 3·p·p), normalized.
-            frames_F4: video, number in it, rows and columns of every frame.
+            frames_F4: video, number in it, rows and columns of every frame; on the CPU.
         """
+        if not len(frames_F4):
+            return []
         expected = int((frames_F4[:, 2] * frames_F4[:, 3]).sum())
         if expected != len(cells_CPX):
             raise ValueError(f"The frames have {expected} cells, but pixels of {len(cells_CPX)} were given.")
-        grids_F4 = frames_F4.to(cells_CPX.device)
-        tokens_VE, layout_V4 = self.embedding(cells_CPX, grids_F4), token_layout(frames_F4)
+        tokens_VE, layout_V4 = self.embedding(cells_CPX, frames_F4), token_layout(frames_F4)
         lengths_F = frames_F4[:, 2] * frames_F4[:, 3] + frames_F4[:, 2] + 1
         per_video = torch.zeros(int(frames_F4[-1, 0]) + 1, dtype=torch.long).index_add(0, frames_F4[:, 0], lengths_F)
         sizes = per_video.tolist()
         return [EncodedVisual(*pair) for pair in zip(tokens_VE.split(sizes), layout_V4.split(sizes))]
+
+    def get_video_features(
+        self, pixel_values_videos: Tensor, video_frames: Tensor, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """The features of all videos, one tensor (V_i, E) each, which knows its layout."""
+        visuals = self.encode(pixel_values_videos, video_frames.cpu())
+        for tokens_VE, layout_V4 in visuals:
+            tokens_VE.token_layout = layout_V4  # type: ignore[attr-defined]
+        return BaseModelOutputWithPooling(pooler_output=[visual.tokens for visual in visuals])  # type: ignore[arg-type]
+
+    def get_image_features(
+        self, pixel_values: Tensor, image_frames: Tensor, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """The features of all images, as those of videos of one frame."""
+        return self.get_video_features(pixel_values, image_frames)
 
     def forward(
         self,

@@ -86,21 +86,21 @@ class SharedCrossAttention(nn.Module):
         self.v = nn.Linear(hidden_size, hidden_size, bias=False)
         self.o = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, queries_Gc: Tensor, tokens_Tc: Tensor, group_T: Tensor) -> Tensor:
+    def forward(self, queries_Gc: Tensor, tokens_Tc: Tensor, group_T: Tensor, groups: int) -> Tensor:
         """Let query g read the tokens of group g.
 
         Args:
             queries_Gc: one query per group, (G, c), or one for all, (1, c).
-            group_T: group of each token, in ascending order.
+            group_T: group of each token.
+            groups: G.
 
         Returns: (G, c).
         """
-        return self.attend(queries_Gc, self.k(tokens_Tc), self.v(tokens_Tc), group_T)
+        return self.attend(queries_Gc, self.k(tokens_Tc), self.v(tokens_Tc), group_T, groups)
 
-    def attend(self, queries_Gc: Tensor, keys_Tc: Tensor, values_Tc: Tensor, group_T: Tensor) -> Tensor:
+    def attend(self, queries_Gc: Tensor, keys_Tc: Tensor, values_Tc: Tensor, group_T: Tensor, groups: int) -> Tensor:
         """As `forward`, with keys and values that are there already."""
         heads = self.num_heads
-        groups = int(group_T[-1]) + 1
         q_GHW = self.q(queries_Gc).unflatten(1, (heads, -1))
         k_THW, v_THW = keys_Tc.unflatten(1, (heads, -1)), values_Tc.unflatten(1, (heads, -1))
         q_THW = q_GHW if len(q_GHW) == 1 else q_GHW[group_T]
@@ -147,9 +147,9 @@ class ElvaVideoEmbedding(nn.Module):
 
         Args:
             cells_CPX: patches of all cells in reading order, (C, 4, 3·p·p).
-            grids_F4: (F, 4), see above.
+            grids_F4: (F, 4), see above; on the CPU, so that shapes are known without waiting for the device.
         """
-        places = token_places(grids_F4)
+        places = TokenPlaces(*(place.to(cells_CPX.device) for place in token_places(grids_F4)))
         tokens_Cc = self._cells(cells_CPX, places)
         frame_Fc = self.frame_token.expand(len(grids_F4), -1)
         line_Rc = self.line_token.expand(len(places.line), -1)
@@ -158,10 +158,10 @@ class ElvaVideoEmbedding(nn.Module):
             keys_Cc, values_Cc = self.attention.k(keys_Cc), self.attention.v(keys_Cc)
             marker_2c = self.norm_marker(torch.stack([self.line_token, self.frame_token]))
             attend = self.attention.attend
-            line_Rc = line_Rc + attend(marker_2c[:1], keys_Cc, values_Cc, places.row_of_cell)
-            frame_Fc = frame_Fc + attend(marker_2c[1:], keys_Cc, values_Cc, places.frame_of_cell)
+            line_Rc = line_Rc + attend(marker_2c[:1], keys_Cc, values_Cc, places.row_of_cell, len(places.line))
+            frame_Fc = frame_Fc + attend(marker_2c[1:], keys_Cc, values_Cc, places.frame_of_cell, len(places.frame))
         if self.config.kind == "vpel" and self.config.frame_link:
-            frame_Fc = frame_Fc + self._linked(frame_Fc, grids_F4[:, 0])
+            frame_Fc = frame_Fc + self._linked(frame_Fc, grids_F4[:, 0].to(frame_Fc.device))
         tokens_Vc = tokens_Cc.new_empty(len(places.cell) + len(places.line) + len(places.frame), tokens_Cc.shape[1])
         tokens_Vc = tokens_Vc.index_copy(0, places.cell, tokens_Cc)
         tokens_Vc = tokens_Vc.index_copy(0, places.line, line_Rc).index_copy(0, places.frame, frame_Fc)
@@ -181,8 +181,9 @@ class ElvaVideoEmbedding(nn.Module):
         mean_Cc = patches_CPc.mean(1)
         if self.config.reduction == "mean":
             return mean_Cc
-        window_T = torch.arange(len(cells_CPX), device=cells_CPX.device).repeat_interleave(patches_CPc.shape[1])
-        return mean_Cc + self.attention(self.norm(mean_Cc), self.norm(patches_CPc.flatten(0, 1)), window_T)
+        cells, patches = patches_CPc.shape[:2]
+        window_T = torch.arange(cells, device=cells_CPX.device)[:, None].expand(-1, patches).flatten()
+        return mean_Cc + self.attention(self.norm(mean_Cc), self.norm(patches_CPc.flatten(0, 1)), window_T, cells)
 
     def _linked(self, frame_Fc: Tensor, video_F: Tensor) -> Tensor:
         """FRAME tokens read those of the same and of earlier frames of their video, (F, c)."""

@@ -4,7 +4,8 @@ Dimensions: B videos; F frames of all of them; C cells of all frames; P = 4 patc
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -97,7 +98,7 @@ class ElvaVideoProcessor(FrameProcessor):
         low = [max(1, round(side * self.hybrid_scale)) for side in (rows, columns)]
         return np.where(is_high_T[:, None], [rows, columns], low)
 
-    def high_frames(self, num_frames: int, frames: Sequence[np.ndarray] | None = None) -> np.ndarray:
+    def high_frames(self, num_frames: int, frames: Iterable[np.ndarray] | None = None) -> np.ndarray:
         """Which frames keep the high resolution, bool (T,). The first and the last one always do.
 
         "change" and "random" look at `frames`; without them as many frames are named, so counting needs no pixels.
@@ -129,7 +130,7 @@ class ElvaVideoProcessor(FrameProcessor):
 
     def layout(self, sizes: Sequence[tuple[int, ...]]) -> BatchFeature:
         """Return the inputs that clips of (frames, height, width) become, with their pixels on the meta device."""
-        grids = [self.grids(*size) for size in sizes]
+        grids = [self.grids(frames, height, width) for frames, height, width in sizes]
         cells = sum(int(grid.prod(1).sum()) for grid in grids)
         pixels = torch.empty(cells, 4, 3 * self.patch_size**2, device="meta")
         return BatchFeature({"pixel_values_videos": pixels, "video_frames": _rows(grids)})
@@ -142,7 +143,7 @@ class ElvaVideoProcessor(FrameProcessor):
         for clip in clips:
             high_T = np.ones(len(clip), bool) if is_image else self.high_frames(len(clip), clip)
             grid_T2 = np.concatenate(
-                [self.grids(1, *frame.shape[:2], high_T[t : t + 1]) for t, frame in enumerate(clip)]
+                [self.grids(1, frame.shape[0], frame.shape[1], high_T[t : t + 1]) for t, frame in enumerate(clip)]
             )
             cells += [self._cells(frame, int(rows), int(columns)) for frame, (rows, columns) in zip(clip, grid_T2)]
             grids.append(grid_T2)
@@ -155,7 +156,9 @@ class ElvaVideoProcessor(FrameProcessor):
         size = (columns * side, rows * side)
         if frame.shape[1::-1] != size:
             frame = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
-        pixels = (frame.astype(np.float32) / 255 - np.float32(self.image_mean)) / np.float32(self.image_std)
+        pixels = (frame.astype(np.float32) / 255 - np.array(self.image_mean, np.float32)) / np.array(
+            self.image_std, np.float32
+        )
         cut = pixels.reshape(rows, 2, patch, columns, 2, patch, 3).transpose(0, 3, 1, 4, 6, 2, 5)
         return np.ascontiguousarray(cut.reshape(rows * columns, 4, 3 * patch * patch))
 
@@ -166,16 +169,17 @@ def _rows(grids: Sequence[np.ndarray]) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.int64)
 
 
-def _changes(frames: Sequence[np.ndarray]) -> np.ndarray:
+def _changes(frames: Iterable[np.ndarray]) -> np.ndarray:
     """Mean absolute change of small gray pictures from frame to frame, (T,); 0 for the first."""
     small = [np.asarray(Image.fromarray(frame).convert("L").resize((32, 32)), np.float64) for frame in frames]
-    return np.array([0.0, *(np.abs(b - a).mean() for a, b in zip(small, small[1:]))])
+    return np.array([0.0, *(np.abs(b - a).mean() for a, b in pairwise(small))])
 
 
-def _noise(frames: Sequence[np.ndarray]) -> np.ndarray:
+def _noise(frames: Iterable[np.ndarray]) -> np.ndarray:
     """A number per frame that looks random and is always the same for the same clip, (T,)."""
-    seed = zlib.crc32(np.ascontiguousarray(frames[0]).data)
-    return np.random.default_rng([seed, len(frames)]).random(len(frames))
+    listed = list(frames)
+    seed = zlib.crc32(np.ascontiguousarray(listed[0]).data)
+    return np.random.default_rng([seed, len(listed)]).random(len(listed))
 
 
 __all__ = ["ElvaVideoProcessor"]

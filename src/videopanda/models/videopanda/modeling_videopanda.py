@@ -17,7 +17,8 @@ from transformers import AutoModel, Cache, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
-from ..generation import CACHE_NAME, VisualGenerationMixin, splice
+from ..backbone import VisualModelMixin
+from ..generation import VisualGenerationMixin
 from ..hub import add_code
 from ..visual import EncodedVisual
 from .configuration_videopanda import VideoPandaConfig
@@ -48,12 +49,7 @@ class VideoPandaVisualOutput(BaseModelOutputWithPooling):
 
 
 class VideoPandaPreTrainedModel(PreTrainedModel):
-    """Weight initialization and capability flags.
-
-    `cache_name` is what the installed transformers calls the KV cache, as an argument of `generate` and in outputs.
-    """
-
-    cache_name = CACHE_NAME
+    """Weight initialization and capability flags."""
 
     config: VideoPandaConfig
     config_class = VideoPandaConfig
@@ -181,7 +177,7 @@ class VideoPandaVision(nn.Module):
         return tokens_UE.index_select(0, self.layout.order)
 
 
-class VideoPandaModel(VideoPandaPreTrainedModel):
+class VideoPandaModel(VisualModelMixin, VideoPandaPreTrainedModel):
     """STAB, projector and language model without its head."""
 
     def __init__(self, config: VideoPandaConfig):
@@ -190,14 +186,6 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         self.projector = VideoPandaProjector(config.stab_config.hidden_size, config.text_config.hidden_size)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the token embedding of the language model."""
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding of the language model."""
-        self.language_model.set_input_embeddings(value)
 
     def encode_visuals(self, pixels_BTXY: Tensor, placement_B6: Tensor, is_image: bool = False) -> Tensor:
         """Map frames to projected tokens (V, E)."""
@@ -217,6 +205,11 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         rows, columns = pixels_BTXY.shape[-2] // cell, pixels_BTXY.shape[-1] // cell
         counts_B = self.stab.token_counts(placement_B6, rows, columns, is_image)
         per_video = list(torch.split(features_VE, counts_B.tolist()))
+        if self.schedule() is not None:  # merging needs to know where tokens come from
+            stab = self.config.stab_config
+            context_token = stab.image_context_token if is_image else stab.context_token
+            for tokens_VE, row in zip(per_video, placement_B6.tolist()):
+                tokens_VE.token_layout = token_layout(row, stab.max_cells, stab.row_tokens, context_token)  # type: ignore[attr-defined]
         return VideoPandaVisualOutput(last_hidden_state=features_VE, pooler_output=per_video, token_counts=counts_B)
 
     def get_video_features(
@@ -262,38 +255,29 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         Raises:
             ValueError: when placeholders and features differ in number.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give either `input_ids` or `inputs_embeds`.")
-        cache = past_key_values if cache is None else cache
-        visuals = {name: torch.cat(list(output.pooler_output)) for name, output in (mm_encoder_outputs or {}).items()}
+        visuals: dict[str, Any] = {}
         if pixel_values_videos is not None:
             if video_placement is None:
                 raise ValueError("`pixel_values_videos` needs `video_placement`.")
-            visuals["video"] = self.encode_visuals(pixel_values_videos, video_placement)
+            visuals["video"] = self.get_video_features(pixel_values_videos, video_placement)
         if pixel_values is not None:
             if image_placement is None:
                 raise ValueError("`pixel_values` needs `image_placement`.")
-            visuals["image"] = self.encode_visuals(pixel_values.unsqueeze(1), image_placement, is_image=True)
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-        elif visuals:
-            raise ValueError("Visual inputs need `input_ids`: the placeholders show where the features go.")
-        # One token after a cache was generated and is never a placeholder: to look would wait for the device.
-        if input_ids is not None and (visuals or input_ids.shape[1] > 1 or cache is None or not cache.get_seq_length()):
-            nothing_VE = inputs_embeds.new_zeros(0, inputs_embeds.shape[-1])
-            for kind, token_id in (("video", self.config.video_token_id), ("image", self.config.image_token_id)):
-                inputs_embeds = splice(inputs_embeds, input_ids, token_id, visuals.get(kind, nothing_VE), kind)
-        return self.language_model(
-            inputs_embeds=inputs_embeds,
+            visuals["image"] = self.get_image_features(pixel_values, image_placement)
+        return self.run(
+            input_ids,
+            visuals,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            cache=past_key_values if cache is None else cache,
+            inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            **{CACHE_NAME: cache},
+            mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
 
 
-class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, VisualGenerationMixin):
+class VideoPandaForConditionalGeneration(VisualGenerationMixin, VideoPandaPreTrainedModel):
     """Video-Panda with its language-model head: training loss and `generate`."""
 
     visual_inputs = {  # noqa: RUF012
@@ -304,25 +288,8 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, VisualGenera
     def __init__(self, config: VideoPandaConfig):
         super().__init__(config)
         self.model = VideoPandaModel(config)
-        embedding = self.model.get_input_embeddings()
-        name = next(name for name, module in self.model.named_modules() if module is embedding)
-        self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}  # where the configuration ties them
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        # A placeholder is an input, never an answer.
-        self.generation_config.suppress_tokens = [config.video_token_id, config.image_token_id]
+        self.add_head(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the token embedding of the language model."""
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding of the language model."""
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """Return the language-model head."""
-        return self.lm_head
 
     def vision_modules(self) -> dict[str, nn.Module]:
         """Everything that is not the language model, by name, in the order of the data."""
@@ -372,14 +339,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, VisualGenera
         mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Run the model; see `VideoPandaModel.forward` for the inputs.
-
-        Args:
-            labels: (B, N), -100 where nothing is learned. The loss is the mean over supervised tokens (their sum over
-                `num_items_in_batch` where the trainer gives it); the head runs on those positions only. In training
-                mode with labels `logits` is therefore None; call `eval()` or leave the labels away to get logits.
-            logits_to_keep: number of last positions (0 = all) or indices for which logits are computed.
-        """
+        """Run the model; see `VideoPandaModel.forward` for the inputs and `VisualGenerationMixin.finish`."""
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
             input_ids=input_ids,
@@ -395,20 +355,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, VisualGenera
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
-        hidden_BNE = outputs.last_hidden_state
-        loss, logits = None, None
-        if labels is not None:
-            loss = self.answer_loss(hidden_BNE, labels, num_items_in_batch)
-        if labels is None or not self.training:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.compute_logits(hidden_BNE[:, kept])
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            **{CACHE_NAME: outputs.get(CACHE_NAME)},
-        )
+        return self.finish(outputs, labels, logits_to_keep, num_items_in_batch)
 
     def save_pretrained(
         self, save_directory: str | PathLike[Any], *args: Any, self_contained: bool = False, **kwargs: Any

@@ -1,0 +1,230 @@
+"""Protects ELVA as a model: decoding after a merged prefill equals a full recompute, batched and by every way in;
+training goes through merging; folders load by the Auto classes."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from tiny import TEXT, randomize, tiny_model, tiny_processor, tiny_tokenizer
+from videopanda.inference.answer import ask
+from videopanda.models.elva import ElvaConfig, ElvaForConditionalGeneration, ElvaProcessor
+from videopanda.models.layer_cache import MergedCache
+from videopanda.models.merging import MergeSchedule
+
+FAMILIES = ["llama", "qwen2", "qwen3", "phi3"]
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {% for p in m['content'] %}"
+    "{{ '<video>' if p['type'] == 'video' else '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+QUESTIONS = ["What colour is the circle?", "How many?", "Which way does it go, and when?"]
+
+
+def elva(
+    text: str = "qwen2", merge: dict | None = None, **fields
+) -> tuple[ElvaForConditionalGeneration, ElvaProcessor]:
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    config = ElvaConfig(
+        text_config={
+            "model_type": text,
+            "vocab_size": len(tokenizer),
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "initializer_range": 0.2,
+            **TEXT[text],
+        },
+        embedding_config={"hidden_size": 32, "patch_size": 4, "num_heads": 4},
+        merge_config={"layers": [1, 2], "keep": 0.5} if merge is None else merge,
+        video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        max_frame_cells=12,
+        **fields,
+    )
+    model = ElvaForConditionalGeneration(config)
+    randomize(model.model.embedding)
+    return model.eval(), ElvaProcessor.for_config(config, tokenizer, TEMPLATE)
+
+
+def frames(seed: int, count: int = 5, height: int = 24, width: int = 40) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def batch(processor: ElvaProcessor, clips: list[np.ndarray], questions: list[str]):
+    metadata = [{"duration": 2.0, "fps": 4.0, "total_num_frames": len(clip)} for clip in clips]
+    texts = [f"user: <video>{question}\nassistant:" for question in questions]
+    return processor(text=texts, videos=clips, video_metadata=metadata, do_sample_frames=False)
+
+
+def greedy_by_recompute(model, inputs, steps: int) -> torch.Tensor:
+    """Run the whole merged sequence again for every token."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    for _ in range(steps):
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        given = {**inputs, "input_ids": ids, "attention_mask": mask}
+        logits = model(**given, position_ids=positions, use_cache=False).logits[:, -1]
+        logits[:, model.generation_config.suppress_tokens] = -torch.inf
+        ids = torch.cat([ids, logits.argmax(1)[:, None]], 1)
+        mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=mask.dtype)], 1)
+    return ids[:, inputs["input_ids"].shape[1] :]
+
+
+def model_inputs(features) -> dict:
+    return {k: v for k, v in features.items() if isinstance(v, torch.Tensor) and k != "token_type_ids"}
+
+
+@pytest.mark.parametrize("merge", [{"layers": [1, 2]}, {"layers": [0, 3], "mode": "threshold", "threshold": 0.2}])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_decoding_after_a_merged_prefill_equals_full_recompute(family, merge):
+    model, processor = elva(family, merge)
+    inputs = model_inputs(batch(processor, [frames(1), frames(2, 3), frames(3, 7, 16, 16)], QUESTIONS))
+    assert int((inputs["attention_mask"] == 0).sum()) > 0  # rows of different lengths, padded on the left
+    expected = greedy_by_recompute(model, inputs, 6)
+    made = model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    assert torch.equal(made[:, inputs["input_ids"].shape[1] :], expected)
+    output = model(**inputs, use_cache=True, position_ids=(inputs["attention_mask"].cumsum(1) - 1).clamp(min=0))
+    lengths = {layer.keys.shape[2] for layer in output[model.cache_name].layers}
+    assert isinstance(output[model.cache_name], MergedCache)
+    assert len(lengths) == 3 or merge["layers"][0] == 0  # layers really differ
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_logits_of_a_step_equal_those_of_a_recompute(family):
+    model, processor = elva(family)
+    inputs = model_inputs(batch(processor, [frames(1), frames(2, 3)], QUESTIONS[:2]))
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    whole = model(**inputs, position_ids=positions, use_cache=False).logits
+    cut = ids.shape[1] - 3  # the last three tokens are text
+    first = {**inputs, "input_ids": ids[:, :cut], "attention_mask": mask[:, :cut]}
+    cache = model(**first, position_ids=positions[:, :cut], use_cache=True)[model.cache_name]
+    for n in range(cut, ids.shape[1]):
+        step = model(
+            input_ids=ids[:, n : n + 1],
+            attention_mask=mask[:, : n + 1],
+            position_ids=positions[:, n : n + 1],
+            cache=cache,
+            use_cache=True,
+        )
+        torch.testing.assert_close(step.logits[:, 0], whole[:, n], atol=1e-4, rtol=0)  # measured: 4e-6
+
+
+@torch.no_grad()
+def test_merging_that_never_happens_changes_no_bit():
+    plain, processor = elva(merge={"layers": []})
+    never, _ = elva(merge={"layers": [1, 2], "mode": "threshold", "threshold": 1.01})
+    inputs = model_inputs(batch(processor, [frames(1), frames(2, 3)], QUESTIONS[:2]))
+    assert torch.equal(plain(**inputs).logits, never(**inputs).logits)
+
+
+@torch.no_grad()
+def test_beams_follow_their_rows():
+    model, processor = elva()
+    inputs = model_inputs(batch(processor, [frames(1), frames(2, 3)], QUESTIONS[:2]))
+    together = model.generate(**inputs, max_new_tokens=5, num_beams=3, do_sample=False)
+    for row, clip in enumerate((frames(1), frames(2, 3))):
+        alone = model_inputs(batch(processor, [clip], [QUESTIONS[row]]))
+        single = model.generate(**alone, max_new_tokens=5, num_beams=3, do_sample=False)
+        new = single[0, alone["input_ids"].shape[1] :]
+        assert torch.equal(together[row, inputs["input_ids"].shape[1] :][: len(new)], new)
+
+
+class Clip:
+    """What `ask` takes for a decoded video."""
+
+    def __init__(self, pixels: np.ndarray):
+        self.frames, self.timestamps, self.duration = pixels, np.arange(len(pixels)) / 4, len(pixels) / 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_engine_gives_the_words_of_generate(family):
+    model, processor = elva(family)
+    clip = Clip(frames(1, 6))
+    answers = ask(model, processor, clip, QUESTIONS, max_new_tokens=8)
+    for question, answer in zip(QUESTIONS, answers):
+        messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
+        text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        inputs = model_inputs(processor(text=text, videos=clip, add_special_tokens=False))
+        made = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        expected = processor.tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert answer.answer == expected.strip()
+
+
+def test_a_loss_goes_through_merging():
+    model, processor = elva(merge={"layers": [1, 2], "random_keep": 0.5})
+    inputs = model_inputs(batch(processor, [frames(1), frames(2, 3)], QUESTIONS[:2]))
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    model.train()
+    loss = model(**inputs, labels=labels).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert missing == []
+
+
+def test_a_folder_loads_by_the_auto_classes(tmp_path):
+    model, processor = elva(hybrid_config={"every": 3})
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).merge_config.layers == [1, 2]
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    read = AutoProcessor.from_pretrained(tmp_path)
+    assert read.video_processor.hybrid_every == 3
+    assert not [name for name in again.state_dict() if "guidance" in name or "teacher" in name]
+    inputs = model_inputs(batch(read, [frames(1)], QUESTIONS[:1]))
+    torch.testing.assert_close(again(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_video_panda_merges_without_training():
+    model, processor = tiny_model("paper"), tiny_processor("paper")
+    metadata = {"duration": 2.0, "fps": 4.0, "total_num_frames": 8}
+    inputs = processor(text="<video>\nWhat is it?", videos=frames(4, 8), video_metadata=metadata)
+    inputs = model_inputs(inputs)
+    plain = model(**inputs).logits
+    model.model.merge_schedule = MergeSchedule((1,), 0.5)
+    merged = model(**inputs, use_cache=True)
+    lengths = [layer.keys.shape[2] for layer in merged[model.cache_name].layers]
+    assert lengths[1] < lengths[0]
+    assert merged.logits.shape == plain.shape
+    made = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    expected = greedy_by_recompute(model, inputs, 4)
+    assert torch.equal(made[:, inputs["input_ids"].shape[1] :], expected)
+
+
+def test_a_model_with_states_is_refused():
+    text = {"model_type": "lfm2", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}  # fmt: skip
+    config = ElvaConfig(text_config=text, embedding_config={"hidden_size": 32, "patch_size": 4, "num_heads": 4},
+                        merge_config={"layers": [1]}, video_token_id=3, image_token_id=4)  # fmt: skip
+    model = ElvaForConditionalGeneration(config)
+    ids = torch.full((1, 3), 3)
+    with pytest.raises(ValueError, match="lfm2 has conv"):
+        model(input_ids=ids, pixel_values_videos=torch.zeros(1, 4, 48), video_frames=torch.tensor([[0, 0, 1, 1]]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"merge_config": {"layers": [9]}}, r"in \[0, 3\]"),
+        ({"merge_config": {"layers": [1], "keep": 0.0}}, "keep must be in"),
+        ({"hybrid_config": {"every": -1}}, "every must be 0 or a positive integer"),
+        ({"embedding_config": {"num_heads": 7}}, "not a multiple of num_heads"),
+        ({"max_frame_cells": 0}, "must be a positive integer"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_refused(fields, message):
+    text = {"model_type": "qwen2", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 32,
+            "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        ElvaForConditionalGeneration(ElvaConfig(text_config=text, video_token_id=3, image_token_id=4, **fields))
