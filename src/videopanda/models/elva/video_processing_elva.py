@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from transformers.feature_extraction_utils import BatchFeature
+from transformers import BatchFeature
 
 from ..frames import FrameProcessor
 from ..pictures import WHITE
