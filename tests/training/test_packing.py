@@ -13,7 +13,7 @@ from videopanda.data.collate import ALL_LAYERS, IGNORE, Collator
 from videopanda.data.sample import Sample
 from videopanda.models.videopanda import VideoPandaConfig, VideoPandaForConditionalGeneration
 from videopanda.training.packing import attention_windows, checked_windows, for_backbone, packing_report
-from videopanda.training.stages import OWN
+from videopanda.training.stages import CUSTOM
 
 WINDOW = 16
 BY_TYPE = {"full_attention": None, "sliding_attention": WINDOW}
@@ -177,9 +177,9 @@ def test_a_model_that_sees_the_future_is_refused():
 def test_clips_are_grouped_only_where_rows_may_be_shared(tmp_path, caplog, kind, grouped):
     AutoConfig.for_model(kind, num_hidden_layers=2, **FAMILIES[kind][0]).save_pretrained(tmp_path)
     with caplog.at_level("INFO"):
-        assert for_backbone(OWN["finetune"], tmp_path).group_by_clip is grouped
+        assert for_backbone(CUSTOM["finetune"], tmp_path).group_by_clip is grouped
     assert ("group_by_clip is off: this language model needs one conversation per row" in caplog.text) is not grouped
-    assert for_backbone(OWN["finetune"], None).group_by_clip
+    assert for_backbone(CUSTOM["finetune"], None).group_by_clip
 
 
 def test_training_computes_the_logits_of_generate(family):
