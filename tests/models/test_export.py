@@ -18,11 +18,14 @@ from videopanda.checkpoints.export import export
 from videopanda.models.videopanda.configuration_videopanda import AUTO_MAP
 
 CODE = {
+    "backbone.py",
     "configuration_videopanda.py",
     "generation.py",
     "hub.py",
+    "layer_cache.py",
     "layout_videopanda.py",
     "media.py",
+    "merging.py",
     "modeling_videopanda.py",
     "modeling_videopanda_layers.py",
     "modeling_videopanda_stab.py",
