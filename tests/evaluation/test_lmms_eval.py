@@ -18,8 +18,9 @@ pytest.importorskip("lmms_eval", reason="lmms-eval is not installed here: make t
 TASKS = Path(videopanda.__file__).parent / "evaluation" / "lmms_eval_tasks"
 
 
-@pytest.mark.slow
-def test_lmms_eval_gets_the_accuracy_of_our_own_commands(tmp_path):
+@pytest.fixture
+def accuracy(tmp_path):
+    """Our own commands' accuracy of a small model in `tmp_path`, with videos of which one is missing."""
     tiny_model().save_pretrained(tmp_path / "model")
     tiny_processor().save_pretrained(tmp_path / "model")
     data = tmp_path / "data" / "msvd-qa"
@@ -38,11 +39,41 @@ def test_lmms_eval_gets_the_accuracy_of_our_own_commands(tmp_path):
         answers[int(id_)]["answer"] = said[id_] if i % 2 else "x"
     write_json(data / "test_a.json", answers)
     ours = score_file("msvd-qa", data, tmp_path / "p.jsonl", tmp_path / "s.jsonl")
-    command = [sys.executable, "-m", "lmms_eval", "--model", "videopanda", "--tasks", "msvd_qa_videopanda"]
-    command += ["--model_args", f"pretrained={tmp_path / 'model'},num_frames=4", "--batch_size", "2"]
-    command += ["--include_path", str(TASKS), "--output_path", str(tmp_path / "out"), "--device", "cpu"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    return ours["metrics"]["accuracy"]
+
+
+def lmms_eval(folder, model, arguments):
+    """The accuracy that lmms-eval finds."""
+    command = [sys.executable, "-m", "lmms_eval", "--model", model, "--tasks", "msvd_qa_videopanda"]
+    command += ["--model_args", arguments, "--batch_size", "2", "--device", "cpu"]
+    command += ["--include_path", str(TASKS), "--output_path", str(folder / "out")]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    (results,) = (tmp_path / "out").rglob("*results.json")
-    found = json.loads(results.read_text())["results"]["msvd_qa_videopanda"]
-    assert found["accuracy,none"] == pytest.approx(ours["metrics"]["accuracy"], abs=1e-6)  # ours is rounded
+    (results,) = (folder / "out").rglob("*results.json")
+    return json.loads(results.read_text())["results"]["msvd_qa_videopanda"]["accuracy,none"]
+
+
+@pytest.mark.slow
+def test_lmms_eval_gets_the_accuracy_of_our_own_commands(tmp_path, accuracy):
+    found = lmms_eval(tmp_path, "videopanda", f"pretrained={tmp_path / 'model'},num_frames=4")
+    assert found == pytest.approx(accuracy, abs=1e-6)  # ours is rounded
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_lmms_eval_gets_it_over_http(tmp_path, accuracy):
+    """Its `openai` backend sends file:// URLs and the number of frames in `media_io_kwargs`."""
+    pytest.importorskip("fastapi", reason="serving is not installed here")
+    sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
+    from live import Server
+
+    roots = ["--media-root", str(tmp_path / "data")]
+    server = Server(tmp_path / "files", "--model", str(tmp_path / "model"), *roots)
+    try:
+        options = f"model_version=model,base_url={server.url}/v1,api_key=none,max_retries=1,timeout=300"
+        found = lmms_eval(tmp_path, "openai", f"{options},pass_video_url=True,max_frames_num=4")
+        seen = server.metric('videopanda_requests_total{path="/v1/chat/completions",status="200"}')
+    finally:
+        server.stop()
+    assert seen == 4
+    assert found == pytest.approx(accuracy, abs=1e-6)

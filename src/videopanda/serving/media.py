@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -169,9 +169,9 @@ class MediaLoader:
         """A file below the media root, links resolved."""
         if self.media_root is None:
             raise ForbiddenError("this server reads no file:// URLs (see --media-root): upload the file instead")
-        parts = urlsplit(url)
-        path = Path(unquote(parts.path)).resolve() if parts.netloc in ("", "localhost") else None
-        if path is None or not path.is_relative_to(self.media_root.resolve()):
+        plain = url[7:].removeprefix("localhost")  # some clients percent-encode names, others do not
+        path = Path(plain if Path(plain).exists() else unquote(plain)).resolve()
+        if not plain.startswith("/") or not path.is_relative_to(self.media_root.resolve()):
             raise ForbiddenError("only file:// URLs below --media-root are read")
         try:
             return open_media(path)
