@@ -203,7 +203,7 @@ def main() -> None:
                 giant += attack.giant
                 print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
             report = {
-                "command": f"python benchmarks/robustness_server.py --requests {options.requests}",
+                "command": " ".join(["python", *sys.argv]),
                 "cpus": os.cpu_count(),
                 "load": [round(one, 1) for one in os.getloadavg()],
                 "requests": sum(one["requests"] for both in rounds.values() for one in both) + sum(giant.values()),

@@ -49,8 +49,9 @@ def lmms_eval(folder, model, arguments):
     command += ["--include_path", str(TASKS), "--output_path", str(folder / "out")]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    (results,) = (folder / "out").rglob("*results.json")
-    return json.loads(results.read_text())["results"]["msvd_qa_videopanda"]["accuracy,none"]
+    results = list((folder / "out").rglob("*results.json"))
+    assert len(results) == 1, (done.stdout[-1000:], done.stderr[-3000:])
+    return json.loads(results[0].read_text())["results"]["msvd_qa_videopanda"]["accuracy,none"]
 
 
 @pytest.mark.slow
