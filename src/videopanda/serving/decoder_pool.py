@@ -1,4 +1,4 @@
-"""A few processes that read videos, so that a decoder that crashes, hangs or eats memory harms one request only.
+"""Decoder processes: a crash, hang or memory blow-up affects one request only.
 
 pool = DecoderPool(DecodeLimits())
 await pool.start()
@@ -22,12 +22,12 @@ from videopanda.video.read import Video, VideoLimits
 
 _HEADER_BYTES = 1 << 20
 _START_SECONDS = 60.0
-_GRACE_SECONDS = 2.0  # a worker gives up by itself; one that does not is killed after so many more
+_GRACE_SECONDS = 2.0  # a worker stops at its time limit; one that does not is killed this much later
 
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """How files are read: processes, seconds and bytes of memory for each file, and what is refused."""
+    """How files are decoded: processes, seconds and bytes of memory per file, and what is refused."""
 
     workers: int = 2
     timeout: float = 30.0
@@ -36,7 +36,7 @@ class DecodeLimits:
 
 
 class _Worker:
-    """One process. It is started when it is needed and replaced after it was killed."""
+    """One process, started when needed and replaced after it was killed."""
 
     def __init__(self, memory: int):
         self._memory = memory
@@ -79,7 +79,7 @@ class _Worker:
 
 
 class DecoderPool:
-    """Reads files in processes of its own."""
+    """Decodes files in processes of its own."""
 
     def __init__(self, limits: DecodeLimits):
         self.limits = limits
@@ -94,7 +94,7 @@ class DecoderPool:
             self._free.put_nowait(worker)
 
     async def close(self) -> None:
-        """End the processes, and what they are reading."""
+        """End the processes and their work."""
         self._closed = True
         await asyncio.gather(*(worker.kill() for worker in self._workers))
 
@@ -119,7 +119,7 @@ class DecoderPool:
         except (OSError, EOFError) as error:
             raise UnfitError("cannot read this video: the decoder crashed on it") from error
         finally:
-            if not answered:  # whatever comes out of it now belongs to nobody
+            if not answered:  # its late answer belongs to no request
                 await worker.kill()
             self._free.put_nowait(worker)
         if "reason" in header:

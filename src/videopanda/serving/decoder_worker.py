@@ -1,6 +1,6 @@
-"""A process that reads videos for a server, one after the other. Decoders work here, where they can harm nobody.
+"""A process that decodes videos for a server, one at a time, where a decoder can harm no one else.
 
-python -m videopanda.serving.decoder_worker 4294967296      # bytes of memory that it may take
+python -m videopanda.serving.decoder_worker 4294967296      # memory limit in bytes
 
 Requests come on stdin, one JSON object per line. An answer is one line of JSON, followed by the bytes of the frames;
 a first empty answer says that the process is ready.
@@ -68,7 +68,7 @@ def _answer(request: dict[str, Any], out: BinaryIO) -> None:
     except ValueError as error:
         header = {"reason": str(error)}
     except MemoryError:
-        header = {"reason": "it takes too much memory to decode"}
+        header = {"reason": "decoding needs too much memory"}
     _send(header, b"" if video is None else video.frames.tobytes(), out)
 
 

@@ -51,7 +51,7 @@ class GateLimits:
     origins: origins of web pages that may use the server, beside the server's own; "*": all.
     json_bytes, upload_bytes: of one body. receiving_bytes: of all bodies on their way, apart from small ones.
     max_chats: chats that are answered or wait. They count once their body is complete.
-    body_seconds, body_rate: a body has this many seconds, and one more for each so many bytes that have arrived.
+    body_seconds, body_rate: seconds for a body; bytes that earn it one more second.
     """
 
     keys: Sequence[str] = ()
@@ -204,7 +204,7 @@ class _Body:
             raise HTTPException(error.args[0], error.args[1]) from error
 
     def release(self) -> None:
-        """It is not held any more."""
+        """Its memory is free again."""
         self._gate.released(self._size)
 
 
@@ -216,7 +216,7 @@ def _host_name(host: str) -> str:
 
 
 async def _refuse(receive: Any, send: Any, status: int, message: str, kind: str, code: str) -> None:
-    """Answer without having read the body; then read a little of it, so that the client gets to see the answer."""
+    """Answer without reading the body; then drain some of it, so that the client sees the answer."""
     body = json.dumps(error_body(message, kind, code)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 429:
