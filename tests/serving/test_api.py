@@ -16,7 +16,7 @@ from PIL import Image
 
 from command import run
 from tiny import tiny_model, tiny_processor
-from videopanda.inference.engine import Engine
+from videopanda.inference.engine_thread import EngineThread
 from videopanda.inference.load import BUNDLED_MODEL
 from videopanda.serving.api import ServerSettings, create_app
 from videopanda.serving.decoder_pool import DecodeLimits
@@ -282,7 +282,7 @@ def test_a_client_that_goes_away_is_not_answered_on(tmp_path):
     model = tiny_model()
     model.generation_config.eos_token_id = None
     model.config.text_config.max_position_embeddings = 1 << 16
-    engine = Engine(model, tiny_processor())
+    engine = EngineThread(model, tiny_processor())
     settings = ServerSettings("tiny", tmp_path / "files", max_tokens=50_000, decode=DecodeLimits(workers=1))
     app, port = create_app(engine, settings), free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))

@@ -16,7 +16,7 @@ from test_api import DEMO
 
 from tiny import tiny_model, tiny_processor
 from videopanda.cli import serve as cli
-from videopanda.inference.engine import Engine
+from videopanda.inference.engine_thread import EngineThread
 from videopanda.serving import run
 from videopanda.serving.api import ServerSettings, create_app
 from videopanda.serving.decoder_pool import DecodeLimits, DecoderPool
@@ -131,7 +131,7 @@ class Here:
 
 
 def test_pages_of_allowed_origins_get_what_browsers_ask_for(tmp_path):
-    engine = Engine(tiny_model(), tiny_processor())
+    engine = EngineThread(tiny_model(), tiny_processor())
     page = "https://app.example"
     settings = ServerSettings("tiny", tmp_path / "f", decode=DecodeLimits(workers=1), origins=(page,), keys=("k",))
     with Here(create_app(engine, settings)) as here:
@@ -179,7 +179,7 @@ def test_headers_and_bodies_have_time_limits(monkeypatch):
         await send({"type": "http.response.body"})
 
     limits = GateLimits(body_seconds=0.3, body_rate=1 << 40, json_bytes=1 << 20, receiving_bytes=3 << 20)
-    gate = RequestGate(app, limits, Metrics(Engine(tiny_model(), tiny_processor())))
+    gate = RequestGate(app, limits, Metrics(EngineThread(tiny_model(), tiny_processor())))
     with Here(gate) as here:
         assert here.raw() == b""  # says nothing
         assert here.raw(b"GET / HTTP/1.1\r\nHost: local") == b""
@@ -211,7 +211,7 @@ def test_headers_and_bodies_have_time_limits(monkeypatch):
 def test_decoded_frames_that_wait_are_bounded(tmp_path):
     """The second clip is decoded once the first is not held any more."""
     processor = tiny_processor()
-    engine = Engine(tiny_model(), processor)
+    engine = EngineThread(tiny_model(), processor)
     for i in range(2):
         Image.new("RGB", (64, 64), (i, i, i)).save(tmp_path / f"{i}.png")
 
@@ -225,7 +225,7 @@ def test_decoded_frames_that_wait_are_bounded(tmp_path):
         await pool.start()
         store = FileStore(tmp_path / "s", FileLimits())
         rules = PromptRules(processor, engine.context)
-        media = MediaLoader(rules, engine.visuals, pool, store, FetchPolicy(), tmp_path, max_frame_bytes=1)
+        media = MediaLoader(rules, engine.clips, pool, store, FetchPolicy(), tmp_path, max_frame_bytes=1)
         held = await media.conversation(asked("0.png"), "")
         assert media.frame_bytes > 0
         again = await media.conversation(asked("0.png"), "")  # is there already
@@ -266,7 +266,7 @@ def test_local_files_are_read_below_the_media_root_only(tmp_path):
     (root / "link.mp4").symlink_to(DEMO)
     (tmp_path / "outside.mp4").write_bytes(DEMO.read_bytes())
     settings = ServerSettings("tiny", tmp_path / "f", decode=DecodeLimits(workers=1), media_root=root)
-    here = Here(create_app(Engine(tiny_model(), tiny_processor()), settings))
+    here = Here(create_app(EngineThread(tiny_model(), tiny_processor()), settings))
 
     def show(url):
         part = {"type": "video_url", "video_url": {"url": url}}

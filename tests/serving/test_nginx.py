@@ -17,7 +17,7 @@ from test_gate import CHAT, Here
 
 from tiny import tiny_model, tiny_processor
 from videopanda.cli.serve import _names
-from videopanda.inference.engine import Engine
+from videopanda.inference.engine_thread import EngineThread
 from videopanda.serving.api import ServerSettings, create_app
 from videopanda.serving.decoder_pool import DecodeLimits
 
@@ -45,7 +45,7 @@ def proxy(documented, tmp_path, request):
     certificate, key, port = tmp_path / "a.pem", tmp_path / "a.key", free_port()
     making = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={NAME}"]
     subprocess.run([*making, "-out", certificate, "-keyout", key], check=True, capture_output=True)
-    with Here(create_app(Engine(tiny_model(), tiny_processor()), settings)) as here:
+    with Here(create_app(EngineThread(tiny_model(), tiny_processor()), settings)) as here:
         block = documented
         for old, new in (
             ("127.0.0.1:8000", f"127.0.0.1:{here.port}"),
