@@ -1,11 +1,17 @@
 """Protects the dry run: its plan adds up, and its trial makes two real steps on several processes."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import videopanda
+from media import write_video
+from videopanda.models.load import load_checkpoint
 from videopanda.training.dry_run import plan, try_steps
+from videopanda.training.run import train
 
 NANO = Path(videopanda.__file__).parent / "assets" / "nano"
 SETTINGS = ["max_steps=10", "batch_size=2"]
@@ -29,3 +35,60 @@ def test_the_trial_makes_two_steps_on_two_processes():
 def test_a_plan_without_a_model_is_refused():
     with pytest.raises(ValueError, match="pass --model DIR"):
         plan("pretrain", "nano", SETTINGS, None, 2)
+
+
+# -- straight from a bare language model -------------------------------------------------------------------------------
+@pytest.fixture
+def bare(tmp_path) -> Path:
+    """A folder as a Llama is published: a vocabulary without placeholders, a tokenizer without a chat template."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    names = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(tmp_path / "llama")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=len(names), **sizes, max_position_embeddings=2048, bos_token_id=1, eos_token_id=2)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    for i in range(2):
+        write_video(tmp_path / f"{i}.mp4", range(9), fps=3)
+    turns = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "red"}]
+    rows = [{"id": str(i), "video": f"{i}.mp4", "conversations": turns} for i in range(2)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def settings_of(bare: Path, *more: str) -> list[str]:
+    sizes = ("stab.hidden_size=16", "stab.patch_size=4", "stab.image_size=48", "num_frames=2", "data_share=1")
+    machine = ("distill_weight=0", "dtype=float32", "batch_size=1", "global_batch=0", "strategy=ddp", "validation=0")
+    return [f"data={bare / 'rows.json'}", *sizes, *machine, *more]
+
+
+def test_prealign_starts_from_a_bare_language_model(bare):
+    out = train("prealign", "paper", settings_of(bare, "chat_template=vicuna"), bare / "llama", bare / "out", False)
+    model, processor = load_checkpoint(out, torch.float32)
+    before = load_file(bare / "llama" / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    assert torch.equal(model.model.language_model.layers[0].mlp.up_proj.weight, before)  # frozen in this stage
+    assert (model.config.video_token_id, model.config.image_token_id) == (259, 260)
+    assert processor.video_processor.num_frames == 2
+
+
+def test_the_dry_run_starts_from_a_bare_language_model(bare):
+    settings = settings_of(bare, "chat_template=vicuna", "distill_weight=1")
+    lines = plan("prealign", "paper", settings, bare / "llama", 1)
+    head = next(line for line in lines if "distillation head" in line)
+    assert head.split()[2:4] == [f"{32 * 1024 + 1024:,}", "TRAINABLE"]  # one linear map to LanguageBind's width
+
+
+@pytest.mark.slow
+def test_the_trial_starts_from_a_bare_language_model(bare):
+    settings = settings_of(bare, "chat_template=vicuna")
+    assert "2 steps on 1 processes (ddp): losses " in try_steps("prealign", "paper", settings, bare / "llama", 1)
+
+
+@pytest.mark.parametrize("make", [plan, lambda *a: train(*a[:4], a[3] / "out", False)])
+def test_a_missing_chat_template_is_told(bare, make):
+    with pytest.raises(ValueError, match="no chat template: pass --chat-template FILE, or vicuna"):
+        make("prealign", "paper", settings_of(bare), bare / "llama", 1)

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
+from videopanda.encoders.open import open_teacher
 from videopanda.models.families import config_class, fresh_config, model_class, processor_class
 from videopanda.models.fields import with_fields
 from videopanda.training import build, nano
 from videopanda.training.chat_template import visual_chat_template
-from videopanda.training.freezing import set_stage, vision_modules
+from videopanda.training.freezing import PartReport, set_stage, vision_modules
 from videopanda.training.packing import for_backbone
-from videopanda.training.run import frame_sampling, make_dataset, run_stage, shutdown_distributed
+from videopanda.training.run import frame_sampling, make_dataset, make_head, run_stage, shutdown_distributed
 from videopanda.training.stages import StageConfig, make_config
 
 MOST_PROCESSES = 4  # of the trial
@@ -47,6 +48,11 @@ def plan(stage: str, config: str, set_: list[str], folder: Path | None, processe
     dataset = make_dataset(settings, frame_sampling(settings, folder))
     model, config_ = _on_paper(settings, folder)
     reports = set_stage(model, settings.learning_rates(vision_modules(model)))
+    if settings.distill_weight:
+        with torch.device("meta"):
+            head, _ = make_head(settings, config_.get_text_config(), _teacher_size(settings))
+        count = sum(parameter.numel() for parameter in head.parameters())
+        reports.append(PartReport("distillation head", count, settings.vision_lr, count))
     rows = settings.batch_size * settings.accumulation * processes
     steps = settings.max_steps or int(len(dataset) // rows * settings.epochs)
     visual = 0
@@ -72,6 +78,13 @@ def plan(stage: str, config: str, set_: list[str], folder: Path | None, processe
         f"{active:.1f} GB of activations",
         f"time             about {hours:,.1f} GPU-hours without a teacher at {_SHARE:.0%} of {_FLOPS:.3g} FLOP/s",
     ]
+
+
+def _teacher_size(settings: StageConfig) -> int:
+    """Width of the teacher's features; that of LanguageBind where none is named yet."""
+    if settings.teacher_features:
+        return json.loads(Path(settings.teacher_features, "features.json").read_text(encoding="utf-8"))["size"]
+    return open_teacher(settings.teacher).size if settings.teacher else 1024
 
 
 def _on_paper(settings: StageConfig, folder: Path | None) -> tuple[torch.nn.Module, Any]:

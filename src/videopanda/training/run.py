@@ -200,17 +200,19 @@ def make_task(settings: StageConfig, model: Any, processor: Any, folder: Path | 
             "this stage distills a teacher: name one with --set teacher=DIR (or teacher_features=DIR), or train "
             "without one with --set distill_weight=0"
         )
-    text = model.config.get_text_config()
-    layers = every_fourth_layer(text.num_hidden_layers)
     set_seed(settings.seed)
-    head: FusedHead | LastLayerHead
-    if settings.distill_head == "fused":
-        head = FusedHead(text.hidden_size, size, len(layers))
-    else:
-        head, layers = LastLayerHead(text.hidden_size, size), layers[:1]
+    head, layers = make_head(settings, model.config.get_text_config(), size)
     _load_head(head, folder)
     distillation = Distillation(head, processor.video_processor.max_cells, settings.distill_distance)
     return DistillVideoLanguage(distillation, teacher, layers, settings.distill_weight), collator
+
+
+def make_head(settings: StageConfig, text: Any, size: int) -> tuple[FusedHead | LastLayerHead, tuple[int, ...]]:
+    """A fresh distillation head for a teacher of width `size`, and the hidden states that it reads."""
+    layers = every_fourth_layer(text.num_hidden_layers)
+    if settings.distill_head == "fused":
+        return FusedHead(text.hidden_size, size, len(layers)), layers
+    return LastLayerHead(text.hidden_size, size), layers[:1]
 
 
 def _open_teacher(settings: StageConfig, processor: Any) -> Teacher:
