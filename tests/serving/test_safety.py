@@ -35,10 +35,10 @@ def test_limits_hold_before_anything_is_decoded(path, tmp_path, monkeypatch):
     assert len(read_video(path, num_frames=16, limits=LIMITS)) == 16
     long = write_video(tmp_path / "long.mp4", range(201))
     wide = write_video(tmp_path / "wide.mp4", range(3), size=(640, 480))
-    monkeypatch.setattr("videopanda.video.source.decode_container", None)
-    with pytest.raises(VideoReadError, match="more than the 200 frames"):
+    monkeypatch.setattr("videopanda.video.container.decode", None)
+    with pytest.raises(VideoReadError, match="more than 200 frames"):
         read_video(long, num_frames=1, limits=LIMITS)
-    with pytest.raises(VideoReadError, match="640x480 are larger"):
+    with pytest.raises(VideoReadError, match="640x480"):
         read_video(wide, num_frames=1, limits=LIMITS)
     for choice in ({"num_frames": 17}, {"fps": 1e12}):
         with pytest.raises(ValueError, match="more than 16 frames"):
