@@ -16,11 +16,10 @@ from videopanda.inference.engine import Engine, Limits
 from videopanda.inference.kv_prefix import CacheLayout, context_length
 
 QUESTIONS = ["What colour is the circle?", "How many?", "Which way does the red circle move after it was green?"]
-LENGTHS = [9, 3, 12]
+LENGTHS = [8, 2, 5]
 VIDEOS = [
     Clip(clip(8, 30, 40, 0), tuple(range(8)), 8.0),
-    Clip(clip(8, 40, 20, 1), tuple(range(8)), 8.0),
-    Clip(clip(12, 30, 40, 2), tuple(range(12)), 12.0),
+    Clip(clip(12, 40, 20, 1), tuple(range(12)), 12.0),
 ]
 
 
@@ -28,7 +27,7 @@ VIDEOS = [
 def test_every_way_gives_the_tokens_of_generate(name, monkeypatch):
     model, processor = backbone_model(name), tiny_processor()
     clips = encode_clips(model, processor, VIDEOS)
-    cases = [(text, [place]) for place in range(3) for text in QUESTIONS] + [("Why?", []), (QUESTIONS[2], [0, 1])]
+    cases = [(text, [place]) for place in range(2) for text in QUESTIONS] + [("Why?", []), (QUESTIONS[2], [0, 1])]
     lengths = [LENGTHS[number % 3] for number in range(len(cases))]
     requests = [
         ask_for(processor, text, *(clips[place] for place in places), max_new_tokens=length)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from videopanda.inference.answer import ask
 from videopanda.inference.load import BUNDLED_MODEL, load
-from videopanda.inference.quantize import QuantisedLinear, quantize, weight_bytes
+from videopanda.inference.quantize import QuantizedLinear, quantize, weight_bytes
 
 CLIP = BUNDLED_MODEL.parent / "demo.mp4"
 QUESTIONS = ["What shape is the red object?", "How many objects are there in total?", "Describe the clip."]
@@ -26,7 +26,7 @@ def plain(nano):
 def test_weights_are_within_half_a_step(bits, size):
     torch.manual_seed(0)
     linear = torch.nn.Linear(64, 48)
-    small = QuantisedLinear(linear, bits)
+    small = QuantizedLinear(linear, bits)
     steps = small.scale.float().squeeze(-1)
     error = (small.unpacked(torch.float32) - linear.weight).abs()
     assert (error <= 0.51 * steps.repeat_interleave(64 // steps.shape[1], 1)).all()  # scales are rounded too

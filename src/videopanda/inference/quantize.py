@@ -1,6 +1,6 @@
 """Weights of the language model in 8 or 4 bits: less memory, nearly the same numbers, and on a CPU no more speed.
 
-STAB, the projector, the embeddings and the head keep their type: they are small, or the last to bear rounding.
+The vision modules, the embeddings and the head keep their type: they are small, or most sensitive to rounding.
 
 Not by torchao: its release 0.18 has packed 4-bit weights for GPUs only, and once installed it prints warnings about
 missing libraries into every command that imports transformers. Its 8-bit weights are rounded as these are.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 GROUPS = {"int8": 0, "int4": 32}  # weights in a row that share a scale; 0: the whole row
 
 
-class QuantisedLinear(nn.Module):
+class QuantizedLinear(nn.Module):
     """A linear map whose weights are whole numbers, symmetric about 0, times a float16 scale per group.
 
     Two 4-bit numbers share a byte. Products are those of the unpacked weights, in the type of the input, so each call
@@ -67,7 +67,7 @@ def quantize(model: Any, bits: str) -> None:
             )
     for name, module in found:
         parent, _, last = name.rpartition(".")
-        setattr(layers.get_submodule(parent), last, QuantisedLinear(module, bits))
+        setattr(layers.get_submodule(parent), last, QuantizedLinear(module, bits))
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -67,7 +67,7 @@ class Linear(nn.Linear):
 class ReadLinear(nn.Module):
     """A linear map whose weights the modules around it read directly.
 
-    Not an `nn.Linear`: vLLM, PEFT and quantisers replace those by layers that keep their weights in another form.
+    Not an `nn.Linear`: vLLM, PEFT and quantizers replace those by layers that keep their weights in another form.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
