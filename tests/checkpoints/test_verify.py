@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from official import golden_weights, official_weights, write_official, write_sparse
 from tiny import tiny_config, tiny_model, tiny_processor
 from videopanda.checkpoints import checksums
-from videopanda.checkpoints.behavior_checks import Answer, check_greedy, check_stab, first_difference
+from videopanda.checkpoints.behavior_checks import Answer, check_greedy, check_reference, first_difference
 from videopanda.checkpoints.convert import convert
 from videopanda.checkpoints.tensors import find_tensors, read_safetensors_header
 from videopanda.checkpoints.verify import verify
@@ -46,7 +46,7 @@ def ours(converted, tmp_path) -> Path:
 def light(monkeypatch):
     """Leaves out what runs the model, where a test is about the files."""
     place = "videopanda.checkpoints.verify"
-    monkeypatch.setattr(f"{place}.check_stab", lambda *_: Check("stab", "skipped"))
+    monkeypatch.setattr(f"{place}.check_reference", lambda *_: Check("reference", "skipped"))
     monkeypatch.setattr(f"{place}.check_greedy", lambda *_: Check("greedy", "skipped"))
 
 
@@ -81,9 +81,9 @@ def test_a_converted_checkpoint_passes(official, converted):
     report = verify(converted, against=official)
     assert failures(report) == {}
     assert {check.name: check.status for check in report.checks} == dict.fromkeys(
-        ("keys", "parameters", "values", "checksums", "against", "stab", "greedy"), "passed"
+        ("keys", "parameters", "values", "checksums", "against", "reference", "greedy"), "passed"
     )
-    (stab,) = [check for check in report.checks if check.name == "stab"]
+    (stab,) = [check for check in report.checks if check.name == "reference"]
     assert stab.details["error"] <= 1e-5  # measured: 2.9e-7
 
 
@@ -111,7 +111,7 @@ def test_the_7b_manifest_beside_a_file(tmp_path):
     assert check_keys(expected, places).status == "passed"
     check = check_parameters(expected, places)
     assert check.status == "passed"
-    assert check.details["stab_and_projector"] == {"found": 45_066_578, "expected": 45_066_578}
+    assert check.details["vision"] == {"found": 45_066_578, "expected": 45_066_578}
     assert check.details["parts"]["projector"] == {"found": 20_979_712, "expected": 20_979_712}
     assert check.details["parts"]["stab.gstra"]["found"] == 12_598_272 + 1024  # with its query
 
@@ -137,7 +137,7 @@ def test_a_missing_batch_norm_statistic(ours):
     report = verify(ours)
     (reason,) = failures(report)["keys"]
     assert reason == f"{MEAN} is missing (batch norm statistic; a loader would put its initial value there)"
-    assert {check.name for check in report.checks if check.status == "skipped"} == {"stab", "greedy"}
+    assert {check.name for check in report.checks if check.status == "skipped"} == {"reference", "greedy"}
 
 
 def test_two_swapped_tensors(ours, official, light):
@@ -222,12 +222,12 @@ def test_record_needs_a_checkpoint_that_passes(ours, light):
 # -- what is wrong when the model runs ---------------------------------------------------------------------------------
 def test_a_block_that_computes_something_else(converted, monkeypatch):
     config, places = VideoPandaConfig.from_pretrained(converted), find_tensors(converted)
-    assert check_stab(config, places).status == "passed"
+    assert check_reference(config, places).status == "passed"
     right = VideoPandaStab.to_segments
     monkeypatch.setattr(VideoPandaStab, "to_segments", lambda self, x: right(self, x.flip(1)).flip(1))
-    check = check_stab(config, places)
+    check = check_reference(config, places)
     assert check.status == "failed"
-    assert "STAB differs from its reference" in check.reasons[0]
+    assert "the vision part differs from its reference" in check.reasons[0]
 
 
 def test_positions_that_are_wrong_behind_a_cache(converted, monkeypatch):
@@ -295,7 +295,7 @@ def run(monkeypatch, capsys):
 def test_exit_codes_and_channels(ours, official, run, light):
     code, out, err = run(ours, "--against", official)
     assert (code, err) == (0, "")
-    for words in ("STAB and projector", "138,738", "130 tensors equal official bit for bit"):
+    for words in ("vision modules", "138,738", "130 tensors equal official bit for bit"):
         assert words in out
     flip_a_bit(ours)
     code, out, _ = run(ours)

@@ -17,8 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from videopanda.bench.official import OfficialVision
 from videopanda.bench.peers import SIDE, VideoChatGPTVision, VideoLlavaVision
 from videopanda.bench.timing import in_turns, interval, machine, peak_bytes, ratios
-from videopanda.models.videopanda import VideoPandaProjector, VideoPandaStab, VideoPandaStabConfig, placement_for_size
-from videopanda.models.videopanda.modeling_videopanda import encode_frames
+from videopanda.models.families import DEFAULT, fresh_config, model_class, processor_class
 
 FRAMES, CANVAS, OUTPUT = 8, 448, 4096  # OUTPUT: width of Vicuna-7B
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -31,17 +30,20 @@ PAPER = {
 }
 
 
-class PandaVision(nn.Module):
-    """STAB and projector as inference runs them."""
+class Vision(nn.Module):
+    """The vision modules of a new model of the default family, as inference runs them."""
 
-    def __init__(self, config: VideoPandaStabConfig):
+    def __init__(self, preset: str):
         super().__init__()
-        self.stab = VideoPandaStab(config)
-        self.projector = VideoPandaProjector(config.hidden_size, OUTPUT)
+        text = {"model_type": "llama", "vocab_size": 4, "num_hidden_layers": 0, "hidden_size": OUTPUT}
+        config = fresh_config(DEFAULT, preset, {}, text_config=text, video_token_id=0, image_token_id=1)
+        model = model_class(config)(config)
+        self.parts = nn.ModuleDict(model.vision_modules())
+        self.names, self.encode_videos = model.visual_inputs["video"], model.get_video_features
 
-    def forward(self, pixels_BTCXY: Tensor, placement_B6: Tensor) -> Tensor:
-        """Map (B, T, 3, X, Y) and placements to (V, E)."""
-        return encode_frames(self.stab, self.projector, pixels_BTCXY, placement_B6)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Map the inputs of the processor to (V, E)."""
+        return torch.cat(list(self.encode_videos(**dict(zip(self.names, inputs))).pooler_output))
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,16 @@ class Contender:
     portion: int | None = None
 
 
-def panda_arguments(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Eight frames on the square canvas, and their placement."""
-    placement = [*placement_for_size(height, width, CANVAS // 28), FRAMES, FRAMES]
-    return torch.zeros(1, FRAMES, 3, CANVAS, CANVAS), torch.tensor([placement])
+def own_arguments(height: int, width: int) -> tuple[Tensor, ...]:
+    """Eight frames as the processor of the default family places them."""
+    config = fresh_config(DEFAULT, "", {})
+    inputs = processor_class(config).video_processor_for(config).layout([(FRAMES, height, width)])
+    return tuple(torch.zeros(x.shape) if x.is_meta else x for x in inputs.values())
 
 
 def official_arguments(height: int, width: int) -> tuple[Tensor, Tensor]:
     """The same frames, and a mask of the picture."""
-    pixels, placement = panda_arguments(height, width)
+    pixels, placement = own_arguments(height, width)
     top, left, rows, columns = (28 * cells for cells in placement[0, :4].tolist())
     mask = torch.zeros(1, FRAMES, CANVAS, CANVAS)
     mask[:, :, top : top + rows, left : left + columns] = 1.0
@@ -76,9 +79,9 @@ def official_arguments(height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 CONTENDERS = {
-    "video-panda": Contender(lambda: PandaVision(VideoPandaStabConfig.released()), panda_arguments),
+    "video-panda": Contender(lambda: Vision("released"), own_arguments),
     "video-panda-official-arithmetic": Contender(OfficialVision, official_arguments),
-    "eve-star": Contender(lambda: PandaVision(VideoPandaStabConfig.eve_star()), panda_arguments),
+    "eve-star": Contender(lambda: Vision("eve_star"), own_arguments),
     "video-llava": Contender(VideoLlavaVision, lambda *_: (torch.zeros(FRAMES, 3, SIDE, SIDE),)),
     "video-chatgpt": Contender(VideoChatGPTVision, lambda *_: (torch.zeros(100, 3, SIDE, SIDE),), 100, portion=10),
 }
@@ -112,9 +115,9 @@ class Runner:
         pixels = torch.rand(pixels[:portion].shape if portion else pixels.shape)
         self.inputs = [pixels.to(device, dtype), *(x.to(device, dtype) if x.is_floating_point() else x for x in rest)]
         self.call: Any = self.model.encode if portion else self.model
-        if compiled and isinstance(self.model, PandaVision):
-            self.model.stab = torch.compile(self.model.stab)
-            self.model.projector = torch.compile(self.model.projector)
+        if compiled and isinstance(self.model, Vision):
+            for part in self.model.parts.values():
+                part.compile()
 
     @torch.inference_mode()
     def seconds(self) -> float:

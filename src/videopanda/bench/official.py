@@ -71,7 +71,7 @@ class TemporalBranch(nn.Module):
 
 
 class OfficialTower(nn.Module):
-    """STAB: segments of one video to the visual tokens of each frame."""
+    """The tower: segments of one video to the visual tokens of each frame."""
 
     def __init__(self, width: int = 1024, patch: int = 14, heads: int = 8):
         super().__init__()

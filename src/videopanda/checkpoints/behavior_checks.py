@@ -1,4 +1,4 @@
-"""What is seen when the model runs: STAB against its slow reference, greedy answers against themselves."""
+"""What is seen when the model runs: the vision part against its slow reference, greedy answers against themselves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,49 +9,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videopanda.checkpoints.stab_reference import slow_stab
 from videopanda.checkpoints.tensors import Place
 from videopanda.checkpoints.weight_checks import Check
-from videopanda.models.videopanda import (
-    VideoPandaConfig,
-    VideoPandaForConditionalGeneration,
-    VideoPandaProcessor,
-    VideoPandaStab,
-)
+from videopanda.models.families import part_of
+from videopanda.models.load import load_checkpoint
 
 SEED = 0
 NEW_TOKENS = 8
-STAB_TOLERANCE = 1e-4  # of the largest value; the reference runs in float64, STAB in float32
+REFERENCE_TOLERANCE = 1e-4  # of the largest value; the reference runs in float64, the model in float32
 FLOAT32_LIMIT = 2_000_000_000  # parameters up to which the language model runs in float32, else in its own type
 # How close the two best words may be for rounding to choose between them.
 NEAR_TIE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 
 
-def check_stab(config: VideoPandaConfig, places: dict[str, Place]) -> Check:
-    """STAB equals its slow reference on a seeded clip, with a border and a padding frame, and on an image."""
-    prefix = "model.stab."
-    weights = {name.removeprefix(prefix): place.read() for name, place in places.items() if name.startswith(prefix)}
-    stab = VideoPandaStab(config.stab_config)
-    stab.load_state_dict(weights)
-    stab.float().eval()
-    exact = {name: tensor.double() for name, tensor in weights.items()}
-    cell = config.stab_config.cell_size
-    generator = torch.Generator().manual_seed(SEED)
-    pixels = torch.randn(1, 6, 3, 3 * cell, 3 * cell, generator=generator)
-    pixels[:, 5:] = 0.0
-    clip = torch.tensor([[1, 0, 2, 3, 6, 5]])
-    image = torch.tensor([[0, 1, 3, 2, 1, 1]])
-    worst, largest = 0.0, 0.0
-    with torch.no_grad():
-        for part, placement, is_image in ((pixels, clip, False), (pixels[:, :1], image, True)):
-            fast = stab(part, placement, is_image).double()
-            slow = slow_stab(config.stab_config, exact, part.double(), placement, is_image)
-            worst = max(worst, float((fast - slow).abs().max()))
-            largest = max(largest, float(slow.abs().max()))
-    error = worst / max(largest, 1.0)
-    summary = f"error {error:.1e} of the largest value, at most {STAB_TOLERANCE:.0e} allowed"
-    reasons = [] if error <= STAB_TOLERANCE else [f"STAB differs from its reference: {summary}"]
-    return Check.of("stab", reasons, summary, error=error, tolerance=STAB_TOLERANCE)
+def check_reference(config: Any, places: dict[str, Place]) -> Check:
+    """The vision part equals the slow reference that the family's folder has, if it has one."""
+    try:
+        reference = part_of(config.model_type, "reference")
+    except ModuleNotFoundError:
+        return Check("reference", "skipped", reasons=("this family has no slow reference",))
+    error = reference.reference_error(config, {name: place.read() for name, place in places.items()}, SEED)
+    summary = f"error {error:.1e} of the largest value, at most {REFERENCE_TOLERANCE:.0e} allowed"
+    reasons = [] if error <= REFERENCE_TOLERANCE else [f"the vision part differs from its reference: {summary}"]
+    return Check.of("reference", reasons, summary, error=error, tolerance=REFERENCE_TOLERANCE)
 
 
 @dataclass(frozen=True)
@@ -71,13 +51,12 @@ def make_clip(processor: Any, rows: int, num_frames: int) -> Clip:
     return Clip(frames, tuple(t + 0.5 for t in range(num_frames)), float(num_frames))
 
 
-def check_greedy(folder: Path, config: VideoPandaConfig, num_parameters: int) -> Check:
+def check_greedy(folder: Path, config: Any, num_parameters: int) -> Check:
     """Greedy answers are the same with and without key-value cache, and alone and in a padded batch."""
     dtype: Any = torch.float32 if num_parameters <= FLOAT32_LIMIT else config.dtype or torch.float32
     try:
-        processor = VideoPandaProcessor.from_pretrained(folder)
-        model = VideoPandaForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model, processor = load_checkpoint(folder, dtype)
+        model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         frames = processor.video_processor.num_frames
         prompts: list[tuple[str, Clip | None]] = [
             ("What happens in the video?", make_clip(processor, 1, frames)),

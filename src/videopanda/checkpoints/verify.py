@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 
 from videopanda.checkpoints import checksums
-from videopanda.checkpoints.behavior_checks import check_greedy, check_stab
+from videopanda.checkpoints.behavior_checks import check_greedy, check_reference
 from videopanda.checkpoints.tensors import find_tensors
 from videopanda.checkpoints.weight_checks import (
     Check,
@@ -25,7 +25,6 @@ from videopanda.checkpoints.weight_checks import (
     read_values,
 )
 from videopanda.models.load import check_checkpoint
-from videopanda.models.videopanda import VideoPandaConfig
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,7 @@ def verify(folder: str | Path, against: str | Path | None = None, record: bool =
         ValueError: a folder holds something else than a checkpoint, or one of its files is damaged or incomplete.
     """
     folder = Path(folder)
-    check_checkpoint(folder)
-    config = VideoPandaConfig.from_pretrained(folder)
+    config = check_checkpoint(folder)
     places = find_tensors(folder)
     expected = Expected(config)
     keys, parameters = check_keys(expected, places), check_parameters(expected, places)
@@ -71,9 +69,11 @@ def verify(folder: str | Path, against: str | Path | None = None, record: bool =
         checks.append(check_against(Path(against), values))
     if keys.status == "passed":
         total = parameters.details["total"]["expected"]
-        checks += [check_stab(config, places), check_greedy(folder, config, total)]
+        checks += [check_reference(config, places), check_greedy(folder, config, total)]
     else:
-        checks += [Check(name, "skipped", reasons=("weights are missing or wrong",)) for name in ("stab", "greedy")]
+        checks += [
+            Check(name, "skipped", reasons=("weights are missing or wrong",)) for name in ("reference", "greedy")
+        ]
     report = Report(str(folder), None if against is None else str(against), tuple(checks))
     if record and report.passed:
         checksums.write(folder, values.checksums)
@@ -87,7 +87,7 @@ def tables(report: Report) -> Group:
     for column in ("part", "found", "expected"):
         parts.add_column(column, justify="left" if column == "part" else "right")
     details = next(check.details for check in report.checks if check.name == "parameters")
-    rows = [*details["parts"].items(), ("STAB and projector", details["stab_and_projector"]), ("all", details["total"])]
+    rows = [*details["parts"].items(), ("vision modules", details["vision"]), ("all", details["total"])]
     for part, counts in rows:
         parts.add_row(part, f"{counts['found']:,}", f"{counts['expected']:,}")
     checks = Table(title=f"Verification of {report.checkpoint}", title_justify="left")

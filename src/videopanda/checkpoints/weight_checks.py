@@ -12,7 +12,7 @@ from videopanda.checkpoints import checksums
 from videopanda.checkpoints.convert import outgoing_weights
 from videopanda.checkpoints.tensor_plan import make_plan
 from videopanda.checkpoints.tensors import DTYPE_NAMES, CheckpointError, Place
-from videopanda.models.videopanda import VideoPandaConfig, VideoPandaForConditionalGeneration
+from videopanda.models.families import model_class
 
 STATISTICS = ("running_mean", "running_var")
 
@@ -42,19 +42,30 @@ class Check:
 class Expected:
     """What the configuration asks for: a model without memory behind its weights."""
 
-    def __init__(self, config: VideoPandaConfig):
+    def __init__(self, config: Any):
         with torch.device("meta"):
-            model = VideoPandaForConditionalGeneration(config)
+            model = model_class(config)(config)
         self.shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         self.parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        paths = {module: path for path, module in model.named_modules()}
+        self.vision = {
+            name: (paths[module], any(list(child.children()) for child in module.children()))
+            for name, module in model.vision_modules().items()
+        }
         # Second name → first name of one tensor; a file needs only the first.
         self.tied: dict[str, str] = dict(model._tied_weights_keys) if config.tie_word_embeddings else {}
 
     def part_of(self, name: str) -> str:
-        """Part of the model that a weight belongs to."""
-        if name.startswith("model.stab."):
-            return "stab." + name.split(".")[2]
+        """Part of the model that a weight belongs to; a vision module with modules of several levels has parts."""
+        for part, (path, children) in self.vision.items():
+            if name.startswith(path + "."):
+                child = name.removeprefix(path + ".").partition(".")[0]
+                return f"{part}.{child}" if children else part
         return name.split(".")[1] if name.startswith("model.") else name.split(".")[0]
+
+    def is_vision(self, part: str) -> bool:
+        """Whether a part belongs to a vision module."""
+        return part.partition(".")[0] in self.vision
 
 
 def check_keys(expected: Expected, places: dict[str, Place]) -> Check:
@@ -92,7 +103,7 @@ def check_parameters(expected: Expected, places: dict[str, Place]) -> Check:
             found[part] += places[name].num_elements if name in places else 0
     parts = {part: {"found": found[part], "expected": wanted[part]} for part in wanted}
     visual = {
-        key: sum(counts[key] for part, counts in parts.items() if part.startswith(("stab.", "projector")))
+        key: sum(counts[key] for part, counts in parts.items() if expected.is_vision(part))
         for key in ("found", "expected")
     }
     total = {key: sum(counts[key] for counts in parts.values()) for key in ("found", "expected")}
@@ -101,8 +112,8 @@ def check_parameters(expected: Expected, places: dict[str, Place]) -> Check:
         for part, counts in parts.items()
         if counts["found"] != counts["expected"]
     ]
-    summary = f"{total['found']:,}, {visual['found']:,} of them in STAB and projector"
-    return Check.of("parameters", reasons, summary, parts=parts, stab_and_projector=visual, total=total)
+    summary = f"{total['found']:,}, {visual['found']:,} of them in vision modules"
+    return Check.of("parameters", reasons, summary, parts=parts, vision=visual, total=total)
 
 
 @dataclass(frozen=True)
@@ -136,7 +147,7 @@ def read_values(places: dict[str, Place]) -> Values:
     return Values(found, not_finite, tuple(negative))
 
 
-def check_values(config: VideoPandaConfig, places: dict[str, Place], values: Values) -> Check:
+def check_values(config: Any, places: dict[str, Place], values: Values) -> Check:
     """Values are finite numbers, of the type that the configuration names."""
     reasons = [f"{name} holds {count:,} values that are not finite" for name, count in values.not_finite.items()]
     reasons += [f"{name} is negative somewhere: it is a variance" for name in values.negative]

@@ -95,7 +95,7 @@ class Predictor:
         video_processor = self.processor.video_processor
         self.num_frames = job.num_frames or video_processor.num_frames
         folder = job.model or BUNDLED_MODEL
-        vision = (self.model.model.stab, self.model.model.projector)
+        vision = self.model.vision_modules().values()
         self.protocol = Protocol(
             benchmark=job.bench,
             errata=job.errata,

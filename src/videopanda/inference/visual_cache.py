@@ -220,7 +220,8 @@ def vision_key(model: Any, processor: Any) -> str:
     Hashed once for each model: weights that change afterwards are not seen.
     """
     if model not in _VISION_KEYS:
-        content = hashlib.sha256(model.config.stab_config.to_json_string().encode())
+        vision = {name: v for name, v in model.config.to_dict().items() if name not in ("text_config", "_name_or_path")}
+        content = hashlib.sha256(json.dumps(vision, sort_keys=True, default=str).encode())
         for part in model.vision_modules().values():
             for name, tensor in part.state_dict().items():
                 content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

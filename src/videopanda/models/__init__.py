@@ -7,9 +7,9 @@ from pathlib import Path
 
 def folders() -> list[str]:
     """The families of this package: folders with a configuration, a model and processors."""
-    found = [module.name for module in pkgutil.iter_modules(__path__) if module.ispkg]
     parts = ("configuration", "modeling", "processing", "video_processing")
-    return [name for name in found if all(Path(__path__[0], name, f"{part}_{name}.py").is_file() for part in parts)]
+    homes = [Path(path, module.name) for path in __path__ for module in pkgutil.iter_modules([path]) if module.ispkg]
+    return [home.name for home in homes if all((home / f"{part}_{home.name}.py").is_file() for part in parts)]
 
 
 def home_of(name: str) -> str | None:

@@ -1,7 +1,7 @@
 """Which parts of a model a stage trains, and at which learning rate.
 
-report = set_stage(model, {"stab": 4e-4, "projector": 4e-4, "language_model": 0.0})
-print(report)          # TRAINABLE  stab  24,086,866 ...   FROZEN  language_model ...
+report = set_stage(model, {"projector": 4e-4, "language_model": 0.0})
+print(report)          # TRAINABLE  projector  24,086,866 ...   FROZEN  language_model ...
 """
 
 from dataclasses import dataclass

@@ -30,7 +30,6 @@ from videopanda.data.worlds.scenes.dataset import ScenesDataset
 from videopanda.encoders.open import Teacher, open_teacher
 from videopanda.models.families import model_class
 from videopanda.models.load import load_checkpoint
-from videopanda.models.videopanda.modeling_videopanda_layers import MaskedBatchNorm
 from videopanda.training.adapter import ADAPTER, add_adapter, load_quantized, merge
 from videopanda.training.arguments import arguments
 from videopanda.training.callbacks import RunStoppedError, StallWatchdog, StopOnSignal
@@ -347,7 +346,7 @@ def _run(
         collator.windows = checked_windows(model)
         collator.additive_mask |= adds_masks(model.get_decoder())
         logger.info("%s", packing_report(model.config, collator.windows))
-    for norm in (module for module in model.modules() if isinstance(module, MaskedBatchNorm)):
+    for norm in (module for module in model.modules() if hasattr(module, "synchronised")):
         norm.synchronised = stage.sync_batch_norm
     if stage.compile:
         compile_blocks(model)

@@ -44,7 +44,7 @@ class StageConfig:
     # A fresh vision part, where the starting folder is a bare language model; see `fresh_config`.
     model_family: str = DEFAULT
     model_preset: str = ""  # "" = the first one of the family
-    model_fields: dict[str, str] = field(default_factory=dict)  # dotted names, as in --set stab.row_tokens=false
+    model_fields: dict[str, str] = field(default_factory=dict)  # dotted names, as in --set NAME.FIELD=VALUE
     chat_template: str = ""  # file or "vicuna"; "" = the one of the tokenizer
     whiten_patches: bool = False  # start a fresh patch embedding as a whitening of the first 64 clips
     # Loss.
@@ -55,7 +55,7 @@ class StageConfig:
     teacher: str = ""  # folder of weights, or module:function (docs/training.md)
     teacher_features: str = ""  # folder of `videopanda data features`: the teacher itself does not run
     align_weight: float = 0.0  # of the alignment of visual tokens with words, for data that knows what a cell shows
-    # LoRA on the language model; STAB and projector are trained whole, unless their learning rate is 0.
+    # LoRA on the language model; vision modules are trained whole, unless their learning rate is 0.
     lora_rank: int = 0  # 0 = the language model itself is trained
     lora_alpha: int = 0  # 0 = twice the rank
     lora_dropout: float = 0.0
@@ -79,7 +79,7 @@ class StageConfig:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the arithmetic; weights and optimiser stay float32
     compile: bool = False
     gradient_checkpointing: bool = False
-    sync_batch_norm: bool = False  # statistics of STAB's batch norm over the clips of all processes, not of each
+    sync_batch_norm: bool = False  # statistics of batch norms over the clips of all processes, not of each
     num_workers: int = 0
     seed: int = 42
     strategy: Literal["ddp", "fsdp2", "zero2", "zero3"] = "ddp"  # where several processes train
