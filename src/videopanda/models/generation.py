@@ -40,7 +40,6 @@ class VisualGenerationMixin(GenerationMixin):
 
     cache_name = CACHE_NAME
     visual_inputs: ClassVar[Mapping[str, tuple[str, ...]]]  # names of the inputs of "video" and "image", pixels first
-    cache_name = CACHE_NAME
     config: Any
     model: Any
     training: bool

@@ -67,7 +67,7 @@ class StageConfig:
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
     adam_beta2: float = 0.999
-    max_grad_norm: float = 1.0  # 0 = no clipping; the first gradients of a fresh STAB are large
+    max_grad_norm: float = 1.0  # 0 = no clipping; the first gradients of a fresh vision part are large
     # Length and batch.
     epochs: float = 1.0
     max_steps: int = 0  # 0 = as many as the epochs make

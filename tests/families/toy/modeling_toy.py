@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..generation import CACHE_NAME, VisualGenerationMixin, splice
+from ..backbone import VisualModelMixin
+from ..generation import VisualGenerationMixin
 from ..hub import add_code
 from ..visual import EncodedVisual
 from .configuration_toy import ToyConfig
@@ -24,7 +25,7 @@ class ToyPreTrainedModel(PreTrainedModel):
     _no_split_modules = ()
 
 
-class ToyModel(ToyPreTrainedModel):
+class ToyModel(VisualModelMixin, ToyPreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         patch = config.patch_config
@@ -32,12 +33,6 @@ class ToyModel(ToyPreTrainedModel):
         self.projector = nn.Linear(patch.hidden_size, config.text_config.hidden_size)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
-
-    def get_input_embeddings(self):
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value):
-        self.language_model.set_input_embeddings(value)
 
     def get_video_features(self, pixel_values_videos, video_frames, **kwargs):
         tokens = [
@@ -50,24 +45,40 @@ class ToyModel(ToyPreTrainedModel):
         return self.get_video_features(pixel_values.unsqueeze(1), image_frames)
 
     def forward(
-        self, input_ids=None, inputs_embeds=None, mm_encoder_outputs=None, past_key_values=None, cache=None, **kw
+        self,
+        input_ids=None,
+        pixel_values_videos=None,
+        video_frames=None,
+        pixel_values=None,
+        image_frames=None,
+        cache=None,
+        past_key_values=None,
+        attention_mask=None,
+        position_ids=None,
+        inputs_embeds=None,
+        use_cache=None,
+        mm_encoder_outputs=None,
+        **kwargs,
     ):
-        cache, visuals = past_key_values if cache is None else cache, dict(mm_encoder_outputs or {})
-        if "pixel_values_videos" in kw:
-            visuals["video"] = self.get_video_features(kw.pop("pixel_values_videos"), kw.pop("video_frames"))
-        if "pixel_values" in kw:
-            visuals["image"] = self.get_image_features(kw.pop("pixel_values"), kw.pop("image_frames"))
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-            if visuals or input_ids.shape[1] > 1:
-                for kind, token in (("video", self.config.video_token_id), ("image", self.config.image_token_id)):
-                    empty = inputs_embeds.new_zeros(0, inputs_embeds.shape[-1])
-                    found = torch.cat(list(visuals[kind].pooler_output)) if kind in visuals else empty
-                    inputs_embeds = splice(inputs_embeds, input_ids, token, found, kind)
-        return self.language_model(inputs_embeds=inputs_embeds, **{CACHE_NAME: cache}, **kw)
+        visuals = {}
+        if pixel_values_videos is not None:
+            visuals["video"] = self.get_video_features(pixel_values_videos, video_frames)
+        if pixel_values is not None:
+            visuals["image"] = self.get_image_features(pixel_values, image_frames)
+        return self.run(
+            input_ids,
+            visuals,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=past_key_values if cache is None else cache,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
 
 
-class ToyForConditionalGeneration(ToyPreTrainedModel, VisualGenerationMixin):
+class ToyForConditionalGeneration(VisualGenerationMixin, ToyPreTrainedModel):
     visual_inputs = {  # noqa: RUF012
         "video": ("pixel_values_videos", "video_frames"),
         "image": ("pixel_values", "image_frames"),
@@ -76,21 +87,8 @@ class ToyForConditionalGeneration(ToyPreTrainedModel, VisualGenerationMixin):
     def __init__(self, config):
         super().__init__(config)
         self.model = ToyModel(config)
-        embedding = self.model.get_input_embeddings()
-        name = next(name for name, module in self.model.named_modules() if module is embedding)
-        self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.generation_config.suppress_tokens = [config.video_token_id, config.image_token_id]
+        self.add_head(config)
         self.post_init()
-
-    def get_input_embeddings(self):
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value):
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self):
-        return self.lm_head
 
     def get_video_features(self, *args, **kwargs):
         return self.model.get_video_features(*args, **kwargs)
@@ -124,23 +122,19 @@ class ToyForConditionalGeneration(ToyPreTrainedModel, VisualGenerationMixin):
         labels=None,
         logits_to_keep=0,
         num_items_in_batch=None,
-        **kw,
+        **kwargs,
     ):
-        visuals = {"pixel_values_videos": pixel_values_videos, "video_frames": video_frames}
-        visuals |= {
-            "pixel_values": pixel_values,
-            "image_frames": image_frames,
-            "mm_encoder_outputs": mm_encoder_outputs,
-        }
-        visuals = {name: value for name, value in visuals.items() if value is not None}
-        out = self.model(input_ids=input_ids, attention_mask=attention_mask, **visuals, **kw)
-        hidden, loss, logits = out.last_hidden_state, None, None
-        if labels is not None:
-            loss = self.answer_loss(hidden, labels, num_items_in_batch)
-        if labels is None or not self.training:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.compute_logits(hidden[:, kept])
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE_NAME: out.get(CACHE_NAME)})
+        outputs = self.model(
+            input_ids,
+            pixel_values_videos,
+            video_frames,
+            pixel_values,
+            image_frames,
+            attention_mask=attention_mask,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        return self.finish(outputs, labels, logits_to_keep, num_items_in_batch)
 
     def save_pretrained(self, save_directory, *args, self_contained=False, **kwargs):
         super().save_pretrained(save_directory, *args, **kwargs)
