@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tiny import TEXT, clip, tiny_model, tiny_processor, tiny_stab
+from videopanda.models.families import processor_class
 from videopanda.models.videopanda import VideoPandaStabConfig, VideoPandaVideoProcessor
 from videopanda.plan.backbones import BACKBONES, config_of
 from videopanda.plan.planner import DoesNotFitError, Planner, _largest_within, budget, planner_for
@@ -244,3 +245,21 @@ def test_a_folder_is_a_backbone(tmp_path):
         config_of(str(tmp_path / "panda"))
     with pytest.raises(ValueError, match=r"no language model 'gpt-9'.*qwen3-8b"):
         config_of("gpt-9")
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens", "tera_flops"),
+    [
+        ({}, 5024, 76.0),
+        ({"merge.layers": "3,9,17", "merge.keep": "0.5"}, 5024, 27.7),
+        ({"merge.layers": "3,9,17", "merge.keep": "0.5", "hybrid.every": "3"}, 2744, 15.2),
+    ],
+)
+def test_the_figures_of_elva(fields, tokens, tera_flops):
+    """32 frames on Qwen2-7B: the paper gives 75, 25 and 14 TFLOPs (docs/elva.md)."""
+    config = config_of("qwen2-7b", "elva", "", fields)
+    planner = Planner(config, processor_class(config).video_processor_for(config), torch.bfloat16)
+    plan = planner.plan(32, 336, 336)
+    assert plan.visual_tokens == tokens
+    assert plan.as_dict()["flops"]["prefill_clip"] == pytest.approx(tera_flops * 1e12, rel=0.02)
+    assert (plan.layer_tokens[3] < plan.layer_tokens[2] == tokens) == bool(fields)

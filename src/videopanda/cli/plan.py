@@ -116,7 +116,7 @@ def plan_verb(
     else:
         whole.require_context(chosen, height, width, **settings)
         plan = whole.plan(chosen, height, width, **settings)
-    side = plan.planner.video_processor.size["height"]
+    side = plan.planner.video_processor.longer_side(height, width)
     if as_json:
         print(json.dumps(as_dict(plan, profile, samples) | {"canvas": side}))
     else:

@@ -118,6 +118,8 @@ def convert(key: str, value: Any, kind: Any) -> Any:
         return value
     if kind is str:
         return str(value)
+    if (get_origin(kind) or kind) is list and isinstance(value, str) and not value.startswith("["):
+        value = f"[{value}]"
     read = _read(value)
     if kind is float and isinstance(read, int) and not isinstance(read, bool):
         return float(read)

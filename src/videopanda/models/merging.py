@@ -286,6 +286,15 @@ class Merger:
         self.is_padding.append(merge.is_padding)
         self.counts.append(counts_BM)
 
+    @property
+    def planned_columns(self) -> list[int]:
+        """Columns of one row after each merge of mode "ratio", which are known before anything runs."""
+        patches, places = self._patches_V.tolist(), self._places_V.tolist()
+        others = self.place[0].shape[1] - sum(patches)
+        patches_after = self.schedule.patches_after
+        stages = range(1, len(self.schedule.layers) + 1)
+        return [others + sum(patches_after(s, *pair) for pair in zip(patches, places)) for s in stages]
+
     def unmerge(self, hidden_BME: Tensor) -> Tensor:
         """Give every original column the token that stands for it, (B, N, E)."""
         for merge in reversed(self.merges):
@@ -342,18 +351,20 @@ def _after(i: int) -> Any:
     return merge
 
 
-def _note_positions(layer: DynamicLayer, positions_BM: Tensor, is_padding_BM: Tensor) -> None:
+def _note_positions(layer: DynamicLayer, positions_BM: Tensor, is_padding_BM: Tensor | None) -> None:
     """Remember which positions the columns of a cache layer hold."""
-    new_BM = positions_BM.expand_as(is_padding_BM).masked_fill(is_padding_BM, PADDING)
+    new_BM = positions_BM
+    if is_padding_BM is not None:
+        new_BM = positions_BM.expand_as(is_padding_BM).masked_fill(is_padding_BM, PADDING)
     old_BL = getattr(layer, "positions", None)
     layer.positions = new_BM if old_BL is None else torch.cat([old_BL, new_BM], 1)  # type: ignore[attr-defined]
 
 
-def _merged_mask(mask: Tensor | None, source_BM: Tensor, is_padding_BM: Tensor) -> Tensor | None:
+def _merged_mask(mask: Tensor | None, source_BM: Tensor, is_padding_BM: Tensor | None) -> Tensor | None:
     """The mask of the whole sequence, (B, 1, N, L + N) or None for causal, for the columns that are left."""
+    if is_padding_BM is None or (mask is None and not bool(is_padding_BM.any())):
+        return None
     if mask is None:
-        if not bool(is_padding_BM.any()):
-            return None
         M = source_BM.shape[1]
         seen_MM = torch.ones(M, M, dtype=torch.bool, device=source_BM.device).tril()
         seen_B1MM = (seen_MM & ~is_padding_BM[:, None, :])[:, None]

@@ -20,6 +20,8 @@ import torch
 from transformers import Cache, DynamicCache, DynamicLayer
 
 from videopanda.models.families import model_class
+from videopanda.models.merging import ARGUMENT as MERGER
+from videopanda.models.merging import Merger, VisualPlaces, add_layer_hooks
 from videopanda.plan.trace import trace
 
 TEXT_TOKENS = 64  # of a prompt beside its clip, where nothing better is known
@@ -42,6 +44,7 @@ class Plan:
         by the language model ("prefill") and while the reply is written ("generate"). On a CPU all phases hold the
         decoded frames, too.
     kv_bytes: keys and values of prompt and reply at the end, a part of "generate".
+    layer_tokens: visual tokens that each layer of the language model reads; fewer after a merge.
     """
 
     frames: int
@@ -55,6 +58,7 @@ class Plan:
     weight_bytes: int
     phase_bytes: dict[str, int]
     kv_bytes: int
+    layer_tokens: list[int]
     planner: "Planner" = field(repr=False, compare=False)
 
     @property
@@ -90,7 +94,10 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         names = ("frames", "height", "width", "visual_tokens", "text_tokens", "new_tokens", "context", "flops")
+        clip_flops = self.planner.prefill_flops(self.frames, self.height, self.width)
         return {name: getattr(self, name) for name in names} | {
+            "flops": {**self.flops, "prefill_clip": clip_flops},
+            "layer_tokens": self.layer_tokens,
             "memory_bytes": {
                 "weights": self.weight_bytes,
                 "kv_cache": self.kv_bytes,
@@ -127,6 +134,7 @@ class Planner:
         config._attn_implementation = "sdpa"
         with torch.inference_mode(False), torch.device("meta"):
             self.model = model_class(config)(config).eval().to(dtype)
+        add_layer_hooks(self.model.get_decoder())
         self._held = [*self.model.parameters(), *self.model.buffers()]
         self.weight_bytes = weight_bytes or sum(tensor.nbytes for tensor in self._held)
         text = (*self.model.get_decoder().parameters(), self.model.get_output_embeddings().weight)
@@ -135,7 +143,7 @@ class Planner:
         self.text_bytes = sum(read.values())  # that each new token reads
         self.context: int = config.text_config.max_position_embeddings
         self._vision: dict[str, tuple[int, int]] = {}
-        self._text: dict[int, _Text] = {}
+        self._text: dict[tuple[int, tuple[int, ...]], _Text] = {}
 
     def plan(
         self, frames: int, height: int, width: int, *, text_tokens: int = TEXT_TOKENS, new_tokens: int = NEW_TOKENS
@@ -147,7 +155,8 @@ class Planner:
         visual_tokens = self.video_processor.token_count(frames, height, width)
         vision_flops, vision_bytes, pixel_bytes = self._trace_vision(frames, height, width)
         prompt = visual_tokens + text_tokens
-        text = self._trace_text(-(-prompt // self.grain) * self.grain)
+        merged = self._merged_columns(frames, height, width)
+        text = self._trace_text(-(-prompt // self.grain) * self.grain, merged)
         frame_bytes = frames * height * width * 3 if self.on_host else 0
         visual_bytes = visual_tokens * self.model.config.text_config.hidden_size * self.dtype.itemsize
         grown = new_tokens * text.kv_growth
@@ -169,8 +178,14 @@ class Planner:
                 "generate": frame_bytes + visual_bytes + text.step_bytes + grown,
             },
             kv_bytes=text.kv_bytes + grown,
+            layer_tokens=[visual_tokens - gone for gone in self._gone_per_layer(merged)],
             planner=self,
         )
+
+    def prefill_flops(self, frames: int, height: int, width: int) -> int:
+        """FLOPs of the language model for the visual tokens alone."""
+        tokens = self.video_processor.token_count(frames, height, width)
+        return self._trace_text(tokens, self._merged_columns(frames, height, width)).prefill_flops
 
     def fits_context(self, frames: int, height: int, width: int, *, text_tokens: int, new_tokens: int) -> bool:
         """Whether prompt and reply fit into the context. Only counts tokens, so that any request is told at once."""
@@ -239,15 +254,41 @@ class Planner:
             self._vision[key] = found.flops, found.peak_bytes
         return *self._vision[key], sum(inputs[name].nbytes for name in names)
 
-    def _trace_text(self, length: int) -> "_Text":
-        """Read a prompt and write one token."""
-        if length not in self._text:
+    def _merged_columns(self, frames: int, height: int, width: int) -> tuple[int, ...]:
+        """Tokens of the clip that are left after each merge inside the language model; () where nothing merges.
+
+        How many similar tokens a threshold merges depends on the clip, so none is counted.
+        """
+        schedule = self.model.model.schedule()
+        if schedule is None or not schedule.layers or schedule.mode != "ratio":
+            return ()
+        layout = self.video_processor.token_layout(self.video_processor.layout([(frames, height, width)]), 0)
+        places = VisualPlaces.of(torch.ones(1, len(layout), dtype=torch.bool), [layout])
+        merger = Merger(schedule, places)
+        return tuple(len(layout) - columns for columns in merger.planned_columns)
+
+    def _gone_per_layer(self, merged: tuple[int, ...]) -> list[int]:
+        """Visual tokens that are merged away before each layer."""
+        layers = range(self.model.config.text_config.num_hidden_layers)
+        if not merged:
+            return [0 for _ in layers]
+        stages = [sum(k <= layer for k in self.model.model.schedule().layers) for layer in layers]
+        return [merged[stage - 1] if stage else 0 for stage in stages]
+
+    def _trace_text(self, length: int, merged: tuple[int, ...] = ()) -> "_Text":
+        """Prefill a prompt, of which `merged` tokens are gone after each merge, and write one token."""
+        if (length, merged) not in self._text:
             hidden_size = self.model.config.text_config.hidden_size
 
             def read() -> Any:
                 embeds = torch.empty(1, length, hidden_size, dtype=self.dtype, device="meta")
                 cache = full_cache(self.model.config.text_config)
-                return self.model(inputs_embeds=embeds, cache=cache, logits_to_keep=1)[self.model.cache_name]
+                merger = _PlannedMerger(self.model.model.schedule(), length, merged) if merged else None
+                output = self.model.get_decoder()(
+                    inputs_embeds=embeds, use_cache=True, **{self.model.cache_name: cache, MERGER: merger}
+                )
+                self.model.compute_logits(output.last_hidden_state[:, -1])
+                return output[self.model.cache_name]
 
             prefill = trace(read, self._held)
             cache = prefill.result
@@ -258,10 +299,29 @@ class Planner:
                 self._held,
                 held=_cache_tensors(cache),
             )
-            self._text[length] = _Text(
+            self._text[length, merged] = _Text(
                 prefill.flops, prefill.peak_bytes, before, step.flops, step.peak_bytes, _cache_bytes(cache) - before
             )
-        return self._text[length]
+        return self._text[length, merged]
+
+
+class _PlannedMerger:
+    """Shortens the sequence between the layers as token merging will, on the meta device."""
+
+    def __init__(self, schedule: Any, length: int, merged: tuple[int, ...]):
+        self.schedule, self.columns = schedule, [length, *(length - gone for gone in merged)]
+        self.is_padding = [None] * len(self.columns)
+
+    def stage_of(self, layer: int) -> int:
+        return sum(k <= layer for k in self.schedule.layers)
+
+    def source(self, stage: int) -> torch.Tensor | None:
+        return torch.zeros(1, self.columns[stage], dtype=torch.long, device="meta") if stage else None
+
+    def after_layer(self, number: int, hidden: torch.Tensor) -> torch.Tensor:
+        if number not in self.schedule.layers:
+            return hidden
+        return hidden.new_empty(1, self.columns[self.stage_of(number)], hidden.shape[2])
 
 
 class _Text(NamedTuple):

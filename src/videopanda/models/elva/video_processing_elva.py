@@ -118,6 +118,10 @@ class ElvaVideoProcessor(FrameProcessor):
         chosen[np.argsort(-score, kind="stable")[: int((every | chosen).sum())]] = True
         return chosen
 
+    def longer_side(self, height: int, width: int) -> int:
+        """Pixels of the longer side of a frame of `height` × `width`, as the model sees it."""
+        return max(grid_of(height, width, self.cell_size, self.max_frame_cells)) * self.cell_size
+
     def token_count(self, num_frames: int, height: int, width: int, kind: Literal["video", "image"] = "video") -> int:
         """Count the tokens of a clip of `num_frames` frames, or of an image, of `height` × `width` source pixels."""
         grids_T2 = self.grids(num_frames, height, width, None if kind == "video" else np.ones(num_frames, bool))

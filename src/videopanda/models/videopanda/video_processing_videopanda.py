@@ -125,6 +125,10 @@ class VideoPandaVideoProcessor(FrameProcessor):
         """Cells per side of the square canvas."""
         return self.size["height"] // self.cell_size
 
+    def longer_side(self, height: int, width: int) -> int:
+        """Pixels of the longer side of a frame of `height` × `width`, as the model sees it."""
+        return self.size["height"]
+
     def token_count(self, num_frames: int, height: int, width: int, kind: Literal["video", "image"] = "video") -> int:
         """Count the tokens of a clip of `num_frames` frames, or of an image, of `height` × `width` source pixels."""
         is_video = kind == "video"
