@@ -14,6 +14,7 @@ from videopanda.inference.batch import Batch, Prompt, prefill
 from videopanda.inference.clip import encode_clips
 from videopanda.inference.engine import Engine
 from videopanda.inference.kv_prefix import PADDING, CacheLayout, KVPrefix
+from videopanda.models.layer_cache import layer_masks
 
 VIDEOS = [Clip(clip(8, 30, 40, 0), tuple(range(8)), 8.0), Clip(clip(8, 40, 20, 1), tuple(range(8)), 8.0)]
 QUESTIONS = ["What colour is the circle?", "How many?"]
@@ -140,9 +141,7 @@ def test_padding_of_a_layer_is_masked_in_that_layer():
 
 
 def test_masks_of_layers_need_an_attention_that_takes_them():
-    from videopanda.inference.layer_masks import add_layer_mask_hooks
-
     model = backbone_model("llama")
     model.config.text_config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="sdpa or eager, and the model uses flash_attention_2"):
-        add_layer_mask_hooks(model.get_decoder())
+        layer_masks(model.get_decoder(), [torch.zeros(1, 3)] * 4, torch.zeros(1, 1))
