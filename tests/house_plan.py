@@ -20,7 +20,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "plan": ({".", "models"}, {"torch", "transformers", "psutil", "rich"}),
     "inference": (
         {".", "", "models", "plan", "video"},
-        {"torch", "transformers", "tokenizers", "safetensors", "numpy"},
+        {"torch", "transformers", "tokenizers", "safetensors", "bitsandbytes", "numpy"},
     ),
     "data": ({".", "", "video", "models"}, {"torch", "torchdata", "numpy", "PIL", "rich", "yaml", "jinja2"}),
     "data.worlds.scenes.render": ({"."}, {"numpy", "PIL", "av"}),  # encodes clips

@@ -1,75 +1,52 @@
-"""Weights of the language model in 8 or 4 bits: less memory, nearly the same numbers, and on a CPU no more speed.
+"""Weights of the language model in 8 or 4 bits, by bitsandbytes: less memory, nearly the same numbers.
 
 The vision modules, the embeddings and the head keep their type: they are small, or most sensitive to rounding.
-
-Not by torchao: its release 0.18 has packed 4-bit weights for GPUs only, and once installed it prints warnings about
-missing libraries into every command that imports transformers. Its 8-bit weights are rounded as these are.
+bitsandbytes was measured against linear maps of our own (docs/speed.md): the same error and size in 8 bits, and in
+4 bits a third of the time.
 """
 
+import logging
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-GROUPS = {"int8": 0, "int4": 32}  # weights in a row that share a scale; 0: the whole row
-
-
-class QuantizedLinear(nn.Module):
-    """A linear map whose weights are whole numbers, symmetric about 0, times a float16 scale per group.
-
-    Two 4-bit numbers share a byte. Products are those of the unpacked weights, in the type of the input, so each call
-    pays for unpacking.
-    """
-
-    def __init__(self, linear: nn.Linear, bits: str):
-        super().__init__()
-        self.four = bits == "int4"
-        most = 7 if self.four else 127
-        weight_OGK = linear.weight.detach().float().unflatten(1, (-1, GROUPS[bits] or linear.in_features))
-        scale_OG1 = (weight_OGK.abs().amax(-1, keepdim=True) / most).clamp(min=1e-7).half()
-        level_OI = (weight_OGK / scale_OG1.float()).round().clamp(-most, most).to(torch.int8).flatten(1)
-        if self.four:
-            shifted_OI = (level_OI + 8).to(torch.uint8)
-            level_OI = shifted_OI[:, ::2] | shifted_OI[:, 1::2] << 4  # (O, I / 2)
-        self.bias = linear.bias
-        self.levels: Tensor
-        self.scale: Tensor
-        self.register_buffer("levels", level_OI)
-        self.register_buffer("scale", scale_OG1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., I) to (..., O)."""
-        return F.linear(x, self.unpacked(x.dtype), self.bias)
-
-    def unpacked(self, dtype: torch.dtype) -> Tensor:
-        """The weights (O, I)."""
-        level_OI = self.levels.to(dtype)
-        if self.four:
-            level_OI = torch.stack([self.levels & 15, self.levels >> 4], dim=-1).flatten(1).to(dtype) - 8
-        return (level_OI.unflatten(1, (self.scale.shape[1], -1)) * self.scale.to(dtype)).flatten(1)
+FORMATS = ("int8", "int4")
 
 
 def quantize(model: Any, bits: str) -> None:
     """Give the linear maps of the language model's layers weights of 8 ("int8") or 4 bits ("int4"), in place.
 
+    4 bits are NormalFloat in blocks of 64 (QLoRA, 2305.14314); products are those of the unpacked weights.
+
     Raises:
-        ValueError: there are no such weights, or a width is not a multiple of 32 (4 bits).
+        ValueError: there is no such format, or bitsandbytes is not installed.
     """
-    if bits not in GROUPS:
+    if bits not in FORMATS:
         raise ValueError(f"the format must be int8 or int4, got {bits!r}")
+    # On a CPU it would report which kernels from the Hub it does without.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        import bitsandbytes as bnb
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(f"quantized weights need bitsandbytes: pip install 'videopanda[qlora]' ({error})") from error
     layers = model.get_decoder()
-    found = [(name, module) for name, module in layers.named_modules() if type(module) is nn.Linear]
-    for name, module in found:
-        if GROUPS[bits] and module.in_features % GROUPS[bits]:
-            raise ValueError(
-                f"{bits} weights come in groups of {GROUPS[bits]}, but {name} is {module.in_features} wide"
-            )
-    for name, module in found:
+    for name, linear in [(name, module) for name, module in layers.named_modules() if type(module) is nn.Linear]:
+        sizes, biased, weight = (linear.in_features, linear.out_features), linear.bias is not None, linear.weight
+        if bits == "int8":
+            made: Any = bnb.nn.Linear8bitLt(*sizes, biased, has_fp16_weights=False)
+        else:
+            made = bnb.nn.Linear4bit(*sizes, biased, quant_type="nf4", compute_dtype=weight.dtype)
+        made.load_state_dict(linear.state_dict())
         parent, _, last = name.rpartition(".")
-        setattr(layers.get_submodule(parent), last, QuantizedLinear(module, bits))
+        setattr(layers.get_submodule(parent), last, made.to(weight.device).requires_grad_(False))
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """What parameters and buffers take."""
-    return sum({id(x): x.nbytes for x in [*model.parameters(), *model.buffers()]}.values())
+    """What parameters and buffers take, with the scales of quantized weights."""
+    tensors = [*model.parameters(), *model.buffers()]
+    for weight in list(tensors):
+        scales = getattr(getattr(weight, "quant_state", None), "absmax", getattr(weight, "SCB", None))
+        if isinstance(scales, torch.Tensor):
+            tensors.append(scales)
+    return sum({id(x): x.nbytes for x in tensors}.values())
