@@ -213,6 +213,8 @@ def test_a_loaded_model_has_one_planner_and_a_budget():
 # Billions of parameters, from the model cards and reports.
 PUBLISHED = {
     "llama-2-7b": 6.738, "llama-2-13b": 13.016, "vicuna-7b-v1.5": 6.738, "vicuna-13b-v1.5": 13.016,
+    "qwen2-1.5b": 1.544,
+    "qwen2-7b": 7.616,
     "qwen2.5-0.5b": 0.494, "qwen2.5-1.5b": 1.544, "qwen2.5-3b": 3.086, "qwen2.5-7b": 7.616, "qwen2.5-14b": 14.770,
     "qwen3-0.6b": 0.596, "qwen3-1.7b": 1.721, "qwen3-4b": 4.022, "qwen3-8b": 8.191, "qwen3-14b": 14.768,
     "phi-3-mini-4k": 3.821, "phi-3-mini-128k": 3.821, "phi-3-medium-4k": 13.960,
