@@ -1,8 +1,8 @@
-"""Makes transformers' Auto classes know our models, without importing transformers for those who do not use it.
+"""Registers our models with transformers' Auto classes, without importing transformers before it is needed.
 
 `install()` watches the imports of transformers and of this package: as soon as an Auto module is loaded and none of
-these imports is in progress any more, our classes are registered in it. Auto modules that are loaded already are served
-at once. In the same way processors are given `read_video`: models decode nothing themselves.
+these imports is in progress any more, our classes are registered in it. Auto modules that are already loaded are
+handled at once. Processors get `read_video` the same way, because models do not decode video themselves.
 """
 
 import sys
@@ -32,7 +32,7 @@ def _read_video(source: Any, **arguments: Any) -> Any:
 
 
 def _register(auto: ModuleType) -> None:
-    """Register what the families of `models/` say in their `AUTO_MAP`."""
+    """Register the `AUTO_MAP` of every family in `models/`."""
     from videopanda.models import folders
 
     for family in folders():
@@ -53,7 +53,7 @@ def _register(auto: ModuleType) -> None:
 
 
 class _Watcher(MetaPathFinder):
-    """Finds modules where Python finds them, and looks at what is loaded after each of them."""
+    """A pass-through module finder that checks for loaded Auto modules after each import."""
 
     def __init__(self) -> None:
         self.waiting = {*_AUTO, _READER}
@@ -71,7 +71,7 @@ class _Watcher(MetaPathFinder):
         return spec
 
     def settle(self) -> None:
-        """Register in every Auto module that is loaded and waits."""
+        """Register in every loaded Auto module that is still pending."""
         for name in [name for name in self.waiting if name in sys.modules]:
             self.waiting.discard(name)
             if name == _READER:
@@ -83,7 +83,7 @@ class _Watcher(MetaPathFinder):
 
 
 class _WatchedLoader(Loader):
-    """The loader of a module, followed by a look at what is loaded once the outermost import is complete."""
+    """A module's loader that checks for loaded Auto modules once the outermost import is complete."""
 
     def __init__(self, loader: Loader, watcher: _Watcher):
         self.loader, self.watcher = loader, watcher
@@ -111,7 +111,7 @@ class _WatchedLoader(Loader):
 
 
 def install() -> None:
-    """Start watching, once; register at once where the Auto modules are loaded already."""
+    """Start watching, once; register at once if the Auto modules are already loaded."""
     if any(isinstance(finder, _Watcher) for finder in sys.meta_path):
         return
     watcher = _Watcher()

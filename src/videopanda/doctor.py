@@ -109,7 +109,7 @@ def _poison() -> Iterator[Check]:
         if version is None:
             continue
         if reason:
-            fix = f"pip uninstall {name} (it is not needed), or install the build made for this torch"
+            fix = f"pip uninstall {name} (it is not needed), or install the build for this torch"
             yield Check(name, f"{version}, does not import: {reason}", "", "broken", fix)
         else:
             yield Check(name, f"{version}, fits this torch")
@@ -117,7 +117,7 @@ def _poison() -> Iterator[Check]:
 
 def _model() -> Iterator[Check]:
     found = (ASSETS / "nano" / "model.safetensors").is_file() and (ASSETS / "demo.mp4").is_file()
-    fix = "" if found else "install the package again: its assets are not complete"
+    fix = "" if found else "install the package again: its assets are incomplete"
     yield Check("bundled model", "nano" if found else "missing", "", "ok" if found else "broken", fix)
 
 
@@ -132,7 +132,9 @@ def _torch_device() -> Iterator[Check]:
             return
         built = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
         fix = "install a build of torch for your driver: https://pytorch.org/get-started/locally"
-        yield Check("gpu", f"there is one, but torch {torch.__version__} ({built}) cannot use it", "", "broken", fix)
+        yield Check(
+            "gpu", f"a GPU is present, but torch {torch.__version__} ({built}) cannot use it", "", "broken", fix
+        )
         return
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
@@ -142,7 +144,7 @@ def _torch_device() -> Iterator[Check]:
             works = (ones @ ones).sum().item() == 8
         except RuntimeError:  # no kernel in this build for the device
             works = False
-        fix = "" if works else f"torch {torch.__version__} has no kernels for it: install a build of a newer CUDA"
+        fix = "" if works else f"torch {torch.__version__} has no kernels for it: install a build for a newer CUDA"
         yield Check(f"gpu {index}", name, "", "ok" if works else "broken", fix)
 
 
@@ -163,7 +165,7 @@ def _decoders() -> Iterator[Check]:
     if decoder is not None:
         yield Check("decoder torchcodec", f"{reason} loads")
     elif _installed("torchcodec"):
-        fix = "apt install ffmpeg, and take the torchcodec made for this torch; PyAV is used until then"
+        fix = "apt install ffmpeg, then install the torchcodec build for this torch; until then PyAV is used"
         yield Check("decoder torchcodec", f"does not load ({reason})", "", "missing", fix)
 
 
@@ -199,6 +201,6 @@ def _disk() -> Iterator[Check]:
     for name, folder in (("here", Path.cwd()), ("Hugging Face cache", Path(HF_HUB_CACHE))):
         there = next(parent for parent in (folder, *folder.parents) if parent.exists())
         free = shutil.disk_usage(there).free
-        fix = "" if free >= LEAST_DISK else f"free some space below {there}"
+        fix = "" if free >= LEAST_DISK else f"free some disk space under {there}"
         yield Check(f"disk, {name}", f"{free / 2**30:.0f} GiB free", "", "low" if fix else "ok", fix)
     yield Check("memory", f"{psutil.virtual_memory().available / 2**30:.0f} GiB free")

@@ -69,9 +69,9 @@ def into_a_repository(folder):
 
 SECOND = "pytorch_model-00002-of-00002.bin"
 CASES = {
-    "no folder": (shutil.rmtree, "no checkpoint folder at"),
+    "no folder": (shutil.rmtree, "no such file or folder"),
     "empty folder": (lambda folder: [shutil.rmtree(folder), folder.mkdir()], "not a checkpoint: it has no config.json"),
-    "whole repository": (into_a_repository, "it holds the checkpoints videopanda_prtr1: pass one of them"),
+    "whole repository": (into_a_repository, "it contains the checkpoints videopanda_prtr1: pass one of them"),
     "config of another model": (writing("config.json", '{"model_type": "llava"}'), "has the architecture 'llava'"),
     "config that is no object": (writing("config.json", "[1]"), "config.json is damaged"),
     "config that is no JSON": (writing("config.json", "{"), "config.json is damaged"),
@@ -109,11 +109,11 @@ def test_a_language_model_that_does_not_fit_its_config(tmp_path, run):
     source = write_official(tmp_path / "official", golden_weights(), official_config(num_hidden_layers=7))
     code, out, err = run("convert", source, tmp_path / "ours")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "does not know: model.layers.7." in err
+    assert "unknown to the conversion: model.layers.7." in err
     source = write_official(tmp_path / "official", golden_weights(), official_config(num_hidden_layers=9))
     code, out, err = run("convert", source, tmp_path / "ours")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "lacks 9 weights of the model: model.language_model.layers.8." in err
+    assert "lacks 9 of the model's weights: model.language_model.layers.8." in err
 
 
 # -- and the right thing -----------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_the_ledger_for_people_and_for_machines(whole, tmp_path, run, monkeypatc
     (tmp_path / "two" / "pytorch_model.bin").touch()
     code, out, err = run("convert", whole, tmp_path / "two", "--allow", "x")
     assert (code, out) == (2, "")
-    assert "exists already" in err
+    assert "already exists" in err
 
 
 def test_assumptions_are_said_on_stderr(tmp_path, run):

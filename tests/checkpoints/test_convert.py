@@ -203,7 +203,7 @@ def test_unknown_tensors_are_refused_unless_allowed(tmp_path):
     weights["model.video_tower.extra.weight"] = torch.ones(3)
     weights["model.layers.0.self_attn.q_proj.lora_A"] = torch.ones(3)
     source = write_official(tmp_path / "official", weights)
-    with pytest.raises(ValueError, match=r"2 tensors that this conversion does not know: .*lora_A.*extra"):
+    with pytest.raises(ValueError, match=r"2 tensors that are unknown to the conversion: .*lora_A.*extra"):
         convert(source, tmp_path / "ours")
     with pytest.raises(ValueError, match=r"1 tensors .*extra\.weight"):
         convert(source, tmp_path / "ours", allow=["*.lora_A"])
@@ -228,7 +228,7 @@ def test_unknown_tensors_are_refused_unless_allowed(tmp_path):
 def test_missing_weights_are_refused(name, ours, tmp_path):
     weights = golden_weights()
     del weights[name]
-    with pytest.raises(ValueError, match=f"lacks 1 weights of the model: {ours}"):
+    with pytest.raises(ValueError, match=f"lacks 1 of the model's weights: {ours}"):
         convert(write_official(tmp_path / "official", weights), tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
@@ -364,7 +364,7 @@ def test_an_interrupted_conversion_leaves_nothing_behind(official, tmp_path, mon
 def test_places_in_use_are_refused(official, tmp_path):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").write_text("mine")
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         convert(official, tmp_path / "used")
     (tmp_path / "ours.incomplete").mkdir()
     with pytest.raises(ValueError, match="interrupted conversion"):
@@ -377,7 +377,7 @@ def test_places_in_use_are_refused(official, tmp_path):
 def test_a_full_disk_is_said_before_the_work(official, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(OSError, match=r"0\.0 GB of room, the new checkpoint needs 0\.0 GB"):
+    with pytest.raises(OSError, match=r"0\.0 GB free, the new checkpoint needs 0\.0 GB"):
         convert(official, tmp_path / "ours")
     assert list(tmp_path.iterdir()) == []
 

@@ -175,7 +175,7 @@ def test_every_cut_of_a_file_is_noticed(kind, tmp_path):
         ("model.safetensors.index.json", b'{"weight_map": {"a": "../a.safetensors"}}', "outside its folder"),
         ("model.safetensors.index.json", b'{"weight_map": {"a": "a.safetensors"}}', "a.safetensors is missing"),
         ("model-00001-of-00002.safetensors", b"", "but no model.safetensors.index.json"),
-        ("readme.txt", b"", "holds no weights"),
+        ("readme.txt", b"", "contains no weights"),
     ],
 )
 def test_other_files_are_refused(name, content, reason, tmp_path):
@@ -188,8 +188,8 @@ def test_other_files_are_refused(name, content, reason, tmp_path):
 def test_headers_that_lie_are_refused(tmp_path):
     file = tmp_path / "model.safetensors"
     for entry, reason in [
-        ({"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}, "does not fill its place"),
-        ({"dtype": "F32", "shape": [-1, -2], "data_offsets": [0, 8]}, "does not fill its place"),
+        ({"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}, "does not match its size"),
+        ({"dtype": "F32", "shape": [-1, -2], "data_offsets": [0, 8]}, "does not match its size"),
         ({"dtype": "F4", "shape": [2], "data_offsets": [0, 8]}, "unknown type F4"),
         ({"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}, "incomplete"),
     ]:
@@ -202,7 +202,7 @@ def test_headers_that_lie_are_refused(tmp_path):
 @pytest.mark.parametrize("content", [[torch.ones(1)], {"a": {"b": torch.ones(1)}}, {1: torch.ones(1)}, {"a": 1}])
 def test_other_things_than_tensors_by_name_are_refused(content, tmp_path):
     torch.save(content, tmp_path / "x.bin")
-    with pytest.raises(CheckpointError, match="something else than tensors by name"):
+    with pytest.raises(CheckpointError, match="dictionary of named tensors"):
         read_bin_header(tmp_path / "x.bin")
 
 
@@ -224,8 +224,8 @@ def test_the_old_format_keeps_one_file_in_memory(tmp_path):
         torch.save({f"w{number}": torch.ones(3)}, tmp_path / f"{number}.bin", _use_new_zipfile_serialization=False)
     index = {"weight_map": {"w1": "1.bin", "w2": "2.bin"}}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    from videopanda.checkpoints import files
+    from videopanda.checkpoints import tensors
 
     for place in find_tensors(tmp_path).values():
         place.read()
-        assert list(files._old_format_file) == [place.path]
+        assert list(tensors._old_format_file) == [place.path]

@@ -181,8 +181,8 @@ def test_weights_too_many_or_of_another_shape(ours, light):
     change(ours, lambda weights: weights.update(extra=torch.ones(1), **{MEAN: torch.ones(3)}))
     found = failures(verify(ours))
     assert found["keys"] == (
-        f"{MEAN} has the shape (3,), the configuration asks for (64,)",
-        "extra belongs to nothing in this model",
+        f"{MEAN} has the shape (3,), but the configuration requires (64,)",
+        "extra is not part of this model",
     )
 
 

@@ -145,7 +145,7 @@ def test_listed_rows_are_left_out_and_counted(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         dataset = ConversationDataset(path, manifest=tmp_path / "manifest.jsonl", max_bad_share=0.5)
     assert sorted(ids(dataset)) == ["x", "y"]
-    assert "2 of 4 rows are left out (1 empty, 1 missing_file)" in caplog.text
+    assert "2 of 4 rows are skipped (1 empty, 1 missing_file)" in caplog.text
 
 
 def test_too_many_bad_rows_are_an_error(tmp_path):
@@ -189,7 +189,7 @@ def test_a_manifest_of_other_data_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "holds no rows|has no row"),
+        ([], "contains no rows|has no readable row"),
         ([BAD], "1 of 1 rows cannot be used"),
     ],
 )

@@ -45,7 +45,7 @@ BAD = [
     ("extra_marker", "2 visual markers for 1", row("twice", question="<video>\n<video>\nWhat?")),
     ("missing_marker", "0 visual markers for 1", row("unmarked", question="What?")),
     ("json", "not valid JSON", b'{"id": "broken", '),
-    ("json", "the key 'id' stands twice", b'{"id": "a", "id": "b"}'),
+    ("json", "the key 'id' appears twice", b'{"id": "a", "id": "b"}'),
     ("encoding", "not UTF-8: byte 0xff", b'{"id": "latin \xff"}'),
     ("roles", "alternate", {**row("mute"), "conversations": row("x")["conversations"][:1]}),
     ("schema", "both 'video' and 'image'", {**row("both"), "image": "a.jpg"}),

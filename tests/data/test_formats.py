@@ -180,7 +180,7 @@ def test_the_format_is_told_from_the_rows(name):
     [
         ({"id": 1, "video": "a/1", "source": "webvid", "conversations": []}, "--format valley"),
         ({"id": 1, "video": "a/1", "conversations": []}, "a folder of frames"),
-        ({"caption": "a dog", "url": "x"}, "a row with caption, url is not known: say --format"),
+        ({"caption": "a dog", "url": "x"}, "a row with caption, url is not known: pass --format"),
         ({}, "a row with no keys"),
     ],
 )
@@ -355,8 +355,8 @@ def test_a_strategy_takes_its_rows_of_ten(strategy, rows):
         ("json_path: missing.json", "missing.json does not exist"),
         ("json_path: s3://bucket/rows.json", "is not a local path"),
         ("json_path: rows.json\n    data_root: https://example.invalid/x", "is not a local path"),
-        ("json_path: rows.json\n    data_root: a\n    data_root: b", "'data_root' stands twice"),
-        ("json_path: rows.json\n    data_root: nowhere", "nowhere/a.mp4 does not exist, nor the next media"),
+        ("json_path: rows.json\n    data_root: a\n    data_root: b", "'data_root' appears twice"),
+        ("json_path: rows.json\n    data_root: nowhere", "nowhere/a.mp4 does not exist, and neither do the next files"),
         ("json_path: [", "while parsing"),
     ],
 )

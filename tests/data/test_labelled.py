@@ -103,12 +103,12 @@ def test_alterations_stay_within_what_is_said(tmp_path):
     ("make", "words"),
     [
         (lambda folder: folder / "none", "no such folder"),
-        (lambda folder: folder.parent, "holds 0 classes"),
-        (lambda folder: sorted_clips(folder, a=2), "holds 1 classes"),
+        (lambda folder: folder.parent, "contains 0 classes"),
+        (lambda folder: sorted_clips(folder, a=2), "contains 1 classes"),
         (lambda folder: sorted_clips(folder, a=2, b=1), r"1 classes have a single recording \('b'\)"),
         (
             lambda folder: write_video(sorted_clips(folder, a=2, b=2) / "c.mp4", range(3)).parent,
-            r"holds clips \(c.mp4\) beside folders of clips \(a\)",
+            r"contains clips \(c.mp4\) next to folders of clips \(a\)",
         ),
     ],
 )
@@ -133,6 +133,6 @@ def test_the_command_says_what_the_test_rows_are(tmp_path):
     code, printed, _ = run(*line, "--copies", 1)
     assert code == 0
     assert "2 classes: 4 training rows, 2 test rows" in printed
-    assert "whether a recording is recognised, not whether its class is" in printed
+    assert "whether a recording is recognized, not whether its class is" in printed
     code, _, err = run(*line, "--copies", 1)
     assert (code, "already holds train.jsonl" in err) == (2, True)

@@ -87,7 +87,7 @@ def test_a_flag_that_cannot_be_honored_is_refused(name, flags):
 
 @every_format
 def test_a_row_without_a_trained_answer_is_refused(name):
-    with pytest.raises(RowError, match="empty: no answer of this row is trained on"):
+    with pytest.raises(RowError, match="empty: the row has no answer to train on"):
         read(name, form(name, [{"a": "x", "loss": False}]))
 
 
@@ -229,7 +229,7 @@ def test_a_template_that_swallows_the_system_prompt_is_refused():
     processor = tiny_processor()
     silent = "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['role'] }}: {{ m['content'] }}{% endif %}"
     processor.chat_template = visual_chat_template(processor.tokenizer, silent + "{% endfor %}")
-    with pytest.raises(ValueError, match="sample 'x': the chat template leaves out the system prompt"):
+    with pytest.raises(ValueError, match="sample 'x': the chat template drops the system prompt"):
         Collator(processor, 1000)([Sample("x", (clip(),), ((Turn("Q", "A"),),), system="Be brief.")])
 
 

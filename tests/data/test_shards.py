@@ -109,7 +109,7 @@ def test_writing_that_was_interrupted_goes_on(files, shards, tmp_path):
 
 
 def test_a_folder_with_other_samples_is_refused(files, shards):
-    with pytest.raises(ValueError, match="holds shards of other samples"):
+    with pytest.raises(ValueError, match="contains shards of other samples"):
         write_shards(dataset(files), shards, samples_per_shard=2)
 
 

@@ -287,9 +287,9 @@ def test_replies_without_their_key_name_their_line(asked, predictions, tmp_path)
     for lines, message in [
         (
             ('{"key": "k", "text": "t", "model": "m"}', '{"key": null, "text": "t"}'),
-            "line 2 is not a reply of a judge: 'key'",
+            "line 2 is not a judge's reply: 'key'",
         ),
-        (('{"key": "k", "model": "m"}',), "line 1 is not a reply of a judge: 'text'"),
+        (('{"key": "k", "model": "m"}',), "line 1 is not a judge's reply: 'text'"),
         (('{"key": "k", "text"', '{"key": "k", "text": "t"}'), "line 1: not valid JSON"),
         (("My notes",), "was not written by this command"),
     ]:

@@ -109,7 +109,7 @@ def load_whole(config: Mapping[str, Any], weights: Weights) -> tuple[VideoPandaF
     for name, tensor in weights.items():
         fate = fate_of(name)
         if fate.kind == "unknown":
-            raise ValueError(f"{name} has no place in the model")
+            raise ValueError(f"{name} is not part of the model")
         if fate.kind == "head":
             head[fate.target] = tensor
         elif fate.kind == "weight":

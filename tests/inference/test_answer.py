@@ -90,7 +90,7 @@ def test_decoded_frames_are_taken_as_they_are(loaded):
     assert answer.frame_times == tuple(map(float, range(8)))
     assert answer.frame_indices is None
     assert answer.decoder is None
-    with pytest.raises(ValueError, match="decoded already"):
+    with pytest.raises(ValueError, match="already decoded"):
         ask(model, processor, frames, ["What?"], num_frames=4)
 
 

@@ -115,9 +115,9 @@ def test_several_clips_and_an_image(engine, loaded):
     for _ in range(2):  # the second time from the kept prefix
         end = Asked(engine, GenerateRequest(build_prompt(processor, messages, shown), shown, 9)).end()
         assert end.text == wanted
-    with pytest.raises(ValueError, match="shows video, image, video, but it was given image, video, video"):
+    with pytest.raises(ValueError, match="shows video, image, video, but got image, video, video"):
         build_prompt(processor, messages, [image, shown[0], shown[2]])
-    with pytest.raises(ValueError, match="shows nothing, but it was given image"):
+    with pytest.raises(ValueError, match="shows nothing, but got image"):
         build_prompt(processor, question_messages(processor, "What?", has_video=False), [image])
 
 
@@ -385,13 +385,13 @@ def test_a_crash_fails_every_request_and_gives_its_reason(loaded, monkeypatch):
     waiting = Asked(engine, ask_for(processor, "What?", max_new_tokens=30))
 
     def crash(self):
-        raise EngineStoppedError("the device does not work any more")
+        raise EngineStoppedError("the device no longer works")
 
     monkeypatch.setattr(EngineThread, "_admit", crash)
     gate.open.set()
     with pytest.raises(EngineStoppedError):
         waiting.end()
-    assert "the device does not work any more" in str(reasons.get(timeout=120))
+    assert "the device no longer works" in str(reasons.get(timeout=120))
     assert not engine.is_alive
     with pytest.raises(EngineStoppedError):
         Asked(engine, ask_for(processor, "What?"))

@@ -317,10 +317,10 @@ def a_head_with_a_bias(folder):
     ("write", "message"),
     [
         (without_chat_template, "pass --chat-template FILE"),
-        (blind_chat_template, "does not show the question"),
+        (blind_chat_template, "drops the user"),
         (encoder, "BertForMaskedLM"),
         (no_head, "Qwen2Model"),
-        (a_video_panda, "has a vision part already"),
+        (a_video_panda, "already has a vision part"),
         (a_weight_is_missing, "lacks model.layers.1.mlp.up_proj.weight"),
         (no_weights, "no language model at .*model.safetensors"),
         (unknown_type, "wavelets"),

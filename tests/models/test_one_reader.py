@@ -98,8 +98,8 @@ def test_choices_of_frames_are_those_of_read_video(folder):
     ("arguments", "message"),
     [
         ({"fps": 1.0, "num_frames": 2}, "give exactly one of"),
-        ({"num_frames": 0}, "num_frames must be at least 1 and whole, not 0"),
-        ({"num_frames": -3}, "num_frames must be at least 1 and whole, not -3"),
+        ({"num_frames": 0}, "num_frames must be a whole number of at least 1, not 0"),
+        ({"num_frames": -3}, "num_frames must be a whole number of at least 1, not -3"),
         ({"fps": 0}, "fps must be a positive number of frames per second, not 0"),
         ({"fps": -1.0}, "fps must be a positive"),
         ({"fps": float("nan")}, "fps must be a positive"),
@@ -122,7 +122,7 @@ def test_arguments_that_make_no_sense(folder, arguments, message):
 
 def test_a_number_of_frames_is_whole(folder):
     for reader in (read_video, tiny_processor().video_processor):
-        with pytest.raises(ValueError, match="num_frames must be at least 1 and whole"):
+        with pytest.raises(ValueError, match="num_frames must be a whole number of at least 1"):
             reader(avi(folder), num_frames=2.5)
 
 
@@ -149,7 +149,7 @@ def test_inputs_that_are_none_or_empty(inputs, message):
 
 def test_frames_that_were_read_are_not_sampled_again(folder):
     video = read_video(avi(folder), num_frames=4)
-    with pytest.raises(ValueError, match="decoded already"):
+    with pytest.raises(ValueError, match="already decoded"):
         tiny_processor().video_processor(video, num_frames=2)
 
 

@@ -164,4 +164,4 @@ def test_a_measured_profile_is_kept_and_used(run, monkeypatch, tmp_path, checkpo
     file.write_text("{")
     code, _, err = run("--device", "cpu", "--model", checkpoint)
     assert code == 2
-    assert "measure anew" in err
+    assert "measure again" in err

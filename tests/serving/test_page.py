@@ -130,7 +130,7 @@ def test_an_answer_comes_in_pieces_and_can_be_stopped(page):
 def test_a_broken_file_is_told(page, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(DEMO.read_bytes()[:500])
-    for path, words in ((broken, "cannot read this video"), (Path(__file__), "neither a video nor an image")):
+    for path, words in ((broken, "cannot read this video"), (Path(__file__), "not a supported video or image")):
         page.upload(path)
         problem = page.page.locator("#problem")
         sync_api.expect(problem).to_contain_text(words, timeout=PATIENCE)

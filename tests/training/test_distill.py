@@ -67,7 +67,7 @@ def test_released_head_has_the_official_names_and_size():
 
 @pytest.mark.parametrize(("num_states", "teacher_size"), [(1, 16), (3, 18)])
 def test_impossible_heads_are_refused(num_states, teacher_size):
-    with pytest.raises(ValueError, match="heads divide"):
+    with pytest.raises(ValueError, match="divisible by its number of heads"):
         FusedHead(E, teacher_size, num_states, num_heads=4)
 
 
@@ -109,7 +109,7 @@ def test_grids_that_do_not_fit_are_refused():
         Distillation(head, stab.max_cells)(
             [state], layouts_of(torch.tensor([[0, 0, 4, 4, 1, 1]]), stab), torch.zeros(1, 1, 3, 3, D)
         )
-    with pytest.raises(ValueError, match="ends inside"):
+    with pytest.raises(ValueError, match="boundary cuts through"):
         Distillation(head, stab.max_cells)(
             [state], layouts_of(torch.tensor([[0, 0, 3, 4, 1, 1]]), stab), torch.zeros(1, 1, 2, 2, D)
         )

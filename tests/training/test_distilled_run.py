@@ -100,7 +100,7 @@ def test_the_next_stage_goes_on_with_the_head(folder, distilled, tmp_path, caplo
     other = make_config("finetune", "paper", settings(folder, "distill_head=last_layer"))
     with caplog.at_level("INFO"):
         task, _ = make_task(other, model, processor, distilled)
-    assert "starts fresh: the one in" in caplog.text
+    assert "is initialized from scratch: the one in" in caplog.text
     assert task.layers == (4,)
 
 

@@ -151,7 +151,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, tmp_path, capl
     with caplog.at_level(logging.WARNING):
         run(tmp_path, resume=True)
     assert "checkpoint-4 is damaged" in caplog.text
-    assert "falling back to the one before" in caplog.text
+    assert "falling back to the previous one" in caplog.text
     assert equal(tmp_path, whole)
 
 
@@ -176,7 +176,9 @@ def test_a_full_disk_leaves_no_half_checkpoint(whole, tmp_path, size):
     weights, state = (whole / f"checkpoint-{STEPS}" / name for name in ("model.safetensors", "optimizer.pt"))
     assert 20_000 < weights.stat().st_size < 500_000 < state.stat().st_size
     try:
-        with pytest.raises(OSError, match=r"cannot write checkpoint-4 to .* GB free\): .* Make room, then continue"):
+        with pytest.raises(
+            OSError, match=r"cannot write checkpoint-4 to .* GB free\): .* Free some disk space, then continue"
+        ):
             run(tmp_path, dataset=Disturbed(7, lambda: limited(size)))
     finally:
         limited(resource.RLIM_INFINITY)

@@ -150,7 +150,7 @@ def test_a_used_output_folder_is_refused(runs):
 
 @pytest.mark.parametrize("stage", ["prealign", "pretrain", "finetune"])
 def test_stages_after_language_need_a_model(tmp_path, stage):
-    with pytest.raises(ValueError, match=f"stage {stage} starts from a model: pass --model DIR"):
+    with pytest.raises(ValueError, match=f"stage {stage} needs a model to start from: pass --model DIR"):
         train(stage, "nano", SMALL, None, tmp_path / "out", False)
     assert not (tmp_path / "out").exists()
 

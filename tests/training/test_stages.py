@@ -119,13 +119,13 @@ def test_the_ways_to_write_true_and_false(text, value):
         ("dtype=float16", "dtype must be one of float32, bfloat16, not 'float16'"),
         ("batch_size=0", "batch_size must be at least 1, not 0"),
         ("save_steps=-1", "save_steps must be at least 1, not -1"),
-        ("warmup_ratio=1", r"warmup_ratio must lie in \[0, 1\), not 1.0"),
+        ("warmup_ratio=1", r"warmup_ratio must be in \[0, 1\), not 1.0"),
         ("max_steps", "--set max_steps: write it as key=value"),
         ("report_to=mail", "report_to must name tensorboard, wandb or trackio, not 'mail'"),
         ("quantize=nf4", "quantized weights cannot be trained: set lora_rank as well"),
         ("align_weight=1", "distill_weight requires text_weight > 0 and align_weight = 0"),
         ("text_weight=0", "distill_weight requires text_weight > 0 and align_weight = 0"),
-        ("global_batch=-1", "global_batch must not be negative, it is -1"),
+        ("global_batch=-1", "global_batch must not be negative, got -1"),
     ],
 )
 def test_a_wrong_setting_is_told(item, message):

@@ -123,7 +123,7 @@ def test_without_a_compiler_training_falls_back(monkeypatch, caplog, tmp_path):
     with caplog.at_level(logging.INFO):
         assert run._can_compile() is False
     assert "the first step takes about a minute" in caplog.text
-    assert "torch.compile does not work here, training runs without it (is g++ installed?)" in caplog.text
+    assert "torch.compile does not work here, training continues without it (is g++ installed?)" in caplog.text
 
 
 def test_the_command_that_resumes():

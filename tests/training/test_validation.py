@@ -113,7 +113,7 @@ def test_validation_is_on_where_the_data_allow_it(tmp_path, caplog):
     few = replace(stage, data=str(annotations(tmp_path, clips=9)))
     with caplog.at_level("INFO"):
         assert make_validation(few, make_dataset(few)) is None
-    assert "validation      none: the data have fewer than ten clips" in caplog.text
+    assert "validation      none: the data has fewer than ten clips" in caplog.text
     off = replace(stage, validation=0)
     assert make_validation(off, make_dataset(off)) is None
     assert len(make_dataset(off)) == 19

@@ -1,4 +1,4 @@
-"""What it costs to get 8 frames out of a minute and of an hour, with each decoder. The bench writes its own clips."""
+"""The cost of reading 8 frames from a short and a long clip with each decoder. The bench writes its own clips."""
 
 from collections.abc import Iterator
 from pathlib import Path

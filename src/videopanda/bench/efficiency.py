@@ -1,7 +1,7 @@
 """Parameters, multiply-accumulates, latency and memory of vision parts, side by side in one run.
 
 All models have their true shapes and random weights. Latencies are interleaved: each round runs every model once, so
-that whatever else the machine does falls on all of them alike, and comparisons are ratios within a round.
+other load on the machine affects all of them alike, and comparisons are ratios within a round.
 """
 
 import time
@@ -52,8 +52,8 @@ class Contender:
 
     build: makes the module with random weights.
     arguments: its inputs for source frames of (height, width) pixels; pixels first, on the CPU.
-    portion: frames that one measurement on a CPU covers where frames do not know of each other and all of them would
-        take minutes; the latency is scaled up. None: all frames.
+    portion: number of frames measured on a CPU, for models that process frames independently and would otherwise take
+        minutes; the latency is scaled up. None: all frames.
     """
 
     build: Callable[[], nn.Module]
@@ -90,7 +90,7 @@ CONTENDERS = {
 def count(name: str, height: int, width: int) -> dict[str, int]:
     """Parameters and multiply-accumulates (half of what torch counts as FLOPs), without computing anything.
 
-    Attention is taken apart into matrix products, because torch counts a fused one on a CPU as nothing.
+    Attention is split into matrix products, because torch counts a fused one on a CPU as zero.
     """
     contender = CONTENDERS[name]
     with torch.device("meta"):
@@ -129,12 +129,12 @@ class Runner:
         return (time.perf_counter() - began) * self.scale
 
     def wait(self) -> None:
-        """Let the device finish."""
+        """Synchronize with the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def peak_bytes(self) -> int | None:
-        """Most memory that a pass takes beside weights and input."""
+        """Peak memory of a pass, beyond weights and input."""
         return peak_bytes(self.seconds, self.device)
 
 

@@ -1,4 +1,4 @@
-"""What replies cost: the time to a first token, tokens per second, a second question, and the memory of weights."""
+"""The cost of answers: time to first token, tokens per second, a second question, and memory of the weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +16,9 @@ BITS = ("int8", "int4")
 def measure(video: Path, model: Path | None, rounds: int, new_tokens: int, device: str | None = None) -> dict[str, Any]:
     """Compare replies about one clip with those of quantized weights, round by round.
 
-    Replies have exactly `new_tokens` tokens, whatever they are. Returns {"machine", "settings", "rows"}; a row has
-    first_token_seconds (file to token), second_question_over_first, tokens_per_second, times_plain (time for the tokens
-    after the first) and weight_bytes.
+    Replies have exactly `new_tokens` tokens; their content does not matter. Returns {"machine", "settings", "rows"}; a
+    row has first_token_seconds (file to token), second_question_over_first, tokens_per_second, times_plain (time for
+    the tokens after the first) and weight_bytes.
     """
     network, processor = load(model, device)
     subjects: dict[str, Any] = {"plain": network}

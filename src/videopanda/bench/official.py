@@ -1,8 +1,8 @@
-"""The official arithmetic of Video-Panda, done the straightforward way: what the lean path is measured against.
+"""The official arithmetic of Video-Panda, implemented literally: the baseline for the optimized path.
 
 Written from the facts about the released model (docs/fidelity.md), with its parameter names and order of operations:
 one video after the other, LSD, FSRA and projector one frame after the other, keys and values of every token projected,
-3-D convolutions, the picture found again in a pixel mask. It gives the golden numbers, as the model does.
+3-D convolutions, the picture located again in a pixel mask. It reproduces the golden numbers, as the model does.
 
 Dimensions: S segments of L frames; F = S·L; Q queries; D width; E width of the language model; H × W patches; R × C
     cells; M keys; N heads.
@@ -126,7 +126,7 @@ class OfficialTower(nn.Module):
 
 
 class OfficialVision(nn.Module):
-    """Tower and projector, which also take one video and one frame at a time."""
+    """Tower and projector, one video and one frame at a time."""
 
     def __init__(self, width: int = 1024, output: int = 4096, patch: int = 14, heads: int = 8):
         super().__init__()

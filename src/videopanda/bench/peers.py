@@ -39,7 +39,7 @@ class VideoChatGPTVision(nn.Module):
         return self.projector(self.pool(self.encode(pixels_FCXY)))
 
     def encode(self, pixels_FCXY: Tensor) -> Tensor:
-        """Patch features of the last but one layer (T, N - 1, D); the tower runs to its end, as published."""
+        """Patch features of the second-to-last layer (T, N - 1, D); the tower runs to its end, as published."""
         return self.tower(pixels_FCXY, output_hidden_states=True).hidden_states[-2][:, 1:]
 
     def pool(self, x_FND: Tensor) -> Tensor:
@@ -56,5 +56,5 @@ class VideoLlavaVision(nn.Module):
         self.projector = nn.Sequential(nn.Linear(1024, output), nn.GELU(), nn.Linear(output, output))
 
     def forward(self, pixels_FCXY: Tensor) -> Tensor:
-        """Map T frames to (T, N, E); the last layer is not read and not run."""
+        """Map T frames to (T, N, E); the last layer is unused, so it is not run."""
         return self.projector(self.tower(pixels_FCXY))

@@ -1,4 +1,4 @@
-"""What `videopanda bench` shows: tables and the bubble chart of the paper's Figure 1."""
+"""The output of `videopanda bench`: tables and the bubble chart of the paper's Figure 1."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from rich.table import Table
 
 
 def table(report: dict[str, Any]) -> Table:
-    """Each model with its measured figures, and those of the paper's Table 3 beside."""
+    """Each model with its measured figures, next to those of the paper's Table 3."""
     settings, machine = report["settings"], report["machine"]
     title = f"Vision parts, {settings['source']} pixels"
     timed = any("latency_ms" in row for row in report["models"].values())

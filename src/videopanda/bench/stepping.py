@@ -1,4 +1,4 @@
-"""What a training step costs: time and peak memory, with and without recomputed activations, float32 and bfloat16."""
+"""The cost of a training step: time and peak memory, with and without recomputed activations, float32 and bfloat16."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +23,8 @@ WAYS = {
 def measure(model: Path | None, rows: int, rounds: int, device: str | None = None) -> dict[str, Any]:
     """Time full steps (forward, backward, AdamW) on `rows` clips of Scenes, each way in turn on the same weights.
 
-    Returns {"machine", "settings", "rows"}; a row has step_seconds, times_float32 and peak_bytes, beside weights and
-    optimiser states.
+    Returns {"machine", "settings", "rows"}; a row has step_seconds, times_float32 and peak_bytes, beyond weights and
+    optimizer states.
     """
     network, processor = load(model, device)
     network.float().train()

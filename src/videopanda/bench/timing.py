@@ -1,4 +1,4 @@
-"""How everything in `bench` is measured: in turns, as ratios within a round, with intervals."""
+"""Measurement for everything in `bench`: interleaved rounds, ratios within a round, intervals."""
 
 import ctypes
 import gc
@@ -30,7 +30,7 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def in_turns(calls: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each call gives, once per round; so whatever else the machine does falls on all of them alike."""
+    """The results of each call, once per round, so other load on the machine affects all of them alike."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -44,7 +44,7 @@ def ratios(values: Sequence[float], reference: Sequence[float]) -> dict[str, flo
 
 
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
-    """Most memory that a call takes beside what is there before it; None where the system does not tell."""
+    """Peak memory of a call, beyond what was in use before it; None if the system does not report it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -68,7 +68,7 @@ def _status_bytes(status: Path, field: str) -> int:
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine on which the figures were measured."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

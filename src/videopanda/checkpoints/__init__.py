@@ -1,1 +1,1 @@
-"""Official Video-Panda and EVE checkpoints to ordinary folders of this project."""
+"""Converts official Video-Panda and EVE checkpoints to videopanda checkpoints, and verifies checkpoints."""

@@ -36,7 +36,7 @@ def check_reference(config: Any, places: dict[str, Place]) -> Check:
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames that need no file."""
+    """Frames without a file."""
 
     frames: np.ndarray
     timestamps: tuple[float, ...]
@@ -83,7 +83,7 @@ def check_greedy(folder: Path, config: Any, num_parameters: int) -> Check:
 
 @dataclass(frozen=True)
 class Answer:
-    """Chosen tokens, and for each by how much it beat the second best; one row per prompt, or a single row."""
+    """The chosen tokens and the margin of each over the second best; one row per prompt, or a single row."""
 
     tokens: Tensor
     margins: Tensor
@@ -114,7 +114,7 @@ def answer(model: Any, processor: Any, prompts: Sequence[tuple[str, Clip | None]
 
 
 def first_difference(one: Answer, other: Tensor, tie: float) -> int | None:
-    """First step at which two answers differ; None where they never do, or first at a tie of the two best words."""
+    """First step at which two answers differ; None if there is none, or if the two best tokens are tied there."""
     steps = (one.tokens != other).nonzero()
     if not len(steps):
         return None

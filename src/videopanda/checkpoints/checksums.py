@@ -1,7 +1,8 @@
-"""A checksum of every weight, so that a single flipped bit is found later.
+"""A checksum of every weight, to detect even a single flipped bit later.
 
-`record(folder)` writes `checksums.json` beside the weights of a checkpoint: for every tensor the SHA-256 of its type,
-shape and bytes. The file belongs to the values, not to the files: it stays right when the shards are cut differently.
+`record(folder)` writes `checksums.json` next to the weights of a checkpoint: for every tensor the SHA-256 of its type,
+shape and bytes. Checksums depend on the values, not on the files: they stay valid if the weights are sharded
+differently.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ FILE_NAME = "checksums.json"
 
 
 def start(dtype: torch.dtype, shape: Iterable[int]) -> "hashlib._Hash":
-    """A SHA-256 to which the bytes of a tensor of this type and shape are still to be added."""
+    """A SHA-256 hash started with a tensor's type and shape; the bytes follow."""
     return hashlib.sha256(f"{DTYPE_NAMES[dtype]} {'x'.join(map(str, shape))}\n".encode())
 
 
@@ -49,7 +50,7 @@ def record(folder: str | Path) -> Path:
 
 
 def read(folder: Path) -> dict[str, str] | None:
-    """The recorded checksums by name of the tensor; None where none were recorded.
+    """The recorded checksums by name of the tensor; None if none were recorded.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -60,4 +61,4 @@ def read(folder: Path) -> dict[str, str] | None:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))["tensors"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: it holds no checksums") from error
+        raise CheckpointError(f"{path} is damaged: it contains no checksums") from error

@@ -1,4 +1,4 @@
-"""The ledger of a conversion for people."""
+"""A readable report of a conversion."""
 
 import math
 import re
@@ -20,7 +20,7 @@ def entries_of(plan: Plan) -> list[Entry]:
 
 
 def lines(plan: Plan) -> list[str]:
-    """What became of every tensor and why; tensors that differ by the number of their layer share a line."""
+    """What happened to every tensor, and why; tensors that differ only in their layer number share a line."""
     counts: Counter[tuple[str, ...]] = Counter()
     for entry in entries_of(plan):
         counts[tuple(_LAYER.sub(r"\1.*", text) for text in (entry.fate, entry.key, entry.to, entry.why))] += 1
@@ -33,7 +33,7 @@ def lines(plan: Plan) -> list[str]:
 
 
 def table(plan: Plan) -> Table:
-    """How many tensors and numbers met which fate."""
+    """Number of tensors and values by what happened to them."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for entry in entries_of(plan):
         counts[entry.fate][0] += 1

@@ -1,4 +1,4 @@
-"""Write the new checkpoint: an ordinary folder, shard by shard, and never one that only looks complete."""
+"""Writes the new checkpoint shard by shard; an interrupted conversion never looks complete."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ LEDGER_FILE = "conversion.json"
 
 
 def convert(source: str | Path, target: str | Path, allow: Sequence[str] = (), shard_bytes: int = SHARD_BYTES) -> Plan:
-    """Convert an official Video-Panda or EVE checkpoint to a folder of this project; values are kept bit for bit.
+    """Convert an official Video-Panda or EVE checkpoint to a videopanda checkpoint; values are kept bit for bit.
 
     The work is done in `<target>.incomplete`, which becomes `target` when everything is written.
 
@@ -30,16 +30,16 @@ def convert(source: str | Path, target: str | Path, allow: Sequence[str] = (), s
         shard_bytes: largest size of a file of weights.
 
     Raises:
-        FileNotFoundError: there is no folder `source`.
-        CheckpointError: `source` is no complete official checkpoint, or `target` is in use.
-        OSError: the disk is too small.
+        FileNotFoundError: the folder `source` does not exist.
+        CheckpointError: `source` is not a complete official checkpoint, or `target` already exists.
+        OSError: there is not enough free disk space.
     """
     source, target = Path(source), Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} exists already: choose another place, or remove it")
+        raise CheckpointError(f"{target} already exists: choose another path, or remove it")
     work = target.absolute().with_name(target.absolute().name + ".incomplete")
     if work.exists():
-        raise CheckpointError(f"{work} is left of an interrupted conversion, or one still runs: remove it")
+        raise CheckpointError(f"{work} was left by an interrupted conversion, or one is still running: remove it")
     plan = make_plan(source, allow)
     plan.check_aliases()
     work.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def _grown(place: Place, rows: int) -> Iterator[bytes]:
 
 
 def fresh_weights(plan: Plan, seed: int = 0) -> dict[str, Tensor]:
-    """Initial values of what EVE does not have, by name, in the type of the other weights."""
+    """Initial values of the weights that EVE lacks, by name, in the dtype of the other weights."""
     if not plan.fresh:
         return {}
     with torch.device("meta"):
@@ -103,4 +103,4 @@ def _check_room(plan: Plan, folder: Path) -> None:
     needed = sum(place.num_bytes for place in [*plan.weights.values(), *plan.head.values()])
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise OSError(f"{folder} has {free / 1e9:.1f} GB of room, the new checkpoint needs {needed / 1e9:.1f} GB")
+        raise OSError(f"{folder} has {free / 1e9:.1f} GB free, the new checkpoint needs {needed / 1e9:.1f} GB")

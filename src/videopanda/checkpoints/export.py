@@ -1,4 +1,4 @@
-"""A checkpoint together with the code that it needs, for the Hub, vLLM and places without this package."""
+"""Exports a checkpoint with the code it needs, for the Hub, vLLM and machines without this package."""
 
 import shutil
 from pathlib import Path
@@ -12,18 +12,18 @@ _FILES = ("config.json", "processor_config.json")
 def export(checkpoint: str | Path, out: str | Path) -> list[str]:
     """Copy a checkpoint folder to a new folder `out` and add the code; returns the names of all files in it.
 
-    Training state (subfolders and pickled files) stays behind. Weights are copied as they are.
+    Training state (subfolders and pickled files) is not copied. Weights are copied unchanged.
 
     Raises:
-        FileNotFoundError: there is no checkpoint folder, or no weights in it.
-        ValueError: the folder holds something else, lacks its processor, or `out` is in use.
+        FileNotFoundError: the checkpoint folder or its weights are missing.
+        ValueError: the folder is not a checkpoint, lacks its processor, or `out` already exists.
     """
     source, target = Path(checkpoint), Path(out)
     config = type(check_checkpoint(source))
     if not (source / "processor_config.json").is_file():
         raise ValueError(f"{source} is not a complete videopanda checkpoint: it has no processor_config.json")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} is in use: choose a new folder")
+        raise ValueError(f"{target} already exists: choose a new folder")
     target.mkdir(parents=True, exist_ok=True)
     for file in source.iterdir():
         if file.is_file() and file.suffix not in (".bin", ".pt", ".pth", ".pkl"):

@@ -1,9 +1,9 @@
 """A SentencePiece model file as a fast tokenizer, without the sentencepiece and protobuf packages.
 
-Reads what LLaMA's `tokenizer.model` is made of: byte-pair encoding with byte fallback, no normalisation, a space put in
-front of a text. Anything else is refused rather than approximated. The file is a protocol buffer of three messages that
-matter here: pieces (1), trainer (2) and normaliser (3); `_fields` reads the wire format, the numbers are those of
-SentencePiece's `sentencepiece_model.proto`.
+Reads the features used by LLaMA's `tokenizer.model`: byte-pair encoding with byte fallback, no normalization, a space
+put in front of a text. Anything else is refused rather than approximated. The file is a protocol buffer of three
+messages that matter here: pieces (1), trainer (2) and normalizer (3); `_fields` reads the wire format, the numbers are
+those of SentencePiece's `sentencepiece_model.proto`.
 """
 
 import struct
@@ -20,10 +20,10 @@ SPACE = "▁"
 
 
 def read_sentencepiece(path: Path) -> Tokenizer:
-    """The tokenizer of a SentencePiece file; `<s>` is put in front of every text, as LLaMA does.
+    """The tokenizer of a SentencePiece file; it prepends `<s>` to every text, as LLaMA does.
 
-    Tokens are those of the library but for texts that start with a blank: like the tokenizers of transformers this one
-    puts no second blank in front of them.
+    Tokens equal those of the library, except for texts that start with a space: like the tokenizers of transformers,
+        this one does not add a second space.
 
     Raises:
         CheckpointError: the file is damaged, or not of LLaMA's kind.
@@ -69,7 +69,7 @@ def _merges(pieces: list[tuple[str, int]]) -> list[tuple[str, str]]:
 
 
 def _parse(data: bytes) -> tuple[list[tuple[str, int]], dict[str, int]]:
-    """Pieces with their kinds, and what the trainer and the normaliser were told."""
+    """Pieces with their kinds, and the settings of the trainer and the normalizer."""
     pieces = []
     settings = {"model_type": 1, "normalized": 0}
     for number, message in _fields(data):
@@ -89,7 +89,7 @@ def _parse(data: bytes) -> tuple[list[tuple[str, int]], dict[str, int]]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Numbers and values of the fields of a message; fixed-width numbers are skipped, none of them matters here."""
+    """Numbers and values of the fields of a message; fixed-width numbers are skipped, because none is needed here."""
     position = 0
     while position < len(data):
         tag, position = _varint(data, position)

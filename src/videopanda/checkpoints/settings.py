@@ -1,4 +1,4 @@
-"""The settings of an official checkpoint in our terms: configuration, processor and tokenizer."""
+"""Translates the settings of an official checkpoint: configuration, processor and tokenizer."""
 
 import json
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _TEXT_FIELDS = (
 class Settings:
     """Everything but the weights.
 
-    notes: what had to be assumed, for the reader of the ledger.
+    notes: assumptions that had to be made, for the conversion report.
     """
 
     config: VideoPandaConfig
@@ -40,20 +40,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The `config.json` of an official checkpoint.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        CheckpointError: the folder is no official checkpoint.
+        FileNotFoundError: the folder does not exist.
+        CheckpointError: the folder is not an official checkpoint.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no checkpoint folder at {folder}")
     path = folder / "config.json"
     if not path.is_file():
         inside = sorted(file.parent.name for file in folder.glob("*/config.json"))
-        hint = f"; it holds the checkpoints {', '.join(inside)}: pass one of them" if inside else ""
+        hint = f"; it contains the checkpoints {', '.join(inside)}: pass one of them" if inside else ""
         raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json{hint}")
     config = _read_json(path)
     kind = config.get("model_type")
     if "text_config" in config and kind == VideoPandaConfig.model_type:
-        raise CheckpointError(f"{folder} is a checkpoint of this project already: it needs no conversion")
+        raise CheckpointError(f"{folder} is already a videopanda checkpoint: it needs no conversion")
     if kind not in MODEL_TYPES:
         raise CheckpointError(
             f"{folder} has the architecture {kind!r}; official checkpoints of {' and '.join(MODEL_TYPES)} are converted"
@@ -62,10 +62,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_settings(folder: Path, places: dict[str, Place]) -> Settings:
-    """Read the settings of an official checkpoint whose tensors lie at `places`.
+    """Read the settings of an official checkpoint, given the locations of its tensors.
 
     Raises:
-        CheckpointError: a file is missing or says something that the released architecture does not know.
+        CheckpointError: a file is missing, or a setting is not supported by the released architecture.
     """
     official = read_config(folder)
     notes: list[str] = []
@@ -108,7 +108,7 @@ def read_settings(folder: Path, places: dict[str, Place]) -> Settings:
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of an official checkpoint as a fast one; padding with the unknown token, as released.
+    """The tokenizer of an official checkpoint as a fast one; it pads with the unknown token, as released.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
@@ -168,7 +168,10 @@ def _read_preprocessor(folder: Path, official: dict[str, Any], notes: list[str])
     its canvas is not that of Video-Panda, and pre-alignment starts with Video-Panda's.
     """
     if official["model_type"] == "eve":
-        notes.append("EVE becomes the start of stage 1: canvas of 448 pixels and 8 frames, as Video-Panda has them")
+        notes.append(
+            "the EVE weights become a starting point for stage 1, with the canvas of 448 pixels and the 8 "
+            "frames of Video-Panda"
+        )
         return {}
     folder = folder.absolute()
     for field in ("mm_video_tower", "mm_vision_tower"):
@@ -182,7 +185,7 @@ def _read_preprocessor(folder: Path, official: dict[str, Any], notes: list[str])
     if (folder / PREPROCESSOR).is_file():
         return _read_json(folder / PREPROCESSOR)
     named = official.get("mm_video_tower") or official.get("mm_vision_tower")
-    notes.append(f"no {PREPROCESSOR} at {named}: canvas of 448 pixels and 8 frames, as released, are assumed")
+    notes.append(f"no {PREPROCESSOR} at {named}: assuming the released values, a canvas of 448 pixels and 8 frames")
     return {}
 
 

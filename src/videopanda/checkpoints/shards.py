@@ -1,4 +1,4 @@
-"""Writes shards of safetensors tensor by tensor, from streams of bytes."""
+"""Writes safetensors shards tensor by tensor, from streams of bytes."""
 
 import json
 import struct
@@ -16,7 +16,7 @@ SHARD_BYTES = 4_000_000_000
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A tensor to be written: its name, type and shape, and what gives its bytes row by row."""
+    """A tensor to be written: name, type, shape, and a function that yields its bytes row by row."""
 
     name: str
     dtype: torch.dtype

@@ -1,4 +1,4 @@
-"""What becomes of every tensor of an official checkpoint, decided before a byte of it is moved."""
+"""Decides what happens to every tensor of an official checkpoint before any byte is copied."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -105,8 +105,8 @@ def make_plan(source: str | Path, allow: Sequence[str] = ()) -> Plan:
         allow: names of unknown tensors that may be dropped; `*` stands for any text.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        CheckpointError: it is no official checkpoint, is incomplete, lacks weights or holds others than it should.
+        FileNotFoundError: the folder does not exist.
+        CheckpointError: it is not an official checkpoint, is incomplete, or has missing or unexpected weights.
     """
     source = Path(source)
     read_config(source)  # says what a folder is, where it is no official checkpoint
@@ -162,14 +162,14 @@ def _known(fate: Fate, shapes: dict[str, tuple[int, ...]]) -> Fate:
 
 
 def _line(key: str, fate: Fate, first: str, allow: Sequence[str]) -> tuple[str, str, str]:
-    """Fate, new name and reason as the ledger tells them; `first` is the tensor that was chosen for the same target."""
+    """Fate, new name and reason for the ledger; `first` is the tensor that was chosen for the same target."""
     if fate.kind == "weight":
         if key != first:
             return "alias", fate.target, f"the same tensor as {first}"
         return ("used" if key == fate.target else "renamed"), fate.target, ""
     if fate.kind == "head":
         if key != first:
-            return "dropped", "", "head of the image distillation; that of the video distillation is kept"
+            return "dropped", "", "image distillation head; only the video distillation head is kept"
         return "head", f"{HEAD_FILE}:{fate.target}", ""
     if fate.kind == "dropped":
         return "dropped", "", fate.why
@@ -180,7 +180,7 @@ def _line(key: str, fate: Fate, first: str, allow: Sequence[str]) -> tuple[str, 
 def _refuse_unknown(source: Path, keys: list[str]) -> None:
     if keys:
         raise CheckpointError(
-            f"{source} holds {len(keys)} tensors that this conversion does not know: {_some(keys)}; drop them with "
+            f"{source} holds {len(keys)} tensors that are unknown to the conversion: {_some(keys)}; drop them with "
             f"--allow '{keys[0]}' or a pattern such as --allow '{keys[0].rpartition('.')[0] or keys[0]}.*'"
         )
 
@@ -189,7 +189,7 @@ def _refuse_missing(source: Path, names: list[str]) -> None:
     if names:
         statistics = any("running_" in name for name in names)
         hint = " (batch norm statistics are part of the model)" if statistics else ""
-        raise CheckpointError(f"{source} lacks {len(names)} weights of the model: {_some(names)}{hint}")
+        raise CheckpointError(f"{source} lacks {len(names)} of the model's weights: {_some(names)}{hint}")
 
 
 def _some(names: list[str]) -> str:
@@ -197,7 +197,7 @@ def _some(names: list[str]) -> str:
 
 
 def _fit(source: Path, weights: dict[str, Place], shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
-    """Check all shapes, up to axes of size one; returns how many rows the vocabulary needs more, by name."""
+    """Check all shapes, up to axes of size one; returns the number of vocabulary rows to add, by name."""
     added = {}
     for name, place in weights.items():
         ours, theirs = shapes[name], place.shape
@@ -205,7 +205,9 @@ def _fit(source: Path, weights: dict[str, Place], shapes: dict[str, tuple[int, .
             if theirs[0] < ours[0]:
                 added[name] = ours[0] - theirs[0]
         elif [n for n in ours if n != 1] != [n for n in theirs if n != 1]:
-            raise CheckpointError(f"{source}: {place.key} has the shape {theirs}, the configuration asks for {ours}")
+            raise CheckpointError(
+                f"{source}: {place.key} has the shape {theirs}, but the configuration requires {ours}"
+            )
     if len(set(added.values())) > 1:
         raise CheckpointError(f"{source}: word embedding and language-model head differ in their number of rows")
     return added

@@ -1,12 +1,12 @@
-"""Where the tensors of a checkpoint lie in its files, without reading them.
+"""Finds the tensors of a checkpoint in its files, without reading them.
 
 for name, place in find_tensors(Path("checkpoint")).items():
     print(name, place.shape, place.dtype, place.path)
 tensor = place.read()
 
-Nothing pickled is executed. Bytes are read from the files as they are needed, never a whole file at a time: a
-checkpoint of any size passes through a few megabytes of memory. The one exception is PyTorch's file format before
-version 1.6, which can only be loaded whole.
+Nothing pickled is executed. Bytes are read as they are needed, never a whole file at a time, so any checkpoint can be
+processed in a few megabytes of memory. The one exception is PyTorch's file format before version 1.6, which can only be
+loaded whole.
 """
 
 import json
@@ -38,15 +38,15 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class CheckpointError(ValueError):
-    """A folder or file is not the checkpoint that it should be; the message says what is wrong with it."""
+    """A folder or file is not a valid checkpoint; the message says why."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies.
+    """The location of a tensor.
 
     offset: first byte in the file; None in a file of the old PyTorch format, where `key` finds the tensor.
-    stride: in elements; None where the elements lie row by row without gaps.
+    stride: in elements; None if the elements are contiguous.
     """
 
     path: Path
@@ -68,7 +68,7 @@ class Place:
 
     @property
     def same_bytes(self) -> tuple:
-        """Equal for two places exactly if they are the same tensor in the same file."""
+        """A key that is equal for two places only if they are the same tensor in the same file."""
         return self.path, self.key if self.offset is None else self.offset, self.dtype, self.shape, self.stride
 
     def chunks(self) -> Iterator[bytes]:
@@ -83,7 +83,7 @@ class Place:
             yield from self._stored(self.num_bytes)
 
     def read(self) -> Tensor:
-        """The tensor, in memory of its own.
+        """The tensor, in its own memory.
 
         Raises:
             CheckpointError: the file ends too early.
@@ -125,8 +125,8 @@ def find_tensors(folder: Path) -> dict[str, Place]:
     Reads `model.safetensors` or its shards, else `pytorch_model.bin` or its shards.
 
     Raises:
-        CheckpointError: there are no weights, a file of the index is missing or incomplete, a file holds anything else
-            than tensors, or two files hold a tensor of the same name.
+        CheckpointError: there are no weights, a file of the index is missing or incomplete, a file contains anything
+            but tensors, or two files contain a tensor of the same name.
     """
     found: dict[str, Place] = {}
     paths, indexed = _weight_files(folder)
@@ -145,7 +145,7 @@ def find_tensors(folder: Path) -> dict[str, Place]:
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], set[str]]:
-    """The files of weights, and the names of tensors that their index promises."""
+    """The weight files, and the tensor names listed in their index."""
     for stem in ("model.safetensors", "pytorch_model.bin"):
         index, single = folder / f"{stem}.index.json", folder / stem
         if index.is_file():
@@ -166,7 +166,9 @@ def _weight_files(folder: Path) -> tuple[list[Path], set[str]]:
         shards = sorted(folder.glob(f"{Path(stem).stem}-*-of-*{Path(stem).suffix}"))
         if shards:
             raise CheckpointError(f"{folder} is incomplete: it has {shards[0].name} but no {index.name}")
-    raise CheckpointError(f"{folder} holds no weights: neither model.safetensors nor pytorch_model.bin, nor an index")
+    raise CheckpointError(
+        f"{folder} contains no weights: neither model.safetensors nor pytorch_model.bin, nor an index"
+    )
 
 
 def read_safetensors_header(path: Path) -> dict[str, Place]:
@@ -194,7 +196,7 @@ def read_safetensors_header(path: Path) -> dict[str, Place]:
             begin, end = entry["data_offsets"]
             place = Place(path, name, dtype, shape, 8 + length + begin)
             if min((begin, *shape)) < 0 or end - begin != place.num_bytes:
-                raise CheckpointError(f"{path} is damaged: {name} does not fill its place")
+                raise CheckpointError(f"{path} is damaged: {name} does not match its size in the file")
             places[name] = place
     except CheckpointError:
         raise
@@ -210,7 +212,7 @@ def read_bin_header(path: Path) -> dict[str, Place]:
     """The tensors of a file of `torch.save`; nothing in it is executed.
 
     Raises:
-        CheckpointError: the file is damaged or incomplete, or holds more than tensors by name.
+        CheckpointError: the file is damaged or incomplete, or contains more than named tensors.
     """
     _size_on_disk(path)
     with path.open("rb") as file:
@@ -227,7 +229,7 @@ def read_bin_header(path: Path) -> dict[str, Place]:
             assert begin is not None
             offset = begin + int(tensor.storage_offset()) * tensor.dtype.itemsize
             if begin + tensor.untyped_storage().nbytes() > size:
-                raise CheckpointError(f"{path} is damaged: {name} lies behind its end")
+                raise CheckpointError(f"{path} is damaged: {name} is beyond the end of the file")
         places[name] = Place(path, name, tensor.dtype, tuple(tensor.shape), offset, stride)
     return places
 
@@ -236,7 +238,7 @@ _old_format_file: dict[Path, dict[str, Tensor]] = {}
 
 
 def _old_format(path: Path) -> dict[str, Tensor]:
-    """A whole file of PyTorch's old format. The last one is kept, because its tensors are asked for one by one."""
+    """A whole file of PyTorch's old format. The last one is cached, because its tensors are requested one by one."""
     if path not in _old_format_file:
         _old_format_file.clear()  # before the next one is loaded: never two of them in memory
         _old_format_file[path] = _load_plain(path, "cpu")
@@ -256,12 +258,12 @@ def _load_plain(path: Path, device: str) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
     ):
-        raise CheckpointError(f"{path} holds something else than tensors by name")
+        raise CheckpointError(f"{path} does not contain a dictionary of named tensors")
     return loaded
 
 
 def _size_on_disk(path: Path) -> int:
-    """Size in bytes of a file that holds weights and does not merely stand for them."""
+    """Size in bytes of a weight file, which must not be a Git LFS pointer."""
     size = path.stat().st_size
     if not size:
         raise CheckpointError(f"{path} is empty: download it again")

@@ -47,14 +47,14 @@ class Report:
 
 
 def verify(folder: str | Path, against: str | Path | None = None, record: bool = False) -> Report:
-    """Check a checkpoint folder, and with `against` compare it with the official checkpoint that it came from.
+    """Check a checkpoint folder, and with `against` compare it with the official checkpoint it came from.
 
     Args:
-        record: write the checksums of the weights beside them, if everything else passes.
+        record: write the checksums next to the weights if everything else passes.
 
     Raises:
         FileNotFoundError: a folder is missing.
-        ValueError: a folder holds something else than a checkpoint, or one of its files is damaged or incomplete.
+        ValueError: a folder is not a checkpoint, or one of its files is damaged or incomplete.
     """
     folder = Path(folder)
     config = check_checkpoint(folder)
@@ -82,7 +82,7 @@ def verify(folder: str | Path, against: str | Path | None = None, record: bool =
 
 
 def tables(report: Report) -> Group:
-    """The report for people: parameters by part, then every check with its reasons."""
+    """The report as tables: parameters by part, then every check with its reasons."""
     parts = Table(title="Parameters", title_justify="left")
     for column in ("part", "found", "expected"):
         parts.add_column(column, justify="left" if column == "part" else "right")

@@ -1,4 +1,4 @@
-"""What can be seen without running the model: names, shapes, counts, values, checksums, the official source."""
+"""Checks without running the model: names, shapes, counts, values, checksums, the official source."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -19,10 +19,10 @@ STATISTICS = ("running_mean", "running_var")
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     reasons: why it failed, or why it was skipped; empty when it passed.
-    summary: what was seen, in a few words.
+    summary: the finding, in a few words.
     details: the same as data.
     """
 
@@ -34,13 +34,13 @@ class Check:
 
     @classmethod
     def of(cls, name: str, reasons: Iterable[str], summary: str, **details: Any) -> "Check":
-        """A check that passed exactly if there is no reason against it."""
+        """A check that passes if there are no reasons against it."""
         reasons = tuple(reasons)
         return cls(name, "failed" if reasons else "passed", summary, reasons, details)
 
 
 class Expected:
-    """What the configuration asks for: a model without memory behind its weights."""
+    """The model that the configuration describes, on the meta device."""
 
     def __init__(self, config: Any):
         with torch.device("meta"):
@@ -69,20 +69,23 @@ class Expected:
 
 
 def check_keys(expected: Expected, places: dict[str, Place]) -> Check:
-    """Every weight is there, under its name and with its shape, and no other."""
+    """Check that every weight exists with its name and shape, and no others."""
     missing = [name for name in expected.shapes if name not in places and name not in expected.tied]
     unexpected = [name for name in places if name not in expected.shapes]
     other_shape = [name for name, shape in expected.shapes.items() if name in places and places[name].shape != shape]
     statistic = " (batch norm statistic; a loader would put its initial value there)"
     reasons = [
         *(f"{name} is missing{statistic if is_statistic(name) else ''}" for name in missing),
-        *(f"{n} has the shape {places[n].shape}, the configuration asks for {expected.shapes[n]}" for n in other_shape),
-        *(f"{name} belongs to nothing in this model" for name in unexpected),
+        *(
+            f"{n} has the shape {places[n].shape}, but the configuration requires {expected.shapes[n]}"
+            for n in other_shape
+        ),
+        *(f"{name} is not part of this model" for name in unexpected),
     ]
     for second, first in expected.tied.items():
         if {first, second} <= places.keys() and checksums.checksum(places[first]) != checksums.checksum(places[second]):
             reasons.append(f"{first} and {second} are two names of one tensor, but their values differ")
-    summary = f"{len(places)} tensors, no name missing, none too many"
+    summary = f"{len(places)} tensors, no name missing or unexpected"
     ledger = {"found": len(places), "missing": missing, "unexpected": unexpected, "other_shape": other_shape}
     return Check.of("keys", reasons, summary, **ledger)
 
@@ -93,7 +96,7 @@ def is_statistic(name: str) -> bool:
 
 
 def check_parameters(expected: Expected, places: dict[str, Place]) -> Check:
-    """The number of parameters of each part beside the one that the configuration gives."""
+    """Compare the number of parameters of each part with the configuration."""
     wanted: Counter[str] = Counter()
     found: Counter[str] = Counter()
     for name, shape in expected.shapes.items():
@@ -118,7 +121,7 @@ def check_parameters(expected: Expected, places: dict[str, Place]) -> Check:
 
 @dataclass(frozen=True)
 class Values:
-    """What one pass over all values gives, by name: the checksum, and whether anything is wrong with them."""
+    """Results of one pass over all values, by name: the checksum, and any problems."""
 
     checksums: dict[str, str]
     not_finite: dict[str, int]
@@ -168,7 +171,7 @@ def check_values(config: Any, places: dict[str, Place], values: Values) -> Check
 
 
 def check_checksums(folder: Path, values: Values) -> Check:
-    """Every value is the one that was recorded when the checkpoint was written."""
+    """Check values against the checksums recorded when the checkpoint was written."""
     recorded = checksums.read(folder)
     if recorded is None:
         return Check("checksums", "skipped", reasons=(f"no {checksums.FILE_NAME}: write it with --record",))
@@ -177,7 +180,7 @@ def check_checksums(folder: Path, values: Values) -> Check:
 
 
 def _compare(found: dict[str, str], wanted: dict[str, str], origin: str) -> list[str]:
-    """Say which tensors differ, and which ones hold the values of another."""
+    """Name the tensors that differ, and those that contain the values of another."""
     owners = {digest: name for name, digest in wanted.items()}
     reasons = []
     for name, digest in wanted.items():
@@ -191,10 +194,10 @@ def _compare(found: dict[str, str], wanted: dict[str, str], origin: str) -> list
 
 
 def check_against(source: Path, values: Values) -> Check:
-    """Every weight equals the one of the official checkpoint bit for bit.
+    """Check that every weight equals the official checkpoint bit for bit.
 
     Raises:
-        FileNotFoundError, CheckpointError: `source` is no complete official checkpoint.
+        FileNotFoundError, CheckpointError: `source` is not a complete official checkpoint.
     """
     plan = make_plan(source, allow=["*"])  # what the model does not use matters to `convert`, not here
     reasons = []

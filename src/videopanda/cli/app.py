@@ -1,4 +1,4 @@
-"""The command `videopanda`: one verb per function. Heavy imports stand inside the verbs, so that `--help` is instant.
+"""The command `videopanda`: one verb per function. Heavy imports are inside the verbs to keep `--help` fast.
 
 videopanda demo
 videopanda answer clip.mp4 "How many objects are there in total?"
@@ -204,7 +204,7 @@ def scenes_make_verb(
     Example:  videopanda scenes make data/scenes --num 1000 --seed 0
     """
     if out.is_dir() and any(out.iterdir()) and not (out / "scenes.json").exists():
-        raise ValueError(f"{out} holds other files: choose a new folder")
+        raise ValueError(f"{out} contains other files: choose a new folder")
     from videopanda.data.worlds.scenes.make import make
 
     folder = make(out, num, seed, split)
@@ -253,7 +253,7 @@ def init_verb(
 
 @app.command("doctor")
 def doctor_verb(as_json: AsJson = False) -> None:
-    """Check the installation: versions beside tested bounds, GPU, decoders, extras; exit code 1 if it cannot work.
+    """Check the installation: versions and their tested bounds, GPU, decoders, extras; exit code 1 if it cannot work.
 
     Example:  videopanda doctor
     """
@@ -324,7 +324,7 @@ def convert_verb(
     console().print(table(plan))
     for note in plan.settings.notes:
         print(f"videopanda: {note}", file=sys.stderr)
-    print(f"{target}: report: conversion.json; check the folder with  videopanda verify {target}")
+    print(f"{target}: written with its report, conversion.json; check the folder with  videopanda verify {target}")
 
 
 @app.command("verify")

@@ -33,8 +33,8 @@ def efficiency_verb(
 ) -> None:
     """Parameters, multiply-accumulates, latency and memory of vision parts at their true shapes, in one run.
 
-    Weights are random. Latencies are interleaved; compare them as the ratios of one run, not across runs. On a CPU
-    Video-ChatGPT runs 10 of its 100 frames, which know nothing of each other, and the time is scaled.
+    Weights are random. Latencies are interleaved; compare them as the ratios of one run, not across runs. On a CPU,
+    Video-ChatGPT runs 10 of its 100 independent frames, and its time is scaled up.
 
     Example:  videopanda bench efficiency --flops-only --json
     """
@@ -73,7 +73,7 @@ def decode_verb(
 ) -> None:
     """Time to read 8 frames of a short and of a long clip.
 
-    The decoders are PyAV and torchcodec; the clips, of a minute and of --minutes, are written by the bench itself.
+    The decoders are PyAV and torchcodec; the bench writes its own clips, of one minute and of --minutes.
 
     Example:  videopanda bench decode --minutes 10
     """
@@ -100,11 +100,11 @@ def generate_verb(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time of replies and memory of weights, plain and quantized.
+    """Time per answer and memory of the weights, plain and quantized.
 
     The time to the first token, tokens per second, and a second question about the same clip.
 
-    Answers are not stopped before --max-new-tokens, so their words mean nothing.
+    Answers always run to --max-new-tokens, so their text is meaningless.
 
     Example:  videopanda bench generate --rounds 3
     """

@@ -1,4 +1,4 @@
-"""Checks of what a user typed, before torch is imported: each costs milliseconds and ends in one line.
+"""Checks of user input before torch is imported: each takes milliseconds and fails with one line.
 
 They raise ValueError or OSError, which `cli.app` prints.
 """
@@ -11,14 +11,14 @@ from pathlib import Path
 
 
 def require_extra(extra: str, *modules: str) -> None:
-    """See that the modules of an optional dependency are installed."""
+    """Check that the modules of an optional dependency are installed."""
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
         raise ValueError(f"this needs {missing[0]}: pip install 'videopanda[{extra}]'")
 
 
 def require_checkpoint(folder: Path | None) -> None:
-    """See that a folder can be a checkpoint with whole files of weights; None is the bundled one."""
+    """Check that a folder looks like a checkpoint with complete weight files; None is the bundled one."""
     if folder is None:
         return
     if not folder.is_dir():
@@ -38,7 +38,7 @@ def require_checkpoint(folder: Path | None) -> None:
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a safetensors file has a readable header and all the bytes that it speaks of."""
+    """Whether a safetensors file has a readable header and all the bytes that it lists."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -53,27 +53,27 @@ def _is_whole(file: Path) -> bool:
 
 
 def require_device(device: str | None) -> None:
-    """See that the torch that is installed can use a device at all; whether there is one is torch's to say."""
+    """Check that the installed torch supports a device; torch itself checks whether the device exists."""
     if device is not None and device.startswith("cuda") and version("torch").endswith("+cpu"):
         raise ValueError(f"device {device} is not available: torch {version('torch')} is built for CPUs; use cpu")
 
 
 def require_paths(*paths: Path | str | None) -> None:
-    """See that what is to be read exists."""
+    """Check that inputs exist."""
     for path in paths:
         if path is not None and not Path(path).exists():
             raise FileNotFoundError(f"no such file or folder: {path}")
 
 
 def require_new(*outputs: Path) -> None:
-    """See that folders to be written are not there yet."""
+    """Check that output folders do not exist yet."""
     for output in outputs:
         if output.exists():
             raise ValueError(f"{output} already exists: choose a new folder")
 
 
 def require_settings(settings: list[str] | None) -> None:
-    """See that each is KEY=VALUE."""
+    """Check that each is KEY=VALUE."""
     for setting in settings or []:
         if "=" not in setting:
             raise ValueError(f"--set {setting}: write it as key=value")
@@ -82,7 +82,7 @@ def require_settings(settings: list[str] | None) -> None:
 def require_video(
     video: Path, start: float | None = None, end: float | None = None, question: str | None = None
 ) -> None:
-    """See that a clip and a range in it can be read, and that there is a question, if one is needed."""
+    """Check that the clip exists, its range is valid, and the question is not empty."""
     if video.parts and video.parts[0] in ("http:", "https:"):
         raise ValueError("only local files are read: download the video first, for example with  curl -O URL")
     if not video.exists():
@@ -98,7 +98,7 @@ def require_video(
 
 
 def seconds(text: str) -> float:
-    """A moment in seconds, written as such or as a clock shows it: 90.5, 1:30.5, 1:02:03."""
+    """Parse a time in seconds or clock notation: 90.5, 1:30.5, 1:02:03."""
     try:
         parts = [float(part) for part in text.split(":")]
     except ValueError:
@@ -112,7 +112,7 @@ def seconds(text: str) -> float:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that holds the port; the server listens on it when the model is loaded."""
+    """Bind the port now; the server listens on the socket once the model is loaded."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -22,7 +22,7 @@ def check_verb(
         "manifest.jsonl"
     ),
     against: Annotated[
-        Path | None, typer.Option("--against", metavar="FILE", help="Test set whose clips must not be in the data.")
+        Path | None, typer.Option("--against", metavar="FILE", help="Test set whose clips must not appear in the data.")
     ] = None,
     workers: Annotated[
         int | None, typer.Option("--workers", metavar="N", min=1, help="Processes. Default: one per CPU.")
@@ -65,7 +65,7 @@ def label_verb(
     out: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
     question: Annotated[str, typer.Option("--question", metavar="TEXT", help="The question about every clip.")],
     test_share: Annotated[
-        float, typer.Option("--test-share", metavar="X", help="Share of each class's recordings kept for the test.")
+        float, typer.Option("--test-share", metavar="X", help="Share of each class's recordings held out for testing.")
     ] = 0.2,
     copies: Annotated[
         int, typer.Option("--copies", metavar="N", min=0, help="Altered copies of each training recording.")
@@ -88,8 +88,8 @@ def label_verb(
     print(f"{counts['classes']} classes: {counts['train']} training rows, {counts['test']} test rows: {out}")
     if counts["test_altered_copies"]:
         print(
-            f"{counts['test_altered_copies']} test rows show altered copies of recordings that are trained on: they "
-            "say whether a recording is recognised, not whether its class is"
+            f"{counts['test_altered_copies']} test rows show altered copies of training recordings: they test "
+            "whether a recording is recognized, not whether its class is"
         )
 
 
@@ -138,7 +138,7 @@ def features_verb(
     out: Annotated[Path, typer.Argument(help="Folder to write or resume.", show_default=False)],
     model: Annotated[Path, typer.Option("--model", metavar="DIR", help="Checkpoint that the stage starts from.")],
     config: Annotated[
-        str, typer.Option("--config", metavar="NAME|FILE", help="Settings, as of videopanda train.")
+        str, typer.Option("--config", metavar="NAME|FILE", help="Settings, as for videopanda train.")
     ] = "paper",
     set_: Set = None,
 ) -> None:

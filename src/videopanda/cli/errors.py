@@ -1,4 +1,4 @@
-"""How the command ends: a user's mistake is one line on stderr that names the fix, and exit code 2."""
+"""Error handling of the command: a user error is one line on stderr that names the fix, and exit code 2."""
 
 import sys
 from typing import Any
@@ -33,7 +33,7 @@ def run(app: typer.Typer) -> None:
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
-    """What users can cause. Errors of torch count where torch was loaded; nothing is loaded for their sake."""
+    """Exceptions that users can cause; those of torch only if torch is already imported."""
     found: list[type[Exception]] = [ValueError, OSError, ImportError, MemoryError]
     for module, name in (
         ("videopanda.video.read", "VideoReadError"),
@@ -46,7 +46,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
 
 
 def _explained(error: Exception) -> str | None:
-    """The line that a user reads; None for what is a fault of this program."""
+    """The line for the user; None for a bug in this program."""
     if isinstance(error, UsageError):
         return _usage(error)
     if isinstance(error, ImportError):
@@ -59,15 +59,15 @@ def _explained(error: Exception) -> str | None:
 
 
 def _usage(error: Any) -> str:
-    """What is wrong with the command line, and what there is instead."""
+    """What is wrong with the command line, and the valid alternatives."""
     text = " ".join(error.format_message().split())
     command = error.ctx.command if error.ctx else None
     if command is None or "Did you mean" in text or "ossible options" in text:
         return text
     text = text.rstrip(".")
     if text.startswith("No such command"):
-        return f"{text}; there are {', '.join(sorted(command.commands))}"
+        return f"{text}; choose from {', '.join(sorted(command.commands))}"
     if text.startswith("No such option"):
         options = [param.opts[0] for param in command.params if param.opts[0].startswith("--")]
-        return f"{text}; there are {', '.join(options)}"
+        return f"{text}; choose from {', '.join(options)}"
     return f"{text}; see  {error.ctx.command_path} --help"

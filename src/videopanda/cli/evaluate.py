@@ -160,7 +160,7 @@ def predict_verb(
         job, output, rank=rank, world_size=world_size, device=device, ray_workers=workers if engine == "ray" else None
     )
     if report["complete"] and len(report["failures"].get("missing_video", ())) == report["questions"]:
-        raise FileNotFoundError(f"none of the videos is below {job.videos}: pass their folder with --media-root")
+        raise FileNotFoundError(f"none of the videos is in {job.videos}: pass their folder with --media-root")
     if as_json:
         print(json.dumps(report))
     elif report["complete"]:
@@ -183,7 +183,8 @@ def score_verb(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score stored predictions offline, without a judge. Every question counts, also those without a usable answer.
+    """Score stored predictions offline, without a judge. Every question counts, including those without a usable
+    answer.
 
     Example:  videopanda evaluate score mvbench MVBench/json predictions.jsonl --output scores.jsonl
     """

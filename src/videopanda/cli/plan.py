@@ -21,7 +21,9 @@ def plan_verb(
     model: Model = None,
     backbone: Annotated[
         str | None,
-        typer.Option("--backbone", metavar="NAME|DIR", help="Plan a fresh model on this language model, say qwen3-8b."),
+        typer.Option(
+            "--backbone", metavar="NAME|DIR", help="Plan a new model on this language model, such as qwen3-8b."
+        ),
     ] = None,
     family: Family = None,
     preset: Preset = "",
@@ -56,7 +58,7 @@ def plan_verb(
         typer.Option(
             "--fit",
             metavar="SIZE",
-            help="Find what fits, say into 24GiB: most frames, or with --num-frames the most pixels.",
+            help="Find the maximum that fits, e.g. into 24GiB: frames, or with --num-frames pixels per frame.",
         ),
     ] = None,
     samples: Annotated[
@@ -70,15 +72,15 @@ def plan_verb(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a question about a clip costs (tokens, FLOPs, memory, time) and what would fit. Needs no weights.
+    """Show what a question about a clip costs (tokens, FLOPs, memory, time) and what would fit. No weights are needed.
 
-    Tokens, FLOPs and memory are counted while the model's own code runs without numbers, so they are what the model
-    will do. Times are based on a machine profile written by --measure; otherwise assumed rates are used and marked.
-    Exit code 2 means that a request does not fit.
+    Tokens, FLOPs and memory are counted by running the model's own code on the meta device, so they match the real
+    model. Times are based on a machine profile written by --measure; otherwise assumed rates are used and marked. Exit
+    code 2 means that a request does not fit.
 
     Example:  videopanda plan --model out/7b --video clip.mp4
 
-    A model yet to be trained:  videopanda plan --backbone qwen3-8b --device cuda --duration 30m --fps 0.5
+    A model that does not exist yet:  videopanda plan --backbone qwen3-8b --device cuda --duration 30m --fps 0.5
 
     What fits a GPU:  videopanda plan --backbone qwen2.5-7b --device cuda --fit 24GiB
     """
@@ -102,7 +104,7 @@ def plan_verb(
         raise ValueError(f"--dtype is one of {', '.join(types)}, not {dtype!r}")
     if measure:
         if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("there is no GPU to measure: leave out --device cuda")
+            raise ValueError("there is no GPU to measure: omit --device cuda")
         print(f"videopanda: machine profile: {machines.measure(device, types[dtype]).save()}", file=sys.stderr)
     profile = machines.load(device, types[dtype]) or machines.ASSUMED[device]
     config, processor = _model(model, backbone, family, preset, set_ or [])
@@ -159,7 +161,7 @@ def _clip(video: Path | None, duration: str | None, resolution: str) -> tuple[in
         from videopanda.video.read import read_video
 
         if duration is not None:
-            raise ValueError("--video has a duration of its own: leave out --duration")
+            raise ValueError("--video has its own duration: omit --duration")
         first = read_video(video, num_frames=1)
         return first.height, first.width, first.duration, first.source_fps
     size = re.fullmatch(r"(\d+)x(\d+)", resolution)
@@ -197,7 +199,7 @@ def _fit(
     settings: dict[str, int],
     backbone: str | None,
 ) -> "Plan":
-    """The most frames that fit; with a number of frames, for a new model, the largest ones."""
+    """The maximum number of frames that fit; with a number of frames, for a new model, the largest frames."""
     from videopanda.models.families import processor_class
     from videopanda.plan.planner import Planner
 

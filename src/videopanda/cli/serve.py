@@ -35,7 +35,7 @@ def serve_verb(
         typer.Option(
             "--allow-host",
             metavar="HOST",
-            help="Fetch videos from this host, if it is a public one (*.example.org: all below); may be repeated.",
+            help="Fetch videos from this host, if it is public (*.example.org: all subdomains); may be repeated.",
         ),
     ] = None,
     allow_origin: Annotated[
@@ -48,7 +48,9 @@ def serve_verb(
     ] = None,
     public_url: Annotated[
         str | None,
-        typer.Option("--public-url", metavar="URL", help="Where users reach the server through a reverse proxy."),
+        typer.Option(
+            "--public-url", metavar="URL", help="URL at which users reach the server through a reverse proxy."
+        ),
     ] = None,
     media_root: Annotated[
         Path | None,
@@ -56,14 +58,14 @@ def serve_verb(
     ] = None,
     files: Annotated[
         Path | None,
-        typer.Option("--files", metavar="DIR", help="Folder for uploads. Default: below the system's /tmp."),
+        typer.Option("--files", metavar="DIR", help="Folder for uploads. Default: a folder in the system's /tmp."),
     ] = None,
     keep: Annotated[float, typer.Option("--keep", metavar="H", min=0.0, help="Hours to keep an upload.")] = 24.0,
     max_upload: Annotated[
         int, typer.Option("--max-upload", metavar="MB", min=1, help="Maximum size of an upload.")
     ] = 512,
     max_files: Annotated[
-        int, typer.Option("--max-files", metavar="GB", min=1, help="Maximum size of all uploads together.")
+        int, typer.Option("--max-files", metavar="GB", min=1, help="Maximum total size of all uploads.")
     ] = 8,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Maximum length of an answer, in tokens.")
@@ -140,7 +142,7 @@ def serve_verb(
 def _keys(file: Path) -> list[str]:
     keys = file.read_text(encoding="utf-8").split()
     if not keys:
-        raise ValueError(f"{file} holds no API key")
+        raise ValueError(f"{file} contains no API key")
     return keys
 
 

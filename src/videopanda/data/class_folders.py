@@ -1,4 +1,4 @@
-"""Training and test rows from clips that are sorted by class: the shortest way to data of your own.
+"""Makes training and test rows from clips sorted by class: the quickest way to your own data.
 
 write_labelled("clips", "out/my", "Which word is signed?")     # or: videopanda data label clips out/my --question …
 
@@ -43,7 +43,8 @@ def find_classes(folder: Path) -> dict[str, list[Path]]:
     """The recordings of each class, sorted by name. Underscores in names are spaces.
 
     Raises:
-        ValueError: no such folder, no clips in it, clips beside folders of clips, or fewer than two classes.
+        ValueError: the folder is missing or has no clips, mixes clips with folders of clips, or has fewer than two
+            classes.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
@@ -56,14 +57,16 @@ def find_classes(folder: Path) -> dict[str, list[Path]]:
     below = {part: paths for part, paths in below.items() if paths}
     if alone and below:
         raise ValueError(
-            f"{folder} holds clips ({alone[0].name}) beside folders of clips ({next(iter(below)).name}): have one "
+            f"{folder} contains clips ({alone[0].name}) next to folders of clips ({next(iter(below)).name}): use one "
             "folder per class, or one recording per class without folders"
         )
     found: dict[str, list[Path]] = {}
     for name, paths in [(path.stem, [path]) for path in alone] + [(part.name, paths) for part, paths in below.items()]:
         found.setdefault(name.replace("_", " ").strip(), []).extend(paths)
     if len(found) < 2:
-        raise ValueError(f"{folder} holds {len(found)} classes of clips ({', '.join(SUFFIXES)}): at least 2 are needed")
+        raise ValueError(
+            f"{folder} contains {len(found)} classes of clips ({', '.join(SUFFIXES)}): at least 2 are needed"
+        )
     return found
 
 
@@ -87,12 +90,12 @@ def write_labelled(
 
     Test rows of a class with several recordings show recordings that are in no training row. A class with one
     recording is tested on altered copies that are in no training row, which shows only that this recording is
-    recognised.
+    recognized.
 
     Args:
         question: asked about every clip; the class is the answer.
         test_share: of the recordings of a class, or of the copies of its only recording; at least one.
-        copies: altered ones of every training recording, beside the recording itself.
+        copies: altered copies of every training recording, in addition to the recording itself.
         seed: chooses recordings, and how copies are altered.
 
     Raises:
@@ -106,7 +109,7 @@ def write_labelled(
     if not question.strip():
         raise ValueError("the question is empty")
     if not 0 < test_share < 1 or copies < 0:
-        raise ValueError(f"test_share must lie between 0 and 1 and copies be at least 0, not {test_share} and {copies}")
+        raise ValueError(f"test_share must be between 0 and 1, and copies at least 0, not {test_share} and {copies}")
     out = Path(out)
     if (out / "train.jsonl").exists():
         raise ValueError(f"{out} already holds train.jsonl: choose another folder")
@@ -114,8 +117,8 @@ def write_labelled(
     single = [part.label for part in splits if not part.test]
     if single and not copies:
         raise ValueError(
-            f"{len(single)} classes have a single recording ({single[0]!r}): nothing is left to test them on. Add "
-            "recordings, or write altered copies (--copies 8), which test only whether the same recording is recognised"
+            f"{len(single)} classes have a single recording ({single[0]!r}): no recording is left to test them on. Add "
+            "recordings, or write altered copies (--copies 8), which test only whether the same recording is recognized"
         )
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
     for part in track(splits, "classes", console=Console(stderr=True), disable=not progress):

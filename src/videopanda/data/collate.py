@@ -1,4 +1,4 @@
-"""From samples to one padded batch: visual tensors, token ids, a loss on answers only.
+"""Turns samples into one padded batch: visual tensors, token ids, a loss on answers only.
 
 Conversations of one sample share the visual prefix. They are packed into one row after it and masked from each other,
 so every question is answered exactly as if it were alone, but the clip is encoded and prefilled once:
@@ -47,7 +47,9 @@ def render(
             f"the chat template refuses the roles {' '.join(m['role'] for m in messages)}: {error}"
         ) from error
     if system_prompt not in text:
-        raise ValueError("the chat template leaves out the system prompt of a row: use another, or remove it")
+        raise ValueError(
+            "the chat template drops the system prompt of a row: use another template, or remove the system prompt"
+        )
     spans = []
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     for i in (i for i, turn in zip(answers, turns) if Turn(*turn).is_trained):
@@ -87,11 +89,11 @@ class Collator:
 
     Args:
         processor: the processor of a model, or a tokenizer with a chat template for samples without videos.
-        max_length: longest row in tokens. Conversations that no longer fit are left out (at least one must fit).
+        max_length: longest row in tokens. Conversations that no longer fit are skipped (at least one must fit).
         supervise: "answers" puts the loss on answers and their end marker; "all" on every token that is not visual.
         windows: attention window in tokens (None: unlimited) of each layer type of the language model, or of
-            `ALL_LAYERS` where it takes one mask for all. None puts every conversation in a row of its own.
-        pad_to: rows are padded to this length (static shapes for compilation); default the longest row.
+            `ALL_LAYERS` where it takes one mask for all. None puts every conversation in its own row.
+        pad_to: rows are padded to this length (static shapes for compilation); default: the longest row.
         text: if false, only the visual tensors are made.
         cell_words: also return words for every visual token, for videos that know them (`Clip.cell_words`).
         additive_mask: additive float mask (eager attention) instead of a boolean mask.
@@ -136,8 +138,8 @@ class Collator:
         self.visual_ids = frozenset(token for token in markers if token is not None)
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """Keys: input_ids, labels, position_ids (B, L), attention_mask and, with videos or images, what
-        the video processor makes of them.
+        """Keys: input_ids, labels, position_ids (B, L), attention_mask and, with videos or images, the outputs of the
+        video processor.
 
         The attention mask is (B, L) where no row holds several conversations, else (B, 1, L, L), one for each layer
         type if `windows` has several. `cell_words` (V, K) holds up to K token ids for each visual token of the batch,

@@ -3,8 +3,8 @@
     dataset = ConversationDataset("annotations.json", num_frames=8, seed=0)
     dataset[0].conversations        # ((("<video>\nWhat colour is the circle?", "red"), ...),)
 
-Opening reads and checks every row, and keeps eight numbers about each; a row is read again, and its clip
-decoded, on access. So a file of any size fits, and access from many processes is safe.
+Opening reads and checks every row, and keeps eight numbers about each; a row is read again, and its clip decoded, on
+access. So files of any size work, and access from many processes is safe.
 """
 
 import copy
@@ -34,13 +34,14 @@ class ConversationDataset:
 
     Args:
         path: what `open_sources` takes; `format` and `media_root` as there.
-        num_frames, sampling: frames read of every clip, or of the part that the row means, as of `read_video`.
+        num_frames, sampling: frames read from every clip, or from the row's part of it, as in `read_video`.
         share: part of the samples that is used, chosen by (id, seed).
         group_by_clip: make one sample of all conversations about the same part of the same clip.
-        manifest: what `videopanda data check` wrote. Rows that it calls bad are left out. Without it, a bad row is an
-            error: nothing is left out that nobody has listed.
-        max_bad_share: the largest part of all rows that may be left out.
-        held_out: number of clips (files, at most a tenth of all) whose rows are not trained on but `validation()`'s.
+        manifest: what `videopanda data check` wrote. Bad rows that it lists are skipped. Without it, a bad row is an
+            error: no row is skipped unless it is listed.
+        max_bad_share: the largest share of all rows that may be skipped.
+        held_out: number of clips (files, at most a tenth of all) whose rows are kept for `validation()` instead of
+            training.
 
     Raises:
         ValueError: bad rows that no manifest lists, or too many of them; no rows.
@@ -83,7 +84,7 @@ class ConversationDataset:
         self.set_epoch(0)
 
     def validation(self) -> "ConversationDataset | None":
-        """The samples about clips that are held out, in an order of their own; None if there are none."""
+        """The samples about held-out clips, in their own order; None if there are none."""
         keys, rows = self._held
         if not len(rows):
             return None
@@ -92,16 +93,16 @@ class ConversationDataset:
         return other
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of another epoch."""
+        """Switch to the order of another epoch."""
         self._order = shuffling.shuffled(self._keys, self.seed, epoch)
 
     @property
     def fingerprint(self) -> str:
-        """Tells samples and their order apart."""
+        """A hash of the samples and their order."""
         return hashlib.sha256(self._keys[self._order].tobytes()).hexdigest()
 
     def content(self) -> str:
-        """A hash of all annotations and of how many samples are taken of them. What the clips show is not in it."""
+        """A hash of all annotations and of the number of samples used. The content of the clips is not included."""
         files = [manifests.file_sha256(source.path) for source in self.sources]
         return hashlib.sha256(f"{len(self)} {files}".encode()).hexdigest()
 
@@ -109,7 +110,7 @@ class ConversationDataset:
         return len(self._keys)
 
     def lengths(self) -> np.ndarray:
-        """About how many tokens each sample has, (N,), in the order of the epoch."""
+        """Approximate number of tokens of each sample, (N,), in the order of the epoch."""
         totals = np.add.reduceat(self._lengths[self._rows], self._bounds[:-1]) if len(self) else self._lengths
         return totals[self._order]
 
@@ -147,7 +148,7 @@ class ConversationDataset:
 
 
 def read_clip(file: VideoSource, medium: Medium, num_frames: int, sampling: Sampling) -> Video:
-    """Frames of a clip, or of the part of it that a row means, with the duration of that part: as for an answer.
+    """Frames of a clip, or of the row's part of it, with the duration of that part: as for an answer.
 
     An image is one frame.
 
@@ -164,19 +165,19 @@ def read_clip(file: VideoSource, medium: Medium, num_frames: int, sampling: Samp
 
 
 def clip_key(record: Record, source: Source) -> int:
-    """64 bits that tell which part of which clips a record is about; without clips, which record it is."""
+    """A 64-bit key of the clips, and parts of clips, that a record is about; without clips, of the record itself."""
     if not record.media:
         return shuffling.key_of(str(source.root), record.source, record.id, str(record.turns))
     return shuffling.key_of(str(source.root), record.system, *map(str, record.media))
 
 
 def media_keys(record: Record) -> list[int]:
-    """64 bits for each file that a record is about, whichever part of it."""
+    """A 64-bit key for each file that a record is about, regardless of the part."""
     return [shuffling.key_of(medium.path) for medium in record.media]
 
 
 def length_of(record: Record) -> int:
-    """About how many tokens a record takes. What a clip takes depends on its shape, which nobody has looked at yet."""
+    """Approximate number of tokens of a record; clips have not been probed, so their length is estimated."""
     words = sum(len(text.split()) for turn in record.turns for text in turn[:2])
     return words * 4 // 3 + TOKENS_PER_CLIP * len(record.media)
 
@@ -217,15 +218,15 @@ class _Rows:
                     column.append(value)
 
     def report(self, path: str, max_bad_share: float) -> None:
-        """Say what is left out, and refuse what may not be."""
+        """Log the rows that are skipped; refuse if they may not be."""
         bad = sum(self.bad.values())
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self.bad.items()))
         if not self.total:
-            raise ValueError(f"{path} holds no rows")
+            raise ValueError(f"{path} contains no rows")
         if bad and not self.is_listed:
             raise ValueError(
                 f"{path}: {bad} of {self.total} rows cannot be used ({counts}; {self.first[0]}): run `videopanda data "
-                "check` and pass its manifest with --set manifest=FILE to leave them out"
+                "check` and pass its manifest with --set manifest=FILE to skip them"
             )
         if bad == self.total or bad > max_bad_share * self.total:
             raise ValueError(
@@ -233,6 +234,6 @@ class _Rows:
                 f"{max_bad_share:g} allows; the first: {self.first[0]}"
             )
         if bad:
-            logger.info("%s: %d of %d rows are left out (%s)", path, bad, self.total, counts)
+            logger.info("%s: %d of %d rows are skipped (%s)", path, bad, self.total, counts)
             for line in self.first:
                 logger.info("  %s", line)

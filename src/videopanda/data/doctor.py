@@ -1,7 +1,7 @@
 """Finds what is wrong with training data before training does: `videopanda data check`.
 
-Every row is read, every clip is looked at once. Nothing is repaired or replaced: each bad row becomes one entry of the
-manifest, with a name that is counted and a sentence that explains it.
+Every row is read, every clip is probed once. Nothing is repaired or replaced: each bad row becomes one entry of the
+manifest, with a category and an explanation.
 """
 
 import time
@@ -48,7 +48,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """No bad row, and no clip of the test set. Duplicates are no mistake by themselves."""
+        """Whether there are no bad rows and no clips of the test set. Duplicates alone are not a mistake."""
         return not self.bad_rows and not self.contaminated
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,11 +68,11 @@ def check(
 ) -> Report:
     """Check annotations and all clips that they name; `out` is the manifest to write or resume.
 
-    Of every clip, or part of it that a row means, the frames are read that training with `num_frames` reads; a model
-    whose processor has another `frame_sampling` than "uniform" reads others.
+    Reads the same frames of every clip, or of a row's part of it, as training with `num_frames` and uniform sampling; a
+    processor with another `frame_sampling` reads different ones.
 
     Raises:
-        ValueError: data, `against` or `out` that are no such files.
+        ValueError: the data, `against` or `out` is not a valid file.
     """
     began = time.monotonic()
     test_names = clip_names(against) if against else None
@@ -97,7 +97,7 @@ def check(
 
 
 def _jobs(sources: Sequence[Source], num_frames: int, sampling: Sampling) -> dict[str, Job]:
-    """One job per clip, with all ranges that rows mean."""
+    """One job per clip, with the ranges of all rows."""
     jobs: dict[str, Job] = {}
     for source in sources:
         for _, record in source.records():
@@ -110,7 +110,7 @@ def _jobs(sources: Sequence[Source], num_frames: int, sampling: Sampling) -> dic
 
 
 def _known(out: Path, jobs: dict[str, Job]) -> set[str]:
-    """Clips of an earlier check that have not changed since. Missing ones may have come."""
+    """Clips of an earlier check that have not changed since; missing ones are checked again."""
     known = set()
     if out.exists():
         for entry in manifest.read_manifest(out):
@@ -132,7 +132,7 @@ def _covers(entry: Clip, job: Job) -> bool:
 def _entries(
     sources: Sequence[Source], clips: dict[str, Clip], others: Sequence[Clip], report: Report
 ) -> Iterator[Entry]:
-    """Everything that goes into the manifest; counts it for the report on the way."""
+    """All entries of the manifest; counts them for the report."""
     problems: Counter[str] = Counter()
     shown: Counter[str] = Counter()
     yield from sorted([*clips.values(), *others], key=lambda clip: clip.path)
@@ -218,7 +218,7 @@ def _shown(clips: Iterator[Clip], total: int) -> Iterator[Clip]:
 
 
 def tables(report: Report) -> list[Table]:
-    """The report for people."""
+    """The report as tables."""
     counts = Table(title="Data", title_justify="left", show_header=False)
     clips = f"{report.clips} ({report.bad_clips} bad), {report.hours:.2f} h, {report.gigabytes:.3f} GB"
     counts.add_row("rows", f"{report.rows} ({report.bad_rows} bad)")

@@ -1,11 +1,11 @@
-"""What `videopanda data check` found, as a file: JSON lines of three types.
+"""The findings of `videopanda data check` as a file: JSON lines of three types.
 
     {"type": "clip", "path": "videos/a.mp4", "kind": "", "reason": "", "duration": 9.6, "size": 81234, "sha256": ...}
     {"type": "row", "source": "train.json", "row": 17, "id": "x17", "kind": "roles", "reason": "turns must ..."}
     {"type": "source", "source": "train.json", "sha256": ..., "rows": 500, "bad": 1}
 
-While a check runs, clips are appended as they come, so that an interrupted one can go on. At its end the file is
-written anew: clips in order of their paths, then every bad row and the counts of each file of annotations.
+While a check runs, clips are appended as they come, so an interrupted check can be resumed. At the end the file is
+rewritten: clips in order of their paths, then every bad row and the counts of each annotation file.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ from videopanda.data.formats.sources import Source
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A video, folder of frames or image on disk. `kind` and `reason` say what is wrong; both "" where nothing is.
+    """A video, folder of frames or image on disk. `kind` and `reason` say what is wrong; both are "" if nothing is.
 
     size in bytes, modified in nanoseconds, duration in seconds; sha256 of the content (of a folder: of names and
-    contents of its files). What could not be found out is 0 or "". `frames` says which frames were read ("8 uniform")
+    contents of its files). Unknown values are 0 or "". `frames` says which frames were read ("8 uniform")
     and `ranges` of which parts: (start, end, what is wrong or ""), where None is the beginning or the end of the clip.
     """
 
@@ -44,7 +44,7 @@ class Clip:
 
     @property
     def is_damaged(self) -> bool:
-        """Whether it, or a part of it that a row means, cannot be read."""
+        """Whether the clip, or a part of it used by a row, cannot be read."""
         return bool(self.kind) or any(reason.startswith("unreadable") for _, _, reason in self.ranges)
 
 
@@ -61,7 +61,7 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class CheckedSource:
-    """A file of annotations: its content, its number of rows that are meant, and how many of them are bad."""
+    """An annotation file: its content, its number of selected rows, and how many of them are bad."""
 
     source: str
     sha256: str
@@ -87,7 +87,7 @@ def read_manifest(path: str | Path, clips: bool = True) -> Iterator[Entry]:
     """The entries of a manifest, without clips where they are not wanted (there may be a million).
 
     Raises:
-        ValueError: not a manifest. A last line that was cut off when a check was killed is left out.
+        ValueError: not a manifest. A last line cut off when a check was killed is ignored.
     """
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
@@ -105,7 +105,7 @@ def read_manifest(path: str | Path, clips: bool = True) -> Iterator[Entry]:
 
 
 def append(path: Path, entries: Iterable[Entry]) -> None:
-    """Append entries as they come, each with one write: a kill leaves at most one line that is cut off."""
+    """Append entries as they come, each with one write: a kill leaves at most one partial line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
@@ -119,7 +119,7 @@ def append(path: Path, entries: Iterable[Entry]) -> None:
 
 
 def rewrite(path: Path, entries: Iterable[Entry]) -> None:
-    """Write a manifest anew; until all of it is there, the old one stays."""
+    """Rewrite a manifest; the old one stays until the new one is complete."""
     part = path.with_name(f"{path.name}.part")
     with part.open("w", encoding="utf-8", errors="surrogateescape") as file:
         file.writelines(map(to_line, entries))
@@ -136,7 +136,7 @@ def file_sha256(path: str | Path) -> str:
 
 
 def bad_rows(manifest: str | Path, sources: Iterable[Source]) -> list[dict[int, RowError]]:
-    """For each source, the rows that the manifest calls bad. Files are recognised by their content.
+    """The bad rows of each source, as listed in the manifest. Files are recognized by their content.
 
     Raises:
         ValueError: the manifest does not cover a source, or the source has changed since.
@@ -154,7 +154,7 @@ def bad_rows(manifest: str | Path, sources: Iterable[Source]) -> list[dict[int, 
         if names is None:
             raise ValueError(
                 f"{manifest} does not cover {source.path} as it is now: run `videopanda data check {source.path} "
-                f"--manifest {manifest}` again; clips that it knows are not probed twice"
+                f"--manifest {manifest}` again; clips already in the manifest are not probed again"
             )
         listed.append({row: error for name in names for row, error in found.get(name, {}).items()})
     return listed

@@ -17,9 +17,9 @@ TIMEOUT = 120.0  # seconds per clip
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to probe: a path, whether it is an image, the rate of a folder of frames, and what training reads of it.
+    """What to probe: a path, whether it is an image, the rate of a folder of frames, and what training reads from it.
 
-    ranges: (start, end) in seconds of the parts that rows mean; None is the beginning or the end of the clip.
+    ranges: (start, end) in seconds of the parts used by rows; None is the beginning or the end of the clip.
     """
 
     path: str
@@ -31,18 +31,18 @@ class Job:
 
     @property
     def frames(self) -> str:
-        """Which frames are read, as the manifest has it."""
+        """Which frames are read, as written in the manifest."""
         return f"{self.num_frames} {self.sampling}"
 
 
 def fingerprint(path: str) -> tuple[int, int]:
-    """Size in bytes and time of the last change in nanoseconds, of a folder: of all its files. Raises OSError."""
+    """Size in bytes and time of the last change in nanoseconds; for a folder, of all its files. Raises OSError."""
     status = [entry.stat() for entry in os.scandir(path)] if os.path.isdir(path) else [os.stat(path)]
     return sum(s.st_size for s in status), max((s.st_mtime_ns for s in status), default=0)
 
 
 def probe(job: Job) -> Clip:
-    """Hash the file and read of every range the frames that training reads."""
+    """Hash the file and read the frames that training reads, for every range."""
     clip = Clip(job.path, frames=job.frames)
     try:
         size, modified = fingerprint(job.path)

@@ -1,7 +1,7 @@
-"""The one shape in which every data source hands its samples to the collator.
+"""The common format in which every data source passes samples to the collator.
 
 A sample is any number of videos and images and one or more *conversations* about them. Conversations of one sample are
-independent: none sees another. That is what makes many questions per clip cheap: the clip is encoded once.
+independent: none sees another. This makes many questions per clip cheap: the clip is encoded once.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ class Sample:
     """One training example.
 
     `videos` holds paths, or objects with `.frames` (uint8 (T, H, W, 3)), `.timestamps` and `.duration` (seconds);
-    `images` paths, PIL images, uint8 (H, W, 3), or objects with `.frames` of which the first is taken.
-    `system` is the sample's own system prompt, "" for what the chat template says by itself.
+    `images` paths, PIL images, uint8 (H, W, 3), or objects with `.frames`, whose first frame is used.
+    `system` is the sample's own system prompt, "" for the default of the chat template.
     """
 
     id: str

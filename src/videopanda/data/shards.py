@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files that hold annotations and clips together, for clusters that dislike small files.
+"""WebDataset shards: tar files with annotations and clips together, for clusters that handle small files badly.
 
     write_shards(dataset, Path("shards"))       # shards/000000.tar, shards/000000.jsonl, ..., shards/shards.json
     ShardDataset("shards", num_frames=8, seed=0)[0]
@@ -8,8 +8,8 @@ A sample is one clip (or none, or several) with all conversations about it:
     000017.json          {"ids": [...], "source": ..., "system": ..., "conversations": [...], "media": [...]}
     000017.0.mp4         the first clip, byte for byte; frames of a folder are 000017.0.<name of the frame>
 
-These are plain tar files in WebDataset's convention, which its library reads, too. The .jsonl beside a shard says where
-each sample lies in it, so that one read of one stretch of bytes brings a sample, in any order.
+These are plain tar files in WebDataset's convention, which its library reads, too. The .jsonl next to a shard says
+where each sample is in it, so any sample can be read with a single read.
 """
 
 import copy
@@ -37,13 +37,12 @@ _TABLE = "shards.json"
 
 
 def write_shards(dataset: ConversationDataset, out: Path, samples_per_shard: int = 1000) -> dict[str, Any]:
-    """Write the samples of a data set, in its order. A call that was interrupted goes on behind its last shard.
-
-    Returns what `shards.json` holds.
+    """Write the samples of a data set, in its order. An interrupted call resumes after its last shard. Returns the
+    content of `shards.json`.
 
     Raises:
-        ValueError: the folder holds shards of other samples.
-        OSError: a clip that is missing (let `videopanda data check` list it, and pass the manifest to the data set).
+        ValueError: the folder contains shards of other samples.
+        OSError: a clip is missing (run `videopanda data check` and pass its manifest to the data set).
     """
     out.mkdir(parents=True, exist_ok=True)
     count = -(-len(dataset) // samples_per_shard)
@@ -52,7 +51,7 @@ def write_shards(dataset: ConversationDataset, out: Path, samples_per_shard: int
     table = out / _TABLE
     if table.exists():
         if json.loads(table.read_text(encoding="utf-8")) != plan:
-            raise ValueError(f"{out} holds shards of other samples: choose another folder")
+            raise ValueError(f"{out} contains shards of other samples: choose another folder")
     else:
         _replace(table, json.dumps(plan) + "\n")
     for shard in range(count):
@@ -110,11 +109,11 @@ class ShardDataset:
     Args:
         folder: what `write_shards` wrote, complete.
         num_frames, seed, share, sampling: as of `ConversationDataset`.
-        group_by_clip: give all conversations about a clip at once; else each is a sample of its own.
-        held_out: as of `ConversationDataset`. Shards that do not list their clips have none to hold out.
+        group_by_clip: return all conversations about a clip together; otherwise each is a separate sample.
+        held_out: as of `ConversationDataset`. Shards that do not list their clips hold none out.
 
     Raises:
-        ValueError: no such folder, or a shard that is not there yet.
+        ValueError: no such folder, or a missing shard.
         VideoReadError: on access, when a clip cannot be read.
     """
 
@@ -160,7 +159,7 @@ class ShardDataset:
         self._order = np.lexsort((within, shards))
 
     def content(self) -> str:
-        """A hash of all indices and of how many samples are taken of them."""
+        """A hash of all indices and of the number of samples used."""
         files = [file_sha256(path) for path in sorted(self.folder.glob("*.jsonl"))]
         return hashlib.sha256(f"{len(self)} {files}".encode()).hexdigest()
 
@@ -190,7 +189,7 @@ class ShardDataset:
                 for info in tar:
                     member = tar.extractfile(info) if info.isfile() else None
                     if member is None:
-                        raise VideoReadError(str(path), f"its member {info.name!r} is not a plain file")
+                        raise VideoReadError(str(path), f"its entry {info.name!r} is not a plain file")
                     members[info.name.partition(".")[2]] = member.read()
             content = json.loads(members.pop("json"))
         except (tarfile.TarError, KeyError, ValueError) as error:
@@ -221,7 +220,7 @@ class ShardDataset:
 
 
 def _units(folder: Path, group_by_clip: bool) -> Iterator[tuple[int, int, int, int, int, int, list[int]]]:
-    """(key, shard, start, stop, conversation or -1 for all, length, keys of its files) of all that can be a sample."""
+    """(key, shard, start, stop, conversation or -1 for all, length, keys of its files) of every possible sample."""
     table = folder / _TABLE
     if not table.is_file():
         raise ValueError(f"{folder} has no {_TABLE}: write shards with `videopanda data shard`")

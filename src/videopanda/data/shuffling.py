@@ -23,7 +23,7 @@ def hash_keys(keys: np.ndarray, *seeds: int) -> np.ndarray:
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64, a bijection on 64 bits."""
+    """The finalizer of splitmix64, a bijection on 64 bits."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -41,9 +41,10 @@ def disambiguate_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def hold_out(media: np.ndarray, counts: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows are for training and which for validation, two bool (R,). A row with files of both kinds is neither.
+    """Which rows are for training and which for validation, two bool (R,). A row with files of both kinds is in
+    neither.
 
-    `num` of the files, at most a tenth, are held out, chosen by their keys alone: the stages of a training agree.
+    `num` of the files, at most a tenth, are held out, chosen by their keys alone, so all stages agree.
 
     Args:
         media: keys of the files of all rows, uint64, row after row.

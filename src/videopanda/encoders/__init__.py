@@ -1,4 +1,4 @@
-"""Frozen teachers for distillation, all behind one call: frames in, patch features out.
+"""Frozen teachers for distillation with a common interface: frames in, patch features out.
 
     teacher = open_teacher("LanguageBind_Video_merge", max_cells=16)
     features = teacher({"teacher_pixels": pixels_BTCHW})        # (B, T, G, G, D)

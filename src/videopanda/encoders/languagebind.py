@@ -1,7 +1,7 @@
 """The vision towers of LanguageBind on transformers' CLIP (facts, Sec. 5; arXiv 2310.01852).
 
-LanguageBind-Image is a CLIP tower. LanguageBind-Video puts into every layer, before its attention over space, an
-attention over time at each place. Parameters are named as in the published weights.
+LanguageBind-Image is a CLIP tower. LanguageBind-Video adds to every layer, before its spatial attention, a temporal
+attention at each place. Parameters are named as in the published weights.
 
 Dimensions: F frames, in groups of L that follow each other; N tokens of a frame; D width.
 """
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class TemporalLayer(CLIPEncoderLayer):
-    """A CLIP layer that first lets every token see the tokens at its place in the other frames of its group."""
+    """A CLIP layer whose tokens first attend to the tokens at the same place in the other frames of the group."""
 
     def __init__(self, config: CLIPVisionConfig, num_frames: int):
         super().__init__(config)
@@ -40,7 +40,7 @@ class TemporalLayer(CLIPEncoderLayer):
 class LanguageBindTower(nn.Module):
     """A LanguageBind vision tower up to the input of its last layer, which is what is distilled.
 
-    The last layer and the norm behind it are loaded, so that every published tensor has its place, but never run.
+    The last layer and the norm after it are loaded, so that every published tensor has its place, but never run.
 
     Args:
         config: of the tower.
@@ -65,12 +65,12 @@ class LanguageBindTower(nn.Module):
         """Map frames to (F, N, D), class token first.
 
         Raises:
-            ValueError: F is not a multiple of the frames of a group.
+            ValueError: F is not a multiple of the group size.
         """
         if pixels_FCHW.shape[0] % self.num_frames:
             raise ValueError(
-                f"This teacher attends over groups of {self.num_frames} frames, and {pixels_FCHW.shape[0]} are no "
-                f"multiple of that: choose num_frames so, as in --set num_frames={self.num_frames}."
+                f"This teacher needs a multiple of {self.num_frames} frames, got {pixels_FCHW.shape[0]}: "
+                f"use --set num_frames={self.num_frames}"
             )
         x_FND = self.pre_layrnorm(self.embeddings(pixels_FCHW))
         *layers, _ = self.encoder["layers"].children()
@@ -80,7 +80,7 @@ class LanguageBindTower(nn.Module):
 
 
 def tower_weights(state: dict[str, T]) -> dict[str, T]:
-    """The tower's part of what a published file holds by name, under the names of `LanguageBindTower`.
+    """The tower's weights from a published file, renamed for `LanguageBindTower`.
 
     Known layouts: the full model (`vision_model.*` beside `text_model.*`), official Video-Panda checkpoints
     (`model.video_teacher.video_tower.*`), and a tower alone, as transformers saves it.
@@ -93,4 +93,4 @@ def tower_weights(state: dict[str, T]) -> dict[str, T]:
         if "embeddings.class_embedding" in found:
             found.pop("embeddings.position_ids", None)  # a counter that old versions of transformers saved
             return found
-    raise ValueError("no CLIP or LanguageBind tower in the weights: vision_model.* is not there")
+    raise ValueError("no CLIP or LanguageBind tower in the weights: vision_model.* is missing")

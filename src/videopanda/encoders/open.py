@@ -1,4 +1,4 @@
-"""Teachers from folders of weights, and from any module that somebody else built.
+"""Opens teachers from folders of weights, or from a user's own module.
 
     open_teacher("LanguageBind_Video_merge")      # a folder: LanguageBind, CLIP, DINOv2, SigLIP, SigLIP 2
     open_teacher("my_package.teachers:build")     # a function that returns a `Teacher`, such as `internvideo2(...)`
@@ -27,10 +27,10 @@ HALF = (0.5, 0.5, 0.5)
 
 @dataclass
 class Teacher:
-    """A frozen tower and what it must be shown.
+    """A frozen tower and the input it expects.
 
-    The module is built at the first call, put into eval mode, and runs without gradients. A teacher is no module, so it
-    is part of no `state_dict`.
+    The module is built at the first call, put into eval mode, and runs without gradients. A teacher is not a module, so
+    no `state_dict` contains it.
 
     Args:
         build: makes the module, in float32.
@@ -71,10 +71,10 @@ def teacher_video_processor(student: Any, image_size: int = 224) -> Any:
     """Return the processor of a teacher's frames: the student's geometry on a square canvas of `image_size` pixels.
 
     Frames are resized from the source, not from the student's canvas, and cells lie where the student's lie. Mirroring
-    is left to whoever feeds both: student and teacher must see the same picture (the official code draws twice).
+    is up to the caller: student and teacher must see the same picture (the official code draws independently for each).
 
     Raises:
-        ValueError: the canvas has no even number of pixels per cell.
+        ValueError: the canvas is not a whole number of pixels per cell.
     """
     return type(student)(
         size={"height": image_size, "width": image_size},
@@ -93,7 +93,7 @@ def open_teacher(name: str, max_cells: int = 16, dtype: torch.dtype = torch.floa
             many patches; CLIP and LanguageBind keep theirs.
 
     Raises:
-        ValueError: neither a folder nor a function, or a tower that is not known.
+        ValueError: neither a folder nor a function, or an unknown tower.
     """
     if ":" in name and not Path(name).exists():
         module, _, function = name.partition(":")
@@ -126,7 +126,7 @@ def open_teacher(name: str, max_cells: int = 16, dtype: torch.dtype = torch.floa
 
 
 def clip_teacher(folder: Path, vision: dict[str, Any], dtype: torch.dtype = torch.float32) -> Teacher:
-    """CLIP or LanguageBind: the input of the last layer, without class token, as the official code distils it."""
+    """CLIP or LanguageBind: the input of the last layer, without class token, as distilled by the official code."""
     num_frames = vision.get("num_frames", 1) if vision.get("add_time_attn") else 1
     known = {key: vision[key] for key in CLIPVisionConfig().to_dict() if key in vision}
     config = CLIPVisionConfig(**known)
@@ -171,20 +171,20 @@ def _interpolating(
 
 
 def dinov2_features(model: Any, pixels_BTCHW: Tensor) -> Tensor:
-    """Normed patch tokens of DINOv2, without class and register tokens."""
+    """Normalized patch tokens of DINOv2, without class and register tokens."""
     tokens_FND = model(pixel_values=pixels_BTCHW.flatten(0, 1)).last_hidden_state
     grid = pixels_BTCHW.shape[-1] // model.config.patch_size
     return _grid(tokens_FND[:, -grid * grid :], pixels_BTCHW)
 
 
 def siglip_features(model: Any, pixels_BTCHW: Tensor) -> Tensor:
-    """Normed tokens of SigLIP, and of the SigLIP 2 towers of fixed resolution."""
+    """Normalized tokens of SigLIP, and of the SigLIP 2 towers of fixed resolution."""
     output = model(pixel_values=pixels_BTCHW.flatten(0, 1), interpolate_pos_encoding=True)
     return _grid(output.last_hidden_state, pixels_BTCHW)
 
 
 def siglip2_features(model: Any, pixels_BTCHW: Tensor) -> Tensor:
-    """Normed tokens of SigLIP 2 with flexible resolution ("naflex"), which is given patches instead of pictures."""
+    """Normalized tokens of SigLIP 2 with flexible resolution ("naflex"), which takes patches instead of pictures."""
     frames_FCHW = pixels_BTCHW.flatten(0, 1)
     patch = model.config.patch_size
     patches = frames_FCHW.unfold(2, patch, patch).unfold(3, patch, patch)  # (F, 3, G, G, P, P)
@@ -219,6 +219,6 @@ def internvideo2(
 
 
 def _grid(tokens_FND: Tensor, pixels_BTCHW: Tensor) -> Tensor:
-    """Lay out the N patches of each frame as the square that they are: (B, T, G, G, D)."""
+    """Arrange the N patches of each frame in their square grid: (B, T, G, G, D)."""
     side = round(tokens_FND.shape[1] ** 0.5)
     return tokens_FND.unflatten(1, (side, side)).unflatten(0, pixels_BTCHW.shape[:2])

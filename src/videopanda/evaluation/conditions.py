@@ -1,4 +1,5 @@
-"""What a model is shown: the clip, or for a baseline something else. A model that looks loses points without it.
+"""What a model is shown: the clip, or for a baseline something else. A model that uses the video loses points without
+it.
 
 full          the clip
 no_video      nothing: what can be guessed from the question and, where the prompt tells it, the length of the clip
@@ -78,7 +79,7 @@ def _source(item: Item, videos: Videos) -> ClipRef:
 
 
 def _others(sources: list[ClipRef]) -> dict[ClipRef, ClipRef]:
-    """For each source the next one that is another file, around the end."""
+    """For each source the next one that is another file, wrapping around."""
     found = {}
     for i, source in enumerate(sources):
         later = (other for other in (*sources[i + 1 :], *sources[:i]) if other.path != source.path)
@@ -147,6 +148,6 @@ def rearrange(video: Video | Clip, order: np.ndarray) -> Clip:
 
 
 def told_length(processor: Any, clip: Video | Clip) -> str:
-    """What the prompt tells about a clip besides its tokens: "12.5 seconds: ", or nothing."""
+    """What the prompt says about a clip besides its tokens: "12.5 seconds: ", or nothing."""
     inputs = processor.video_processor(videos=[clip], return_tensors="pt", return_metadata=True)
     return str(processor.placeholder_text(inputs, 0)).replace(processor.video_token, "")

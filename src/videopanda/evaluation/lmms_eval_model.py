@@ -64,7 +64,7 @@ class VideoPanda(lmms):
             try:
                 clips = [self._encode(source)] if source is not None else []
             except VideoReadError as error:
-                logger.warning("%s, question %s is answered with nothing: %s", task, doc_id, error)
+                logger.warning("%s, question %s gets an empty answer: %s", task, doc_id, error)
                 continue
             ids = build_prompt(self.processor, messages, clips)
             requests[place] = GenerateRequest(ids, clips, max_new_tokens, stop=until)
@@ -90,7 +90,7 @@ class VideoPanda(lmms):
 
 
 def _options(given: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
-    """Longest answer and the strings that end one."""
+    """Maximum length of an answer, and the stop strings."""
     until = given.get("until") or ()
     return int(given.get("max_new_tokens", MAX_NEW_TOKENS)), (until,) if isinstance(until, str) else tuple(until)
 
@@ -98,10 +98,10 @@ def _options(given: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
 def _split(messages: list[Message]) -> tuple[list[Message], str | None]:
     """Messages with a placeholder for the one video of the conversation, and its path.
 
-    lmms-eval takes GIF files for images and WebM files for sounds; a path is read by what it holds.
+    lmms-eval takes GIF files for images and WebM files for sounds; a path is read by its content.
 
     Raises:
-        ValueError: there are several videos, or something that is no file.
+        ValueError: there are several videos, or something that is not a file.
     """
     sources: list[str] = []
     ours: list[Message] = []

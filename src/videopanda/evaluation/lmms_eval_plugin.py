@@ -1,4 +1,4 @@
-"""What lmms-eval finds through the entry point `lmms_eval.models`: a model called `videopanda`."""
+"""The entry point `lmms_eval.models` of lmms-eval: a model called `videopanda`."""
 
 from lmms_eval.models.registry_v2 import ModelManifest
 

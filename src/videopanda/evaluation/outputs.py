@@ -1,4 +1,4 @@
-"""Files that a command writes: replaced whole, and only where what stands there is of the same kind."""
+"""Output files of commands: replaced as a whole, and only if the existing file is of the same kind."""
 
 import json
 import uuid
@@ -32,10 +32,10 @@ def _has(text: bytes, keys: tuple[str, ...]) -> bool:
 
 
 def check_replaceable(path: Path, kind: Kind) -> None:
-    """See that nothing else is lost by writing a file; an empty one may be replaced.
+    """Check that writing a file replaces nothing of another kind; an empty file may be replaced.
 
     Raises:
-        ValueError: something else is there.
+        ValueError: a file of another kind is there.
     """
     if path.is_dir() or (path.exists() and (content := path.read_bytes()) and not kind(content)):
         raise ValueError(f"{path} exists and was not written by this command: choose another --output or remove it")

@@ -1,10 +1,10 @@
-"""Answers of a model to all questions of a benchmark, in a file that an interruption cannot spoil.
+"""Writes a model's answers to all questions of a benchmark to a file that survives interruptions.
 
     predict("mvbench", "MVBench/json", "predictions.jsonl", model="out/7b", videos="MVBench/video")
 
-Work is cut into batches that are always the same, and each batch is appended at once. A run that finds its file goes on
-with what is missing and ends with the bytes of a run that was never interrupted. Several processes, started by torchrun
-or by Ray, share the batches; every torchrun process writes a part of its own, and the last one joins them.
+Work is cut into batches that are always the same, and each batch is appended at once. A run that finds its file adds
+what is missing; the result is identical to that of an uninterrupted run. Several processes, started by torchrun or by
+Ray, share the batches; every torchrun process writes its own part, and the last one joins them.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ WITH_SUBTITLES = ("video-mme-subtitles", "longvideobench-subtitles")  # benchmar
 
 @dataclass(frozen=True)
 class PredictJob:
-    """What is asked of whom. Can be sent to another process."""
+    """What to ask which model. Can be sent to another process."""
 
     bench: str
     path: Path  # annotations
@@ -126,7 +126,7 @@ class Predictor:
         return {source: read(source) for source in dict.fromkeys(question.source for question in batch)}
 
     def _read_length(self, source: ClipRef) -> str:
-        """What the prompts of the other conditions tell about the clip; "" without a readable file."""
+        """What the prompts of the other conditions say about the clip; "" without a readable file."""
         if source.path is None or not self.processor.time_prompt:
             return ""
         try:
@@ -163,7 +163,7 @@ class Predictor:
         return rows
 
     def _ask(self, question: Asked, video: _Read) -> tuple[Prediction, list[Any] | None]:
-        """The row without its answer, and the conversation to be answered; None where there will be none."""
+        """The row without its answer, and the conversation to answer; None if there is none."""
         row = Prediction(question.item.id, "", protocol=self.protocol)
         if not isinstance(video, str):
             row = replace(row, video=question.source.name)
@@ -182,7 +182,7 @@ class Predictor:
         return replace(row, prompt_sha256=hashlib.sha256(prompt.encode()).hexdigest()), messages
 
     def _subtitles(self, item: Item, video: Shown | None) -> list[str]:
-        """The lines at the times of the frames, for benchmarks that are asked with subtitles; without a video none."""
+        """The lines at the times of the frames, for benchmarks with subtitles; none without a video."""
         if video is None or self.job.bench not in WITH_SUBTITLES or "subtitles" not in item.extra:
             return []
         root = self.job.path if self.job.path.is_dir() else self.job.path.parent
@@ -213,10 +213,10 @@ def parts(out: Path) -> list[Path]:
 
 
 def stored(out: Path, own: Path, job: PredictJob, protocol: Protocol) -> dict[str, Prediction]:
-    """What is there already, by id; a line of `own` that was cut off is removed.
+    """The stored predictions, by id; a partial last line of `own` is removed.
 
     Raises:
-        ValueError: the file holds other things than predictions of this job.
+        ValueError: the file contains anything but predictions of this job.
     """
     check_appendable(own, b'{"id": ')
     if own.exists():
@@ -272,16 +272,16 @@ def predict(
     ray_workers: int | None = None,
     loaded: tuple[Any, Any] | None = None,
 ) -> dict[str, Any]:
-    """Answer what is not answered yet; process `rank` of `world_size` takes every `world_size`-th batch.
+    """Answer the open questions; process `rank` of `world_size` takes every `world_size`-th batch.
 
     With `ray_workers`, that many Ray actors answer the batches, on all machines of the cluster that Ray knows.
-    `loaded` is the job's model and processor, where the caller has them already.
+    `loaded` is the job's model and processor, if the caller already has them.
 
     Returns:
         Counts: questions, answered, failures (kind: ids), complete, out.
 
     Raises:
-        ValueError: the job cannot be done, `out` holds something else, or another process is writing it.
+        ValueError: the job cannot be done, `out` contains something else, or another process is writing it.
     """
     if out.suffix != ".jsonl":
         raise ValueError(f"{out}: predictions are JSON Lines, so the name must end with .jsonl")

@@ -1,4 +1,4 @@
-"""Predictions by Ray Data: a pool of actors on the machines of a cluster, each with a model of its own.
+"""Predictions by Ray Data: a pool of actors on the machines of a cluster, each with its own model.
 
 Every machine reads annotations, videos and the checkpoint by the same paths.
 """
@@ -29,7 +29,7 @@ class _Worker:
 def answers(job: PredictJob, numbers: list[int], workers: int) -> Iterator[list[Prediction]]:
     """The answers of batches, in the order in which they become ready.
 
-    Connects to the cluster that Ray finds, else starts one on this machine.
+    Connects to the cluster that Ray finds, or starts one on this machine.
 
     Raises:
         ValueError: Ray is not installed.

@@ -4,8 +4,8 @@
      "frame_indices": [12, 36, …], "frame_times": [0.4, 1.2, …], "decoder": "pyav 18.1.0", "prompt_sha256": "…",
      "protocol": {"benchmark": "activitynet-qa", "errata": "as-published", "condition": "full", "model": "…", …}}
 
-`id` and `prediction` are enough to be scored; what a foreign file does not say stays unknown. A question whose video or
-answer failed is a row, too: its prediction is null and `failure` says why. Predictions never hold scores.
+`id` and `prediction` are enough to be scored; what is missing in a foreign file stays unknown. A question whose video
+or answer failed is also a row: its prediction is null and `failure` says why. Predictions never hold scores.
 """
 
 import json
@@ -40,7 +40,7 @@ CONDITIONS = ("full", "no_video", "one_frame", "shuffled", "reversed", "wrong_vi
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is the same for all questions of a run. Numbers of different protocols are not comparable."""
+    """The settings shared by all questions of a run. Numbers of different protocols are not comparable."""
 
     benchmark: str
     errata: str  # as-published, corrected or strict
@@ -77,7 +77,7 @@ class Prediction:
             raise ValueError(f"prediction {self.id!r} must have either a text or a failure")
 
     def as_json(self) -> str:
-        """One line without its end; equal for equal predictions."""
+        """One line without its line end; equal for equal predictions."""
         content = asdict(self)
         del content["place"]
         return json.dumps(content, allow_nan=False)
@@ -85,12 +85,11 @@ class Prediction:
 
 @contextmanager
 def only_writer(path: Path) -> Iterator[None]:
-    """Claim a file, which is created, for this process; the claim ends with the process, however that ends.
-
-    Windows has no such claims: there, two runs that write to one file are not noticed.
+    """Create a file and lock it for this process; the lock ends with the process. Windows has no such locks: two runs
+    that write to one file are not noticed there.
 
     Raises:
-        ValueError: another process has claimed it.
+        ValueError: another process has locked it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
@@ -110,7 +109,7 @@ def append_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
 
 
 def append_lines(path: Path, lines: Sequence[str]) -> None:
-    """Add lines to a file, all of them or none; a line that an interruption cut off before is removed first.
+    """Add lines to a file, all of them or none; a partial last line left by an interruption is removed first.
 
     The lines are on the disk when this returns. A file has one writer at a time (`only_writer`).
     """
@@ -127,7 +126,7 @@ def append_lines(path: Path, lines: Sequence[str]) -> None:
 
 
 def check_appendable(path: Path, row_start: bytes) -> None:
-    """See that a file holds nothing but rows that begin like this; the last one may be cut off. It is not changed.
+    """Check that a file contains only rows that begin like this; the last one may be partial. The file is not changed.
 
     Raises:
         ValueError: the file begins or ends otherwise.
@@ -141,7 +140,7 @@ def check_appendable(path: Path, row_start: bytes) -> None:
 
 
 def remove_torn_line(file: Any) -> None:
-    """Cut off what follows the last line end of a binary file opened for reading and writing."""
+    """Remove everything after the last line end of a binary file opened for reading and writing."""
     length = end = file.seek(0, os.SEEK_END)
     while end > 0:
         size = min(end, 1 << 16)
@@ -162,9 +161,9 @@ def watched(steps: Iterable[Any], what: str, total: int | None = None) -> Iterab
 
 
 def read_predictions(path: Path) -> Iterator[Prediction | Rejected]:
-    """The predictions of a file (`.jsonl` or `.json`) in their order; rows that are none are listed.
+    """The predictions of a file (`.jsonl` or `.json`) in their order; rows that are not predictions are listed.
 
-    Besides our own rows those of the field are understood: `question_id` or `uid` for `id`; `pred`, `response` or
+    Common formats are also understood: `question_id` or `uid` for `id`; `pred`, `response` or
     `option` for `prediction`; questions that are grouped by video under `questions` (Video-MME); and one object of
     replies by id (LVBench), where whole numbers alone stand for options, counted from 0 (EgoSchema). Ids may be
     numbers.
@@ -235,10 +234,10 @@ _PROTOCOL_KEYS = {entry.name for entry in fields(Protocol)}
 
 
 def prediction_of(row: AnnotationRow) -> Prediction:
-    """A row as a prediction.
+    """Parse a row as a prediction.
 
     Raises:
-        AnnotationRowError, ValueError, TypeError: it is none.
+        AnnotationRowError, ValueError, TypeError: it is not a prediction.
     """
     failure = row.get("failure")
     if failure is not None and failure not in FAILURES:
@@ -252,7 +251,7 @@ def prediction_of(row: AnnotationRow) -> Prediction:
         raise AnnotationRowError(f"prediction is not a string: {text!r:.40}")
     protocol = row.get("protocol")
     if protocol is not None and (not isinstance(protocol, dict) or not protocol.keys() <= _PROTOCOL_KEYS):
-        raise AnnotationRowError("the protocol is not one of this version")
+        raise AnnotationRowError("the protocol does not belong to this version")
     return Prediction(
         id=row.id(*_ID),
         prediction=text,

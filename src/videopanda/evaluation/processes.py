@@ -1,4 +1,4 @@
-"""Which process of how many this is, for programs started by torchrun."""
+"""The rank of this process and the number of processes, for programs started by torchrun."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ class DistributedRank(NamedTuple):
 
 
 def distributed_rank() -> DistributedRank:
-    """Ask the launcher, if there is one; alone, a process is the first of one."""
+    """The rank given by the launcher; without one, the only process."""
     if not distributed.is_torchelastic_launched():
         return DistributedRank(0, 1, None)
     distributed.init_process_group("gloo")

@@ -1,4 +1,4 @@
-"""What a model is asked: one template per kind of question.
+"""Prompts: one template per kind of question.
 
 The wording is our own. A JSON file with templates of the same names replaces it, for those who need an official one:
 
@@ -20,7 +20,7 @@ from videopanda.evaluation.benchmarks.options import LETTERS
 class Prompts:
     """Templates. `{question}` is what is asked; `{options}` are lines "A. …", `{subtitles}` lines of subtitles.
 
-    Questions with a short answer are asked as they stand, as in the zero-shot protocol of the field.
+    Questions with a short answer are asked unchanged, as in the usual zero-shot protocol.
     """
 
     short_answer: str = "{question}"
@@ -61,10 +61,8 @@ def _fill(template: str, **values: str) -> str:
 
 
 def read_prompts(path: Path | None) -> Prompts:
-    """The templates, with those of a JSON file in place of our own.
-
-    Raises:
-        ValueError: the file holds something else than templates.
+    """The templates, overridden by those of a JSON file. Raises:
+    ValueError: the file contains anything but templates.
     """
     if path is None:
         return Prompts()

@@ -1,4 +1,4 @@
-"""What decides a model's answers beside the question: its weights, and the versions of the packages."""
+"""What determines a model's answers besides the question: its weights and the package versions."""
 
 import hashlib
 import platform
@@ -22,7 +22,7 @@ def weights_sha256(folder: Path) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide what a model says."""
+    """Versions of the packages that affect a model's answers."""
     modules = {"torch": torch, "transformers": transformers, "numpy": np, "av": av}
     named = {name: module.__version__ for name, module in modules.items()}
     return {"videopanda": __version__, "python": platform.python_version(), **named}

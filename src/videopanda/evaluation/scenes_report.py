@@ -1,11 +1,11 @@
-"""Accuracy on unseen test scenes, with the baselines that tell whether a model looks at the video at all.
+"""Accuracy on unseen test scenes, with baselines that show whether a model uses the video at all.
 
     report = scenes_report(Path("out/scenes"), load(None), num=2000)    # or: videopanda evaluate scenes --num 2000
     report["accuracy"], report["families"]["speed"]["accuracy"], report["baselines"]["no_video"]["accuracy"]
 
-Scenes is a benchmark like others: the folder gets clips, annotations, and for each condition predictions and scores,
-from which this report is made. Every clip is an H.264 file that is read as a user's would be; every question stands
-alone in its prompt; what cannot be read counts as wrong and is listed.
+Scenes is a benchmark like any other: the folder gets clips, annotations, and for each condition predictions and scores,
+from which this report is made. Every clip is an H.264 file that is read as a user's would be; every prompt has one
+question; clips that cannot be read count as wrong and are listed.
 """
 
 import json
@@ -33,7 +33,7 @@ MAX_NEW_TOKENS = 16  # the longest right answer is two words
 BATCH_SIZE = 32
 SCORER = "normalized"
 _REPORT = object_with("num_questions", "families")
-_SAMPLING = {"uniform": "uniform in time, the frame shown in the middle of each part"}
+_SAMPLING = {"uniform": "uniform in time, the frame at the middle of each segment"}
 
 
 def scenes_report(
@@ -52,7 +52,7 @@ def scenes_report(
     Args:
         folder: for clips, annotations, predictions, scores and `report.json`; an interrupted run is resumed.
         loaded: the model and its processor.
-        model: the folder that they are from; None is the bundled model.
+        model: their folder; None is the bundled model.
         num: number of questions, spread evenly over the twelve families.
         seed: chooses the scenes.
         baselines: ask again under the other conditions (`evaluation.conditions`).

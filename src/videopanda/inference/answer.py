@@ -67,7 +67,7 @@ def question_messages(processor: Any, question: str, has_video: bool = True) -> 
 def build_prompt(processor: Any, messages: Sequence[Message], clips: Sequence[EncodedClip] = ()) -> list[int]:
     """The token ids of a conversation whose video and image parts stand for `clips`, in order.
 
-    A still picture may stand where the conversation says video: it is shown as the image that it is.
+    A still picture may be passed where the conversation says video: it is shown as an image.
 
     Raises:
         ValueError: parts and clips differ in number or kind.
@@ -79,7 +79,7 @@ def build_prompt(processor: Any, messages: Sequence[Message], clips: Sequence[En
     kinds = [tokens[token] for token in re.findall(pattern, text)]
     if kinds != [clip.kind for clip in clips]:
         given = ", ".join(clip.kind for clip in clips) or "nothing"
-        raise ValueError(f"the conversation shows {', '.join(kinds) or 'nothing'}, but it was given {given}")
+        raise ValueError(f"the conversation shows {', '.join(kinds) or 'nothing'}, but got {given}")
     texts = iter(clips)
     text = re.sub(pattern, lambda _: next(texts).placeholder_text, text)
     return list(processor.tokenizer([text], add_special_tokens=False)["input_ids"][0])
@@ -110,7 +110,7 @@ class Chat:
     chat.ask("Which one is the largest?").answer        # sees the first question and its answer
 
     The clip keeps its KV cache, so that later questions prefill only the tokens after it. With a `cache`, a clip that
-    was encoded before, by any process, is not even read.
+    any process has encoded before is not even read.
 
     Raises:
         VideoReadError: the video cannot be read.
@@ -140,14 +140,14 @@ class Chat:
         self._encode_seconds = self._costs.pop("encode")
 
     def ask(self, question: str) -> Answer:
-        """Answer a question in the light of all earlier ones. Timings of later questions hold only their own cost."""
+        """Answer a question, given the earlier ones. Timings of later questions include only their own cost."""
         messages = [*self.messages, *question_messages(self.processor, question, has_video=not self.messages)]
         (answer,) = self._answers([question], [messages])
         self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer.answer}]}]
         return answer
 
     def ask_each(self, questions: Sequence[str]) -> list[Answer]:
-        """Answer questions in one batch; none sees another, nor what was said before."""
+        """Answer questions in one batch; none sees another, or the earlier conversation."""
         return self._answers(questions, [question_messages(self.processor, question) for question in questions])
 
     def _answers(self, questions: Sequence[str], conversations: Sequence[Sequence[Message]]) -> list[Answer]:

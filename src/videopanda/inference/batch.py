@@ -1,4 +1,5 @@
-"""Runs the language model for many sequences at a time: prompts are prefilled, then all grow by a token per step.
+"""Runs the language model for many sequences at a time: prompts are prefilled, then each step adds a token to all of
+them.
 
     kv, logits_BV = prefill(model, layout, prompts)     # prompts, or what follows their cached prefixes
     batch.join(sequences, kv)                           # sequences join and leave between steps
@@ -40,7 +41,7 @@ class Prompt:
 
 
 def groups(prompts: Sequence[Prompt], layout: CacheLayout) -> list[list[int]]:
-    """Places of prompts that are prefilled together: padding must be cheap, and change nothing."""
+    """Indices of prompts to prefill together: padding must be cheap and must not change results."""
     order = sorted(range(len(prompts)), key=lambda place: (prompts[place].prefix is None, len(prompts[place].ids)))
     found: list[list[int]] = []
     for place in order:
@@ -96,7 +97,7 @@ def prefill(model: Any, layout: CacheLayout, prompts: Sequence[Prompt]) -> tuple
 
 
 def _masks(model: Any, layout: CacheLayout, positions: Sequence[Tensor], queries_BN: Tensor) -> dict[str, Any]:
-    """The attention masks for new tokens; none where nothing is padded."""
+    """The attention masks for new tokens; none if nothing is padded."""
     if len(positions) > 1:
         return layer_masks(model.get_decoder(), positions, queries_BN)
     held_BL = positions[0] != PADDING

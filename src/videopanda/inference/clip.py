@@ -40,7 +40,7 @@ class EncodedClip:
     inputs: what the processor made of the frames; dropped once they are encoded.
     source_shape: frames, height and width of the source.
     tokens: projected visual tokens, (V, E); None before the clip is encoded.
-    layout: where each token comes from, as the model tells it; see `EncodedVisual`.
+    layout: where each token comes from, as reported by the model; see `EncodedVisual`.
     kv_prefixes: KV caches of prompts up to this clip, by the keys of all their clips and their token ids.
     """
 
@@ -86,7 +86,7 @@ class ClipSource:
 
     def __post_init__(self) -> None:
         if hasattr(self.video, "frames") and not (self.num_frames is self.start is self.end is None):
-            raise ValueError("num_frames, start and end choose frames of a file; these frames are decoded already")
+            raise ValueError("num_frames, start and end choose frames of a file; these frames are already decoded")
 
 
 def kind_of(video: Any) -> Literal["video", "image"]:
@@ -98,7 +98,7 @@ def kind_of(video: Any) -> Literal["video", "image"]:
 def prepare_clips(
     processor: Any, videos: Sequence[Any], kind: Literal["video", "image"] = "video", keys: Sequence[str] = ()
 ) -> list[EncodedClip]:
-    """Run the processor on decoded videos (`.frames`, `.timestamps`, `.duration`), in one batch, which they share."""
+    """Run the processor on decoded videos (`.frames`, `.timestamps`, `.duration`), in one shared batch."""
     rules = processor.video_processor
     if kind == "video":
         inputs = rules(videos=list(videos), return_tensors="pt", return_metadata=True)
@@ -253,7 +253,7 @@ def _keep(cache: TokenDiskCache, key: str, processor: Any, clip: EncodedClip) ->
 
 
 class ClipMemoryCache:
-    """The clips used last, up to `max_bytes`. Safe to use from several threads."""
+    """The most recently used clips, up to `max_bytes`. Safe to use from several threads."""
 
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes

@@ -1,4 +1,4 @@
-"""One model, many requests: sequences join and leave a batch between its steps, and share what is known of a clip.
+"""One model, many requests: sequences join and leave a batch between its steps, and share KV prefixes of clips.
 
     engine = Engine(*load(folder))
     results = engine.generate([GenerateRequest(prompt_ids, clips)])       # in this thread, in the order of the requests
@@ -8,7 +8,7 @@
         engine.step()
 
 A clip is encoded once, and its prompt is prefilled once up to its last visual token: later requests continue from its
-KV cache. Everybody who asks a model uses this: `answer` and `Chat`, evaluation, and the server (`engine_thread`).
+KV cache. Everything that queries a model uses this: `answer` and `Chat`, evaluation, and the server (`engine_thread`).
 """
 
 import logging
@@ -43,7 +43,7 @@ class Limits:
     max_num_seqs: sequences that are generated at the same time.
     max_queue: requests that may wait; None: any number.
     max_kv_tokens: size of the batch's KV cache, in tokens of all sequences with padding; None: as many as fit into the
-        memory that is free when it is first asked for.
+        free memory when the limit is first needed.
     cache_bytes: memory for clips that were asked about before, with their KV caches.
     """
 
@@ -75,7 +75,7 @@ class GenerateRequest:
 class RequestStats:
     """What a reply cost.
 
-    cached_tokens: tokens of the prompt that a KV cache held already.
+    cached_tokens: tokens of the prompt that were already in a KV cache.
     seconds: "decode" (reading the files; 0 for clips in memory), "queue", "encode", "prefill", "generate"; steps are
         shared with other sequences.
     """
@@ -116,7 +116,7 @@ Callback = Callable[[TextDelta | Finished | Failed], object]
 
 
 class ActiveSequence:
-    """A request on its way. Only the engine changes it, except for `cancel`."""
+    """A running or waiting request. Only the engine changes it, except for `cancel`."""
 
     def __init__(self, request: GenerateRequest, callback: Callback, detokenizer: IncrementalDetokenizer):
         self.request, self.callback, self.detokenizer = request, callback, detokenizer
@@ -128,19 +128,19 @@ class ActiveSequence:
         self.since = time.perf_counter()  # when it was queued, later when its first token was there
 
     def cancel(self) -> None:
-        """Nobody waits for the reply any more; the engine drops the sequence before its next step."""
+        """Cancel the request; the engine drops the sequence before its next step."""
         self.cancelled = True
 
     @property
     def max_tokens(self) -> int:
-        """Length of the sequence if the reply becomes as long as it may."""
+        """Length of the sequence if the reply reaches its maximum length."""
         return len(self.request.prompt_ids) + self.request.max_new_tokens
 
 
 class Engine:
     """Generates replies in the thread that calls it.
 
-    keep_prefixes: clips keep the KV caches of their prompts; else these are only shared among requests that are
+    keep_prefixes: clips keep the KV caches of their prompts; otherwise they are only shared among requests that are
         admitted together.
 
     Raises:
@@ -176,7 +176,7 @@ class Engine:
 
     # -- requests ------------------------------------------------------------------------------------------------------
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Finished | Failed]:
-        """The replies to all requests, in their order. A request that fails does not harm the others."""
+        """The replies to all requests, in their order. A failed request does not affect the others."""
         results: dict[int, Finished | Failed] = {}
 
         def collect(place: int, event: TextDelta | Finished | Failed) -> None:
@@ -203,7 +203,7 @@ class Engine:
         sequence = ActiveSequence(request, callback, IncrementalDetokenizer(self.processor.tokenizer, request.stop))
         with self._lock:
             if self.limits.max_queue is not None and len(self._waiting) >= self.limits.max_queue:
-                raise QueueFullError(f"{len(self._waiting)} requests are waiting already: try again later")
+                raise QueueFullError(f"{len(self._waiting)} requests are already waiting: retry later")
             self._waiting.append(sequence)
         return sequence
 
@@ -213,7 +213,7 @@ class Engine:
         limit = min(self.context, self.limits.max_kv_tokens or vars(self).get("max_kv_tokens", self.context))
         if prompt_tokens + max_new_tokens > limit:
             raise DoesNotFitError(
-                f"a prompt of {prompt_tokens} tokens and a reply of up to {max_new_tokens} do not fit into the "
+                f"a prompt of {prompt_tokens} tokens and up to {max_new_tokens} new tokens exceed the "
                 f"{limit} tokens that can be held: use fewer frames, a shorter conversation, or a shorter reply"
             )
 
@@ -282,7 +282,7 @@ class Engine:
             self._prefill([one for one in admitted if not one.ended], prefixes)
 
     def _next_admissible(self, admitted: Sequence[ActiveSequence]) -> ActiveSequence | None:
-        """The first in the queue, with its clips encoded, if it fits beside the others."""
+        """The first in the queue, with its clips encoded, if it fits in addition to the running ones."""
         while self._waiting:
             sequence = self._waiting[0]
             others = [*self._batch.sequences, *admitted]
@@ -319,7 +319,7 @@ class Engine:
 
     # -- prefill -------------------------------------------------------------------------------------------------------
     def _prefix_key(self, request: GenerateRequest) -> PrefixKey:
-        """What the KV cache of a prompt up to its last visual token depends on."""
+        """The key of the KV cache of a prompt up to its last visual token."""
         ids = request.prompt_ids
         end = next((i for i in range(len(ids), 0, -1) if ids[i - 1] in self._placeholders), 0)
         return tuple(clip.key for clip in request.clips), tuple(ids[:end])
@@ -438,7 +438,7 @@ class Engine:
         return False
 
     def _fail(self, sequences: Sequence[ActiveSequence], error: Exception) -> None:
-        """End sequences with an error. Raises EngineStoppedError if the device does not work any more."""
+        """End sequences with an error. Raises EngineStoppedError if the device no longer works."""
         if not isinstance(error, ValueError):
             _LOG.error("%d sequences failed", len(sequences), exc_info=error)
         error.__traceback__ = None  # its frames hold tensors
@@ -448,7 +448,7 @@ class Engine:
                 torch.cuda.empty_cache()
                 torch.zeros(1, device=self.model.device).item()
             except RuntimeError as broken:
-                raise EngineStoppedError(f"the device does not work any more: {broken}") from broken
+                raise EngineStoppedError(f"the device no longer works: {broken}") from broken
 
 
 def _end(sequences: Sequence[ActiveSequence], error: Exception) -> None:

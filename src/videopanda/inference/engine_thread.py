@@ -1,4 +1,4 @@
-"""An engine in a thread of its own, for requests that come from many threads."""
+"""An engine in its own thread, for requests from many threads."""
 
 import logging
 import threading
@@ -41,7 +41,7 @@ class EngineThread(Engine):
         """
         with self._changed:
             if not self.is_alive:
-                raise EngineStoppedError("the server is shutting down: try again later")
+                raise EngineStoppedError("the server is shutting down: retry later")
             sequence = super().submit(request, callback)
             self._changed.notify()
         return sequence

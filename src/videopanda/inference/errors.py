@@ -1,10 +1,10 @@
-"""Why a request is not answered; a request that does not fit is a `DoesNotFitError` of `plan`."""
+"""Errors of requests; a request that does not fit raises `plan`'s `DoesNotFitError`."""
 
 from videopanda.plan.planner import DoesNotFitError
 
 
 class QueueFullError(RuntimeError):
-    """Too many requests are waiting: try again later."""
+    """Too many requests are waiting: retry later."""
 
 
 class EngineStoppedError(RuntimeError):

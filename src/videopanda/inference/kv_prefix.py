@@ -1,7 +1,7 @@
-"""The KV cache of sequences, in a form that can be cut, kept, stacked and continued.
+"""KV caches of sequences that can be cut, kept, stacked and continued.
 
-Every layer has a length and positions of its own: a model that merges tokens inside its layers keeps fewer keys and
-values in deep layers than in shallow ones. Rows are aligned on the right and hold no gaps, so sliding windows, which
+Every layer has its own length and positions: a model that merges tokens inside its layers keeps fewer keys and
+values in deep layers than in shallow ones. Rows are right-aligned and have no gaps, so sliding windows, which
 the masks of transformers count in columns, are exact.
 
 Dimensions: B sequences; L cached positions of a layer, with padding; H heads; W head width.
@@ -27,7 +27,7 @@ EXACT_LAYERS = {"full_attention", "sliding_attention", "linear_attention", "conv
 class CacheLayout:
     """How the layers of a language model cache.
 
-    windows: sliding window of each layer; None where a layer sees everything or keeps a state instead.
+    windows: sliding window of each layer; None if a layer sees everything or keeps a state instead.
     has_states: some layers keep a state (gated delta rule, short convolution) that padding inside a row would change.
     """
 
@@ -74,7 +74,7 @@ def context_length(config: Any) -> int:
 
 @dataclass(eq=False)
 class KVPrefix:
-    """What the language model keeps of the beginnings of B prompts.
+    """The language model's cache of the beginnings of B prompts.
 
     cache: keys and values (B, H, L, W) per layer, or the state of a layer.
     positions: (B, L), PADDING where a column is empty; one tensor for all layers, or one per layer. On the CPU, so that
@@ -106,14 +106,14 @@ class KVPrefix:
 
     @classmethod
     def of(cls, cache: Cache, positions_BL: Tensor, num_tokens: Sequence[int]) -> "KVPrefix":
-        """What a prefill has left in `cache`. Layers of other lengths carry `positions` (B, L) of their own."""
+        """The content of `cache` after a prefill. Layers of other lengths carry their own `positions` (B, L)."""
         own = [getattr(layer, "positions", None) for layer in cache.layers]
         if all(positions is None for positions in own):
             return cls(cache, [positions_BL], list(num_tokens))
         return cls(cache, [positions_BL if p is None else p.cpu() for p in own], list(num_tokens))
 
     def rows(self) -> list["KVPrefix"]:
-        """Every sequence alone, without padding; views where there is nothing to copy."""
+        """Every sequence alone, without padding; views if possible."""
         spans = [_spans(positions) for positions in self.positions]
         return [self._row(b, [span[b] for span in spans]) for b in range(len(self))]
 
@@ -130,11 +130,11 @@ class KVPrefix:
         )
 
     def clone(self) -> "KVPrefix":
-        """A copy that shares no memory, so that it keeps nothing else alive."""
+        """A copy with its own memory, so it keeps nothing else alive."""
         return self.select(list(range(len(self))))
 
     def select(self, places: Sequence[int]) -> "KVPrefix":
-        """The sequences at `places`; columns that none of them needs are dropped."""
+        """The sequences at `places`; columns unused by all of them are dropped."""
         rows = torch.tensor(places, dtype=torch.long)
         kept = [p[rows] for p in self.positions]
         firsts = [min((start for start, _ in _spans(p)), default=p.shape[1]) for p in kept]
@@ -192,7 +192,7 @@ def _cache(layers: list[Any]) -> Cache:
 
 
 def _mapped(layers: Sequence[Any], change: Callable[[list[Tensor]], Tensor]) -> Any:
-    """A layer whose tensors are made from those of `layers`, wherever a version of transformers keeps them."""
+    """A layer whose tensors are computed from those of `layers`, for any supported version of transformers."""
     made = copy(layers[0])
     for name, value in vars(layers[0]).items():
         values = [vars(layer)[name] for layer in layers]
@@ -211,7 +211,7 @@ def _mapped(layers: Sequence[Any], change: Callable[[list[Tensor]], Tensor]) -> 
 
 
 def _padded(parts: Sequence[Tensor], length: int) -> Tensor:
-    """Parts (B_i, H, L_i, W) below each other, filled up on the left to `length`."""
+    """Parts (B_i, H, L_i, W) below each other, padded on the left to `length`."""
     return torch.cat([F.pad(part, (0, 0, length - part.shape[2], 0)) for part in parts])
 
 

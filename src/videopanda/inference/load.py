@@ -16,11 +16,11 @@ BUNDLED_MODEL = Path(__file__).parents[1] / "assets" / "nano"
 def load(model: str | Path | None = None, device: str | None = None) -> tuple[Any, Any]:
     """Model and processor of a checkpoint folder, ready for inference. None is the bundled model.
 
-    `device` is a torch device; default CUDA where there is one, else the CPU, where every model runs in float32.
+    `device` is a torch device; default: CUDA if available, else the CPU, where every model runs in float32.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no weights in it.
-        ValueError: the folder holds something else, or not all of a checkpoint.
+        FileNotFoundError: the folder or its weights are missing.
+        ValueError: the folder is not a checkpoint, or is incomplete.
     """
     folder = BUNDLED_MODEL if model is None else Path(model)
     device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -29,7 +29,7 @@ def load(model: str | Path | None = None, device: str | None = None) -> tuple[An
 
 
 def _usable(device: str) -> str:
-    """The name of a device that is here. Raises ValueError."""
+    """Check that a device is available; returns its name. Raises ValueError."""
     try:
         kind = torch.device(device).type
     except RuntimeError as error:

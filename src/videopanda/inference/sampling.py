@@ -1,4 +1,4 @@
-"""Chooses the next token of each sequence: greedily as `generate` does, or drawn with a seed of its own."""
+"""Chooses the next token of each sequence: greedily as `generate` does, or drawn with its own seed."""
 
 import random
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ _SUPPORTED_FIELDS = {"suppress_tokens", "repetition_penalty"}
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen: greedily at temperature 0, else drawn from the most probable ones of mass `top_p`.
+    """How tokens are chosen: greedily at temperature 0, else sampled from the nucleus of mass `top_p`.
 
     repetition_penalty: in place of the checkpoint's own.
     seed: None draws differently each time.
@@ -50,8 +50,8 @@ class Sampler:
     """Chooses tokens for a checkpoint.
 
     Raises:
-        ValueError: its generation config sets a field that is not applied here, so that answers would differ from those
-            of `generate`.
+        ValueError: its generation config sets a field that is not supported here, so answers would differ from those of
+            `generate`.
     """
 
     def __init__(self, config: GenerationConfig, device: Any = "cpu"):

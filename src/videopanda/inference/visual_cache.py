@@ -1,4 +1,4 @@
-"""Visual tokens on disk: a clip that was encoded once, by any process, is neither decoded nor encoded again.
+"""Visual tokens on disk: a clip that any process has encoded is neither decoded nor encoded again.
 
     cache = TokenDiskCache("~/.cache/videopanda/tokens", 10 * 2**30)
     key = cache.key(vision_key(model, processor), clip_key("clip.mp4", num_frames=8, sampling="uniform"))
@@ -46,7 +46,7 @@ class Entry:
 
 
 class TokenDiskCache:
-    """A folder of entries, at most `max_bytes` large; the least recently used ones are evicted.
+    """A folder of entries, of at most `max_bytes` in total; the least recently used ones are evicted.
 
     Raises:
         OSError: the folder cannot be made.
@@ -162,7 +162,7 @@ def _sha256(tensors: dict[str, Tensor], facts: str) -> str:
 def clip_key(
     video: Any, *, num_frames: int | None, sampling: str, start: float | None = None, end: float | None = None
 ) -> str | None:
-    """Content of a clip and the choice of its frames; None for what can be read only once, and for what is not there.
+    """Content of a clip and the choice of its frames; None for sources that can be read only once or are missing.
 
     Raises:
         OSError: the file cannot be read.
@@ -201,7 +201,7 @@ def _files_sha256(path: Path) -> Any:
 
 
 def _decoders() -> list[str]:
-    """What may decode a file here, with versions: which one does follows from the file."""
+    """The decoders that may be used for a file, with versions: the file determines which one."""
     found = []
     for name in ("av", "torchcodec", "pillow"):
         try:
@@ -217,7 +217,7 @@ _VISION_KEYS: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary(
 def vision_key(model: Any, processor: Any) -> str:
     """Weights of the vision modules, their configuration, data type, device, and settings of the processor.
 
-    Hashed once for each model: weights that change afterwards are not seen.
+    Hashed once for each model: later changes of the weights are not noticed.
     """
     if model not in _VISION_KEYS:
         vision = {name: v for name, v in model.config.to_dict().items() if name not in ("text_config", "_name_or_path")}

@@ -1,4 +1,4 @@
-"""Model families, one folder each, and what they share: torch and transformers only."""
+"""Model families, one folder each, and their shared code: torch and transformers only."""
 
 import pkgutil
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The base model of a family: visual features take the place of placeholders, and the language model reads them.
+"""The base model of a family: visual features replace placeholders, and the language model processes them.
 
 Any family can merge visual tokens inside its language model: `model.model.merge_schedule = MergeSchedule(...)`, without
 training. Copied into exported folders.
@@ -48,10 +48,10 @@ class VisualModelMixin:
     def merger_for(
         self, input_ids_BN: Tensor, videos: Sequence[EncodedVisual], is_padding_BN: Tensor | None
     ) -> Merger | None:
-        """What merges the tokens of `videos` inside the language model; None where nothing merges.
+        """The merger of the tokens of `videos` inside the language model; None if nothing merges.
 
         Raises:
-            ValueError: the features do not tell where they come from, or the language model cannot merge.
+            ValueError: the features have no layout, or the language model cannot merge.
         """
         schedule = self.schedule()
         if schedule is None or not schedule.layers or not videos:
@@ -115,7 +115,7 @@ class VisualModelMixin:
     def spliced(
         self, embeds_BNE: Tensor, input_ids_BN: Tensor, encoded: Mapping[str, Sequence[EncodedVisual]]
     ) -> Tensor:
-        """Embeddings with the features of all kinds at their placeholders. Raises ValueError where numbers differ."""
+        """Embeddings with the features of all kinds at their placeholders. Raises ValueError if numbers differ."""
         for kind, token_id in (("video", self.config.video_token_id), ("image", self.config.image_token_id)):
             tokens = [visual.tokens for visual in encoded.get(kind, ())]
             features_VE = torch.cat(tokens) if tokens else embeds_BNE.new_zeros(0, embeds_BNE.shape[-1])
@@ -158,9 +158,8 @@ class VisualModelMixin:
 
 
 def _encoded(features: Features) -> Sequence[EncodedVisual]:
-    """Features as `encode` gives them.
-
-    `generate` repeats the tensors of an output for beams; what they know of their layout goes along as an attribute.
+    """Features as returned by `encode`. `generate` repeats the tensors of an output for beams; their layout is kept as
+    an attribute.
     """
     if isinstance(features, Sequence):
         return features

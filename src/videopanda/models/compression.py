@@ -5,7 +5,7 @@
     compressor.layout(layout_V4, visual_V)                # the same layout, counted before any pixel is touched
 
 A compressor needs to know only where tokens come from (see `EncodedVisual.layout`), so it serves every family and
-frames of any size. It stands between the vision part and its projection; a new one starts as plain pooling.
+frames of any size. It runs between the vision part and its projection; a new one starts as plain pooling.
 
 Dimensions: V tokens of B visuals; D width; L tokens of the longest visual; G groups that become one token; Q queries.
 """
@@ -24,10 +24,10 @@ LAST_COLUMN = 1 << 20  # reading order: the end of a row comes after its cells
 
 
 class CompressionConfig(PreTrainedConfig):
-    """How visual tokens become fewer. All defaults together change nothing.
+    """How to reduce visual tokens. With all defaults nothing changes.
 
     Args:
-        mixer: "mamba" or "mamba2" lets tokens exchange information in reading order before they become fewer (STORM,
+        mixer: "mamba" or "mamba2" lets tokens exchange information in reading order before they are reduced (STORM,
             Sec. 3); "none" does not.
         mixer_layers: number of mixers, each residual, with output weights that start at zero.
         bidirectional: mix in both directions; such a compressor needs the whole clip and cannot stream.
@@ -36,7 +36,7 @@ class CompressionConfig(PreTrainedConfig):
         pool_space: average squares of this many cells per side.
         queries: pooled tokens are put between the others before mixing and are all that is kept (BIMBA, Sec. 3.2).
         keep_every: keep every n-th pooled frame, outside of training only (test-time sampling, STORM).
-        merge_tokens: merge the most similar cells of every `merge_frames` frames until this many are left (ToMe); 0
+        merge_tokens: merge the most similar cells of every `merge_frames` frames until this many remain (ToMe); 0
             for none.
         merge_frames: frames of a clip within which cells merge.
     """
@@ -81,13 +81,13 @@ class CompressionConfig(PreTrainedConfig):
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether all tokens pass as they are."""
+        """Whether all tokens pass unchanged."""
         fewer = (self.pool_time, self.pool_space, self.keep_every, self.merge_tokens) != (1, 1, 1, 0)
         return self.mixer == "none" and not fewer
 
     @property
     def segment_frames(self) -> int:
-        """Frames after which a stream may be cut: whole pooled frames, kept ones and clips of ToMe."""
+        """A stream may be cut at multiples of this many frames: whole pooled frames, kept frames and clips of ToMe."""
         frames = self.pool_time * self.keep_every
         return frames * self.merge_frames if self.merge_tokens else frames
 
@@ -101,7 +101,7 @@ class Groups(NamedTuple):
 
 
 class CompressorState(NamedTuple):
-    """What a compressor carries from chunk to chunk of one clip: a state per mixer, and the frames so far."""
+    """The state of a compressor between chunks of one clip: a state per mixer, and the frames so far."""
 
     mixers: tuple[MixerState, ...]
     frames: int
@@ -169,7 +169,7 @@ class ResidualMixer(nn.Module):
         self.reset_output()
 
     def reset_output(self) -> None:
-        """Start as the identity: what is added is zero (BIMBA does the same)."""
+        """Start as the identity: the residual is zero (as in BIMBA)."""
         for mixer in (self.forwards, self.backwards):
             if mixer is not None:
                 nn.init.zeros_(mixer.out_proj.weight)
@@ -204,7 +204,7 @@ class Compressor(nn.Module):
         Args:
             layout_V4: frame, row, column and kind of each token; frames of a chunk are numbered from 0.
             visual_V: number of the visual of each token, ascending.
-            state: of the chunks before, which must have ended on `segment_frames`; None at the start.
+            state: of the earlier chunks, which must have ended on `segment_frames`; None at the start.
 
         Returns: tokens, their layout and visuals, and the state after them.
 
@@ -228,7 +228,7 @@ class Compressor(nn.Module):
         return pooled_GD, layout_G4, visual_G, CompressorState(states, frames)
 
     def count(self, layout_V4: Tensor, visual_V: Tensor) -> int:
-        """Number of tokens that `forward` returns outside of training, without any."""
+        """Number of tokens that `forward` returns outside of training, without computing any."""
         config = self.config
         groups = pooled_groups(layout_V4, visual_V, config.pool_time, config.pool_space)
         kept_G = groups.layout[:, 0] % config.keep_every == 0
@@ -290,12 +290,12 @@ def _clips(layout_V4: Tensor, visual_V: Tensor, frames: int) -> Tensor:
 def merge_similar(
     tokens_VD: Tensor, layout_V4: Tensor, visual_V: Tensor, keep: int, frames: int
 ) -> tuple[Tensor, Tensor]:
-    """ToMe (Bolya et al. 2023) over the cells of every `frames` frames, until `keep` are left; marks stay.
+    """ToMe (Bolya et al. 2023) over the cells of every `frames` frames, until `keep` remain; frame and row tokens stay.
 
     In every round each cell at an even place of its clip finds the most similar one at an odd place; the most similar
-    pairs merge, as the mean weighted by how many cells each stands for. A pair keeps the place of its odd cell.
+    pairs merge, as the mean weighted by the number of cells each represents. A pair keeps the place of its odd cell.
 
-    Returns: the tokens that are left, and where they were, both in the old order.
+    Returns: the remaining tokens and their original indices, both in the old order.
     """
     cell_C = (layout_V4[:, 3] == CELL).nonzero().squeeze(1)
     clip_C = _clips(layout_V4, visual_V, frames)

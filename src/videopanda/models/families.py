@@ -1,4 +1,4 @@
-"""Which families there are, and a new model of one of them. Nothing outside of `models/` names a family.
+"""The model families, and new models of them. No code outside `models/` names a family.
 
 A family is a folder here whose configuration file says in `AUTO_MAP` what transformers' Auto classes find. Classes that
 are registered with the Auto classes elsewhere count as well.
@@ -25,7 +25,7 @@ DEFAULT = "videopanda"
 
 
 def part_of(family: str, part: str) -> ModuleType:
-    """A file of a family, such as its "configuration". Raises ModuleNotFoundError where it has none."""
+    """A file of a family, such as its "configuration". Raises ModuleNotFoundError if it has none."""
     return import_module(f".{family}.{part}_{family}", __package__)
 
 
@@ -42,7 +42,7 @@ def config_class(family: str) -> Any:
 
 
 def model_class(config: PreTrainedConfig) -> Any:
-    """The class of a family's models; None where the configuration is no family's, but say a language model's."""
+    """The model class of a family; None if the configuration belongs to no family, such as that of a language model."""
     return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)] if hasattr(config, "presets") else None
 
 

@@ -24,7 +24,7 @@ def parse_settings(items: Sequence[str]) -> dict[str, str]:
     """`--set KEY=VALUE` options as a dictionary; a later one replaces an earlier one.
 
     Raises:
-        ValueError: an option is not written so.
+        ValueError: an option does not have this form.
     """
     found = {}
     for item in items:
@@ -38,7 +38,7 @@ def parse_settings(items: Sequence[str]) -> dict[str, str]:
 def with_fields(
     config: type[PreTrainedConfig], values: Mapping[str, Any], fields: Mapping[str, Any], prefix: str = ""
 ) -> dict[str, Any]:
-    """A copy of the plain `values` of a configuration with some fields changed; text becomes what a field holds.
+    """A copy of the plain `values` of a configuration with some fields changed; text is converted to the field's type.
 
     All names begin with `prefix`.
 
@@ -73,7 +73,7 @@ def with_fields(
 
 
 def registered_config(model_type: str | None) -> Any:
-    """The configuration class of a type of model; None where transformers knows none."""
+    """The configuration class of a type of model; None if transformers has none."""
     try:
         return CONFIG_MAPPING[model_type]  # type: ignore[index]
     except KeyError:
@@ -81,13 +81,13 @@ def registered_config(model_type: str | None) -> Any:
 
 
 def unknown(key: str, known: Iterable[str]) -> str:
-    """What to say about a name that is none of `known`."""
+    """The message about a name that is not in `known`."""
     near = get_close_matches(key, list(known), n=1)
     return f"unknown setting {key!r}" + (f": did you mean {near[0]!r}?" if near else "")
 
 
 def _types(config: Any) -> dict[str, Any]:
-    """Name and annotation of every argument of a configuration class; `Any` where it says none."""
+    """Name and annotation of every argument of a configuration class; `Any` if there is none."""
     found = {}
     for name, parameter in inspect.signature(config.__init__).parameters.items():
         if name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
@@ -97,10 +97,10 @@ def _types(config: Any) -> dict[str, Any]:
 
 
 def convert(key: str, value: Any, kind: Any) -> Any:
-    """A value, or the text of one, as the type `kind` has it.
+    """A value, or its text, converted to the type `kind`.
 
     Raises:
-        ValueError: it is none; the message names `key`.
+        ValueError: it cannot be converted; the message names `key`.
     """
     if get_origin(kind) in (Union, UnionType):
         options = get_args(kind)
@@ -134,7 +134,7 @@ def convert(key: str, value: Any, kind: Any) -> Any:
 
 
 def _read(value: Any) -> Any:
-    """What a text says: a number, true or false, none, a JSON list or object; else the text itself."""
+    """The value of a text: a number, true or false, none, a JSON list or object; or the text itself."""
     if not isinstance(value, str):
         return value
     if value.lower() in _WORDS:

@@ -1,4 +1,4 @@
-"""What the video processors of all families share: which frames, from where, as 8-bit RGB. Part of exported folders.
+"""The shared base of all video processors: choosing and reading frames as 8-bit RGB. Part of exported folders.
 
 Needs neither torchvision nor a video decoder.
 """
@@ -28,7 +28,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def flatten_videos(videos: Any) -> list[Any]:
-    """Flatten what a caller may pass for `videos` to a list with one entry per video; None is no video at all.
+    """Flatten the accepted forms of `videos` to a list with one entry per video; None means no videos.
 
     One video is an object with `frames`, an array or tensor of four dimensions, a list of frames (PIL images or arrays
     of three dimensions), or the path or address of a file. Lists of videos may be nested, as chat templates nest them
@@ -81,7 +81,7 @@ def to_uint8_frames(video: Any, background: Sequence[int] = WHITE) -> np.ndarray
 class FrameProcessor(VideoProcessorMixin):
     """The base of a family's video processor: choice of frames, files, pictures.
 
-    A family adds `token_count`, `token_layout`, `layout` and `place`, which makes its inputs of frames.
+    A family adds `token_count`, `token_layout`, `layout` and `place`, which turns frames into its inputs.
     """
 
     image_input_names: list[str]  # names of the inputs of images; those of videos are `model_input_names`
@@ -100,7 +100,7 @@ class FrameProcessor(VideoProcessorMixin):
         """Return the indices of the frames to use, by the rule `frame_sampling`.
 
         `fps` takes that many frames per second of a video with known frame rate, `num_frames` a fixed number (default:
-        that of the processor). A video with fewer frames is used whole. The rule "released" goes by seconds: where the
+        that of the processor). A video with fewer frames is used whole. The rule "released" goes by seconds: if the
         frame rate is unknown, or with `fps`, the middles of equal parts are taken.
         """
         total = metadata.total_num_frames
@@ -115,9 +115,9 @@ class FrameProcessor(VideoProcessorMixin):
 
     @staticmethod
     def released_frames(total: int, fps: float, most: int) -> np.ndarray:
-        """Return the frames that the released code takes: one per second, but at least 8, thinned to `most`.
+        """Return the frames chosen by the released code: one per second, but at least 8, thinned to `most`.
 
-        Equal to `videopanda.video.read.released_frame_indices`, which this folder does without.
+        Equal to `videopanda.video.read.released_frame_indices`, duplicated because this folder must be self-contained.
         """
         frames = np.arange(0, total, max(1, round(fps)))
         if len(frames) < min(8, most + 1):
@@ -139,7 +139,7 @@ class FrameProcessor(VideoProcessorMixin):
         """Process one video or any nesting of them; see `flatten_videos` for what counts as a video.
 
         `video_metadata` holds one entry per video (frame rate, duration); `num_frames` or `fps` overrides the sampling.
-        A file is read by `videopanda.read_video`, whose rules and errors these are; all its frames without sampling.
+        A file is read by `videopanda.read_video`, with its rules and errors; without sampling, all its frames are read.
         With `return_metadata` the result also has `video_metadata`: duration, frame rate and chosen indices of each
         video.
         """
@@ -157,7 +157,7 @@ class FrameProcessor(VideoProcessorMixin):
         clips, metadata = [], []
         for video, known in zip(flat, video_metadata):
             if hasattr(video, "frames") and (num_frames is not None or fps is not None):
-                raise ValueError("num_frames and fps choose frames of a file; these frames are decoded already")
+                raise ValueError("num_frames and fps choose frames of a file; these frames are already decoded")
             if isinstance(video, str | Path):
                 video = self._read(video, sample, num_frames, fps)
             frames = to_uint8_frames(video, self.background)
@@ -196,7 +196,7 @@ class FrameProcessor(VideoProcessorMixin):
 
     @staticmethod
     def _metadata(video: Any, frames: np.ndarray, known: Any) -> VideoMetadata:
-        """Collect what is known of a video: from its own fields, else from the caller's metadata."""
+        """Collect the metadata of a video: from its own fields, else from the caller's metadata."""
         entry = VideoMetadata(total_num_frames=len(frames), height=frames.shape[1], width=frames.shape[2])
         if known is not None:
             given = dict(known)
@@ -215,7 +215,7 @@ class FrameProcessor(VideoProcessorMixin):
     def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
         """Resize uint8 frames (T, h, w, 3) with PIL's bicubic filter, the default of the released model.
 
-        Width first, then height: Pillow 13 and later choose the order by size, and it shows in the rounding between.
+        Width first, then height: Pillow 13 and later choose the order by size, which changes the intermediate rounding.
         """
         if frames.shape[1:3] == (height, width):
             return np.array(frames)
@@ -225,7 +225,7 @@ class FrameProcessor(VideoProcessorMixin):
 
 
 def flatten_images(images: Any) -> list[Any]:
-    """Flatten what a caller may pass for `images` to a list of videos of one frame each; files stay paths."""
+    """Flatten the accepted forms of `images` to a list of videos of one frame each; files stay paths."""
     if images is None:
         return []
     if isinstance(images, list | tuple):

@@ -1,4 +1,4 @@
-"""What all families share around their language model: splice, head, loss and `generate`. Copied into exported folders.
+"""Shared by all families: splice, language-model head, loss and `generate`. Copied into exported folders.
 
 Dimensions: B samples of N tokens; V visual tokens; E width of the language model; W words of the vocabulary.
 """
@@ -33,7 +33,7 @@ def splice(embeds_BNE: Tensor, input_ids_BN: Tensor, token_id: int, features_VE:
 
 
 class VisualGenerationMixin(GenerationMixin):
-    """Makes `generate` of transformers right for a model with `encode`, `lm_head` and placeholders in its config.
+    """Adapts `generate` of transformers to a model with `encode`, `lm_head` and placeholders in its config.
 
     `cache_name` is what the installed transformers calls the KV cache, as an argument of `generate` and in outputs.
     """
@@ -76,7 +76,7 @@ class VisualGenerationMixin(GenerationMixin):
         """Loss and logits from the output of the base model.
 
         Args:
-            labels_BN: -100 where nothing is learned. The loss is the mean over supervised tokens (their sum over
+            labels_BN: -100 for unsupervised positions. The loss is the mean over supervised tokens (their sum over
                 `num_items` where the trainer gives it). In training mode with labels `logits` is None; call `eval()`
                 or omit the labels to get logits.
             logits_to_keep: number of last positions (0 = all) or indices for which logits are computed.
@@ -100,8 +100,8 @@ class VisualGenerationMixin(GenerationMixin):
     def answer_loss(self, hidden_BNE: Tensor, labels_BN: Tensor, num_items: Tensor | int | None = None) -> Tensor:
         """Cross-entropy, its sum over `num_items` or the mean; the head runs on supervised positions only.
 
-        Placeholders are inputs, never answers: the loss is as if the vocabulary had none, which the official one has
-        not, and labels that hold them (a copy of `input_ids`) are ignored there.
+        Placeholders are inputs, never answers: the loss is as if the vocabulary had none (the official one has none),
+            and labels that contain them (such as a copy of `input_ids`) are ignored there.
         """
         placeholders = torch.tensor([self.config.video_token_id, self.config.image_token_id], device=labels_BN.device)
         targets_BN = F.pad(labels_BN[:, 1:], (0, 1), value=-100)
@@ -112,7 +112,7 @@ class VisualGenerationMixin(GenerationMixin):
         return total / (supervised_BN.sum().clamp(min=1) if num_items is None else num_items)
 
     def compute_logits(self, hidden_XE: Tensor) -> Tensor:
-        """Head of the language model, with the scale or the soft cap that its family puts on logits."""
+        """Head of the language model, with the logit scale or soft cap of its family."""
         text = self.config.get_text_config()
         logits_XW = self.lm_head(hidden_XE)
         if (scale := getattr(text, "logit_scale", None)) is not None:  # Cohere
@@ -127,7 +127,7 @@ class VisualGenerationMixin(GenerationMixin):
         """See `GenerationMixin.generate`.
 
         Raises:
-            ValueError: the assistant cannot read what the vision modules of this model give.
+            ValueError: the assistant cannot use the features of this model's vision modules.
         """
         if assistant_model is not None:
             text, other = self.config.get_text_config(), assistant_model.config.get_text_config()
@@ -159,7 +159,7 @@ class VisualGenerationMixin(GenerationMixin):
             lengths: tokens of each row without padding; default N.
             visuals: encoded visuals by kind, "video" and "image": their tokens fill the placeholders in order.
             cache: KV cache of P positions to continue, in place.
-            attention_mask: (B, P + N) with 0 at padding; needed where something is padded.
+            attention_mask: (B, P + N) with 0 at padding; required if anything is padded.
             position_ids: (B, N); default P, P + 1, …
             max_tokens: tokens per forward pass and row, which bounds memory; 0: all at once.
 
@@ -202,7 +202,7 @@ class VisualGenerationMixin(GenerationMixin):
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Hand visuals to the step that reads their placeholders, without those that the cache holds already."""
+        """Pass visuals to the step that processes their placeholders, except those already in the cache."""
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids, inputs_embeds=inputs_embeds, **kwargs
         )
@@ -233,7 +233,7 @@ class VisualGenerationMixin(GenerationMixin):
 
 
 def _uncached(ids_BN: Tensor, new_BM: Tensor, token_id: int, tokens_VE: Tensor | None, kind: str) -> Tensor:
-    """The visual tokens for the placeholders in the last M of N ids; those before are in the cache.
+    """The visual tokens for the placeholders in the last M of N ids; the earlier ones are in the cache.
 
     Raises:
         ValueError: the visuals are neither those of the new ids nor those of all ids.
@@ -245,7 +245,7 @@ def _uncached(ids_BN: Tensor, new_BM: Tensor, token_id: int, tokens_VE: Tensor |
     if len(tokens_VE) != sum(all_B):
         raise ValueError(
             f"The text holds {sum(all_B)} <{kind}> tokens, {sum(new_B)} of them after the cached part, but the {kind}s "
-            f"give {len(tokens_VE)}: give the {kind}s of the new text, or those of the whole text."
+            f"give {len(tokens_VE)}: pass the {kind}s of the new text only, or those of the whole text."
         )
     rows = torch.split(tokens_VE, all_B)
     return torch.cat([row_VE[len(row_VE) - new :] for row_VE, new in zip(rows, new_B)])

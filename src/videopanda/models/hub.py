@@ -1,7 +1,7 @@
-"""Folders that bring their own code: they load with `trust_remote_code=True` where this package is not installed.
+"""Self-contained folders: they load with `trust_remote_code=True` where this package is not installed.
 
-transformers finds a class through `auto_map` in a folder's configuration and loads its file, with the files that this
-one imports, from the folder itself. A family says in `AUTO_MAP` of its configuration file what the Auto classes find.
+transformers finds a class through `auto_map` in a folder's configuration and loads its file, and the files it imports,
+from the folder itself. `AUTO_MAP` in a family's configuration file lists its classes for the Auto classes.
 """
 
 import json
@@ -36,7 +36,7 @@ def add_code(file: Path, config: type) -> list[str]:
 
 
 def _collect(source: Path, found: set[Path]) -> None:
-    """Add a file and those that it imports from its own folder and the folder above."""
+    """Add a file and the files it imports from its own folder and the parent folder."""
     if source not in found:
         found.add(source)
         for dots, name in _IMPORTS.findall(source.read_text(encoding="utf-8")):

@@ -1,4 +1,4 @@
-"""Caches and masks of a language model whose layers hold different positions, as token merging leaves them.
+"""Caches and masks of a language model whose layers hold different positions, as after token merging.
 
 Part of exported folders.
 """
@@ -14,7 +14,7 @@ from .merging import MASKS, PADDING, add_layer_hooks
 
 
 class MergedCache(DynamicCache):
-    """A cache whose layers hold different positions: `layer.positions` (B, L_i), PADDING where a column is empty.
+    """A cache whose layers hold different positions: `layer.positions` (B, L_i), PADDING for empty columns.
 
     To `generate` it looks as long as the sequence without merging, so positions and masks are those of all tokens.
     """
@@ -34,12 +34,12 @@ class MergedCache(DynamicCache):
         return [torch.cat([positions_BL, queries_BN], 1) for positions_BL in held] or [queries_BN]
 
     def note(self, queries_BN: Tensor) -> None:
-        """Remember the positions of tokens that every layer has taken in."""
+        """Record the positions of tokens that every layer has processed."""
         for layer, positions_BL in zip(self.layers, self.extended(queries_BN)):
             layer.positions = positions_BL
 
     def crop(self, max_length: int) -> None:
-        """Refuse: merged tokens cannot be taken apart."""
+        """Refuse: merged tokens cannot be split again."""
         raise ValueError("assisted decoding needs a cache that can be cropped, which token merging does not allow")
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -65,10 +65,10 @@ class MergedCache(DynamicCache):
 
 # -- masks of layers that differ ---------------------------------------------------------------------------------------
 def check_mergeable(language_model: Any) -> None:
-    """See that tokens can be merged between the layers of a language model.
+    """Check that tokens can be merged between the layers of a language model.
 
     Raises:
-        ValueError: the model keeps a state in some layers, or its attention takes no ready masks.
+        ValueError: the model keeps a state in some layers, or its attention does not accept precomputed masks.
     """
     config = language_model.config
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
@@ -82,7 +82,7 @@ def check_mergeable(language_model: Any) -> None:
 
 
 def layer_windows(config: Any) -> list[int | None]:
-    """The sliding window of each layer, None where it sees everything."""
+    """The sliding window of each layer, None if it sees everything."""
     cached: Any = DynamicCache(config=config).layers
     windows = [getattr(layer, "sliding_window", None) for layer in cached]
     return windows or [None] * config.num_hidden_layers

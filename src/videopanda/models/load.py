@@ -11,11 +11,11 @@ from .families import model_class
 
 
 def check_checkpoint(folder: str | Path) -> PreTrainedConfig:
-    """See that a folder looks like a checkpoint that can be used; returns its configuration.
+    """Check that a folder looks like a usable checkpoint; returns its configuration.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no weights in it.
-        ValueError: the folder holds something else; for an official checkpoint the message names the command to run.
+        FileNotFoundError: the folder or its weights are missing.
+        ValueError: the folder is not a checkpoint; for an official checkpoint the message names the command to run.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -46,8 +46,8 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype | str, **options: Any
     """Model and processor of a checkpoint folder; `options` go to `from_pretrained` of the model.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no weights in it.
-        ValueError: the folder holds something else, or not all of a checkpoint.
+        FileNotFoundError: the folder or its weights are missing.
+        ValueError: the folder is not a checkpoint, or is incomplete.
     """
     check_checkpoint(folder)
     try:
@@ -67,7 +67,7 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype | str, **options: Any
 
 
 def require_finite(model: Any, folder: str | Path) -> None:
-    """Refuse weights that a diverged run left behind.
+    """Refuse weights of a diverged run.
 
     Raises:
         ValueError: a weight or buffer is infinite or NaN.

@@ -1,7 +1,7 @@
-"""Files and addresses of videos and pictures, as processors are given them. Copied into exported folders.
+"""Reads files and URLs of videos and pictures for processors. Copied into exported folders.
 
 Models decode no video. The package gives them `read_video` when it is imported. An exported folder alone reads pictures
-and refuses videos: read in another way they would be turned, cut or timed differently.
+and refuses videos: another reader would rotate, cut or time them differently.
 """
 
 import base64
@@ -33,13 +33,13 @@ def check_sampling(num_frames: int | None, fps: float | None) -> None:
     if num_frames is not None and fps is not None:
         raise ValueError("give exactly one of num_frames= or fps=")
     if num_frames is not None and not (isinstance(num_frames, int | np.integer) and num_frames >= 1):
-        raise ValueError(f"num_frames must be at least 1 and whole, not {num_frames}")
+        raise ValueError(f"num_frames must be a whole number of at least 1, not {num_frames}")
     if fps is not None and not 0 < fps < math.inf:
         raise ValueError(f"fps must be a positive number of frames per second, not {fps}")
 
 
 def read_file(source: str | Path, **arguments: Any) -> Any:
-    """Read frames of a file or an http address with `read_video`, whose arguments and errors these are.
+    """Read frames of a file or an http address with `read_video`, which has the same arguments and errors.
 
     Raises:
         ValueError: there is no reader, as in an exported folder without the package.
@@ -56,7 +56,7 @@ def read_picture(source: str | Path, background: Sequence[int]) -> np.ndarray:
     """Read a picture from a file, an http address or a data URL (or bare base64); uint8 (H, W, 3).
 
     Raises:
-        ValueError: the source is a video, or no picture that can be read. Errors of `read_video` where that reads it.
+        ValueError: the source is a video, or not a readable picture. Errors of `read_video` if that is used.
     """
     content = _content(source)
     if _read_video is not None:
@@ -69,7 +69,7 @@ def read_picture(source: str | Path, background: Sequence[int]) -> np.ndarray:
 
 
 def _content(source: str | Path) -> str | Path | bytes:
-    """A path as it is, else the bytes that an address or base64 text stands for."""
+    """A path unchanged, or the content of a URL or base64 text."""
     text = str(source)
     if text.startswith(("http://", "https://")):
         with urllib.request.urlopen(text, timeout=_TIMEOUT) as answer:

@@ -3,11 +3,12 @@
     merger = Merger(MergeSchedule(layers=(3, 9, 17), keep=0.5), visual_places(ids, layouts))
     add_layer_hooks(language_model)                                  # once per model
     output = language_model(inputs_embeds=..., token_merger=merger)  # deeper layers run on fewer tokens
-    hidden = merger.unmerge(output.last_hidden_state)                # (B, N, E) again: members get their survivor
+    hidden = merger.unmerge(output.last_hidden_state)                # (B, N, E) again: merged tokens get their
+    survivor's
 
 Tokens at the same place of consecutive frames are compared by cosine; a run of similar ones collapses into its
-earliest member, as the mean weighted by how many tokens each stands for. The survivor keeps its rotary position. Text
-and the tokens of frames and rows never merge. The language model's own layers run unchanged: hooks shorten the
+earliest member, as the mean weighted by the number of tokens each represents. The survivor keeps its rotary position.
+Text and the tokens of frames and rows never merge. The language model's own layers run unchanged: hooks shorten the
 sequence between them and gather masks and rotary embeddings alike.
 
 Dimensions: B sequences; N tokens before merging, M after; E width; X = B·N flattened; P mergeable tokens.
@@ -35,11 +36,11 @@ class MergeSchedule:
     """When and how far to merge.
 
     layers: merge after the k-th layer for every k listed; 0 merges the embeddings, before the first layer.
-    keep: target share of patch tokens after each merge of those before it; the s-th merge aims at ceil(keep^s · N0)
+    keep: share of patch tokens to keep in each merge; the s-th merge aims at ceil(keep^s · N0)
         patch tokens of a visual.
     threshold: cosine from which tokens are similar (mode "threshold").
-    mode: "ratio" merges the most similar pairs until the target is met exactly, or every place has one token left.
-        "threshold" merges every similar pair; in `deep_layers` it goes on to the target.
+    mode: "ratio" merges the most similar pairs until the target is met exactly, or only one token per place remains.
+        "threshold" merges every similar pair; in `deep_layers` it continues to the target.
     """
 
     layers: tuple[int, ...]
@@ -50,12 +51,12 @@ class MergeSchedule:
 
     @classmethod
     def of(cls, config: Any) -> "MergeSchedule":
-        """The schedule that a configuration with these fields asks for."""
+        """The schedule of a configuration with these fields."""
         layers, deep = tuple(config.layers), tuple(config.deep_layers)
         return cls(layers, config.keep, config.threshold, config.mode, deep)
 
     def check(self, num_layers: int) -> None:
-        """See that the schedule fits a model of `num_layers` layers. Raises ValueError."""
+        """Check that the schedule fits a model of `num_layers` layers. Raises ValueError."""
         layers = list(self.layers)
         if layers != sorted(set(layers)) or not all(isinstance(k, int) and 0 <= k < num_layers for k in layers):
             raise ValueError(f"merge layers must be increasing numbers in [0, {num_layers - 1}], got {layers}")
@@ -140,7 +141,7 @@ def plan_merge(
     Args:
         place_BN: see `VisualPlaces`; -1 for tokens that never merge.
         visual_P: visual of each token with a place, in flat order.
-        targets: patch tokens that each visual shall keep, (visuals,); None for no target.
+        targets: patch tokens to keep per visual, (visuals,); None for no target.
         threshold: cosine from which consecutive tokens merge; None for no threshold.
         is_padding_BN: columns that hold nothing.
     """
@@ -187,7 +188,7 @@ def plan_merge(
 
 
 def merge_tokens(hidden_BNE: Tensor, counts_BN: Tensor, merge: Merge) -> tuple[Tensor, Tensor]:
-    """Apply a merge: tokens (B, M, E) and how many original tokens each stands for, (B, M)."""
+    """Apply a merge: tokens (B, M, E) and how many original tokens each represents, (B, M)."""
     flat_XE, counts_X = hidden_BNE.flatten(0, 1), counts_BN.flatten()
     runs = int(merge.run[-1]) + 1
     weight_P = counts_X[merge.members]
@@ -219,7 +220,7 @@ def gather_columns(values_BN: Tensor, source_BM: Tensor, dim: int = 1) -> Tensor
 
 
 class Merger:
-    """Merges the tokens of one forward pass, and remembers how, so that recomputed activations merge alike.
+    """Merges the tokens of one forward pass, and remembers how, so that recomputed activations merge the same way.
 
     Args:
         schedule: when and how far.
@@ -296,7 +297,7 @@ class Merger:
         return [others + sum(patches_after(s, *pair) for pair in zip(patches, places)) for s in stages]
 
     def unmerge(self, hidden_BME: Tensor) -> Tensor:
-        """Give every original column the token that stands for it, (B, N, E)."""
+        """Give every original column its surviving token, (B, N, E)."""
         for merge in reversed(self.merges):
             if merge is not None:
                 hidden_BME = gather_columns(hidden_BME, merge.target)

@@ -1,4 +1,4 @@
-"""Pictures as pixels: upright, 8 bits, without transparency. Copied into exported folders; needs Pillow alone."""
+"""Pictures as 8-bit pixels: upright, without transparency. Copied into exported folders; needs only Pillow."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ WHITE = (255, 255, 255)
 
 
 def flatten_alpha(rgba: np.ndarray, background: Sequence[int] = WHITE) -> np.ndarray:
-    """Lay uint8 pixels (..., 4) over a background colour; uint8 (..., 3)."""
+    """Lay uint8 pixels (..., 4) over a background color; uint8 (..., 3)."""
     alpha = rgba[..., 3:].astype(np.uint16)
     under = np.array(background, np.uint16) * (255 - alpha)
     return ((rgba[..., :3] * alpha + under + 127) // 255).astype(np.uint8)
@@ -19,7 +19,7 @@ def flatten_alpha(rgba: np.ndarray, background: Sequence[int] = WHITE) -> np.nda
 def to_pixels(image: Image.Image, background: Sequence[int] = WHITE) -> np.ndarray:
     """The pixels of a PIL image, uint8 (H, W, 3), turned upright as its EXIF data says.
 
-    16 bits are scaled to 8. Transparent pixels are laid over `background`.
+    16 bits are scaled to 8. Transparent pixels are blended over `background`.
 
     Raises:
         ValueError: the pixels are numbers of an unknown range (floating point, or more than 16 bits).

@@ -1,4 +1,4 @@
-"""What the processors of all families share: text with markers, visuals that fill them. Part of exported folders."""
+"""The shared base of all processors: text with markers, and visuals that fill them. Part of exported folders."""
 
 from copy import copy
 from pathlib import Path
@@ -13,7 +13,7 @@ from .prompts import VICUNA_CHAT_TEMPLATE
 
 
 class VisualProcessorKwargs(ProcessingKwargs, total=False):
-    """Keyword arguments of the processor with our defaults, in the form that transformers before 5.20 knows too."""
+    """Keyword arguments of the processor with our defaults, in a form that transformers before 5.20 also supports."""
 
     _defaults = {"text_kwargs": {"return_tensors": "pt", "padding": True, "padding_side": "left"}}  # type: ignore[misc]  # noqa: RUF012
 
@@ -21,7 +21,7 @@ class VisualProcessorKwargs(ProcessingKwargs, total=False):
 class VisualProcessor(ProcessorMixin):
     """Tokenizer, video processor and chat template of a family, which adds `config_class` and `for_config`.
 
-    Texts are padded on the left, as `generate` needs it, unless the tokenizer or the caller says otherwise.
+    Texts are padded on the left, as `generate` requires, unless the tokenizer or the caller says otherwise.
 
     Args:
         video_processor: makes pixels and placements, and counts tokens.
@@ -59,7 +59,7 @@ class VisualProcessor(ProcessorMixin):
         super().__init__(video_processor, tokenizer, chat_template=chat_template)
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        """Accept our video processor: transformers looks the base class up only where torchvision is installed."""
+        """Accept our video processor: transformers resolves the base class only if torchvision is installed."""
         if argument_name != "video_processor":
             return super().check_argument_for_proper_class(argument_name, argument)
         # Remote code may load our class twice under one name, so only the base class is asked for.
@@ -81,10 +81,10 @@ class VisualProcessor(ProcessorMixin):
         return [*self.tokenizer.model_input_names, *own.model_input_names, *own.image_input_names]
 
     def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> BatchFeature:
-        """Tokenise texts with `<video>` and `<image>` markers and process the visuals that belong to them.
+        """Tokenize texts with `<video>` and `<image>` markers and process the visuals that belong to them.
 
-        Visuals fill the markers in order, over all texts; lists of lists are checked text by text. Texts that start
-        with the start token get no second one.
+        Visuals fill the markers in order, across all texts; nested lists are checked text by text. Texts that already
+        start with the start token get no second one.
 
         Raises:
             ValueError: when markers and visuals differ in number, or truncation would cut visual tokens.
@@ -161,7 +161,8 @@ class VisualProcessor(ProcessorMixin):
         duration = video_inputs["video_metadata"][video_idx].duration if "video_metadata" in video_inputs else None
         if duration is None:
             raise ValueError(
-                "This processor tells the length of a video (`time_prompt`), but it is unknown: pass the result of "
+                "This processor states the length of a video in the prompt (`time_prompt`), but it is "
+                "unknown: pass the result of "
                 "`read_video`, or `video_metadata` with a duration."
             )
         return f"{duration:.1f} seconds: "

@@ -1,8 +1,8 @@
 """Prompts of the released model: the layout of Vicuna v1, token for token.
 
-The official code cuts a prompt at its visual placeholders and tokenises each piece on its own, so SentencePiece puts a
-blank before every piece. Here the whole prompt is tokenised at once, with placeholders that are tokens; the template
-writes that blank behind them and behind the start token.
+The official code cuts a prompt at its visual placeholders and tokenizes each piece separately, so SentencePiece puts a
+space before every piece. Here the whole prompt is tokenized at once, with placeholders as tokens; the template writes
+that space after them and after the start token.
 """
 
 import re
@@ -48,7 +48,7 @@ VICUNA_CHAT_TEMPLATE = """\
 def place_marker(message: str) -> str:
     """Move `<video>` or `<image>` (or a run of one of them) from the end of a message to its start.
 
-    The released model was trained so. It then stands on a line of its own. Elsewhere a marker stays where it is.
+    The released model was trained this way. It then gets its own line. Elsewhere a marker is not moved.
     """
     match = re.fullmatch("(.*?)((?:<video>)+|(?:<image>)+)", message, re.DOTALL)
     return f"{match[2]}\n{match[1].strip()}" if match else message

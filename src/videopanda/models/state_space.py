@@ -1,4 +1,4 @@
-"""Mamba-1 and Mamba-2 mixers in plain torch, with carried state: a sequence in chunks gives what the whole one gives.
+"""Mamba-1 and Mamba-2 mixers in plain torch, with carried state: processing a sequence in chunks gives the same result.
 
     mixer = Mamba(width=256)                       # or Mamba2(width=256)
     y_BLD, state = mixer(x_BLD, state)             # state: None at the start, then what the last call returned
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 class MixerState(NamedTuple):
-    """What a mixer carries on: the last K - 1 inputs of its convolution, and the state of its recurrence."""
+    """The carried state of a mixer: the last K - 1 inputs of its convolution, and the state of its recurrence."""
 
     inputs: Tensor  # (B, channels, K - 1)
     recurrent: Tensor  # (B, I, N) or (B, H, P, N)
@@ -75,7 +75,7 @@ def ssd_scan(
 
 
 class _Mixer(nn.Module):
-    """What both mixers share: a causal depth-wise convolution that goes on where the last chunk ended."""
+    """The shared part of both mixers: a causal depth-wise convolution that continues where the last chunk ended."""
 
     def __init__(self, channels: int, kernel: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What every family makes of a video or an image. Copied into exported folders."""
+"""The common output of every family's vision part. Copied into exported folders."""
 
 from typing import NamedTuple
 
@@ -8,11 +8,11 @@ CELL, CONTEXT, ROW_END, PADDING = range(4)  # kinds of visual tokens, in column 
 
 
 class EncodedVisual(NamedTuple):
-    """A video or an image as the language model reads it.
+    """A video or an image as input of the language model.
 
     tokens: (V, E), one per placeholder.
     layout: (V, 4) integers, where a token comes from: frame, row and column of its cell on the canvas, and its kind.
-        Tokens that stand for no cell have row and column -1. None where a family does not tell.
+        Tokens without a cell have row and column -1. None if a family does not provide it.
     """
 
     tokens: Tensor

@@ -1,1 +1,1 @@
-"""What a request costs before it is made: tokens, FLOPs, memory, time; and the error for one that does not fit."""
+"""Estimates the cost of a request in advance: tokens, FLOPs, memory, time; and the error for one that does not fit."""

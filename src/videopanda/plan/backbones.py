@@ -1,4 +1,4 @@
-"""Published shapes of language models, for plans without weights. Names as on the Hub, in small letters."""
+"""Published shapes of language models, for plans without weights. Names as on the Hub, in lower case."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,11 +67,11 @@ BACKBONES = {
 
 
 def config_of(backbone: str, family: str = DEFAULT, preset: str = "", fields: Mapping[str, Any] | None = None) -> Any:
-    """The configuration that `videopanda init` makes of a published language model, or of one in a folder.
+    """The configuration that `videopanda init` would make from a published language model, or from one in a folder.
 
     Raises:
-        ValueError: no such name and no such folder, or the folder holds more than a language model; an unknown family,
-            preset or field.
+        ValueError: no such name and no such folder, or the folder contains more than a language model; an unknown
+            family, preset or field.
     """
     text: Any = BACKBONES.get(backbone.lower())
     if text is None:
@@ -89,5 +89,5 @@ def _read(folder: str) -> PreTrainedConfig:
         )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if model_class(config) is not None:
-        raise ValueError(f"{folder} has a vision part already: plan it with --model {folder}")
+        raise ValueError(f"{folder} already has a vision part: plan it with --model {folder}")
     return config

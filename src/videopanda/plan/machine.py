@@ -1,8 +1,8 @@
-"""How fast a machine is at what inference does, measured once with real modules, and the times that follow for a plan.
+"""A machine's speed at inference, measured once with real modules, and the resulting times of a plan.
 
 machine = measure("cpu", torch.float32)      # under a minute on a small machine
 machine.save()
-load("cpu", torch.float32)                    # None where nothing was measured
+load("cpu", torch.float32)                    # None if nothing was measured
 """
 
 import json
@@ -40,8 +40,8 @@ TEXT: dict[str, Any] = {
 class Machine:
     """Rates of one device with one data type, all per second.
 
-    pixels: source pixels made smaller and normalised. vision_flops, prefill_flops: FLOPs of the
-    vision part and of a language model that reads. bytes: weights and caches that are read for a new token.
+    pixels: source pixels resized and normalized. vision_flops, prefill_flops: FLOPs of the vision part and of a
+        prefill. bytes: weights and caches read for each new token.
     measured: the day, as 2026-11-21; None for assumed rates.
     """
 
@@ -88,10 +88,8 @@ ASSUMED = {
 
 
 def load(device: str, dtype: torch.dtype, folder: Path | None = None) -> Machine | None:
-    """The measured profile of this machine; None where there is none.
-
-    Raises:
-        ValueError: the file is damaged.
+    """The measured profile of this machine; None if there is none. Raises:
+    ValueError: the file is corrupt.
     """
     file = _file(device, _name(dtype), folder)
     if not file.exists():
@@ -99,7 +97,7 @@ def load(device: str, dtype: torch.dtype, folder: Path | None = None) -> Machine
     try:
         return Machine(**json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is damaged: measure anew with  videopanda plan --measure") from error
+        raise ValueError(f"{file} is corrupt: measure again with  videopanda plan --measure") from error
 
 
 def _file(device: str, dtype: str, folder: Path | None) -> Path:
@@ -147,7 +145,7 @@ def measure(device: str, dtype: torch.dtype, text: dict[str, Any] | None = None)
 
 
 def _timed(device: str, call: Callable[[], Any]) -> tuple[float, Any]:
-    """Median seconds of a call after one to warm up, and what it returned."""
+    """Median seconds of a call after a warm-up call, and its result."""
     seconds, result = [], call()
     for _ in range(REPEATS):
         _wait(device)
@@ -164,7 +162,7 @@ def _wait(device: str) -> None:
 
 
 def processor_name() -> str:
-    """What the processor calls itself."""
+    """Name of the processor."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8").splitlines():

@@ -1,11 +1,11 @@
-"""What a clip and its questions cost a model: computed by running the model itself on the meta device.
+"""The cost of a clip and its questions: computed by running the model itself on the meta device.
 
     planner = planner_for(model, processor.video_processor)    # of a loaded model; kept as long as the model is
     plan = planner.plan(64, 720, 1280, text_tokens=40, new_tokens=64)
     plan.visual_tokens, plan.peak_bytes
     plan.require(budget(model))                                 # raises DoesNotFitError, which says what would fit
 
-Tokens are counted by the processor, shapes are those that it gives to the model; FLOPs and memory are counted while the
+Tokens are counted by the processor, shapes are those of its outputs; FLOPs and memory are counted while the
 model's own code runs. A FLOP is a multiplication or an addition: two per multiply-accumulate.
 """
 
@@ -37,12 +37,12 @@ class Plan:
     """What one request costs.
 
     visual_tokens: tokens of the clip, exactly as the processor places them in the prompt.
-    context: most tokens that the language model takes, prompt and reply together.
+    context: maximum length of prompt and reply together.
     flops: "vision" (vision modules), "prefill" (language model, clip and text) and "per_token" (each new token).
     weight_bytes: all weights, as they lie in memory.
-    phase_bytes: most memory beside the weights while the clip is prepared ("prepare", host), encoded ("vision"), read
-        by the language model ("prefill") and while the reply is written ("generate"). On a CPU all phases hold the
-        decoded frames, too.
+    phase_bytes: peak memory beyond the weights while the clip is prepared ("prepare", host) and encoded ("vision"),
+        during the prefill ("prefill") and while the reply is generated ("generate"). On a CPU all phases include the
+        decoded frames.
     kv_bytes: keys and values of prompt and reply at the end, a part of "generate".
     layer_tokens: visual tokens that each layer of the language model reads; fewer after a merge.
     """
@@ -68,7 +68,7 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        """Most memory that is needed on the device of the model at one time, weights included."""
+        """Peak memory on the model's device, weights included."""
         phases = self.phase_bytes if self.planner.on_host else self._without_prepare()
         return self.weight_bytes + max(phases.values())
 
@@ -76,7 +76,7 @@ class Plan:
         return {name: size for name, size in self.phase_bytes.items() if name != "prepare"}
 
     def require(self, budget_bytes: int | None = None) -> None:
-        """See that the request fits into the context and, where a budget is given, into so much memory.
+        """Check that the request fits into the context and, if given, into the memory budget.
 
         Raises:
             DoesNotFitError: it does not; the message says how many frames would.
@@ -87,7 +87,7 @@ class Plan:
             most = self.planner.most_frames(self.height, self.width, budget_bytes, **size, at_most=self.frames)
             raise DoesNotFitError(
                 f"{self.frames} frames of {self.width}x{self.height} need {in_gib(self.peak_bytes)} of memory, "
-                f"{in_gib(self.weight_bytes)} of it for the weights, and there are {in_gib(budget_bytes)}: "
+                f"{in_gib(self.weight_bytes)} of it for the weights, but only {in_gib(budget_bytes)} is available: "
                 f"{_advice(most)}"
             )
 
@@ -113,8 +113,8 @@ class Planner:
     Args:
         config, video_processor: of the model.
         dtype: of weights and arithmetic.
-        on_host: the model runs on the CPU, so that decoded frames lie in the same memory.
-        weight_bytes: of a loaded model whose weights have another form (quantized); default as many as `dtype` takes.
+        on_host: the model runs on the CPU, so decoded frames are in the same memory.
+        weight_bytes: of a loaded model with quantized weights; default: computed from `dtype`.
         grain: prompts are traced at lengths rounded up to a multiple of this. A server with many clips traces less;
             its FLOPs and memory are then upper bounds. Tokens stay exact.
     """
@@ -188,11 +188,11 @@ class Planner:
         return self._trace_text(tokens, self._merged_columns(frames, height, width)).prefill_flops
 
     def fits_context(self, frames: int, height: int, width: int, *, text_tokens: int, new_tokens: int) -> bool:
-        """Whether prompt and reply fit into the context. Only counts tokens, so that any request is told at once."""
+        """Whether prompt and reply fit into the context. Counts tokens only, so it is cheap for any request."""
         return self.video_processor.token_count(frames, height, width) + text_tokens + new_tokens <= self.context
 
     def require_context(self, frames: int, height: int, width: int, *, text_tokens: int, new_tokens: int) -> None:
-        """See that prompt and reply fit into the context, at no cost.
+        """Check that prompt and reply fit into the context, at no cost.
 
         Raises:
             DoesNotFitError: they do not; the message says how many frames would.
@@ -204,7 +204,7 @@ class Planner:
             raise DoesNotFitError(
                 f"{frames} frames of {width}x{height} take {tokens:,} visual tokens; with "
                 + f"{text_tokens:,} of text and " * bool(text_tokens)
-                + f"up to {new_tokens:,} of the reply they do not fit into the {self.context:,} tokens of the "
+                + f"up to {new_tokens:,} new tokens they exceed the context of {self.context:,} tokens of the "
                 f"language model: {_advice(most)}"
             )
 
@@ -218,7 +218,7 @@ class Planner:
         new_tokens: int = NEW_TOKENS,
         at_most: int | None = None,
     ) -> int:
-        """The largest number of frames that fits into the context and the budget; 0 where not even one does."""
+        """The largest number of frames that fits into the context and the budget; 0 if not even one fits."""
 
         size = {"text_tokens": text_tokens, "new_tokens": new_tokens}
 
@@ -325,7 +325,7 @@ class _PlannedMerger:
 
 
 class _Text(NamedTuple):
-    """Of the language model: a prompt, then one token. `step_bytes` includes the cache, which grows by `kv_growth`."""
+    """Language model costs: a prompt, then one token; `step_bytes` includes the cache, growing by `kv_growth`."""
 
     prefill_flops: int
     prefill_bytes: int
@@ -338,7 +338,7 @@ class _Text(NamedTuple):
 def full_cache(config: Any) -> Cache:
     """An empty KV cache in which every attention layer keeps all positions; the masks alone bound sliding windows.
 
-    Inference needs it so: sequences can then be cut and joined.
+    Inference needs this to cut and join sequences.
     """
     cache = DynamicCache(config=config)
     layers = [layer if has_state(layer) else DynamicLayer() for layer in cache.layers]
@@ -347,7 +347,7 @@ def full_cache(config: Any) -> Cache:
 
 
 def has_state(layer: Any) -> bool:
-    """Whether a layer of a cache keeps a state that every token changes, in place of keys and values."""
+    """Whether a layer of a cache keeps a recurrent state instead of keys and values."""
     return hasattr(layer, "update_recurrent_state")
 
 
@@ -398,7 +398,7 @@ def _largest_within(size: Callable[[int], int], limit: int, high: int) -> int:
 
 
 def shown_frames(video_processor: Any, most: int, seconds: float, fps: float) -> int:
-    """How many frames of a clip a model is shown that takes up to `most`, by the rule of its processor."""
+    """Number of frames shown to a model that takes up to `most`, by the rule of its processor."""
     if video_processor.frame_sampling == "released":
         return len(video_processor.released_frames(round(seconds * fps), fps, most))
     return most
@@ -422,7 +422,7 @@ def planner_for(model: Any, video_processor: Any) -> Planner:
 
 
 def budget(model: Any) -> int:
-    """Bytes that a loaded model may take on its device: what its weights hold already, and what is free."""
+    """Bytes that a loaded model may take on its device: the memory of its weights plus what is free."""
     if model.device.type != "cuda":
         return _weight_bytes(model) + psutil.virtual_memory().available
     cached = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
@@ -438,5 +438,5 @@ def _advice(most: int) -> str:
 
 
 def in_gib(size: int) -> str:
-    """A size in bytes, for people."""
+    """A size in bytes, as text."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"

@@ -1,4 +1,4 @@
-"""A plan with its times as plain values and as lines for people."""
+"""A plan and its times, as plain values and as text."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ GPU_FLOPS, UTILISATION = 312e12, 0.4  # A100 in bfloat16, and the share of it th
 
 
 def training_hours(plan: Plan, samples: int, flops: float = GPU_FLOPS, utilisation: float = UTILISATION) -> float:
-    """GPU-hours of training all parts on so many samples like this one."""
+    """GPU-hours of training all parts on `samples` samples like this one."""
     return PASSES * samples * (plan.flops["vision"] + plan.flops["prefill"]) / (flops * utilisation) / 3600
 
 

@@ -1,6 +1,6 @@
-"""Counts what a piece of model code computes and allocates by running it on the meta device: shapes without numbers.
+"""Counts the FLOPs and memory of model code by running it on the meta device: shapes without data.
 
-The code that is counted is the model's own, so a plan cannot drift away from the model.
+It runs the model's own code, so plans cannot diverge from the model.
 """
 
 import weakref
@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class Trace(NamedTuple):
-    """result: what the call returned, on the meta device. flops: two per multiply-accumulate. peak_bytes: most memory
-    that the tensors of the call took at one time.
+    """result: what the call returned, on the meta device. flops: two per multiply-accumulate. peak_bytes: peak memory
+    of the tensors of the call.
     """
 
     result: Any
@@ -25,14 +25,14 @@ class Trace(NamedTuple):
     peak_bytes: int
 
 
-@torch.inference_mode(False)  # which torch's counter does not bear
+@torch.inference_mode(False)  # torch's FLOP counter does not support inference mode
 @torch.no_grad()
 def trace(call: Callable[[], Any], known: Iterable[Tensor], held: Iterable[Tensor] = ()) -> Trace:
-    """Run `call` and count. Memory of `known` tensors (weights) is left out; that of `held` ones (a cache of an earlier
-    call) counts until the call lets them go.
+    """Run `call` and count. Memory of `known` tensors (weights) is not counted; that of `held` ones (a cache of an
+    earlier call) counts until the call releases them.
 
-    Attention is counted as one fused kernel: all products, also those behind the causal mask, as torch counts them on a
-    GPU, and no memory for its weights. Work space inside of kernels is not seen.
+    Attention is counted as one fused kernel: all products, including masked ones, as torch counts them on a
+    GPU, and no memory for its weights. Workspace inside kernels is not counted.
     """
     attention, memory = _FusedAttention(), _Memory(known, held)
     with FlopCounterMode(display=False) as counter, attention, memory:
@@ -41,7 +41,7 @@ def trace(call: Callable[[], Any], known: Iterable[Tensor], held: Iterable[Tenso
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Takes the place of attention, which the meta device would take apart and a CPU would count as nothing."""
+    """Replaces attention, which would be decomposed on the meta device and counted as zero on a CPU."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -54,11 +54,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How a server is run.
-
-    name: of the model, as clients call it. files: folder of uploaded files. max_tokens: longest reply.
-    hosts: names by which clients may address the server; none: any. origins: of foreign web pages that may use it.
-    media_root: folder whose files clients may name as file:// URLs, if any.
+    """Settings of a server. name: of the model, as seen by clients. files: folder of uploaded files. max_tokens:
+    longest reply.
+    hosts: host names by which clients may address the server; none: any. origins: of foreign web pages that may use it.
+    media_root: folder whose files clients may refer to as file:// URLs, if any.
     """
 
     name: str
@@ -75,7 +74,7 @@ class ServerSettings:
 
 
 class Service:
-    """The engine and what serves it."""
+    """The engine and everything that feeds it."""
 
     def __init__(self, engine: EngineThread, settings: ServerSettings):
         self.engine, self.settings = engine, settings
@@ -87,7 +86,7 @@ class Service:
         self.started = int(time.time())
 
     async def question(self, request: ChatRequest, owner: str) -> GenerateRequest:
-        """What the engine is asked. Raises ServeError."""
+        """The engine's request. Raises ServeError."""
         if request.model not in (None, self.settings.name):
             raise NotFoundError(f"unknown model {request.model!r}; this server serves {self.settings.name!r}", "model")
         began = time.perf_counter()
@@ -133,18 +132,18 @@ class Service:
 
 
 def _as_serve_error(error: Exception) -> Exception:
-    """What the engine says, with a status."""
+    """An error of the engine as one with an HTTP status."""
     statuses = {DoesNotFitError: UnfitError, QueueFullError: BusyError, EngineStoppedError: StoppedError}
     kind = next((status for cause, status in statuses.items() if isinstance(error, cause)), None)
     return error if kind is None else kind(str(error))
 
 
 class _GoneError(Exception):
-    """The client went away."""
+    """The client disconnected."""
 
 
 async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T:
-    """The result of `work`, which is cancelled when the client goes away. Raises _GoneError."""
+    """The result of `work`, which is cancelled if the client disconnects. Raises _GoneError."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -171,7 +170,7 @@ def _usage(stats: RequestStats) -> dict[str, Any]:
 
 
 def _about(stats: RequestStats) -> dict[str, Any]:
-    """What OpenAI's answer has no place for."""
+    """Extra fields that are not part of OpenAI's format."""
     return {
         "frame_times": [list(times) for times in stats.frame_times],
         "visual_tokens": stats.visual_tokens,
@@ -189,7 +188,7 @@ def _service(request: Request) -> Service:
 # -- chat --------------------------------------------------------------------------------------------------------------
 @router.post("/v1/chat/completions", response_model=None)
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
-    """Answer a conversation about videos, images or nothing but text."""
+    """Answer a conversation about videos or images, or text only."""
     service = _service(request)
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.settings.name}
     try:
@@ -212,13 +211,13 @@ async def _last(events: AsyncIterator[TextDelta | Finished]) -> Finished:
     async for event in events:
         if isinstance(event, Finished):
             return event
-    raise AssertionError("an answer has an end")
+    raise AssertionError("the stream of an answer ended without a final event")
 
 
 async def _stream(
     head: dict[str, Any], first: TextDelta | Finished, events: AsyncGenerator[TextDelta | Finished, None], usage: bool
 ) -> AsyncIterator[str]:
-    """Server-sent events, as OpenAI's clients read them."""
+    """Server-sent events in OpenAI's format."""
 
     def chunk(delta: dict[str, Any], reason: str | None = None, **fields: Any) -> str:
         choices = [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]
@@ -271,7 +270,7 @@ async def get_model(request: Request, model: str) -> dict[str, Any]:
 
 @router.get("/health")
 async def health(request: Request, response: Response) -> dict[str, Any]:
-    """Whether questions are answered; status 503 where not."""
+    """Whether the server can answer; status 503 if not."""
     service = _service(request)
     running, waiting = service.engine.load
     response.status_code = 200 if service.engine.is_alive else 503
@@ -298,7 +297,7 @@ async def page() -> FileResponse:
 
 @router.get("/examples/{name}", include_in_schema=False)
 async def example(name: str) -> FileResponse:
-    """The clip that comes with the package, and questions about it."""
+    """The bundled clip, and questions about it."""
     if name not in ("demo.mp4", "demo.json"):
         raise NotFoundError(f"there is no example {name!r}")
     return FileResponse(_EXAMPLES / name)
@@ -354,7 +353,7 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
 
 
 def _place(steps: Sequence[str | int]) -> str:
-    """Where in a request, such as messages[0].content[1].video_url.url."""
+    """The path of a field in a request, such as messages[0].content[1].video_url.url."""
     if len(steps) > 4 and steps[0] == "messages" and steps[2] == "content":
         steps = [*steps[:4], *steps[5:]]  # without the name of the kind of part, which is pydantic's
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
@@ -362,10 +361,10 @@ def _place(steps: Sequence[str | int]) -> str:
 
 # -- the application ---------------------------------------------------------------------------------------------------
 def create_app(engine: EngineThread, settings: ServerSettings) -> FastAPI:
-    """The application around an engine, which it closes at its end.
+    """The application around an engine, which it closes on shutdown.
 
     Raises:
-        ValueError: the folder of files is in use or somebody else's.
+        ValueError: the upload folder is in use or owned by another user.
     """
     service = Service(engine, settings)
 

@@ -27,7 +27,7 @@ _GRACE_SECONDS = 2.0  # a worker stops at its time limit; one that does not is k
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """How files are decoded: processes, seconds and bytes of memory per file, and what is refused."""
+    """How files are decoded: processes, seconds and bytes of memory per file, and size limits."""
 
     workers: int = 2
     timeout: float = 30.0
@@ -57,7 +57,7 @@ class _Worker:
             await asyncio.wait_for(self._answer(), _START_SECONDS)
 
     async def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        """Header and frames. Raises OSError or EOFError when the process ends before they are there."""
+        """Header and frames. Raises OSError or EOFError if the process ends before sending them."""
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -79,7 +79,7 @@ class _Worker:
 
 
 class DecoderPool:
-    """Decodes files in processes of its own."""
+    """Decodes files in its own processes."""
 
     def __init__(self, limits: DecodeLimits):
         self.limits = limits
@@ -102,7 +102,7 @@ class DecoderPool:
         """As `read_video`, with its arguments `num_frames`, `fps`, `sampling`, `start`, `end` and `max_side`.
 
         Raises:
-            UnfitError: the file cannot be read, is too large, or the choice of frames makes no sense.
+            UnfitError: the file cannot be read, is too large, or the choice of frames is invalid.
             StoppedError: the pool was closed.
         """
         request = {"path": str(path), "timeout": self.limits.timeout, "limits": asdict(self.limits.limits), **choice}
@@ -110,12 +110,12 @@ class DecoderPool:
         answered = False
         try:
             if self._closed:
-                raise StoppedError("the server is shutting down: ask again later")
+                raise StoppedError("the server is shutting down: retry later")
             await worker.start()
             header, frames = await asyncio.wait_for(worker.ask(request), self.limits.timeout + _GRACE_SECONDS)
             answered = True
         except asyncio.TimeoutError as error:
-            raise UnfitError(f"cannot read this video: not done after {self.limits.timeout:g} s") from error
+            raise UnfitError(f"cannot read this video: timed out after {self.limits.timeout:g} s") from error
         except (OSError, EOFError) as error:
             raise UnfitError("cannot read this video: the decoder crashed on it") from error
         finally:

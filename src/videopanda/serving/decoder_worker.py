@@ -1,4 +1,4 @@
-"""A process that decodes videos for a server, one at a time, where a decoder can harm no one else.
+"""A process that decodes videos for a server, one at a time, isolated from the server.
 
 python -m videopanda.serving.decoder_worker 4294967296      # memory limit in bytes
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _confine(memory: int) -> None:
-    """No more memory, no file of its own, no core dump."""
+    """Restrict this process: limited memory, no writing of files, no core dumps."""
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

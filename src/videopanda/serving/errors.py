@@ -42,7 +42,7 @@ class TimedOutError(ServeError):
 
 
 class UnfitError(ServeError):
-    """A clip that cannot be read, or does not fit into memory: asking again does not help."""
+    """A clip that cannot be read, or does not fit into memory: retrying does not help."""
 
     status, code = 422, "unprocessable"
 

@@ -1,10 +1,11 @@
-"""Fetches a video from another server, from hosts that the operator allowed and nowhere else.
+"""Fetches a video from another server, only from hosts that the operator allows.
 
     fetch("https://videos.example.org/clip.mp4", upload.write, FetchPolicy(hosts=("videos.example.org",)))
 
-A server that fetches URLs of strangers can be made to reach into its own network. So: hosts by name from a list; every
-name is resolved once, all its addresses must be public, and the connection goes to the address that was checked.
-Redirects pass the same checks. No proxies, no other schemes, no credentials, and one deadline for everything.
+A server that fetches arbitrary URLs can be tricked into accessing its internal network. Therefore: only hosts from an
+allow list; every name is resolved once, all its addresses must be public, and the connection goes to the address that
+was checked. Redirects pass the same checks. No proxies, no other schemes, no credentials, and one deadline for
+everything.
 """
 
 import http.client
@@ -71,11 +72,11 @@ def is_public(address: str) -> bool:
 
 
 def fetch(url: str, write: Callable[[bytes], None], policy: FetchPolicy) -> None:
-    """Fetch a file and hand its bytes to `write`.
+    """Fetch a file and pass its bytes to `write`.
 
     Raises:
         ForbiddenError: the URL is not allowed.
-        TooLargeError: the file has too many bytes.
+        TooLargeError: the file is too large.
         UnfitError: the other server fails or is too slow.
     """
     deadline = time.monotonic() + policy.timeout
@@ -126,11 +127,11 @@ def _get(parts: SplitResult, write: Callable[[bytes], None], policy: FetchPolicy
             raise UnfitError(f"{parts.hostname} answers with status {response.status}")
         left = policy.max_bytes
         if (response.length or 0) > left:
-            raise TooLargeError(f"the file has more than {left} bytes")
+            raise TooLargeError(f"the file is larger than {left} bytes")
         while chunk := response.read1(_CHUNK):
             left -= len(chunk)
             if left < 0:
-                raise TooLargeError(f"the file has more than {policy.max_bytes} bytes")
+                raise TooLargeError(f"the file is larger than {policy.max_bytes} bytes")
             write(chunk)
     finally:
         connection.close()
@@ -179,14 +180,14 @@ class _Connection(http.client.HTTPConnection):
         self.response_class = self._response  # type: ignore[assignment]
 
     def _response(self, sock: socket.socket, *args: Any, **options: Any) -> http.client.HTTPResponse:
-        """A response all of whose reads, of headers too, share the deadline."""
+        """A response whose reads, including headers, share the deadline."""
         response = http.client.HTTPResponse(sock, *args, **options)
         response.fp = io.BufferedReader(_Reader(sock, response.fp, self._deadline))
         return response
 
 
 class _Reader(io.RawIOBase):
-    """Reads from a socket until the deadline; `file`, made from the socket, keeps it open."""
+    """Reads from a socket until the deadline; `file`, created from the socket, keeps it open."""
 
     def __init__(self, sock: socket.socket, file: Any, deadline: float):
         self._sock, self._file, self._deadline = sock, file, deadline

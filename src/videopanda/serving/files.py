@@ -1,4 +1,4 @@
-"""The paths below /v1/files: OpenAI's files, and the frames that a question about one would look at."""
+"""The paths below /v1/files: OpenAI's files, and the frames that a question about one would use."""
 
 import asyncio
 import base64
@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/files")
 
 
 def owner_of_request(request: Request) -> str:
-    """Whose files a request may see; see `middleware.owner_of`."""
+    """The owner whose files a request may see; see `middleware.owner_of`."""
     return str(request.scope.get("owner", ""))
 
 
@@ -57,7 +57,7 @@ async def upload_file(
     anchor: Annotated[Literal["created_at"], Form(alias="expires_after[anchor]")] = "created_at",
     seconds: Annotated[int | None, Form(alias="expires_after[seconds]", ge=1)] = None,
 ) -> dict[str, Any]:
-    """Upload a file once, and ask about it often by its id."""
+    """Upload a file once, then refer to it by its id."""
     with _store(request).new((file.filename or "")[:255], owner_of_request(request), purpose, seconds) as upload:
         while chunk := await file.read(_UPLOAD_CHUNK):
             await asyncio.to_thread(upload.write, chunk)
@@ -72,7 +72,7 @@ async def list_files(
     order: Literal["asc", "desc"] = "desc",
     purpose: str | None = None,
 ) -> dict[str, Any]:
-    """The files of this key, newest first unless `order` says otherwise; `after` is the last id of the page before."""
+    """The files of this key, newest first unless `order` is given; `after` is the last id of the previous page."""
     files = [file for file in _store(request).list(owner_of_request(request)) if purpose in (None, file.purpose)]
     files = files if order == "desc" else files[::-1]
     if after is not None:
@@ -87,7 +87,7 @@ async def list_files(
 
 @router.get("/{file_id}")
 async def get_file(request: Request, file_id: str) -> dict[str, Any]:
-    """What is known of a file."""
+    """The metadata of a file."""
     return _object(_store(request).get(file_id, owner_of_request(request)))
 
 
@@ -115,7 +115,7 @@ async def file_frames(
     num_frames: int | None = None,
     max_side: int = _THUMBNAIL_SIDE,
 ) -> dict[str, Any]:
-    """The frames that a question with this choice would look at, as small JPEG pictures with their times."""
+    """The frames that a question with this choice would use, as small JPEG pictures with their times."""
     try:
         choice = FrameChoice(start=start, end=end, fps=fps, num_frames=num_frames, max_side=max_side)
     except ValidationError as error:

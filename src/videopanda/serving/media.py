@@ -1,4 +1,4 @@
-"""From the parts of a request to clips for the engine: files found, decoded once, cached by content and sampling."""
+"""Turns request parts into clips for the engine: finds files, decodes them once, caches by content and sampling."""
 
 import asyncio
 import base64
@@ -40,7 +40,7 @@ _ONE = {"num_frames": 1}  # how a picture is read
 
 @dataclass(frozen=True)
 class _Shown:
-    """A part of a request whose files are there: one file, or one per frame of a list taken at `fps`."""
+    """A part of a request with its files: one file, or one per frame of a list taken at `fps`."""
 
     place: str
     files: Sequence[LocalMedia]
@@ -57,10 +57,10 @@ class _Shown:
 
 
 class MediaLoader:
-    """Loads the videos and images of conversations. A clip that several requests show at a time is decoded once.
+    """Loads the videos and images of conversations. A clip used by several concurrent requests is decoded once.
 
-    max_frame_bytes: pixels that wait for the engine, of all requests; further clips are decoded later.
-    media_root: folder whose files may be named as file:// URLs, if any.
+    max_frame_bytes: pixels waiting for the engine, over all requests; further clips are decoded later.
+    media_root: folder whose files may be referred to as file:// URLs, if any.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class MediaLoader:
         self._fetchers = ThreadPoolExecutor(8, thread_name_prefix="fetch")  # slow hosts block only one another
 
     async def conversation(self, request: ChatRequest, owner: str) -> tuple[list[Message], list[EncodedClip]]:
-        """Messages for the chat template, and the visuals that their placeholders stand for. Raises ServeError."""
+        """Messages for the chat template, and the visuals for their placeholders. Raises ServeError."""
         turns: list[Message] = []
         shown: list[_Shown] = []
         opened: list[LocalMedia] = []
@@ -111,7 +111,7 @@ class MediaLoader:
 
     # -- finding -------------------------------------------------------------------------------------------------------
     async def _find(self, place: str, part: MediaPart, request: ChatRequest, owner: str, opened: list) -> _Shown:
-        """The files of a part, which are added to `opened`, and how they are read."""
+        """The files of a part, also added to `opened`, and how to read them."""
 
         async def find(url: str) -> LocalMedia:
             opened.append(await self._file(url, owner))
@@ -123,9 +123,11 @@ class MediaLoader:
             raise ServeError(str(error)) from error
         if isinstance(part, FrameListPart):
             if choice:
-                raise ServeError("all frames of a list are shown: leave out the fields that choose frames")
+                raise ServeError("all frames of a list are shown: omit the fields that choose frames")
             if len(part.video) > self.pool.limits.limits.frames:
-                raise UnfitError(f"a list of {len(part.video)} frames has more than {self.pool.limits.limits.frames}")
+                raise UnfitError(
+                    f"a list of {len(part.video)} frames is longer than the limit of {self.pool.limits.limits.frames}"
+                )
             files = [await find(url) for url in part.video]
             if any(file.kind != "image" for file in files):
                 raise UnfitError("a list of frames holds images only: send a video as video_url")
@@ -152,7 +154,7 @@ class MediaLoader:
         return LocalMedia(file.path, file.sha256, file.kind, is_temporary=False)
 
     async def _file(self, url: str, owner: str) -> LocalMedia:
-        """The file behind a URL or an id."""
+        """The file for a URL or an id."""
         if url.startswith("file-"):
             return self._stored(url, owner)
         if url[:7].lower() == "file://":
@@ -182,14 +184,14 @@ class MediaLoader:
 
     # -- decoding ------------------------------------------------------------------------------------------------------
     def sampling(self, choice: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of `read_video`; without a choice those of `videopanda answer`."""
+        """Arguments of `read_video`; by default those of `videopanda answer`."""
         processor = self.processor.video_processor
         if "fps" in choice:
             return choice
         return {"num_frames": processor.num_frames, "sampling": processor.frame_sampling} | choice
 
     async def _visuals(self, shown: Sequence[_Shown]) -> list[EncodedClip]:
-        """The visuals of one request: known, or decoded while few others are and not too many frames wait."""
+        """The visuals of one request: cached, or decoded within limits on concurrent decoding and waiting frames."""
         visuals = [visual for one in shown if (visual := self._known(one.key)) is not None]
         if len(visuals) == len(shown):
             return visuals
@@ -247,7 +249,7 @@ class MediaLoader:
         return clip
 
     def _count(self, clip: EncodedClip) -> None:
-        """Count the pixels of a clip for as long as anything holds them."""
+        """Count the pixels of a clip for as long as they are in memory."""
         loop = asyncio.get_running_loop()
 
         def freed(size: int) -> None:
@@ -262,7 +264,7 @@ class MediaLoader:
         weakref.finalize(clip.inputs, collected, clip.num_bytes).atexit = False
 
     async def thumbnails(self, id_: str, choice: FrameChoice, owner: str) -> Video:
-        """The frames that a question about a file would look at, small."""
+        """Thumbnails of the frames that a question about a file would use."""
         media = self._stored(id_, owner)
         sampling = _ONE if media.kind == "image" else self.sampling(choice.chosen)
         return await self.pool.read(media.path, **sampling)
@@ -270,7 +272,7 @@ class MediaLoader:
 
 @contextmanager
 def _named(place: str) -> Iterator[None]:
-    """Errors of the block name the part of the request that they are about."""
+    """Errors raised in the block name the part of the request."""
     try:
         yield
     except ServeError as error:
@@ -300,7 +302,7 @@ def _joined(videos: Sequence[Video], fps: float) -> Video:
 
 
 def _as_data_url(data: str | None) -> str:
-    """Base64 with or without the head of a data URL."""
+    """Base64 with or without the prefix of a data URL."""
     assert data is not None
     return data if data[:5].lower() == "data:" else f"data:;base64,{data}"
 

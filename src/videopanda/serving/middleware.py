@@ -1,6 +1,6 @@
 """Request gate (ASGI middleware): hosts, origins, keys, sizes, time limits and concurrency, before the body is parsed.
 
-Written against ASGI itself, so that bodies are bounded while they arrive and refused ones cost nothing.
+Written against ASGI itself, so bodies are limited while they arrive and refused ones cost nothing.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ _SMALL_BODY = 1 << 20  # bodies up to this size are always received, whatever el
 
 
 def error_body(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
+    """An error in OpenAI's format."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -44,14 +44,13 @@ def owner_of(key: str) -> str:
 
 @dataclass(frozen=True)
 class GateLimits:
-    """What the gate lets in.
-
-    keys: API keys; none: everybody may come in.
-    hosts: host names that requests may name; none: any. A page whose own name leads here (DNS rebinding) names its own.
-    origins: origins of web pages that may use the server, beside the server's own; "*": all.
-    json_bytes, upload_bytes: of one body. receiving_bytes: of all bodies on their way, apart from small ones.
-    max_chats: chats that are answered or wait. They count once their body is complete.
-    body_seconds, body_rate: seconds for a body; bytes that earn it one more second.
+    """Limits of the gate. keys: API keys; none: no key is required.
+    hosts: host names that requests may name; none: any. This blocks pages whose host name resolves to this server (DNS
+        rebinding).
+    origins: origins of web pages that may use the server, besides its own; "*": all.
+    json_bytes, upload_bytes: of one body. receiving_bytes: of all bodies being received, except small ones.
+    max_chats: running and waiting chats. They count once their body is complete.
+    body_seconds, body_rate: seconds for a body, plus one second for each `body_rate` bytes.
     """
 
     keys: Sequence[str] = ()
@@ -70,7 +69,7 @@ class _RefusedError(Exception):
 
 
 class RequestGate:
-    """ASGI middleware that lets in what the limits allow, and counts it."""
+    """ASGI middleware that admits requests within the limits."""
 
     def __init__(self, app: Any, limits: GateLimits, metrics: Metrics):
         self.app, self.limits, self.metrics = app, limits, metrics
@@ -115,14 +114,14 @@ class RequestGate:
         return self.limits.upload_bytes if scope["path"] == "/v1/files" else self.limits.json_bytes
 
     def _check(self, scope: Any, headers: dict[bytes, bytes]) -> None:
-        """Raises _RefusedError for a request that is not let in."""
+        """Raises _RefusedError for a request that is not admitted."""
 
         def header(name: bytes) -> str:
             return headers.get(name, b"").decode("latin-1")
 
         host = header(b"host")
         if self.limits.hosts and _host_name(host) not in self.limits.hosts:
-            message = f"this server does not answer as {host!r:.100}: start it with --public-url to give it that name"
+            message = f"this server does not answer to {host!r:.100}: start it with --public-url to allow that name"
             raise _RefusedError(403, message, "permission_error", "foreign_host")
         origin = header(b"origin")
         foreign = origin and origin not in self.limits.origins and "*" not in self.limits.origins
@@ -142,18 +141,18 @@ class RequestGate:
             scope["owner"] = owner
         length = header(b"content-length")
         if length.isdigit() and int(length) > self._limit(scope):
-            message = f"the body has more than {self._limit(scope)} bytes"
+            message = f"the body is larger than {self._limit(scope)} bytes"
             raise _RefusedError(413, message, "invalid_request_error", "too_large")
 
     def received(self, size: int, total: int) -> None:
-        """Count bytes of a body that now has `total`. Raises _RefusedError while too many are on their way."""
+        """Count bytes of a body that now has `total`. Raises _RefusedError while too many are being received."""
         self._receiving += size
         if self._receiving > self.limits.receiving_bytes and total > _SMALL_BODY:
-            message = "too many large requests are on their way: retry later"
+            message = "too many large requests are being received: retry later"
             raise _RefusedError(429, message, "rate_limit_error", "queue_full")
 
     def released(self, size: int) -> None:
-        """A body of this size is gone."""
+        """A body of this size has been released."""
         self._receiving -= size
 
 
@@ -180,7 +179,7 @@ class _Body:
         self._ended = not message.get("more_body", False)
         self._gate.received(size, self._size)
         if self._size > self._limit:
-            message = f"the body has more than {self._limit} bytes"
+            message = f"the body is larger than {self._limit} bytes"
             raise _RefusedError(413, message, "invalid_request_error", "too_large")
         return message
 
@@ -190,7 +189,7 @@ class _Body:
         while not self._ended:
             message = await self._next()
             if message["type"] == "http.disconnect":
-                raise _RefusedError(408, "the client went away", "invalid_request_error", "request_timeout")
+                raise _RefusedError(408, "the client disconnected", "invalid_request_error", "request_timeout")
             chunks.append(message.get("body", b""))
         self._whole = [b"".join(chunks)]
 
@@ -204,7 +203,7 @@ class _Body:
             raise HTTPException(error.args[0], error.args[1]) from error
 
     def release(self) -> None:
-        """Its memory is free again."""
+        """Release its memory."""
         self._gate.released(self._size)
 
 

@@ -1,6 +1,5 @@
-"""Prompts that may reach the engine: roles folded into what the template knows, and nothing endless or too long.
-
-The template of a checkpoint and the text of a stranger are run here, outside of the engine's thread and within limits.
+"""Prepares prompts for the engine: maps roles to those of the template and rejects prompts that are too long. Templates
+of checkpoints run on untrusted text here, outside the engine's thread and within limits.
 """
 
 import sys
@@ -21,7 +20,7 @@ Message = dict[str, Any]
 
 
 class PromptRules:
-    """What the chat template and the tokenizer of a checkpoint make of conversations.
+    """Renders and checks conversations with the chat template and the tokenizer of a checkpoint.
 
     Messages are those of a chat template, with a list of parts as content.
     """
@@ -32,7 +31,7 @@ class PromptRules:
         self.has_system_role = self._knows_system()
 
     def _knows_system(self) -> bool:
-        """Whether the template writes a system message as one. Others write it as a turn of the model, or refuse."""
+        """Whether the template writes a system message as one. Others render it as a model turn, or refuse it."""
         system, user = "a probe", "a question"
         turns = [_message("system", system), _message("user", user)]
         try:
@@ -43,9 +42,8 @@ class PromptRules:
         return named and system in text and user in text
 
     def fold(self, messages: Sequence[Message]) -> list[Message]:
-        """Conversation in which `developer` is `system`, at most one leads, and others open the next user message.
-
-        Where the template has no system role, the leading one does so, too.
+        """Treat `developer` as `system`; one system message may lead, later ones are prepended to the next user
+        message. If the template has no system role, so is the leading one.
         """
         folded: list[Message] = []
         pending: list[str] = []
@@ -64,11 +62,11 @@ class PromptRules:
         return folded
 
     def check(self, messages: Sequence[Message]) -> None:
-        """See that a conversation can be rendered, shows what it should, and is not longer than the context.
+        """Check that a conversation can be rendered, is complete, and fits into the context.
 
         Raises:
             ContextLengthError: its text alone has more tokens than the context.
-            ServeError: the template refuses it, does not end, or its text contains a placeholder.
+            ServeError: the template refuses it or takes too long, or its text contains a placeholder.
         """
         if not any(part.get("text", "").strip() for part in messages[-1]["content"]):
             raise ServeError("the last message has no text", "messages")
@@ -76,12 +74,12 @@ class PromptRules:
             text = "".join(part.get("text", "") for part in message["content"])
             for token in self.placeholders:
                 if token in text:
-                    reason = f"text must not contain {token}: send the video or image as a part of its own"
+                    reason = f"text must not contain {token}: send the video or image as a separate content part"
                     raise ServeError(reason, f"messages[{number}].content")
         text = self.render(messages)
         shown = sum(part["type"] != "text" for message in messages for part in message["content"])
         if sum(map(text.count, self.placeholders)) != shown:
-            raise ServeError(f"text must not form {' or '.join(self.placeholders)} in the prompt", "messages")
+            raise ServeError(f"text must not produce {' or '.join(self.placeholders)} in the prompt", "messages")
         tokens = 0
         for count, start in enumerate(range(0, len(text), SLICE), 1):
             tokens += len(
@@ -101,10 +99,12 @@ class PromptRules:
                 return str(
                     self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
                 )
-        except (TemplateError, TypeError, ValueError) as error:  # what templates raise for turns that they do not take
+        except (TemplateError, TypeError, ValueError) as error:  # raised by templates for turns they do not accept
             raise ServeError(f"the chat template refuses this conversation: {error}"[:500], "messages") from error
         except (TimeoutError, MemoryError) as error:
-            raise ServeError("the chat template does not end on this conversation", "messages") from error
+            raise ServeError(
+                "the chat template takes too much time or memory for this conversation", "messages"
+            ) from error
 
 
 def _message(role: str, text: str) -> Message:
@@ -112,7 +112,7 @@ def _message(role: str, text: str) -> Message:
 
 
 def _opened(content: Sequence[dict[str, Any]], text: str) -> list[dict[str, Any]]:
-    """Content with `text` in front of its first text; videos and images stay before it."""
+    """Content with `text` prepended to its first text; videos and images stay before it."""
     first = next((i for i, part in enumerate(content) if part["type"] == "text"), len(content))
     own = "".join(part["text"] for part in content[first : first + 1])
     return [*content[:first], {"type": "text", "text": text + own}, *content[first + 1 :]]
@@ -120,7 +120,7 @@ def _opened(content: Sequence[dict[str, Any]], text: str) -> list[dict[str, Any]
 
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in a template of this thread that takes longer. Jinja's loops have no limit of their own."""
+    """Raise TimeoutError in a template of this thread that takes longer. Jinja does not limit loops."""
     deadline = time.monotonic() + seconds
 
     def watch(frame: FrameType, event: str, arg: Any) -> Any:

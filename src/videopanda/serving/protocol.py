@@ -1,4 +1,4 @@
-"""What clients may send: OpenAI's API, with videos as vLLM, llama.cpp and DashScope write them.
+"""The request format: OpenAI's API, with videos in the forms of vLLM, llama.cpp and DashScope.
 
 A field that would change the answer and is not supported must not be ignored, so unknown fields are errors, and fields
 that have no effect here accept only the values that have no effect.
@@ -29,7 +29,7 @@ Nothing = Annotated[list[Any], AfterValidator(_no_tools)] | None
 
 
 class Strict(BaseModel):
-    """Refuses fields that it does not know."""
+    """Refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -54,7 +54,7 @@ class FrameRate(Strict):
 
 
 class FrameChoice(FrameRate):
-    """Which frames of a video are looked at; the arguments of `read_video`."""
+    """Which frames of a video to use; the arguments of `read_video`."""
 
     start: Seconds | None = None
     end: Seconds | None = None
@@ -101,14 +101,14 @@ class VideoAddress(FrameChoice):
 
 
 class VideoPart(FrameChoice, _Part):
-    """A video; frames are chosen in or beside `video_url`, or for all videos of the request."""
+    """A video; frames are chosen in or next to `video_url`, or for all videos of the request."""
 
     type: Literal["video_url"]
     video_url: VideoAddress
 
 
 class ImageAddress(Strict):
-    """`detail` is OpenAI's; every image is seen in one size."""
+    """`detail` is OpenAI's; every image is shown at the same size."""
 
     url: Url
     detail: Literal["auto", "low", "high"] = "auto"
@@ -135,14 +135,14 @@ class Data(Strict):
 
 
 class InputVideoPart(FrameChoice, _Part):
-    """A video as llama.cpp writes it."""
+    """A video in llama.cpp's form."""
 
     type: Literal["input_video"]
     input_video: Data
 
 
 class FrameListPart(_Part):
-    """Frames as DashScope writes them: URLs of images that were taken `fps` times a second. All of them are shown."""
+    """Frames in DashScope's form: URLs of images that were taken `fps` times a second. All of them are used."""
 
     type: Literal["video"]
     video: Annotated[list[Url], Field(min_length=1, max_length=4096)]
@@ -174,7 +174,7 @@ MediaPart = VideoPart | ImagePart | InputVideoPart | FrameListPart | FilePart
 
 
 def _normalized(part: Any) -> Any:
-    """A part with its short forms written out: a plain string in place of {"url": …}."""
+    """A part with its short forms expanded: a plain string instead of {"url": …}."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind not in ("video_url", "image_url", "input_video", "video") or not isinstance(part.get(kind), str):
         return part
@@ -197,7 +197,7 @@ Part = Annotated[
 
 
 class ChatMessage(Strict):
-    """One turn. A reply of this server is accepted back as it is."""
+    """One turn. Replies of this server are accepted unchanged."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[Part], BeforeValidator(_content), Field(max_length=MAX_PARTS)] = Field(default_factory=list)
@@ -291,7 +291,7 @@ class ChatRequest(Strict):
         return media + ([] if self.mm_processor_kwargs is None else [self.mm_processor_kwargs])
 
     def choice_for(self, part: MediaPart) -> dict[str, Any]:
-        """The frames of one part: its own choice before that of the request. Raises ValueError."""
+        """The frames of one part: its own choice takes precedence over that of the request. Raises ValueError."""
         chosen: dict[str, Any] = {}
         given = [self.video, *self._elsewhere]
         given += [part] if isinstance(part, FrameChoice) else []
@@ -311,12 +311,12 @@ class ChatRequest(Strict):
 
     @property
     def max_new_tokens(self) -> int | None:
-        """The longest reply that was asked for."""
+        """The requested maximum length of the reply."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def sampling_temperature(self) -> float:
-        """The temperature, 0 where it stands for greedy decoding."""
+        """The temperature, 0 means greedy decoding."""
         return 0.0 if (self.temperature or 0.0) < GREEDY_BELOW else float(self.temperature or 0.0)
 
     @property

@@ -24,7 +24,7 @@ HEADER_BYTES = 32 << 10
 
 
 def _end(error: BaseException) -> None:
-    """End the process, so that whoever watches it starts another: the model answers nothing any more."""
+    """End the process, so a supervisor can restart it: the model can no longer answer."""
     sys.stderr.write(f"videopanda: error: the engine stopped: {error}\n")
     sys.stderr.flush()
     os._exit(1)
@@ -54,28 +54,28 @@ def serve(
 
 
 class HeaderLimits(H11Protocol):
-    """uvicorn's connection, which is closed when the headers of a request take too long."""
+    """uvicorn's connection, closed if the headers of a request take too long."""
 
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Start to wait for a request."""
+        """Start waiting for a request."""
         super().connection_made(transport)
         self._wait_for_headers()
 
     def data_received(self, data: bytes) -> None:
-        """Take in bytes, of headers or of a body."""
+        """Receive bytes of headers or of a body."""
         super().data_received(data)
         self._wait_for_headers()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, if a part of it is there already; else the keep-alive limit holds."""
+        """Wait for the next request, if part of it has already arrived; otherwise the keep-alive limit applies."""
         super().on_response_complete()
         if self.conn.trailing_data[0]:
             self._wait_for_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing."""
+        """Cancel the timer."""
         super().connection_lost(exc)
         self._stop_waiting()
 

@@ -6,8 +6,8 @@
         file = upload.finish()
     store.get(file.id, owner).path
 
-A file is two: `ID` with the content and `ID.json` with the rest. The second is moved in last: without it the first is
-incomplete and is removed at the next start.
+A file is stored as two: `ID` with the content and `ID.json` with the metadata. The second is moved in last: without it
+the first is incomplete and is removed at the next start.
 """
 
 import fcntl
@@ -90,7 +90,7 @@ class FileStore:
     Only files that the store made itself are ever removed: the folder carries a marker, and names are the store's own.
 
     Raises:
-        ValueError: the folder holds other things, belongs to another user, or is used by another server.
+        ValueError: the folder contains other files, belongs to another user, or is used by another server.
     """
 
     def __init__(self, folder: Path, limits: FileLimits):
@@ -98,7 +98,7 @@ class FileStore:
         self._files, self._parts = folder / "files", folder / "parts"
         for one in (folder, self._files, self._parts):
             if one.is_symlink() or (one.exists() and not one.is_dir()):
-                raise ValueError(f"{one} is not a real folder: choose another folder with --files")
+                raise ValueError(f"{one} is not a plain folder (it may be a link): choose another folder with --files")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat().st_uid != os.getuid():
             raise ValueError(f"{folder} is owned by another user: choose another folder with --files")
@@ -111,10 +111,10 @@ class FileStore:
         self.remove_expired()
 
     def _claim(self) -> IO[str]:
-        """The marker of the folder, locked; a fresh one only where the folder is empty."""
+        """The marker of the folder, locked; a new one only if the folder is empty."""
         marker = self.folder / MARKER
         if not marker.is_file() and any(self.folder.iterdir()):
-            raise ValueError(f"{self.folder} is not empty and not a folder of uploads: choose another one with --files")
+            raise ValueError(f"{self.folder} is neither empty nor a folder of uploads: choose another one with --files")
         lock = os.fdopen(os.open(marker, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,7 +129,7 @@ class FileStore:
 
     @staticmethod
     def _own(folder: Path) -> list[Path]:
-        """The regular files in a folder whose names the store makes."""
+        """The regular files in a folder with names created by the store."""
         return [path for path in folder.iterdir() if _OWN_NAME.fullmatch(path.name) and _is_regular(path)]
 
     def _load(self) -> dict[str, StoredFile]:
@@ -152,10 +152,8 @@ class FileStore:
 
     # -- writing -------------------------------------------------------------------------------------------------------
     def new(self, name: str, owner: str, purpose: str = "user_data", keep_seconds: float | None = None) -> "Upload":
-        """Begin a file, which is kept for `keep_seconds`, by default as long as the limits say.
-
-        Raises:
-            ServeError: that is longer than the limits say.
+        """Begin a file, which is kept for `keep_seconds` (default: the limit). Raises: ServeError: that exceeds the
+        limit.
         """
         most = self.limits.keep_seconds
         if keep_seconds is not None and keep_seconds > most:
@@ -163,7 +161,7 @@ class FileStore:
         return Upload(self, name, owner, purpose, most if keep_seconds is None else keep_seconds)
 
     def temporary(self) -> Path:
-        """A fresh name for a file that its maker removes; leftovers are removed at the next start."""
+        """A new name for a file that the caller removes; leftovers are removed at the next start."""
         return self._parts / secrets.token_hex(16)
 
     @property
@@ -172,7 +170,7 @@ class FileStore:
         return sum(file.bytes for file in self._known.values())
 
     def add(self, file: StoredFile, part: Path) -> None:
-        """Take in a complete file."""
+        """Add a complete file."""
         meta = {name: value for name, value in asdict(file).items() if name != "path"}
         written = part.with_suffix(".json")
         try:
@@ -190,7 +188,7 @@ class FileStore:
         """A file by its id.
 
         Raises:
-            NotFoundError: there is none, it expired, or it belongs to another key.
+            NotFoundError: it does not exist, has expired, or it belongs to another key.
         """
         self.remove_expired()
         file = self._known.get(id_)
@@ -209,7 +207,7 @@ class FileStore:
         self._forget(self.get(id_, owner))
 
     def remove_expired(self) -> None:
-        """Delete files whose time is over."""
+        """Delete expired files."""
         for file in [file for file in self._known.values() if file.expires_at <= time.time()]:
             self._forget(file)
 
@@ -239,7 +237,7 @@ class LocalMedia:
 
 
 def open_media(path: Path) -> LocalMedia:
-    """A file of the operator's, which stays where it is. Raises UnfitError, OSError."""
+    """A file of the operator, which is never removed. Raises UnfitError, OSError."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
@@ -251,10 +249,10 @@ def open_media(path: Path) -> LocalMedia:
 
 
 class Upload:
-    """A file that is being written. Unless `finish` or `source` is reached, leaving the block removes it.
+    """A file that is being written. Leaving the block removes it unless `finish` or `source` was called.
 
     Raises:
-        TooLargeError: more bytes than a file or all files may have.
+        TooLargeError: the file, or all files together, would be too large.
         StorageError: the disk is full.
     """
 
@@ -278,7 +276,7 @@ class Upload:
         """Add bytes."""
         limits, self._size = self._store.limits, self._size + len(chunk)
         if self._size > limits.file_bytes:
-            raise TooLargeError(f"the file has more than {limits.file_bytes} bytes: cut or compress it")
+            raise TooLargeError(f"the file is larger than {limits.file_bytes} bytes: cut or compress it")
         if self._store.num_bytes + self._size > limits.total_bytes:
             raise TooLargeError("upload storage is full: delete files or retry later")
         view = memoryview(chunk)
@@ -288,7 +286,7 @@ class Upload:
         self._head += chunk[: HEAD_BYTES - len(self._head)]
 
     def source(self) -> LocalMedia:
-        """Hand the file to a reader, who closes it.
+        """Pass the file to a reader, which closes it.
 
         Raises:
             UnfitError: it is neither a video nor an image.
@@ -336,4 +334,4 @@ def sniff_mime_type(head: bytes) -> tuple[str, str]:
     for kind, mime, pattern in _SIGNATURES:
         if pattern.match(head):
             return kind, mime
-    raise UnfitError("the file is neither a video nor an image that is known here (MP4, WebM, AVI, GIF, PNG, JPEG, …)")
+    raise UnfitError("the file is not a supported video or image (MP4, WebM, AVI, GIF, PNG, JPEG, …)")

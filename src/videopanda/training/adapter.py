@@ -1,7 +1,5 @@
-"""LoRA on the language model, with the vision modules trained beside it or frozen.
-
-The adapter folder holds everything that was trained: PEFT's own layout, so `PeftModel.from_pretrained(model, folder)`
-reads it, too.
+"""LoRA on the language model, with the vision modules either trained as well or frozen. The adapter folder contains
+everything that was trained: PEFT's own layout, so `PeftModel.from_pretrained(model, folder)` also reads it.
 """
 
 from pathlib import Path
@@ -22,7 +20,7 @@ def load_quantized(folder: Path) -> tuple[Any, Any]:
     """Model and processor of a folder, with the language model in memory as 4-bit NormalFloat (QLoRA, 2305.14314).
 
     Raises:
-        ValueError: bitsandbytes is not installed, or runs nowhere on this machine.
+        ValueError: bitsandbytes is not installed, or does not work on this machine.
     """
     from transformers import BitsAndBytesConfig
 
@@ -48,7 +46,7 @@ def vision_paths(model: Any) -> dict[str, str]:
 
 
 def add_adapter(model: Any, stage: StageConfig) -> Any:
-    """Wrap a model in a `PeftModel` as the stage says.
+    """Wrap a model in a `PeftModel` with the settings of the stage.
 
     Raises:
         ValueError: the language model has no linear maps of the usual names.
@@ -68,7 +66,7 @@ def add_adapter(model: Any, stage: StageConfig) -> Any:
 
 
 def merge(start: Path, adapter: Path) -> Any:
-    """The model that training started from, with the adapter worked into its weights."""
+    """The original model with the adapter merged into its weights."""
     from peft import PeftModel
 
     model, _ = load_checkpoint(start, torch.float32)

@@ -1,4 +1,4 @@
-"""A stage as arguments of the Hugging Face Trainer, and of FSDP and DeepSpeed."""
+"""Translates a stage to arguments of the Hugging Face Trainer, FSDP and DeepSpeed."""
 
 import os
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ def arguments(
 
 
 def deepspeed_config(stage: StageConfig) -> dict[str, Any]:
-    """ZeRO-2 as in the official script, or ZeRO-3; no gradient clipping unless the stage asks for it."""
+    """ZeRO-2 as in the official script, or ZeRO-3; no gradient clipping unless the stage sets it."""
     zero: dict[str, Any] = {"stage": int(stage.strategy[-1]), "overlap_comm": False, "contiguous_gradients": True}
     if zero["stage"] == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True

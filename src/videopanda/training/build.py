@@ -1,4 +1,4 @@
-"""A fresh vision part in front of a language model: where `prealign` starts.
+"""Puts a new vision part in front of a language model: the starting point of `prealign`.
 
 model, processor = build_model("vicuna-7b-v1.5", seed=0, family="videopanda", preset="released")
 """
@@ -29,20 +29,20 @@ def build_model(
     chat_template: str | None = None,
     dtype: torch.dtype | Literal["auto"] = torch.float32,
 ) -> tuple[Any, Any]:
-    """Join a causal language model with the fresh vision part of a family.
+    """Join a causal language model and the new vision part of a family.
 
-    `<video>` and `<image>` are added to the vocabulary where they are missing. Where the embedding has spare rows, as
-    many models do, they take two of these; else it grows by rows that are the mean of all others. The weights of the
-    language model are used as they were loaded, never held twice.
+    `<video>` and `<image>` are added to the vocabulary if they are missing. They use spare rows of the embedding, which
+    many models have; otherwise it grows by rows set to the mean of the others. The weights of the language model are
+    used as loaded, never held in memory twice.
 
     Args:
         backbone: folder or Hub name of a causal language model with its tokenizer.
         family, preset, fields: see `fresh_config`.
-        chat_template: jinja text or "vicuna"; default the template of the tokenizer.
+        chat_template: jinja text or "vicuna"; default: the template of the tokenizer.
         dtype: of all weights; "auto" is that of the language model.
 
     Raises:
-        ValueError: no such language model, or one that cannot be used, or it has no chat template; an unknown family,
+        ValueError: the language model does not exist, is not supported, or has no chat template; an unknown family,
             preset or field, or a wrong value.
     """
     fields = fields or {}
@@ -89,16 +89,16 @@ def make_checkpoint(
     chat_template: str | None = None,
     seed: int = 0,
 ) -> list[str]:
-    """Put a fresh vision part in front of a language model, save both in the folder `out`, and say what was made.
+    """Put a new vision part in front of a language model, save both in the folder `out`, and describe the result.
 
-    `chat_template` is the name of a jinja file or "vicuna". The weights keep the type of the language model.
+    `chat_template` is the name of a jinja file or "vicuna". The weights keep the dtype of the language model.
 
     Raises:
-        ValueError: as `build_model`; or `out` is in use.
+        ValueError: as `build_model`; or `out` already exists.
     """
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is in use: choose a new folder")
+        raise ValueError(f"{folder} already exists: choose a new folder")
     model, processor = build_model(
         backbone,
         seed=seed,
@@ -146,12 +146,12 @@ def _text_config(backbone: str | Path, fields: Mapping[str, Any]) -> Any:
     except OSError as error:
         raise ValueError(f"no language model at {backbone}: {str(error).splitlines()[0]}") from error
     if model_class(config) is not None:
-        raise ValueError(f"{backbone} has a vision part already: train it as it is, or name a language model")
+        raise ValueError(f"{backbone} already has a vision part: train it directly, or pass a language model")
     known: Any
     known, found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), config.architectures or []
     if known is None or known.__name__ not in found:
         raise ValueError(
-            f"{backbone} is not a causal language model that transformers knows: it holds "
+            f"{backbone} is not a causal language model known to transformers: it contains "
             f"{', '.join(found) or config.model_type}"
         )
     changes = {key: value for key, value in fields.items() if key.startswith("text.")}
@@ -172,14 +172,14 @@ def _load_backbone(backbone: str | Path, config: Any, dtype: torch.dtype | Liter
     language_model, report = loaded
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
-        raise ValueError(f"{backbone} is not complete: it lacks {missing[0]} ({len(missing)} weights in all)")
+        raise ValueError(f"{backbone} is incomplete: it lacks {missing[0]} ({len(missing)} weights in all)")
     require_finite(language_model, backbone)
     language_model.config._name_or_path = Path(backbone).name  # no path of this machine in the checkpoint
     return language_model, tokenizer
 
 
 def _add_placeholders(language_model: Any, tokenizer: Any) -> None:
-    """Give `<video>` and `<image>` a place in vocabulary and embeddings, and padding a token."""
+    """Add `<video>` and `<image>` to vocabulary and embeddings, and set a padding token."""
     tokenizer.add_tokens(PLACEHOLDERS, special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -193,7 +193,7 @@ def _add_placeholders(language_model: Any, tokenizer: Any) -> None:
 
 @torch.no_grad()
 def _check_logits(model: Any, language_model: Any) -> None:
-    """Raise where the language model does more than decoder and linear head, which would be lost in silence."""
+    """Raise where the language model does more than decoder and linear head, which would be lost silently."""
     model.eval()
     if model.lm_head.bias is not None:
         raise ValueError(f"the output head of {type(language_model).__name__} has a bias, which is not supported")

@@ -15,12 +15,12 @@ logger = logging.getLogger(__name__)
 
 
 class StallWatchdog(TrainerCallback):
-    """Warns, once per stall, that this rank makes no progress, and whether it waits for data or is in a step.
+    """Warns, once per stall, that this rank makes no progress, and whether it is waiting for data or inside a step.
 
     Args:
         seconds: without a step before it warns.
         rank: of this process.
-        reading: folder where the workers note what they read (`BatchStream`).
+        reading: folder where workers note the files they are reading (`BatchStream`).
     """
 
     def __init__(self, seconds: float, rank: int, reading: Path):

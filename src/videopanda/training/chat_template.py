@@ -1,4 +1,4 @@
-"""Chat templates of language models, taught where a video or an image stands."""
+"""Extends chat templates of language models with markers for videos and images."""
 
 import json
 from typing import Any
@@ -42,7 +42,7 @@ def visual_chat_template(tokenizer: Any, template: str | None = None) -> str:
     parts itself stays as it is.
 
     Raises:
-        ValueError: there is no template, or it does not show what a user says.
+        ValueError: there is no template, or it drops the user's text.
     """
     if template == "vicuna":
         template = VICUNA_CHAT_TEMPLATE
@@ -54,11 +54,11 @@ def visual_chat_template(tokenizer: Any, template: str | None = None) -> str:
     for candidate in (template, _FLATTEN + template):
         if _marks_videos(tokenizer, candidate):
             return _guarded(tokenizer, candidate)
-    raise ValueError("the chat template does not show the question of a user: pass another with --chat-template FILE")
+    raise ValueError("the chat template drops the user's question: pass another with --chat-template FILE")
 
 
 def _guarded(tokenizer: Any, template: str) -> str:
-    """The template, with an error for every role that it would write as if the model itself had spoken."""
+    """The template, with an error for every role that it would render as a model turn."""
 
     def written(role: str, first: bool) -> str | None:
         messages = [{"role": role, "content": "A cat."}, {"role": "user", "content": "What moves?"}]
@@ -95,7 +95,7 @@ _SYSTEM_PROMPT = "{#- The system prompt of the training. -#}\n"
 
 
 def with_system_prompt(template: str, prompt: str) -> str:
-    """A template that puts `prompt` in front of every conversation without a system message of its own."""
+    """A template that puts `prompt` in front of every conversation without its own system message."""
     if template.startswith(_SYSTEM_PROMPT):  # of an earlier stage
         template = template.split("\n", 2)[2]
     return (

@@ -4,7 +4,7 @@
     distillation = Distillation(head, processor.video_processor.max_cells)
     task = DistillVideoLanguage(distillation, StoredFeatures(), layers=every_fourth_layer(32))
 
-Head and teacher belong to the task: no checkpoint of the model holds them.
+Head and teacher belong to the task and are not part of the model's checkpoints.
 
 Dimensions: B videos of T frames; V visual tokens of the batch, in the order of the videos; Q cells of real frames among
 them; S × S cells of the canvas; G × G patches of the teacher's canvas; E width of the language model; D width of the
@@ -29,21 +29,22 @@ def every_fourth_layer(num_layers: int) -> tuple[int, ...]:
 
 
 class FusedHead(nn.Module):
-    """The released head: the last state asks the earlier ones, and what they answer is added to its projection.
+    """The released head: the last hidden state attends over the earlier ones; the result is added to its projection.
 
     Parameters are named as in official checkpoints, below `video_tower_compressor`.
 
     Args:
         language_size, teacher_size: widths E and D.
         num_states: J, at least 2.
-        num_heads: of the attention over states; its scale is 1 / √D, that of the full width.
+        num_heads: of the attention over states; its scale is 1 / √D, from the full width.
     """
 
     def __init__(self, language_size: int, teacher_size: int, num_states: int = 9, num_heads: int = 8):
         super().__init__()
         if num_states < 2 or teacher_size % num_heads:
             raise ValueError(
-                f"A fused head needs at least two states and a teacher width that its heads divide, got {num_states} "
+                "A fused head needs at least two states and a teacher width divisible by its number of "
+                f"heads, got {num_states} "
                 f"states and width {teacher_size} for {num_heads} heads."
             )
         self.num_states, self.num_heads = num_states, num_heads
@@ -67,7 +68,7 @@ class FusedHead(nn.Module):
 
 
 class LastLayerHead(nn.Module):
-    """The paper's wording: a linear map of the language model's output alone."""
+    """The head as described in the paper: a linear map of the language model's output only."""
 
     num_states = 1
 
@@ -96,7 +97,7 @@ def real_cells(layouts: Sequence[Tensor], num_frames: int, origins_B2: Tensor | 
     Args:
         layouts: of the videos, (V_i, 4); see `EncodedVisual`.
         num_frames: T.
-        origins_B2: row and column of each picture on the teacher's canvas, where it is not the student's.
+        origins_B2: row and column of each picture on the teacher's canvas, if it differs from the student's.
     """
     parts, first = [], 0
     for video, layout_V4 in enumerate(layouts):
@@ -116,9 +117,9 @@ def real_cells(layouts: Sequence[Tensor], num_frames: int, origins_B2: Tensor | 
 class Distillation(nn.Module):
     """Head and loss: mean over real frames of the mean over their cells of the distance to the teacher.
 
-    A frame with few cells weighs as much as one with many. Context and row tokens and padding frames take no part.
-    Where the teacher's grid is finer than the cells its features are averaged over each cell; where it is coarser the
-    hidden states are.
+    A frame with few cells has the same weight as one with many. Context tokens, row tokens and padding frames are
+    excluded. If the teacher's grid is finer than the cells, its features are averaged over each cell; if it is coarser,
+    the hidden states are.
 
     Args:
         head: `FusedHead` or `LastLayerHead`.
@@ -184,12 +185,12 @@ class Distillation(nn.Module):
 
 
 def average_states(states: Sequence[Tensor], cells: Cells, side: int, factor: int) -> tuple[list[Tensor], Cells]:
-    """Average states over blocks of `factor` × `factor` cells, which must not reach beyond the picture."""
+    """Average states over blocks of `factor` × `factor` cells, which must not extend beyond the picture."""
     coarse = side // factor
     block_Q = (cells.frame * coarse + cells.row // factor) * coarse + cells.column // factor
     place_P, index_Q, count_P = block_Q.unique(return_inverse=True, return_counts=True)
     if (count_P != factor**2).any():
-        raise ValueError(f"A teacher patch spans {factor} × {factor} cells, but a picture ends inside of one.")
+        raise ValueError(f"A teacher patch spans {factor} × {factor} cells, but the picture boundary cuts through one.")
     averaged = [
         state_QE.new_zeros(len(place_P), state_QE.shape[1]).index_add(0, index_Q, state_QE) / factor**2
         for state_QE in states
@@ -203,11 +204,11 @@ class Teacher(Protocol):
     """A frozen source of features."""
 
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:
-        """Take what only the teacher reads out of the batch; return patch features (B, T, G, G, D)."""
+        """Remove the teacher's inputs from the batch; return patch features (B, T, G, G, D)."""
 
 
 class StoredFeatures:
-    """Features that were computed before and come with the batch as `teacher_features`."""
+    """Precomputed features that come with the batch as `teacher_features`."""
 
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:
         """Return them."""
@@ -218,22 +219,23 @@ class DistillVideoLanguage:
     """Next-token cross-entropy on the answers plus the distillation of a teacher.
 
     Args:
-        distillation: head and loss; its parameters are to be trained with the model's.
+        distillation: head and loss; its parameters are trained together with the model's.
         teacher: is called without gradients.
-        layers: hidden states that the head reads, last layer first; see `every_fourth_layer`.
+        layers: hidden states used by the head, last layer first; see `every_fourth_layer`.
         weight: of the distillation.
     """
 
     def __init__(self, distillation: Distillation, teacher: Teacher, layers: Sequence[int], weight: float = 1.0):
         if len(layers) != distillation.head.num_states:
-            raise ValueError(f"The head reads {distillation.head.num_states} states, but {len(layers)} are named.")
+            raise ValueError(
+                f"The head reads {distillation.head.num_states} states, but {len(layers)} layers were given."
+            )
         self.distillation, self.teacher, self.layers, self.weight = distillation, teacher, tuple(layers), weight
         self.head = distillation.head
 
     def step(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Losses of a batch with `pixel_values_videos` and what the teacher needs; without clips, of its text.
-
-        A clip of no frames, with nothing for the teacher, stands for none where other processes have some.
+        """Losses of a batch with `pixel_values_videos` and the teacher's inputs; without clips, of its text. If only
+        other processes have clips, an empty clip without teacher inputs takes their place.
         """
         if "pixel_values_videos" not in batch:
             loss = model(**batch).loss
@@ -267,7 +269,7 @@ class DistillVideoLanguage:
 
 @contextmanager
 def hidden_states(decoder: Any, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect some hidden states (B, N, E) of the next forward pass, and no others.
+    """Collect only the given hidden states (B, N, E) of the next forward pass.
 
     State i > 0 is the output of the i-th layer, that of the last layer after the final norm. State 0 is not collected.
     """

@@ -1,4 +1,4 @@
-"""What a stage would do, and two steps of it on a small model, before a cluster is asked.
+"""Describes what a stage would do and tries two steps on a small model, before a cluster is used.
 
     videopanda train pretrain --model DIR --set data=valley_.json --dry-run --processes 64
 
@@ -36,14 +36,14 @@ _FLOPS, _SHARE = 989e12, 0.4
 
 
 def plan(stage: str, config: str, set_: list[str], folder: Path | None, processes: int) -> list[str]:
-    """What the stage would do on a number of processes, line by line.
+    """Describe the stage on a number of processes, line by line.
 
     Raises:
         ValueError: as `train` would.
     """
     settings = make_config(stage, config, set_).on(processes)
     if folder is None and stage != "language":
-        raise ValueError(f"stage {stage} starts from a model: pass --model DIR")
+        raise ValueError(f"stage {stage} needs a model to start from: pass --model DIR")
     settings = for_backbone(settings, folder)
     dataset = make_dataset(settings, frame_sampling(settings, folder))
     model, config_ = _on_paper(settings, folder)
@@ -100,10 +100,8 @@ def _on_paper(settings: StageConfig, folder: Path | None) -> tuple[torch.nn.Modu
 
 
 def _fresh(settings: StageConfig, text: Any, folder: Path) -> Any:
-    """The configuration that the stage makes of a bare language model.
-
-    Raises:
-        ValueError: its tokenizer has no chat template, and none is given.
+    """The configuration that the stage makes from a plain language model. Raises: ValueError: its tokenizer has no chat
+    template, and none is given.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     visual_chat_template(tokenizer, build.read_template(settings.chat_template))
@@ -116,10 +114,10 @@ def _fresh(settings: StageConfig, text: Any, folder: Path) -> Any:
 
 
 def try_steps(stage: str, config: str, set_: list[str], folder: Path | None, processes: int) -> str:
-    """Run two steps of the stage on at most four processes over gloo; says how it went.
+    """Run two steps of the stage on at most four processes over gloo; describes the result.
 
     Raises:
-        ValueError: the trial failed or hung; the message holds the end of what it printed.
+        ValueError: the trial failed or hung; the message contains the end of its output.
     """
     count = min(processes, MOST_PROCESSES)
     job = json.dumps([stage, config, set_, str(folder) if folder else None])

@@ -29,12 +29,12 @@ class PartReport:
 
 
 def vision_modules(model: Any) -> dict[str, nn.Module]:
-    """The vision modules of a model, also inside a `PeftModel`; none of a bare language model."""
+    """The vision modules of a model, also inside a `PeftModel`; none of a plain language model."""
     return getattr(model, "vision_modules", dict)()
 
 
 def _parts(model: nn.Module) -> dict[int, str]:
-    """Ids of the parameters of the vision modules, and to which one they belong."""
+    """The module name of each vision parameter, by the parameter's id."""
     return {id(weight): name for name, module in vision_modules(model).items() for weight in module.parameters()}
 
 
@@ -57,9 +57,8 @@ def set_stage(model: nn.Module, learning_rates: dict[str, float]) -> list[PartRe
 def parameter_groups(
     model: nn.Module, learning_rates: dict[str, float], weight_decay: float, head: nn.Module | None = None
 ) -> list[dict]:
-    """Optimizer groups: one learning rate per part; weight decay on matrices only. They cover what is trainable.
-
-    A distillation `head` learns as fast as the first vision module, as in the official code.
+    """Optimizer groups: one learning rate per part; weight decay on matrices only. They contain the trainable
+    parameters. A distillation `head` has the learning rate of the first vision module, as in the official code.
     """
     parts = _parts(model)
     rates = {**learning_rates, "head": next(iter(learning_rates.values()))}

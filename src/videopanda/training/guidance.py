@@ -3,8 +3,9 @@
     guidance = VideoGuidance(language_size=3584, teacher_size=1152)
     losses = guidance(hidden_VE, layout_V4, video_V, teacher_BTGGD, times_BT)      # {"tube_loss": …, "frame_loss": …}
 
-*Tube*: each place of the picture, averaged over time, is drawn to the teacher's (squared distance of unit vectors).
-*Frame*: each frame, averaged over its places, must find its own teacher frame among all frames of the global batch.
+*Tube*: each place of the picture, averaged over time, is pulled towards the teacher's (squared distance of unit
+vectors). *Frame*: each frame, averaged over its places, must find its own teacher frame among all frames of the global
+batch.
 
 Dimensions: V visual tokens of the batch, un-merged; E width of the language model; B videos of T frames; G × G patches
 of the teacher; D width of the teacher; F frames; N frames of all ranks.
@@ -28,7 +29,7 @@ class VideoGuidance(nn.Module):
 
     Args:
         language_size, teacher_size: widths E and D.
-        tube_weight, frame_weight: of the two losses; the paper weighs all losses alike.
+        tube_weight, frame_weight: of the two losses; the paper weights all losses equally.
     """
 
     def __init__(self, language_size: int, teacher_size: int, tube_weight: float = 1.0, frame_weight: float = 1.0):
@@ -109,7 +110,7 @@ class VideoGuidance(nn.Module):
 
 
 def resized(maps_BEHW: Tensor, side: int) -> Tensor:
-    """Bring maps to `side` × `side`: average where they are finer, bilinear where they are coarser."""
+    """Resize maps to `side` × `side`: averaging finer ones, bilinear for coarser ones."""
     height, width = maps_BEHW.shape[2:]
     if height >= side and width >= side:
         return F.adaptive_avg_pool2d(maps_BEHW, side)

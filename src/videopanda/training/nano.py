@@ -1,7 +1,7 @@
-"""The language side of the bundled model: a small tokenizer and a fresh Qwen3 that fits in a few megabytes.
+"""The language side of the bundled model: a small tokenizer and a new Qwen3 of a few megabytes.
 
 `videopanda train language` starts here; its output is an ordinary causal language model folder, in front of which
-`videopanda train prealign` puts a fresh vision part, as the paper does with Vicuna.
+`videopanda train prealign` puts a new vision part, as the paper does with Vicuna.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer(num_scenes: int = 4000, seed: int = 0) -> PreTrainedTokenizerFast:
-    """A byte-level BPE, trained on the text of Scenes: any text can be written, words of the world are one token."""
+    """A byte-level BPE trained on the text of Scenes: any text can be encoded; its words are single tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -73,7 +73,7 @@ def _texts(num_scenes: int, seed: int) -> Iterator[str]:
 
 
 def make_language_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen3ForCausalLM:
-    """A fresh Qwen3 of about 5.2M parameters."""
+    """A new Qwen3 of about 5.2M parameters."""
     set_seed(seed)
     return Qwen3ForCausalLM(
         Qwen3Config(

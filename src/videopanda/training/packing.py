@@ -1,7 +1,7 @@
 """Whether conversations about one clip may share a row, read from the language model's configuration and checked on it.
 
     windows = attention_windows(model.config)       # {"full_attention": None, "sliding_attention": 1024}, or None
-    windows = checked_windows(model)                # the same where the model agrees
+    windows = checked_windows(model)                # the same, if the model confirms it
 
 `Collator(windows=...)` turns windows into one attention mask per layer type. A layer that carries state from token to
 token (gated delta rule, short convolution, Mamba) ignores such a mask, so None asks for one conversation per row.
@@ -26,7 +26,7 @@ _LENGTH, _SHARED = 12, 5  # tokens of each sequence in the check, and of what th
 
 
 def attention_windows(config: Any) -> dict[str, int | None] | None:
-    """The window in tokens (None: unlimited) of each layer type; None where a row may hold one conversation only.
+    """The window in tokens (None: unlimited) of each layer type; None if a row may hold only one conversation.
 
     This is transformers' own rule for the masks of `generate`: models with `layer_types` take one mask per type,
     others one for all layers. A layer type that no mask can describe, or a class that carries state, means None.
@@ -47,12 +47,13 @@ def attention_windows(config: Any) -> dict[str, int | None] | None:
 
 @torch.no_grad()
 def checked_windows(model: Any) -> Mapping[str, int | None] | None:
-    """`attention_windows` if packing is exact on this very model, else None; a few tokens are run to find out.
+    """`attention_windows` if packing is exact on this model, else None; runs a few tokens to find out.
 
     Position schemes that look at indices instead of `position_ids` (ALiBi, say) are found here.
 
     Raises:
-        ValueError: even a plain row is not what the model computes for it alone: it is not causal, or padding leaks.
+        ValueError: even a single padded row gives other results than without padding: the model is not causal, or
+            padding leaks.
     """
     decoder, text = model.get_decoder(), model.config.get_text_config()
     windows = attention_windows(model.config)

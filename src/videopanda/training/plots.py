@@ -15,7 +15,7 @@ _LINEAR = ("answers right", "learning rate")
 
 
 def plot_curves(metrics: Path, picture: Path, title: str) -> None:
-    """Draw `metrics.jsonl` as a PNG; panels without data are left out."""
+    """Draw `metrics.jsonl` as a PNG; panels without data are omitted."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -70,7 +70,7 @@ def train(stage: str, config: str, set_: list[str], model: Path | None, output: 
     """Run one stage; returns the folder of the trained model.
 
     Raises:
-        ValueError: unknown stage, setting or value, no starting model, or an output folder that is in use.
+        ValueError: unknown stage, setting or value, no starting model, or the output folder is in use.
     """
     folder = output or Path("out") / stage
     settings = make_config(stage, config, set_)
@@ -102,10 +102,10 @@ def custom_settings(data: str, media_root: Path | None, lora: bool, quantize: bo
 
 
 def make_features(stage: str, config: str, set_: list[str], model: Path, out: Path) -> int:
-    """Write the teacher's features of a stage's data, as `write_features`; returns how many clips were new."""
+    """Write the teacher's features for a stage's data, see `write_features`; returns the number of new clips."""
     settings = for_backbone(make_config(stage, config, set_), model)
     if not settings.teacher:
-        raise ValueError("name the teacher with --set teacher=DIR")
+        raise ValueError("choose the teacher with --set teacher=DIR")
     args = arguments(settings, out)
     _, processor = _start(settings, model, None)
     teacher = _open_teacher(settings, processor)
@@ -142,7 +142,7 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
         tokenizer = nano.make_tokenizer(seed=settings.seed)
         return nano.make_language_model(tokenizer, settings.seed), tokenizer
     if folder is None:
-        raise ValueError(f"stage {settings.stage} starts from a model: pass --model DIR")
+        raise ValueError(f"stage {settings.stage} needs a model to start from: pass --model DIR")
     if model_class(AutoConfig.from_pretrained(folder)) is not None:
         if settings.model_fields:
             raise ValueError(f"{next(iter(settings.model_fields))} is set when a model is made, and {folder} is made")
@@ -168,7 +168,7 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
 
 
 def _as_trained(processor: Any, settings: StageConfig) -> Any:
-    """Let the model answer with the frames and the system prompt that it is trained with: its processor keeps them."""
+    """Store the frame sampling and system prompt of the training in the processor, so answers use the same."""
     processor.video_processor.num_frames = settings.num_frames
     if settings.system_prompt:
         processor.chat_template = with_system_prompt(processor.chat_template, settings.system_prompt)
@@ -176,7 +176,7 @@ def _as_trained(processor: Any, settings: StageConfig) -> Any:
 
 
 def make_task(settings: StageConfig, model: Any, processor: Any, folder: Path | None) -> tuple[Task, Collator]:
-    """What a step of a stage computes, and what makes its batches.
+    """The task and the collator of a stage.
 
     Raises:
         ValueError: distillation without a teacher, or a teacher that cannot be opened.
@@ -196,7 +196,7 @@ def make_task(settings: StageConfig, model: Any, processor: Any, folder: Path | 
         collator = make_collator(settings, processor, teacher_processor=seen)
     else:
         raise ValueError(
-            "this stage distills a teacher: name one with --set teacher=DIR (or teacher_features=DIR), or train "
+            "this stage distills a teacher: choose one with --set teacher=DIR (or teacher_features=DIR), or train "
             "without one with --set distill_weight=0"
         )
     set_seed(settings.seed)
@@ -223,23 +223,23 @@ def _load_head(head: torch.nn.Module, folder: Path | None) -> None:
     """Load the head saved with the model, if it is of this kind and size."""
     path = folder / HEAD_FILE if folder else None
     if path is None or not path.exists():
-        logger.info("the distillation head starts fresh")
+        logger.info("the distillation head is initialized from scratch")
         return
     found = load_file(path)
     fits = {name: tensor.shape for name, tensor in head.state_dict().items()}
     if {name: tensor.shape for name, tensor in found.items()} != fits:
-        logger.info("the distillation head starts fresh: the one in %s has another type or size", path)
+        logger.info("the distillation head is initialized from scratch: the one in %s has another type or size", path)
         return
     head.load_state_dict(found)
 
 
 def make_validation(settings: StageConfig, dataset: Any) -> Any:
-    """The samples that are held out of `make_dataset`, or None where there are none."""
+    """The samples held out of `make_dataset`, or None."""
     if not settings.held_out:
         return None
     held_out = dataset.validation(settings.held_out) if settings.data == "scenes" else dataset.validation()
     if held_out is None:
-        logger.info("%-16snone: the data have fewer than ten clips", "validation")
+        logger.info("%-16snone: the data has fewer than ten clips", "validation")
     return held_out
 
 
@@ -251,7 +251,7 @@ def make_dataset(settings: StageConfig, sampling: Sampling = "uniform") -> Any:
         share, group = settings.data_share, settings.group_by_clip
         if Path(settings.data, "shards.json").is_file():
             if settings.manifest:
-                raise ValueError("shards are written without bad rows: pass the manifest to `videopanda data shard`")
+                raise ValueError("shards never contain bad rows: pass the manifest to `videopanda data shard`")
             return ShardDataset(
                 settings.data,
                 settings.num_frames,
@@ -300,10 +300,11 @@ def run_stage(
     collator: Collator | None = None,
     validation: Sequence[Sample] | None = None,
 ) -> Path:
-    """Train `model` on `dataset` (of `Sample`s) as `stage` says and save it, with its processor, in `output`.
+    """Train `model` on `dataset` (of `Sample`s) with the settings of `stage`, and save it with its processor in
+    `output`.
 
     Args:
-        task: what a step computes; default cross-entropy and alignment with the weights of the stage.
+        task: what a step computes; default: cross-entropy and alignment with the weights of the stage.
         collator: makes its batches; default `make_collator(stage, processor)`.
         validation: samples held out of `dataset`, on which loss and accuracy are measured ten times and at the end.
 
@@ -311,7 +312,7 @@ def run_stage(
         ValueError: another run uses `output`, or it contains a run: `resume` is not set, or settings or data differ.
         RunStoppedError: a signal stopped the run after a checkpoint.
         DivergedError: a loss, gradient or weight is not finite.
-        OSError: a checkpoint cannot be written; no half one is left.
+        OSError: a checkpoint cannot be written; no partial one is left.
     """
     for name in stage.loggers:
         try:
@@ -354,7 +355,7 @@ def _run(
         model.activation_checkpointing_enable()
     metrics, stop = MetricsFile(output / "metrics.jsonl"), StopOnSignal()
     if validation is not None:
-        logger.info("%-16s%d samples that are not trained on", "validation", min(len(validation), MAX_SAMPLES))
+        logger.info("%-16s%d samples held out from training", "validation", min(len(validation), MAX_SAMPLES))
     content = dataset.content()
     check_settings(output, stage, content, args.world_size)
     watch = [StallWatchdog(stage.stall_seconds, args.process_index, output / "reading")] if stage.stall_seconds else []
@@ -430,7 +431,7 @@ def make_collator(stage: StageConfig, processor: Any, **fields: Any) -> Collator
 
 
 def _can_compile() -> bool:
-    """Whether torch can compile here; says in one line why not."""
+    """Whether torch can compile here; logs the reason if not."""
     import torch._dynamo
 
     logger.info("compiling: the first step takes about a minute")
@@ -438,7 +439,9 @@ def _can_compile() -> bool:
         torch.compile(torch.sin, dynamic=False)(torch.ones(8, device="cuda" if torch.cuda.is_available() else "cpu"))
     except (torch._dynamo.exc.TorchDynamoException, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        logger.warning("torch.compile does not work here, training runs without it (is g++ installed?): %s", reason)
+        logger.warning(
+            "torch.compile does not work here, training continues without it (is g++ installed?): %s", reason
+        )
         return False
     return True
 

@@ -58,10 +58,8 @@ def locked(output: Path) -> Iterator[None]:
 
 
 def check_unused(output: Path, resume: bool) -> None:
-    """Refuse a folder that holds a run which is not to be resumed, or in which one is going on, before work is done.
-
-    Raises:
-        ValueError: as said.
+    """Refuse a folder with an active run, or with one that is not being resumed, before any work is done. Raises:
+    ValueError: see above.
     """
     if (output / "run.json").exists():
         with locked(output):
@@ -73,7 +71,7 @@ def check_unused(output: Path, resume: bool) -> None:
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 def complete_checkpoints(output: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first. One that was cut off by a kill is not among them."""
+    """The complete checkpoints of a run, oldest first. Partial ones left by a kill are excluded."""
     found = [path for path in output.glob("checkpoint-*") if (path / _COMPLETE).exists()]
     return sorted(found, key=step_of)
 
@@ -84,7 +82,7 @@ def step_of(checkpoint: Path | None) -> int:
 
 
 def last_good_checkpoint(output: Path) -> Path | None:
-    """The newest checkpoint whose files are as they were written; None where there is none yet.
+    """The newest checkpoint whose files are intact; None if there is none yet.
 
     A damaged one no longer counts as complete, and a warning says so.
 
@@ -96,7 +94,7 @@ def last_good_checkpoint(output: Path) -> Path | None:
         reason = _damage(checkpoint)
         if reason is None:
             return checkpoint
-        logger.warning("%s is damaged (%s): falling back to the one before", checkpoint, reason)
+        logger.warning("%s is damaged (%s): falling back to the previous one", checkpoint, reason)
         (checkpoint / _COMPLETE).unlink()
     if found:
         raise CheckpointError(f"all checkpoints in {output} are damaged: start again with another --output")
@@ -127,10 +125,10 @@ def seal(checkpoint: Path) -> None:
 
 @contextmanager
 def no_half_files(output: Path, part: Path, what: str) -> Iterator[None]:
-    """Remove `part`, a folder in `output`, where writing it fails.
+    """Remove `part`, a folder in `output`, if writing it fails.
 
     Raises:
-        OSError: it failed; the message says what, why, and that the run can be resumed.
+        OSError: it failed; the message says what failed and why, and that the run can be resumed.
     """
     try:
         yield
@@ -139,12 +137,12 @@ def no_half_files(output: Path, part: Path, what: str) -> Iterator[None]:
         free = shutil.disk_usage(output).free / 1e9
         raise OSError(
             f"cannot write {what} to {output} ({free:.1f} GB free): {str(error).splitlines()[0]}. "
-            "Make room, then continue with --resume"
+            "Free some disk space, then continue with --resume"
         ) from error
 
 
 def publish(part: Path, output: Path) -> None:
-    """Move the files of a finished folder into the output folder: one by one, each whole, `config.json` last."""
+    """Move the files of a finished folder into the output folder: one by one, each atomically, `config.json` last."""
     for path in part.rglob("*"):
         if path.is_file():
             _sync(path)
@@ -217,7 +215,7 @@ def write_record(output: Path, stage: StageConfig, reports: list, data: dict[str
 
 
 def add_to_record(output: Path, values: dict[str, Any]) -> None:
-    """Add to `run.json` what the run has found."""
+    """Add results to `run.json`."""
     record = json.loads((output / "run.json").read_text(encoding="utf-8"))
     write_text(output / "run.json", json.dumps({**record, **values}, indent=2) + "\n")
 
@@ -238,7 +236,7 @@ class MetricsFile(TrainerCallback):
         self.path = path
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Write one line of strict JSON, which has no NaN and no infinity: null stands for them."""
+        """Write one line of strict JSON, which has no NaN or infinity: they become null."""
         if state.is_world_process_zero and logs:
             finite = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in logs.items()}
             try:
@@ -248,7 +246,7 @@ class MetricsFile(TrainerCallback):
                 raise OSError(f"cannot write to {self.path}: {error.strerror}") from error
 
     def rewind(self, step: int) -> None:
-        """Remove what was logged after the step that the run resumes from, and a line that was cut off by a kill."""
+        """Drop log lines after the resumed step, and a partial last line."""
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]

@@ -3,7 +3,7 @@
     config = make_config("pretrain", preset="nano", overrides=["vision_lr=3e-4", "max_steps=500"])
 
 `prealign`, `pretrain` and `finetune` are the paper's three stages (Sec. 3.4, Tab. 6). `language` is not in the paper:
-it gives nano what a real backbone brings along, a language model that has read text about the world.
+it gives nano what a real backbone already has: a language model trained on text about the world.
 """
 
 import json
@@ -110,13 +110,13 @@ class StageConfig:
         if self.validation < 0:
             raise ValueError(f"validation must be a number of clips, 0 for none, not {self.validation}")
         if self.global_batch < 0:
-            raise ValueError(f"global_batch must not be negative, it is {self.global_batch}")
+            raise ValueError(f"global_batch must not be negative, got {self.global_batch}")
         if not 0 < self.data_share <= 1:
-            raise ValueError(f"data_share must lie in (0, 1], not {self.data_share}")
+            raise ValueError(f"data_share must be in (0, 1], not {self.data_share}")
         if not 0 <= self.max_bad_share <= 1:
-            raise ValueError(f"max_bad_share must lie in [0, 1], not {self.max_bad_share}")
+            raise ValueError(f"max_bad_share must be in [0, 1], not {self.max_bad_share}")
         if not 0 <= self.warmup_ratio < 1:
-            raise ValueError(f"warmup_ratio must lie in [0, 1), not {self.warmup_ratio}")
+            raise ValueError(f"warmup_ratio must be in [0, 1), not {self.warmup_ratio}")
         for name in (
             "vision_lr",
             "language_model_lr",
@@ -126,9 +126,11 @@ class StageConfig:
             "stall_seconds",
         ):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, it is {getattr(self, name)}")
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.official_flip and self.align_weight > 0:
-            raise ValueError("official_flip mirrors the picture but not the words that align_weight aligns: choose one")
+            raise ValueError(
+                "official_flip mirrors the picture but not the words that align_weight uses: choose one of the two"
+            )
         if self.strategy == "zero3" and self.align_weight > 0:
             raise ValueError("align_weight needs the full embedding matrix, which ZeRO-3 shards: use one or the other")
         if self.strategy == "zero3" and self.save_dtype != "float32":
@@ -146,7 +148,7 @@ class StageConfig:
         """Learning rate of every part of a model whose vision modules have these names.
 
         Raises:
-            ValueError: `module_lr` names another one.
+            ValueError: `module_lr` names an unknown module.
         """
         rates = {**dict.fromkeys(vision, self.vision_lr), "language_model": self.language_model_lr}
         for name, rate in self.module_lr.items():
@@ -159,7 +161,7 @@ class StageConfig:
         """This stage on a number of processes: `global_batch`, if any, decides the accumulation.
 
         Raises:
-            ValueError: the global batch cannot be made of equal parts.
+            ValueError: the global batch cannot be divided evenly.
         """
         if not self.global_batch:
             return self
@@ -173,12 +175,12 @@ class StageConfig:
 
     @property
     def held_out(self) -> int:
-        """Clips to hold out: none where no text is learned, or with zero3, whose ranks must encode alike."""
+        """Clips to hold out: none if no text is learned, or with zero3, whose ranks must encode in step."""
         return self.validation if self.text_weight and self.strategy != "zero3" else 0
 
     @property
     def loggers(self) -> list[str]:
-        """What `report_to` names."""
+        """The loggers in `report_to`."""
         return [name.strip() for name in self.report_to.split(",") if name.strip()]
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tasks: what one training step computes. A task returns named losses; `loss` is the one to minimise.
+"""Tasks: what one training step computes. A task returns named losses; `loss` is the one to minimize.
 
 A teacher for distillation belongs here, never to the model: frozen, in eval mode, absent from checkpoints.
 """
@@ -13,11 +13,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
 class Task(Protocol):
-    """Turns a batch into named losses. `head` is what it trains beside the model, or None."""
+    """Turns a batch into named losses. `head` is a module trained together with the model, or None."""
 
     @property
     def head(self) -> nn.Module | None:
-        """Has parameters of its own."""
+        """A module with its own parameters."""
 
     def step(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scalars: `loss`, and its parts as `*_loss`."""
@@ -26,9 +26,9 @@ class Task(Protocol):
 class VideoLanguage:
     """Next-token cross-entropy on the answers (paper Eq. 18), and alignment of the visual tokens.
 
-    Where a batch says in words what every visual token shows (Scenes do), the projected token is drawn towards the
-    language model's own embeddings of these words. This stands where the paper distils a video teacher into the tokens
-    (Eq. 19): same place, but the teacher is the ground truth of the generated world.
+    If a batch describes every visual token in words (as Scenes does), the projected token is pulled towards the
+    language model's own embeddings of these words. This replaces the distillation of a video teacher in the paper (Eq.
+    19), with the ground truth of the generated world as the teacher.
 
     Args:
         text_weight: weight of the cross-entropy; at 0 the language model does not run at all.
@@ -62,10 +62,9 @@ class VideoLanguage:
         return losses
 
     def alignment(self, tokens_VE: Tensor, words_VK: Tensor, vocabulary_WE: Tensor) -> Tensor:
-        """Cross-entropy of each visual token against its words. Cells with a thing and empty ones weigh the same.
-
-        The cosine leaves the length free, and it would grow until the language model's layers could no longer change a
-        visual token by what they add to it; so length is held back.
+        """Cross-entropy of each visual token against its words. Cells with an object and empty ones have equal weight.
+        The cosine does not constrain the length, which would grow until the layers of the language model could no
+        longer change a visual token; so length is penalized.
         """
         known_V = words_VK[:, 0] >= 0
         tokens_VE, words_VK = tokens_VE[known_V], words_VK[known_V]

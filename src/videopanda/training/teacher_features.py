@@ -1,4 +1,4 @@
-"""A teacher's features on disk, so that the teacher need not run in the loop.
+"""A teacher's features on disk, so the teacher need not run during training.
 
     videopanda data features pretrain --model DIR --set teacher=LanguageBind_Video_merge --output features
     videopanda train pretrain --model DIR --set teacher_features=features
@@ -28,10 +28,10 @@ _SETTINGS = ("num_frames", "official_flip", "seed")
 
 
 class FeatureFolder:
-    """Features that `write_features` wrote; `read` brings those of a batch.
+    """Features written by `write_features`; `read` loads those of a batch.
 
     Raises:
-        ValueError: no such folder, or other frames or mirroring than the stage's.
+        ValueError: no such folder, or frames or mirroring that differ from the stage's.
     """
 
     def __init__(self, folder: str | Path, stage: StageConfig, sampling: str):
@@ -54,7 +54,7 @@ class FeatureFolder:
         """`teacher_features` (B, T, G, G, D) and `teacher_origin` (B, 2) of all clips of some samples.
 
         Raises:
-            ValueError: a clip that the folder does not have.
+            ValueError: a clip is missing from the folder.
         """
         found = []
         for sample in samples:
@@ -76,19 +76,20 @@ def write_features(
     rank: int = 0,
     world_size: int = 1,
 ) -> int:
-    """Write the features of every clip of a data set, of this process's share; returns how many it wrote now.
-
-    A call that was interrupted goes on. `collator` makes `teacher_pixels` and `teacher_origin`.
+    """Write the features of every clip of a data set, of this process's share; returns how many were written. An
+    interrupted call can be resumed. `collator` makes `teacher_pixels` and `teacher_origin`.
 
     Raises:
-        ValueError: the folder holds features of another teacher or other settings.
+        ValueError: the folder contains features of another teacher or with other settings.
     """
     facts = {"teacher": stage.teacher, "size": teacher.size, "sampling": sampling}
     table = {**facts, **{name: getattr(stage, name) for name in _SETTINGS}}
     out.mkdir(parents=True, exist_ok=True)
     if (out / _TABLE).exists():
         if json.loads((out / _TABLE).read_text(encoding="utf-8")) != table:
-            raise ValueError(f"{out} holds features of another teacher or of other settings: choose another folder")
+            raise ValueError(
+                f"{out} contains features of another teacher or with different settings: choose another folder"
+            )
     else:
         _replace(out / _TABLE, lambda path: path.write_text(json.dumps(table) + "\n", encoding="utf-8"))
     written = 0

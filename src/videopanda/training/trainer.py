@@ -37,7 +37,7 @@ class TaskModule(nn.Module):
     interruption changes it.
 
     Args:
-        model: what the task trains; a `PeftModel` where only an adapter is trained.
+        model: what the task trains; a `PeftModel` if only an adapter is trained.
         task: its `head`, if any, is trained with the model. A teacher is not part of this module.
         seed: of dropout.
     """
@@ -49,7 +49,7 @@ class TaskModule(nn.Module):
         self.task, self.seed = task, seed
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Named losses of a batch, whose `number` in the whole run it holds; in evaluation, sums over its answers."""
+        """Named losses of a batch, which includes its `number` in the run; in evaluation, sums over its answers."""
         batch = dict(batch)
         number = batch.pop("number")
         if self.training:
@@ -60,7 +60,7 @@ class TaskModule(nn.Module):
         return self.task.step(self.model, batch) if self.training else {"sums": answer_sums(self.model, batch)}
 
     def save(self, folder: Path, processor: Any, state: Mapping[str, Tensor] | None = None) -> None:
-        """Write model, head and processor. `state` is this module's, where the parameters here are only shards."""
+        """Write model, head and processor. `state` is this module's, if the parameters here are only shards."""
         weights = None if state is None else _below("model.", state)
         self.model.save_pretrained(folder, state_dict=weights)
         if self.head is not None:
@@ -80,7 +80,7 @@ class TaskModule(nn.Module):
 
             found: Any = set_peft_model_state_dict(self.model, load_file(adapter))
             if found.unexpected_keys:
-                raise CheckpointError(f"{adapter}: {found.unexpected_keys[0]} has no place in the model")
+                raise CheckpointError(f"{adapter}: {found.unexpected_keys[0]} is not part of the model")
         else:
             read_weights(self.model, folder)
         if self.head is not None:
@@ -102,7 +102,7 @@ def read_weights(model: nn.Module, folder: Path) -> None:
     filled = set()
     for name, place in find_tensors(folder).items():
         if name not in state or state[name].shape != place.shape:
-            raise CheckpointError(f"{folder}: {name} {list(place.shape)} has no place in the model")
+            raise CheckpointError(f"{folder}: {name} {list(place.shape)} is not part of the model")
         state[name].copy_(place.read())
         filled.add(state[name].data_ptr())
     missing = [name for name, tensor in state.items() if tensor.data_ptr() not in filled]  # tied weights share memory
@@ -162,7 +162,9 @@ class StageTrainer(Trainer):
         )
         if not len(stream):
             rows = stage.batch_size * self.args.world_size * stage.accumulation
-            raise ValueError(f"{len(self.dataset)} samples do not make one step of {rows}: lower batch_size")
+            raise ValueError(
+                f"{len(self.dataset)} samples are fewer than one optimizer step of {rows}: lower batch_size"
+            )
         self.loader = make_loader(stream, self._collate, stage.num_workers, self.args.dataloader_pin_memory)
         return self.loader
 
@@ -217,7 +219,7 @@ class StageTrainer(Trainer):
         return norm
 
     def _stop_together(self, problems: list[str]) -> None:
-        """Stop all processes where one has a number that is not finite, before anything is saved."""
+        """Stop all processes if one has a non-finite number, before anything is saved."""
         if dist.is_initialized():
             flag = torch.tensor(float(len(problems)), device=self.args.device)
             dist.all_reduce(flag)
@@ -275,7 +277,7 @@ class StageTrainer(Trainer):
         return metrics
 
     def measured(self) -> dict[str, dict[str, float]]:
-        """What validation found first and last, empty without validation; measured now where the end is missing."""
+        """The first and last results of validation, empty without it; measured now if the last one is missing."""
         if self.validation is None:
             return {}
         found = [entry for entry in self.state.log_history if "validation_loss" in entry]
@@ -318,7 +320,7 @@ class StageTrainer(Trainer):
                     shutil.rmtree(old)
 
     def require_finite_weights(self) -> None:
-        """Stop all processes where a trained weight of one is not finite.
+        """Stop all processes if one has a non-finite trained weight.
 
         Raises:
             DivergedError: one is not.
@@ -334,4 +336,4 @@ def _named(rows: list[str]) -> str:
 
 
 class DivergedError(Exception):
-    """A loss, gradient or weight is not finite; nothing of it was saved."""
+    """A loss, gradient or weight is not finite; nothing was saved."""

@@ -1,8 +1,8 @@
-"""Loss and accuracy on clips that are held out of training, with and without the video.
+"""Loss and accuracy on clips held out of training, with and without the video.
 
-Answers are teacher-forced: `validation_accuracy` is the share of answers of which every token is the most likely one,
-which are those that greedy decoding gives word for word; `validation_token_accuracy` is that of single tokens. The same
-with the suffix `_no_video`, for the questions alone: what a model knows without looking.
+Answers are teacher-forced: `validation_accuracy` is the share of answers whose every token is the most likely one, that
+is, which greedy decoding reproduces exactly; `validation_token_accuracy` is that of single tokens. The suffix
+`_no_video` marks the same for questions without the video: what a model knows without looking.
 """
 
 import copy
@@ -27,11 +27,11 @@ CONDITIONS = {"": "with the video", "_no_video": "without"}
 class ValidationBatches(Dataset):
     """Batches of held-out samples for one process, by condition (the suffixes of the metrics).
 
-    Every process gets as many; one that has no samples left repeats its first, to be left out of the sums.
+    Every process gets the same number; one that has no samples left repeats its first, which is excluded from the sums.
 
     Args:
         samples: held-out samples, the same on all processes; the first `MAX_SAMPLES` are used.
-        collator: of the training; its batches lose what only training needs.
+        collator: of the training; parts of its batches used only in training are dropped.
         batch_size: samples per process.
         rank, world_size: which of the processes this is.
     """

@@ -1,9 +1,9 @@
-"""Start the patch embedding as a whitening of the training pictures.
+"""Initializes the patch embedding as a whitening of the training pictures.
 
-Pixels of one patch are strongly correlated: nearly all their variance is brightness, and shape hides in what is left.
+Pixels of one patch are strongly correlated: nearly all their variance is brightness, and shape is in the remainder.
 A fresh linear embedding passes that imbalance on, and learning shape waits until it is undone. With whitened patches
 every direction starts with the same variance. Measured on Scenes (the released block alone, 150 steps of 64 clips): the
-shape of what a cell shows is right for 65 % of the cells with it, for 42 % without.
+shape in a cell is right for 65 % of the cells with it, for 42 % without.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def patch_embedding(model: Any) -> Tensor:
-    """The weight of a model (D, 3, P, P) that every patch of pixels meets first.
+    """The weight of a model (D, 3, P, P) that is applied to every patch of pixels first.
 
     Raises:
         ValueError: the vision modules have none of this shape.
@@ -30,8 +30,8 @@ def whiten_patch_embedding(weight: Tensor, pixel_values: Tensor, epsilon: float 
     """Set `weight` (D, 3, P, P) in place from frames (B, T, 3, H, W).
 
     The D strongest principal directions of the patches, each scaled to unit variance (`epsilon`, in squared units of
-    the pixel values, keeps noise from being blown up), then mixed by a random rotation so that no channel is special.
-    Patches of padding are left out.
+    the pixel values, keeps noise from being amplified), then mixed by a random rotation so that no channel is special.
+    Patches of padding are excluded.
     """
     width, _, size, _ = weight.shape
     patches = pixel_values.unfold(3, size, size).unfold(4, size, size)  # (B, T, 3, H/P, W/P, P, P)

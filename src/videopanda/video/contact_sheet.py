@@ -35,7 +35,7 @@ def contact_sheet(rows: Sequence[SheetRow], frame_height: int = 120) -> Image.Im
     """Draw rows below each other, every frame `frame_height` pixels high in its own aspect ratio.
 
     Raises:
-        ValueError: no rows, a row without frames, or a number of timestamps that is not the number of frames.
+        ValueError: no rows, a row without frames, or different numbers of timestamps and frames.
     """
     if not rows:
         raise ValueError("a contact sheet needs at least one row")

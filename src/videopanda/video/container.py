@@ -38,7 +38,7 @@ class UnreadableError(Exception):
 
 
 class DisorderedError(Exception):
-    """Frames came out with no, or with decreasing, time stamps: the stamps of this stream cannot be used."""
+    """Frames came out without timestamps or out of order: the timestamps of this stream cannot be used."""
 
 
 class Deadline:
@@ -57,7 +57,7 @@ class Deadline:
         self._moment = -math.inf
 
     def check(self) -> None:
-        """Raise `UnreadableError` when the time is up."""
+        """Raise `UnreadableError` once the time limit is exceeded."""
         if time.monotonic() > self._moment:
             raise UnreadableError(self.reason)
 
@@ -68,7 +68,7 @@ class Deadline:
 
 
 def _nameless(cls: type, value: object) -> object:
-    """A member for a number that the enumeration lacks."""
+    """An enum member for a number that PyAV has no name for."""
     member: Any = object.__new__(cls)
     member._name_, member._value_ = f"UNKNOWN_{value}", value
     return member
@@ -98,7 +98,7 @@ def open_container(opener: Opener, deadline: Deadline) -> tuple[InputContainer, 
     if not isinstance(stream, VideoStream) or av.stream.Disposition.attached_pic in flags:
         reason = "no video stream"
     elif av.stream.Disposition.dependent in flags:
-        reason = "a picture of tiles, which is not put together here: convert it to PNG or JPEG"
+        reason = "a picture made of tiles, which is not supported: convert it to PNG or JPEG"
     elif stream.codec_context is None or stream.time_base is None:
         reason = "no decoder for its video stream"
     if reason is not None:
@@ -124,7 +124,7 @@ def video_decoder(stream: VideoStream) -> VideoCodecContext:
 
 
 class Reader:
-    """Moves forward through a stream, seeking where that is shorter, and knows which packets never became frames."""
+    """Moves forward through a stream, seeking if that is faster; keeps track of packets that never became frames."""
 
     def __init__(self, opener: Opener, timeline: "Timeline", deadline: Deadline):
         self.opener, self.timeline, self.deadline = opener, timeline, deadline
@@ -225,7 +225,7 @@ class Reader:
                 yield frame
 
     def go_to(self, tick: int) -> None:
-        """Seek so that the next frame decoded is at or before `tick`; in the last resort start again."""
+        """Seek so that the next frame decoded is at or before `tick`; as a last resort, start over."""
         key = self.timeline.keyframe(tick)
         for back in (0.0, 1.0, 4.0, 16.0):
             offset = (tick if key is None else key) - round(back / self.timeline.time_base)
@@ -246,14 +246,14 @@ class Reader:
         self._restart()
 
     def _skip(self, tick: int) -> None:
-        """In a stream of several parts, which cannot be sought: leave out what comes before the needed keyframe."""
+        """In a stream of several parts, which cannot seek: skip everything before the needed keyframe."""
         key = self.timeline.keyframe(tick)
         if key is not None and key > self.fed:
             self.decoder.flush_buffers()
             self._begin(skip_to=key)
 
     def _is_far(self, tick: int) -> bool:
-        """Whether a seek leads to `tick` with less decoding than reading on."""
+        """Whether seeking to `tick` needs less decoding than reading on."""
         if not self.may_seek:
             return False
         frame = self.ahead or self.current
@@ -291,7 +291,7 @@ class Reader:
             if damaged is not None:
                 raise UnreadableError(
                     f"damaged at {timeline.seconds(damaged):.3f} s, "
-                    f"so that the frame at {timeline.seconds(tick):.3f} s is not sound"
+                    f"so the frame at {timeline.seconds(tick):.3f} s is not reliable"
                 )
         if timeline.pts is not None and frame.pts != tick:
             raise UnreadableError(f"the frame at {timeline.seconds(tick):.3f} s cannot be decoded")

@@ -46,7 +46,7 @@ class Pictures:
 
     @contextmanager
     def _opened(self, file: Any) -> Iterator["Image.Image"]:
-        """Open a file; whatever Pillow raises on it becomes an `UnreadableError`."""
+        """Open a file; whatever Pillow raises becomes an `UnreadableError`."""
         from PIL import Image
 
         try:
@@ -63,7 +63,7 @@ class Pictures:
             raise UnreadableError(f"{self._where(file)}{str(error) or type(error).__name__}") from error
 
     def timeline(self, fps: float, limits: "VideoLimits | None", deadline: Deadline) -> Timeline:
-        """When the pictures are shown: at the file's own times, else at a constant rate."""
+        """When the pictures are shown: at the file's own times, or at a constant rate."""
         with self._opened(self.files[0]) as image:
             count = getattr(image, "n_frames", 1) if self.animated else len(self.files)
             width, height = image.size
@@ -104,7 +104,7 @@ class Pictures:
 
 
 def open_pictures(file: BinaryIO) -> Pictures | None:
-    """A file that Pillow reads; None for a video, a GIF or a kind of picture that this Pillow does not know."""
+    """A file that Pillow reads; None for a video, a GIF, or a picture format that this Pillow does not support."""
     from PIL import Image
 
     file.seek(0)
@@ -130,10 +130,11 @@ def open_pictures(file: BinaryIO) -> Pictures | None:
 
 
 def is_heif(file: BinaryIO) -> bool:
-    """Whether a file that Pillow does not know is a HEIF picture, of the simple kind that FFmpeg reads whole.
+    """Whether a file that Pillow does not support is a HEIF picture of the simple kind that FFmpeg reads completely.
 
     Raises:
-        UnreadableError: it is put together of several pictures, cropped or transparent: FFmpeg would give a part of it.
+        UnreadableError: it is composed of several pictures, cropped or transparent: FFmpeg would return only part of
+            it.
     """
     file.seek(0)
     if file.read(8)[4:] != b"ftyp":
@@ -151,13 +152,13 @@ def is_heif(file: BinaryIO) -> bool:
     kind = _item_kinds(iinf).get(primary, b"????")
     reason = None
     if kind not in _SIMPLE_ITEMS:
-        reason = f"a picture put together of others ({kind.decode('latin-1')})"
+        reason = f"a picture composed of others ({kind.decode('latin-1')})"
     elif b"clap" in properties:
         reason = "a cropped picture"
     elif b"auxid:1\0" in properties or b"auxiliary:alpha" in properties:
         reason = "a picture with transparency"
     if reason is not None:
-        raise UnreadableError(f"{reason}, which is not read from HEIF: convert it to PNG or JPEG")
+        raise UnreadableError(f"{reason}, which is not supported in HEIF: convert it to PNG or JPEG")
     return True
 
 

@@ -4,10 +4,10 @@
     video = read_video("clip.mp4", num_frames=8)     # 8 frames, evenly spread in time
     video.frames.shape, video.timestamps             # (8, H, W, 3) uint8 RGB, seconds
 
-Frames are chosen by presentation time: the frame *shown* at time t is the last one whose time stamp is at most t (with
-up to a millisecond of tolerance for containers that round time stamps to milliseconds, else half of one). Time 0 is the
-first frame that can be shown. Only the stretches from a keyframe to a needed frame are decoded. What cannot be read
-raises `VideoReadError`: unreadable frames are never replaced by others.
+Frames are chosen by presentation time: the frame *shown* at time t is the last one whose timestamp is at most t (with a
+tolerance of 1 ms for containers that round timestamps to milliseconds, else 0.5 ms). Time 0 is the first frame that can
+be shown. Only the stretches from a keyframe to a needed frame are decoded. What cannot be read raises `VideoReadError`:
+unreadable frames are never replaced by others.
 """
 
 import math
@@ -63,7 +63,7 @@ class Video:
         they are transparent. Otherwise pixels are as coded: a pixel aspect ratio other than 1 is not undone, high
         dynamic range is not tone-mapped. Of a still picture it is one picture, shown T times: a read-only view.
     timestamps: float64 (T,), when each frame is first shown, in seconds since the first frame of the source.
-    times: float64 (T,), the moments that were asked for; the frame shown then may have started earlier.
+    times: float64 (T,), the requested times; the frame shown then may have started earlier.
     indices: int64 (T,), number of each frame in order of presentation. Counted from the list of packets, which is read
         without decoding; estimated from time and frame rate where `indices_exact` is False (files over 1 GiB).
     source_fps: average frame rate of the source.
@@ -71,7 +71,7 @@ class Video:
     width, height: size of the upright source, before `max_side`.
     start, end: the range, in seconds, from which frames were chosen.
     decoder, decoder_version: what decoded the frames: "pyav", "torchcodec" or "pillow" (still images).
-    decoded_frames: number of frames that were decoded to get these (0 where the decoder does not tell).
+    decoded_frames: number of frames that were decoded to get these (0 if the decoder does not report it).
     is_still: the source is a single picture, not a video (nor a folder of pictures).
     """
 
@@ -99,7 +99,7 @@ class Video:
 class VideoLimits:
     """Limits of `read_video` for untrusted files.
 
-    source_frames: frames in the source, whether needed or not; they are counted before one is decoded.
+    source_frames: frames in the source, needed or not; they are counted before any is decoded.
     pixels: of one picture of the source.
     frames: frames that are read.
     """
@@ -109,7 +109,7 @@ class VideoLimits:
     frames: int
 
     def check(self, count: float, width: int, height: int) -> None:
-        """Raises `UnreadableError` for a source of so many frames of such a size that is too large."""
+        """Raises `UnreadableError` for a source with too many frames or too large frames."""
         from videopanda.video.container import UnreadableError
 
         if count > self.source_frames:
@@ -124,7 +124,7 @@ def uniform_times(start: float, end: float, num_frames: int) -> list[float]:
 
 
 def released_frame_indices(num_source_frames: int, fps: float, max_frames: int = 8, min_frames: int = 8) -> list[int]:
-    """Frame numbers that the released Video-Panda code takes from a clip of so many frames at `fps`.
+    """Frame numbers that the released Video-Panda code takes from a clip of `num_source_frames` frames at `fps`.
 
     One candidate per second; fewer than `min_frames` are replaced by a denser grid, with at most `num_source_frames`
     entries. More than `max_frames` are thinned at truncated, evenly spaced positions. The released code fails for a
@@ -161,23 +161,25 @@ class _Request:
     def __post_init__(self) -> None:
         given = sum(value is not None for value in (self.num_frames, self.fps, self.timestamps))
         if self.sampling == "all" and given:
-            raise ValueError("sampling='all' reads every frame: leave out num_frames=, fps= and timestamps=")
+            raise ValueError("sampling='all' reads every frame: omit num_frames=, fps= and timestamps=")
         if self.sampling != "all" and given != 1:
             raise ValueError("give exactly one of num_frames=, fps= or timestamps=")
         if self.num_frames is not None and not (isinstance(self.num_frames, int | np.integer) and self.num_frames >= 1):
-            raise ValueError(f"num_frames must be at least 1 and whole, not {self.num_frames}")
+            raise ValueError(f"num_frames must be a whole number of at least 1, not {self.num_frames}")
         for name, rate in (("fps", self.fps), ("image_fps", self.image_fps)):
             if rate is not None and not 0 < rate < math.inf:
                 raise ValueError(f"{name} must be a positive number of frames per second, not {rate}")
         if self.timestamps is not None:
             if self.start is not None or self.end is not None:
-                raise ValueError("start= and end= do not go with timestamps=: leave out the times you do not want")
+                raise ValueError(
+                    "start= and end= cannot be combined with timestamps=: remove the times you do not want"
+                )
             if not len(self.timestamps) or not all(math.isfinite(moment) for moment in self.timestamps):
                 raise ValueError("timestamps must be one or more finite numbers of seconds")
         if self.sampling not in ("uniform", "released", "all"):
             raise ValueError(f"sampling must be 'uniform', 'released' or 'all', not {self.sampling!r}")
         if self.sampling == "released" and self.num_frames is None:
-            raise ValueError("sampling='released' needs num_frames=, its largest number of frames")
+            raise ValueError("sampling='released' needs num_frames=, its maximum number of frames")
         for name, moment in (("start", self.start), ("end", self.end)):
             if moment is not None and not 0 <= moment < math.inf:
                 raise ValueError(f"{name} must be a time in seconds, at least 0, not {moment}")
@@ -209,23 +211,23 @@ def read_video(
 
     source: a video, GIF or image file; a folder of images (sorted naturally, all of one size); the bytes of a file; or
         a file object opened in binary mode, read from its beginning. URLs are not read.
-    num_frames: with sampling="uniform" exactly so many frames, shown in the middle of equal parts of the range; a clip
-        with fewer frames shows some of them more than once. With sampling="released" at most so many, chosen by
+    num_frames: with sampling="uniform" exactly this many frames, shown in the middle of equal parts of the range; a
+        clip with fewer frames repeats some of them. With sampling="released" at most this many, chosen by
         `released_frame_indices` among the frames that start in the range. sampling="all" takes none of the three and
         reads every frame that starts in the range, once.
     fps: the frames shown at start, start + 1/fps, start + 2/fps, ... before the end.
     timestamps: the frames shown at these seconds, in this order.
     start, end: the range in seconds; an end beyond the last frame is cut (`Video.end` has the range used).
-    max_side: frames whose longer side is larger are made smaller, keeping the aspect ratio.
+    max_side: frames whose longer side is larger are scaled down, keeping the aspect ratio.
     image_fps: rate of a folder of images (a single image is shown for 1 / image_fps seconds).
-    background: RGB colour, 0 to 255, under transparent pixels.
-    decoder: "auto" uses torchcodec where it loads and can read the source, else PyAV; both give the same frames.
+    background: RGB color, 0 to 255, under transparent pixels.
+    decoder: "auto" uses torchcodec if it is installed and can read the source, else PyAV; both return the same frames.
     timeout: seconds after which reading is given up (math.inf for never).
     limits: refuse sources and requests that are larger.
 
     Raises ValueError for a request that makes no sense or lies outside the duration, and `VideoReadError` for a source
     that is missing, not a video, cut short before a needed frame, damaged between the keyframe before a needed frame
-    and that frame, of changing picture size, or too slow. Damage that the codec itself hides cannot be noticed.
+    and that frame, of changing picture size, or too slow. Damage that the codec itself conceals cannot be detected.
     """
     color = (int(background[0]), int(background[1]), int(background[2])) if len(background) == 3 else (-1, -1, -1)
     request = _Request(num_frames, fps, timestamps, sampling, start, end, max_side, image_fps, color, limits)
@@ -280,7 +282,7 @@ class _Outcome:
 
 @contextmanager
 def _reported(name: str) -> Iterator[None]:
-    """Turn everything that decoders and files raise into a `VideoReadError`."""
+    """Turn every error of decoders and files into a `VideoReadError`."""
     import av
 
     from videopanda.video.container import UnreadableError

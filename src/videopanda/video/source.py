@@ -3,7 +3,7 @@
     with ExitStack() as stack:
         source = open_source("clip.mp4", Deadline(60), stack)
 
-What is opened on the way, and a copy of what cannot be rewound, is closed with the stack.
+Everything opened on the way, and the copy of a source that cannot be rewound, is closed with the stack.
 """
 
 import io
@@ -30,7 +30,7 @@ _TAKES_ANY_NAME = int(av.__version__.partition(".")[0]) >= 18
 
 
 def name_of(source: Any) -> str:
-    """What error messages call a source. Raises TypeError for what cannot be one."""
+    """The name of a source in error messages. Raises TypeError for anything that cannot be a source."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -44,8 +44,8 @@ def name_of(source: Any) -> str:
 class OpenSource:
     """An opened source: pictures or a container.
 
-    path: of a container that is opened by name, so that it may name files of its own folder.
-    plain: what torchcodec is given, which keeps no rule about named files; None for what it must not read.
+    path: of a container opened by name, which may refer to files in its folder.
+    plain: the input for torchcodec, which does not restrict referenced files; None for what it must not read.
     refused: why files that the source names were not opened.
     """
 
@@ -58,7 +58,7 @@ class OpenSource:
     refused: list[str] = field(default_factory=list)
 
     def opener(self) -> dict[str, Any]:
-        """The arguments of `av.open`: what to open, and what happens to files that it names (playlists do)."""
+        """The arguments of `av.open`: what to open, and how to handle referenced files (as in playlists)."""
         if self.path is not None and (self.path.isascii() or _TAKES_ANY_NAME):
             # With "file:" no other part of the name is taken for a protocol.
             return {"file": f"file:{self.path}", "io_open": self._open_named}
@@ -113,7 +113,7 @@ def open_source(source: Any, deadline: Deadline, stack: ExitStack) -> OpenSource
     if not head:
         raise UnreadableError("the file is empty")
     if head.startswith(b"ffconcat"):
-        raise UnreadableError("a script that joins other files: give an HLS playlist or one file")
+        raise UnreadableError("a script that joins other files: pass an HLS playlist or a single file")
     if head.startswith(b"#EXTM3U"):
         text = head + file.read(_PLAYLIST_BYTES)
         if b"#EXTINF" in text and b"#EXT-X-ENDLIST" not in text:
@@ -144,7 +144,7 @@ def _read_chunks(file: BinaryIO, deadline: Deadline) -> Iterator[bytes]:
 
 
 def _spool(chunks: Iterable[bytes], stack: ExitStack) -> BinaryIO:
-    """Copy what cannot be rewound to a temporary file on disk; an empty chunk is the end."""
+    """Copy a source that cannot be rewound to a temporary file on disk; an empty chunk is the end."""
     spool = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
     for chunk in chunks:
         if not chunk:

@@ -32,7 +32,7 @@ _CHECK_EVERY = 256  # packets between looks at the clock
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a stream whose clock was started again: from which packet on, and what is added to its stamps."""
+    """A stretch of a stream whose clock was started again: its first packet, and the offset added to its timestamps."""
 
     packet: int
     shift: int
@@ -42,12 +42,12 @@ class Part:
 class Timeline:
     """When the frames of a stream are shown, in ticks.
 
-    pts: sorted presentation stamps of all frames, or None where they were not listed (sources over `SCAN_BYTES`).
+    pts: sorted presentation stamps of all frames, or None if they were not listed (sources over `SCAN_BYTES`).
     keys: sorted stamps of the keyframes; may be empty or incomplete where `pts` is None.
-    end: where the last frame that is really there stops; `declared_end` is later only in a file that was cut short.
-    counted: stamps are frame numbers, because the container has none that can be used; seeking is then impossible.
+    end: the end of the last frame that is really present; `declared_end` is later only in a file that was cut short.
+    counted: stamps are frame numbers, because the container has no usable timestamps; seeking is then impossible.
     parts: several where the stream's clock starts again; all stamps here are those of one continuous clock.
-    hidden: stamps of pictures that a part begins with and that cannot be decoded: they are no frames.
+    hidden: stamps of leading pictures of a part that cannot be decoded: they do not count as frames.
     is_still: the source is a single picture, not a video.
     """
 
@@ -76,7 +76,7 @@ class Timeline:
 
     @cached_property
     def _slack(self) -> Fraction:
-        """How much earlier than its stamp a frame counts as shown, in ticks."""
+        """Tolerance, in ticks: a frame counts as shown this much earlier than its stamp."""
         thousandths = self.time_base * 1000
         in_milliseconds = thousandths >= 1 or (
             self.pts is not None and not (self.pts * thousandths.numerator % thousandths.denominator).any()
@@ -90,7 +90,7 @@ class Timeline:
         if tick >= self.end and self.declared_end > self.end:
             raise UnreadableError(
                 f"cut short: the frames end at {self.seconds(self.end):.3f} s of {self.duration:.3f} s, "
-                f"and {seconds:.3f} s is needed"
+                f"and {seconds:.3f} s was requested"
             )
         if self.pts is None:
             return max(tick, self.first)
@@ -102,7 +102,7 @@ class Timeline:
         return int(self.pts[position])
 
     def index(self, tick: int) -> int:
-        """Number of the frame with this stamp in order of presentation; an estimate where stamps were not listed."""
+        """Number of the frame with this stamp in order of presentation; an estimate if stamps were not listed."""
         if self.pts is None:
             return round(self.seconds(tick) * self.fps)
         return int(np.searchsorted(self.pts, tick, side="right")) - 1
@@ -114,9 +114,9 @@ class Timeline:
 
 
 def counted_timeline(number: int, fps: float, width: int, height: int, missing: int = 0) -> Timeline:
-    """The time line of a stream without usable stamps: its frames are counted, at a constant rate.
+    """The timeline of a stream without usable timestamps: its frames are counted, at a constant rate.
 
-    missing: how many frames more the header promises.
+    missing: number of further frames that the header declares.
     """
     clock = 1 / Fraction(fps).limit_denominator(1_000_000)
     keys = np.zeros(1, np.int64)
@@ -142,7 +142,7 @@ def is_shown(packet: av.Packet, codec: str) -> bool:
 
 
 def scan(opener: Opener, deadline: Deadline, full: bool = False, most: int | None = None) -> Timeline:
-    """List the packets of the main video stream without decoding them; with `most`, no more than so many.
+    """List the packets of the main video stream without decoding them; at most `most` of them.
 
     Sources over `SCAN_BYTES` are described by their header alone unless `full` is set. Raises `UnreadableError`.
     """
@@ -186,7 +186,7 @@ class _Stretch:
 
 
 class _Packets:
-    """What the packets of a stream say."""
+    """What the packets of a stream contain."""
 
     def __init__(self, container: InputContainer, stream: VideoStream):
         self.container, self.stream = container, stream
@@ -274,7 +274,7 @@ class _Packets:
         """Join the parts; where one begins with a fragment, its first picture is found by decoding."""
         container, stream, time_base = self.container, self.stream, self.time_base
         if not self.pts and not self.unstamped:
-            promise = f" ({stream.frames} were announced)" if stream.frames else ""
+            promise = f" ({stream.frames} were declared)" if stream.frames else ""
             raise UnreadableError(f"no video frames{promise}")
         rate = float(stream.average_rate or 0)
         parts = self._split()
@@ -348,7 +348,7 @@ class _Packets:
         return round(1 / (Fraction(rate) * self.time_base)) if rate else 0
 
     def _declared_end(self, first: int, end: int, rate: float) -> int:
-        """Where the header says that the stream ends, if that can be believed; else `end`."""
+        """Where the header says that the stream ends, if that is plausible; else `end`."""
         container, stream, time_base = self.container, self.stream, self.time_base
         declared = end
         if len(self.stretches) > 1:
@@ -366,7 +366,7 @@ class _Packets:
 
 
 def can_begin(frame: av.VideoFrame, codec: str) -> bool:
-    """Whether a decoded frame leans on nothing before it that is missing."""
+    """Whether a decoded frame does not depend on missing earlier frames."""
     return bool(frame.key_frame) or (codec in _WITHHOLDING and not frame.is_corrupt)
 
 

@@ -1,9 +1,9 @@
-"""Decodes chosen frames with torchcodec, where it loads; which frames those are is decided by `timeline`.
+"""Decodes chosen frames with torchcodec, if it is available; `timeline` decides which frames those are.
 
-    decoder, version = load()             # None and the reason where torchcodec is absent or does not work
+    decoder, version = load()             # None and the reason if torchcodec is missing or does not work
     for pts, _, rgb in decode(source, timeline, [0, 512], deadline): ...
 
-A stream that torchcodec would time, turn or colour differently from PyAV is refused.
+A stream whose times, rotation or colors would differ from PyAV is refused.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 
 @cache
 def load() -> tuple[Any, str]:
-    """The decoder class (None where it does not load) and its version or the reason."""
+    """The decoder class (None if it cannot be loaded) and its version or the reason."""
     try:
         import torchcodec
         from torchcodec.decoders import VideoDecoder
@@ -41,11 +41,11 @@ def load() -> tuple[Any, str]:
 def _check(source: OpenSource, timeline: Timeline, ticks: Sequence[int], deadline: Deadline) -> None:
     decoder_class, reason = load()
     if decoder_class is None:
-        raise UnreadableError(f"torchcodec does not load: {reason}")
+        raise UnreadableError(f"torchcodec cannot be loaded: {reason}")
     if source.plain is None:
-        raise UnreadableError("torchcodec is used for paths and bytes only")
+        raise UnreadableError("torchcodec is used only for paths and bytes")
     if timeline.counted or timeline.pts is None or len(timeline.parts) > 1 or timeline.hidden:
-        raise UnreadableError("torchcodec is used only where all time stamps are known and of one clock")
+        raise UnreadableError("torchcodec is used only if all timestamps are known and come from one clock")
     reader = Reader(source.opener, timeline, deadline)
     try:
         frame = reader.read(timeline.first)
@@ -55,18 +55,18 @@ def _check(source: OpenSource, timeline: Timeline, ticks: Sequence[int], deadlin
         kind = reader.container.format.name
         by_container = reader.stream.codec_context.name != "mjpeg" and ("mp4" in kind or "matroska" in kind)
         if matrix is not None and not by_container:
-            raise UnreadableError("torchcodec turns pictures as the container says, not as they say themselves (EXIF)")
+            raise UnreadableError("torchcodec applies the rotation of the container, not that of the pictures (EXIF)")
         if frame.format.name not in _PLAIN_FORMATS or frame.width % 2 or frame.height % 2:
-            raise UnreadableError(f"torchcodec may round colours of {frame.format.name} pictures in another way")
+            raise UnreadableError(f"torchcodec may round the colors of {frame.format.name} pictures differently")
         if frame.color_range == _FULL_RANGE and frame.format.name == "yuv420p":
-            raise UnreadableError("torchcodec mistakes the full range of these colours for the limited one")
+            raise UnreadableError("torchcodec mistakes the full color range for the limited one")
         for key in sorted({timeline.keyframe(tick) or timeline.first for tick in ticks}):
             if key > timeline.first:
                 reader.go_to(key)
                 if reader.ahead is None or reader.ahead.pts != key:
                     raise UnreadableError(f"decoding cannot start at the keyframe at {timeline.seconds(key):.3f} s")
     except DisorderedError as error:
-        raise UnreadableError("torchcodec is used only where time stamps are in order") from error
+        raise UnreadableError("torchcodec is used only if timestamps are in order") from error
     finally:
         reader.close()
 
@@ -84,7 +84,7 @@ def decode(
             frame = decoder.get_frame_at(timeline.index(tick))
             # torchcodec numbers frames differently where some are hidden or cut off by an edit list.
             if round(frame.pts_seconds / float(timeline.time_base)) != tick:
-                raise UnreadableError(f"torchcodec gives another frame at {timeline.seconds(tick):.3f} s")
+                raise UnreadableError(f"torchcodec returns a different frame at {timeline.seconds(tick):.3f} s")
             yield tick, 0, frame.data.numpy()
     except (RuntimeError, ValueError, IndexError) as error:
         raise UnreadableError("torchcodec: " + str(error).strip().splitlines()[0].rsplit(", ", 1)[-1]) from error

@@ -1,1 +1,1 @@
-"""Training formats of the field: one small pure function per format, each into the same `Record`."""
+"""Common training formats: one small pure function per format, all producing the same `Record`."""

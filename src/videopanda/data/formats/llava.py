@@ -4,7 +4,7 @@
      "conversations": [{"from": "human", "value": "<video>\nWhat is shown?"}, {"from": "gpt", "value": "A cat."}]}
 
 Video-LLaVA's `train_json`, Qwen's fine-tuning example, VideoLLaMA3 (lists of media) and the rows of VideoChat-Flash
-have this form as it is. Valley, LLaVA-Video-178K and the converted form of Video-ChatGPT-100K differ a little.
+use exactly this form. Valley, LLaVA-Video-178K and the converted form of Video-ChatGPT-100K differ a little.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ _USED = {"video", "image", "system", "system_prompt", *(key for keys in RANGE_KE
 def llava(row: Mapping[str, Any], number: int, source: str) -> Record:
     """Read a row with `video`, `image` or neither (text only); `<image>` may stand for a video.
 
-    An answer in front of the first question is left out, as in the official code.
+    An answer before the first question is dropped, as in the official code.
 
     Raises:
         RowError: both kinds of media, or a conversation that `conversation` or `mark` refuses.
@@ -45,7 +45,7 @@ def llava(row: Mapping[str, Any], number: int, source: str) -> Record:
     if files and images:
         raise RowError("schema", "both 'video' and 'image'; a row of this format has one of them")
     if any(path.endswith(".pkl") for path in files):
-        raise RowError("schema", "features in a .pkl file are not read; with --format videochatgpt its video is")
+        raise RowError("schema", "features in a .pkl file are not read; --format videochatgpt reads the video instead")
     refuse_unused(row, _USED)
     media = videos(row, files) + tuple(Medium("image", path) for path in images)
     turns = [said(turn, "from", "value", _ROLES) for turn in items(row, "conversations")]
@@ -74,7 +74,7 @@ def valley(row: Mapping[str, Any], number: int, source: str) -> Record:
 def videochatgpt(row: Mapping[str, Any], number: int, source: str) -> Record:
     """Video-ChatGPT-100K: `q`, `a`, `video_id`; or the converted form, whose `video` is a .pkl file of features.
 
-    The clip is looked for under the video's name with any usual suffix.
+    The clip is found by the video's name with any common suffix.
     """
     if "conversations" in row:
         return llava({**row, "video": PurePosixPath(text(row, "video")).stem}, number, source)

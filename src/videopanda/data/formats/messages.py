@@ -4,7 +4,7 @@
      "videos": ["clips/x1.mp4"]}
 
 LLaMA-Factory wants a marker for every clip; its `dataset_info.json` may give columns and roles other names (`Names`).
-ms-swift puts clips without a marker in front, and knows the older form `query`, `response`, `history`.
+ms-swift puts clips without a marker first, and also has the older form `query`, `response`, `history`.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ from videopanda.data.formats.record import (
 
 @dataclass(frozen=True)
 class Names:
-    """What LLaMA-Factory's `columns` and `tags` of a data set call things."""
+    """The names set by `columns` and `tags` of a LLaMA-Factory data set."""
 
     messages: str = "conversations"
     system: str = "system"

@@ -1,11 +1,11 @@
-"""Mixtures of VideoChat-Flash: a YAML list of annotation files, each with the part of it that is used.
+"""Mixtures of VideoChat-Flash: a YAML list of annotation files, each with the part to use.
 
 datasets:
   - json_path: annotations/clips_12k.jsonl      # relative to this file
     data_root: videos/clips                     # joined to every path of media
     sampling_strategy: "first:25%"              # all, first:N, first2:N, first3:N, first4:N, end:N; N or P%
     video_read_type: img                        # folders of frames; gif, lazy, fake
-    format: llava                               # ours: where the format cannot be told
+    format: llava                               # our extension, if the format cannot be detected
 """
 
 import re
@@ -25,7 +25,7 @@ def read_mixture(file: Path, format: str = "auto", media_root: Path | None = Non
     """The sources of a mixture. `media_root` is what relative `data_root`s are relative to; default the file's folder.
 
     Raises:
-        ValueError: not such a file, an unknown key, strategy or read type, a web address, or none of the first media
+        ValueError: not a mixture file, an unknown key, strategy or read type, a web address, or none of the first media
             of an entry exists.
     """
     import yaml
@@ -49,7 +49,7 @@ def _entry(file: Path, entry: dict[str, Any], format: str, media_root: Path) -> 
     data_root = entry.get("data_root") or ""
     for value in (name, data_root):
         if not isinstance(value, str) or "://" in value:
-            raise ValueError(f"{file}: {value!r} is not a local path: download what it stands for and write its place")
+            raise ValueError(f"{file}: {value!r} is not a local path: download it and use the local path")
     path = file.parent / name
     if not path.is_file():
         raise ValueError(f"{file}: {path} does not exist")
@@ -76,7 +76,7 @@ def parse_strategy(strategy: str, name: str) -> Selection | None:
     """The rows that a sampling strategy takes; None for all.
 
     Raises:
-        ValueError: a strategy that is not known; `random:N` is in the original's comments, but refused there, too.
+        ValueError: an unknown strategy; `random:N` appears in the original's comments, but is refused there too.
     """
     if strategy == "all":
         return None
@@ -88,15 +88,17 @@ def parse_strategy(strategy: str, name: str) -> Selection | None:
 
 
 def _check_media(file: Path, source: Source) -> None:
-    """One of the first media must be there, or `data_root` is wrong."""
+    """Check that one of the first media files exists; otherwise `data_root` is wrong."""
     records = (record for _, record in source.records() if isinstance(record, Record))
     media = list(islice((medium for record in records for medium in record.media), _LOOKED_AT))
     if media and not any(source.locate(medium).exists() for medium in media):
-        raise ValueError(f"{file}: {source.locate(media[0])} does not exist, nor the next media: is data_root right?")
+        raise ValueError(
+            f"{file}: {source.locate(media[0])} does not exist, and neither do the next files: is data_root right?"
+        )
 
 
 def _strict_loader() -> Any:
-    """A safe loader that refuses a key that stands twice in one entry, of which one would win in silence."""
+    """A safe loader that refuses duplicate keys in an entry, one of which would silently win."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -104,7 +106,7 @@ def _strict_loader() -> Any:
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
             for (key, _), value in zip(node.value, keys):
                 if keys.count(value) > 1:
-                    raise yaml.MarkedYAMLError(problem=f"{value!r} stands twice", problem_mark=key.start_mark)
+                    raise yaml.MarkedYAMLError(problem=f"{value!r} appears twice", problem_mark=key.start_mark)
             return super().construct_mapping(node, deep)
 
     return Loader

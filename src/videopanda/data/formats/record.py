@@ -1,7 +1,7 @@
-"""The one record that every training format is read into, and the error that says why a row cannot be.
+"""The record that every training format is read into, and the error for a row that cannot be read.
 
 A reader is a pure function (row, number, source) -> `Record`: the parsed JSON object, its number in the file from 0,
-and the name of the file, which serves as `Record.source` where the row does not name its own.
+and the name of the file, which becomes `Record.source` unless the row names its own.
 """
 
 import math
@@ -44,8 +44,8 @@ class Medium:
     """A video (a file or a folder of frames) or an image.
 
     path: relative to the media root, or absolute. A path without a suffix may stand for a file with any usual one.
-    start, end: the part of a video that is meant, in seconds; None = from its beginning, to its end.
-    fps: rate of a folder of frames, 1 where nobody says.
+    start, end: the part of the video, in seconds; None = from its beginning, to its end.
+    fps: frame rate of a folder of frames; 1 if unknown.
     """
 
     kind: Literal["video", "image"]
@@ -59,8 +59,8 @@ class Medium:
 class Record:
     """A row of any format.
 
-    Questions hold as many `<video>` (`<image>`) as there are media, in their order, or none: then all media stand in
-    front of the first question.
+    Questions hold as many `<video>` (`<image>`) as there are media, in their order, or none: then all media come before
+    the first question.
     """
 
     id: str
@@ -93,7 +93,7 @@ _NOISE = "QA_GT_caption_based_noisy"
 
 
 class Said(NamedTuple):
-    """One turn as it stands in the file: "user", "assistant", "system" or another role, and its text."""
+    """One turn as written in the file: "user", "assistant", "system" or another role, and its text."""
 
     role: str
     text: Any
@@ -128,11 +128,11 @@ def conversation(
 ) -> tuple[str, tuple[Turn, ...]]:
     """The system prompt and the (question, answer) pairs of a row.
 
-    The system prompt is the first turn, `system_key` or `system_prompt`. With `drop_first_answer` an answer in front
-    of the first question is left out, as the LLaVA family does.
+    The system prompt is the first turn, `system_key` or `system_prompt`. With `drop_first_answer` an answer before the
+    first question is dropped, as in the LLaVA family.
 
     Raises:
-        RowError: several system prompts; turns that do not alternate, have no text, or of which none is trained on.
+        RowError: several system prompts; turns that do not alternate or have no text, or no turn to train on.
     """
     prompts = [row[key] for key in {system_key, "system_prompt"} if row.get(key) not in (None, "")]
     turns = list(turns)
@@ -166,12 +166,12 @@ def pair(turns: Sequence[Said]) -> tuple[Turn, ...]:
         if not texts[-1]:
             raise RowError("empty", f"a turn of the {turn.role} has no text")
     if not any(turn.is_trained for turn in turns[1::2]):
-        raise RowError("empty", "no answer of this row is trained on")
+        raise RowError("empty", "the row has no answer to train on")
     return tuple(Turn(q, a, turn.is_trained) for q, a, turn in zip(texts[::2], texts[1::2], turns[1::2]))
 
 
 def refuse_unused(row: Mapping[str, Any], used: Iterable[str]) -> None:
-    """Refuse a row with a key that changes its meaning and that its format does not read.
+    """Refuse a row with a key that changes its meaning but is not supported by its format.
 
     Raises:
         RowError: the key.
@@ -187,8 +187,8 @@ def refuse_unused(row: Mapping[str, Any], used: Iterable[str]) -> None:
 def mark(turns: Sequence[Turn], media: Sequence[Medium], missing: Literal["refuse", "front"]) -> tuple[Turn, ...]:
     """Check the visual markers in questions against the media, which are all of one kind.
 
-    `<image>` for a video, which much of the field writes, becomes `<video>`. A marker at the end of a question moves to
-    its front. `missing` says what becomes of media without a marker: they are refused, or stand in front.
+    `<image>` for a video, a common practice, becomes `<video>`. A marker at the end of a question moves to
+    its front. `missing` decides about media without a marker: they are refused, or placed first.
 
     Raises:
         RowError: more or (if refused) fewer markers than media, a marker in an answer.
@@ -209,7 +209,7 @@ def mark(turns: Sequence[Turn], media: Sequence[Medium], missing: Literal["refus
 
 
 def text(row: Mapping[str, Any], key: str) -> str:
-    """A string of a row. Raises `RowError` where it is missing or no string."""
+    """A string of a row. Raises `RowError` if it is missing or not a string."""
     value = row.get(key)
     if not isinstance(value, str):
         raise RowError("schema", f"{key!r} is missing" if value is None else f"{key!r} must be a string")
@@ -217,7 +217,7 @@ def text(row: Mapping[str, Any], key: str) -> str:
 
 
 def items(row: Mapping[str, Any], key: str) -> list[Any]:
-    """A list of a row, empty where it is missing or null. Raises `RowError` where it is no list."""
+    """A list of a row, empty where it is missing or null. Raises `RowError` if it is not a list."""
     value = row.get(key)
     if value is None:
         return []
@@ -231,7 +231,9 @@ def paths(row: Mapping[str, Any], key: str) -> list[str]:
     value = row.get(key)
     found = [value] if isinstance(value, str) else items(row, key)
     if not all(isinstance(path, str) and path for path in found):
-        raise RowError("schema", f"{key!r} must be a path or a list of paths (frames go into a folder of their own)")
+        raise RowError(
+            "schema", f"{key!r} must be a path or a list of paths (put the frames of a clip into their own folder)"
+        )
     for path in found:
         if "\0" in path or any(len(part.encode()) > 255 for part in path.split("/")):
             raise RowError("schema", f"no file can have the name {path[:40]!r}")
@@ -239,7 +241,7 @@ def paths(row: Mapping[str, Any], key: str) -> list[str]:
 
 
 def name_of(row: Mapping[str, Any], number: int) -> str:
-    """The id of a row as text; its number where it has none."""
+    """The id of a row as text; its number if it has none."""
     value = row.get("id")
     return str(number if value is None or value == "" else value)
 

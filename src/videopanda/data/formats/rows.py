@@ -5,9 +5,9 @@
         read_row("annotations.json", row.start, row.stop)    # the same value, without reading the rest
 
 The content decides: an array of rows starts with "[", a file with one row per line with "{". JSON's own characters are
-ASCII, and UTF-8 keeps them apart from all others: rows are cut out of bytes, each of which is looked at as one
-character, and only the text of a row is decoded. So positions are byte positions, and bytes that are not UTF-8 cost
-their row, not the file.
+ASCII, and UTF-8 keeps them apart from all others: rows are cut out of bytes, each of which is treated as one character,
+and only the text of a row is decoded. So positions are byte positions, and invalid UTF-8 makes one row bad, not the
+whole file.
 """
 
 import json
@@ -58,11 +58,11 @@ def iter_rows(path: str | Path) -> Iterator[Row]:
         elif not head:
             raise ValueError(f"{path} is empty")
         else:
-            raise ValueError(f"{path} holds neither a JSON array of rows nor one JSON object per line")
+            raise ValueError(f"{path} contains neither a JSON array of rows nor one JSON object per line")
 
 
 def _check_lines(path: str | Path) -> None:
-    """Refuse a file that is one object with the rows inside of it.
+    """Refuse a file that is a single object containing the rows.
 
     Raises:
         ValueError: as said; the message says where the rows are.
@@ -82,11 +82,11 @@ def _check_lines(path: str | Path) -> None:
         raise ValueError(f"{path} is one JSON object whose values are the rows: write its values as an array")
     for key, rows in value.items():
         if isinstance(rows, list) and rows and isinstance(rows[0], dict) and rows[0].keys() & _ROW_KEYS:
-            raise ValueError(f"{path} is one JSON object with the rows in {key!r}: write that array alone")
+            raise ValueError(f"{path} is a JSON object with its rows under {key!r}: write that array alone")
 
 
 def read_row(path: str | Path, start: int, stop: int) -> Any:
-    """The value of a row that `iter_rows` gave without an error."""
+    """The value of a row that `iter_rows` yielded without an error."""
     with open(path, "rb") as file:
         file.seek(start)
         return _parse(file.read(stop - start))
@@ -110,13 +110,13 @@ def _parse(data: bytes) -> Any:
         byte = f"byte {data[error.start]:#x} at position {error.start} of the row"
         raise RowError("encoding", f"not UTF-8: {byte}") from error
     except UnicodeEncodeError as error:
-        raise RowError("encoding", "an escape such as \\ud800 is half of a character") from error
+        raise RowError("encoding", "an escape such as \\ud800 is only half of a surrogate pair") from error
     except json.JSONDecodeError as error:
         raise RowError("json", f"not valid JSON: {error.msg} at character {error.pos} of the row") from error
     except (ValueError, RecursionError) as error:
         raise RowError("json", f"JSON that cannot be read: {error}") from error
     if twice:
-        raise RowError("json", f"the key {twice[0]!r} stands twice in one object")
+        raise RowError("json", f"the key {twice[0]!r} appears twice in one object")
     if not isinstance(value, dict):
         raise RowError("schema", f"a row must be an object, not {type(value).__name__}")
     return value
@@ -133,7 +133,7 @@ def _lines(file: BinaryIO, start: int) -> Iterator[Row]:
     number = 0
     while line := file.readline(MAX_ROW_BYTES):
         if len(line) == MAX_ROW_BYTES and not line.endswith(b"\n"):
-            error = RowError("json", f"longer than {MAX_ROW_BYTES >> 20} MB; what follows is not read")
+            error = RowError("json", f"longer than {MAX_ROW_BYTES >> 20} MB; the rest of the file is not read")
             yield Row(number, start, start + len(line), None, error)
             return
         if line.strip(_BLANK):

@@ -1,10 +1,10 @@
-"""From what a user names to records: which file, which format, which rows, and where the media lie.
+"""Resolves what a user names to records: file, format, rows, and location of the media.
 
     for source in open_sources("DATA_ROOT/train/train_json/valley_.json"):
         for row, record in source.records(): ...
 
-What can be named: a JSON or JSONL file; a .yaml mixture (`mixture.py`); `dataset_info.json` of LLaMA-Factory, with
-`#name` where it describes several data sets; the folder DATA_ROOT of the official README.
+Accepted: a JSON or JSONL file; a .yaml mixture (`mixture.py`); `dataset_info.json` of LLaMA-Factory, with
+`#name` if it describes several data sets; the folder DATA_ROOT of the official README.
 """
 
 import json
@@ -44,7 +44,7 @@ class Selection:
     is_percent: bool = False
 
     def of(self, count: int) -> slice:
-        """The rows that are meant out of `count`."""
+        """The selected rows out of `count`."""
         size = math.ceil(self.size * count / 100) if self.is_percent else self.size
         if self.part == "end":
             return slice(max(0, count - size), count)
@@ -64,7 +64,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What records, counts and manifests call this file."""
+        """The name of this file in records, counts and manifests."""
         return self.path.name
 
     def read(self, value: Mapping[str, Any], number: int) -> Record:
@@ -76,10 +76,10 @@ class Source:
         return record
 
     def records(self) -> Iterator[tuple[Row, Record | RowError]]:
-        """Every row that is meant, with its record or what is wrong with it.
+        """Every selected row, with its record or its error.
 
         Raises:
-            ValueError: the file is empty or no JSON at all.
+            ValueError: the file is empty or not JSON.
         """
         rows = iter_rows(self.path)
         if self.selection is not None:
@@ -100,7 +100,7 @@ class Source:
         return self.read(read_row(self.path, start, stop), number)
 
     def locate(self, medium: Medium) -> Path:
-        """The file or folder of a medium. One without a suffix may have any usual one; if none exists, it is named."""
+        """The file or folder of a medium. Without a suffix, any common one matches; if none exists, it stays as is."""
         path = self.root / medium.path
         if path.suffix.lower() in VIDEO_SUFFIXES or path.exists():
             return path
@@ -109,10 +109,10 @@ class Source:
 
 
 def open_sources(data: str | Path, format: str = "auto", media_root: str | Path | None = None) -> list[Source]:
-    """The sources behind a name; `media_root` wins over where the media would be looked for.
+    """The sources that a name refers to; `media_root` overrides the default location of the media.
 
     Raises:
-        ValueError: nothing there, an unknown format, or a format that cannot be told; the message says what to do.
+        ValueError: no such file, an unknown format, or a format that cannot be detected; the message says what to do.
     """
     if format != "auto" and format not in FORMATS:
         raise ValueError(f"unknown format {format!r}: choose one of auto, {', '.join(FORMATS)}")
@@ -168,7 +168,7 @@ def _described(file: Path, part: str, root: Path | None) -> Source:
 
 
 def detect(file: str | Path) -> str:
-    """The format of a file, told from its first rows.
+    """The format of a file, detected from its first rows.
 
     Raises:
         ValueError: no row can be read, rows disagree, or more than one format would fit.
@@ -177,10 +177,10 @@ def detect(file: str | Path) -> str:
     values = [row.value for row in rows if row.error is None]
     if not values:
         reason = f": its first row is wrong ({rows[0].error})" if rows else ""
-        raise ValueError(f"{file} has no row that can be read{reason}")
+        raise ValueError(f"{file} has no readable row{reason}")
     found = {name for name in (_detect_row(value, str(file)) for value in values) if name}
     if len(found) > 1:
-        raise ValueError(f"{file}: rows look like {' and '.join(sorted(found))}: say which with --format")
+        raise ValueError(f"{file}: rows look like {' and '.join(sorted(found))}: choose one with --format")
     return found.pop() if found else "llava"
 
 
@@ -208,10 +208,10 @@ def _detect_row(row: Mapping[str, Any], file: str) -> str | None:
         if "source" in keys or not Path(video).suffix:
             raise ValueError(
                 f"{file}: {video!r} may be a file in a sub-folder (--format valley), a folder of frames or a name "
-                "without its suffix (--format llava): say which"
+                "without its suffix (--format llava): choose one"
             )
         return "llava"
     raise ValueError(
         f"{file}: the format of a row with {', '.join(sorted(keys)) or 'no keys'} is not known: "
-        f"say --format {'|'.join(FORMATS)}"
+        f"pass --format {'|'.join(FORMATS)}"
     )

@@ -26,7 +26,7 @@ from videopanda.data.formats.record import (
 def videochat2(row: Mapping[str, Any], number: int, source: str) -> Record:
     """Read the pairs as one conversation in the order of the file (the original shuffles them at every access).
 
-    The first pair's instruction stands before its question, and any pair's in place of a question that is empty.
+    The first pair's instruction precedes its question; any pair's instruction replaces an empty question.
 
     Raises:
         RowError: not exactly one medium, or a pair without question and instruction, or without answer.

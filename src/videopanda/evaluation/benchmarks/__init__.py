@@ -1,1 +1,1 @@
-"""Benchmarks as data: every annotation format is read into one `Item`, and nothing is dropped in silence."""
+"""Benchmarks as data: every annotation format is read into one `Item`, and nothing is dropped silently."""

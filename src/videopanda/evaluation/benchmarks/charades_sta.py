@@ -20,7 +20,7 @@ ERRATA = (
     *COMMON,
     Erratum(
         "empty-interval",
-        "the sentence ends where it starts or before, so no answer can be right",
+        "the range ends at or before its start, so no answer can be right",
         lambda item: item.interval is not None and item.interval[1] <= item.interval[0],
         lambda item: None,
     ),

@@ -1,4 +1,4 @@
-"""Rows of the LLaVA form as benchmarks: each question of a conversation is an item of its own, `x1/0`."""
+"""Rows of the LLaVA form as benchmarks: each question of a conversation is a separate item, `x1/0`."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowE
 def single_questions(
     conversations: Iterable[AnnotationRow | Rejected], facts: Callable[[AnnotationRow, Any], list[dict[str, Any]]]
 ) -> Iterator[AnnotationRow | Rejected]:
-    """One row per question. `facts` takes a row and its turns, and says what each of its questions has of its own.
+    """One row per question. `facts` takes a row and its turns, and returns the facts of each of its questions.
 
     A row for which `facts` raises a `AnnotationRowError` is listed.
     """

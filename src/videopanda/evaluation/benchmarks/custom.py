@@ -1,9 +1,9 @@
-"""Questions of your own: rows of the LLaVA form, such as `videopanda data label` writes.
+"""Your own questions: rows of the LLaVA form, such as `videopanda data label` writes.
 
     {"id": "x1", "video": "clips/x1.mp4", "kind": "unseen recording",
      "conversations": [{"from": "human", "value": "<video>\nWhich word is signed?"}, {"from": "gpt", "value": "happy"}]}
 
-Each question of a conversation is an item of its own, `x1/0`, asked without the others; its type is `kind`, if any.
+Each question of a conversation is a separate item, `x1/0`, asked without the others; its type is `kind`, if any.
 """
 
 from collections.abc import Iterator

@@ -5,7 +5,7 @@
     uid_to_ego4d.json     {q_uid: {"video_uid", "starting_sec", "ending_sec"}}      where the clip was cut out
 
 Questions without a public answer are items that cannot be scored here. The re-hosted form (`video_idx`, `question`,
-`option`, `answer`) is read, too; of its tables the one in `Subset/`, which has the public answers.
+`option`, `answer`) is also read; of its tables, the one in `Subset/`, which has the public answers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ _OPTIONS = tuple(f"option {i}" for i in range(5))
 
 
 def read(path: Path) -> Iterator[Item | Rejected]:
-    """Read questions, with the answers and origins that lie beside them."""
+    """Read questions, with the answers and origins in the files next to them."""
     for file in find(path, "questions.json", "Subset/*.parquet", "*.parquet", "*.jsonl", "*.json"):
         answers, origins = beside(file, "subset_answers.json"), beside(file, "uid_to_ego4d.json")
         known = read_object(answers) if answers else {}

@@ -1,10 +1,10 @@
-"""Known errors of published annotations, found by rule, and what the three modes do about them.
+"""Known errors of published annotations, found by rule, and three modes of handling them.
 
     as-published   nothing is changed
-    corrected      what is certain is repaired; a question that no repair can save is left out
+    corrected      certain errors are repaired; a question that cannot be repaired is left out
     strict         every question that an erratum touches is left out
 
-What is left out is listed. The rules look at content, so they find the errors in any copy of the files; where the
+Omitted questions are listed. The rules look at content, so they find the errors in any copy of the files; where the
 literature or a count of the real files says how many there are, the benchmark's table says so (`Erratum.documented`).
 """
 
@@ -68,19 +68,19 @@ EMPTY_OPTION = Erratum(
 )
 ANSWER_NOT_AN_OPTION = Erratum(
     "answer-not-an-option",
-    "the answer is none of the options; it is taken for the one option that is part of its wording, or the reverse",
+    "the answer is none of the options; it is matched to the one option that contains it or is contained in it",
     lambda item: _choice_of(item, lambda i: i.has_answer and not i.right),
     _find_reworded_option,
 )
 SINGLE_OPTION = Erratum(
     "single-option",
-    "there is one option only, so every answer is right",
+    "there is only one option, so every answer is right",
     lambda item: _choice_of(item, lambda i: len(i.options) == 1),
     _drop,
 )
 REPEATED_KEY = Erratum(
     "repeated-key",
-    "a JSON key stands in the row more than once; the last one counts",
+    "a JSON key appears in the row more than once; the last one counts",
     lambda item: "repeated_keys" in item.extra,
     lambda item: item,
 )
@@ -88,7 +88,7 @@ COMMON = (DUPLICATE_OPTIONS, EMPTY_OPTION, ANSWER_NOT_AN_OPTION, SINGLE_OPTION, 
 
 
 def apply(item: Item, errata: tuple[Erratum, ...], mode: str) -> tuple[Item | Rejected, tuple[str, ...]]:
-    """The item as the mode wants it, or why it is left out; and the names of the errata that are in it as published."""
+    """The item in this mode, or why it is left out; and the names of the errata in its published form."""
     hits = tuple(erratum for erratum in errata if erratum.is_in(item))
     names = tuple(erratum.name for erratum in hits)
     if mode == "as-published" or not hits:

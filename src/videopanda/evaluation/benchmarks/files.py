@@ -1,6 +1,6 @@
 """Annotation files as rows: JSON arrays, JSON Lines, CSV, TSV and parquet, read piece by piece.
 
-Nothing here is fatal but a file that is not there: what cannot be read is yielded as `Rejected`. A row knows its place.
+Only a missing file is fatal: rows that cannot be read are yielded as `Rejected`. Rows know their location.
 """
 
 import csv
@@ -31,7 +31,7 @@ class AnnotationRowError(ValueError):
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that is not among the items, and why."""
+    """A row that did not become an item, and why."""
 
     place: str
     reason: str
@@ -40,7 +40,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class AnnotationRow:
-    """A record of a file. Its methods take alternative keys, use the first that is there, and raise
+    """A record of a file. Its methods take alternative keys, use the first that exists, and raise
     `AnnotationRowError`."""
 
     place: str  # "test_q.json row 3"
@@ -48,7 +48,7 @@ class AnnotationRow:
     repeated_keys: tuple[str, ...] = ()  # JSON keys that stood in the row more than once; the last one counts
 
     def get(self, *keys: str) -> Any:
-        """The value of the first key that is there and not null; None if there is none."""
+        """The value of the first key that exists and is not null; else None."""
         return next((self.data[key] for key in keys if self.data.get(key) is not None), None)
 
     def text(self, *keys: str, empty: bool = False) -> str:
@@ -99,7 +99,7 @@ class AnnotationRow:
         return tuple(str(v).strip() for v in value)
 
     def extra(self, *keys: str) -> dict[str, Any]:
-        """Those of the keys that are there."""
+        """The given keys that exist."""
         return {key: self.data[key] for key in keys if self.data.get(key) is not None}
 
     def refuse(self, reason: str) -> Rejected:
@@ -132,7 +132,7 @@ def find(path: Path, *patterns: str) -> list[Path]:
 
 
 def beside(file: Path, name: str) -> Path | None:
-    """A file of this name in the folder of `file`, if there is one."""
+    """A file of this name in the folder of `file`, if it exists."""
     other = file.parent / name
     return other if other.is_file() else None
 
@@ -162,12 +162,12 @@ def rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
 
 
 def _open(path: Path, newline: str | None = None) -> IO[str]:
-    """A text file. Bytes that are not UTF-8 become surrogates, so that they cost their row and not the file."""
+    """A text file. Bytes that are not UTF-8 become surrogates, so only their row is rejected, not the file."""
     return path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
 def _undecoded(place: str, text: str) -> Rejected | None:
-    """The row as a rejected one where it holds a byte that is not UTF-8."""
+    """The row as rejected if it contains a byte that is not UTF-8."""
     found = _SURROGATE.search(text)
     return Rejected(place, f"not UTF-8: byte {ord(found[0]) - 0xDC00:#04x}") if found else None
 
@@ -291,10 +291,8 @@ def _parquet_rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
-    """A JSON file that holds one object.
-
-    Raises:
-        AnnotationError: it holds something else, or no JSON.
+    """A JSON file with one object. Raises:
+    AnnotationError: it contains something else, or is not JSON.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))

@@ -1,4 +1,4 @@
-"""What is in annotation files: `videopanda evaluate inspect mvbench MVBench/json`."""
+"""Inspects annotation files: `videopanda evaluate inspect mvbench MVBench/json`."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,12 +18,12 @@ _SHOWN = 10  # of a list, for people; JSON has all
 
 
 def inspect(name: str, path: Path, mode: str = "as-published", videos: Path | None = None) -> dict[str, Any]:
-    """Counts, and lists of everything that is not as it should be; with `videos` also which of the videos are missing.
+    """Counts, and lists of everything irregular; with `videos`, also the missing videos.
 
     "rows" are those of the files, also of those that were rejected; a row may hold two questions (Video-ChatGPT).
 
     Raises:
-        AnnotationError: the files are not there, or nothing in them is a question.
+        AnnotationError: the files are missing or contain no questions.
         ValueError: unknown benchmark or mode, no such folder of videos.
     """
     loaded = load(name, path, mode)
@@ -60,7 +60,7 @@ def _counts(values: Iterable[str]) -> dict[str, int]:
 
 
 def chance(items: Iterable[Item]) -> float | None:
-    """Expected accuracy of guessing among the options, or yes and no; None where other answers are asked for."""
+    """Expected accuracy of guessing among the options, or yes and no; None for other kinds of answers."""
     answered = [item for item in items if item.has_answer]
     shares = [share for item in answered if (share := _share(item)) is not None]
     return round(sum(shares) / len(shares), 6) if shares and len(shares) == len(answered) else None
@@ -73,13 +73,13 @@ def _share(item: Item) -> float | None:
 
 
 def missing_videos(loaded: Loaded, folder: Path) -> list[str]:
-    """The videos of the items that are not below the folder, sorted."""
+    """The items' videos that are missing from the folder, sorted."""
     videos = Videos(folder)
     return sorted(video for video in {item.video for item in loaded.items} if videos.find(video) is None)
 
 
 def table(report: dict[str, Any]) -> Group:
-    """The report for people; long lists are cut."""
+    """The report as text; long lists are cut."""
     top = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title=report["title"], title_justify="left")
     published = f" (published: {report['published_rows']})" if report["published_rows"] else ""
     top.add_row("rows read", f"{report['rows']:,}{published}")

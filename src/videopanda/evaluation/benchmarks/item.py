@@ -1,4 +1,4 @@
-"""The one shape of a question of a benchmark."""
+"""The common format of benchmark questions."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,9 +15,8 @@ Task = Literal["short_answer", "yes_no", "choice", "grounding", "description"]
 class Item:
     """One question about one video.
 
-    Letters are no part of options: whoever writes the prompt adds them, and readers take off those of the files (the
-    strings as they stood are then in `extra["options_as_published"]`). `description` is a text that only a judge can
-    rate.
+    Options have no letters: prompts add them, and readers strip those of the files (the original strings are then in
+    `extra["options_as_published"]`). `description` is a text that only a judge can rate.
     """
 
     id: str
@@ -37,7 +36,7 @@ class Item:
 
     @property
     def has_answer(self) -> bool:
-        """False where the answer is not public."""
+        """False if the answer is not public."""
         return bool(self.answers or self.right or self.interval)
 
 
@@ -69,7 +68,7 @@ class RunningNumber:
 
 
 def stem(video: str) -> str:
-    """The name of a video file without folders and suffix; the names of data sets may hold dots."""
+    """The name of a video file without folders and suffix; names in data sets may contain dots."""
     name = PurePosixPath(video).name
     return name.rpartition(".")[0] if name.lower().endswith(VIDEO_SUFFIXES) else name
 

@@ -6,8 +6,8 @@
     videos/, subtitles/
 
 Two questions may be asked: `question` says where to look, `extra["question_wo_referring_query"]` does not. With
-`longvideobench-subtitles`, the subtitles at the times of the shown frames stand in the prompt; `extra["subtitles"]` is
-their file below PATH, `extra["subtitle_offset"]` the seconds to be taken off its times.
+`longvideobench-subtitles`, the subtitles at the times of the shown frames are in the prompt; `extra["subtitles"]` is
+their file below PATH, `extra["subtitle_offset"]` the seconds to subtract from its times.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def read(path: Path) -> Iterator[Item | Rejected]:
 
 
 def read_with_subtitles(path: Path) -> Iterator[Item | Rejected]:
-    """The same, to be asked with subtitles; a question whose file of subtitles is missing has none."""
+    """The same, with subtitles; a question whose subtitle file is missing has none."""
     root = path if path.is_dir() else path.parent
     for item in read(path):
         if isinstance(item, Item) and not (root / item.extra.get("subtitles", "-")).is_file():

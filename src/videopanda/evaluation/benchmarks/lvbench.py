@@ -23,7 +23,7 @@ ERRATA = (
     *COMMON,
     Erratum(
         "no-time-reference",
-        'the time reference is no span of time ("None"); it is dropped',
+        'the time reference is not a time range ("None"); it is dropped',
         lambda item: "time_reference" in item.extra and "evidence" not in item.extra,
         without("time_reference"),
         documented="2 in lvbench_clean.json",

@@ -47,7 +47,7 @@ ERRATA = (
     *(replace(erratum, documented=_DOCUMENTED.get(erratum.name, "")) for erratum in COMMON),
     Erratum(
         "implausible-duration",
-        "the duration is more than six hours; it is dropped, the container knows better",
+        "the duration is more than six hours; it is dropped in favor of the container's duration",
         lambda item: item.extra.get("duration", 0) > _LONGEST,
         without("duration"),
         documented="6_anomaly_reco surveil_176: 32,550 s",

@@ -3,7 +3,7 @@
     annotations.json   [{"id", "video", "conversations", "families", …}, …]
     clips/
 
-Each question of a conversation is an item of its own, `test-0-17/3`; its type is its family.
+Each question of a conversation is a separate item, `test-0-17/3`; its type is its family.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The benchmarks, and how one is read: `load("mvbench", "MVBench/json")`."""
+"""The table of benchmarks, and reading one: `load("mvbench", "MVBench/json")`."""
 
 import hashlib
 import json
@@ -94,7 +94,7 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was read: the items, and everything that is not among them or not as it should be."""
+    """The result of reading: the items, the rejected rows, and everything irregular."""
 
     name: str
     mode: str
@@ -122,7 +122,7 @@ def benchmark(name: str) -> Benchmark:
     """
     if name not in BENCHMARKS:
         near = get_close_matches(name, BENCHMARKS, 1)
-        known = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(BENCHMARKS)}"
+        known = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(BENCHMARKS)}"
         raise ValueError(f"unknown benchmark {name!r}; {known}")
     return BENCHMARKS[name]
 
@@ -131,7 +131,7 @@ def load(name: str, path: str | Path, mode: str = "as-published") -> Loaded:
     """Read the original annotation files of a benchmark, a folder or one file.
 
     Raises:
-        AnnotationError: the files are not there, or nothing in them is a question.
+        AnnotationError: the files are missing or contain no questions.
         ValueError: unknown benchmark or mode.
     """
     entry = benchmark(name)

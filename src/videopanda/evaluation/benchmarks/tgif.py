@@ -30,7 +30,7 @@ ERRATA = (
     *COMMON,
     Erratum(
         "rep-overwritten",
-        'the letters "rep" inside words were overwritten with "FRAMEQA" ("fiFRAMEQAlace"); they are put back',
+        'the letters "rep" inside words were overwritten with "FRAMEQA" ("fiFRAMEQAlace"); they are restored',
         lambda item: "FRAMEQA" in item.question or any("FRAMEQA" in answer for answer in item.answers),
         lambda item: replace(item, question=_mend(item.question), answers=tuple(map(_mend, item.answers))),
         documented="seen in Test_frameqa_question.csv as published",

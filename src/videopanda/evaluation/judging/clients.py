@@ -15,7 +15,7 @@ _LONGEST_WAIT = 30.0  # seconds between two tries
 
 
 class JudgeError(Exception):
-    """A call that failed. `final` says that no other call will succeed either."""
+    """A failed call. `final` means that no other call will succeed either."""
 
     def __init__(self, reason: str, final: bool = False):
         super().__init__(reason)
@@ -24,7 +24,7 @@ class JudgeError(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """What a judge said, and who it says it is."""
+    """What a judge said, and the model name it reported."""
 
     text: str
     model: str
@@ -33,7 +33,7 @@ class Reply:
 
 
 class Judge(Protocol):
-    """Answers a conversation, always in the same way as far as it can."""
+    """Answers a conversation, as deterministically as possible."""
 
     name: str  # the pinned model
     settings: dict[str, Any]  # with which it is asked
@@ -46,8 +46,8 @@ class Judge(Protocol):
 class RemoteJudge:
     """A model behind `<base_url>/chat/completions`; the key is read by the client from OPENAI_API_KEY.
 
-    Busy and broken servers (429, 5xx, no connection, too slow) are asked up to `retries` times again, after waits that
-    double, or as long as the server says.
+    Busy and broken servers (429, 5xx, no connection, too slow) are retried up to `retries` times with exponential
+    backoff, or as the server says.
     """
 
     def __init__(self, name: str, base_url: str | None = None, retries: int = 5, timeout: float = 60.0):
@@ -67,7 +67,7 @@ class RemoteJudge:
             self._client = openai.OpenAI(**given, api_key="none")  # servers of one's own need none
 
     def ask(self, messages: list[dict[str, str]]) -> Reply:
-        """Ask with temperature 0, where the model has one."""
+        """Ask with temperature 0, if the model accepts it."""
         for attempt in range(self.retries + 1):
             try:
                 return self._ask_once(messages)
@@ -105,7 +105,7 @@ class RemoteJudge:
             raise _NoCompletionError(f"the server sent no chat completion: {content[:80]!r}") from error
 
     def _post(self, messages: list[dict[str, str]]) -> str:
-        """The response, asked for again without a setting that the model refuses (reasoning models have their own)."""
+        """The response; retries without settings that the model refuses (as reasoning models do)."""
         while True:
             settings = self.settings
             # As text: the client trusts its server and would hand on anything, and ours may be broken.
@@ -127,7 +127,7 @@ def _refuses(error: Any, setting: str) -> bool:
 
 
 def _content(message: Any) -> str:
-    """The text of a message; of one in parts that of the parts. Reasoning is no answer."""
+    """The text of a message, or of its parts. Reasoning does not count."""
     content = message["content"] if "content" in message else message["refusal"]
     if isinstance(content, list):
         content = "".join(
@@ -137,7 +137,7 @@ def _content(message: Any) -> str:
 
 
 class _NoCompletionError(Exception):
-    """A successful response with something else in it."""
+    """A successful response without a completion."""
 
 
 def _wait(attempt: int, asked: str | None) -> float:

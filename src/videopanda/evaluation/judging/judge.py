@@ -3,7 +3,7 @@
     verdicts = ask_all(calls, RemoteJudge("judge-2026-01-01", "http://localhost:8000/v1"), Path("replies.jsonl"))
 
 Raw replies are appended to a file as they come. It is the cache, too: a verdict is found by the content of its call
-(model, settings, messages), so an interrupted run goes on where it stopped, and equal calls are made once.
+(model, settings, messages), so an interrupted run resumes where it stopped, and equal calls are made once.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _TOKENS_PER_VERDICT = 24
 
 @dataclass(frozen=True)
 class Unit:
-    """What is judged at once and counts as one: an aspect of a question, or of a pair of questions."""
+    """The unit of judging: an aspect of a question, or of a pair of questions."""
 
     id: str
     aspect: str
@@ -48,7 +48,7 @@ class Unit:
 
 
 def units(items: Iterable[Item]) -> list[Unit]:
-    """What there is to judge: open questions and descriptions with a public answer."""
+    """The units to judge: open questions and descriptions with a public answer."""
     found: list[Unit] = []
     pairs: defaultdict[str, list[Item]] = defaultdict(list)
     for item in items:
@@ -81,7 +81,7 @@ def call(unit: Unit, predictions: Sequence[str], prompts: Mapping[str, Prompt], 
 
 
 def estimate(calls: Iterable[Call], price_in: float | None, price_out: float | None) -> dict[str, Any]:
-    """Calls, tokens and, with prices per million tokens, costs; tokens are guessed from the length of the texts."""
+    """Calls, tokens and, with prices per million tokens, costs; tokens are estimated from the length of the texts."""
     texts = [sum(len(message["content"]) for message in call.messages) for call in calls]
     tokens_in, tokens_out = sum(texts) // _CHARACTERS_PER_TOKEN, len(texts) * _TOKENS_PER_VERDICT
     cost = None
@@ -107,7 +107,7 @@ class Replies:
             try:
                 self._by_key[row.text("key")].append({**row.data, "text": row.text("text", empty=True)})
             except AnnotationRowError as error:
-                raise ValueError(f"{path}: {row.place} is not a reply of a judge: {error}") from error
+                raise ValueError(f"{path}: {row.place} is not a judge's reply: {error}") from error
 
     def add(self, key: str, reply: Mapping[str, Any]) -> None:
         """Keep a reply; it is on the disk when this returns."""
@@ -139,7 +139,7 @@ def is_last_line(path: Path, row: Rejected) -> bool:
 def ask_all(calls: Iterable[Call], judge: Judge, replies: Replies, concurrency: int = 8) -> dict[str, str]:
     """Make every open call until it has a verdict or `ATTEMPTS` replies. Returns the reasons of those that failed.
 
-    After an error that every call would meet, such as a server that is gone, no more calls are begun.
+    After an error that would affect every call, such as an unreachable server, no more calls are started.
     """
     failed: dict[str, str] = {}
     gone = threading.Event()
@@ -169,7 +169,7 @@ def ask_all(calls: Iterable[Call], judge: Judge, replies: Replies, concurrency: 
 
 # -- scores ------------------------------------------------------------------------------------------------------------
 def usable(unit: Unit, predictions: Mapping[str, list[Prediction]]) -> tuple[Status | None, list[str]]:
-    """The texts to be judged, or why there are none."""
+    """The texts to judge, or why there are none."""
     texts = []
     for item in unit.items:
         found = predictions.get(item.id, [])

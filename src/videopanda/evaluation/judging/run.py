@@ -30,7 +30,7 @@ VERSION = "1"
 
 @dataclass(frozen=True)
 class Work:
-    """Predictions and what there is to judge about them."""
+    """Predictions and the units to judge."""
 
     loaded: Loaded
     predictions: list[Prediction]
@@ -43,7 +43,7 @@ def prepare(bench: str, path: Path, predictions: Path, out: Path, errata: str = 
     """Read annotations and predictions.
 
     Raises:
-        ValueError: they cannot be read, there is nothing that a judge could rate, or `out` is a file of another kind.
+        ValueError: they cannot be read, there is nothing for a judge to rate, or `out` is a file of another kind.
     """
     check_output(out, predictions)
     loaded = load(bench, path, errata)
@@ -70,7 +70,7 @@ def judge_file(
     prompts: dict[str, Prompt],
     concurrency: int = 8,
 ) -> dict[str, Any]:
-    """Ask the judge what is not known yet and write scores, summary and `<out without suffix>.replies.jsonl`.
+    """Ask the judge about open units and write scores, summary and `<out without suffix>.replies.jsonl`.
 
     Returns:
         The summary; `summary["failed_calls"]` has the reasons of calls that got no reply.
@@ -108,7 +108,7 @@ def open_calls(work: Work, out: Path, prompts: dict[str, Prompt], judge: str, *p
 
 
 def import_file(work: Work, out: Path, verdicts: Path) -> dict[str, Any]:
-    """Scores from the output of official scripts; what they left out counts as wrong and is listed."""
+    """Scores from the output of official scripts; what they omitted counts as wrong and is listed."""
     found, broken = read_verdicts(verdicts, work.units)
     unread: dict[str, Status] = {
         unit.id: "unparsable_verdict" if unit.id in broken else "not_judged" for unit in work.units

@@ -1,4 +1,4 @@
-"""What the task files name: our readers as a data set, our scorers as its metric. Only lmms-eval imports this."""
+"""Functions named in the task files: our readers as a data set, our scorers as metric. Only lmms-eval imports this."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def to_visual(doc: dict[str, Any]) -> list[str]:
 
 
 def to_text(doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
-    """The question as it stands, as in the zero-shot protocol."""
+    """The question unchanged, as in the zero-shot protocol."""
     return str(doc["question"])
 
 

@@ -60,7 +60,7 @@ def plot_vision_size(table: dict[str, Any], metric: str, path: Path) -> None:
     """Every model by the parameters of its vision part, as in the paper's Fig. 1.
 
     The area of a bubble is the number of fine-tuning samples. Published numbers follow other protocols; those of models
-    that were trained on other data have a colour of their own. Models measured here are diamonds with their interval.
+    that were trained on other data have their own color. Models measured here are diamonds with their interval.
     """
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     marks: list[_Mark] = []
@@ -116,7 +116,7 @@ def _legend(figure: Any, published: Sequence[dict[str, Any]]) -> None:
 
 
 def _place_names(axes: Any, marks: Sequence[_Mark]) -> None:
-    """A name beside each mark, where it covers no mark, no interval, no other name and no edge."""
+    """A name next to each mark, where it covers no mark, no interval, no other name and no edge."""
     renderer = axes.figure.canvas.get_renderer()
     pixels = axes.figure.dpi / 72
     taken: list[tuple[_Mark | None, Any]] = []

@@ -1,6 +1,6 @@
 """Numbers of papers, for comparison, with the protocol under which each was measured.
 
-They never stand in a table with measured ones: a judge that nobody can call any more is another ruler.
+They never share a table with measured ones: a judge that no longer exists cannot be used for comparison.
 """
 
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Published:
-    """What a paper says about a model on a benchmark."""
+    """A paper's result of a model on a benchmark."""
 
     model: str
     metrics: dict[str, float]  # accuracies in percent, scores of judges from 0 to 5
@@ -118,5 +118,5 @@ PUBLISHED: dict[str, list[Published]] = {
 
 
 def as_rows(benchmark: str) -> list[dict[str, Any]]:
-    """What is published about a benchmark, as JSON values."""
+    """The published results of a benchmark, as JSON values."""
     return [asdict(entry) for entry in PUBLISHED.get(benchmark, [])]

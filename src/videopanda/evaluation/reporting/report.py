@@ -1,9 +1,10 @@
-"""A report from files of scores: what was measured, how certain it is, and how much of it needs no video.
+"""Builds a report from score files: results, their uncertainty, and how much can be answered without the video.
 
     report([Path("full.scores.jsonl"), Path("no_video.scores.jsonl")])
 
-One table holds one benchmark, one ruler and one protocol. Files that differ in the judge, the scorer, the questions or
-the protocol are refused together; models and conditions (the clip and its baselines) are what a table compares.
+One table has one benchmark, one way of scoring and one protocol. Files that differ in the judge, the scorer, the
+questions or the protocol are refused together; models and conditions (the clip and its baselines) are what a table
+compares.
 """
 
 import json
@@ -39,7 +40,7 @@ class Run:
 
     @property
     def model(self) -> str:
-        """Name of the model; of the file where the predictions do not name one."""
+        """Name of the model, or of the file if the predictions do not name one."""
         return self.protocol.get("model") or self.file.name.partition(".")[0]
 
     @property
@@ -49,7 +50,7 @@ class Run:
 
     @property
     def ruler(self) -> dict[str, Any]:
-        """What must be equal within a table, by name."""
+        """Everything that must be equal within a table, by name."""
         protocol = {name: value for name, value in self.protocol.items() if name not in _FREE}
         generation = {k: v for k, v in protocol.pop("generation", {}).items() if k != "batch_size"}
         return {
@@ -61,7 +62,7 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """A file of scores and the summary beside it.
+    """A score file and its summary.
 
     Raises:
         ValueError: one of them is missing or damaged, or the predictions were of several protocols.
@@ -217,7 +218,7 @@ def _table(name: str, runs: list[Run]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """A value for a message; of scorers and judges what tells them apart."""
+    """A value for a message; for scorers and judges, what distinguishes them."""
     if isinstance(value, list):
         return ", ".join(f"{entry['name']} {entry['sha256'][:8]}" for entry in value)
     return json.dumps(value)[:60]

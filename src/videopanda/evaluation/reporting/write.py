@@ -18,7 +18,7 @@ def write(report: dict[str, Any], out: Path) -> list[Path]:
     """Write all files into a folder. Equal reports give equal text files.
 
     Raises:
-        ValueError: a file that is not of a report has the name of one.
+        ValueError: a file of another kind has the name of a report file.
     """
     written: list[Path] = []
     kinds = {"report.md": begins_with(b"# Evaluation\n"), "report.json": object_with("benchmarks")}
@@ -107,7 +107,7 @@ def _models(table: dict[str, Any]) -> str:
 
 
 def _battery(table: dict[str, Any], main: str) -> str:
-    """The score beside those that need no video, or not all of it."""
+    """The score next to the baselines that see no video, or not all of it."""
     shown = [c for c in CONDITIONS if any(c in model["conditions"] for model in table["models"])]
     frequent = table["most_frequent_answer"]
     floor = [
@@ -161,11 +161,11 @@ def _lost(table: dict[str, Any]) -> str:
                     f"- {model['model']}, {condition}: {status.replace('_', ' ')} {len(ids):,}: "
                     f"{', '.join(f'`{id_}`' for id_ in ids[:_LISTED])}{more}"
                 )
-    return "\n".join(["### Counted as wrong without being read", "", *lines]) if lines else ""
+    return "\n".join(["### Counted as wrong without being scored", "", *lines]) if lines else ""
 
 
 def _published(table: dict[str, Any]) -> str:
-    """The numbers of papers, each beside those that were measured here on the same questions."""
+    """Published numbers, next to those measured here on the same questions."""
     if not table["published"]:
         return ""
     metrics = list(dict.fromkeys(name for entry in table["published"] for name in entry["metrics"]))
@@ -180,13 +180,13 @@ def _published(table: dict[str, Any]) -> str:
         for entry in table["published"]
     ]
     ours = [f"{model['model']}, measured here" for model in table["models"]]
-    note = "### Published numbers\n\nMeasured under other protocols, so not to be compared digit by digit. Beside each "
+    note = "### Published numbers\n\nMeasured under other protocols, so compare them with care. Next to each is "
     note += "the first metric as it was measured here, on the same part of the questions."
     return f"{note}\n\n{_grid(['model', 'part', *metrics, *ours, 'protocol'], rows)}"
 
 
 def _same(model: dict[str, Any], entry: dict[str, Any], metric: str) -> str:
-    """What was measured here of a published metric, on the same part of the questions."""
+    """Our result for a published metric, on the same part of the questions."""
     full = model["conditions"].get("full")
     if full is None:
         return "–"

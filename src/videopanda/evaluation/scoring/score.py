@@ -1,10 +1,10 @@
-"""Scores of stored predictions, with a denominator that nothing can shrink.
+"""Scores stored predictions; every question stays in the denominator.
 
     summary = score_file("mvbench", "MVBench/json", "predictions.jsonl", "scores.jsonl")
 
 Every question with a public answer counts. A question whose video is missing, that has no prediction, whose prediction
-cannot be understood, or whose id has several predictions, is wrong and is listed. Scores go to a file of their own, one
-row per question in the order of the benchmark, and a summary beside it; equal predictions give equal bytes.
+cannot be understood, or whose id has several predictions, is wrong and is listed. Scores go to their own file, one row
+per question in the order of the benchmark, next to a summary; equal predictions give equal bytes.
 """
 
 import hashlib
@@ -127,7 +127,7 @@ def summarise(
     judged: Set[str],
     scorers: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The numbers, what they are numbers of, and lists of everything that counted as wrong without being read.
+    """The results, how they were obtained, and lists of everything that counted as wrong without being scored.
 
     Args:
         judged: ids of the items that the scores are about.
@@ -146,7 +146,7 @@ def summarise(
     known = {item.id for item in items} | {row.id for row in loaded.rejected if row.id}
     unknown = sorted({p.id for p in predictions} - known)
     if predictions and not known & {p.id for p in predictions}:
-        raise ValueError(f"no prediction is about a question of {entry.title}; the first id is {unknown[0]!r}")
+        raise ValueError(f"no prediction matches a question of {entry.title}; the first id is {unknown[0]!r}")
     foreign = {p.protocol.benchmark for p in predictions if p.protocol} - {loaded.name}
     if foreign:
         raise ValueError(f"the predictions are for {', '.join(sorted(foreign))}, not for {loaded.name}")
@@ -193,9 +193,8 @@ def by_names(scores: Iterable[Any], division: str) -> dict[str, list[Any]]:
 
 
 def most_frequent_answer(items: Iterable[Item], scorers: Mapping[Task, Scorer]) -> dict[str, Any] | None:
-    """What a model would score that knows the type of each question and always gives the type's most frequent answer.
-
-    None where there is no such answer, as for intervals.
+    """The score of always giving the most frequent answer for the type of each question. None if there is no such
+    answer, as for intervals.
     """
     groups: defaultdict[tuple[Task, tuple[str, ...]], list[Item]] = defaultdict(list)
     for item in items:
@@ -248,7 +247,7 @@ def score_file(
     """Score a file of predictions; write `out` and `<out without suffix>.summary.json`, and return the summary.
 
     Raises:
-        AnnotationError: annotations or predictions are not there.
+        AnnotationError: annotations or predictions are missing.
         ValueError: unknown benchmark, scorer or mode; nothing can be scored; `out` is a file of another kind.
     """
     out = Path(out)
@@ -267,7 +266,7 @@ def score_file(
 
 
 def read_all(path: Path) -> tuple[list[Prediction], list[Rejected]]:
-    """The predictions of a file, and the rows that are none.
+    """The predictions of a file, and the rows that are not predictions.
 
     Raises:
         ValueError: no row is a prediction.
@@ -290,7 +289,7 @@ def summary_of(out: Path) -> Path:
 
 
 def check_output(out: Path, predictions: Path) -> None:
-    """See that scores overwrite nothing: not the predictions that they are about, nor a file that is not one of scores.
+    """Check that scores overwrite neither the predictions nor any file that is not a score file.
 
     Raises:
         ValueError: they would.
@@ -302,7 +301,7 @@ def check_output(out: Path, predictions: Path) -> None:
 
 
 def write_scores(out: Path, scores: Iterable[Score], summary: Mapping[str, Any]) -> None:
-    """Write `out` and the summary beside it."""
+    """Write `out` and its summary."""
     replace_file(out, "".join(row.as_json() + "\n" for row in scores), SCORES)
     replace_file(summary_of(out), json.dumps(summary, indent=2, allow_nan=False) + "\n", SUMMARY)
 
@@ -312,7 +311,7 @@ def _percent(metric: str, value: float) -> str:
 
 
 def table(summary: Mapping[str, Any]) -> Group:
-    """The summary for people, in percent; points of judges from 0 to 5."""
+    """The summary as a table, in percent; points of judges from 0 to 5."""
     title = (
         f"{benchmark(summary['benchmark']).title}: {summary['questions']:,} questions, errata {summary['errata_mode']}"
     )

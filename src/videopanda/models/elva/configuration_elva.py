@@ -1,6 +1,6 @@
 """Configuration of ELVA ("Breaking the Encoder Barrier for Seamless Video-Language Understanding", ICCV 2025).
 
-No code and no weights of ELVA are public; docs/elva.md lists what is known and what is our choice.
+No code and no weights of ELVA are public; docs/elva.md lists the published facts and our own choices.
 
 A frame of h × w cells becomes `<FRAME>`, then h rows of w patch tokens and a `<LINE>`: h·w + h + 1 positions.
 """
@@ -27,7 +27,7 @@ def frame_tokens(rows: int, columns: int) -> int:
 def grid_of(height: int, width: int, cell: int, max_cells: int) -> tuple[int, int]:
     """Rows and columns of cells of a frame at its own resolution and aspect.
 
-    A frame is resized to the nearest multiple of the cell; one with more than `max_cells` cells is shrunk.
+    A frame is resized to the nearest multiple of the cell; one with more than `max_cells` cells is scaled down.
 
     Raises:
         ValueError: the frame is smaller than a cell.
@@ -50,10 +50,10 @@ class ElvaEmbeddingConfig(PreTrainedConfig):
         hidden_size: width c of patches and of the cross-attention.
         patch_size: pixels per side of a patch; 2 × 2 patches make one token.
         num_heads: heads of the cross-attention.
-        reduction: how 2 × 2 patches become one token: "attention" asks with their mean, with the weights of the
-            cross-attention, "mean" averages.
-        markers: FRAME and LINE tokens read their frame and their row by cross-attention. Without, they are learned
-            vectors alone.
+        reduction: how 2 × 2 patches become one token: "attention" uses their mean as the query of the cross-attention,
+            "mean" averages.
+        markers: FRAME and LINE tokens read their frame and their row by cross-attention. If false, they are only
+            learned vectors.
         frame_link: FRAME tokens also attend to the FRAME tokens of the same and of earlier frames.
         kind: "vpel", or another embedding to compare with: "convolution" (two convolutions, as EVEv2), "linear" (one
             linear map of raw pixels with factorised positions, as Gemma 4).
@@ -105,7 +105,7 @@ class ElvaMergeConfig(PreTrainedConfig):
 
     Args:
         layers: merge after these layers, numbered from 1; empty for no merging.
-        random_keep: in training, draw `keep` anew for every step between this and 1; 0 keeps it fixed.
+        random_keep: in training, redraw `keep` for every step between this and 1; 0 keeps it fixed.
     """
 
     model_type = "elva_merge"
@@ -135,10 +135,11 @@ class ElvaHybridConfig(PreTrainedConfig):
     """Hybrid resolution: some frames keep the high resolution, the others get a lower one.
 
     Args:
-        policy: which frames stay high, the first and the last in any case: "every" n-th; "change" as many, those that
-            differ most from the one before; "random" as many, drawn by the clip, for training; "ends" no others.
+        policy: which frames stay high, the first and the last in any case: "every": each n-th; "change": the same
+            number, those that differ most from the previous frame; "random": the same number, drawn at random per clip,
+            for training; "ends": no others.
         every: n; 0 keeps all frames high.
-        scale: side of a low frame, as a share of that of a high one.
+        scale: side of a low-resolution frame relative to a high-resolution one.
     """
 
     model_type = "elva_hybrid"
@@ -169,9 +170,9 @@ class ElvaConfig(PreTrainedConfig):
         text_config: configuration of the language model (object or dict with `model_type`); default Qwen2.
         embedding_config: see `ElvaEmbeddingConfig`.
         merge_config: see `ElvaMergeConfig`.
-        hybrid_config: see `ElvaHybridConfig`; the processor of a new model takes it over.
+        hybrid_config: see `ElvaHybridConfig`; the processor of a new model copies it.
         video_token_id, image_token_id: ids of the placeholders `<video>` and `<image>`, real entries of the vocabulary.
-        max_frame_cells: most cells of a frame: larger frames are shrunk.
+        max_frame_cells: maximum cells per frame; larger frames are scaled down.
         initializer_range: standard deviation of fresh linear weights of the embedding.
     """
 
@@ -235,7 +236,7 @@ class ElvaConfig(PreTrainedConfig):
         super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
 
     def smaller(self) -> "ElvaConfig | None":
-        """The same model with frames of fewer cells; None where they have one."""
+        """The same model with smaller frames; None if they have only one cell."""
         if self.max_frame_cells == 1:
             return None
         side = max(1, int(self.max_frame_cells**0.5) - 1)

@@ -58,7 +58,7 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
         self.post_init()
 
     def schedule(self) -> MergeSchedule:
-        """When and how far the language model merges; in training `keep` may be drawn anew (`merge.random_keep`)."""
+        """When and how far the language model merges; in training `keep` may be redrawn (`merge.random_keep`)."""
         merge = self.config.merge_config
         schedule = self.merge_schedule or MergeSchedule.of(merge)
         if self.training and merge.random_keep:
@@ -86,7 +86,7 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
     def get_video_features(
         self, pixel_values_videos: Tensor, video_frames: Tensor, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """The features of all videos, one tensor (V_i, E) each, which knows its layout."""
+        """The features of all videos, one tensor (V_i, E) each, with its layout as an attribute."""
         visuals = self.encode(pixel_values_videos, video_frames.cpu())
         for tokens_VE, layout_V4 in visuals:
             tokens_VE.token_layout = layout_V4  # type: ignore[attr-defined]
@@ -124,7 +124,7 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
             past_key_values, cache: the KV cache, under either of its two names.
             mm_encoder_outputs: features computed before, under "video" and "image".
 
-        Returns: `last_hidden_state` (B, N, E); merged tokens have the one that stands for them.
+        Returns: `last_hidden_state` (B, N, E); merged tokens repeat the token they were merged into.
 
         Raises:
             ValueError: when placeholders and features differ in number.
@@ -162,7 +162,7 @@ class ElvaForConditionalGeneration(VisualGenerationMixin, ElvaPreTrainedModel):
         return {"embedding": self.model.embedding}
 
     def no_video(self) -> dict[str, Tensor]:
-        """Inputs of one video without frames: it runs the vision modules and gives no token."""
+        """Inputs of one video without frames: it runs the vision modules and yields no tokens."""
         patch = self.config.embedding_config.patch_size
         return {
             "pixel_values_videos": torch.zeros(0, 4, 3 * patch * patch),
@@ -170,7 +170,7 @@ class ElvaForConditionalGeneration(VisualGenerationMixin, ElvaPreTrainedModel):
         }
 
     def encode(self, inputs: Any, kind: Literal["video", "image"] = "video") -> list[EncodedVisual]:
-        """Encode the videos, or the images, of a batch that the processor made, wherever it lies."""
+        """Encode the videos, or the images, of a batch from the processor, on any device."""
         pixels, frames = (inputs[name] for name in self.visual_inputs[kind])
         return self.model.encode(pixels.to(self.device, self.dtype), frames.cpu())
 

@@ -19,7 +19,7 @@ from .configuration_elva import ElvaEmbeddingConfig
 
 
 class TokenPlaces(NamedTuple):
-    """Where the tokens of a batch of frames stand.
+    """Where the tokens of a batch of frames are.
 
     row_of_cell, frame_of_cell: (C,) number of the row and of the frame of each cell.
     column_of_cell: (C,) column in its row.
@@ -87,7 +87,7 @@ class SharedCrossAttention(nn.Module):
         self.o = nn.Linear(hidden_size, hidden_size, bias=False)
 
     def forward(self, queries_Gc: Tensor, tokens_Tc: Tensor, group_T: Tensor, groups: int) -> Tensor:
-        """Let query g read the tokens of group g.
+        """Let query g attend to the tokens of group g.
 
         Args:
             queries_Gc: one query per group, (G, c), or one for all, (1, c).
@@ -99,7 +99,7 @@ class SharedCrossAttention(nn.Module):
         return self.attend(queries_Gc, self.k(tokens_Tc), self.v(tokens_Tc), group_T, groups)
 
     def attend(self, queries_Gc: Tensor, keys_Tc: Tensor, values_Tc: Tensor, group_T: Tensor, groups: int) -> Tensor:
-        """As `forward`, with keys and values that are there already."""
+        """As `forward`, with precomputed keys and values."""
         heads = self.num_heads
         q_GHW = self.q(queries_Gc).unflatten(1, (heads, -1))
         k_THW, v_THW = keys_Tc.unflatten(1, (heads, -1)), values_Tc.unflatten(1, (heads, -1))
@@ -186,7 +186,7 @@ class ElvaVideoEmbedding(nn.Module):
         return mean_Cc + self.attention(self.norm(mean_Cc), self.norm(patches_CPc.flatten(0, 1)), window_T, cells)
 
     def _linked(self, frame_Fc: Tensor, video_F: Tensor) -> Tensor:
-        """FRAME tokens read those of the same and of earlier frames of their video, (F, c)."""
+        """FRAME tokens attend to those of the same and of earlier frames of their video, (F, c)."""
         heads, tokens_Fc = self.config.num_heads, self.norm(frame_Fc)
         q, k, v = (part(tokens_Fc).unflatten(1, (heads, -1)).transpose(0, 1) for part in self._projections())
         seen_FF = (video_F[:, None] == video_F).tril()

@@ -1,4 +1,4 @@
-"""Text, videos and images to ELVA's inputs: a marker in the text becomes one token per visual feature."""
+"""Turns text, videos and images into ELVA's inputs: a marker in the text becomes one token per visual feature."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ class ElvaProcessor(VisualProcessor):
 
     @classmethod
     def for_config(cls, config: ElvaConfig, tokenizer: Any, chat_template: str | None = None) -> "ElvaProcessor":
-        """Return the processor of a new model, which is told how long the clip is."""
+        """Return the processor of a new model, which states the clip's length in the prompt."""
         return cls(cls.video_processor_for(config), tokenizer, chat_template, time_prompt=True)
 
     @staticmethod

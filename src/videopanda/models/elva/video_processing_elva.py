@@ -1,4 +1,4 @@
-"""Frames to ELVA's inputs: each at its own resolution, or some at a lower one, cut into cells of 2 × 2 patches.
+"""Turns frames into ELVA's inputs: each at its own resolution, or some at a lower one, cut into cells of 2 × 2 patches.
 
 Dimensions: B videos; F frames of all of them; C cells of all frames; P = 4 patches of a cell; X = 3·p·p pixel values.
 """
@@ -23,8 +23,8 @@ class ElvaVideoProcessor(FrameProcessor):
     """Turn frames into `pixel_values_videos` (C, 4, 3·p·p) and `video_frames` (F, 4): video, number, rows, columns.
 
     Args:
-        patch_size: pixels per side of a patch; two of them make the side of a cell, which becomes one token.
-        max_frame_cells: most cells of a frame; larger frames are shrunk in their aspect.
+        patch_size: pixels per side of a patch; a cell has two patches per side, which becomes one token.
+        max_frame_cells: maximum cells per frame; larger frames are scaled down, keeping their aspect ratio.
         num_frames: frames sampled from longer videos.
         hybrid_policy, hybrid_every, hybrid_scale: which frames keep the high resolution; see `ElvaHybridConfig`.
         do_sample_frames, frame_sampling: as in every family: "uniform" takes the middles of equal parts of the clip.
@@ -90,7 +90,7 @@ class ElvaVideoProcessor(FrameProcessor):
         """Rows and columns of cells of each frame of a clip, (T, 2).
 
         Args:
-            is_high_T: frames at the high resolution; default what the policy says without seeing the frames.
+            is_high_T: frames at the high resolution; default: the policy's choice without seeing the frames.
         """
         rows, columns = grid_of(height, width, self.cell_size, self.max_frame_cells)
         if is_high_T is None:
@@ -101,7 +101,8 @@ class ElvaVideoProcessor(FrameProcessor):
     def high_frames(self, num_frames: int, frames: Iterable[np.ndarray] | None = None) -> np.ndarray:
         """Which frames keep the high resolution, bool (T,). The first and the last one always do.
 
-        "change" and "random" look at `frames`; without them as many frames are named, so counting needs no pixels.
+        "change" and "random" need `frames`; without them the same number of frames is chosen, so counting needs no
+        pixels.
         """
         if self.hybrid_every == 0:
             return np.ones(num_frames, bool)
@@ -140,7 +141,7 @@ class ElvaVideoProcessor(FrameProcessor):
         return BatchFeature({"pixel_values_videos": pixels, "video_frames": _rows(grids)})
 
     def place(self, clips: list[np.ndarray], is_image: bool = False) -> dict[str, torch.Tensor]:
-        """Resize, normalize and cut clips into cells, (C, 4, 3·p·p), with (F, 4) rows of what they are."""
+        """Resize, normalize and cut clips into cells, (C, 4, 3·p·p), with (F, 4) rows that describe the frames."""
         if not clips:
             raise ValueError("There is no video or image to process.")
         grids, cells = [], []
@@ -180,7 +181,7 @@ def _changes(frames: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def _noise(frames: Iterable[np.ndarray]) -> np.ndarray:
-    """A number per frame that looks random and is always the same for the same clip, (T,)."""
+    """A pseudo-random number per frame that depends only on the clip, (T,)."""
     listed = list(frames)
     seed = zlib.crc32(np.ascontiguousarray(listed[0]).data)
     return np.random.default_rng([seed, len(listed)]).random(len(listed))

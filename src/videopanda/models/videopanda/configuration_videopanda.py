@@ -84,8 +84,8 @@ def visual_token_count(
     """Count the visual tokens of a clip of `num_frames` frames of `height` × `width` source pixels.
 
     This is the one place that counts: processor, planner, server and model use it or `placement_token_count`, on which
-        it stands. `context_token` is false for a model without frame and video summary; `pad_to_frames` counts the all-
-        padding frames that fill a short clip.
+        it is based. `context_token` is false for a model without frame and video summary; `pad_to_frames` counts the
+        all- padding frames that fill a short clip.
     """
     max_cells = image_size // (2 * patch_size)
     rows, columns = grid_for_size(height, width, max_cells)
@@ -134,7 +134,8 @@ STAB_PRESETS: dict[str, dict[str, Any]] = {
 
 
 class VideoPandaStabConfig(PreTrainedConfig):
-    """The Spatio-Temporal Alignment Block: one field for each choice that the paper or the released weights make.
+    """The Spatio-Temporal Alignment Block: one field for each choice in which the paper and the released weights may
+    differ.
 
     The defaults are the released arithmetic. Use `released()`, `paper()` or `eve_star()` and override single fields for
     the ablations, for example `VideoPandaStabConfig.released(row_tokens=False)`.
@@ -203,7 +204,7 @@ class VideoPandaStabConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     def _check(self) -> None:
-        """Raise `ValueError` for a field of a wrong type or a combination that has no meaning."""
+        """Raise `ValueError` for a field of a wrong type or an invalid combination."""
         for name in ("hidden_size", "patch_size", "image_size", "num_heads", "lste_bottleneck"):
             value = vars(self)[name]
             if name == "lste_bottleneck" and value is None:
@@ -236,7 +237,7 @@ class VideoPandaStabConfig(PreTrainedConfig):
                 f"image_size {self.image_size} is not a multiple of the cell, 2 × {self.patch_size} pixels."
             )
         if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"`dropout` must lie in [0, 1), got {self.dropout!r}.")
+            raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout!r}.")
         if not self.layer_norm_eps > 0.0:
             raise ValueError(f"`layer_norm_eps` must be positive, got {self.layer_norm_eps!r}.")
 
@@ -251,9 +252,9 @@ class VideoPandaStabConfig(PreTrainedConfig):
 
         Eq. 2: three plain convolutions and no batch norm. Eq. 4: single-head attention with scale 1/√D and a learned
         window query. Eq. 12: one video-level summary from the downsampled tokens. Eq. 14: a free weight per channel and
-        a linear map. Padding takes part nowhere. Where the paper leaves room we read it so: the query of FSRA is one
-        vector for all frames, the attentions keep the layer norms of the released code, and the weight multiplies the
-        frame summary.
+        a linear map. Padding is excluded everywhere. Where the paper is ambiguous, we read it as follows: the query of
+        FSRA is one vector for all frames, the attentions keep the layer norms of the released code, and the weight
+        multiplies the frame summary.
         """
         return cls(**{**STAB_PRESETS["paper"], **overrides})
 
@@ -332,7 +333,7 @@ class VideoPandaConfig(PreTrainedConfig):
             stab_config = VideoPandaStabConfig(**stab_config)
         for name, token_id in (("video_token_id", video_token_id), ("image_token_id", image_token_id)):
             if not 0 <= token_id < text_config.vocab_size:
-                raise ValueError(f"{name} {token_id} lies outside the vocabulary of {text_config.vocab_size} entries.")
+                raise ValueError(f"{name} {token_id} is outside the vocabulary of {text_config.vocab_size} entries.")
         if video_token_id == image_token_id:
             raise ValueError(f"`<video>` and `<image>` need different ids, both are {video_token_id}.")
         self.text_config = text_config
@@ -359,7 +360,7 @@ class VideoPandaConfig(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def smaller(self) -> "VideoPandaConfig | None":
-        """The same model with frames that are one cell smaller; None where they are one cell large."""
+        """The same model with frames that are one cell smaller; None if they have only one cell."""
         stab = self.stab_config
         if stab.max_cells == 1:
             return None

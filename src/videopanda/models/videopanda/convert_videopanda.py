@@ -1,8 +1,7 @@
-"""Names of official Video-Panda and EVE checkpoints and what they are called here.
-
-An official checkpoint holds more than the model: every tensor of the tower twice (`video_tower` and `vision_tower` are
-two names for one module, `video_projector` and `mm_projector` likewise), a branch that is never used (`lmhra2`), the
-head that distils a teacher, and often the teacher itself, also twice.
+"""Maps names of official Video-Panda and EVE checkpoints to ours. An official checkpoint contains more than the model:
+every tensor of the tower twice (`video_tower` and `vision_tower` are two names for one module, `video_projector` and
+`mm_projector` likewise), a branch that is never used (`lmhra2`), the head for distilling a teacher, and often the
+teacher itself, also twice.
 """
 
 import re
@@ -50,7 +49,8 @@ _HEAD = re.compile(r"(norm_layer\.\d+\.0\.(weight|bias)|norm_layer\.\d+\.1\.weig
 
 
 def official_to_ours(name: str) -> str | None:
-    """Translate an official tower or projector key to ours (`stab.*`, `projector.*`); None for what is not needed.
+    """Translate an official tower or projector key to ours (`stab.*`, `projector.*`); None for tensors that are not
+    needed.
 
     The image tower (`vision_tower`, `mm_projector`) is an alias of the video tower and translates to the same key. The
     tensors are equal up to the singleton axes of `temporal_cls_token`: reshape to the shape of our parameter.
@@ -71,11 +71,11 @@ def official_to_ours(name: str) -> str | None:
 
 
 class Fate(NamedTuple):
-    """What becomes of an official tensor.
+    """What happens to an official tensor.
 
     kind: "weight" of the model, tensor of the distillation "head", "dropped" on purpose, or "unknown".
     target: its name in the model, or in the file of the head.
-    rank: where several tensors have one target, the one with the lowest rank is taken.
+    rank: if several tensors have the same target, the one with the lowest rank is used.
     why: reason for dropping it.
     """
 
@@ -86,7 +86,7 @@ class Fate(NamedTuple):
 
 
 def fate_of(name: str) -> Fate:
-    """Say what becomes of a tensor of an official Video-Panda or EVE checkpoint."""
+    """Say what happens to a tensor of an official Video-Panda or EVE checkpoint."""
     if name == "lm_head.weight":
         return Fate("weight", name)
     inner = name.removeprefix("model.")

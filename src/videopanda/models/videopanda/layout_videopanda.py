@@ -1,4 +1,4 @@
-"""Which visual tokens a batch has, where they lie on the canvas and in which order they go to the language model.
+"""The visual tokens of a batch, their places on the canvas and their order in the language model.
 
 Everything here follows from the placement alone, so it is known before any pixel is touched.
 
@@ -16,14 +16,14 @@ from .configuration_videopanda import PADDING_FRAME_CELLS
 
 
 class CellGrid(NamedTuple):
-    """What the placement says about every cell of a batch."""
+    """The placement expanded to every cell of a batch."""
 
     sends: Tensor  # (B, T, R, C) bool: the cell sends a token
     takes_part: Tensor  # (B, T, R, C) bool: the cell may influence other cells
     frame_sends: Tensor  # (B, T) bool: the frame sends tokens
     top: Tensor  # (B, T) first row of the picture in its frame
     left: Tensor  # (B, T) first column
-    end: Tensor  # (B, T) first column behind it
+    end: Tensor  # (B, T) exclusive end column
 
 
 def cell_grid(placement_B6: Tensor, frames: int, rows: int, columns: int, mask_padding: bool) -> CellGrid:
@@ -57,7 +57,7 @@ def cells_to_patches(x_BTRC: Tensor) -> Tensor:
 def token_sources(grid: CellGrid, row_tokens: bool, context_token: bool) -> tuple[Tensor, Tensor]:
     """Where each token comes from, (V,), as a row of the table [cells (B·T·R·C), contexts (B·T)]; is it a row token.
 
-    Per frame the context token, then each row of cells and its row token, whose source means nothing.
+    Per frame the context token, then each row of cells and its row token, whose source is meaningless.
     """
     b, t, r, c = grid.sends.shape
     c_C = torch.arange(c + 1, device=grid.sends.device)  # one more slot per row, for the row token
@@ -96,10 +96,9 @@ def token_layout(placement: Any, max_cells: int, row_tokens: bool, context_token
 
 
 class TokenLayout(NamedTuple):
-    """The plan of a batch for inference: what need not be computed, and how distinct tokens make the sequence.
-
-    Tokens come from cells of the box alone, and all row tokens are one. Made on the CPU, so that the model behind it
-    neither waits for the device nor depends on data.
+    """The plan of a batch for inference: what need not be computed, and the sequence in terms of distinct tokens.
+    Tokens come only from cells of the box, and all row tokens are the same. Computed on the CPU, so the model neither
+    waits for the device nor depends on data.
     """
 
     box: tuple[int, int, int, int]  # first row, row behind, first column, column behind of the cells that are read
@@ -111,7 +110,7 @@ class TokenLayout(NamedTuple):
     order: Tensor  # (V,) which of them each token of the sequence is
 
     def crop(self, x_BTHWD: Tensor, per_cell: int) -> Tensor:
-        """The box of features that lie `per_cell` × `per_cell` to a cell."""
+        """The box of features, with `per_cell` × `per_cell` of them per cell."""
         top, bottom, left, right = (per_cell * side for side in self.box)
         return x_BTHWD[:, :, top:bottom, left:right]
 
@@ -128,7 +127,7 @@ def plan_tokens(
     device: torch.device,
     first: int = 0,
 ) -> TokenLayout:
-    """Plan the tokens of a batch on a canvas of (frames, rows, columns) cells, whose frames begin with number `first`.
+    """Plan the tokens of a batch on a canvas of (frames, rows, columns) cells, starting with frame number `first`.
 
     Without `crop` the box is the canvas.
     """

@@ -102,12 +102,13 @@ class VideoPandaPreTrainedModel(PreTrainedModel):
             init.normal_(module.row_token, mean=0.0, std=1.0)
 
 
-# Inference takes so many patches at a time, eight square frames of the released size: more cost memory for nothing.
+# Patches per pass at inference, eight square frames of the released size: larger passes cost memory without being
+# faster.
 PATCHES_PER_PASS = 8192
 
 
 class VideoPandaProjector(nn.Module):
-    """Two linear maps with an exact GELU between, from D to the width E of the language model."""
+    """Two linear maps with an exact GELU in between, from D to the width E of the language model."""
 
     def __init__(self, hidden_size: int, output_size: int):
         super().__init__()
@@ -124,8 +125,8 @@ def encode_frames(
 ) -> Tensor:
     """Map frames (B, T, 3, X, Y) to projected tokens (V, E): in training all, else each distinct one once.
 
-    Outside of training the frames go through in passes of whole segments, so that memory beside the tokens does not
-    grow with the number of videos and their length.
+    Outside of training, frames are processed in passes of whole segments, so memory other than the tokens does not grow
+    with the number and length of videos.
     """
     device = pixels_BTXY.device
     if stab.training:
@@ -215,13 +216,13 @@ class VideoPandaModel(VisualModelMixin, VideoPandaPreTrainedModel):
     def get_video_features(
         self, pixel_values_videos: Tensor, video_placement: Tensor, **kwargs: Any
     ) -> VideoPandaVisualOutput:
-        """Encode videos (videos, T, 3, X, Y) with placement (videos, 6) to the features behind `<video>` tokens."""
+        """Encode videos (videos, T, 3, X, Y) with placement (videos, 6) to the features for `<video>` tokens."""
         return self._visual_output(pixel_values_videos, video_placement, is_image=False)
 
     def get_image_features(
         self, pixel_values: Tensor, image_placement: Tensor, **kwargs: Any
     ) -> VideoPandaVisualOutput:
-        """Encode images (images, 3, X, Y) with placement (images, 6) to the features behind `<image>` tokens."""
+        """Encode images (images, 3, X, Y) with placement (images, 6) to the features for `<image>` tokens."""
         return self._visual_output(pixel_values.unsqueeze(1), image_placement, is_image=True)
 
     def forward(
@@ -244,10 +245,10 @@ class VideoPandaModel(VisualModelMixin, VideoPandaPreTrainedModel):
 
         Args:
             input_ids: (B, N), with one `<video>` or `<image>` id per visual token.
-            pixel_values_videos: (videos, T, 3, X, Y), normalised; shorter videos are filled up at the end.
-            video_placement: (videos, 6): top, left, rows, columns in cells, frames that send tokens, real frames.
+            pixel_values_videos: (videos, T, 3, X, Y), normalized; shorter videos are padded at the end.
+            video_placement: (videos, 6): top, left, rows, columns in cells, frames that yield tokens, real frames.
             pixel_values, image_placement: (images, 3, X, Y) and (images, 6).
-            attention_mask: (B, N), or a four-dimensional mask that is handed on as it is.
+            attention_mask: (B, N), or a four-dimensional mask, passed through unchanged.
             past_key_values, cache: the KV cache, under either of its two names.
             mm_encoder_outputs: features computed before, under "video" and "image", as `get_video_features` returns
                 them.
@@ -296,13 +297,13 @@ class VideoPandaForConditionalGeneration(VisualGenerationMixin, VideoPandaPreTra
         return {"stab": self.model.stab, "projector": self.model.projector}
 
     def no_video(self) -> dict[str, Tensor]:
-        """Inputs of one video without frames: it runs the vision modules and gives no token."""
+        """Inputs of one video without frames: it runs the vision modules and yields no tokens."""
         side = self.config.stab_config.cell_size
         placement = torch.tensor([[0, 0, 1, 1, 0, 0]])
         return {"pixel_values_videos": torch.zeros(1, 1, 3, side, side), "video_placement": placement}
 
     def encode(self, inputs: Any, kind: Literal["video", "image"] = "video") -> list[EncodedVisual]:
-        """Encode the videos, or the images, of a batch that the processor made, wherever it lies."""
+        """Encode the videos, or the images, of a batch from the processor, on any device."""
         pixels, placement = (inputs[name] for name in self.visual_inputs[kind])
         pixels = pixels.to(self.device, self.dtype)
         features = self.get_video_features if kind == "video" else self.get_image_features

@@ -1,4 +1,4 @@
-"""What STAB is built of: pooling by a query, and layers that torch has not.
+"""Building blocks of STAB: pooling by a query, and layers that are not in torch.
 
 Dimensions: as in `modeling_videopanda_stab.py`.
 """
@@ -32,12 +32,12 @@ def pool_by_query(
     return torch.bmm(pooled_NZD, wv_NDK.to(pooled_NZD.dtype)).transpose(0, 1).flatten(1)  # (Z, D)
 
 
-# From so many products on a 1 × 1 convolution is worth its overhead.
+# Above this many products a 1 × 1 convolution is worth its overhead.
 CONVOLUTION_FROM = 2**27
 
 
 def is_cpu_inference(x: Tensor) -> bool:
-    """Whether float32 runs on a CPU without gradients, where convolutions are faster than other forms of one sum."""
+    """Whether float32 runs on a CPU without gradients, where convolutions are faster than equivalent operations."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
 
 
@@ -45,7 +45,7 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
     """Map (..., I) to (..., O), as `F.linear` does.
 
     At inference on a CPU large maps run as 1 × 1 convolutions: torch gives those to oneDNN and matrix products to MKL,
-    which on processors that are not Intel's uses half of the vector width (docs/speed.md).
+    which uses only half of the vector width on non-Intel processors (docs/speed.md).
     """
     if not is_cpu_inference(x) or x.numel() * weight_OI.shape[0] < CONVOLUTION_FROM:
         return F.linear(x, weight_OI, bias_O)
@@ -55,7 +55,7 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by `linear`, unless something else has taken the place of its weight."""
+    """`nn.Linear` computed by `linear`, unless its weight has been replaced."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
@@ -99,7 +99,7 @@ class PatchEmbedding(nn.Module):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum of a tensor over all processes; gradients, too, come from all of them."""
+    """The sum of a tensor over all processes; so are the gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class MaskedBatchNorm(nn.Module):
     """Batch norm over the last axis whose statistics cover only the positions of a mask.
 
     Statistics are those of this process, or with `synchronised` those of all processes, which then must run this module
-    equally often; the official code takes them per video. A batch without any position has the running statistics.
+    equally often; the official code takes them per video. A batch without any positions uses the running statistics.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
@@ -131,9 +131,8 @@ class MaskedBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x_ZLHWD: Tensor, mask_ZLHW1: Tensor) -> Tensor:
-        """Normalise with batch statistics where it is trained and with running statistics otherwise.
-
-        Frozen, it keeps its statistics in training mode too: an adapter that is trained behind it does not save them.
+        """Normalize with batch statistics if it is trained, else with running statistics. A frozen layer keeps its
+        statistics in training mode too, because adapter checkpoints do not save them.
         """
         mean_D, var_D = self.running_mean.float(), self.running_var.float()
         if self.training and self.weight.requires_grad:
@@ -156,7 +155,7 @@ class MaskedBatchNorm(nn.Module):
         return mean_D, squares_D / count_1.clamp(min=1.0), count_1
 
     def total(self, x: Tensor) -> Tensor:
-        """The sum over all processes, where statistics are synchronised."""
+        """The sum over all processes, if statistics are synchronized."""
         return _SumOverProcesses.apply(x) if self.synchronised and dist.is_initialized() else x
 
     def affine(self, mean_D: Tensor, var_D: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,4 +165,4 @@ class MaskedBatchNorm(nn.Module):
 
 
 class ZeroConv3d(nn.Conv3d):
-    """Convolution whose fresh weights are zero, so that the residual branch it ends starts as nothing."""
+    """Convolution whose fresh weights are zero, so the residual branch it ends starts at zero."""

@@ -1,9 +1,9 @@
-"""Spatio-Temporal Alignment Block (STAB) of Video-Panda, in the order in which data flows.
+"""Spatio-Temporal Alignment Block (STAB) of Video-Panda, in the order of the data flow.
 
 pixels → patches → LSTE (with position encoding) → GSTRA → LSD → FSRA → context, rows and row tokens.
 
-Every module works on all frames of all videos at once, channels last. Padding never needs a loop: a mask says what may
-take part, and one index selection at the end picks the tokens that exist.
+Every module works on all frames of all videos at once, channels last. Padding never needs a loop: a mask excludes it,
+and one index selection at the end picks the tokens that exist.
 
 Dimensions: B videos; T frames; S segments of L frames; Z = B·S; F = B·T; P pixels per patch side; H × W patches; R × C
     cells (2 × 2 patches, one token each); Q = F·R·C windows; J = 4 patches of a window; M keys; D width; U bottleneck
@@ -79,7 +79,7 @@ class LocalSpatioTemporalEncoding(nn.Module):
     def position_branch(self, x_ZLHWD: Tensor) -> Tensor:
         """Depth-wise 3 × 3 × 3 convolution as one spatial convolution for each of the three neighbour frames.
 
-        At inference on a CPU the convolution in one piece is faster; its gradient is slow.
+        At inference on a CPU a single 3-D convolution is faster; its gradient is slow.
         """
         z, length, h, w, d = x_ZLHWD.shape
         if is_cpu_inference(x_ZLHWD):
@@ -107,7 +107,7 @@ class LocalSpatioTemporalEncoding(nn.Module):
 
 
 class GlobalSpatioTemporalAggregator(nn.Module):
-    """GSTRA (Eq. 12): one learned query attends to every token of a segment and summarises it."""
+    """GSTRA (Eq. 12): one learned query attends to every token of a segment and summarizes it."""
 
     def __init__(self, config: VideoPandaStabConfig):
         super().__init__()
@@ -128,7 +128,7 @@ class GlobalSpatioTemporalAggregator(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, keys_ZMD: Tensor, mask_ZM: Tensor | None) -> Tensor:
-        """Return one summary (Z, D) per segment. A segment without any key yields a value nobody reads."""
+        """Return one summary (Z, D) per segment. A segment without keys yields an unused value."""
         wq_DD, wk_DD, wv_DD = self.in_proj.weight.chunk(3)
         bq_D, bk_D, bv_D = self.in_proj.bias.chunk(3)
         query_D = F.linear(self.query_norm(self.query), wq_DD, bq_D)
@@ -145,7 +145,7 @@ class GlobalSpatioTemporalAggregator(nn.Module):
 
 
 class LearnedPooling(nn.Module):
-    """The parts that LSD and FSRA share: norms and projections of query, keys and values, without biases."""
+    """Shared by LSD and FSRA: norms and projections of query, keys and values, without biases."""
 
     def __init__(self, config: VideoPandaStabConfig):
         super().__init__()
@@ -173,7 +173,7 @@ class LocalSpatialDownsampling(LearnedPooling):
         self.query = nn.Parameter(torch.randn(config.hidden_size)) if config.lsd_query == "learned" else None
 
     def forward(self, x_BTHWD: Tensor, grid: CellGrid) -> Tensor:
-        """Map (B, T, H, W, D) to (B, T, R, C, D); all windows, also those that send nothing."""
+        """Map (B, T, H, W, D) to (B, T, R, C, D); all windows, including unused ones."""
         b, t, h, w, d = x_BTHWD.shape
         x_Y2C2D = x_BTHWD.reshape(-1, 2, w // 2, 2, d)  # Y rows of cells
         rows = len(x_Y2C2D) if torch.is_grad_enabled() else max(1, WINDOWS_PER_PASS // (w // 2))
@@ -212,7 +212,7 @@ class AverageDownsampling(nn.Module):
 
 
 class NoDownsampling(nn.Module):
-    """Ablation of LSD: the frames come at half resolution, so each patch already is a token."""
+    """Ablation of LSD: the frames have half the resolution, so each patch already is a token."""
 
     def forward(self, x_BTRCD: Tensor, grid: CellGrid) -> Tensor:
         """Return the input."""
@@ -277,7 +277,7 @@ class FrameSpatialAggregator(LearnedPooling):
 
 
 class ContextFusion(nn.Module):
-    """Mix the summaries of segment and frame to the context token of a frame (Eq. 14)."""
+    """Combine the segment and frame summaries into a frame's context token (Eq. 14)."""
 
     def __init__(self, config: VideoPandaStabConfig):
         super().__init__()
@@ -335,7 +335,7 @@ class Coordinates(nn.Module):
 
 
 class VideoPandaStab(nn.Module):
-    """STAB: frames of a batch of videos to the visual tokens that the projector receives."""
+    """STAB: maps frames of a batch of videos to the visual tokens for the projector."""
 
     def __init__(self, config: VideoPandaStabConfig):
         super().__init__()
@@ -391,13 +391,13 @@ class VideoPandaStab(nn.Module):
     def forward(
         self, pixel_values_BTXY: Tensor, placement_B6: Tensor, is_image: bool = False, layout: TokenLayout | None = None
     ) -> Tensor:
-        """Map normalised frames (B, T, 3, height, width) to the tokens (V, D) of all videos, one video after the other.
+        """Map normalized frames (B, T, 3, height, width) to the tokens (V, D) of all videos, one video after the other.
 
-        `placement_B6` holds top, left, rows, columns of the picture in cells, the number of frames that send tokens and
-        the number of real frames among them. Images are videos of one frame for which LSTE, GSTRA and fusion are
+        `placement_B6` holds top, left, rows, columns of the picture in cells, the number of frames that yield tokens
+        and the number of real frames among them. Images are videos of one frame for which LSTE, GSTRA and fusion are
         skipped.
 
-        With the `layout` of `plan`, at inference, nothing is computed that no token needs, and each distinct token is
+        With the `layout` of `plan`, at inference, only what tokens need is computed, and each distinct token is
         returned once, (U, D): `layout.order` puts them in order. The values are the same.
         """
         assert layout is None or not self.training
@@ -449,7 +449,7 @@ class VideoPandaStab(nn.Module):
         return tokens_BTRCD + self.coordinates(grid, placement_B6, first).to(tokens_BTRCD.dtype)
 
     def to_segments(self, x_BT: Tensor) -> Tensor:
-        """Cut (B, T, ...) into consecutive segments (Z, L, ...), the last one filled up with zeros.
+        """Cut (B, T, ...) into consecutive segments (Z, L, ...), the last one padded with zeros.
 
         The official code splits T frames into T // 4 equal pieces; both agree when T is a multiple of four.
         """
@@ -470,7 +470,7 @@ class VideoPandaStab(nn.Module):
         return x_ZLHWD.reshape(x_BTHWD.shape[0], -1, *x_BTHWD.shape[2:])[:, : x_BTHWD.shape[1]]
 
     def summarise(self, gstra: nn.Module, x_BTHWD: Tensor, mask_BTHW: Tensor | None) -> Tensor:
-        """Run GSTRA on all segments and hand each frame (B, T, D) the summary of its segment."""
+        """Run GSTRA on all segments and give each frame (B, T, D) the summary of its segment."""
         b, t = x_BTHWD.shape[:2]
         x_ZLHWD = self.to_segments(x_BTHWD)
         mask_ZM = None if mask_BTHW is None else self.to_segments(mask_BTHW).flatten(1)

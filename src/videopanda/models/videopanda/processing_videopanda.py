@@ -1,4 +1,4 @@
-"""Text, videos and images to model inputs: a marker in the text becomes one token per visual feature."""
+"""Turns text, videos and images into model inputs: a marker in the text becomes one token per visual feature."""
 
 import json
 from pathlib import Path
@@ -18,13 +18,13 @@ class VideoPandaProcessor(VisualProcessor):
     def for_config(
         cls, config: VideoPandaConfig, tokenizer: Any, chat_template: str | None = None
     ) -> "VideoPandaProcessor":
-        """Return the processor of a new model. One that sees no padding is told how long the clip is."""
+        """Return the processor of a new model. If the model masks padding, the prompt states the clip's length."""
         video_processor = cls.video_processor_for(config)
         return cls(video_processor, tokenizer, chat_template, time_prompt=config.stab_config.mask_padding)
 
     @staticmethod
     def video_processor_for(config: VideoPandaConfig) -> VideoPandaVideoProcessor:
-        """Return the video processor of a new model: no padding of frames for one that sees no padding."""
+        """Return the video processor of a new model: without padding frames if the model masks padding."""
         tight: dict[str, Any] = {"canvas": "tight", "pad_frames": False} if config.stab_config.mask_padding else {}
         return VideoPandaVideoProcessor.for_stab(config.stab_config, **tight)
 

@@ -1,10 +1,10 @@
-"""STAB once more, slowly: loops over frames, windows, heads and taps, one token at a time.
+"""A slow reference implementation of STAB: loops over frames, windows, heads and taps, one token at a time.
 
 It shares no arithmetic with `modeling_videopanda_stab.py` (no folding, no masks, no batching), so equal results mean
-that both follow the equations. Use it for small sizes: its time grows with every patch. It can be differentiated.
+that both follow the equations. Use it for small sizes: its time grows with every patch. It is differentiable.
 
 Names: a *place* is (row, column) of a patch or cell; a *frame* is a dict from place to its vector (D,). Places that are
-not in the dict do not exist: a convolution reads zero there, an attention does not see them.
+not in the dict do not exist: convolutions read zero there, and attention skips them.
 """
 
 import math
@@ -59,12 +59,12 @@ def slow_stab(
     Args:
         config: the configuration of STAB.
         state_dict: its parameters and buffers, named as in `VideoPandaStab.state_dict()`.
-        pixel_values_BTXY: normalised frames (B, T, 3, height, width).
+        pixel_values_BTXY: normalized frames (B, T, 3, height, width).
         placement_B6: top, left, rows, columns of the picture in cells, frames that send tokens, real frames.
-        is_image: take the path of images (T = 1).
+        is_image: use the image path (T = 1).
 
     Raises:
-        ValueError: with `mask_padding`, a segment consists of padding frames alone and has nothing to summarise.
+        ValueError: with `mask_padding`, a segment consists of padding frames only and cannot be summarized.
     """
     reference = _Reference(config, dict(state_dict))
     tokens: list[Tensor] = []
@@ -114,7 +114,7 @@ class _Reference:
                     real = [t for t in segment if t < num_real or not config.mask_padding]
                     keys = [tokens[t][cell] for t in real for cell in sending[t]]
                 if not keys:
-                    raise ValueError("A segment of padding frames alone has nothing to summarise: do not pad.")
+                    raise ValueError("A segment of padding frames only cannot be summarized: disable padding.")
                 summary = self.gstra(keys)
                 contexts += [self.fuse(summary, frame_summaries[t]) for t in segment]
         out = []
@@ -172,7 +172,7 @@ class _Reference:
         return torch.cat(heads)
 
     def pool(self, module: str, query: Tensor, members: Sequence[Tensor]) -> Tensor:
-        """What LSD and FSRA share: norm and project the query and the members, attend, project."""
+        """The part shared by LSD and FSRA: norm and project the query and the members, attend, project."""
         d = self.config.hidden_size
         width = d if self.config.attention_scale == "width" else d // self.config.num_heads
         q = self.linear(f"{module}.query_proj", self.layer_norm(f"{module}.query_norm", query))
@@ -194,7 +194,7 @@ class _Reference:
 
     # -- LSTE (Eq. 2, facts D2) ---------------------------------------------------------------------------------------
     def lste(self, frames: list[Frame], taking: list[list[Place]]) -> list[Frame]:
-        """Temporal bottleneck, then position encoding, both added; what takes no part is zero."""
+        """Temporal bottleneck, then position encoding, both added; excluded places are zero."""
         zero = torch.zeros_like(next(iter(frames[0].values())))
         x = [{place: f[place] if place in set(part) else zero for place in f} for f, part in zip(frames, taking)]
         bottleneck = [{place: self.reduce(x[t][place]) for place in part} for t, part in enumerate(taking)]

@@ -1,4 +1,4 @@
-"""Frames to model inputs: resize, place on a canvas, normalise. Needs neither torchvision nor a video decoder.
+"""Turns frames into model inputs: resize, place on a canvas, normalize. Needs neither torchvision nor a video decoder.
 
 Dimensions: B videos; T frames; X × Y canvas pixels (height × width); R × C cells of the picture on its canvas.
 """
@@ -23,8 +23,8 @@ from .layout_videopanda import token_layout
 class VideoPandaVideoProcessor(FrameProcessor):
     """Turn frames into `pixel_values_videos` (B, T, 3, X, Y) and `video_placement` (B, 6).
 
-    A placement row is: top, left, rows, columns of the picture in cells of two patches, the number of frames that send
-    tokens, and the number of real frames among them. The defaults are those of the released model.
+    A placement row is: top, left, rows, columns of the picture in cells of two patches, the number of frames that yield
+        tokens, and the number of real frames among them. The defaults are those of the released model.
 
     Args:
         size: {"height", "width"} of the square canvas in pixels; the longer side of every picture becomes this long.
@@ -35,12 +35,13 @@ class VideoPandaVideoProcessor(FrameProcessor):
             picture (the largest picture of a batch), for models that mask padding.
         pad_frames: fill shorter videos with all-zero frames, as the released model does.
         do_sample_frames: take `num_frames` evenly spaced frames of an array with more of them. Objects with `frames`
-            and `timestamps`, such as those of `read_video`, were sampled already and stay as they are.
-        frame_sampling: the rule by which `videopanda answer` and its kin choose frames of a file: "uniform" takes the
-            middles of equal parts, "released" a grid of one frame per second, thinned, as the released code does.
+            and `timestamps`, such as those of `read_video`, are already sampled and stay unchanged.
+        frame_sampling: the rule by which `videopanda answer` and related commands choose frames of a file: "uniform"
+            takes the middles of equal parts, "released" a grid of one frame per second, thinned, as the released code
+            does.
         image_mean, image_std: per channel, for values in [0, 1].
-        pad_color: uint8 colour around the picture.
-        background: uint8 colour under transparent pixels of files and PIL images; white by default.
+        pad_color: uint8 color around the picture.
+        background: uint8 color under transparent pixels of files and PIL images; white by default.
         row_tokens, context_token, image_context_token: what the model adds to a frame or image; see `for_stab`.
     """
 
@@ -97,7 +98,7 @@ class VideoPandaVideoProcessor(FrameProcessor):
         if num_frames < 1:
             raise ValueError(f"`num_frames` must be at least 1, got {num_frames}.")
         if pad_frames and canvas == "tight":
-            raise ValueError("`pad_frames` needs a square canvas: padding frames send the first 8 × 8 cells of it.")
+            raise ValueError("`pad_frames` needs a square canvas: padding frames contribute its first 8 × 8 cells.")
         if not all(len(value) == 3 for value in (self.image_mean, self.image_std, self.pad_color, self.background)):
             raise ValueError("`image_mean`, `image_std`, `pad_color` and `background` need three channels.")
 
@@ -169,7 +170,7 @@ class VideoPandaVideoProcessor(FrameProcessor):
         return placement, (len(placement), frames, 3, x, y)
 
     def place(self, clips: list[np.ndarray], is_image: bool = False) -> dict[str, torch.Tensor]:
-        """Resize, normalise and put clips on canvases of one size; (B, T, 3, X, Y) and (B, 6)."""
+        """Resize, normalize and put clips on canvases of one size; (B, T, 3, X, Y) and (B, 6)."""
         if not clips:
             raise ValueError("There is no video or image to process.")
         placement, shape = self._layout([clip.shape[:3] for clip in clips], is_image)

@@ -1,4 +1,4 @@
-"""Scenes as an endless training set: drawn on the fly, only at the seconds that the model looks at.
+"""Scenes as an endless training set: drawn on the fly, only at the times that the model sees.
 
 dataset = ScenesDataset(num=100_000, seed=0)
 dataset[0].videos[0].frames.shape, dataset[0].conversations
@@ -46,7 +46,7 @@ class Clip:
         ("nothing",) where none covers a fifth.
         """
         if self.scene is None:
-            raise ValueError("this clip was decoded from a file: what its cells show is not known")
+            raise ValueError("this clip was decoded from a file, so the contents of its cells are unknown")
         words: list[tuple[str, ...]] = []
         for second in self.timestamps:
             for (row, column), owner in np.ndenumerate(coverage(self.scene, second, rows, columns)):
@@ -61,7 +61,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class ScenesDataset:
-    """Map-style data set of `num` scenes; item `i` depends on (seed, split, i) and nothing else."""
+    """Map-style data set of `num` scenes; item `i` depends on (seed, split, i) only."""
 
     num: int
     seed: int = 0
@@ -78,10 +78,10 @@ class ScenesDataset:
         return self.num
 
     def set_epoch(self, epoch: int) -> None:
-        """There is one order: scenes do not come again."""
+        """Does nothing: scenes never repeat, so there is only one order."""
 
     def content(self) -> str:
-        """A hash of the settings: a scene is made from nothing else."""
+        """A hash of the settings, which determine every scene."""
         return hashlib.sha256(repr(self).encode()).hexdigest()
 
     def lengths(self) -> np.ndarray:
@@ -124,7 +124,7 @@ class ScenesDataset:
 
 
 def balanced(questions: list[Question]) -> list[Question]:
-    """At most so many questions of each common family; the rare families first."""
+    """Limit the questions of each common family; the rare families come first."""
     kept: list[Question] = []
     for question in questions:
         most = _AT_MOST.get(question.family)
@@ -141,6 +141,6 @@ def draw(scene: Scene, num_frames: int) -> Clip:
 
 
 def frame_log(scene: Scene, num_frames: int) -> str:
-    """What a language model without eyes would need to be told: the clip in words, frame by frame."""
+    """The clip in words, frame by frame, for a language model that cannot see it."""
     frames = make_captions(scene, num_frames)[1:]
     return f"{scene.duration:.1f} seconds: " + " ".join(f"{i}: {q.answer}." for i, q in enumerate(frames, start=1))

@@ -7,7 +7,7 @@
     scenes/scenes.json                seed, split, num, version
     scenes/contact_sheet.png          the first clips at a glance
 
-A call that was interrupted goes on where it stopped: finished clips are kept.
+An interrupted call resumes where it stopped: finished clips are kept.
 """
 
 import json
@@ -78,14 +78,14 @@ def make(
 
 
 def clip_name(seed: int, split: str, index: int) -> str:
-    """The name by which files and reports call a scene, "test-0-17"."""
+    """The name of a scene in files and reports, "test-0-17"."""
     return f"{split}-{seed}-{index}"
 
 
 def clip_questions(seed: int, split: str, index: int) -> list[Question]:
     """The questions that written data and evaluation ask about a scene: at most two of a family, in random order.
 
-    Their random stream is not that of training (`ScenesDataset`), which asks anew about its own scenes.
+    Their random stream is not that of training (`ScenesDataset`), which draws its own questions about its own scenes.
     """
     rng = np.random.default_rng([seed, index, 2])
     seen: Counter[str] = Counter()
@@ -160,7 +160,7 @@ def _check_same_world(path: Path, header: dict[str, Any]) -> None:
     for key in ("seed", "split", "version"):
         if found.get(key) != header[key]:
             raise ValueError(
-                f"{path.parent} holds scenes of {key} {found.get(key)}, not {header[key]}: use a new folder"
+                f"{path.parent} contains scenes of {key} {found.get(key)}, not {header[key]}: use a new folder"
             )
 
 

@@ -1,7 +1,7 @@
 """Questions with true answers, and captions, for a scene.
 
 Twelve families, each asked only where the scene makes the answer certain. Answers are balanced by construction (pairs
-in random order, "no" as likely as "yes", rare counts kept more often), so that a model that does not look stays low.
+in random order, "no" as likely as "yes", rare counts kept more often), so a model that ignores the video scores low.
 
     for q in make_questions(scene, rng):
         print(q.family, q.question, q.answer)     # motion_direction  Which way does the red circle move?  left
