@@ -193,7 +193,7 @@ def main() -> None:
             return lambda folder, resume: [*common, "--output", str(folder), *(["--resume"] if resume else [])]
 
         def predict(folder: Path, _: bool) -> Command:
-            bench = ["own", str(data), "--model", str(work / "model"), "--num-frames", "4", "--batch-size", "1"]
+            bench = ["custom", str(data), "--model", str(work / "model"), "--num-frames", "4", "--batch-size", "1"]
             return [
                 "evaluate",
                 "predict",
