@@ -188,7 +188,7 @@ def formula_weight(key: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def real_shapes(d: int = 1024, e: int = 4096) -> dict[str, tuple[int, ...]]:
-    """Official names and shapes of the tower and projector of the published model (facts, Sec. 2.1), without lmhra2."""
+    """Official names and shapes of the tower and projector of the published model, without lmhra2."""
     u, linear = int(d / 1.5), {}
     norms = ["dec.ln_1", "dec.ln_2", "dec.ln_3", "proj.0", "lmhra1.pos_embed.0"]
     for attention in ("local_attention", "global_attention"):

@@ -30,7 +30,7 @@ def row(placement, frames):
     return torch.tensor([[*placement[:4].tolist(), frames, frames]])
 
 
-# What the outputs (up to 7) change by, at least, when one fact of the released arithmetic is given up (facts, Sec. 0).
+# What the outputs (up to 7) change by, at least, when one fact of the released arithmetic is given up.
 # Measured, from top to bottom: 3.6, 2.1, 2.4, 1.4, 0.44, 2.1, 4.3, 4.5, 4.0, 0.89, 4.2.
 @pytest.mark.parametrize(
     ("change", "least"),

@@ -1,4 +1,4 @@
-"""The distillation once more, slowly: loops over videos, frames, cells, states and heads (facts, Sec. 5)."""
+"""The distillation once more, slowly: loops over videos, frames, cells, states and heads."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""The released prompts once more, slowly: text and label masks as the facts tell them (Sec. 4), piece by piece.
+"""The released prompts once more, slowly: text and label masks, piece by piece.
 
 Nothing is shared with the chat template: a prompt is glued together, cut at its placeholders, and every piece goes
 through the SentencePiece library on its own.

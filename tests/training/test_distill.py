@@ -120,7 +120,7 @@ def test_grids_that_do_not_fit_are_refused():
 
 
 def test_one_row_works():
-    """The official head stumbles over grids with one row (facts, Sec. 8, 8)."""
+    """The official head stumbles over grids with one row."""
     stab = tiny_stab(image_size=32)
     loss = loss_of(LastLayerHead(E, D), stab, torch.randn(12, E), [[1, 0, 1, 4, 2, 2]], torch.randn(1, 2, 4, 4, D))
     assert 0 < loss.item() < 2

@@ -1,4 +1,4 @@
-"""The output of `videopanda bench`: tables and the bubble chart of the paper's Figure 1."""
+"""The output of `videopanda bench`: tables, and a bubble chart of latency over parameters."""
 
 from pathlib import Path
 from typing import Any

@@ -13,7 +13,7 @@ from videopanda.checkpoints.tensors import CheckpointError, Place
 from videopanda.models.videopanda import VideoPandaConfig, VideoPandaStabConfig, VideoPandaVideoProcessor
 
 MODEL_TYPES = ("videopanda", "eve")
-MAX_NEW_TOKENS = 1024  # of the released model (facts, Sec. 4)
+MAX_NEW_TOKENS = 1024  # of the released model
 PREPROCESSOR = "preprocessor_config.json"
 _TEXT_FIELDS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -149,7 +149,7 @@ def _stab_config(folder: Path, places: dict[str, Place], preprocessor: dict[str,
         hidden_size=width,
         patch_size=patch,
         image_size=preprocessor.get("image_size", 448),
-        num_heads=11 if width == 1408 else 8,  # the released sizes are 1024, 1152 and 1408 (facts, Sec. 1.2)
+        num_heads=11 if width == 1408 else 8,  # the released sizes are 1024, 1152 and 1408
         lste_bottleneck=None if reduce is None else places[reduce].shape[0],
     )
 

@@ -1,4 +1,4 @@
-"""The vision towers of LanguageBind on transformers' CLIP (facts, Sec. 5; arXiv 2310.01852).
+"""The vision towers of LanguageBind on transformers' CLIP (arXiv 2310.01852).
 
 LanguageBind-Image is a CLIP tower. LanguageBind-Video adds to every layer, before its spatial attention, a temporal
 attention at each place. Parameters are named as in the published weights.

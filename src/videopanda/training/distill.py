@@ -1,4 +1,4 @@
-"""Distillation of a frozen video teacher into the visual tokens (paper Eq. 19; facts, Sec. 5).
+"""Distillation of a frozen video teacher into the visual tokens (Video-Panda paper, Eq. 19).
 
     head = FusedHead(4096, 1024, num_states=9)
     distillation = Distillation(head, processor.video_processor.max_cells)
@@ -68,7 +68,7 @@ class FusedHead(nn.Module):
 
 
 class LastLayerHead(nn.Module):
-    """The head as described in the paper: a linear map of the language model's output only."""
+    """The head as described in the paper (Eqs. 18, 19): a linear map of the language model's output to the teacher's width."""
 
     num_states = 1
 

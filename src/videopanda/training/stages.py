@@ -2,7 +2,7 @@
 
     config = make_config("pretrain", preset="nano", overrides=["vision_lr=3e-4", "max_steps=500"])
 
-`prealign`, `pretrain` and `finetune` are the paper's three stages (Sec. 3.4, Tab. 6). `language` is not in the paper:
+`prealign`, `pretrain` and `finetune` are the paper's three stages (Sec. 3.2, Tab. 6). `language` is not in the paper:
 it gives nano what a real backbone already has: a language model trained on text about the world.
 """
 
@@ -49,7 +49,7 @@ class StageConfig:
     whiten_patches: bool = False  # start a fresh patch embedding as a whitening of the first 64 clips
     # Loss.
     text_weight: float = 1.0  # of the cross-entropy on answers; 0 = the language model does not run
-    distill_weight: float = 0.0  # of the distillation of a video teacher (Eq. 19)
+    distill_weight: float = 0.0  # of the distillation of a video teacher (Video-Panda paper, Eq. 19)
     distill_distance: Literal["cosine", "mse"] = "cosine"
     distill_head: Literal["fused", "last_layer"] = "fused"  # the released head, or the paper's wording
     teacher: str = ""  # folder of weights, or module:function (docs/training.md)
@@ -190,7 +190,8 @@ class StageConfig:
         return {**values, **dotted}
 
 
-# Paper Tab. 6 and Sec. 4.1; what the paper leaves out is as in the official scripts, except mirroring and clipping.
+# Video-Panda paper, Tab. 6 and Sec. 4.1; what it leaves out is as in the official scripts, except mirroring and
+# clipping.
 _PAPER = StageConfig(
     "pretrain",
     data="valley_.json",

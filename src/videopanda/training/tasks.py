@@ -24,11 +24,11 @@ class Task(Protocol):
 
 
 class VideoLanguage:
-    """Next-token cross-entropy on the answers (paper Eq. 18), and alignment of the visual tokens.
+    """Next-token cross-entropy on the answers (Video-Panda paper, Eq. 20), and alignment of the visual tokens.
 
     If a batch describes every visual token in words (as Scenes does), the projected token is pulled towards the
-    language model's own embeddings of these words. This replaces the distillation of a video teacher in the paper (Eq.
-    19), with the ground truth of the generated world as the teacher.
+    language model's own embeddings of these words. This replaces the paper's distillation of a video teacher (Eq. 19):
+    the teacher is the ground truth of the generated world, and it acts before the language model, not after it.
 
     Args:
         text_weight: weight of the cross-entropy; at 0 the language model does not run at all.

@@ -1,4 +1,4 @@
-"""Charades-STA: when does a sentence hold? (facts 18)
+"""Charades-STA: when does a sentence hold?
 
     charades_sta_test.txt   one line per sentence: "ABCDE 24.3 30.4##person turns a light on."
     *.json                  [{"video": "ABCDE.mp4", "caption", "timestamp": [start, end]}, …]

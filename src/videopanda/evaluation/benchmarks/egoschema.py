@@ -1,4 +1,4 @@
-"""EgoSchema: five-way choice about clips of three minutes (facts 10).
+"""EgoSchema: five-way choice about clips of three minutes.
 
     questions.json        [{"q_uid", "question", "option 0", …, "option 4"}, …]     all 5,031
     subset_answers.json   {q_uid: 0 … 4}                                            the 500 public answers

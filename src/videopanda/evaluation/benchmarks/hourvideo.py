@@ -1,4 +1,4 @@
-"""HourVideo: five-way choice about egocentric videos of 20 to 120 minutes (facts 17).
+"""HourVideo: five-way choice about egocentric videos of 20 to 120 minutes.
 
     json/dev_v1.0_annotations.json   {video: {"video_metadata": {"duration_in_seconds", …},
                                               "benchmark_dataset": [{"qid"?, "task", "question", "mcq_test",

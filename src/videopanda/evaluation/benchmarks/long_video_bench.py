@@ -1,4 +1,4 @@
-"""LongVideoBench: questions that refer to a moment of a long video with subtitles (facts 14).
+"""LongVideoBench: questions that refer to a moment of a long video with subtitles.
 
     lvb_val.json           [{"id", "video_path", "question", "candidates", "correct_choice", "subtitle_path", …}, …]
     lvb_test_wo_gt.json    the same without answers

@@ -1,4 +1,4 @@
-"""LVBench: questions about videos of an hour and more (facts 15).
+"""LVBench: questions about videos of an hour and more.
 
     video_info.meta.jsonl   one video per line: {"key", "type", "qa": [{"uid", "question" with its options in lines
                             "(A) …", "answer" (letter), "question_type" (list), "time_reference"}, …]}

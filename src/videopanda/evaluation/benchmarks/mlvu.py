@@ -1,4 +1,4 @@
-"""MLVU: long videos, seven tasks with options and two with free answers (facts 13).
+"""MLVU: long videos, seven tasks with options and two with free answers.
 
     json/1_plotQA.json … 7_topic_reasoning.json   [{"video", "duration", "question", "candidates", "answer" (the text),
                                                     "question_type"}, …]

@@ -1,4 +1,4 @@
-"""MVBench: twenty files of 200 rows (facts 12).
+"""MVBench: twenty files of 200 rows.
 
     json/<task>.json   [{"video", "question", "candidates", "answer" (the text), "start"?, "end"?}, …]
 

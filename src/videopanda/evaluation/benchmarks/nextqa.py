@@ -1,4 +1,4 @@
-"""NExT-QA, multiple choice and open-ended: why, how, before and after (facts 18).
+"""NExT-QA, multiple choice and open-ended: why, how, before and after.
 
     val.csv, test.csv        video,frame_count,width,height,question,answer,qid,type,a0,…,a4     answer from 0 to 4
                              open-ended: the same without a0,…,a4, and the answer is a text; `additional_ref_answer`

@@ -1,4 +1,4 @@
-"""TGIF-QA: the zero-shot layout, and the four tables of the data set (facts 8 and 18).
+"""TGIF-QA: the zero-shot layout, and the four tables of the data set.
 
     test_q.json, test_a.json                    as in `zero_shot_qa`
     Test_frameqa_question.csv (tabs)            gif_name question answer type vid_id key description

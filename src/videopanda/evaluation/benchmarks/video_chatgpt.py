@@ -1,4 +1,4 @@
-"""Video-ChatGPT, five aspects: free answers that a judge rates (facts 9).
+"""Video-ChatGPT, five aspects: free answers that a judge rates.
 
     generic_qa.json, temporal_qa.json   [{"Q", "A", "video_name"}, …]
     consistency_qa.json                 [{"Q1", "Q2", "A", "video_name"}, …]

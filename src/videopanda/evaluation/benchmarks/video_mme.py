@@ -1,4 +1,4 @@
-"""Video-MME: four-way choice about 900 videos, three questions each (facts 11).
+"""Video-MME: four-way choice about 900 videos, three questions each.
 
     videomme/test-00000-of-00001.parquet   question_id, videoID, question, options ("A. One."), answer ("B"), …
     video/<videoID>.mp4, subtitle/<videoID>.srt

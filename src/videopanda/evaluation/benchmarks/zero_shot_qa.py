@@ -4,7 +4,7 @@
     test_a.json   [{"answer", "question_id", "type"?}, …]          joined by id, never by position
 
 Other splits (`val_q.json`, `val_a.json`) are read when named. A file that holds question and answer in the same row is
-read, too, in every row format. Media are named without a suffix. (Format: facts 8.)
+read, too, in every row format. Media are named without a suffix.
 """
 
 from collections.abc import Iterator

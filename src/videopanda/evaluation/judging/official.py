@@ -1,4 +1,4 @@
-"""Verdicts of official scripts: folders with a file per question, or the file that combines them (facts 19).
+"""Verdicts of official scripts: folders with a file per question, or the file that combines them.
 
     results/<id>.json     [{"pred": "yes", "score": 4}, {"q": …, "a": …, "pred": …}]
     results.json          {id: the same, …}

@@ -1,7 +1,7 @@
 """What a judge is asked and how its verdict is read: the two protocols of the field, in our own wording.
 
-    answer                      right or wrong, and 0 to 5 points: open questions (facts 7.1)
-    correctness, detail, context, temporal, consistency     0 to 5 points each: Video-ChatGPT's five aspects (facts 7.2)
+    answer                      right or wrong, and 0 to 5 points: open questions
+    correctness, detail, context, temporal, consistency     0 to 5 points each: Video-ChatGPT's five aspects
 
 A JSON file {"answer": {"system": …, "user": …}, …} puts official prompts in place of ours.
 """

@@ -25,9 +25,9 @@ _TGIF = f"{_JUDGED}, scored again by its authors"
 _CHATGPT = _JUDGED.replace("8 frames", "100 frames")
 _ASPECTS = "8 frames, judge gpt-3.5-turbo of unknown date; Video-Panda paper, Tab. 2"
 _FIVE = ("correctness", "detail", "context", "temporal", "consistency")
-# Vision parts with their projectors (Video-Panda paper, Tab. 3); EVE* by its own paper.
+# Vision parts with their projectors (Video-Panda paper, Tab. 1); Video-Panda's own as counted in its weights.
 _VISION = {"Video-Panda": 45_066_578, "EVE*": 30_000_000, "Video-LLaVA": 425_000_000, "Video-ChatGPT": 307_000_000}
-_SAMPLES = 100_000  # Video-ChatGPT's tuning set, on which all models of Tab. 1 were fine-tuned
+_SAMPLES = 100_000  # Video-ChatGPT's tuning set, on which the models of Tab. 1 below "Same Dataset" were fine-tuned
 # The released Video-LLaVA: 665,000 picture and 100,000 video conversations (its paper); accuracies by its paper, TGIF
 # scored again by the authors of Video-Panda.
 _OTHER = {"msvd-qa": 70.7, "msrvtt-qa": 59.2, "tgif-qa": 47.0, "activitynet-qa": 45.3}

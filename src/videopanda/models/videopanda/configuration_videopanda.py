@@ -250,11 +250,10 @@ class VideoPandaStabConfig(PreTrainedConfig):
     def paper(cls, **overrides: Any) -> "VideoPandaStabConfig":
         """Return the paper's equations.
 
-        Eq. 2: three plain convolutions and no batch norm. Eq. 4: single-head attention with scale 1/√D and a learned
-        window query. Eq. 12: one video-level summary from the downsampled tokens. Eq. 14: a free weight per channel and
-        a linear map. Padding is excluded everywhere. Where the paper is ambiguous, we read it as follows: the query of
-        FSRA is one vector for all frames, the attentions keep the layer norms of the released code, and the weight
-        multiplies the frame summary.
+        Eq. 2: three plain convolutions and no batch norm. Eq. 4: single-head attention with scale 1/√D. Eq. 5: a
+        learned query for windows. Eqs. 11 to 13: one summary per video, from the downsampled tokens. Eq. 14: a free
+        weight per channel and a linear map. Padding is excluded everywhere. docs/fidelity.md lists what the paper
+        leaves open and how it is read here.
         """
         return cls(**{**STAB_PRESETS["paper"], **overrides})
 

@@ -34,7 +34,7 @@ WINDOWS_PER_PASS = 512
 
 
 class LocalSpatioTemporalEncoding(nn.Module):
-    """LSTE (Eq. 2): a temporal bottleneck and a depth-wise 3 × 3 × 3 position encoding, both residual.
+    """LSTE (Eqs. 2 and 3): a temporal bottleneck and a depth-wise 3 × 3 × 3 position encoding, both residual.
 
     The convolutions are kept as `Conv3d` parameters and computed as matrix products and channels-last 2-D convolutions,
     several times faster in training than `conv3d` on CPU. There is no activation between them.
@@ -107,7 +107,7 @@ class LocalSpatioTemporalEncoding(nn.Module):
 
 
 class GlobalSpatioTemporalAggregator(nn.Module):
-    """GSTRA (Eq. 12): one learned query attends to every token of a segment and summarizes it."""
+    """GSTRA (Eqs. 11 to 13): one learned query attends to every token of a segment and summarizes it."""
 
     def __init__(self, config: VideoPandaStabConfig):
         super().__init__()
@@ -162,7 +162,7 @@ class LearnedPooling(nn.Module):
 
 
 class LocalSpatialDownsampling(LearnedPooling):
-    """LSD (Eq. 4): each window of 2 × 2 patches becomes one token by attention over its four patches.
+    """LSD (Eqs. 5 to 7): each window of 2 × 2 patches becomes one token by attention over its four patches.
 
     As in `pool_by_query` the key projection folds into the query and the value projection follows the weighted sum,
     which needs a quarter of the products of projecting all patches.
@@ -257,7 +257,7 @@ class PerceiverDownsampling(LearnedPooling):
 
 
 class FrameSpatialAggregator(LearnedPooling):
-    """FSRA: one learned query, shared by all frames, attends to the tokens of its frame."""
+    """FSRA (Eqs. 8 to 10): one learned query, shared by all frames, attends to the tokens of its frame."""
 
     def __init__(self, config: VideoPandaStabConfig):
         super().__init__(config)

@@ -78,7 +78,7 @@ class _Reference:
         self.config, self.weights = config, weights
         self.cells_are_patches = config.downsampling == "half_resolution"
 
-    # -- the order of things (facts, Sec. 1.3 and 1.4) ----------------------------------------------------------------
+    # -- the order of things -------------------------------------------------------------------------------------------
     def video(self, pixels_TXY: Tensor, placement: Sequence[int]) -> list[Tensor]:
         """Tokens of one video, frame by frame."""
         config = self.config
@@ -192,7 +192,7 @@ class _Reference:
             for x in range(frame_XY.shape[2] // p)
         }
 
-    # -- LSTE (Eq. 2, facts D2) ---------------------------------------------------------------------------------------
+    # -- LSTE (Eqs. 2 and 3) -------------------------------------------------------------------------------------------
     def lste(self, frames: list[Frame], taking: list[list[Place]]) -> list[Frame]:
         """Temporal bottleneck, then position encoding, both added; excluded places are zero."""
         zero = torch.zeros_like(next(iter(frames[0].values())))
@@ -232,7 +232,7 @@ class _Reference:
                         out = out + weight * x[t + i - 1][r + j - 1, c + k - 1]
         return out
 
-    # -- downsampling (Eq. 4, facts D7) -------------------------------------------------------------------------------
+    # -- downsampling (Eqs. 5 to 7) ------------------------------------------------------------------------------------
     def downsample(self, frame: Frame, sending: list[Place], corner: Place) -> Frame:
         """Patches to cells, for every cell of the canvas."""
         kind = self.config.downsampling
@@ -266,7 +266,7 @@ class _Reference:
         h = h * (1 + torch.erf(h / math.sqrt(2))) / 2
         return out + self.linear("lsd.mlp_down", h)
 
-    # -- summaries (Eq. 12 to 14, facts D8 to D10) --------------------------------------------------------------------
+    # -- summaries (Eqs. 8 to 14) --------------------------------------------------------------------------------------
     def fsra(self, cells: list[Tensor]) -> Tensor | None:
         """One learned query, the same for all frames, attends to the tokens of its frame."""
         if not self.config.fsra:
