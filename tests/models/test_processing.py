@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 import videopanda  # noqa: F401 - makes AutoProcessor know our classes
-from tiny import clip, tiny_processor, tiny_stab, tiny_tokenizer
+from tiny import clip, tiny_config, tiny_processor, tiny_stab, tiny_tokenizer
 from videopanda.models.videopanda import (
     VideoPandaProcessor,
     VideoPandaStabConfig,
@@ -202,6 +202,18 @@ def test_time_prompt():
     assert "video_metadata" not in out
     with pytest.raises(ValueError, match="length"):
         processor(text="<video>", videos=clip())
+
+
+@pytest.mark.parametrize(("preset", "told"), [("released", False), ("paper", True), ("eve_star", False)])
+def test_a_new_processor_follows_the_preset(preset, told):
+    """A model that sees no padding has none, and its prompt begins with the length of the clip."""
+    processor = VideoPandaProcessor.for_config(tiny_config(preset), tiny_tokenizer())
+    fields = processor.video_processor
+    assert (fields.canvas, fields.pad_frames) == (("tight", False) if told else ("square", True))
+    assert (fields.frame_sampling, fields.num_frames) == ("uniform", 8)
+    read = SimpleNamespace(frames=clip(), timestamps=np.arange(8.0) / 2, duration=4.0)
+    text = processor.tokenizer.decode(processor(text="<video>", videos=read)["input_ids"][0])
+    assert text.startswith("4.0 seconds: <video>" if told else "<video>")
 
 
 @pytest.mark.parametrize(

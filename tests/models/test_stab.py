@@ -33,6 +33,23 @@ def test_parameter_count_of_the_released_model():
     assert {name: np.prod(shape) for name, shape in official.items()} == {n: np.prod(s) for n, s in ours.items()}
 
 
+@pytest.mark.parametrize(
+    ("preset", "fields", "count"),
+    [
+        ("paper", {}, 38_061_056),
+        ("paper", {"gstra_mlp": True}, 46_456_832),  # the MLP of GSTRA, with its norm, is most of the difference
+        ("eve_star", {}, 29_982_720),  # the 30 M of the paper's Table 1
+    ],
+)
+def test_parameter_counts_of_the_other_presets(preset, fields, count):
+    """STAB and projector, as the paper counts its 45 M; no language model is needed for that."""
+    text = {"model_type": "llama", "vocab_size": 4, "num_hidden_layers": 0, "hidden_size": 4096}
+    stab = getattr(VideoPandaStabConfig, preset)(**fields)
+    with torch.device("meta"):
+        model = VideoPandaForConditionalGeneration(VideoPandaConfig(text, stab, video_token_id=0, image_token_id=1))
+    assert sum(p.numel() for part in model.vision_modules().values() for p in part.parameters()) == count
+
+
 def test_multiply_accumulates_of_the_released_model():
     """105.43 G for eight square frames: what the paper calls FLOPs. A weight multiplies once for every place it sees.
 
@@ -172,6 +189,44 @@ def test_images(name):
     assert len(tokens) == sum(counts)
 
 
+@pytest.mark.parametrize("preset", ["released", "paper"])
+def test_a_missing_summary_leaves_the_other_one(preset):
+    """Without FSRA the video summary alone goes through f_proj; without GSTRA the frame summary stands as it is."""
+    frames, rows, columns = 4, 4, 6
+    placement = torch.tensor([[0, 0, rows, columns, frames, frames]])
+    pixels = torch.randn(1, frames, 3, rows * 8, columns * 8, generator=torch.Generator().manual_seed(3))
+
+    def run(**fields):
+        """The parts that exist, what the summaries returned, and the first token of each frame."""
+        stab = VideoPandaStab(tiny_stab(preset, **fields)).eval()
+        randomize(stab)
+        seen = {}
+        for name in ("gstra", "fsra"):
+            if (part := getattr(stab, name)) is not None:
+                part.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
+        with torch.no_grad():
+            tokens = stab(pixels, placement).view(frames, -1, 32)
+        return stab, seen, tokens
+
+    stab, seen, tokens = run(fsra=False)
+    assert stab.fsra is None
+    assert stab.fusion.balance is None
+    with torch.no_grad():
+        expected = stab.fusion.proj(stab.fusion.norm(seen["gstra"]))
+    # measured worst: 7.2e-7 on values up to 6
+    torch.testing.assert_close(tokens[:, 0], expected.expand(frames, -1), rtol=1e-5, atol=1e-5)
+
+    stab, seen, tokens = run(gstra=False)
+    assert stab.gstra is None
+    assert stab.fusion is None
+    assert torch.equal(tokens[:, 0], seen["fsra"][0])
+    assert tokens.shape[1] == 1 + rows * (columns + 1)
+
+    stab, seen, tokens = run(gstra=False, fsra=False)
+    assert seen == {}
+    assert tokens.shape[1] == rows * (columns + 1)
+
+
 def test_coordinates_are_waves_over_the_picture_and_the_clip():
     """Each cell's token grows by the projected waves of its own centre; context and row tokens stay as they are."""
     stab = VideoPandaStab(tiny_stab("paper", coordinates=True)).eval()
@@ -238,6 +293,37 @@ def test_paper_equals_a_naive_implementation():
         ours = stab(pixels[None], torch.tensor([[0, 0, rows, columns, frames, frames]]))
     # measured worst: 4.1e-6 on values up to 9
     torch.testing.assert_close(ours, torch.stack(expected), rtol=1e-5, atol=1e-4)
+
+
+def test_eve_star_sends_frame_after_frame():
+    """A frame's tokens are those of the frame alone, and nothing stands between frames."""
+    stab = VideoPandaStab(tiny_stab("eve_star")).eval()
+    randomize(stab)
+    pixels = torch.randn(3, 3, 32, 48, generator=torch.Generator().manual_seed(6))
+    with torch.no_grad():
+        tokens = stab(pixels[None], torch.tensor([[0, 0, 4, 6, 3, 3]]))
+        alone = [stab(frame[None, None], torch.tensor([[0, 0, 4, 6, 1, 1]])) for frame in pixels]
+    assert len(tokens) == 3 * (1 + 4 * 7)  # a context token, and a row token at the end of each row
+    # measured worst: 7.2e-7 on values up to 7
+    torch.testing.assert_close(tokens, torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["released", "paper"])
+def test_half_resolution_averages_pixels(preset):
+    """It is the arithmetic without downsampling, on a picture of half the side whose pixels are means of 2 × 2."""
+    stab = VideoPandaStab(tiny_stab(preset, downsampling="half_resolution")).eval()
+    randomize(stab)
+    pixels = torch.randn(1, 4, 3, 48, 48, generator=torch.Generator().manual_seed(5))
+    halved = (pixels[..., ::2, ::2] + pixels[..., 1::2, ::2] + pixels[..., ::2, 1::2] + pixels[..., 1::2, 1::2]) / 4
+    placement = torch.tensor([[0, 0, 6, 6, 4, 4]])
+    with torch.no_grad():
+        tokens = stab(pixels, placement)
+        twice = halved.repeat_interleave(2, -1).repeat_interleave(2, -2)  # each mean in the place of its four pixels
+        # measured worst: 8.1e-6 on values up to 39
+        torch.testing.assert_close(stab(twice, placement), tokens, rtol=1e-5, atol=1e-4)
+        patches = stab.patch_embedding(halved)
+    assert patches.shape[2:4] == (6, 6)  # one patch, one token
+    assert len(tokens) == 4 * (1 + 6 * 7)
 
 
 def test_batch_norm_sees_only_what_takes_part():

@@ -29,6 +29,7 @@ def test_the_paper_has_three_stages():
     for stage in PAPER.values():
         assert (stage.epochs, stage.max_steps, stage.weight_decay, stage.adam_beta2) == (1.0, 0, 0.0, 0.999)
         assert (stage.text_weight, stage.align_weight, stage.dtype) == (1.0, 0.0, "bfloat16")
+        assert (stage.distill_weight, stage.max_grad_norm) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("preset", ["paper", "nano"])
