@@ -68,7 +68,7 @@ class FusedHead(nn.Module):
 
 
 class LastLayerHead(nn.Module):
-    """The head as described in the paper (Eqs. 18, 19): a linear map of the language model's output to the teacher's width."""
+    """The head as the paper describes it (Eqs. 18, 19): one linear map from the language model's output."""
 
     num_states = 1
 
