@@ -19,6 +19,7 @@ from videopanda.checkpoints.verify import verify
 from videopanda.checkpoints.weight_checks import Check, Expected, check_keys, check_parameters
 from videopanda.cli import app as cli
 from videopanda.inference.load import BUNDLED_MODEL
+from videopanda.models.generation import CACHE_NAME
 from videopanda.models.videopanda import VideoPandaConfig, VideoPandaForConditionalGeneration, VideoPandaStab
 
 MEAN = "model.stab.lste.norm.running_mean"
@@ -237,7 +238,7 @@ def test_positions_that_are_wrong_behind_a_cache(converted, monkeypatch):
 
     def shifted(self, *args, **kwargs):
         inputs = right(self, *args, **kwargs)
-        if inputs.get("past_key_values") is not None and inputs["past_key_values"].get_seq_length():
+        if inputs.get(CACHE_NAME) is not None and inputs[CACHE_NAME].get_seq_length():
             inputs["position_ids"] = inputs["position_ids"] + 7
         return inputs
 

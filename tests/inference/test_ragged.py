@@ -14,6 +14,7 @@ from videopanda.inference.batch import Batch, Prompt, prefill
 from videopanda.inference.clip import encode_clips
 from videopanda.inference.engine import Engine
 from videopanda.inference.kv_prefix import PADDING, CacheLayout, KVPrefix
+from videopanda.models.generation import CACHE_NAME
 from videopanda.models.layer_cache import layer_masks
 
 VIDEOS = [Clip(clip(8, 30, 40, 0), tuple(range(8)), 8.0), Clip(clip(8, 40, 20, 1), tuple(range(8)), 8.0)]
@@ -63,8 +64,7 @@ def alone(model, windows, kv: KVPrefix, ids, steps: int) -> tuple[list[int], lis
                 attention_mask=None,
                 position_ids=place,
                 position_embeddings=rotary,
-                past_key_values=OneLayer(windows[i]),
-                cache=OneLayer(windows[i]),
+                **{CACHE_NAME: OneLayer(windows[i])},
             )
             hidden = out[0] if isinstance(out, tuple) else out
         position += 1

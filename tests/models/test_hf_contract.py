@@ -41,16 +41,16 @@ def test_a_new_video_in_a_later_turn_is_read(pair, second_turn, given):
     """With the clip of the new turn alone, or with all clips: what the cache holds is not spliced again."""
     cache, prompt, new, both, expected = second_turn
     visuals = new if given == "new" else both
-    assert torch.equal(pair[0].generate(**prompt, **visuals, past_key_values=deepcopy(cache), **GREEDY), expected)
+    assert torch.equal(pair[0].generate(**prompt, **visuals, **{CACHE_NAME: deepcopy(cache)}, **GREEDY), expected)
 
 
 def test_a_video_that_does_not_fit_a_later_turn_is_refused(pair, second_turn):
     cache, prompt, new, _, _ = second_turn
     with pytest.raises(ValueError, match=r"281 of them after the cached part, but the videos give 0"):
-        pair[0].generate(**prompt, past_key_values=deepcopy(cache), **GREEDY)
+        pair[0].generate(**prompt, **{CACHE_NAME: deepcopy(cache)}, **GREEDY)
     three = {name: torch.cat([value] * 3) for name, value in new.items()}
     with pytest.raises(ValueError, match=r"give the videos of the new text, or those of the whole text"):
-        pair[0].generate(**prompt, **three, past_key_values=deepcopy(cache), **GREEDY)
+        pair[0].generate(**prompt, **three, **{CACHE_NAME: deepcopy(cache)}, **GREEDY)
 
 
 def test_placeholders_after_a_cache_are_not_left_unfilled(pair, second_turn):
@@ -58,7 +58,7 @@ def test_placeholders_after_a_cache_are_not_left_unfilled(pair, second_turn):
     cache, prompt, _, _, _ = second_turn
     rest = prompt["input_ids"][:, cache.get_seq_length() :]
     with pytest.raises(ValueError, match=r"281 <video> tokens but the videos give 0"):
-        pair[0](rest, attention_mask=prompt["attention_mask"], past_key_values=deepcopy(cache))
+        pair[0](rest, attention_mask=prompt["attention_mask"], **{CACHE_NAME: deepcopy(cache)})
 
 
 def test_generation_from_embeddings(pair):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, LlamaConfig, Phi3Config, Qwen2Config, Qwen3Config
 
+from videopanda.models.generation import CACHE_NAME
 from videopanda.models.layer_cache import MergedCache
 from videopanda.models.merging import PADDING, Merger, MergeSchedule, VisualPlaces, add_layer_hooks
 from videopanda.models.visual import CELL, CONTEXT, ROW_END
@@ -252,7 +253,7 @@ def test_recomputed_activations_merge_alike():
 def test_the_cache_remembers_positions_per_layer():
     model, (embeds, is_visual, layouts, mask) = model_of("llama"), batch()
     cache = MergedCache()
-    _, merger = run(model, embeds, is_visual, layouts, mask, SCHEDULES["ratio"], past_key_values=cache, use_cache=True)
+    _, merger = run(model, embeds, is_visual, layouts, mask, SCHEDULES["ratio"], use_cache=True, **{CACHE_NAME: cache})
     lengths = [layer.keys.shape[2] for layer in cache.layers]
     assert lengths == [layer.positions.shape[1] for layer in cache.layers]
     assert lengths[0] > lengths[1] == lengths[2] > lengths[3] == lengths[4]

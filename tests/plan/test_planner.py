@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tiny import TEXT, clip, tiny_model, tiny_processor, tiny_stab
 from videopanda.models.families import processor_class
+from videopanda.models.generation import CACHE_NAME
 from videopanda.models.videopanda import VideoPandaStabConfig, VideoPandaVideoProcessor
 from videopanda.plan.backbones import BACKBONES, config_of
 from videopanda.plan.planner import DoesNotFitError, Planner, _largest_within, budget, planner_for
@@ -71,10 +72,10 @@ def test_flops_and_caches_are_those_of_a_real_run(text):
     _, vision = counted(lambda: model.get_video_features(inputs["pixel_values_videos"], inputs["video_placement"]))
     embeds = torch.zeros(1, length, 48)
     read, prefill = counted(lambda: model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1))
-    cache_, one = read.past_key_values, torch.tensor([[5]])
-    _, step = counted(lambda: model(input_ids=one, past_key_values=cache_, use_cache=True))
+    cache_, one = read[CACHE_NAME], torch.tensor([[5]])
+    _, step = counted(lambda: model(input_ids=one, cache=cache_, use_cache=True))
     assert plan.flops == {"vision": vision, "prefill": prefill, "per_token": step}
-    model(input_ids=one, past_key_values=cache_, use_cache=True)
+    model(input_ids=one, cache=cache_, use_cache=True)
     assert plan.kv_bytes == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache_.layers)
     assert plan.weight_bytes == sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
 

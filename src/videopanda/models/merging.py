@@ -342,7 +342,7 @@ def _after(i: int) -> Any:
         merger = kwargs.get(ARGUMENT)
         if merger is None:
             return output
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))  # before transformers 5.24
         if cache is not None:
             _note_positions(cache.layers[i], kwargs["position_ids"], merger.is_padding[merger.stage_of(i)])
         if isinstance(output, tuple):
