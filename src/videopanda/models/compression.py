@@ -28,13 +28,14 @@ class CompressionConfig(PreTrainedConfig):
 
     Args:
         mixer: "mamba" or "mamba2" lets tokens exchange information in reading order before they are reduced (STORM,
-            Sec. 3); "none" does not.
+            arXiv 2503.04130); "none" does not.
         mixer_layers: number of mixers, each residual, with output weights that start at zero.
         bidirectional: mix in both directions; such a compressor needs the whole clip and cannot stream.
         state_size: N of the mixers.
         pool_time: average this many consecutive frames.
         pool_space: average squares of this many cells per side.
-        queries: pooled tokens are put between the others before mixing and are all that is kept (BIMBA, Sec. 3.2).
+        queries: pooled tokens are put between the others before mixing and are all that is kept (BIMBA, arXiv
+            2503.09590).
         keep_every: keep every n-th pooled frame, outside of training only (test-time sampling, STORM).
         merge_tokens: merge the most similar cells of every `merge_frames` frames until this many remain (ToMe); 0
             for none.
