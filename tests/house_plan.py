@@ -1,4 +1,4 @@
-"""The house plan as data: which room may import what. The tests enforce it and docs/architecture.md prints it.
+"""The house plan as data: which package may import what. The tests enforce it and docs/architecture.md prints it.
 
 python tests/house_plan.py      # writes the table into docs/architecture.md again
 """
@@ -8,8 +8,8 @@ from pathlib import Path
 ARCHITECTURE = Path(__file__).parents[1] / "docs" / "architecture.md"
 BEGIN, END = "<!-- import table: begin -->\n", "<!-- import table: end -->\n"
 
-# Every room: what it may import from this package, and from other packages. Modules are matched by their longest
-# prefix; "." stands for the room itself, "" for `videopanda/__init__.py`.
+# Every package: what it may import from this package, and from other packages. Modules are matched by their longest
+# prefix; "." stands for the package itself, "" for `videopanda/__init__.py`.
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "": ({"_auto", "models"}, set()),
     "__main__": ({"cli"}, set()),
@@ -57,7 +57,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
 
 def import_table() -> str:
     """The rule as a Markdown table."""
-    lines = ["| room | may import from this package | and from others |", "|---|---|---|"]
+    lines = ["| package | may import from this package | and from others |", "|---|---|---|"]
     for room, (own, others) in ROOMS.items():
         names = {"": "`videopanda/__init__.py`", ".": "itself"}
         mine = [names.get(name, f"`{name}`") for name in sorted(own)]

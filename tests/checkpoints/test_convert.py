@@ -236,7 +236,7 @@ def test_missing_weights_are_refused(name, ours, tmp_path):
 def test_other_shapes_are_refused(tmp_path):
     weights = golden_weights()
     weights["model.video_projector.0.bias"] = torch.ones(7)
-    with pytest.raises(ValueError, match=r"video_projector.0.bias has the shape \(7,\).* asks for \(48,\)"):
+    with pytest.raises(ValueError, match=r"video_projector.0.bias has the shape \(7,\).* requires \(48,\)"):
         make_plan(write_official(tmp_path / "official", weights))
 
 

@@ -320,7 +320,7 @@ def test_bad_input_is_one_line(ours, official, tmp_path, run):
         ((tmp_path / "none",), "no model folder at"),
         ((tmp_path / "empty",), "is not a videopanda checkpoint: it has no config.json"),
         ((official,), f"run `videopanda convert {official} DST`"),
-        ((ours, "--against", tmp_path / "none"), "no checkpoint folder at"),
+        ((ours, "--against", tmp_path / "none"), "no such file or folder"),
         ((ours, "--against", ours), "needs no conversion"),
     ]:
         code, out, err = run(*arguments)

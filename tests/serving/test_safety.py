@@ -204,7 +204,7 @@ def test_files_stay_until_their_time_is_over(path, tmp_path):
 def test_bytes_of_files_are_bounded(path, tmp_path):
     content = path.read_bytes()
     store = FileStore(tmp_path / "s", FileLimits(file_bytes=len(content), total_bytes=2 * len(content)))
-    with pytest.raises(TooLargeError, match="more than"):
+    with pytest.raises(TooLargeError, match="larger than"):
         upload(store, content + b"x")
     with pytest.raises(UnfitError):
         upload(store, b"no video")
