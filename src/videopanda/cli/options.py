@@ -72,11 +72,15 @@ def size_in_bytes(text: str) -> int:
 
 
 def quiet() -> None:
-    """Silence transformers logging and progress bars."""
+    """Silence progress bars of transformers, and logging of it and of what it imports."""
+    from logging import ERROR, getLogger
+
     from transformers import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    for name in ("bitsandbytes", "DeepSpeed"):
+        getLogger(name).setLevel(ERROR)
 
 
 def console() -> "Console":

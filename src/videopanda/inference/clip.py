@@ -199,7 +199,7 @@ def _read(model: Any, processor: Any, source: ClipSource, max_new_tokens: int) -
         background=rules.background,
     )
     planner = planner_for(model, rules)
-    square = rules.token_count(source.num_frames, 1, 1)  # no other shape has more tokens
+    square = rules.most_tokens(source.num_frames)
     if square + max_new_tokens > planner.context and is_stored(source.video):
         # Refused before all frames are decoded, which may take long and all memory.
         first = read(num_frames=1)

@@ -119,6 +119,10 @@ class ElvaVideoProcessor(FrameProcessor):
         chosen[np.argsort(-score, kind="stable")[: int((every | chosen).sum())]] = True
         return chosen
 
+    def most_tokens(self, num_frames: int) -> int:
+        """Tokens of a clip of `num_frames` frames of the shape that has most of them: one column of cells."""
+        return num_frames * frame_tokens(self.max_frame_cells, 1)
+
     def longer_side(self, height: int, width: int) -> int:
         """Pixels of the longer side of a frame of `height` × `width`, as the model sees it."""
         return max(grid_of(height, width, self.cell_size, self.max_frame_cells)) * self.cell_size

@@ -126,6 +126,10 @@ class VideoPandaVideoProcessor(FrameProcessor):
         """Cells per side of the square canvas."""
         return self.size["height"] // self.cell_size
 
+    def most_tokens(self, num_frames: int) -> int:
+        """Tokens of a clip of `num_frames` frames of the shape that has most of them."""
+        return self.token_count(num_frames, 1, 1)
+
     def longer_side(self, height: int, width: int) -> int:
         """Pixels of the longer side of a frame of `height` × `width`, as the model sees it."""
         return self.size["height"]
