@@ -35,6 +35,9 @@ class ToyVideoProcessor(FrameProcessor):
     def token_count(self, num_frames, height, width, kind="video"):
         return num_frames * self.max_cells**2
 
+    def longer_side(self, height, width):
+        return self.size["height"]
+
     def most_tokens(self, num_frames):
         return self.token_count(num_frames, 1, 1)
 
