@@ -56,7 +56,7 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
         return None
     with suppress(AttributeError):  # only glibc has it; freed memory that is still held would hide the peak
         ctypes.CDLL(None).malloc_trim(0)
-    reset.write_text("5")  # the peak starts anew
+    reset.write_text("5")  # resets the peak
     before = _status_bytes(status, "VmRSS")
     call()
     return _status_bytes(status, "VmHWM") - before

@@ -40,7 +40,7 @@ def read_sentencepiece(path: Path) -> Tokenizer:
     tokenizer = Tokenizer(
         models.BPE(vocabulary, _merges(pieces), unk_token=unknown, fuse_unk=True, byte_fallback=has_bytes)
     )
-    # As SentencePiece does: the space goes in front of the text, not behind every special token in it.
+    # As SentencePiece does: the space goes before the text, not after every special token in it.
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]

@@ -101,7 +101,7 @@ class TokenLayout(NamedTuple):
     waits for the device nor depends on data.
     """
 
-    box: tuple[int, int, int, int]  # first row, row behind, first column, column behind of the cells that are read
+    box: tuple[int, int, int, int]  # first row, end row, first column, end column (exclusive) of the cells used
     grid: CellGrid  # of the box
     placement: Tensor  # (B, 6) of the whole videos, within the box
     first: int  # number of the first frame

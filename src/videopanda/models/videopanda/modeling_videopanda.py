@@ -142,7 +142,7 @@ def encode_frames(
     tokens_VE, filled = None, 0
     for start in range(0, len(pixels_BTXY), videos):
         part_B6 = placement_B6[start : start + videos]
-        ends = max(1, min(frames, int(part_B6[:, 4].max())))  # behind them no frame sends tokens
+        ends = max(1, min(frames, int(part_B6[:, 4].max())))  # later frames yield no tokens
         for first in range(0, ends, per_pass):
             part_BTXY = pixels_BTXY[start : start + videos, first : first + per_pass]
             layout = stab.plan(part_B6, part_BTXY.shape[1], rows, columns, is_image, device, first)

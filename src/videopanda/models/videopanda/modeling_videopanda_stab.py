@@ -29,7 +29,7 @@ from .modeling_videopanda_layers import (
     pool_by_query,
 )
 
-# Inference takes so many windows at a time, a quarter of those of eight square frames: more cost memory for nothing.
+# Windows per pass at inference, a quarter of those of eight square frames: more cost memory without being faster.
 WINDOWS_PER_PASS = 512
 
 
