@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE := 1
 PIP := -m pip install --quiet --disable-pip-version-check
 # Without a GPU the CPU build of torch, which lies on an index of its own. What torch needs on a CPU is in the locks.
 GPU := $(shell command -v nvidia-smi)
-TORCH_FROM := $(if $(GPU),,--extra-index-url https://download.pytorch.org/whl/cpu)
+TORCH_FROM := $(if $(GPU),,--no-deps --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 LOCKED := $(PIP) --no-deps --require-hashes --requirement
 
 .PHONY: setup demo test test-vllm test-ray test-lmms-eval test-gpu test-newest test-oldest check lint types lock clean
