@@ -384,7 +384,7 @@ def test_wrong_arguments_are_refused(tmp_path):
         with pytest.raises((ValueError, OSError), match=message):
             make_checkpoint(tmp_path / "out", **{"backbone": folder, **arguments})
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match="in use"):
+    with pytest.raises(ValueError, match="already exists"):
         make_checkpoint(folder, folder)
 
 

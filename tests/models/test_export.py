@@ -201,5 +201,5 @@ def test_other_folders_are_refused(tmp_path, spoil, message):
 def test_folders_in_use_are_kept(saved, tmp_path):
     with pytest.raises(FileNotFoundError, match="no model folder"):
         export(tmp_path / "none", tmp_path / "out")
-    with pytest.raises(ValueError, match="in use"):
+    with pytest.raises(ValueError, match="already exists"):
         export(saved[0], saved[1])
