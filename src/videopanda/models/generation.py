@@ -139,7 +139,7 @@ class VisualGenerationMixin(GenerationMixin):
                     f"({text.vocab_size}). `prompt_lookup_num_tokens=4` speeds up generation without an assistant."
                 )
             kwargs["assistant_model"] = assistant_model
-        return super().generate(*args, **kwargs)  # type: ignore[misc]
+        return super().generate(*args, **kwargs)
 
     def prefill(
         self,
@@ -199,13 +199,11 @@ class VisualGenerationMixin(GenerationMixin):
         assert cache is not None
         return self.compute_logits(last_BE), cache
 
-    def prepare_inputs_for_generation(  # type: ignore[override]
+    def prepare_inputs_for_generation(
         self, input_ids: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Pass visuals to the step that processes their placeholders, except those already in the cache."""
-        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
-            input_ids, inputs_embeds=inputs_embeds, **kwargs
-        )
+        inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
         cache = inputs.get(CACHE_NAME)
         if inputs.get("input_ids") is None:
             return inputs
