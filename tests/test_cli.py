@@ -44,7 +44,7 @@ SURFACE = {
     ),
     "answer": (
         {"--model", "--num-frames", "--start", "--end", "--device", "--cache", "--cache-size", "--json"}
-        | {"--quantize", "--max-new-tokens", "--static-cache", "--prompt-lookup", "--prefill-chunk"},
+        | {"--quantize", "--max-new-tokens"},
         {"video", "question"},
     ),
     "bench": (set(), {"efficiency", "decode", "generate", "train"}),
@@ -59,7 +59,10 @@ SURFACE = {
     "convert": ({"--allow", "--json"}, {"source", "target"}),
     "doctor": ({"--json"}, set()),
     "data": (set(), {"check", "features", "label", "shard"}),
-    "data check": ({"--media-root", "--format", "--manifest", "--against", "--workers", "--json"}, {"data"}),
+    "data check": (
+        {"--media-root", "--format", "--manifest", "--against", "--workers", "--json", "--num-frames", "--sampling"},
+        {"data"},
+    ),
     "data shard": (
         {"--media-root", "--format", "--manifest", "--max-bad-share", "--samples", "--seed"},
         {"data", "out"},
@@ -139,7 +142,10 @@ SURFACE = {
         | {"--max-queue", "--clip-cache", "--decoders", "--decode-timeout"},
         set(),
     ),
-    "train": ({"--config", "--set", "--model", "--output", "--resume", "--dry-run", "--processes"}, {"stage"}),
+    "train": (
+        {"--config", "--set", "--model", "--output", "--resume", "--dry-run", "--processes", "--chat-template"},
+        {"stage"},
+    ),
     "verify": ({"--against", "--record", "--json"}, {"checkpoint"}),
 }
 

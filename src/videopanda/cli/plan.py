@@ -58,7 +58,7 @@ def plan_verb(
         typer.Option(
             "--fit",
             metavar="SIZE",
-            help="Find the maximum that fits, e.g. into 24GiB: frames, or with --num-frames pixels per frame.",
+            help="What fits into SIZE, say 24GiB: frames, or pixels with --num-frames.",
         ),
     ] = None,
     samples: Annotated[

@@ -92,7 +92,8 @@ def token_layout(placement: Any, max_cells: int, row_tokens: bool, context_token
 
     frames = [frame(top, left, rows, columns, CELL)] * num_real
     frames += [frame(0, 0, corner, corner, PADDING)] * (num_frames - num_real)
-    return torch.cat([F.pad(frame_X3, (1, 0), value=number) for number, frame_X3 in enumerate(frames)])
+    numbered = [F.pad(frame_X3, (1, 0), value=number) for number, frame_X3 in enumerate(frames)]
+    return torch.cat(numbered) if numbered else torch.zeros(0, 4, dtype=torch.int64)
 
 
 class TokenLayout(NamedTuple):
