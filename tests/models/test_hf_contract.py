@@ -49,7 +49,7 @@ def test_a_video_that_does_not_fit_a_later_turn_is_refused(pair, second_turn):
     with pytest.raises(ValueError, match=r"281 of them after the cached part, but the videos give 0"):
         pair[0].generate(**prompt, **{CACHE_NAME: deepcopy(cache)}, **GREEDY)
     three = {name: torch.cat([value] * 3) for name, value in new.items()}
-    with pytest.raises(ValueError, match=r"give the videos of the new text, or those of the whole text"):
+    with pytest.raises(ValueError, match=r"pass the videos of the new text only, or those of the whole text"):
         pair[0].generate(**prompt, **three, **{CACHE_NAME: deepcopy(cache)}, **GREEDY)
 
 

@@ -1,5 +1,6 @@
 """A real server in a process of its own, with the command that users type."""
 
+import asyncio
 import json
 import os
 import signal
@@ -9,10 +10,18 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 PATIENCE = 280  # seconds; the machine may be busy
+
+
+def run_async(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine in a thread: a browser that is open in this process holds the main thread's loop."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 def free_port() -> int:

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import uvicorn
-from live import PATIENCE, Server, free_port
+from live import PATIENCE, Server, free_port, run_async
 from PIL import Image
 from test_api import DEMO
 
@@ -237,7 +237,7 @@ def test_decoded_frames_that_wait_are_bounded(tmp_path):
         await pool.close()
         store.close()
 
-    asyncio.run(use())
+    run_async(use())
     engine.close()
 
 

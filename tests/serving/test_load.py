@@ -79,7 +79,8 @@ def test_too_many_clients_are_told_so(tmp_path):
     server.stop(signal.SIGKILL)
     for thread in threads:
         thread.join(PATIENCE)
-    assert sorted(set(ends)) in (["broken", "queue_full"], ["answered", "broken", "queue_full"])
+    assert ends.count("queue_full") == 6
+    assert set(ends) <= {"answered", "broken", "queue_full"}  # a short reply may end before the server is killed
     assert len(ends) == 8
     while any(map(psutil.pid_exists, family)) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from live import run_async
 from PIL import Image
 
 from media import read_numbers, write_video
@@ -54,7 +55,7 @@ def with_pool(use, **reading):
         finally:
             await pool.close()
 
-    return asyncio.run(run())
+    return run_async(run())
 
 
 def test_a_process_reads_what_the_library_reads(path, tmp_path):

@@ -91,7 +91,7 @@ class VisualModelMixin:
             embeds_BNE = self.spliced(embeds_BNE, input_ids, encoded)
         merger = None
         if input_ids is not None and encoded.get("video"):
-            is_flat = attention_mask is not None and attention_mask.ndim == 2
+            is_flat = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2
             is_padding_BN = attention_mask[:, -input_ids.shape[1] :] == 0 if is_flat else None  # type: ignore[index]
             merger = self.merger_for(input_ids, encoded["video"], is_padding_BN)
         if merger is not None:
