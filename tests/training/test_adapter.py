@@ -11,7 +11,7 @@ from clips import Clips, metrics
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from tiny import clip, tiny_model, tiny_processor
+from tiny import clip, tiny_config, tiny_model, tiny_processor
 from videopanda.models.load import load_checkpoint
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration
 from videopanda.training.adapter import ADAPTER, add_adapter, load_quantized
@@ -109,9 +109,21 @@ def test_a_run_with_an_adapter_resumes(start, tuned, tmp_path):
     assert np.isfinite(json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["loss"])
 
 
-def test_a_quantized_language_model_is_adapted(start, tmp_path):
+def test_a_quantized_language_model_is_adapted(tmp_path_factory, tmp_path):
     """4 bits in the language model alone, in training alone: what is saved has the full weights."""
     pytest.importorskip("bitsandbytes")
+    start = tmp_path_factory.mktemp("wide")  # on a CPU bitsandbytes wants widths that are multiples of 64
+    config = tiny_config()
+    text = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": 64,
+    }
+    config.text_config = type(config.text_config)(**{**config.text_config.to_dict(), **text})
+    type(tiny_model())(config).save_pretrained(start)
+    tiny_processor().save_pretrained(start)
     settings = stage(quantize="nf4", max_steps=5)
     model, processor = load_quantized(start)
     in_four_bits = {name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
