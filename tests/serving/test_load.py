@@ -75,7 +75,7 @@ def test_too_many_clients_are_told_so(tmp_path):
     while ends.count("queue_full") < 6 and len(ends) < 8 and time.monotonic() < deadline:
         time.sleep(0.02)
     family = [server.process.pid, *(child.pid for child in psutil.Process(server.process.pid).children())]
-    (tmp_path / "files" / "parts" / "half").write_bytes(b"a file that was being sent")
+    (tmp_path / "files" / "parts" / ("0" * 32)).write_bytes(b"a file that was being sent")
     server.stop(signal.SIGKILL)
     for thread in threads:
         thread.join(PATIENCE)
