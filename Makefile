@@ -108,7 +108,7 @@ SHARED = $(COMPILE) --override locks/torch.override --no-emit-package torch lock
 lock: $(UV)/.installed
 	$(SHARED) pyproject.toml --extra dev --python-version 3.10 --output-file locks/dev.txt
 	$(SHARED) pyproject.toml --extra serve --python-version 3.10 --constraint locks/dev.txt --output-file locks/serve.txt
-	$(SHARED) pyproject.toml --extra eval locks/lmms-eval.in --python-version 3.11 \
+	$(SHARED) pyproject.toml --extra eval --extra serve locks/lmms-eval.in --python-version 3.11 \
 		--output-file locks/lmms-eval.txt
 	echo lmms-eval==0.7.3 | $(COMPILE) --no-deps --no-header --python-version 3.11 - >> locks/lmms-eval.txt
 	$(SHARED) locks/vllm.in --python-version 3.11 --output-file locks/vllm.txt

@@ -13,6 +13,7 @@ import base64
 import http.client
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -204,6 +206,8 @@ def main() -> None:
                 print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
             report = {
                 "command": " ".join(["python", *sys.argv]),
+                "date": time.strftime("%Y-%m-%d"),
+                "machine": f"{platform.machine()}, Python {platform.python_version()}, torch {version('torch')}",
                 "cpus": os.cpu_count(),
                 "load": [round(one, 1) for one in os.getloadavg()],
                 "requests": sum(one["requests"] for both in rounds.values() for one in both) + sum(giant.values()),
@@ -234,7 +238,7 @@ def main() -> None:
     print(json.dumps(report, indent=1))
     if options.output:
         known = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {}
-        options.output.write_text(json.dumps({**known, "server": report}, indent=1) + "\n", encoding="utf-8")
+        options.output.write_text(json.dumps({**known, "server": report}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
