@@ -11,7 +11,7 @@ BEGIN, END = "<!-- import table: begin -->\n", "<!-- import table: end -->\n"
 # Every package: what it may import from this package, and from other packages. Modules are matched by their longest
 # prefix; "." stands for the package itself, "" for `videopanda/__init__.py`.
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
-    "": ({"_auto", "models"}, set()),
+    "": ({"_auto", "models", "inference", "video"}, set()),  # inference and video for type checkers and on first use
     "__main__": ({"cli"}, set()),
     "_auto": ({"models", "video"}, set()),
     "models": ({".", "models.pictures"}, {"torch", "transformers", "numpy", "PIL"}),

@@ -200,7 +200,7 @@ def test_json_is_one_object_on_stdout(run, model):
         "answer",
         "frame_times",
         "frame_indices",
-        "visual_tokens",
+        *("visual_tokens", "prompt_tokens", "completion_tokens", "finish_reason"),
         "decoder",
         "timings",
         "model",

@@ -5,18 +5,34 @@ all model families:
 
     import videopanda
     print(videopanda.answer("clip.mp4", "What colour is the circle?"))
+
+    chat = videopanda.Chat(*videopanda.load(), "clip.mp4")
+    for text in chat.stream("What colour is the circle?"):
+        print(text, end="", flush=True)
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from videopanda import _auto
 from videopanda.models import home_of
 
 __version__ = "0.1.0"
-__all__ = ["answer", "read_video"]
+__all__ = ["Answer", "Chat", "aanswer", "answer", "astream", "load", "read_video", "stream"]
 
-_HOME = {"answer": "videopanda.inference.answer", "read_video": "videopanda.video.read"}
+_HOME = {
+    **dict.fromkeys(("Chat", "aanswer", "answer", "astream", "stream"), "videopanda.inference.answer"),
+    "Answer": "videopanda.inference.reply",
+    "load": "videopanda.inference.load",
+    "read_video": "videopanda.video.read",
+}
+
+
+if TYPE_CHECKING:
+    from videopanda.inference.answer import Chat, aanswer, answer, astream, stream
+    from videopanda.inference.load import load
+    from videopanda.inference.reply import Answer
+    from videopanda.video.read import read_video
 
 
 def __getattr__(name: str) -> Any:

@@ -130,9 +130,7 @@ def answer_verb(
     if not as_json:
         print(answer.answer)
         return
-    from dataclasses import asdict
-
-    print(json.dumps(asdict(answer)))
+    print(json.dumps(answer.as_dict()))
 
 
 @app.command("chat")

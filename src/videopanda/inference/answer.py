@@ -3,50 +3,35 @@
     import videopanda
     print(videopanda.answer("clip.mp4", "What color is the circle?"))
 
-    model, processor = load("path/to/checkpoint")            # None: the small model that comes with the package
-    for answer in ask(model, processor, "clip.mp4", ["How many objects are there?", "Which way does the circle move?"]):
-        print(answer.answer, answer.frame_times)
+    model, processor = videopanda.load("path/to/checkpoint")   # without a path: the small model of this package
+    chat = videopanda.Chat(model, processor, "clip.mp4")
+    for text in chat.stream("How many objects are there?"):
+        print(text, end="", flush=True)
 
-Decoding is greedy. A clip is read and encoded once, however many questions follow; each question is answered exactly as
-if it were the only one. Prompts come from the chat template of the processor.
+Decoding is greedy unless asked otherwise. A clip is read and encoded once, however many questions follow; each question
+is answered exactly as if it were the only one. Prompts come from the chat template of the processor.
 """
 
+import asyncio
 import re
+import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import AsyncGenerator, Generator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, overload
 
 from videopanda.inference.clip import ClipSource, EncodedClip, encode_clip
-from videopanda.inference.engine import MAX_NEW_TOKENS, Engine, Failed, GenerateRequest
+from videopanda.inference.engine import MAX_NEW_TOKENS, Engine, Failed, Finished, GenerateRequest, TextDelta
 from videopanda.inference.load import load
+from videopanda.inference.reply import Answer
+from videopanda.inference.sampling import GREEDY, Sampling
 from videopanda.inference.visual_cache import TokenDiskCache
 
 Message = dict[str, Any]  # of a chat template: {"role": …, "content": […]}
 
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer and its provenance.
-
-    frame_times: seconds at which the frames that the model saw are first shown.
-    frame_indices: their numbers in the file; None if no file was read.
-    visual_tokens: number of tokens that the clip takes in the language model.
-    decoder: what decoded the file, with its version; None if no file was read.
-    timings: seconds for "decode", "preprocess" and "generate" (encoding included), of the whole batch of questions.
-    model: folder of the checkpoint.
-    """
-
-    question: str
-    answer: str
-    frame_times: tuple[float, ...]
-    frame_indices: tuple[int, ...] | None
-    visual_tokens: int
-    decoder: str | None
-    timings: dict[str, float]
-    model: str
+_ONE_AT_A_TIME = threading.Lock()  # chats in several threads may share a model, whose masks are set by hooks
 
 
 def question_messages(processor: Any, question: str, has_video: bool = True) -> list[Message]:
@@ -107,14 +92,27 @@ class Chat:
 
     chat = Chat(model, processor, "clip.mp4")
     chat.ask("How many objects are there?").answer
-    chat.ask("Which one is the largest?").answer        # sees the first question and its answer
+    for text in chat.stream("Which one is the largest?"):      # sees the first question and its answer
+        print(text, end="", flush=True)
 
-    The clip keeps its KV cache, so that later questions prefill only the tokens after it. With a `cache`, a clip that
-    any process has encoded before is not even read.
+    `aask` and `astream` are the same for programs that use asyncio. The clip keeps its KV cache, so that later
+    questions prefill only the tokens after it. With a `cache`, a clip that any process has encoded before is not even
+    read.
+
+    Args:
+        video: anything that `read_video` takes, or an object with `.frames`, `.timestamps` and `.duration`.
+        num_frames: number of frames, uniform in time; default the number that the processor was saved with.
+        fps: frames per second of the video, instead of `num_frames`.
+        start, end: range of the video, in seconds.
+        max_new_tokens: maximum length of an answer.
+        sampling: how tokens are chosen; default greedily.
+        cache: visual tokens on disk, read and added to.
+        keep_prefix: keep the KV cache of the clip for later questions.
 
     Raises:
         VideoReadError: the video cannot be read.
-        DoesNotFitError: the clip does not fit into the context window or into memory.
+        DoesNotFitError: the clip does not fit into the context window or into memory; the message says what would.
+        ValueError: a range outside the video.
     """
 
     def __init__(
@@ -124,80 +122,130 @@ class Chat:
         video: Any,
         *,
         num_frames: int | None = None,
+        fps: float | None = None,
         start: float | None = None,
         end: float | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
+        sampling: Sampling = GREEDY,
         cache: TokenDiskCache | None = None,
         keep_prefix: bool = True,
     ):
-        self.processor, self.max_new_tokens = processor, max_new_tokens
+        self.processor, self.max_new_tokens, self.sampling = processor, max_new_tokens, sampling
         self.engine = Engine(model, processor, keep_prefixes=keep_prefix)
         self.messages: list[Message] = []
-        if num_frames is None and not hasattr(video, "frames"):
+        if num_frames is None and fps is None and not hasattr(video, "frames"):
             num_frames = processor.video_processor.num_frames
-        source = ClipSource(video, num_frames, start, end)
-        self.clip, self._costs = encode_clip(model, processor, source, max_new_tokens, cache)
+        source = ClipSource(video, num_frames, start, end, fps)
+        with _ONE_AT_A_TIME:
+            self.clip, self._costs = encode_clip(model, processor, source, max_new_tokens, cache)
         self._encode_seconds = self._costs.pop("encode")
+        self._turn = threading.Lock()  # held while an answer is being generated
 
     def ask(self, question: str) -> Answer:
         """Answer a question, given the earlier ones. Timings of later questions include only their own cost."""
+        pieces = self.stream(question)
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as end:
+                return end.value
+
+    def stream(self, question: str) -> Generator[str, None, Answer]:
+        """The answer to a question, given the earlier ones, piece by piece as it is generated.
+
+        The generator returns the `Answer`. A conversation that is left before its end keeps the turns before it.
+
+        Raises:
+            ValueError: the question is empty, or the answer before it is still being generated.
+        """
         messages = [*self.messages, *question_messages(self.processor, question, has_video=not self.messages)]
-        (answer,) = self._answers([question], [messages])
-        self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer.answer}]}]
-        return answer
+        if not self._turn.acquire(blocking=False):
+            raise ValueError("this chat is still answering: finish or close the stream of the question before")
+        try:
+            began = time.perf_counter()
+            events: deque[TextDelta | Finished | Failed] = deque()
+            sequence = self.engine.submit(self._request(messages), events.append)
+            try:
+                while True:
+                    while not events:
+                        with _ONE_AT_A_TIME:
+                            self.engine.step()
+                    event = events.popleft()
+                    if not isinstance(event, TextDelta):
+                        break
+                    yield event.text
+            finally:
+                sequence.cancel()
+            answer = self._answer(question, event, self._timings(began))
+            self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer.answer}]}]
+            return answer
+        finally:
+            self._turn.release()
+
+    async def aask(self, question: str) -> Answer:
+        """As `ask`; generates in a thread, so that the event loop is free."""
+        return await asyncio.to_thread(self.ask, question)
+
+    async def astream(self, question: str) -> AsyncGenerator[str, None]:
+        """As `stream`; generates in a thread, so that the event loop is free."""
+        async for text in _in_thread(self.stream(question)):
+            yield text
 
     def ask_each(self, questions: Sequence[str]) -> list[Answer]:
         """Answer questions in one batch; none sees another, or the earlier conversation."""
-        return self._answers(questions, [question_messages(self.processor, question) for question in questions])
-
-    def _answers(self, questions: Sequence[str], conversations: Sequence[Sequence[Message]]) -> list[Answer]:
         began = time.perf_counter()
-        prompts = [build_prompt(self.processor, messages, [self.clip]) for messages in conversations]
-        results = self.engine.generate(
-            [GenerateRequest(prompt, [self.clip], self.max_new_tokens) for prompt in prompts]
-        )
+        requests = [self._request(question_messages(self.processor, question)) for question in questions]
+        with _ONE_AT_A_TIME:
+            results = self.engine.generate(requests)
+        timings = self._timings(began)
+        return [self._answer(question, result, timings) for question, result in zip(questions, results)]
+
+    def _request(self, messages: Sequence[Message]) -> GenerateRequest:
+        prompt = build_prompt(self.processor, messages, [self.clip])
+        return GenerateRequest(prompt, [self.clip], self.max_new_tokens, self.sampling)
+
+    def _timings(self, began: float) -> dict[str, float]:
+        """Seconds since `began`, and what the clip cost if this is its first answer."""
         timings = {**self._costs, "generate": self._encode_seconds + time.perf_counter() - began}
         self._costs, self._encode_seconds = {"decode": 0.0, "preprocess": 0.0}, 0.0
-        answers = []
-        for question, result in zip(questions, results):
-            if isinstance(result, Failed):
-                raise result.error
-            answers.append(
-                Answer(
-                    question=question,
-                    answer=result.text,
-                    frame_times=self.clip.times,
-                    frame_indices=self.clip.indices,
-                    visual_tokens=self.clip.num_tokens,
-                    decoder=self.clip.decoder,
-                    timings=timings,
-                    model=self.engine.model.name_or_path,
-                )
-            )
-        return answers
+        return timings
+
+    def _answer(self, question: str, result: Finished | Failed, timings: dict[str, float]) -> Answer:
+        if isinstance(result, Failed):
+            raise result.error
+        return Answer(
+            question=question,
+            answer=result.text,
+            frame_times=self.clip.times,
+            frame_indices=self.clip.indices,
+            visual_tokens=self.clip.num_tokens,
+            prompt_tokens=result.stats.prompt_tokens,
+            completion_tokens=result.stats.completion_tokens,
+            finish_reason=result.finish_reason,
+            decoder=self.clip.decoder,
+            timings=timings,
+            model=self.engine.model.name_or_path,
+            frames=self.clip.frames,
+        )
 
 
-def ask(
-    model: Any,
-    processor: Any,
-    video: Any,
-    questions: Sequence[str],
-    *,
-    num_frames: int | None = None,
-    start: float | None = None,
-    end: float | None = None,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    cache: TokenDiskCache | None = None,
-) -> list[Answer]:
-    """Answer several questions about one video in one batch, each on its own.
+async def _in_thread(pieces: Generator[str, None, Any]) -> AsyncGenerator[str, None]:
+    """The pieces of a generator, each generated in a thread."""
+    done, step = object(), None
+    try:
+        while True:
+            step = asyncio.ensure_future(asyncio.to_thread(next, pieces, done))
+            if (text := await asyncio.shield(step)) is done:
+                return
+            yield str(text)
+    finally:
+        if step is not None:  # cancelled, perhaps while the thread is in the generator, which cannot be closed then
+            await asyncio.wait([step])
+        pieces.close()
 
-    Args:
-        video: anything that `read_video` takes, or an object with `.frames`, `.timestamps` and `.duration`.
-        questions: at least one question.
-        num_frames: number of frames, uniform in time; default the number that the processor was saved with.
-        start, end: range of the video, in seconds.
-        max_new_tokens: maximum length of an answer.
-        cache: visual tokens on disk, read and added to.
+
+def ask(model: Any, processor: Any, video: Any, questions: Sequence[str], **options: Any) -> list[Answer]:
+    """Answer several questions about one video in one batch, each on its own; `options` are those of `Chat`.
 
     Raises:
         VideoReadError: the video cannot be read.
@@ -208,62 +256,54 @@ def ask(
         raise ValueError("questions must be a list of one or more strings")
     for question in questions:  # refused before the video is read
         question_messages(processor, question)
-    chat = Chat(
-        model,
-        processor,
-        video,
-        num_frames=num_frames,
-        start=start,
-        end=end,
-        max_new_tokens=max_new_tokens,
-        cache=cache,
-        keep_prefix=False,  # the questions are answered together, so they share it anyway
-    )
-    return chat.ask_each(questions)
+    # The questions are answered together, so they share the prefix anyway.
+    return Chat(model, processor, video, keep_prefix=False, **options).ask_each(questions)
 
 
 @overload
-def answer(
-    video: Any,
-    question: str,
-    *,
-    model: str | Path | None = None,
-    num_frames: int | None = None,
-    start: float | None = None,
-    end: float | None = None,
-) -> str: ...
-
-
+def answer(video: list[Any] | tuple[Any, ...], question: str, **options: Any) -> list[Answer]: ...
 @overload
+def answer(video: list[Any] | tuple[Any, ...], question: Sequence[str], **options: Any) -> list[list[Answer]]: ...
+@overload
+def answer(video: Any, question: str, **options: Any) -> Answer: ...
+@overload
+def answer(video: Any, question: Sequence[str], **options: Any) -> list[Answer]: ...
 def answer(
-    video: Any,
-    question: Sequence[str],
-    *,
-    model: str | Path | None = None,
-    num_frames: int | None = None,
-    start: float | None = None,
-    end: float | None = None,
-) -> list[str]: ...
-
-
-def answer(
-    video: Any,
-    question: str | Sequence[str],
-    *,
-    model: str | Path | None = None,
-    num_frames: int | None = None,
-    start: float | None = None,
-    end: float | None = None,
-) -> str | list[str]:
+    video: Any, question: str | Sequence[str], *, model: str | Path | tuple[Any, Any] | None = None, **options: Any
+) -> Answer | list[Answer] | list[list[Answer]]:
     """Answer one question about a video, or a list of them, for which the video is read and encoded once.
 
-    The last model used stays loaded. See `ask` for arguments and errors.
+    A list of videos gives a list with the answers about each. `model` is a folder, what `load` returned, or None for
+    the bundled model; the last one used stays loaded. `options` are those of `Chat`; see `ask` for errors.
     """
-    network, processor = _load_once(None if model is None else str(model))
+    loaded = _loaded(model)
     questions = [question] if isinstance(question, str) else question
-    answers = ask(network, processor, video, questions, num_frames=num_frames, start=start, end=end)
-    replies = [answer.answer for answer in answers]
-    return replies[0] if isinstance(question, str) else replies
+    videos = list(video) if isinstance(video, list | tuple) else [video]
+    answers = [ask(*loaded, one, questions, **options) for one in videos]
+    replies: list[Any] = [each[0] for each in answers] if isinstance(question, str) else answers
+    return replies if isinstance(video, list | tuple) else replies[0]
+
+
+def stream(
+    video: Any, question: str, *, model: str | Path | tuple[Any, Any] | None = None, **options: Any
+) -> Generator[str, None, Answer]:
+    """The answer to one question about a video, piece by piece as it is generated. See `answer`."""
+    return (yield from Chat(*_loaded(model), video, keep_prefix=False, **options).stream(question))
+
+
+async def aanswer(video: Any, question: Any, **options: Any) -> Any:
+    """As `answer`, in a thread, so that the event loop is free."""
+    return await asyncio.to_thread(lambda: answer(video, question, **options))
+
+
+async def astream(video: Any, question: str, **options: Any) -> AsyncGenerator[str, None]:
+    """As `stream`, in a thread, so that the event loop is free."""
+    async for text in _in_thread(stream(video, question, **options)):
+        yield text
+
+
+def _loaded(model: str | Path | tuple[Any, Any] | None) -> tuple[Any, Any]:
+    return model if isinstance(model, tuple) else _load_once(None if model is None else str(model))
 
 
 @lru_cache(maxsize=1)

@@ -4,6 +4,7 @@ clip, seconds = encode_clip(model, processor, ClipSource("clip.mp4", 8, None, No
 clips = encode_clips(model, processor, videos)      # of videos that are decoded already, in one batch
 """
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -13,6 +14,7 @@ from functools import partial
 from typing import Any, Literal
 from uuid import uuid4
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +44,7 @@ class EncodedClip:
     tokens: projected visual tokens, (V, E); None before the clip is encoded.
     layout: where each token comes from, as reported by the model; see `EncodedVisual`.
     kv_prefixes: KV caches of prompts up to this clip, by the keys of all their clips and their token ids.
+    frames: the decoded frames, uint8 (T, H, W, 3), where `encode_clip` has just read them.
     """
 
     key: str
@@ -55,6 +58,7 @@ class EncodedClip:
     tokens: Tensor | None = field(default=None, repr=False)
     layout: Tensor | None = field(default=None, repr=False)
     kv_prefixes: "OrderedDict[PrefixKey, KVPrefix]" = field(default_factory=OrderedDict, repr=False)
+    frames: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def num_tokens(self) -> int:
@@ -77,16 +81,21 @@ class EncodedClip:
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Which part of which video; `num_frames` is None for frames that are already decoded."""
+    """Which part of which video: `num_frames`, or `fps` per second; neither for frames that are already decoded."""
 
     video: Any
     num_frames: int | None
     start: float | None
     end: float | None
+    fps: float | None = None
 
     def __post_init__(self) -> None:
-        if hasattr(self.video, "frames") and not (self.num_frames is self.start is self.end is None):
-            raise ValueError("num_frames, start and end choose frames of a file; these frames are already decoded")
+        if self.num_frames is not None and self.fps is not None:
+            raise ValueError("num_frames and fps are mutually exclusive")
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise ValueError(f"fps must be a positive number of frames per second, not {self.fps}")
+        if hasattr(self.video, "frames") and not (self.num_frames is self.fps is self.start is self.end is None):
+            raise ValueError("num_frames, fps, start and end choose frames of a file; these frames are already decoded")
 
 
 def kind_of(video: Any) -> Literal["video", "image"]:
@@ -172,6 +181,7 @@ def encode_clip(
     (clip,) = prepare_clips(processor, [video], kind)
     prepared = time.perf_counter()
     encode_prepared(model, [clip])
+    clip.frames = to_uint8_frames(video)[: len(clip.times)]
     costs = {"decode": decoded - began, "preprocess": prepared - decoded, "encode": time.perf_counter() - prepared}
     if cache is not None and key is not None:
         _keep(cache, key, processor, clip)
@@ -187,25 +197,25 @@ def require_fit(model: Any, processor: Any, shape: Sequence[int], max_new_tokens
 
 def _read(model: Any, processor: Any, source: ClipSource, max_new_tokens: int) -> Any:
     """Read a video, unless it is decoded. Its duration is that of the chosen range."""
-    if source.num_frames is None:
+    if source.num_frames is None and source.fps is None:
         return source.video
     rules = processor.video_processor
-    read = partial(
-        read_video,
-        source.video,
-        sampling=rules.frame_sampling,
-        start=source.start,
-        end=source.end,
-        background=rules.background,
-    )
+    read = partial(read_video, source.video, start=source.start, end=source.end, background=rules.background)
+    choice: dict[str, Any] = {"num_frames": source.num_frames, "sampling": rules.frame_sampling}
+    if source.fps is not None:
+        choice = {"fps": source.fps}
     planner = planner_for(model, rules)
-    square = rules.most_tokens(source.num_frames)
+    square = math.inf if source.num_frames is None else rules.most_tokens(source.num_frames)
     if square + max_new_tokens > planner.context and is_stored(source.video):
         # Refused before all frames are decoded, which may take long and all memory.
         first = read(num_frames=1)
-        frames = shown_frames(rules, source.num_frames, first.end - first.start, first.source_fps)
-        planner.require_context(frames, first.height, first.width, text_tokens=0, new_tokens=max_new_tokens)
-    part = read(num_frames=source.num_frames)
+        seconds = first.end - first.start
+        if source.num_frames is None:
+            frames = math.ceil(seconds * choice["fps"])
+        else:
+            frames = shown_frames(rules, source.num_frames, seconds, first.source_fps)
+        planner.require_context(max(1, frames), first.height, first.width, text_tokens=0, new_tokens=max_new_tokens)
+    part = read(**choice)
     return replace(part, duration=part.end - part.start)
 
 
@@ -223,7 +233,14 @@ def _encode_once(model: Any, processor: Any, video: Any, cache: TokenDiskCache) 
 
 def _key(model: Any, processor: Any, source: ClipSource) -> str | None:
     sampling = processor.video_processor.frame_sampling
-    clip = clip_key(source.video, num_frames=source.num_frames, sampling=sampling, start=source.start, end=source.end)
+    clip = clip_key(
+        source.video,
+        num_frames=source.num_frames,
+        fps=source.fps,
+        sampling=sampling,
+        start=source.start,
+        end=source.end,
+    )
     return None if clip is None else TokenDiskCache.key(vision_key(model, processor), clip)
 
 

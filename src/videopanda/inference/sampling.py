@@ -46,6 +46,9 @@ class Sampling:
         return torch.Generator().manual_seed(random.getrandbits(63) if self.seed is None else self.seed)
 
 
+GREEDY = Sampling()
+
+
 class Sampler:
     """Chooses tokens for a checkpoint.
 

@@ -160,7 +160,13 @@ def _sha256(tensors: dict[str, Tensor], facts: str) -> str:
 
 # -- keys --------------------------------------------------------------------------------------------------------------
 def clip_key(
-    video: Any, *, num_frames: int | None, sampling: str, start: float | None = None, end: float | None = None
+    video: Any,
+    *,
+    num_frames: int | None,
+    sampling: str,
+    start: float | None = None,
+    end: float | None = None,
+    fps: float | None = None,
 ) -> str | None:
     """Content of a clip and the choice of its frames; None for sources that can be read only once or are missing.
 
@@ -175,7 +181,7 @@ def clip_key(
     if not is_stored(video):
         return None
     content = hashlib.sha256(video) if isinstance(video, _BYTES) else _files_sha256(Path(video))
-    choice = json.dumps([num_frames, sampling, start, end, _decoders()])
+    choice = json.dumps([num_frames, sampling, start, end, _decoders(), *([] if fps is None else [fps])])
     return f"file {content.hexdigest()} {choice}"
 
 

@@ -55,7 +55,7 @@ class VideoReadError(Exception):
         return f"cannot read video '{self.path}': {self.reason}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Video:
     """Frames of a video and where they come from.
 
@@ -93,6 +93,11 @@ class Video:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def __repr__(self) -> str:
+        height, width = self.frames.shape[1:3]
+        shown = f"{self.start:.2f} to {self.end:.2f} s of {self.duration:.2f} s at {self.source_fps:.4g} fps"
+        return f"Video({len(self)} frames of {width}x{height}, {shown}, by {self.decoder})"
 
 
 @dataclass(frozen=True)
