@@ -30,7 +30,7 @@ def dropped(kv: KVPrefix, seed: int) -> KVPrefix:
         kept = torch.randperm(length, generator=generator)[: length - 40 * i - 7 * seed].sort().values
         layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
         layer.positions = kept[None]
-    return KVPrefix.of(cache, kv.positions[0], kv.num_tokens)
+    return KVPrefix(cache, [layer.positions for layer in cache.layers], kv.num_tokens)
 
 
 def alone(model, windows, kv: KVPrefix, ids, steps: int) -> tuple[list[int], list[torch.Tensor]]:

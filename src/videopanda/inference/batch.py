@@ -32,7 +32,7 @@ class Prompt:
     """New tokens of one sequence.
 
     ids: what follows `prefix`, or a whole prompt.
-    clips: whose tokens fill the placeholders of `ids`.
+    clips: whose tokens fill the placeholders of `ids`, so without those of the prefix.
     """
 
     ids: Sequence[int]
@@ -49,6 +49,8 @@ def groups(prompts: Sequence[Prompt], layout: CacheLayout) -> list[list[int]]:
         if found:
             first, size = prompts[found[-1][0]], len(prompt.ids)
             together = (first.prefix is None) == (prompt.prefix is None) and (len(found[-1]) + 1) * size <= GROUP_TOKENS
+            # Merged rows of different lengths would have a gap after their prefixes.
+            together &= prompt.prefix is None or not (first.clips or prompt.clips)
             if together and (len(first.ids) == size or not layout.has_states):
                 found[-1].append(place)
                 continue
@@ -70,12 +72,11 @@ def prefill(model: Any, layout: CacheLayout, prompts: Sequence[Prompt]) -> tuple
     queries_BN = columns + torch.tensor(starts)[:, None]
     queries_BN = queries_BN.masked_fill(columns >= torch.tensor(lengths)[:, None], PADDING)
     prefixes = [prompt.prefix for prompt in prompts if prompt.prefix is not None]
-    if prefixes:
-        # The model writes into the cache: a prefix that is kept must stay as it is.
+    if not prefixes:
+        past = KVPrefix(layout.new_cache(), [queries_BN[:, :0]], starts)
+    else:  # the model writes into the cache: a prefix that is kept must stay as it is
         past = KVPrefix.stack(prefixes) if len(prefixes) > 1 else prefixes[0].clone()
-        positions = past.extended(queries_BN)
-    else:
-        past, positions = KVPrefix(layout.new_cache(), [queries_BN[:, :0]], starts), [queries_BN]
+    positions = past.extended(queries_BN)
     visuals: dict[str, list[EncodedVisual]] = {}
     for prompt in prompts:
         for clip in prompt.clips:
@@ -91,9 +92,7 @@ def prefill(model: Any, layout: CacheLayout, prompts: Sequence[Prompt]) -> tuple
         max_tokens=0 if ragged else PASS_TOKENS,
         **_masks(model, layout, positions, queries_BN),
     )
-    totals = [start + length for start, length in zip(starts, lengths)]
-    kv = KVPrefix(cache, positions, totals) if prefixes else KVPrefix.of(cache, positions[0], totals)
-    return kv.rows(), logits_BV
+    return past.grown(cache, queries_BN).rows(), logits_BV
 
 
 def _masks(model: Any, layout: CacheLayout, positions: Sequence[Tensor], queries_BN: Tensor) -> dict[str, Any]:

@@ -342,7 +342,10 @@ class Engine:
                 missing.append(key)
                 for sequence in those[1:]:
                     sequence.stats.cached_tokens = len(key[1])
-        prompts = {key: Prompt(key[1], asking[key][0].request.clips) for key in missing}
+        prompts = {}
+        for key in missing:
+            prompts[key], cached = _continued(key, asking[key][0].request.clips)
+            asking[key][0].stats.cached_tokens = cached
         for group in groups(list(prompts.values()), self._layout):
             keys = [missing[place] for place in group]
             began = time.perf_counter()
@@ -449,6 +452,19 @@ class Engine:
                 torch.zeros(1, device=self.model.device).item()
             except RuntimeError as broken:
                 raise EngineStoppedError(f"the device no longer works: {broken}") from broken
+
+
+def _continued(key: PrefixKey, clips: Sequence[EncodedClip]) -> tuple[Prompt, int]:
+    """The prompt that a key names, without the part that an earlier clip keeps, and the length of that part.
+
+    So the second video of a conversation does not cost the first one again.
+    """
+    of_clips, ids = key
+    for clip in reversed(clips[:-1]):
+        for (held_clips, held_ids), kv in clip.kv_prefixes.items():
+            if of_clips[: len(held_clips)] == held_clips and ids[: len(held_ids)] == held_ids:
+                return Prompt(ids[len(held_ids) :], clips[len(held_clips) :], kv), len(held_ids)
+    return Prompt(ids, clips), 0
 
 
 def _end(sequences: Sequence[ActiveSequence], error: Exception) -> None:

@@ -104,14 +104,6 @@ class KVPrefix:
         """Memory in use."""
         return sum(tensor.nbytes for layer in self.cache.layers for tensor in cache_tensors(layer))
 
-    @classmethod
-    def of(cls, cache: Cache, positions_BL: Tensor, num_tokens: Sequence[int]) -> "KVPrefix":
-        """The content of `cache` after a prefill. Layers of other lengths carry their own `positions` (B, L)."""
-        own = [getattr(layer, "positions", None) for layer in cache.layers]
-        if all(positions is None for positions in own):
-            return cls(cache, [positions_BL], list(num_tokens))
-        return cls(cache, [positions_BL if p is None else p.cpu() for p in own], list(num_tokens))
-
     def rows(self) -> list["KVPrefix"]:
         """Every sequence alone, without padding; views if possible."""
         spans = [_spans(positions) for positions in self.positions]
@@ -175,6 +167,19 @@ class KVPrefix:
     def extended(self, positions_BN: Tensor) -> list[Tensor]:
         """The positions of each layer with N more columns."""
         return [torch.cat([positions, positions_BN], dim=1) for positions in self.positions]
+
+    def grown(self, cache: Cache, positions_BN: Tensor) -> "KVPrefix":
+        """This prefix after N more columns went through the model, which returned `cache`.
+
+        Layers in which fewer columns are left, because tokens merged, carry the `positions` (B, M) of those.
+        """
+        totals = [held + new for held, new in zip(self.num_tokens, (positions_BN != PADDING).sum(1).tolist())]
+        left = [getattr(layer, "positions", None) for layer in cache.layers]
+        if all(own is None for own in left):
+            return KVPrefix(cache, self.extended(positions_BN), totals)
+        held = self.positions if self.is_ragged else self.positions * len(left)
+        new = [positions_BN if own is None else own.cpu() for own in left]
+        return KVPrefix(cache, [torch.cat(pair, dim=1) for pair in zip(held, new)], totals)
 
 
 # -- layers ------------------------------------------------------------------------------------------------------------
