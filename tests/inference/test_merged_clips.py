@@ -145,7 +145,10 @@ def test_the_server_answers_about_merged_clips(tmp_path):
     paths = [write_video(tmp_path / f"{n}.mp4", range(start, start + 20), fps=10) for n, start in enumerate((3, 900))]
     videos = [read_video(path, num_frames=6) for path in paths]
     parts = [
-        {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{base64.b64encode(p.read_bytes()).decode()}"}}
+        {
+            "type": "video_url",
+            "video_url": {"url": f"data:video/mp4;base64,{base64.b64encode(p.read_bytes()).decode()}"},
+        }
         for p in paths
     ]
     turns = [say("user", QUESTIONS[0], True), say("assistant", "Red."), say("user", QUESTIONS[1], True)]
