@@ -364,9 +364,9 @@ def test_frames_that_fill_a_short_clip_have_no_words():
     samples = [Sample(str(i), (video,), ((("What?", "red"),),)) for i, video in enumerate(videos)]
     batch = Collator(tiny_processor(), 4096, text=False, cell_words=True)(samples)
     assert batch["video_placement"][:, 4:].tolist() == [[8, 2], [8, 8]]
-    features = tiny_model().get_video_features(batch["pixel_values_videos"], batch["video_placement"])
+    features = [visual.tokens for visual in tiny_model().encode(batch)]
     known = (batch["cell_words"] != IGNORE).any(1)
-    assert len(known) == len(features.last_hidden_state) == 2 * 8 * (1 + 6 * 7)
+    assert len(known) == sum(map(len, features)) == 2 * 8 * (1 + 6 * 7)
     assert [frame.sum().item() for frame in known.view(16, -1)] == [36, 36, *[0] * 6, *[36] * 8]
 
 
@@ -398,9 +398,7 @@ def test_cell_words_stand_at_the_token_that_sees_the_cell(cell):
         for f in (frames, changed)
     ]
     with torch.no_grad():
-        one, two = (
-            model.get_video_features(b["pixel_values_videos"], b["video_placement"]).last_hidden_state for b in batches
-        )
+        one, two = (torch.cat([visual.tokens for visual in model.encode(b)]) for b in batches)
     moved = ((one - two).abs().amax(1) > 1e-4).nonzero().flatten().tolist()
     words = [words_of(row) for row in batches[0]["cell_words"]]
     context = t * (1 + 4 * 7)

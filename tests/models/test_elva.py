@@ -146,7 +146,7 @@ def test_a_model_with_states_is_refused():
     model = ElvaForConditionalGeneration(config)
     ids = torch.full((1, 3), 3)
     with pytest.raises(ValueError, match="lfm2 has conv"):
-        model(input_ids=ids, pixel_values_videos=torch.zeros(1, 4, 48), video_frames=torch.tensor([[0, 0, 1, 1]]))
+        model(input_ids=ids, pixel_values_videos=torch.zeros(1, 4, 48), video_placement=torch.tensor([[0, 0, 1, 1]]))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, pipeline
 from tiny import clip, tiny_config, tiny_model, tiny_processor
 from videopanda.models.generation import CACHE_NAME
 from videopanda.models.videopanda import VideoPandaVision
+from videopanda.models.visual import VISUAL_INPUTS
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 
@@ -102,7 +103,7 @@ def test_the_vision_part_can_be_exported(pair, kind):
     model, processor = pair
     pictures = [clip(8), clip(3, 20, 40)] if kind == "video" else [clip(1)[0], clip(1, 40, 20)[0]]
     inputs = processor(text=f"<{kind}><{kind}>", **{f"{kind}s": pictures})
-    pixels, placement = (inputs[name] for name in model.visual_inputs[kind])
+    pixels, placement = (inputs[name] for name in VISUAL_INPUTS[kind])
     pixels = pixels if kind == "video" else pixels.unsqueeze(1)
     vision = VideoPandaVision(model, placement, pixels.shape, is_image=kind == "image")
     with torch.no_grad():

@@ -241,8 +241,7 @@ def test_features_and_precomputed_features():
         videos = model.get_video_features(inputs["pixel_values_videos"], inputs["video_placement"])
         images = model.get_image_features(inputs["pixel_values"], inputs["image_placement"])
     counts = [len(processor.video_processor.token_layout(inputs, i)) for i in range(len(inputs["video_placement"]))]
-    assert [len(part) for part in videos.pooler_output] == videos.token_counts.tolist() == counts
-    assert videos.last_hidden_state.shape == (sum(counts), 48)
+    assert [len(part) for part in videos.pooler_output] == counts
     with torch.no_grad():
         direct = model(**inputs).logits
         text = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}

@@ -118,7 +118,7 @@ def test_both_parts_are_weighted_and_the_clip_is_encoded_once(model, batch, runs
     losses = VideoLanguage(text_weight=0.5, align_weight=2.0).step(model, batch)
     assert (len(runs), len(encoded)) == (1, 1)
     assert set(losses) == {"loss", "text_loss", "align_loss"}
-    features = model.get_video_features(batch["pixel_values_videos"], batch["video_placement"]).last_hidden_state
+    features = torch.cat([visual.tokens for visual in model.encode(batch)])
     align = VideoLanguage().alignment(features, batch["cell_words"], model.get_input_embeddings().weight)
     assert losses["align_loss"] == align
     assert losses["text_loss"] == model(**without_words(batch)).loss

@@ -39,11 +39,11 @@ class Vision(nn.Module):
         config = fresh_config(DEFAULT, preset, {}, text_config=text, video_token_id=0, image_token_id=1)
         model = model_class(config)(config)
         self.parts = nn.ModuleDict(model.vision_modules())
-        self.names, self.encode_videos = model.visual_inputs["video"], model.get_video_features
+        self.encode_videos = model.get_video_features
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map the inputs of the processor to (V, E)."""
-        return torch.cat(list(self.encode_videos(**dict(zip(self.names, inputs))).pooler_output))
+        return torch.cat(list(self.encode_videos(*inputs).pooler_output))
 
 
 @dataclass(frozen=True)

@@ -7,23 +7,52 @@ Dimensions: B samples of N tokens; V visual tokens of the whole batch; E width o
 """
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 
 from .generation import CACHE_NAME, splice
+from .hub import add_code
 from .layer_cache import MergedCache, check_mergeable, layer_masks
 from .merging import ARGUMENT, Merger, MergeSchedule, VisualPlaces, add_layer_hooks
-from .visual import EncodedVisual
+from .visual import VISUAL_INPUTS, EncodedVisual
 
 Features = Sequence[EncodedVisual] | BaseModelOutputWithPooling
 
 
+class VisualPreTrainedModel(PreTrainedModel):
+    """Capability flags, and folders that carry their code."""
+
+    config_class: type
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ["video", "image", "text"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
+
+    def save_pretrained(
+        self, save_directory: str | PathLike[Any], *args: Any, self_contained: bool = False, **kwargs: Any
+    ) -> None:
+        """Write configuration and weights to a folder; see `PreTrainedModel.save_pretrained`.
+
+        Args:
+            self_contained: write the code too, so that the folder loads with `trust_remote_code=True` where this
+                package is missing. A model that came from such a folder is always saved with its code.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self_contained or "auto_map" in vars(self.config):
+            add_code(Path(save_directory) / "config.json", self.config_class)
+
+
 class VisualModelMixin:
-    """Embeddings, splice and language model. A family sets `language_model` and encodes its visuals.
+    """Embeddings, splice and language model. A family sets `language_model` and `encode`s its visuals.
 
     Args:
         merge_schedule: when and how far the language model merges visual tokens; None for never.
@@ -65,29 +94,69 @@ class VisualModelMixin:
         places = VisualPlaces.of(input_ids_BN == self.config.video_token_id, layouts)  # type: ignore[arg-type]
         return Merger(schedule, places, is_padding_BN)
 
-    def run(
+    def encode(self, pixels: Tensor, placement: Tensor, kind: str = "video") -> list[EncodedVisual]:
+        """Encode the videos, or images, of a batch."""
+        raise NotImplementedError
+
+    def get_video_features(
+        self, pixel_values_videos: Tensor, video_placement: Tensor, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """The features of all videos, one tensor (V_i, E) each, with its layout as an attribute."""
+        return _output(self.encode(pixel_values_videos, video_placement, "video"))
+
+    def get_image_features(
+        self, pixel_values: Tensor, image_placement: Tensor, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """The features of all images, one tensor (V_i, E) each, with its layout as an attribute."""
+        return _output(self.encode(pixel_values, image_placement, "image"))
+
+    def forward(
         self,
-        input_ids: Tensor | None,
-        visuals: Mapping[str, Features],
-        *,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        cache: Cache | None,
-        inputs_embeds: Tensor | None,
-        use_cache: bool | None,
-        mm_encoder_outputs: Mapping[str, Features] | None,
+        input_ids: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_placement: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_placement: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        mm_encoder_outputs: Mapping[str, Features] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Splice features at placeholders and run the language model; see the families' `forward` for arguments."""
+        """Replace placeholders by visual features and run the language model.
+
+        Args:
+            input_ids: (B, N), with one `<video>` or `<image>` id per visual token.
+            pixel_values_videos, video_placement: all videos; shapes as the family's video processor makes them.
+            pixel_values, image_placement: the same of all images.
+            attention_mask: (B, N), or a four-dimensional mask, passed through unchanged.
+            past_key_values, cache: the KV cache, under either of its two names.
+            mm_encoder_outputs: features computed before, under "video" and "image", as `get_video_features` returns
+                them.
+
+        Returns: `last_hidden_state` (B, N, E); merged tokens repeat the token they were merged into.
+
+        Raises:
+            ValueError: placeholders and features differ in number, or inputs do not go together.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`.")
-        given = {**(mm_encoder_outputs or {}), **visuals}
-        if inputs_embeds is not None and given:
+        cache = past_key_values if cache is None else cache
+        encoded = {kind: _encoded(features) for kind, features in (mm_encoder_outputs or {}).items()}
+        given = {"video": (pixel_values_videos, video_placement), "image": (pixel_values, image_placement)}
+        for kind, (pixels, placement) in given.items():
+            if pixels is not None:
+                if placement is None:
+                    raise ValueError("`{}` needs `{}`.".format(*VISUAL_INPUTS[kind]))
+                encoded[kind] = self.encode(pixels, placement, kind)
+        if inputs_embeds is not None and encoded:
             raise ValueError("Visual inputs need `input_ids`: the placeholders show where the features go.")
         embeds_BNE = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-        encoded = {kind: _encoded(features) for kind, features in given.items()}
         # One token after a cache was generated and is never a placeholder: to look would wait for the device.
-        if input_ids is not None and (given or input_ids.shape[1] > 1 or cache is None or not cache.get_seq_length()):
+        if input_ids is not None and (encoded or input_ids.shape[1] > 1 or cache is None or not cache.get_seq_length()):
             embeds_BNE = self.spliced(embeds_BNE, input_ids, encoded)
         merger = None
         if input_ids is not None and encoded.get("video"):
@@ -157,6 +226,13 @@ class VisualModelMixin:
         return output
 
 
+def _output(visuals: Sequence[EncodedVisual]) -> BaseModelOutputWithPooling:
+    """Features as transformers wants them; see `_encoded`."""
+    for tokens_VE, layout_V4 in visuals:
+        tokens_VE.token_layout = layout_V4  # type: ignore[attr-defined]
+    return BaseModelOutputWithPooling(pooler_output=[visual.tokens for visual in visuals])  # type: ignore[arg-type]
+
+
 def _encoded(features: Features) -> Sequence[EncodedVisual]:
     """Features as returned by `encode`. `generate` repeats the tensors of an output for beams; their layout is kept as
     an attribute.
@@ -166,4 +242,4 @@ def _encoded(features: Features) -> Sequence[EncodedVisual]:
     return [EncodedVisual(tokens, getattr(tokens, "token_layout", None)) for tokens in features.pooler_output or ()]
 
 
-__all__ = ["VisualModelMixin"]
+__all__ = ["VisualModelMixin", "VisualPreTrainedModel"]

@@ -17,6 +17,7 @@ from transformers.video_utils import VideoMetadata
 
 from .media import check_sampling, read_file, read_picture
 from .pictures import WHITE, to_pixels
+from .visual import VISUAL_INPUTS
 
 try:
     from transformers.video_processing_utils import VideoProcessorMixin
@@ -84,11 +85,20 @@ class FrameProcessor(VideoProcessorMixin):
     A family adds `token_count`, `token_layout`, `layout` and `place`, which turns frames into its inputs.
     """
 
-    image_input_names: list[str]  # names of the inputs of images; those of videos are `model_input_names`
+    model_input_names = list(VISUAL_INPUTS["video"])  # noqa: RUF012
+    image_input_names = list(VISUAL_INPUTS["image"])  # noqa: RUF012
+    # Only for vLLM, which measures memory with made-up videos of this rate: `time_prompt` needs to know their length.
+    fps = 1.0
+    patch_size: int
     num_frames: int
     do_sample_frames: bool
     frame_sampling: str
     background: list[int]
+
+    @property
+    def cell_size(self) -> int:
+        """Pixels per side of the square of 2 × 2 patches that becomes one visual token."""
+        return 2 * self.patch_size
 
     def place(self, clips: list[np.ndarray], is_image: bool = False) -> dict[str, torch.Tensor]:
         """Make the model's inputs, by name, of uint8 clips (T, H, W, 3)."""

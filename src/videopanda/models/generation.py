@@ -5,7 +5,7 @@ Dimensions: B samples of N tokens; V visual tokens; E width of the language mode
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from .merging import ARGUMENT as MERGER
-from .visual import EncodedVisual
+from .visual import VISUAL_INPUTS, EncodedVisual
 
 # transformers 5.24 renamed the argument and the output; the language model has to be called by the installed name.
 CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
@@ -39,11 +39,11 @@ class VisualGenerationMixin(GenerationMixin):
     """
 
     cache_name = CACHE_NAME
-    visual_inputs: ClassVar[Mapping[str, tuple[str, ...]]]  # names of the inputs of "video" and "image", pixels first
     config: Any
     model: Any
     training: bool
-    encode: Any
+    device: Any
+    dtype: Any
     get_decoder: Any
 
     def add_head(self, config: Any) -> None:
@@ -66,27 +66,64 @@ class VisualGenerationMixin(GenerationMixin):
         """Return the language-model head."""
         return self.lm_head
 
-    def finish(
+    def encode(self, inputs: Any, kind: str = "video") -> list[EncodedVisual]:
+        """Encode the videos, or the images, of a batch from the processor, on any device."""
+        pixels, placement = (inputs[name] for name in VISUAL_INPUTS[kind])
+        return self.model.encode(pixels.to(self.device, self.dtype), placement, kind)
+
+    def get_video_features(self, pixel_values_videos: Tensor, video_placement: Tensor, **kwargs: Any) -> Any:
+        """See `VisualModelMixin.get_video_features`."""
+        return self.model.get_video_features(pixel_values_videos, video_placement, **kwargs)
+
+    def get_image_features(self, pixel_values: Tensor, image_placement: Tensor, **kwargs: Any) -> Any:
+        """See `VisualModelMixin.get_image_features`."""
+        return self.model.get_image_features(pixel_values, image_placement, **kwargs)
+
+    def forward(
         self,
-        outputs: BaseModelOutputWithPast,
-        labels_BN: Tensor | None,
-        logits_to_keep: int | Tensor,
-        num_items: Tensor | int | None,
+        input_ids: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_placement: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_placement: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Loss and logits from the output of the base model.
+        """Run the model and its head; see `VisualModelMixin.forward` for the other inputs.
 
         Args:
-            labels_BN: -100 for unsupervised positions. The loss is the mean over supervised tokens (their sum over
-                `num_items` where the trainer gives it). In training mode with labels `logits` is None; call `eval()`
-                or omit the labels to get logits.
+            labels: (B, N), -100 for unsupervised positions. The loss is the mean over supervised tokens (their sum over
+                `num_items_in_batch` where the trainer gives it). In training mode with labels `logits` is None; call
+                `eval()` or omit the labels to get logits.
             logits_to_keep: number of last positions (0 = all) or indices for which logits are computed.
         """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values_videos=pixel_values_videos,
+            video_placement=video_placement,
+            pixel_values=pixel_values,
+            image_placement=image_placement,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=past_key_values if cache is None else cache,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
         hidden_BNE = outputs.last_hidden_state
-        assert hidden_BNE is not None
-        loss, logits = None, None
-        if labels_BN is not None:
-            loss = self.answer_loss(hidden_BNE, labels_BN, num_items)
-        if labels_BN is None or not self.training:
+        loss = None if labels is None else self.answer_loss(hidden_BNE, labels, num_items_in_batch)
+        logits = None
+        if labels is None or not self.training:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.compute_logits(hidden_BNE[:, kept])
         return CausalLMOutputWithPast(
@@ -213,7 +250,7 @@ class VisualGenerationMixin(GenerationMixin):
             return inputs
         outputs = inputs.pop("mm_encoder_outputs", None) or {}
         visuals = {kind: torch.cat(list(output.pooler_output)) for kind, output in outputs.items()}
-        for kind, names in self.visual_inputs.items():
+        for kind, names in VISUAL_INPUTS.items():
             given = {name: inputs.pop(name) for name in names if name in inputs}
             if given:
                 visuals[kind] = torch.cat([visual.tokens for visual in self.encode(given, kind)])

@@ -6,6 +6,9 @@ from torch import Tensor
 
 CELL, CONTEXT, ROW_END, PADDING = range(4)  # kinds of visual tokens, in column 3 of a layout
 
+# The model's inputs for each kind of visual: pixels, and a tensor of integers that tells where they lie.
+VISUAL_INPUTS = {"video": ("pixel_values_videos", "video_placement"), "image": ("pixel_values", "image_placement")}
+
 
 class EncodedVisual(NamedTuple):
     """A video or an image as input of the language model.
@@ -19,4 +22,4 @@ class EncodedVisual(NamedTuple):
     layout: Tensor | None = None
 
 
-__all__ = ["CELL", "CONTEXT", "PADDING", "ROW_END", "EncodedVisual"]
+__all__ = ["CELL", "CONTEXT", "PADDING", "ROW_END", "VISUAL_INPUTS", "EncodedVisual"]

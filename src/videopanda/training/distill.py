@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from videopanda.models.visual import CELL
+from videopanda.models.visual import CELL, VISUAL_INPUTS
 
 
 def every_fourth_layer(num_layers: int) -> tuple[int, ...]:
@@ -247,7 +247,7 @@ class DistillVideoLanguage:
                 teacher_BTGGD = self.teacher(batch)
         origins_B2 = batch.pop("teacher_origin", None)
         visuals = model.encode(batch)
-        for name in model.visual_inputs["video"]:
+        for name in VISUAL_INPUTS["video"]:
             del batch[name]
         tokens = [visual.tokens for visual in visuals]
         features = BaseModelOutputWithPooling(pooler_output=tokens)  # type: ignore[arg-type]

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from videopanda.models.visual import VISUAL_INPUTS
+
 
 class Task(Protocol):
     """Turns a batch into named losses. `head` is a module trained together with the model, or None."""
@@ -50,7 +52,7 @@ class VideoLanguage:
         batch = dict(batch)
         words = batch.pop("cell_words")
         tokens = [visual.tokens for visual in model.encode(batch)]
-        for name in model.visual_inputs["video"]:
+        for name in VISUAL_INPUTS["video"]:
             del batch[name]
         align = self.alignment(torch.cat(tokens), words, model.get_input_embeddings().weight)
         losses = {"loss": self.align_weight * align, "align_loss": align.detach()}

@@ -13,9 +13,6 @@ def frame_layout(frames, cells):
 
 
 class ToyVideoProcessor(FrameProcessor):
-    model_input_names = ["pixel_values_videos", "video_frames"]  # noqa: RUF012
-    image_input_names = ["pixel_values", "image_frames"]  # noqa: RUF012
-
     def __init__(
         self, size=None, patch_size=16, num_frames=4, frame_sampling="uniform", do_sample_frames=True, **kwargs
     ):
@@ -42,12 +39,12 @@ class ToyVideoProcessor(FrameProcessor):
         return self.token_count(num_frames, 1, 1)
 
     def token_layout(self, inputs, i, kind="video"):
-        return frame_layout(int(inputs[f"{kind}_frames"][i]), self.max_cells)
+        return frame_layout(int(inputs[f"{kind}_placement"][i]), self.max_cells)
 
     def layout(self, sizes):
         frames = [size[0] for size in sizes]
         pixels = torch.empty(len(sizes), max(frames), 3, *self.size.values(), device="meta")
-        return BatchFeature({"pixel_values_videos": pixels, "video_frames": torch.tensor(frames)})
+        return BatchFeature({"pixel_values_videos": pixels, "video_placement": torch.tensor(frames)})
 
     def place(self, clips, is_image=False):
         frames = [len(clip) for clip in clips]

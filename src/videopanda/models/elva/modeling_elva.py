@@ -5,38 +5,26 @@ the language model. The embedding is in `modeling_elva_embedding.py`, merging in
 """
 
 from dataclasses import replace
-from os import PathLike
-from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, Cache, PreTrainedModel
+from transformers import AutoModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
-from ..backbone import VisualModelMixin
+from ..backbone import VisualModelMixin, VisualPreTrainedModel
 from ..generation import VisualGenerationMixin
-from ..hub import add_code
 from ..merging import MergeSchedule
 from ..visual import EncodedVisual
 from .configuration_elva import ElvaConfig
 from .modeling_elva_embedding import ElvaVideoEmbedding, token_layout
 
 
-class ElvaPreTrainedModel(PreTrainedModel):
-    """Weight initialization and capability flags."""
+class ElvaPreTrainedModel(VisualPreTrainedModel):
+    """Weight initialization."""
 
     config: ElvaConfig
     config_class = ElvaConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    input_modalities = ["video", "image", "text"]  # noqa: RUF012
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_attention_backend = True
     _no_split_modules = ["ElvaVideoEmbedding"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -65,13 +53,14 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
             return replace(schedule, keep=merge.random_keep + (1 - merge.random_keep) * torch.rand(()).item())
         return schedule
 
-    def encode(self, cells_CPX: Tensor, frames_F4: Tensor) -> list[EncodedVisual]:
-        """Encode the cells of ragged frames to one `EncodedVisual` per video.
+    def encode(self, pixels: Tensor, placement: Tensor, kind: str = "video") -> list[EncodedVisual]:
+        """Encode the cells of ragged frames to one `EncodedVisual` per video; images are videos of one frame.
 
         Args:
-            cells_CPX: (C, 4, 3·p·p), normalized.
-            frames_F4: video, number in it, rows and columns of every frame; on the CPU.
+            pixels: (C, 4, 3·p·p), normalized.
+            placement: (F, 4): video, number in it, rows and columns of every frame.
         """
+        cells_CPX, frames_F4 = pixels, placement.cpu()
         if not len(frames_F4):
             return []
         expected = int((frames_F4[:, 2] * frames_F4[:, 3]).sum())
@@ -83,73 +72,9 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
         sizes = per_video.tolist()
         return [EncodedVisual(*pair) for pair in zip(tokens_VE.split(sizes), layout_V4.split(sizes))]
 
-    def get_video_features(
-        self, pixel_values_videos: Tensor, video_frames: Tensor, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
-        """The features of all videos, one tensor (V_i, E) each, with its layout as an attribute."""
-        visuals = self.encode(pixel_values_videos, video_frames.cpu())
-        for tokens_VE, layout_V4 in visuals:
-            tokens_VE.token_layout = layout_V4  # type: ignore[attr-defined]
-        return BaseModelOutputWithPooling(pooler_output=[visual.tokens for visual in visuals])  # type: ignore[arg-type]
-
-    def get_image_features(
-        self, pixel_values: Tensor, image_frames: Tensor, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
-        """The features of all images, as those of videos of one frame."""
-        return self.get_video_features(pixel_values, image_frames)
-
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values_videos: torch.FloatTensor | None = None,
-        video_frames: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        image_frames: torch.LongTensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        mm_encoder_outputs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        """Replace placeholders by visual features and run the language model.
-
-        Args:
-            input_ids: (B, N), with one `<video>` or `<image>` id per visual token.
-            pixel_values_videos, video_frames: cells (C, 4, 3·p·p) and frames (F, 4) of all videos.
-            pixel_values, image_frames: the same of all images.
-            attention_mask: (B, N), or a four-dimensional mask, passed through unchanged.
-            past_key_values, cache: the KV cache, under either of its two names.
-            mm_encoder_outputs: features computed before, under "video" and "image".
-
-        Returns: `last_hidden_state` (B, N, E); merged tokens repeat the token they were merged into.
-
-        Raises:
-            ValueError: when placeholders and features differ in number.
-        """
-        pixels = {"video": (pixel_values_videos, video_frames), "image": (pixel_values, image_frames)}
-        return self.run(
-            input_ids,
-            {kind: self.encode(*given) for kind, given in pixels.items() if given[0] is not None},  # type: ignore[arg-type]
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=past_key_values if cache is None else cache,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            mm_encoder_outputs=mm_encoder_outputs,
-            **kwargs,
-        )
-
 
 class ElvaForConditionalGeneration(VisualGenerationMixin, ElvaPreTrainedModel):
     """ELVA with its language-model head: training loss and `generate`."""
-
-    visual_inputs = {  # noqa: RUF012
-        "video": ("pixel_values_videos", "video_frames"),
-        "image": ("pixel_values", "image_frames"),
-    }
 
     def __init__(self, config: ElvaConfig):
         super().__init__(config)
@@ -166,57 +91,8 @@ class ElvaForConditionalGeneration(VisualGenerationMixin, ElvaPreTrainedModel):
         patch = self.config.embedding_config.patch_size
         return {
             "pixel_values_videos": torch.zeros(0, 4, 3 * patch * patch),
-            "video_frames": torch.zeros(0, 4, dtype=torch.long),
+            "video_placement": torch.zeros(0, 4, dtype=torch.long),
         }
-
-    def encode(self, inputs: Any, kind: Literal["video", "image"] = "video") -> list[EncodedVisual]:
-        """Encode the videos, or the images, of a batch from the processor, on any device."""
-        pixels, frames = (inputs[name] for name in self.visual_inputs[kind])
-        return self.model.encode(pixels.to(self.device, self.dtype), frames.cpu())
-
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values_videos: torch.FloatTensor | None = None,
-        video_frames: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        image_frames: torch.LongTensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        mm_encoder_outputs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Run the model; see `ElvaModel.forward` for the inputs and `VisualGenerationMixin.finish` for the rest."""
-        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
-        outputs = self.model(
-            input_ids=input_ids,
-            pixel_values_videos=pixel_values_videos,
-            video_frames=video_frames,
-            pixel_values=pixel_values,
-            image_frames=image_frames,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=past_key_values if cache is None else cache,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            mm_encoder_outputs=mm_encoder_outputs,
-            **kwargs,
-        )
-        return self.finish(outputs, labels, logits_to_keep, num_items_in_batch)
-
-    def save_pretrained(
-        self, save_directory: str | PathLike[Any], *args: Any, self_contained: bool = False, **kwargs: Any
-    ) -> None:
-        """Write configuration and weights to a folder; with `self_contained` the code too."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if self_contained or "auto_map" in vars(self.config):
-            add_code(Path(save_directory) / "config.json", ElvaConfig)
 
 
 __all__ = ["ElvaForConditionalGeneration", "ElvaModel", "ElvaPreTrainedModel"]

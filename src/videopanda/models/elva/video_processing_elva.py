@@ -20,7 +20,7 @@ from .modeling_elva_embedding import token_layout
 
 
 class ElvaVideoProcessor(FrameProcessor):
-    """Turn frames into `pixel_values_videos` (C, 4, 3·p·p) and `video_frames` (F, 4): video, number, rows, columns.
+    """Turn frames into `pixel_values_videos` (C, 4, 3·p·p) and `video_placement` (F, 4): video, number, rows, columns.
 
     Args:
         patch_size: pixels per side of a patch; a cell has two patches per side, which becomes one token.
@@ -31,10 +31,6 @@ class ElvaVideoProcessor(FrameProcessor):
         image_mean, image_std: per channel, for values in [0, 1].
         background: uint8 color under transparent pixels; white by default.
     """
-
-    model_input_names = ["pixel_values_videos", "video_frames"]  # noqa: RUF012
-    image_input_names = ["pixel_values", "image_frames"]  # noqa: RUF012
-    fps = 1.0
 
     def __init__(
         self,
@@ -80,11 +76,6 @@ class ElvaVideoProcessor(FrameProcessor):
             hybrid_every=hybrid.every,
             hybrid_scale=hybrid.scale,
         )
-
-    @property
-    def cell_size(self) -> int:
-        """Pixels per side of the square that becomes one token."""
-        return 2 * self.patch_size
 
     def grids(self, num_frames: int, height: int, width: int, is_high_T: np.ndarray | None = None) -> np.ndarray:
         """Rows and columns of cells of each frame of a clip, (T, 2).
@@ -134,7 +125,7 @@ class ElvaVideoProcessor(FrameProcessor):
 
     def token_layout(self, inputs: Any, i: int, kind: Literal["video", "image"] = "video") -> torch.Tensor:
         """Frame, row, column and kind of every token of visual `i` of a batch of this processor, (V, 4)."""
-        frames_F4 = torch.as_tensor(inputs["video_frames" if kind == "video" else "image_frames"])
+        frames_F4 = torch.as_tensor(inputs[f"{kind}_placement"])
         return token_layout(frames_F4[frames_F4[:, 0] == i])
 
     def layout(self, sizes: Sequence[tuple[int, ...]]) -> BatchFeature:
@@ -142,7 +133,7 @@ class ElvaVideoProcessor(FrameProcessor):
         grids = [self.grids(frames, height, width) for frames, height, width in sizes]
         cells = sum(int(grid.prod(1).sum()) for grid in grids)
         pixels = torch.empty(cells, 4, 3 * self.patch_size**2, device="meta")
-        return BatchFeature({"pixel_values_videos": pixels, "video_frames": _rows(grids)})
+        return BatchFeature({"pixel_values_videos": pixels, "video_placement": _rows(grids)})
 
     def place(self, clips: list[np.ndarray], is_image: bool = False) -> dict[str, torch.Tensor]:
         """Resize, normalize and cut clips into cells, (C, 4, 3·p·p), with (F, 4) rows that describe the frames."""

@@ -16,7 +16,6 @@ _HOME = {
     "VideoPandaModel": "modeling_videopanda",
     "VideoPandaPreTrainedModel": "modeling_videopanda",
     "VideoPandaVision": "modeling_videopanda",
-    "VideoPandaVisualOutput": "modeling_videopanda",
     "VideoPandaProjector": "modeling_videopanda",
     "VideoPandaStab": "modeling_videopanda_stab",
     "VideoPandaProcessor": "processing_videopanda",

@@ -45,11 +45,6 @@ class VideoPandaVideoProcessor(FrameProcessor):
         row_tokens, context_token, image_context_token: what the model adds to a frame or image; see `for_stab`.
     """
 
-    model_input_names = ["pixel_values_videos", "video_placement"]  # noqa: RUF012
-    image_input_names = ["pixel_values", "image_placement"]  # noqa: RUF012
-    # Only for vLLM, which measures memory with made-up videos of this rate: `time_prompt` needs to know their length.
-    fps = 1.0
-
     def __init__(
         self,
         size: dict[str, int] | None = None,
@@ -115,11 +110,6 @@ class VideoPandaVideoProcessor(FrameProcessor):
             image_context_token=config.image_context_token,
             **fields,
         )
-
-    @property
-    def cell_size(self) -> int:
-        """Pixels per side of the square that becomes one visual token."""
-        return 2 * self.patch_size
 
     @property
     def max_cells(self) -> int:
