@@ -168,15 +168,29 @@ def letters(chosen):
 
 # Options, a reply, and the letter that a careful reader takes from it; null where there is none.
 WRITTEN = Path(__file__).with_name("choice_replies.jsonl")
+HOSTILE = Path(__file__).with_name("choice_replies_hostile.jsonl")  # their letters were decided before any was read
+OTHERS = Path(__file__).with_name("other_replies.jsonl")  # to questions of yes or no, and of when
 COLLECTED = Path(__file__).parents[3] / "shared" / "cases" / "scoring" / "choice.jsonl"
 
 
-@pytest.mark.parametrize("file", [WRITTEN, COLLECTED], ids=["written", "collected"])
+@pytest.mark.parametrize("file", [WRITTEN, HOSTILE, COLLECTED], ids=["written", "hostile", "collected"])
 def test_no_reply_is_read_wrong_and_few_are_unread(file):
     if not file.is_file():
         pytest.skip("this collection of replies is not here")
     rows = list(map(json.loads, file.read_text(encoding="utf-8").splitlines()))
     check_replies([(row["options"], row["reply"], row["right"]) for row in rows])
+
+
+@pytest.mark.parametrize(("kind", "reader"), [("yes-no", yes_no), ("iou", interval)])
+def test_no_other_reply_is_read_wrong_and_few_are_unread(kind, reader):
+    rows = [json.loads(line) for line in OTHERS.read_text(encoding="utf-8").splitlines()]
+        row for line in OTHERS.read_text(encoding="utf-8").splitlines() if (row := json.loads(line))["kind"] == kind
+    ]
+    read = [(row["reply"], row["right"], reader(row["reply"])) for row in rows]
+    read = [(reply, right, list(found) if isinstance(found, tuple) else found) for reply, right, found in read]
+    assert [row for row in read if row[2] not in (row[1], None)] == []
+    readable = [row for row in read if row[1] is not None]
+    assert len([row for row in readable if row[2] == row[1]]) >= 0.97 * len(readable)
 
 
 @pytest.mark.parametrize("part", ["B is ", "A or B. ", "answer ", "<think>", "\\boxed{", "- A: x\n", "not ", "("])

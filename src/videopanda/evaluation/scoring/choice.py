@@ -13,18 +13,13 @@ from functools import lru_cache
 
 from videopanda.evaluation.benchmarks.options import LETTERS
 from videopanda.evaluation.scoring.choice_patterns import (
-    BOX,
-    CLAUSE_END,
-    CONDITION,
-    CYRILLIC,
+    AFFIRMED,
     DANGLING,
-    DECORATION,
     DENIAL,
     EXCEPTING,
     FILLER,
     GROUP,
     HEDGE,
-    HTML,
     IDIOMS,
     INITIAL,
     LABELLED,
@@ -32,22 +27,29 @@ from videopanda.evaluation.scoring.choice_patterns import (
     LISTED,
     MARK,
     MARKS,
+    NAME,
+    NAMED,
     NUMBERED,
+    NUMBERS,
     ONE,
+    ONLY_RIGHT,
     PREFERRED,
     REFUSAL,
+    SEEN,
     SENTENCE_END,
     SHOWS,
+    SPOKEN,
     STATED_AFTER,
     STATED_BEFORE,
-    TAG,
-    TEX,
+    UNDECIDED,
     UNREAL,
     VERB,
     WORD,
 )
-from videopanda.evaluation.scoring.final_text import final_text
-from videopanda.evaluation.scoring.normalize import normalize, tokens
+from videopanda.evaluation.scoring.clauses import clauses
+from videopanda.evaluation.scoring.final_text import final_text, unwrapped
+from videopanda.evaluation.scoring.normalize import tokens
+from videopanda.evaluation.scoring.option_texts import asserted, denied_or_open, equal, masked, text_beside, written
 
 _NEAR = 120  # characters before and after a letter that say how it is meant
 _LONGEST = 8000  # characters of a reply; of a longer one its end decides
@@ -92,17 +94,22 @@ def choice(reply: str, options: Sequence[str]) -> tuple[int, ...] | None:
     """
     said = final_text(reply)[-_LONGEST:]
     asks = "?" in said and not any("?" in option for option in options)
-    if not asks and not MARK.match(said) and (equal := _equal(said, options)):
-        return equal
-    text = _without_list(unwrapped(said))
+    if (name := NAME.fullmatch(said.strip())) and name[1].lower() not in tokens(" ".join(options)):
+        return None
+    if not asks and not MARK.match(said) and (same := equal(said, options)):
+        return same
+    text = unwrapped(said)
+    if _lists_letters(text) and not any(ONE.fullmatch(option.strip()) for option in options):
+        return None
+    text = _without_list(text)
     mentions = list(_mentions(text, options))
     if not mentions:
-        number = {int(match[1]) - 1 for match in NUMBERED.finditer(text)}
-        if number and not _denied_or_open(text):
+        number = {NUMBERS[match[match.lastindex or 0].lower()] for match in NUMBERED.finditer(text)}
+        if number and not denied_or_open(text):
             index = min(number)
-            same = _equal(str(index + 1), options)
+            same = equal(str(index + 1), options)
             return (index,) if len(number) == 1 and index < len(options) and same in ((), (index,)) else None
-        return _within(text, options)
+        return asserted(text, options)
     return _decide(mentions, text, options)
 
 
@@ -118,11 +125,13 @@ def _decide(mentions: list[_Mention], text: str, options: Sequence[str]) -> tupl
     if best == _How.STATED and any(indices != chosen for indices in after):
         return None  # "the answer is A, wait, B"
     if best == _How.MENTIONED:
-        within = _within(text, options)
+        within = asserted(text, options)
         others = any(mention.indices != chosen for mention in mentions)
-        if others or _denied_or_open(text) or (within and chosen.isdisjoint(within)):
+        if others or denied_or_open(text) or (within and chosen.isdisjoint(within)):
             return None
     if any(not m.indices.isdisjoint(chosen) for m in mentions[found[-1] :] if m.how == _How.DENIED):
+        return None
+    if UNDECIDED.search(text) and len({m.indices for m in mentions if m.how == best}) > 1:
         return None
     return tuple(chosen)
 
@@ -136,31 +145,27 @@ def _without_list(text: str) -> str:
     return text
 
 
-def unwrapped(text: str) -> str:
-    """A reply without the markup around answers: a boxed text and one in tags become "answer: …"."""
-
-    def box(match: re.Match[str]) -> str:
-        content = TEX.sub("", match[1]).strip().strip("()")
-        return f"[[{content}]]" if len(content) == 1 else f" answer: {content}. "
-
-    text = TAG.sub(lambda match: f"\nanswer: {match[1].strip()}\n", BOX.sub(box, text))
-    text = HTML.sub(r" \2 ", text)
-    text = CYRILLIC.sub(lambda match: {"А": "A", "С": "C"}[match[0]], text)
-    return DECORATION.sub(lambda match: "" if match[0] in "*`$__" else " ", text.replace("[[", "⟦").replace("]]", "⟧"))
+def _lists_letters(text: str) -> bool:
+    """Whether a text has no words but several letters, "A) B) C)"."""
+    words = re.findall(r"\w+", text)
+    return len({word.upper() for word in words}) > 1 and all(re.fullmatch("[A-Za-z]", word) for word in words)
 
 
 # -- reading clauses ---------------------------------------------------------------------------------------------------
 def _mentions(text: str, options: Sequence[str]) -> Iterator[_Mention]:
     """What the clauses say of letters, in their order; texts of options that hold letters are passed over."""
-    text = PREFERRED.sub(r"\1rather than", EXCEPTING.sub("not", IDIOMS.sub(" ", text)))
-    text = GROUP.sub(lambda match: re.sub("[,、]", "/", match[0]), text)  # a list is one thing
-    whole, text = text, _masked(text, options)
+    text = re.sub(
+        r"\b([A-Z])['’]s\s+(?=the\b|my\b|right\b|correct\b)", r"\1 is ", ONLY_RIGHT.sub(r"the answer is \1", text)
+    )
+    text = PREFERRED.sub(r"\1rather than", EXCEPTING.sub("not", IDIOMS.sub(" ", AFFIRMED.sub("正确", text))))
+    text = GROUP.sub(lambda match: re.sub(r"[,、]|\bvs\b\.?", "/", match[0]), text)  # a list is one thing
+    whole, text = text, masked(text, options)
     named, indices, longest = 0, frozenset[int](), max(map(len, options), default=0)
     for number, (start, end, kind) in enumerate(clauses(text)):
         clause = text[start:end]
         if kind or UNREAL.search(clause):
             continue
-        if indices and REFUSAL.fullmatch(clause):  # "C - wrong", "the answer is A. No, …"
+        if indices and start >= named and REFUSAL.fullmatch(clause):  # "C - wrong", "the answer is A. No, …"
             yield _Mention(_How.DENIED, indices)
         found = list(_letters(clause))
         for first, last in found:
@@ -168,7 +173,7 @@ def _mentions(text: str, options: Sequence[str]) -> Iterator[_Mention]:
                 continue  # a letter in the text of the option that the letter before it has named
             before, after = clause[max(0, first - _NEAR) : first], clause[last : last + _NEAR]
             place = _Place(before, clause[first:last], after, number == 0, len(found) > 1)
-            beside, length = _beside(whole[start + last :][: longest + _NEAR], options)
+            beside, length = text_beside(whole[start + last :][: longest + _NEAR], options)
             earlier, later = text[max(0, start - _NEAR) : start], text[end : end + _NEAR]
             how = _how(place, bool(beside))
             if how is None or (how == _How.ALONE and INITIAL.search(f"{earlier}▢{later}")):
@@ -178,7 +183,9 @@ def _mentions(text: str, options: Sequence[str]) -> Iterator[_Mention]:
                 continue
             if len(indices) == 1 and not indices.isdisjoint(beside):
                 named = start + last + length
-            elif how != _How.DENIED and _is_unclear(place, how, indices, beside, options):
+            elif (how != _How.DENIED and _is_unclear(place, how, indices, beside, options)) or (
+                how == _How.ALONE and _tells_another(whole[start + last :][:_NEAR], indices, options)
+            ):
                 indices = frozenset()
             opens = not earlier.strip() or earlier.rstrip(" \"'(*")[-1:] in ".!?;:\n。"
             yield _Mention(how, indices, opens and not later.strip(" \n.!\"')"))
@@ -198,24 +205,20 @@ def _is_unclear(
         return False
     (index,) = indices
     twins = {i for i, option in enumerate(options) if option.strip().upper() == LETTERS[index]}
-    is_subject = how == _How.MENTIONED and len(place.mention) == 1 and VERB.match(place.after)  # "C is a vitamin"
-    return bool(twins - {index} or is_subject)
+    is_subject = how == _How.MENTIONED and len(place.mention) == 1 and bool(VERB.match(place.after))  # "C is a vitamin"
+    return bool(twins - {index}) or (is_subject and not SEEN.match(place.after))
 
 
-def clauses(text: str) -> Iterator[tuple[int, int, str]]:
-    """Start and end of every clause, and whether its sentence is a "question" or a "condition", else ""."""
-    start = 0
-    for match in [*SENTENCE_END.finditer(text), None]:
-        end = match.start() if match else len(text)
-        sentence = text[start:end]
-        kind = "question" if match and "?" in match[0] else "condition" if CONDITION.search(sentence) else ""
-        begin = 0
-        for inner in [*CLAUSE_END.finditer(sentence), None]:
-            stop = inner.start() if inner else len(sentence)
-            if sentence[begin:stop].strip():
-                yield start + begin, start + stop, kind
-            begin = inner.end() if inner else stop
-        start = match.end() if match else end
+def _tells_another(rest: str, indices: frozenset[int], options: Sequence[str]) -> bool:
+    """Whether the sentence of a letter goes on to tell what another option says, "B, the ball is green"."""
+    sentence = SENTENCE_END.split(rest, maxsplit=1)[0]
+    found = {i for same in written(sentence, options).values() for i in same}
+    return (
+        bool(found)
+        and indices.isdisjoint(found)
+        and not re.search(r"\b[A-Z]\b", sentence)
+        and not DENIAL.search(sentence)
+    )
 
 
 def _letters(clause: str) -> Iterator[tuple[int, int]]:
@@ -245,73 +248,35 @@ def _how(place: _Place, has_text: bool) -> _How | None:
     lead = LEAD.sub("", FILLER.sub("", before))
     alone = not lead.strip() and (marked or (has_text and place.is_first))
     stated = bool(STATED_BEFORE.search(before) or STATED_BEFORE.search(FILLER.sub("", before)))
-    stated_after, acts = bool(STATED_AFTER.match(after)), bool(VERB.match(after))
+    acts = bool(VERB.match(after))
+    stated_after = bool(STATED_AFTER.match(after)) or (acts and bool(re.search(r"\bonly\s+$", before, re.IGNORECASE)))
     if mention.islower():  # perhaps a word, or a plural in brackets
         told = stated or labelled
-        if not (told or alone or ends if bracketed else marked if alone and place.is_first else ends and told):
+        if not (
+            told or alone or ends
+            if bracketed
+            else marked
+            if alone and place.is_first
+            else told and (ends or stated_after)
+        ):
             return None
+    if not bracketed and not joined and NAMED.search(before):
+        return None
     if mention in "AI" and WORD.match(after) and not (stated_after or acts):
         return None
     # What follows "the answer is C" or "(C)" is a text, which may deny anything, unless the letter is its subject.
-    subject = acts or not (bracketed or marked or stated or has_text) or not after.lstrip()[:1].isascii()
-    if DENIAL.search(before) or ((subject or DENIAL.match(after.lstrip(" ,:)"))) and DENIAL.search(after)):
+    subject = (
+        acts or stated_after or not (bracketed or marked or stated or has_text) or not after.lstrip()[:1].isascii()
+    )
+    if DENIAL.search(before) or (
+        (subject or (not has_text and DENIAL.match(after.lstrip(" ,:)")))) and DENIAL.search(after)
+    ):
         return _How.DENIED
     boxed = mention[0] == "⟦"
     if boxed or stated or stated_after or DANGLING.fullmatch(after):
         return _How.MENTIONED if HEDGE.search(before + after) and not boxed else _How.STATED
-    if alone:
+    if alone or (ends and before.rstrip().endswith(":") and not mention.islower() and not SPOKEN.search(before)):
         return _How.MENTIONED if HEDGE.search(before) else _How.ALONE
     if bracketed or labelled or joined or (SHOWS.search(before) if ends else acts):
         return _How.MENTIONED
     return None
-
-
-# -- texts -------------------------------------------------------------------------------------------------------------
-def _masked(text: str, options: Sequence[str]) -> str:
-    """The text with blanks for options in which a letter stands by itself, "Team B wins"."""
-    for option in sorted(options, key=len, reverse=True):
-        if len(option.strip()) > 1 and re.search(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", option):
-            words = r"\s+".join(map(re.escape, option.split()))
-            text = re.sub(rf"(?<!\w){words}(?!\w)", lambda match: "▢" * len(match[0]), text, flags=re.IGNORECASE)
-    return text
-
-
-def _equal(text: str, options: Sequence[str]) -> tuple[int, ...]:
-    wanted, bare = normalize(text), text.strip(" .\"'").casefold()
-    return tuple(
-        i
-        for i, option in enumerate(options)
-        if (wanted and normalize(option) == wanted) or (bare and option.strip().casefold() == bare)
-    )
-
-
-def _beside(rest: str, options: Sequence[str]) -> tuple[tuple[int, ...], int]:
-    """The option whose text follows a letter, up to a line end or a mark, and where it ends; () if none does."""
-    length = len(rest)
-    rest = rest.lstrip(" \n.:,;)]>⟧}\"'*-–—")
-    longest = 2 * max(map(len, options), default=0) + 20
-    for end in (r"\n", r"[\n.;!?]", r"[\n.;!?,(—–]|\s-\s"):
-        part = re.split(end, rest, maxsplit=1)[0]
-        if len(part) <= longest and (equal := _equal(part, options)):
-            return equal, length - len(rest) + len(part)
-    return (), 0
-
-
-def _denied_or_open(text: str) -> bool:
-    return bool(DENIAL.search(IDIOMS.sub(" ", text)) or CONDITION.search(text) or "?" in text)
-
-
-def _within(reply: str, options: Sequence[str]) -> tuple[int, ...] | None:
-    """The only option whose words stand in the reply; an option that is part of another found one does not count."""
-    text = f" {' '.join(tokens(reply))} "
-    text += re.sub(r"[^\u3040-\ud7a3]+", " ", reply)  # scripts without spaces between words
-    words = [f" {normalize(option)} " if not ONE.fullmatch(option.strip()) else "" for option in options]
-    words = [option if re.fullmatch(r"[\u3040-\ud7a3]{2,}", option) else word for option, word in zip(options, words)]
-    found = [i for i, option in enumerate(words) if option.strip() and option in text]
-    longest = {words[i] for i in found if not any(words[i] != words[j] and words[i] in words[j] for j in found)}
-    for word in longest:  # the text of an option and something more
-        if re.search(rf"\b(?:and|or|but)\s+{re.escape(word.strip())}(?!\w)|{re.escape(word)}(?:and|or|then)\b", text):
-            return None
-    if len(longest) != 1 or _denied_or_open(text.replace(min(longest), " ") + ("?" if "?" in reply else "")):
-        return None
-    return tuple(i for i in found if words[i] in longest)

@@ -4,9 +4,9 @@ import math
 import re
 from itertools import pairwise
 
-from videopanda.evaluation.scoring.choice import clauses, unwrapped
-from videopanda.evaluation.scoring.choice_patterns import DENIAL, FILLER, IDIOMS, STATED_BEFORE
-from videopanda.evaluation.scoring.final_text import final_text
+from videopanda.evaluation.scoring.choice_patterns import DENIAL, FILLER, IDIOMS, SPOKEN, STATED_BEFORE, UNDECIDED
+from videopanda.evaluation.scoring.clauses import clauses
+from videopanda.evaluation.scoring.final_text import final_text, unwrapped
 
 # -- yes or no ---------------------------------------------------------------------------------------------------------
 _YES = r"(?:yes|yeah|yep|ja|s[ií]|oui|да|sim|sì|是的?|对的?|對|はい|네|예)"
@@ -32,32 +32,45 @@ def yes_no(reply: str) -> str | None:
         said = "yes" if match["yes"] else "no"
         before, after = clause[: match.start()], clause[match.end() :]
         leads = not re.search(r"[\w▢]", before)
-        if STATED_BEFORE.search(before) or STATED_BEFORE.search(FILLER.sub("", before)):
+        concludes = before.rstrip().endswith(":") and not re.search(r"\w", after) and not SPOKEN.search(before)
+        if concludes or STATED_BEFORE.search(before) or STATED_BEFORE.search(FILLER.sub("", before)):
             stated.append(None if DENIAL.search(before) else said)
-        elif leads and (not re.search(r"[\w▢]", after) or (number == 0 and (said == "yes" or _SUBJECT.match(after)))):
+        elif leads and (
+            not re.search(r"[\w▢]", after)
+            or (number == 0 and (said == "yes" or _SUBJECT.match(after) or after[:1] == ":"))
+        ):
             told.add(said)
     if stated:
-        return stated[-1]
+        return None if UNDECIDED.search(text) and len(set(stated)) > 1 else stated[-1]
     return told.pop() if len(told) == 1 else None
 
 
 # -- intervals ---------------------------------------------------------------------------------------------------------
 _NUMBER = r"\d+(?:\.\d+)?"
-_HOURS, _MINUTES, _SECONDS = r"(?:hours?|hrs?|h)(?!\w)", r"(?:minutes?|mins?|m)(?!\w)", r"(?:seconds?|secs?|s)(?!\w)"
+_HOURS = r"(?:(?:hours?|hrs?|h|stunden?|horas?|heures?|час\w*)(?!\w)|小时|時間|시간)"
+_MINUTES = r"(?:(?:minut[eo]s?|minuten|mins?|минут\w*)(?!\w)|m(?![^\W\d])|分钟?|분)"
+_SECONDS = r"(?:(?:seconds?|secs?|s|sekunden?|segundos?|secondes?|секунд\w*)(?!\w)|秒|초)"
 _TIME = re.compile(
     rf"(?<![\w.:])(?:(?:(?P<h>\d+):)?(?P<m>\d+):(?P<s>{_NUMBER})"  # 1:02:03, 02:03.5
     rf"|(?:(?P<hours>{_NUMBER})\s*{_HOURS}\s*(?:and\s+)?)?(?P<minutes>{_NUMBER})\s*{_MINUTES}"
     rf"(?:\s*(?:and\s+)?(?P<rest>{_NUMBER})\s*{_SECONDS})?"
     rf"|(?P<only>{_NUMBER})\s*{_HOURS}"
-    rf"|(?P<seconds>{_NUMBER})\s*(?P<unit>{_SECONDS})?(?![\w:%]))",
+    rf"|(?P<seconds>{_NUMBER})\s*(?:(?P<unit>{_SECONDS})|(?![\w:%])))",
     re.IGNORECASE | re.ASCII,
 )
 # A minus in front of a number is a sign where no other number stands before it.
 _NEGATIVE = re.compile(r"(?<![\w.:])(?<![\w.:]\s)[-−–](?=\d)|\b(?:from|between|to|and|at)\s+[-−–](?=\d)", re.IGNORECASE)
 _JOIN = re.compile(
-    r"(?:\s|[-–—,;:→>~\[\](){}\"'*]|\b(?:to|and|until|till|up|through|it|the|event|then|at|about|around|approximately"
-    r"|seconds?|starts?|begins?|ends?|ending|stops?|finish(?:es)?|time|is|in)\b)+",
+    r"(?:\s|[-–—,;:→>~\[\](){}\"'*到至第から부터]|\b(?:to|and|until|till|up|through|it|the|event|then|at|about|around|approximately"
+    r"|seconds?|starts?|begins?|lasts?|ends?|end_time|ending|stops?|finish(?:es)?|time|is|in|bis|a|à|hasta|по|до)\b)+",
     re.IGNORECASE,
+)
+# What numbers count that are no seconds, before and after them.
+_COUNTED_BEFORE = re.compile(
+    r"\b(?:frames?|pages?|chapters?|scores?(?:\s+\w+)?|steps?|lines?|rooms?|ages?)\W*$", re.IGNORECASE
+)
+_COUNTED_AFTER = re.compile(
+    r"\s*(?!(?:in|into|of|is|where|when|while|because|as|for|during|on|with)\b)[a-z]", re.IGNORECASE
 )
 _ANSWER = re.compile(r"\b(?:final\s+)?answer\b[^\d\n]{0,30}?(?:\bis\b|:)", re.IGNORECASE)
 
@@ -80,10 +93,13 @@ def interval(reply: str) -> tuple[float, float] | None:
         return None
     first, second = pairs[0]
     before = text[: first.start()].rpartition(".")[2]
-    if DENIAL.search(before) or re.search(r"\bframes?\W*$", before, re.IGNORECASE):
+    if DENIAL.search(before) or _COUNTED_BEFORE.search(before):
         return None
     bare = first["seconds"] and not first["unit"]
-    start, end = _seconds(first), _seconds(second)
+    start, end, after = _seconds(first), _seconds(second), text[second.end() :]
+    is_counted = bare and second["seconds"] and not second["unit"] and _COUNTED_AFTER.match(after)
+    if is_counted or re.match(r"[^.!;\n]{0,20}\?", after):
+        return None
     if bare and (second["minutes"] or second["only"]):
         return None
     return (start, end) if start < end < math.inf else None

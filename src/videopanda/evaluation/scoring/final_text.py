@@ -3,6 +3,18 @@
 import re
 import unicodedata
 
+from videopanda.evaluation.scoring.choice_patterns import (
+    ASKED,
+    BOX,
+    CYRILLIC,
+    DECORATION,
+    HTML,
+    STRUCK,
+    TAG,
+    TEX,
+    TEX_TEXT,
+)
+
 _FINAL_CHANNEL = re.compile(r"<\|channel\|>\s*final\s*<\|message\|>", re.IGNORECASE)
 _THOUGHT = re.compile(r"[<\[◁](/?)(?:think|thinking|thought|reasoning|analysis)[>\]▷]", re.IGNORECASE)
 _END = re.compile(
@@ -11,13 +23,15 @@ _END = re.compile(
 )
 _TOKEN = re.compile(r"<\|[^|>]{1,40}\|>|<s>|<bos>|<pad>|<unk>|<start_of_turn>\s*(?:model|assistant)?", re.IGNORECASE)
 _SPACE = re.compile(r"[^\S\n]{2,}")
+_ASKER = re.compile(r"(?<=\S)\s*^[ \t]*(?:human|user)\s*:.*", re.IGNORECASE | re.MULTILINE | re.DOTALL)
 _ROLE = re.compile(r"^[ \t]*(?:assistant|model)\s*:", re.IGNORECASE | re.MULTILINE)
 
 
 def final_text(reply: str) -> str:
     """What a reply tells its reader, in compatible characters (full-width letters become plain ones).
 
-    Thoughts go (`<think>…</think>`, also with the opening tag in the prompt), and what follows an end token. A reply
+    Thoughts go (`<think>…</think>`, also with the opening tag in the prompt), and what follows an end token
+    or is the next question of an invented dialogue. A reply
     that ends within its thoughts tells nothing.
     """
     text = unicodedata.normalize("NFKC", reply)
@@ -25,7 +39,21 @@ def final_text(reply: str) -> str:
         text = text[channels[-1].end() :]
     text = _without_thoughts(text)
     text = _TOKEN.sub(" ", next(filter(str.strip, _END.split(text)), ""))
-    return _SPACE.sub(" ", _ROLE.split(text)[-1])
+    return _SPACE.sub(" ", _ROLE.split(_ASKER.sub("", text))[-1])
+
+
+def unwrapped(text: str) -> str:
+    """A reply without the markup around answers: a boxed text and one in tags become "answer: …"."""
+
+    def box(match: re.Match[str]) -> str:
+        content = TEX.sub("", match[1]).strip().strip("()")
+        return f"[[{content}]]" if len(content) == 1 else f" answer: {content}. "
+
+    text = ASKED.sub("answer:", STRUCK.sub(" ", text))
+    text = TEX_TEXT.sub(r"\1", TAG.sub(lambda match: f"\nanswer: {match[1].strip()}\n", BOX.sub(box, text)))
+    text = HTML.sub(r" \2 ", text)
+    text = CYRILLIC.sub(lambda match: {"А": "A", "С": "C"}[match[0]], text)
+    return DECORATION.sub(lambda match: "" if match[0] in "*`$__" else " ", text.replace("[[", "⟦").replace("]]", "⟧"))
 
 
 def _without_thoughts(text: str) -> str:

@@ -14,7 +14,16 @@ from types import ModuleType
 
 from videopanda.evaluation.benchmarks import options
 from videopanda.evaluation.benchmarks.item import Item, Task
-from videopanda.evaluation.scoring import choice, choice_patterns, extract, final_text, normalize, wordnet
+from videopanda.evaluation.scoring import (
+    choice,
+    choice_patterns,
+    clauses,
+    extract,
+    final_text,
+    normalize,
+    option_texts,
+    wordnet,
+)
 from videopanda.evaluation.scoring.wordnet import WordNet
 
 TEXT: tuple[Task, ...] = ("short_answer", "yes_no", "description")
@@ -141,14 +150,16 @@ def iou(first: tuple[float, float], second: tuple[float, float]) -> float:
     return shared / (first[1] - first[0] + second[1] - second[0] - shared)
 
 
-_READING = (choice, choice_patterns, final_text)
+_READING = (choice_patterns, clauses, final_text)
 SCORERS = {
     scorer.name: scorer
     for scorer in (
         Scorer("exact", "1", TEXT, ("accuracy",), _exact, ()),
         Scorer("normalized", "1", TEXT, ("accuracy",), _normalized, (normalize,)),
         Scorer("contains", "1", TEXT, ("accuracy",), _contains, (normalize,)),
-        Scorer("choice", "2", ("choice",), ("accuracy",), _choice, (options, *_READING, normalize)),
+        Scorer(
+            "choice", "2", ("choice",), ("accuracy",), _choice, (choice, option_texts, options, *_READING, normalize)
+        ),
         Scorer("yes-no", "2", ("yes_no",), ("accuracy",), _yes_no, (extract, *_READING)),
         Scorer("iou", "2", ("grounding",), ("miou", *(f"r1@{t}" for t in THRESHOLDS)), _iou, (extract, *_READING)),
     )

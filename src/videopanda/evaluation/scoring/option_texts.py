@@ -1,0 +1,113 @@
+"""The texts of options in a reply: what it is, what it says of them, what follows a letter."""
+
+import re
+from collections.abc import Sequence
+
+from videopanda.evaluation.scoring.choice_patterns import (
+    ANSWER_IS,
+    ARTICLE,
+    CJK,
+    CONDITION,
+    DENIAL,
+    IDIOMS,
+    ONE,
+    PRONOUN,
+)
+from videopanda.evaluation.scoring.clauses import clauses
+from videopanda.evaluation.scoring.normalize import normalize, tokens
+
+
+def masked(text: str, options: Sequence[str]) -> str:
+    """The text with blanks for options in which a letter stands by itself, "Team B wins"."""
+    for option in sorted(options, key=len, reverse=True):
+        if len(option.strip()) > 1 and re.search(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", option):
+            words = r"\s+".join(map(re.escape, option.split()))
+            text = re.sub(rf"(?<!\w){words}(?!\w)", lambda match: "▢" * len(match[0]), text, flags=re.IGNORECASE)
+    return text
+
+
+def equal(text: str, options: Sequence[str]) -> tuple[int, ...]:
+    """The options that a text is, but for case and punctuation."""
+    wanted, bare = normalize(text), text.strip(" .\"'").casefold()
+    return tuple(
+        i
+        for i, option in enumerate(options)
+        if (wanted and normalize(option) == wanted) or (bare and option.strip().casefold() == bare)
+    )
+
+
+def text_beside(rest: str, options: Sequence[str]) -> tuple[tuple[int, ...], int]:
+    """The option whose text follows a letter, up to a line end or a mark, and where it ends; () if none does."""
+    length = len(rest)
+    rest = rest.lstrip(" \n.:,;)]>⟧}\"'*-–—")
+    longest = 2 * max(map(len, options), default=0) + 20
+    for end in (r"\n", r"[\n.;!?]", r"[\n.;!?,(—–]|\s-\s"):
+        part = re.split(end, rest, maxsplit=1)[0]
+        if len(part) <= longest and (same := equal(part, options)):
+            return same, length - len(rest) + len(part)
+    return (), 0
+
+
+def denied_or_open(text: str) -> bool:
+    """Whether a text denies something, asks, or makes a condition."""
+    return bool(DENIAL.search(IDIOMS.sub(" ", text)) or CONDITION.search(text) or "?" in text)
+
+
+def asserted(reply: str, options: Sequence[str]) -> tuple[int, ...] | None:
+    """The only option whose words stand in the reply, or in what it asserts."""
+    kept = " ".join(options).casefold()
+    text = IDIOMS.sub(lambda match: match[0] if match[0].casefold() in kept else " ", reply)
+    if len(found := written(text, options)) == 1:
+        ((word, indices),) = found.items()
+        if not denied_or_open(_words(text).replace(word, " ") + ("?" if "?" in reply else "")):
+            return indices
+    told: list[str] = []
+    denied: list[str] = []
+    for start, end, kind in clauses(text):
+        if kind:
+            return None
+        clause = text[start:end]
+        (denied if DENIAL.search(clause) else told).append(clause)
+    if denied:  # "green, not red"
+        if not all(written(clause, options, asserts=False) for clause in denied):
+            return None
+        told_of = written(", ".join(re.sub(r"^\W*(?:but|and)\b", "", clause) for clause in told), options)
+    elif cues := list(ANSWER_IS.finditer(text)):
+        told_of = written(text[cues[-1].end() :], options)
+    else:
+        return None
+    if len(told_of) != 1 or told_of.keys() & written(", ".join(denied), options, asserts=False).keys():
+        return None
+    return next(iter(told_of.values()))
+
+
+def written(reply: str, options: Sequence[str], *, asserts: bool = True) -> dict[str, tuple[int, ...]]:
+    """The options whose words stand in a text, by their normal form; not those that are part of another found one.
+
+    None at all if the text `asserts` one of them and something more ("a cat and a bird").
+    """
+    text = _words(reply)
+    words = [f" {normalize(option)} " if not ONE.fullmatch(option.strip()) else "" for option in options]
+    words = [option if CJK.fullmatch(option) else word for option, word in zip(options, words)]
+    openings = [PRONOUN.match(word) for word in words]
+    if len({match and match[0] for match in openings}) == 1:
+        words = [PRONOUN.sub(r"\1", word) for word in words]
+    if all(ARTICLE.match(word) for word in words):
+        words = [ARTICLE.sub(r"\1", word) for word in words]
+    found = {word for word in words if word.strip() and (_is_written(word, text) if len(word) == 1 else word in text)}
+    found = {word for word in found if not any(word != other and word in other for other in found)}
+    for word in found if asserts else ():
+        if re.search(rf"\b(?:and|or|but)\s+{re.escape(word.strip())}(?!\w)|{re.escape(word)}(?:and|or|then)\b", text):
+            return {}
+    return {one: tuple(i for i, word in enumerate(words) if word == one) for one in found}
+
+
+def _is_written(character: str, text: str) -> bool:
+    """Whether a text holds a word of one Chinese character or Korean syllable, which may also be part of another."""
+    if character >= "가":
+        return bool(re.search(rf"(?<![가-힣]){character}(?=[와과는은이가을를도]|[^가-힣]|$)", text))
+    return bool(re.search(rf"(?:(?<![一-鿿])|(?<=[是只匹条个头隻])){character}(?![一-鿿])", text))
+
+
+def _words(reply: str) -> str:
+    return f" {' '.join(tokens(reply))} " + re.sub(r"[^\u3040-\ud7a3]+", " ", reply)  # scripts without spaces, too
