@@ -184,9 +184,7 @@ def test_no_reply_is_read_wrong_and_few_are_unread(file):
 @pytest.mark.parametrize(("kind", "reader"), [("yes-no", yes_no), ("iou", interval)])
 def test_no_other_reply_is_read_wrong_and_few_are_unread(kind, reader):
     rows = [json.loads(line) for line in OTHERS.read_text(encoding="utf-8").splitlines()]
-        row for line in OTHERS.read_text(encoding="utf-8").splitlines() if (row := json.loads(line))["kind"] == kind
-    ]
-    read = [(row["reply"], row["right"], reader(row["reply"])) for row in rows]
+    read = [(row["reply"], row["right"], reader(row["reply"])) for row in rows if row["kind"] == kind]
     read = [(reply, right, list(found) if isinstance(found, tuple) else found) for reply, right, found in read]
     assert [row for row in read if row[2] not in (row[1], None)] == []
     readable = [row for row in read if row[1] is not None]
