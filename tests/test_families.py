@@ -113,7 +113,7 @@ def test_it_is_planned_verified_and_exported(world, tmp_path):
     code, out, err = run("verify", world / "trained", "--json")
     checks = {check["name"]: check["status"] for check in json.loads(out)["checks"]}
     assert code == 0, out
-    assert (checks["parameters"], checks["greedy"], checks["reference"]) == ("passed", "passed", "skipped")
+    assert (checks["parameters"], checks["greedy"]) == ("passed", "passed")
     code, _, err = run("export", world / "trained", tmp_path / "out")
     assert code == 0, err
     script = (

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from official import golden_weights, official_weights, write_official, write_sparse
 from tiny import tiny_config, tiny_model, tiny_processor
 from videopanda.checkpoints import checksums
-from videopanda.checkpoints.behavior_checks import Answer, check_greedy, check_reference, first_difference
+from videopanda.checkpoints.behavior_checks import Answer, check_greedy, first_difference
 from videopanda.checkpoints.convert import convert
 from videopanda.checkpoints.tensors import find_tensors, read_safetensors_header
 from videopanda.checkpoints.verify import verify
@@ -20,7 +20,7 @@ from videopanda.checkpoints.weight_checks import Check, Expected, check_keys, ch
 from videopanda.cli import app as cli
 from videopanda.inference.load import BUNDLED_MODEL
 from videopanda.models.generation import CACHE_NAME
-from videopanda.models.videopanda import VideoPandaConfig, VideoPandaForConditionalGeneration, VideoPandaStab
+from videopanda.models.videopanda import VideoPandaConfig, VideoPandaForConditionalGeneration
 
 MEAN = "model.stab.lste.norm.running_mean"
 LSD, FSRA = "model.stab.lsd.query_proj.weight", "model.stab.fsra.query_proj.weight"
@@ -47,7 +47,6 @@ def ours(converted, tmp_path) -> Path:
 def light(monkeypatch):
     """Leaves out what runs the model, where a test is about the files."""
     place = "videopanda.checkpoints.verify"
-    monkeypatch.setattr(f"{place}.check_reference", lambda *_: Check("reference", "skipped"))
     monkeypatch.setattr(f"{place}.check_greedy", lambda *_: Check("greedy", "skipped"))
 
 
@@ -82,10 +81,8 @@ def test_a_converted_checkpoint_passes(official, converted):
     report = verify(converted, against=official)
     assert failures(report) == {}
     assert {check.name: check.status for check in report.checks} == dict.fromkeys(
-        ("keys", "parameters", "values", "checksums", "against", "reference", "greedy"), "passed"
+        ("keys", "parameters", "values", "checksums", "against", "greedy"), "passed"
     )
-    (stab,) = [check for check in report.checks if check.name == "reference"]
-    assert stab.details["error"] <= 1e-5  # measured: 2.9e-7
 
 
 @pytest.mark.parametrize(("preset", "text"), [("paper", "qwen3"), ("eve_star", "llama")])
@@ -138,7 +135,7 @@ def test_a_missing_batch_norm_statistic(ours):
     report = verify(ours)
     (reason,) = failures(report)["keys"]
     assert reason == f"{MEAN} is missing (batch norm statistic; a loader would put its initial value there)"
-    assert {check.name for check in report.checks if check.status == "skipped"} == {"reference", "greedy"}
+    assert {check.name for check in report.checks if check.status == "skipped"} == {"greedy"}
 
 
 def test_two_swapped_tensors(ours, official, light):
@@ -221,16 +218,6 @@ def test_record_needs_a_checkpoint_that_passes(ours, light):
 
 
 # -- what is wrong when the model runs ---------------------------------------------------------------------------------
-def test_a_block_that_computes_something_else(converted, monkeypatch):
-    config, places = VideoPandaConfig.from_pretrained(converted), find_tensors(converted)
-    assert check_reference(config, places).status == "passed"
-    right = VideoPandaStab.to_segments
-    monkeypatch.setattr(VideoPandaStab, "to_segments", lambda self, x: right(self, x.flip(1)).flip(1))
-    check = check_reference(config, places)
-    assert check.status == "failed"
-    assert "the vision part differs from its reference" in check.reasons[0]
-
-
 def test_positions_that_are_wrong_behind_a_cache(converted, monkeypatch):
     config = VideoPandaConfig.from_pretrained(converted)
     assert check_greedy(converted, config, 1000).status == "passed"

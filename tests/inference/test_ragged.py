@@ -144,4 +144,4 @@ def test_masks_of_layers_need_an_attention_that_takes_them():
     model = backbone_model("llama")
     model.config.text_config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="sdpa or eager, and the model uses flash_attention_2"):
-        layer_masks(model.get_decoder(), [torch.zeros(1, 3)] * 4, torch.zeros(1, 1))
+        layer_masks(model.get_decoder(), [None] * 4, [torch.zeros(1, 3)] * 4, torch.zeros(1, 1))

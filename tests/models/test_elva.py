@@ -154,7 +154,7 @@ def test_a_model_with_states_is_refused():
     [
         ({"merge_config": {"layers": [9]}}, r"in \[0, 3\]"),
         ({"merge_config": {"layers": [1], "keep": 0.0}}, "keep must be in"),
-        ({"hybrid_config": {"every": -1}}, "every must be 0 or a positive integer"),
+        ({"hybrid_config": {"every": -1}}, "every. must be an integer of at least 0"),
         ({"embedding_config": {"num_heads": 7}}, "not a multiple of num_heads"),
         ({"max_frame_cells": 0}, "must be a positive integer"),
     ],

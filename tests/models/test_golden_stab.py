@@ -39,7 +39,7 @@ def row(placement, frames):
         pytest.param({"lste_batch_norm": False}, 1.0, id="D2-no-batch-norm"),
         pytest.param({"dense_connection": False}, 1.0, id="D3-no-dense-connection"),
         pytest.param({"gstra_input": "downsampled"}, 0.1, id="D4-gstra-on-tokens"),
-        pytest.param({"mask_padding": True}, 0.1, id="D5-padding-takes-no-part"),
+        pytest.param({"mask_padding": True}, 0.1, id="D5-padding-excluded"),
         pytest.param({"attention_scale": "head"}, 0.5, id="D6-scale-of-one-head"),
         pytest.param({"num_heads": 1}, 0.5, id="D6-one-head"),
         pytest.param({"query_residual": False}, 1.0, id="D7-D8-query-not-added"),

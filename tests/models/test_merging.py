@@ -252,7 +252,7 @@ def test_recomputed_activations_merge_alike():
 
 def test_the_cache_remembers_positions_per_layer():
     model, (embeds, is_visual, layouts, mask) = model_of("llama"), batch()
-    cache = MergedCache()
+    cache = MergedCache(model.config)
     _, merger = run(model, embeds, is_visual, layouts, mask, SCHEDULES["ratio"], use_cache=True, **{CACHE_NAME: cache})
     lengths = [layer.keys.shape[2] for layer in cache.layers]
     assert lengths == [layer.positions.shape[1] for layer in cache.layers]

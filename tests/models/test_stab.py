@@ -326,7 +326,7 @@ def test_half_resolution_averages_pixels(preset):
     assert len(tokens) == 4 * (1 + 6 * 7)
 
 
-def test_batch_norm_sees_only_what_takes_part():
+def test_batch_norm_excludes_padding():
     norm = MaskedBatchNorm(3).train()
     reference = torch.nn.BatchNorm1d(3).train()
     x = torch.randn(2, 4, 2, 2, 3) + 5
@@ -391,13 +391,13 @@ def test_inference_computes_only_what_tokens_need():
     stab = VideoPandaStab(tiny_stab()).eval()
     layout = stab.plan(torch.tensor([[2, 0, 2, 6, 8, 8]]), 8, 6, 6, False, torch.device("cpu"))
     assert layout.box == (2, 4, 0, 6)
-    assert layout.takes_part is None
+    assert layout.visible is None
     assert len(layout.kept) == 8 * (2 * 6 + 1) + 1
     assert len(layout.order) == 8 * (2 * 7 + 1)
     both = torch.tensor([[2, 0, 2, 6, 8, 8], [0, 1, 6, 4, 4, 4]])
     mixed = stab.plan(both, 8, 6, 6, False, torch.device("cpu"))
     assert mixed.box == (0, 6, 0, 6)
-    assert mixed.takes_part is not None
+    assert mixed.visible is not None
     assert len(mixed.kept) == 8 * 13 + 4 * 25 + 1
     with pytest.raises(AssertionError):
         stab.train()(torch.randn(1, 8, 3, 48, 48), both[:1], layout=layout)

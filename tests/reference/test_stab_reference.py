@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stab_reference import slow_stab
 
 from tiny import randomize
 from videopanda.models.videopanda.configuration_videopanda import VideoPandaStabConfig
 from videopanda.models.videopanda.modeling_videopanda import encode_frames
 from videopanda.models.videopanda.modeling_videopanda_stab import VideoPandaStab
-from videopanda.models.videopanda.reference_videopanda import slow_stab
 
 MAX_CELLS = 3
 SIZES = st.builds(

@@ -337,7 +337,7 @@ def verify_verb(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check a checkpoint: names, shapes, values, checksums, the vision part against its reference, consistent answers.
+    """Check a checkpoint: names, shapes, values, checksums, consistent answers.
 
     Exit code 1 means that a check failed.
 

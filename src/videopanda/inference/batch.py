@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from videopanda.inference.clip import EncodedClip
-from videopanda.inference.kv_prefix import PADDING, CacheLayout, KVPrefix
+from videopanda.inference.kv_prefix import CacheLayout, KVPrefix
 from videopanda.models.layer_cache import layer_masks
+from videopanda.models.merging import PADDING
 from videopanda.models.visual import EncodedVisual
 
 GROUP_TOKENS = 2048  # short prompts are prefilled together up to this many tokens with padding
@@ -98,7 +99,7 @@ def prefill(model: Any, layout: CacheLayout, prompts: Sequence[Prompt]) -> tuple
 def _masks(model: Any, layout: CacheLayout, positions: Sequence[Tensor], queries_BN: Tensor) -> dict[str, Any]:
     """The attention masks for new tokens; none if nothing is padded."""
     if len(positions) > 1:
-        return layer_masks(model.get_decoder(), positions, queries_BN)
+        return layer_masks(model.get_decoder(), layout.windows, positions, queries_BN)
     held_BL = positions[0] != PADDING
     return {"attention_mask": None if held_BL.all() else held_BL.long().to(model.device)}
 

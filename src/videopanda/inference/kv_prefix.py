@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, DynamicCache, DynamicLayer
 
+from videopanda.models.merging import PADDING
 from videopanda.plan.planner import cache_tensors, full_cache, has_state
 
-PADDING = -1  # position of a column that holds nothing
 EXACT_LAYERS = {"full_attention", "sliding_attention", "linear_attention", "conv"}
 
 

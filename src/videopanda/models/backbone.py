@@ -166,7 +166,7 @@ class VisualModelMixin:
         if merger is not None:
             kwargs[ARGUMENT] = merger
             if use_cache and (cache is None or not cache.get_seq_length()):
-                cache = MergedCache()
+                cache = MergedCache(self.config.text_config)
         if isinstance(cache, MergedCache):
             return self._run_merged(embeds_BNE, attention_mask, position_ids, cache, merger, **kwargs)
         output = self.language_model(
@@ -209,7 +209,7 @@ class VisualModelMixin:
             position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
         is_padding_BN = attention_mask[:, -length:] == 0
         queries_BN = position_ids.expand(batch, length).masked_fill(is_padding_BN, -1)
-        masks = layer_masks(self.language_model, cache.extended(queries_BN), queries_BN)
+        masks = layer_masks(self.language_model, cache.windows, cache.extended(queries_BN), queries_BN)
         output = self.language_model(
             inputs_embeds=embeds_BNE,
             position_ids=position_ids,

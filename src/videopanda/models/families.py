@@ -8,8 +8,6 @@ are registered with the Auto classes elsewhere count as well.
 """
 
 from collections.abc import Mapping
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 from transformers import (
@@ -22,11 +20,6 @@ from . import folders
 from .fields import registered_config, unknown, with_fields
 
 DEFAULT = "videopanda"
-
-
-def part_of(family: str, part: str) -> ModuleType:
-    """A file of a family, such as its "configuration". Raises ModuleNotFoundError if it has none."""
-    return import_module(f".{family}.{part}_{family}", __package__)
 
 
 def config_class(family: str) -> Any:

@@ -19,8 +19,9 @@ class MergedCache(DynamicCache):
     To `generate` it looks as long as the sequence without merging, so positions and masks are those of all tokens.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
+        self.windows = layer_windows(config)
         self.layers: list[Any] = []  # each with `positions`
         self.num_tokens = 0  # of each row, with padding
 
@@ -88,17 +89,19 @@ def layer_windows(config: Any) -> list[int | None]:
     return windows or [None] * config.num_hidden_layers
 
 
-def layer_masks(language_model: Any, positions: Sequence[Tensor], queries_BN: Tensor) -> dict[str, Any]:
+def layer_masks(
+    language_model: Any, windows: Sequence[int | None], positions: Sequence[Tensor], queries_BN: Tensor
+) -> dict[str, Any]:
     """Arguments for the language model: a mask (B, 1, N, L_i) per layer.
 
     Args:
+        windows: of each layer, from `layer_windows`.
         positions: (B, L_i) of each layer, the new columns included; one entry stands for all layers.
         queries_BN: positions of the new tokens, PADDING where there is none.
     """
     check_mergeable(language_model)
     add_layer_hooks(language_model)
     weight = next(language_model.parameters())
-    windows = layer_windows(language_model.config)
     # A query of padding may look at everything: an empty row would turn into NaN, and NaN spreads through values.
     is_padding_BN1 = (queries_BN == PADDING)[:, :, None]
     last_BN1 = queries_BN[:, :, None].masked_fill(is_padding_BN1, torch.iinfo(torch.long).max)

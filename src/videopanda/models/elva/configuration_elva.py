@@ -7,7 +7,9 @@ A frame of h × w cells becomes `<FRAME>`, then h rows of w patch tokens and a `
 
 from typing import Any, Literal
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
+
+from ..configuration import check_choice, check_counts, check_placeholders, text_config_of
 
 AUTO_MAP = {
     "AutoConfig": "configuration_elva.ElvaConfig",
@@ -82,16 +84,11 @@ class ElvaEmbeddingConfig(PreTrainedConfig):
         self.frame_link = frame_link
         self.kind = kind
         self.max_side = max_side
-        for name in ("hidden_size", "patch_size", "num_heads", "max_side"):
-            value = vars(self)[name]
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"embedding.{name} must be a positive integer, got {value!r}")
+        check_counts(hidden_size=hidden_size, patch_size=patch_size, num_heads=num_heads, max_side=max_side)
         if hidden_size % num_heads:
             raise ValueError(f"embedding.hidden_size {hidden_size} is not a multiple of num_heads {num_heads}")
-        if reduction not in ("attention", "mean"):
-            raise ValueError(f"embedding.reduction must be attention or mean, got {reduction!r}")
-        if kind not in ("vpel", "convolution", "linear"):
-            raise ValueError(f"embedding.kind must be vpel, convolution or linear, got {kind!r}")
+        check_choice("reduction", reduction, ("attention", "mean"))
+        check_choice("kind", kind, ("vpel", "convolution", "linear"))
         super().__init__(**kwargs)
 
     @property
@@ -154,10 +151,8 @@ class ElvaHybridConfig(PreTrainedConfig):
         self.policy = policy
         self.every = every
         self.scale = scale
-        if policy not in ("every", "ends", "change", "random"):
-            raise ValueError(f"hybrid.policy must be every, ends, change or random, got {policy!r}")
-        if isinstance(every, bool) or not isinstance(every, int) or every < 0:
-            raise ValueError(f"hybrid.every must be 0 or a positive integer, got {every!r}")
+        check_choice("policy", policy, ("every", "ends", "change", "random"))
+        check_counts(0, every=every)
         if not 0.0 < scale <= 1.0:
             raise ValueError(f"hybrid.scale must be in (0, 1], got {scale}")
         super().__init__(**kwargs)
@@ -206,25 +201,15 @@ class ElvaConfig(PreTrainedConfig):
         tie_word_embeddings: bool = False,
         **kwargs: Any,
     ):
-        if text_config is None:
-            text_config = {"model_type": "qwen2", "vocab_size": 32002}
-        if isinstance(text_config, dict):
-            if text_config.get("model_type") not in CONFIG_MAPPING:
-                raise ValueError("`text_config` needs a `model_type`, such as 'llama' or 'qwen3'.")
-            text_config = CONFIG_MAPPING[text_config["model_type"]](**text_config)
+        text_config = text_config_of(text_config, "qwen2")
         if not isinstance(embedding_config, ElvaEmbeddingConfig):
             embedding_config = ElvaEmbeddingConfig(**(embedding_config or {}))
         if not isinstance(merge_config, ElvaMergeConfig):
             merge_config = ElvaMergeConfig(**(merge_config or {}))
         if not isinstance(hybrid_config, ElvaHybridConfig):
             hybrid_config = ElvaHybridConfig(**(hybrid_config or {}))
-        for name, token_id in (("video_token_id", video_token_id), ("image_token_id", image_token_id)):
-            if not 0 <= token_id < text_config.vocab_size:
-                raise ValueError(f"{name} {token_id} is outside the vocabulary of {text_config.vocab_size} entries.")
-        if video_token_id == image_token_id:
-            raise ValueError(f"`<video>` and `<image>` need different ids, both are {video_token_id}.")
-        if isinstance(max_frame_cells, bool) or not isinstance(max_frame_cells, int) or max_frame_cells < 1:
-            raise ValueError(f"`max_frame_cells` must be a positive integer, got {max_frame_cells!r}.")
+        check_placeholders(video_token_id, image_token_id, text_config.vocab_size)
+        check_counts(max_frame_cells=max_frame_cells)
         self.text_config = text_config
         self.embedding_config = embedding_config
         self.merge_config = merge_config

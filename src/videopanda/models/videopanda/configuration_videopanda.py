@@ -8,7 +8,9 @@ Geometry: a *cell* is the square that becomes one visual token, 2 × 2 patches o
 import math
 from typing import Any, Literal
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
+
+from ..configuration import check_choice, check_counts, check_placeholders, text_config_of
 
 # What transformers' Auto classes find in this folder.
 AUTO_MAP = {
@@ -118,7 +120,7 @@ STAB_PRESETS: dict[str, dict[str, Any]] = {
     },
     "eve_star": {"lste": False, "gstra": False},
     # The paper's block at a size for two CPU cores: 100-pixel frames, 20-pixel cells, at most 5 × 5 tokens per frame.
-    # Padding takes part nowhere and there is no batch norm, so that a clip's tokens depend on nothing but the clip.
+    # Padding is excluded everywhere and there is no batch norm, so a clip's tokens depend on nothing but the clip.
     "nano": {
         "hidden_size": 256,
         "patch_size": 10,
@@ -205,15 +207,10 @@ class VideoPandaStabConfig(PreTrainedConfig):
 
     def _check(self) -> None:
         """Raise `ValueError` for a field of a wrong type or an invalid combination."""
-        for name in ("hidden_size", "patch_size", "image_size", "num_heads", "lste_bottleneck"):
-            value = vars(self)[name]
-            if name == "lste_bottleneck" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
-        segment = self.segment_frames
-        if segment is not None and (isinstance(segment, bool) or not isinstance(segment, int) or segment < 1):
-            raise ValueError(f"`segment_frames` must be a positive integer or None, got {segment!r}.")
+        check_counts(**{name: vars(self)[name] for name in ("hidden_size", "patch_size", "image_size", "num_heads")})
+        for name in ("lste_bottleneck", "segment_frames"):  # may be None
+            if vars(self)[name] is not None:
+                check_counts(**{name: vars(self)[name]})
         for name in (
             *("lste", "lste_batch_norm", "lste_depthwise", "dense_connection", "mask_padding", "gstra"),
             *("gstra_mlp", "fsra", "query_residual", "downsample_first", "row_tokens", "coordinates"),
@@ -228,8 +225,7 @@ class VideoPandaStabConfig(PreTrainedConfig):
             "downsampling": ("lsd", "average", "half_resolution", "perceiver"),
         }
         for name, allowed in choices.items():
-            if vars(self)[name] not in allowed:
-                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {vars(self)[name]!r}.")
+            check_choice(name, vars(self)[name], allowed)
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}.")
         if self.image_size % (2 * self.patch_size):
@@ -320,21 +316,12 @@ class VideoPandaConfig(PreTrainedConfig):
         tie_word_embeddings: bool = False,
         **kwargs: Any,
     ):
-        if text_config is None:
-            text_config = {"model_type": "llama", "vocab_size": 32002}
-        if isinstance(text_config, dict):
-            if text_config.get("model_type") not in CONFIG_MAPPING:
-                raise ValueError("`text_config` needs a `model_type`, such as 'llama' or 'qwen3'.")
-            text_config = CONFIG_MAPPING[text_config["model_type"]](**text_config)
+        text_config = text_config_of(text_config, "llama")
         if stab_config is None:
             stab_config = VideoPandaStabConfig()
         elif isinstance(stab_config, dict):
             stab_config = VideoPandaStabConfig(**stab_config)
-        for name, token_id in (("video_token_id", video_token_id), ("image_token_id", image_token_id)):
-            if not 0 <= token_id < text_config.vocab_size:
-                raise ValueError(f"{name} {token_id} is outside the vocabulary of {text_config.vocab_size} entries.")
-        if video_token_id == image_token_id:
-            raise ValueError(f"`<video>` and `<image>` need different ids, both are {video_token_id}.")
+        check_placeholders(video_token_id, image_token_id, text_config.vocab_size)
         self.text_config = text_config
         self.stab_config = stab_config
         self.video_token_id = video_token_id

@@ -19,7 +19,7 @@ class CellGrid(NamedTuple):
     """The placement expanded to every cell of a batch."""
 
     sends: Tensor  # (B, T, R, C) bool: the cell sends a token
-    takes_part: Tensor  # (B, T, R, C) bool: the cell may influence other cells
+    visible: Tensor  # (B, T, R, C) bool: the cell may influence other cells
     frame_sends: Tensor  # (B, T) bool: the frame sends tokens
     top: Tensor  # (B, T) first row of the picture in its frame
     left: Tensor  # (B, T) first column
@@ -43,10 +43,10 @@ def cell_grid(placement_B6: Tensor, frames: int, rows: int, columns: int, mask_p
     inside_BTRC = row_inside_BTR[..., None] & column_inside_BTC[:, :, None, :]
     sends_BTRC = inside_BTRC & frame_sends_BT[..., None, None]
     if mask_padding:
-        takes_part_BTRC = sends_BTRC & real_BT[..., None, None]
+        visible_BTRC = sends_BTRC & real_BT[..., None, None]
     else:
-        takes_part_BTRC = frame_sends_BT[..., None, None].expand_as(sends_BTRC)
-    return CellGrid(sends_BTRC, takes_part_BTRC, frame_sends_BT, top_BT, left_BT, left_BT + columns_BT)
+        visible_BTRC = frame_sends_BT[..., None, None].expand_as(sends_BTRC)
+    return CellGrid(sends_BTRC, visible_BTRC, frame_sends_BT, top_BT, left_BT, left_BT + columns_BT)
 
 
 def cells_to_patches(x_BTRC: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class TokenLayout(NamedTuple):
     grid: CellGrid  # of the box
     placement: Tensor  # (B, 6) of the whole videos, within the box
     first: int  # number of the first frame
-    takes_part: Tensor | None  # (B, T, R, C) of the whole canvas; None: everything takes part
+    visible: Tensor | None  # (B, T, R, C) of the whole canvas; None: everything may
     kept: Tensor  # (U,) distinct tokens, as rows of the table [cells of the box, contexts, row token]
     order: Tensor  # (V,) which of them each token of the sequence is
 
@@ -143,7 +143,7 @@ def plan_tokens(
         left, right = int(column_numbers[0]), int(column_numbers[-1]) + 1
     grid = CellGrid(
         whole.sends[:, :, top:bottom, left:right],
-        whole.takes_part[:, :, top:bottom, left:right],
+        whole.visible[:, :, top:bottom, left:right],
         whole.frame_sends,
         whole.top - top,
         whole.left - left,
@@ -154,13 +154,13 @@ def plan_tokens(
     order_V = torch.where(is_row_V, len(kept_U), (~is_row_V).cumsum(0) - 1)
     if row_tokens:
         kept_U = F.pad(kept_U, (0, 1), value=grid.sends.numel() + (grid.frame_sends.numel() if context_token else 0))
-    complete = bool(whole.takes_part.all()) and frames % (segment_frames or frames) == 0
+    complete = bool(whole.visible.all()) and frames % (segment_frames or frames) == 0
     return TokenLayout(
         (top, bottom, left, right),
         CellGrid(*(part.to(device) for part in grid)),
         (placement_B6 - torch.tensor([top, left, 0, 0, 0, 0])).to(device),
         first,
-        None if complete else whole.takes_part.to(device),
+        None if complete else whole.visible.to(device),
         kept_U.to(device),
         order_V.to(device),
     )

@@ -411,10 +411,10 @@ class VideoPandaStab(nn.Module):
         _, t, h, w, _ = x_BTHWD.shape
         if layout is None:
             grid = cell_grid(placement_B6, t, h // per_cell, w // per_cell, config.mask_padding)
-            takes_part: Tensor | None = grid.takes_part
+            visible: Tensor | None = grid.visible
             first = 0
         else:
-            grid, placement_B6, takes_part, first = layout.grid, layout.placement, layout.takes_part, layout.first
+            grid, placement_B6, visible, first = layout.grid, layout.placement, layout.visible, layout.first
         if is_image:
             tokens_BTRCD = self.lsd(x_BTHWD if layout is None else layout.crop(x_BTHWD, per_cell), grid)
             context_BTD = None if self.fsra is None else self.fsra(tokens_BTRCD, grid)
@@ -422,7 +422,7 @@ class VideoPandaStab(nn.Module):
         if config.downsample_first:
             x_BTHWD = self.lsd(x_BTHWD, grid)
         on_cells = config.downsample_first or per_cell == 1
-        mask_BTHW = takes_part if takes_part is None or on_cells else cells_to_patches(takes_part)
+        mask_BTHW = visible if visible is None or on_cells else cells_to_patches(visible)
         encoded_BTHWD = x_BTHWD if self.lste is None else self.encode(self.lste, x_BTHWD, mask_BTHW)
         tokens_BTRCD = encoded_BTHWD
         if layout is not None:
@@ -438,7 +438,7 @@ class VideoPandaStab(nn.Module):
             if config.gstra_input == "full":
                 segment_BTD = self.summarise(self.gstra, encoded_BTHWD, mask_BTHW)
             else:
-                segment_BTD = self.summarise(self.gstra, tokens_BTRCD, grid.sends & grid.takes_part)
+                segment_BTD = self.summarise(self.gstra, tokens_BTRCD, grid.sends & grid.visible)
             context_BTD = self.fusion(segment_BTD, context_BTD)
         return self.lay_out(self.locate(tokens_BTRCD, grid, placement_B6, first), context_BTD, grid, layout)
 

@@ -13,38 +13,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .configuration_videopanda import PADDING_FRAME_CELLS, VideoPandaConfig, VideoPandaStabConfig
-from .modeling_videopanda_stab import VideoPandaStab
+from videopanda.models.videopanda.configuration_videopanda import PADDING_FRAME_CELLS, VideoPandaStabConfig
 
 Place = tuple[int, int]
 Frame = dict[Place, Tensor]
 WINDOW = ((0, 0), (0, 1), (1, 0), (1, 1))
-
-
-def reference_error(config: VideoPandaConfig, weights: Mapping[str, Tensor], seed: int) -> float:
-    """Worst difference of STAB to the reference, in parts of the largest value, on a seeded clip and an image.
-
-    The clip has a border and a padding frame. `weights` are those of the whole model, by name.
-    """
-    prefix = "model.stab."
-    weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    stab = VideoPandaStab(config.stab_config)
-    stab.load_state_dict(weights)
-    stab.float().eval()
-    exact = {name: tensor.double() for name, tensor in weights.items()}
-    cell = config.stab_config.cell_size
-    pixels = torch.randn(1, 6, 3, 3 * cell, 3 * cell, generator=torch.Generator().manual_seed(seed))
-    pixels[:, 5:] = 0.0
-    clip = torch.tensor([[1, 0, 2, 3, 6, 5]])
-    image = torch.tensor([[0, 1, 3, 2, 1, 1]])
-    worst, largest = 0.0, 0.0
-    with torch.no_grad():
-        for part, placement, is_image in ((pixels, clip, False), (pixels[:, :1], image, True)):
-            fast = stab(part, placement, is_image).double()
-            slow = slow_stab(config.stab_config, exact, part.double(), placement, is_image)
-            worst = max(worst, float((fast - slow).abs().max()))
-            largest = max(largest, float(slow.abs().max()))
-    return worst / max(largest, 1.0)
 
 
 def slow_stab(

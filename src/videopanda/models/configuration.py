@@ -1,0 +1,46 @@
+"""What the configurations of all families share. Part of exported folders; needs no torch."""
+
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+
+def text_config_of(given: PreTrainedConfig | dict[str, Any] | None, default: str) -> PreTrainedConfig:
+    """The configuration of the language model; None makes one of the kind `default` with the two placeholders.
+
+    Raises:
+        ValueError: a dictionary without a known `model_type`.
+    """
+    if given is None:
+        given = {"model_type": default, "vocab_size": 32002}
+    if not isinstance(given, dict):
+        return given
+    if given.get("model_type") not in CONFIG_MAPPING:
+        raise ValueError("`text_config` needs a `model_type`, such as 'llama' or 'qwen3'.")
+    return CONFIG_MAPPING[given["model_type"]](**given)
+
+
+def check_placeholders(video_token_id: int, image_token_id: int, vocab_size: int) -> None:
+    """Check that `<video>` and `<image>` are two entries of the vocabulary. Raises ValueError."""
+    for name, token_id in (("video_token_id", video_token_id), ("image_token_id", image_token_id)):
+        if not 0 <= token_id < vocab_size:
+            raise ValueError(f"{name} {token_id} is outside the vocabulary of {vocab_size} entries.")
+    if video_token_id == image_token_id:
+        raise ValueError(f"`<video>` and `<image>` need different ids, both are {video_token_id}.")
+
+
+def check_counts(least: int = 1, **fields: Any) -> None:
+    """Check that fields are integers of at least `least`. Raises ValueError."""
+    wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
+    for name, value in fields.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"`{name}` must be {wanted}, got {value!r}.")
+
+
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Check that a field has one of the values that it may have. Raises ValueError."""
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+__all__ = ["check_choice", "check_counts", "check_placeholders", "text_config_of"]
