@@ -11,7 +11,7 @@ from tiny_elva import batch, elva, frames, greedy_by_recompute, model_inputs
 from videopanda.inference.answer import ask
 from videopanda.models.elva import ElvaConfig, ElvaForConditionalGeneration
 from videopanda.models.layer_cache import MergedCache
-from videopanda.models.merging import MergeSchedule
+from videopanda.models.merge_schedule import MergeSchedule
 
 FAMILIES = ["llama", "qwen2", "qwen3", "phi3"]
 QUESTIONS = ["What colour is the circle?", "How many?", "Which way does it go, and when?"]

@@ -10,7 +10,8 @@ from transformers import AutoModel, LlamaConfig, Phi3Config, Qwen2Config, Qwen3C
 
 from videopanda.models.generation import CACHE_NAME
 from videopanda.models.layer_cache import MergedCache
-from videopanda.models.merging import PADDING, Merger, MergeSchedule, VisualPlaces, add_layer_hooks
+from videopanda.models.merge_schedule import MergeSchedule
+from videopanda.models.merging import PADDING, Merger, VisualPlaces, add_layer_hooks
 from videopanda.models.visual import CELL, CONTEXT, ROW_END
 
 SMALL = {

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from videopanda.inference.kv_prefix import KVPrefix
 from videopanda.inference.visual_cache import TokenDiskCache, clip_key, is_stored, vision_key
-from videopanda.models.frames import to_uint8_frames
 from videopanda.plan.planner import budget, planner_for, shown_frames
 from videopanda.video.read import Video, read_video
 
@@ -58,7 +57,7 @@ class EncodedClip:
     tokens: Tensor | None = field(default=None, repr=False)
     layout: Tensor | None = field(default=None, repr=False)
     kv_prefixes: "OrderedDict[PrefixKey, KVPrefix]" = field(default_factory=OrderedDict, repr=False)
-    frames: np.ndarray | None = field(default=None, repr=False)
+    frames: np.ndarray | list[np.ndarray] | None = field(default=None, repr=False)
 
     @property
     def num_tokens(self) -> int:
@@ -117,7 +116,6 @@ def prepare_clips(
     shown = 1 if kind == "image" else None  # frames of each
     for i, video in enumerate(videos):
         from_file = isinstance(video, Video)
-        frames, height, width, _ = to_uint8_frames(video)[:shown].shape
         clips.append(
             EncodedClip(
                 keys[i] if keys else uuid4().hex,
@@ -127,7 +125,7 @@ def prepare_clips(
                 tuple(int(index) for index in video.indices[:shown]) if from_file else None,
                 f"{video.decoder} {video.decoder_version}" if from_file else None,
                 inputs,
-                (frames, height, width),
+                rules.clip_shape(rules.frames_of(video)[:shown]),
             )
         )
     return clips
@@ -176,12 +174,12 @@ def encode_clip(
     video = _read(model, processor, source, max_new_tokens)
     decoded = time.perf_counter()
     kind = kind_of(video)
-    frames, height, width, _ = to_uint8_frames(video).shape
-    require_fit(model, processor, (1 if kind == "image" else frames, height, width), max_new_tokens)
+    frames = processor.video_processor.frames_of(video)[: 1 if kind == "image" else None]
+    require_fit(model, processor, processor.video_processor.clip_shape(frames), max_new_tokens)
     (clip,) = prepare_clips(processor, [video], kind)
     prepared = time.perf_counter()
     encode_prepared(model, [clip])
-    clip.frames = to_uint8_frames(video)[: len(clip.times)]
+    clip.frames = frames
     costs = {"decode": decoded - began, "preprocess": prepared - decoded, "encode": time.perf_counter() - prepared}
     if cache is not None and key is not None:
         _keep(cache, key, processor, clip)

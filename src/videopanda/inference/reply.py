@@ -35,7 +35,7 @@ class Answer:
     decoder: str | None
     timings: dict[str, float]
     model: str
-    frames: np.ndarray | None = field(default=None, repr=False, compare=False)
+    frames: np.ndarray | list[np.ndarray] | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         return self.answer

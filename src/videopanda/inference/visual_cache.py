@@ -174,9 +174,11 @@ def clip_key(
         OSError: the file cannot be read.
     """
     if hasattr(video, "frames"):
-        frames = np.asarray(video.frames)
-        content = hashlib.sha256(frames.tobytes())
-        content.update(json.dumps([frames.shape, float(video.duration)]).encode())
+        content = hashlib.sha256()
+        for frame in map(np.asarray, video.frames):  # which may differ in size
+            content.update(json.dumps(frame.shape).encode())
+            content.update(frame.tobytes())
+        content.update(json.dumps(float(video.duration)).encode())
         return f"frames {content.hexdigest()}"
     if not is_stored(video):
         return None

@@ -19,7 +19,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from .generation import CACHE_NAME, splice
 from .hub import add_code
 from .layer_cache import MergedCache, check_mergeable, layer_masks
-from .merging import ARGUMENT, Merger, MergeSchedule, VisualPlaces, add_layer_hooks
+from .merge_schedule import MergeSchedule
+from .merging import ARGUMENT, Merger, VisualPlaces, add_layer_hooks
 from .visual import VISUAL_INPUTS, EncodedVisual
 
 Features = Sequence[EncodedVisual] | BaseModelOutputWithPooling

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,8 +56,11 @@ def flatten_videos(videos: Any) -> list[Any]:
     return [video for item in videos for video in flatten_videos(item)]
 
 
-def to_uint8_frames(video: Any, background: Sequence[int] = WHITE) -> np.ndarray:
-    """Return the frames of one video as uint8 (T, height, width, 3); PIL images as `to_pixels` reads them."""
+def to_uint8_frames(video: Any, background: Sequence[int] = WHITE) -> np.ndarray | list[np.ndarray]:
+    """Return the frames of one video as uint8 (T, height, width, 3); PIL images as `to_pixels` reads them.
+
+    Frames of different sizes become a list of (height, width, 3).
+    """
     frames = video.frames if hasattr(video, "frames") else video
     if isinstance(frames, list | tuple):
         if not frames:
@@ -65,9 +68,14 @@ def to_uint8_frames(video: Any, background: Sequence[int] = WHITE) -> np.ndarray
         frames = [
             to_pixels(frame, background) if isinstance(frame, Image.Image) else np.asarray(frame) for frame in frames
         ]
-        sizes = {frame.shape for frame in frames}
-        if len(sizes) > 1:
-            raise ValueError(f"All frames of a video need the same size, got {sorted(sizes)}.")
+        for t, frame in enumerate(frames):
+            if frame.ndim != 3 or 3 not in (frame.shape[-1], frame.shape[0]) or frame.dtype != np.uint8:
+                raise ValueError(
+                    f"Frames must be RGB uint8 (height, width, 3), got {frame.dtype} {frame.shape} as frame {t}: "
+                    "give transparent frames as PIL images, which are put on the background."
+                )
+        if len({frame.shape for frame in frames}) > 1:
+            return [frame if frame.shape[-1] == 3 else frame.transpose(1, 2, 0) for frame in frames]
         frames = np.stack(frames)
     frames = np.asarray(frames)
     if frames.ndim == 4 and frames.shape[-1] != 3 and frames.shape[1] == 3:
@@ -82,7 +90,8 @@ def to_uint8_frames(video: Any, background: Sequence[int] = WHITE) -> np.ndarray
 class FrameProcessor(VideoProcessorMixin):
     """The base of a family's video processor: choice of frames, files, pictures.
 
-    A family adds `token_count`, `token_layout`, `layout` and `place`, which turns frames into its inputs.
+    A family adds `token_count`, `token_layout`, `layout` and `place`, which turns frames into its inputs. With
+    `mixed_sizes` the frames of one video may differ in size.
     """
 
     model_input_names = list(VISUAL_INPUTS["video"])  # noqa: RUF012
@@ -90,6 +99,7 @@ class FrameProcessor(VideoProcessorMixin):
     # Only for vLLM, which measures memory with made-up videos of this rate: `time_prompt` needs to know their length.
     fps = 1.0
     patch_size: int
+    mixed_sizes = False
     num_frames: int
     do_sample_frames: bool
     frame_sampling: str
@@ -100,9 +110,26 @@ class FrameProcessor(VideoProcessorMixin):
         """Pixels per side of the square of 2 × 2 patches that becomes one visual token."""
         return 2 * self.patch_size
 
-    def place(self, clips: list[np.ndarray], is_image: bool = False) -> dict[str, torch.Tensor]:
+    def token_count(self, num_frames: int, height: int, width: int, kind: Literal["video", "image"] = "video") -> int:
+        """Count the tokens of a clip of `num_frames` frames, or of an image, of `height` × `width` source pixels."""
+        raise NotImplementedError
+
+    def place(self, clips: list[Any], is_image: bool = False) -> dict[str, torch.Tensor]:
         """Make the model's inputs, by name, of uint8 clips (T, H, W, 3)."""
         raise NotImplementedError
+
+    def frames_of(self, video: Any) -> np.ndarray | list[np.ndarray]:
+        """The frames of one video; see `to_uint8_frames`. Raises ValueError for sizes that the family cannot mix."""
+        frames = to_uint8_frames(video, self.background)
+        if isinstance(frames, list) and not self.mixed_sizes:
+            sizes = sorted({frame.shape[:2] for frame in frames})
+            raise ValueError(f"All frames of a video need the same size, got {sizes} (height, width).")
+        return frames
+
+    def clip_shape(self, frames: np.ndarray | Sequence[np.ndarray]) -> tuple[int, int, int]:
+        """Frames, height and width of a clip; of several sizes the one with the most tokens."""
+        sizes = sorted({frame.shape[:2] for frame in frames})
+        return len(frames), *max(sizes, key=lambda size: self.token_count(1, *size))
 
     def sample_frames(
         self, metadata: VideoMetadata, num_frames: int | None = None, fps: float | None = None, **kwargs: Any
@@ -170,11 +197,11 @@ class FrameProcessor(VideoProcessorMixin):
                 raise ValueError("num_frames and fps choose frames of a file; these frames are already decoded")
             if isinstance(video, str | Path):
                 video = self._read(video, sample, num_frames, fps)
-            frames = to_uint8_frames(video, self.background)
+            frames = self.frames_of(video)
             entry = self._metadata(video, frames, known)
             if sample and not hasattr(video, "frames"):
                 indices = self.sample_frames(entry, num_frames, fps)
-                frames = frames[indices]
+                frames = [frames[i] for i in indices] if isinstance(frames, list) else frames[indices]
                 entry.frames_indices = indices.tolist()
             clips.append(frames)
             metadata.append(entry)
@@ -185,7 +212,7 @@ class FrameProcessor(VideoProcessorMixin):
 
     def preprocess_images(self, images: Any, return_tensors: str | None = None) -> BatchFeature:
         """Process images, each as a video of one frame."""
-        clips = [to_uint8_frames(image, self.background) for image in flatten_images(self.fetch_images(images))]
+        clips = [self.frames_of(image) for image in flatten_images(self.fetch_images(images))]
         return BatchFeature(self.place(clips, is_image=True), tensor_type=return_tensors)
 
     def _read(self, path: str | Path, sample: bool, num_frames: int | None, fps: float | None) -> Any:
@@ -205,9 +232,10 @@ class FrameProcessor(VideoProcessorMixin):
         return read_picture(images, self.background) if isinstance(images, str | Path) else images
 
     @staticmethod
-    def _metadata(video: Any, frames: np.ndarray, known: Any) -> VideoMetadata:
+    def _metadata(video: Any, frames: np.ndarray | Sequence[np.ndarray], known: Any) -> VideoMetadata:
         """Collect the metadata of a video: from its own fields, else from the caller's metadata."""
-        entry = VideoMetadata(total_num_frames=len(frames), height=frames.shape[1], width=frames.shape[2])
+        height, width = frames[0].shape[:2]
+        entry = VideoMetadata(total_num_frames=len(frames), height=height, width=width)
         if known is not None:
             given = dict(known)
             entry.fps, entry.duration = given.get("fps"), given.get("duration")

@@ -16,65 +16,19 @@ Dimensions: B sequences; N tokens before merging, M after; E width; X = B·N fla
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicLayer
 
+from .merge_schedule import MergeSchedule
 from .visual import CELL
 
 ARGUMENT = "token_merger"  # keyword argument of the language model
 MASKS = "layer_attention_masks"  # keyword argument: one mask per layer, for caches whose layers differ in length
 PADDING = -1  # position of a column that holds nothing
-
-
-@dataclass(frozen=True)
-class MergeSchedule:
-    """When and how far to merge.
-
-    layers: merge after the k-th layer for every k listed; 0 merges the embeddings, before the first layer.
-    keep: share of patch tokens to keep in each merge; the s-th merge aims at ceil(keep^s · N0)
-        patch tokens of a visual.
-    threshold: cosine from which tokens are similar (mode "threshold").
-    mode: "ratio" merges the most similar pairs until the target is met exactly, or only one token per place remains.
-        "threshold" merges every similar pair; in `deep_layers` it continues to the target.
-    """
-
-    layers: tuple[int, ...]
-    keep: float = 0.5
-    threshold: float = 0.6
-    mode: Literal["ratio", "threshold"] = "ratio"
-    deep_layers: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, config: Any) -> "MergeSchedule":
-        """The schedule of a configuration with these fields."""
-        layers, deep = tuple(config.layers), tuple(config.deep_layers)
-        return cls(layers, config.keep, config.threshold, config.mode, deep)
-
-    def check(self, num_layers: int) -> None:
-        """Check that the schedule fits a model of `num_layers` layers. Raises ValueError."""
-        layers = list(self.layers)
-        if layers != sorted(set(layers)) or not all(isinstance(k, int) and 0 <= k < num_layers for k in layers):
-            raise ValueError(f"merge layers must be increasing numbers in [0, {num_layers - 1}], got {layers}")
-        if not 0.0 < self.keep <= 1.0:
-            raise ValueError(f"merge keep must be in (0, 1], got {self.keep}")
-        if self.mode not in ("ratio", "threshold"):
-            raise ValueError(f"merge mode must be ratio or threshold, got {self.mode!r}")
-        if not set(self.deep_layers) <= set(layers):
-            raise ValueError(f"merge deep_layers {list(self.deep_layers)} must be among the layers {layers}")
-
-    def patches_after(self, stage: int, patches: int, places: int) -> int:
-        """Patch tokens of a visual after merge `stage` (1, 2, …) in mode "ratio".
-
-        Args:
-            patches: patch tokens before any merge.
-            places: distinct places (grid and cell), of which each keeps one token.
-        """
-        return min(patches, max(places, ceil(self.keep**stage * patches - 1e-9)))
 
 
 @dataclass
@@ -384,7 +338,6 @@ __all__ = [
     "MASKS",
     "PADDING",
     "Merge",
-    "MergeSchedule",
     "Merger",
     "VisualPlaces",
     "add_layer_hooks",

@@ -21,12 +21,12 @@ _BACKGROUND, _TEXT, _FAINT = (250, 250, 250), (20, 20, 20), (110, 110, 110)
 class SheetRow:
     """One row of the sheet.
 
-    frames: uint8 (T, H, W, 3), RGB.
+    frames: uint8 RGB, (T, H, W, 3), or (H, W, 3) each where sizes differ.
     lines: text under the frames; long lines are wrapped.
     timestamps: T times in seconds, written above the frames; an empty sequence omits the labels.
     """
 
-    frames: np.ndarray
+    frames: Sequence[np.ndarray] | np.ndarray
     lines: Sequence[str]
     timestamps: Sequence[float] | np.ndarray = ()
 
@@ -40,8 +40,9 @@ def contact_sheet(rows: Sequence[SheetRow], frame_height: int = 120) -> Image.Im
     if not rows:
         raise ValueError("a contact sheet needs at least one row")
     for row in rows:
-        if not len(row.frames) or row.frames.ndim != 4:
-            raise ValueError(f"a row needs frames of shape (T, H, W, 3), not {row.frames.shape}")
+        if not len(row.frames) or any(frame.ndim != 3 for frame in row.frames):
+            shapes = sorted({frame.shape for frame in row.frames})
+            raise ValueError(f"a row needs frames of shape (H, W, 3), not {shapes}")
         if len(row.timestamps) not in (0, len(row.frames)):
             raise ValueError(f"{len(row.timestamps)} timestamps for {len(row.frames)} frames")
     font = ImageFont.load_default(_TEXT_SIZE)
@@ -55,13 +56,13 @@ def contact_sheet(rows: Sequence[SheetRow], frame_height: int = 120) -> Image.Im
     return sheet
 
 
-def _frame_width(row: SheetRow, frame_height: int) -> int:
-    height, width = row.frames.shape[1:3]
+def _frame_width(frame: np.ndarray, frame_height: int) -> int:
+    height, width = frame.shape[:2]
     return max(1, round(width * frame_height / height))
 
 
 def _row_width(row: SheetRow, frame_height: int) -> int:
-    return _GAP + len(row.frames) * (_frame_width(row, frame_height) + _GAP)
+    return _GAP + sum(_frame_width(frame, frame_height) + _GAP for frame in row.frames)
 
 
 def _draw_row(
@@ -72,13 +73,14 @@ def _draw_row(
     height = _GAP + label_height + frame_height + _GAP + len(lines) * _LINE_HEIGHT + _GAP
     picture = Image.new("RGB", (width, height), _BACKGROUND)
     draw = ImageDraw.Draw(picture)
-    frame_width = _frame_width(row, frame_height)
+    left = _GAP
     for i, frame in enumerate(row.frames):
-        left = _GAP + i * (frame_width + _GAP)
+        frame_width = _frame_width(frame, frame_height)
         if label_height:
             draw.text((left, _GAP - 3), f"{row.timestamps[i]:.2f} s", fill=_FAINT, font=font)
         scaled = Image.fromarray(np.ascontiguousarray(frame)).resize((frame_width, frame_height))
         picture.paste(scaled, (left, _GAP + label_height))
+        left += frame_width + _GAP
     for i, line in enumerate(lines):
         draw.text((_GAP, 2 * _GAP + label_height + frame_height + i * _LINE_HEIGHT), line, fill=_TEXT, font=font)
     return picture

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..configuration import check_choice, check_counts, check_placeholders, text_config_of
+from ..merge_schedule import MergeSchedule
 
 AUTO_MAP = {
     "AutoConfig": "configuration_elva.ElvaConfig",
@@ -21,9 +22,23 @@ AUTO_MAP = {
 }
 
 
-def frame_tokens(rows: int, columns: int) -> int:
-    """Positions of a frame of `rows` × `columns` cells in the language model."""
+def frame_tokens(rows: Any, columns: Any) -> Any:
+    """Positions of a frame of `rows` × `columns` cells in the language model; of many frames for tensors or arrays.
+
+    Processor, planner and model all count by this function.
+    """
     return rows * columns + rows + 1
+
+
+def cell_limit(max_frame_cells: int, max_frame_pixels: int | None, cell: int) -> int:
+    """Maximum cells of a frame by both limits. Raises ValueError for limits that leave no cell."""
+    check_counts(max_frame_cells=max_frame_cells)
+    if max_frame_pixels is None:
+        return max_frame_cells
+    check_counts(max_frame_pixels=max_frame_pixels)
+    if max_frame_pixels < cell * cell:
+        raise ValueError(f"`max_frame_pixels` must hold a cell of {cell} × {cell} pixels, got {max_frame_pixels}.")
+    return min(max_frame_cells, max_frame_pixels // (cell * cell))
 
 
 def grid_of(height: int, width: int, cell: int, max_cells: int) -> tuple[int, int]:
@@ -167,7 +182,8 @@ class ElvaConfig(PreTrainedConfig):
         merge_config: see `ElvaMergeConfig`.
         hybrid_config: see `ElvaHybridConfig`; the processor of a new model copies it.
         video_token_id, image_token_id: ids of the placeholders `<video>` and `<image>`, real entries of the vocabulary.
-        max_frame_cells: maximum cells per frame; larger frames are scaled down.
+        max_frame_cells: maximum cells (patch tokens) per frame; larger frames are scaled down.
+        max_frame_pixels: maximum pixels per frame, as a second limit.
         initializer_range: standard deviation of fresh linear weights of the embedding.
     """
 
@@ -197,6 +213,7 @@ class ElvaConfig(PreTrainedConfig):
         video_token_id: int = 32000,
         image_token_id: int = 32001,
         max_frame_cells: int = 144,
+        max_frame_pixels: int | None = None,
         initializer_range: float = 0.02,
         tie_word_embeddings: bool = False,
         **kwargs: Any,
@@ -209,7 +226,8 @@ class ElvaConfig(PreTrainedConfig):
         if not isinstance(hybrid_config, ElvaHybridConfig):
             hybrid_config = ElvaHybridConfig(**(hybrid_config or {}))
         check_placeholders(video_token_id, image_token_id, text_config.vocab_size)
-        check_counts(max_frame_cells=max_frame_cells)
+        cell_limit(max_frame_cells, max_frame_pixels, embedding_config.cell_size)  # refuses what makes no sense
+        MergeSchedule.of(merge_config).check(text_config.num_hidden_layers)
         self.text_config = text_config
         self.embedding_config = embedding_config
         self.merge_config = merge_config
@@ -217,15 +235,25 @@ class ElvaConfig(PreTrainedConfig):
         self.video_token_id = video_token_id
         self.image_token_id = image_token_id
         self.max_frame_cells = max_frame_cells
+        self.max_frame_pixels = max_frame_pixels
         self.initializer_range = initializer_range
         super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
 
     def smaller(self) -> "ElvaConfig | None":
         """The same model with smaller frames; None if they have only one cell."""
-        if self.max_frame_cells == 1:
+        cells = cell_limit(self.max_frame_cells, self.max_frame_pixels, self.embedding_config.cell_size)
+        if cells == 1:
             return None
-        side = max(1, int(self.max_frame_cells**0.5) - 1)
+        side = max(1, int(cells**0.5) - 1)
         return type(self)(**{**self.to_dict(), "text_config": self.text_config, "max_frame_cells": side * side})
 
 
-__all__ = ["ElvaConfig", "ElvaEmbeddingConfig", "ElvaHybridConfig", "ElvaMergeConfig", "frame_tokens", "grid_of"]
+__all__ = [
+    "ElvaConfig",
+    "ElvaEmbeddingConfig",
+    "ElvaHybridConfig",
+    "ElvaMergeConfig",
+    "cell_limit",
+    "frame_tokens",
+    "grid_of",
+]

@@ -13,9 +13,9 @@ from transformers import initialization as init
 
 from ..backbone import VisualModelMixin, VisualPreTrainedModel
 from ..generation import VisualGenerationMixin
-from ..merging import MergeSchedule
+from ..merge_schedule import MergeSchedule
 from ..visual import EncodedVisual
-from .configuration_elva import ElvaConfig
+from .configuration_elva import ElvaConfig, frame_tokens
 from .modeling_elva_embedding import ElvaVideoEmbedding, token_layout
 
 
@@ -67,7 +67,7 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
         if expected != len(cells_CPX):
             raise ValueError(f"The frames have {expected} cells, but pixels of {len(cells_CPX)} were given.")
         tokens_VE, layout_V4 = self.embedding(cells_CPX, frames_F4), token_layout(frames_F4)
-        lengths_F = frames_F4[:, 2] * frames_F4[:, 3] + frames_F4[:, 2] + 1
+        lengths_F = frame_tokens(frames_F4[:, 2], frames_F4[:, 3])
         per_video = torch.zeros(int(frames_F4[-1, 0]) + 1, dtype=torch.long).index_add(0, frames_F4[:, 0], lengths_F)
         sizes = per_video.tolist()
         return [EncodedVisual(*pair) for pair in zip(tokens_VE.split(sizes), layout_V4.split(sizes))]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..visual import CELL, CONTEXT, ROW_END
-from .configuration_elva import ElvaEmbeddingConfig
+from .configuration_elva import ElvaEmbeddingConfig, frame_tokens
 
 
 class TokenPlaces(NamedTuple):
@@ -41,7 +41,7 @@ def token_places(grids_F4: Tensor) -> TokenPlaces:
     """Compute the places of all tokens from the grids of the frames."""
     rows_F, columns_F = grids_F4[:, 2], grids_F4[:, 3]
     number_F = torch.arange(len(grids_F4), device=grids_F4.device)
-    length_F = rows_F * columns_F + rows_F + 1
+    length_F = frame_tokens(rows_F, columns_F)
     frame = length_F.cumsum(0) - length_F
     frame_of_row = torch.repeat_interleave(number_F, rows_F)
     row_in_frame = torch.arange(len(frame_of_row), device=frame.device) - (rows_F.cumsum(0) - rows_F)[frame_of_row]

@@ -15,7 +15,7 @@ from transformers import BatchFeature
 
 from ..frames import FrameProcessor
 from ..pictures import WHITE
-from .configuration_elva import ElvaConfig, ElvaHybridConfig, frame_tokens, grid_of
+from .configuration_elva import ElvaConfig, ElvaHybridConfig, cell_limit, frame_tokens, grid_of
 from .modeling_elva_embedding import token_layout
 
 
@@ -25,6 +25,7 @@ class ElvaVideoProcessor(FrameProcessor):
     Args:
         patch_size: pixels per side of a patch; a cell has two patches per side, which becomes one token.
         max_frame_cells: maximum cells per frame; larger frames are scaled down, keeping their aspect ratio.
+        max_frame_pixels: maximum pixels per frame, as a second limit.
         num_frames: frames sampled from longer videos.
         hybrid_policy, hybrid_every, hybrid_scale: which frames keep the high resolution; see `ElvaHybridConfig`.
         do_sample_frames, frame_sampling: as in every family: "uniform" takes the middles of equal parts of the clip.
@@ -32,10 +33,13 @@ class ElvaVideoProcessor(FrameProcessor):
         background: uint8 color under transparent pixels; white by default.
     """
 
+    mixed_sizes = True
+
     def __init__(
         self,
         patch_size: int = 14,
         max_frame_cells: int = 144,
+        max_frame_pixels: int | None = None,
         num_frames: int = 16,
         hybrid_policy: Literal["every", "ends", "change", "random"] = "every",
         hybrid_every: int = 0,
@@ -51,6 +55,7 @@ class ElvaVideoProcessor(FrameProcessor):
         ElvaHybridConfig(policy=hybrid_policy, every=hybrid_every, scale=hybrid_scale)  # checks the values
         self.patch_size = patch_size
         self.max_frame_cells = max_frame_cells
+        self.max_frame_pixels = max_frame_pixels
         self.num_frames = num_frames
         self.hybrid_policy = hybrid_policy
         self.hybrid_every = hybrid_every
@@ -62,6 +67,7 @@ class ElvaVideoProcessor(FrameProcessor):
         self.background = list(background or WHITE)
         if frame_sampling != "uniform":
             raise ValueError(f"`frame_sampling` must be 'uniform', got {frame_sampling!r}.")
+        cell_limit(max_frame_cells, max_frame_pixels, self.cell_size)  # refuses what makes no sense
         if num_frames < 1:
             raise ValueError(f"`num_frames` must be at least 1, got {num_frames}.")
 
@@ -72,10 +78,21 @@ class ElvaVideoProcessor(FrameProcessor):
         return cls(
             patch_size=config.embedding_config.patch_size,
             max_frame_cells=config.max_frame_cells,
+            max_frame_pixels=config.max_frame_pixels,
             hybrid_policy=hybrid.policy,
             hybrid_every=hybrid.every,
             hybrid_scale=hybrid.scale,
         )
+
+    @property
+    def frame_cells(self) -> int:
+        """Maximum cells per frame, by both limits."""
+        return cell_limit(self.max_frame_cells, self.max_frame_pixels, self.cell_size)
+
+    @property
+    def max_cells(self) -> int:
+        """Cells per side of the largest square frame."""
+        return int(self.frame_cells**0.5)
 
     def grids(self, num_frames: int, height: int, width: int, is_high_T: np.ndarray | None = None) -> np.ndarray:
         """Rows and columns of cells of each frame of a clip, (T, 2).
@@ -83,7 +100,7 @@ class ElvaVideoProcessor(FrameProcessor):
         Args:
             is_high_T: frames at the high resolution; default: the policy's choice without seeing the frames.
         """
-        rows, columns = grid_of(height, width, self.cell_size, self.max_frame_cells)
+        rows, columns = grid_of(height, width, self.cell_size, self.frame_cells)
         if is_high_T is None:
             is_high_T = self.high_frames(num_frames)
         low = [max(1, round(side * self.hybrid_scale)) for side in (rows, columns)]
@@ -112,16 +129,16 @@ class ElvaVideoProcessor(FrameProcessor):
 
     def most_tokens(self, num_frames: int) -> int:
         """Tokens of a clip of `num_frames` frames of the shape that has most of them: one column of cells."""
-        return num_frames * frame_tokens(self.max_frame_cells, 1)
+        return int(num_frames * frame_tokens(self.frame_cells, 1))
 
     def longer_side(self, height: int, width: int) -> int:
         """Pixels of the longer side of a frame of `height` × `width`, as the model sees it."""
-        return max(grid_of(height, width, self.cell_size, self.max_frame_cells)) * self.cell_size
+        return max(grid_of(height, width, self.cell_size, self.frame_cells)) * self.cell_size
 
     def token_count(self, num_frames: int, height: int, width: int, kind: Literal["video", "image"] = "video") -> int:
         """Count the tokens of a clip of `num_frames` frames, or of an image, of `height` × `width` source pixels."""
         grids_T2 = self.grids(num_frames, height, width, None if kind == "video" else np.ones(num_frames, bool))
-        return sum(frame_tokens(int(rows), int(columns)) for rows, columns in grids_T2)
+        return int(frame_tokens(*grids_T2.T).sum())
 
     def token_layout(self, inputs: Any, i: int, kind: Literal["video", "image"] = "video") -> torch.Tensor:
         """Frame, row, column and kind of every token of visual `i` of a batch of this processor, (V, 4)."""
@@ -135,7 +152,7 @@ class ElvaVideoProcessor(FrameProcessor):
         pixels = torch.empty(cells, 4, 3 * self.patch_size**2, device="meta")
         return BatchFeature({"pixel_values_videos": pixels, "video_placement": _rows(grids)})
 
-    def place(self, clips: list[np.ndarray], is_image: bool = False) -> dict[str, torch.Tensor]:
+    def place(self, clips: Sequence[Sequence[np.ndarray]], is_image: bool = False) -> dict[str, torch.Tensor]:
         """Resize, normalize and cut clips into cells, (C, 4, 3·p·p), with (F, 4) rows that describe the frames."""
         if not clips:
             raise ValueError("There is no video or image to process.")
