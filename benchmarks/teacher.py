@@ -25,144 +25,25 @@ from statistics import mean, stdev
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, set_seed
+from torch import Tensor
 
 from videopanda.data.collate import IGNORE, Collator
 from videopanda.data.sample import Sample
 from videopanda.data.worlds.scenes.dataset import TRAINING_THEMES, balanced, draw
-from videopanda.data.worlds.scenes.questions import FAMILIES, describe, describe_moment, make_questions
+from videopanda.data.worlds.scenes.questions import FAMILIES, make_questions
 from videopanda.data.worlds.scenes.render import coverage
-from videopanda.data.worlds.scenes.world import COLOURS, SHAPES, SIZES, Difficulty, Scene, make_scene
-from videopanda.encoders.languagebind import LanguageBindTower
-from videopanda.encoders.open import Teacher, open_teacher
+from videopanda.data.worlds.scenes.world import COLOURS, SHAPES, SIZES, Difficulty, make_scene
+from videopanda.encoders.open import open_teacher
 from videopanda.evaluation.provenance import versions
-from videopanda.models.videopanda import VideoPandaVideoProcessor
-from videopanda.training.build import load
+from videopanda.inference.load import load
+from videopanda.lab.teachers import FRAMES, PATCH, SIDE, pictures, train_teacher
 from videopanda.training.run import train
-from videopanda.training.whiten import whiten_patch_embedding
 
-FRAMES, SIDE, PATCH, WIDTH = 4, 100, 20, 128
 ARMS = {"none": ["distill_weight=0"], "teacher": ["distill_weight=1"]}
 DIFFICULTY = Difficulty(2, TRAINING_THEMES)  # one or two things at a time: what so few steps can learn
 
 
 # -- the teacher -------------------------------------------------------------------------------------------------------
-class VideoTextEncoder(nn.Module):
-    """A LanguageBind tower and a text tower that map clips and captions into one space."""
-
-    def __init__(self, vocab_size: int):
-        super().__init__()
-        shape = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
-        self.vision_config = CLIPVisionConfig(
-            **shape, num_hidden_layers=4, image_size=SIDE, patch_size=PATCH, attn_implementation="sdpa"
-        )
-        self.vision_model = LanguageBindTower(self.vision_config, FRAMES)
-        text = CLIPTextConfig(
-            **shape,
-            num_hidden_layers=2,
-            vocab_size=vocab_size,
-            max_position_embeddings=192,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-        self.text_model = CLIPTextModel(text)
-        self.visual_projection = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.text_projection = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
-
-    def clips(self, pixels_BTCHW: Tensor) -> Tensor:
-        """Embeddings of frames, (B, T, D), from their class tokens."""
-        tower = self.vision_model
-        x_FND = tower.encoder["layers"][-1](tower(pixels_BTCHW.flatten(0, 1)), None)
-        x_FD = self.visual_projection(tower.post_layernorm(x_FND[:, 0]))
-        return x_FD.unflatten(0, pixels_BTCHW.shape[:2])
-
-    def texts(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Embeddings of captions, (B, D), from their last tokens."""
-        x_BLD = self.text_model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
-        return self.text_projection(x_BLD[torch.arange(len(x_BLD)), mask_BL.sum(1) - 1])
-
-    def loss(self, clips_BD: Tensor, texts_BD: Tensor) -> Tensor:
-        """Symmetric InfoNCE over the batch."""
-        scores_BB = F.normalize(clips_BD.float(), dim=-1) @ F.normalize(texts_BD.float(), dim=-1).T
-        scores_BB = scores_BB * self.logit_scale.exp().clamp(max=100)
-        own = torch.arange(len(scores_BB))
-        return (F.cross_entropy(scores_BB, own) + F.cross_entropy(scores_BB.T, own)) / 2
-
-
-def student_frames() -> VideoPandaVideoProcessor:
-    """The geometry of nano's frames: 5 × 5 cells of 20 pixels."""
-    return VideoPandaVideoProcessor(size={"height": SIDE, "width": SIDE}, patch_size=PATCH // 2, num_frames=FRAMES)
-
-
-def pictures(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
-    """What the teacher sees of scenes, and where it lies on the canvas: (B, T, 3, S, S) in bfloat16, (B, 6)."""
-    processor = Teacher(nn.Identity, lambda *_: None, WIDTH, SIDE).video_processor(student_frames())
-    batches = [processor(videos=[draw(s, FRAMES) for s in scenes[i : i + 64]], return_tensors="pt")
-               for i in range(0, len(scenes), 64)]  # fmt: skip
-    return (torch.cat([b["pixel_values_videos"].bfloat16() for b in batches]),
-            torch.cat([b["video_placement"] for b in batches]))  # fmt: skip
-
-
-def train_teacher(folder: Path, tokenizer_folder: Path, steps: int, batch: int, clips: int) -> None:
-    """Train the towers on `clips` scenes, each seen several times, and write the vision tower as LanguageBind does."""
-    began = time.perf_counter()
-    set_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    scenes = [make_scene(0, "train", i, DIFFICULTY) for i in range(clips + 256)]
-    pixels, _ = pictures(scenes)
-    model = VideoTextEncoder(len(tokenizer))
-    whiten_patch_embedding(model.vision_model.embeddings.patch_embedding.weight, pixels[:64].float())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
-    rng = np.random.default_rng(0)
-
-    def embed(chosen: np.ndarray, frame: int | None) -> tuple[Tensor, Tensor]:
-        """Clips with their captions, or one frame of each with the description of that moment."""
-        texts = []
-        for scene in (scenes[i] for i in chosen):
-            texts.append(describe(scene) if frame is None
-                         else describe_moment(scene, (frame + 0.5) * scene.duration / FRAMES))  # fmt: skip
-        tokens = tokenizer(texts, padding=True, truncation=True, max_length=192, return_tensors="pt")
-        frames_BTD = model.clips(pixels[chosen].float())
-        shown_BD = F.normalize(frames_BTD, dim=-1).mean(1) if frame is None else frames_BTD[:, frame]
-        return shown_BD, model.texts(tokens["input_ids"], tokens["attention_mask"])
-
-    losses = []
-    for step in range(steps):
-        chosen = rng.choice(clips, batch, replace=False)
-        with torch.autocast("cpu", torch.bfloat16):
-            # By turns, as LanguageBind learns from pictures, too: they say more about single cells.
-            loss = model.loss(*embed(chosen, None if step % 2 == 0 else int(rng.integers(FRAMES))))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        if step % 20 == 0:
-            print(f"teacher step {step}: {mean(losses[-20:]):.3f}  {time.perf_counter() - began:.0f} s", flush=True)
-    with torch.no_grad():
-        shown, told = embed(np.arange(clips, clips + 256), None)
-    ranks = (F.normalize(told.float(), dim=-1) @ F.normalize(shown.float(), dim=-1).T).argsort(descending=True)
-    own = torch.arange(256)[:, None]
-    record = {
-        "parameters": sum(p.numel() for p in model.vision_model.parameters()),
-        "steps": steps, "batch": batch, "clips": clips, "loss": round(mean(losses[-20:]), 4),
-        "unseen_text_to_clip_of_256": {
-            f"recall@{k}": round((ranks[:, :k] == own).any(1).float().mean().item(), 4) for k in (1, 5)
-        },
-        "seconds": round(time.perf_counter() - began, 1),
-    }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
-    vision = {**model.vision_config.to_dict(), "add_time_attn": True, "num_frames": FRAMES}
-    (folder / "config.json").write_text(json.dumps({"model_type": "LanguageBindVideo", "vision_config": vision}))
-    (folder / "training.json").write_text(json.dumps({**record, "what_its_cells_tell": probe(folder)}, indent=2) + "\n")
-
-
 @torch.no_grad()
 def probe(folder: Path, clips: int = 512) -> dict[str, dict[str, float]]:
     """How often colour, shape and size of what a cell shows can be read off its feature by a linear map.
@@ -345,9 +226,11 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=100, help="unseen clips to ask about")
     given = parser.parse_args()
     if not (given.work / "teacher" / "training.json").exists():
-        train_teacher(
-            given.work / "teacher", given.language, given.teacher_steps, given.teacher_batch, given.teacher_clips
-        )
+        folder, size = given.work / "teacher", (given.teacher_steps, given.teacher_batch, given.teacher_clips)
+        train_teacher("video-text", given.language, folder, *size, max_things=DIFFICULTY.max_things)
+        record = folder / "training.json"
+        known = {**json.loads(record.read_text()), "what_its_cells_tell": probe(folder)}
+        record.write_text(json.dumps(known, indent=2) + "\n")
     steps = {"prealign": given.prealign, "pretrain": given.pretrain}
     runs: dict[str, dict[str, dict]] = {arm: {} for arm in ARMS}
     for seed in range(1, given.seeds + 1):

@@ -46,10 +46,14 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {".", "", "data", "video", "models", "inference", "encoders", "training"},
         {"torch", "transformers", "numpy", "matplotlib", "rich", "av"},
     ),
+    "lab": (
+        {".", "", "data", "encoders", "evaluation", "models", "plan", "training", "video"},
+        {"torch", "transformers", "numpy", "matplotlib", "yaml", "PIL", "safetensors"},
+    ),
     "doctor": ({"video"}, {"torch", "psutil", "packaging", "huggingface_hub"}),
     "cli": (
         {".", "", "models", "video", "inference", "plan", "data", "checkpoints", "training", "evaluation", "serving"}
-        | {"bench", "doctor"},
+        | {"bench", "doctor", "lab"},
         {"typer", "rich", "transformers", "torch", "numpy"},
     ),
 }

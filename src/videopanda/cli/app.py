@@ -25,6 +25,7 @@ from videopanda.cli.checks import (
 from videopanda.cli.data import data_app
 from videopanda.cli.errors import run
 from videopanda.cli.evaluate import evaluate_app
+from videopanda.cli.lab import lab_app
 from videopanda.cli.options import (
     AsJson,
     Cache,
@@ -63,6 +64,7 @@ app.add_typer(scenes_app, name="scenes")
 app.add_typer(data_app, name="data")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(bench_app, name="bench")
+app.add_typer(lab_app, name="lab")
 
 _ASSETS = Path(__file__).parents[1] / "assets"
 

@@ -48,6 +48,14 @@ def scenes_verb(
     output: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="Keep report, predictions and clips in this folder.")
     ] = None,
+    media_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--media-root",
+            metavar="DIR",
+            help="Write the clips to this folder, or take them from there. Default: the output folder.",
+        ),
+    ] = None,
     no_baselines: Annotated[
         bool, typer.Option("--no-baselines", help="Skip the baselines (six times faster).")
     ] = False,
@@ -61,7 +69,7 @@ def scenes_verb(
     loaded = load_model(model)
     with ExitStack() as stack:
         folder = output or Path(stack.enter_context(TemporaryDirectory()))
-        report = scenes_report(folder, loaded, model, num, seed, baselines=not no_baselines)
+        report = scenes_report(folder, loaded, model, num, seed, baselines=not no_baselines, media_root=media_root)
     if as_json:
         print(json.dumps(report))
         return

@@ -46,11 +46,12 @@ def scenes_report(
     num_frames: int | None = None,
     workers: int | None = None,
     progress: bool = True,
+    media_root: Path | None = None,
 ) -> dict[str, Any]:
     """Ask `num` questions about test scenes and score the answers.
 
     Args:
-        folder: for clips, annotations, predictions, scores and `report.json`; an interrupted run is resumed.
+        folder: for predictions, scores and `report.json`; an interrupted run is resumed.
         loaded: the model and its processor.
         model: their folder; None is the bundled model.
         num: number of questions, spread evenly over the twelve families.
@@ -60,6 +61,7 @@ def scenes_report(
         workers: processes that write clips; default one per CPU. With more than one, a script must call this under
             `if __name__ == "__main__":`.
         progress: show a bar on stderr while clips are written.
+        media_root: folder of clips and annotations, which several evaluations may share; default `folder`.
 
     Returns:
         The report; `table` prints it. Intervals treat questions as independent, although some share a clip.
@@ -69,13 +71,14 @@ def scenes_report(
     """
     began = time.perf_counter()
     check_replaceable(folder / "report.json", _REPORT)
-    make_test_set(folder, num, seed, workers, progress)
+    test = media_root or folder
+    make_test_set(test, num, seed, workers, progress)
     summaries = {}
     for condition in CONDITIONS if baselines else CONDITIONS[:1]:
         job = PredictJob(
             "scenes",
-            folder,
-            folder,
+            test,
+            test,
             model,
             condition,
             num_frames=num_frames,
@@ -85,7 +88,7 @@ def scenes_report(
         )
         predictions = folder / f"{condition}.jsonl"
         predict(job, predictions, loaded=loaded)
-        summaries[condition] = score_file("scenes", folder, predictions, folder / f"{condition}.scores.jsonl", SCORER)
+        summaries[condition] = score_file("scenes", test, predictions, folder / f"{condition}.scores.jsonl", SCORER)
     full = summaries.pop("full")
     (entry,) = full["protocols"]
     protocol = entry["protocol"]
@@ -96,9 +99,9 @@ def scenes_report(
             name: {"accuracy": round(summary["metrics"]["accuracy"], 4), "families": _families(summary)}
             for name, summary in summaries.items()
         },
-        "most_frequent_answer": _most_frequent_answers(load("scenes", folder).items),
+        "most_frequent_answer": _most_frequent_answers(load("scenes", test).items),
         "num_questions": num,
-        "num_clips": len({item.video for item in load("scenes", folder).items}),
+        "num_clips": len({item.video for item in load("scenes", test).items}),
         "failures": _failures(folder / "full.jsonl"),
         "seed": seed,
         "model": {"path": str(model or BUNDLED_MODEL), "sha256": protocol["model_sha256"]},

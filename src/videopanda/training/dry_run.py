@@ -91,7 +91,9 @@ def _on_paper(settings: StageConfig, folder: Path | None) -> tuple[torch.nn.Modu
     """The model without weights, and its configuration."""
     with torch.device("meta"):
         if folder is None:
-            model = nano.make_language_model(nano.make_tokenizer(10, settings.seed), settings.seed)
+            model = nano.make_language_model(
+                nano.make_tokenizer(10, settings.seed), settings.seed, settings.model_fields
+            )
             return model, model.config
         config = AutoConfig.from_pretrained(folder)
         if model_class(config) is None:
@@ -158,7 +160,7 @@ def _small(settings: StageConfig, folder: Path | None, out: Path) -> tuple[Any, 
     torch.manual_seed(settings.seed)
     if folder is None:
         tokenizer = nano.make_tokenizer(10, settings.seed)
-        return nano.make_language_model(tokenizer, settings.seed), tokenizer
+        return nano.make_language_model(tokenizer, settings.seed, settings.model_fields), tokenizer
     config = AutoConfig.from_pretrained(folder)
     if model_class(config) is not None:
         values = {**config.to_dict(), "text_config": _shrunk(config.text_config)}

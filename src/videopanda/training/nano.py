@@ -4,7 +4,8 @@
 `videopanda train prealign` puts a new vision part, as the paper does with Vicuna.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM,
 from videopanda.data.worlds.scenes.dataset import frame_log
 from videopanda.data.worlds.scenes.questions import make_captions, make_questions
 from videopanda.data.worlds.scenes.world import make_scene
+from videopanda.models.fields import with_fields
 
 MAX_VOCAB_SIZE = 1024
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<video>", "<image>"]
@@ -72,23 +74,28 @@ def _texts(num_scenes: int, seed: int) -> Iterator[str]:
             yield f"\n{q.question} ASSISTANT: {q.answer}"
 
 
-def make_language_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen3ForCausalLM:
-    """A new Qwen3 of about 5.2M parameters."""
+def make_language_model(
+    tokenizer: PreTrainedTokenizerFast, seed: int = 0, fields: Mapping[str, Any] | None = None
+) -> Qwen3ForCausalLM:
+    """A new Qwen3, without changed `fields` (`text.hidden_size`, …) of about 5.2M parameters.
+
+    Raises:
+        ValueError: an unknown field, or a wrong value.
+    """
     set_seed(seed)
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=-(-len(tokenizer) // 64) * 64,
-            hidden_size=256,
-            intermediate_size=768,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            head_dim=64,
-            max_position_embeddings=2048,
-            tie_word_embeddings=True,
-            initializer_range=INITIALIZER_RANGE,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    values = {
+        "vocab_size": -(-len(tokenizer) // 64) * 64,
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+        "initializer_range": INITIALIZER_RANGE,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return Qwen3ForCausalLM(Qwen3Config(**with_fields(Qwen3Config, values, fields or {}, "text.")))

@@ -140,7 +140,7 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
         if folder is not None:
             raise ValueError('stage "language" trains from scratch: remove --model')
         tokenizer = nano.make_tokenizer(seed=settings.seed)
-        return nano.make_language_model(tokenizer, settings.seed), tokenizer
+        return nano.make_language_model(tokenizer, settings.seed, settings.model_fields), tokenizer
     if folder is None:
         raise ValueError(f"stage {settings.stage} needs a model to start from: pass --model DIR")
     if model_class(AutoConfig.from_pretrained(folder)) is not None:

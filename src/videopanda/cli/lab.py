@@ -1,0 +1,156 @@
+"""The verbs `videopanda lab …`. Heavy imports are inside the functions."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from videopanda.cli.checks import require_checkpoint, require_extra
+from videopanda.cli.options import AsJson, console, quiet
+
+lab_app = typer.Typer(help="Run the papers' tables, or your own, at a small scale.", no_args_is_help=True)
+
+TableName = Annotated[str, typer.Argument(help="Name of a table (see lab list), or a file.", show_default=False)]
+Budget = Annotated[str, typer.Option("--budget", metavar="NAME", help="Budget of the table: small or full.")]
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all trainings and evaluations.")]
+Results = Annotated[
+    Path | None,
+    typer.Option("--output", metavar="FILE", help="File of results to write or extend. Default: NAME.json in --runs."),
+]
+_STOPPED = 75
+
+
+@lab_app.command("list")
+def list_verb(as_json: AsJson = False) -> None:
+    """List the tables that come with the package.
+
+    Example:  videopanda lab list
+    """
+    quiet()
+    from rich.table import Table as Grid
+
+    from videopanda.lab.table import names, read
+
+    tables = [read(name) for name in names()]
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    table.name: {
+                        "title": table.title,
+                        "source": table.source,
+                        "rows": [row.name for row in table.rows],
+                        "budgets": {name: vars(budget) for name, budget in table.budgets.items()},
+                    }
+                    for table in tables
+                }
+            )
+        )
+        return
+    grid = Grid(show_edge=False, box=None, padding=(0, 2, 0, 0))
+    for header in ("table", "rows", "title"):
+        grid.add_column(header)
+    for table in tables:
+        grid.add_row(table.name, str(len(table.rows)), table.title)
+    console().print(grid)
+
+
+@lab_app.command("run")
+def run_verb(
+    table: TableName,
+    budget: Budget = "small",
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", metavar="N", min=1, help="Seeds per row. Default: those of the budget.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Cells to run at a time.")] = 1,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="DIR", help="Start from this language model instead of training one."),
+    ] = None,
+    rows: Annotated[
+        list[str] | None, typer.Option("--row", metavar="NAME", help="Run only this row; may be repeated.")
+    ] = None,
+    runs: Runs = Path("out/lab"),
+    output: Results = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands that would run.")] = False,
+) -> None:
+    """Train and evaluate every row of a table. The same command resumes an interrupted run.
+
+    Example:  videopanda lab run table4 --budget small --jobs 2
+    """
+    require_checkpoint(model)
+    quiet()
+    from videopanda.lab.run import StoppedError, cells, run
+    from videopanda.lab.table import only, read
+
+    chosen = only(read(table), rows or [])
+    if dry_run:
+        units = {unit.folder: unit for cell in cells(chosen, budget, runs, seeds, model) for unit in cell.units}
+        print(*(unit.command for unit in units.values()), sep="\n")
+        return
+    results = output or runs / f"{chosen.name}.json"
+    try:
+        run(chosen, budget, runs, results, seeds, jobs, model)
+    except StoppedError as error:
+        print("videopanda: stopped; the same command continues")
+        raise typer.Exit(_STOPPED) from error
+    print(f"results: {results}; next:  videopanda lab report {table} --budget {budget} --input {results}")
+
+
+@lab_app.command("report")
+def report_verb(
+    table: TableName,
+    budget: Budget = "small",
+    input_: Annotated[
+        Path | None, typer.Option("--input", metavar="FILE", help="File of results. Default: NAME.json in --runs.")
+    ] = None,
+    runs: Runs = Path("out/lab"),
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Folder for Markdown, JSON and pictures.")
+    ] = Path("report"),
+    as_json: AsJson = False,
+) -> None:
+    """Compare the rows of a table: intervals, differences to the full model, directions, blindness, cost.
+
+    Example:  videopanda lab report table4 --input benchmarks/lab/table4.json --output report
+    """
+    require_extra("train", "matplotlib")
+    quiet()
+    from videopanda.lab.pictures import write_pictures
+    from videopanda.lab.report import report
+    from videopanda.lab.results import ResultsFile
+    from videopanda.lab.table import read
+    from videopanda.lab.write import markdown, write
+
+    described = read(table)
+    content = ResultsFile(input_ or runs / f"{described.name}.json", described).content
+    found = report(content, described, budget)
+    pictures = write_pictures(content["rows"], found, runs, output)
+    files = write(found, output, pictures)
+    if as_json:
+        print(json.dumps(found))
+        return
+    print(markdown(found))
+    print(f"written: {', '.join(map(str, files))}")
+
+
+@lab_app.command("teacher")
+def teacher_verb(
+    kind: Annotated[str, typer.Option("--kind", metavar="NAME", help="video-text, image-text, video or image.")],
+    model: Annotated[Path, typer.Option("--model", metavar="DIR", help="Language model whose tokenizer reads texts.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder of the teacher.")],
+    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Steps of training.")] = 600,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", min=2, help="Clips per step.")] = 64,
+    clips: Annotated[int, typer.Option("--clips", metavar="N", min=2, help="Clips of Scenes to train on.")] = 4096,
+) -> None:
+    """Train a small teacher on Scenes, for tables about distillation.
+
+    Example:  videopanda lab teacher --kind image-text --model out/language --output out/teacher
+    """
+    require_checkpoint(model)
+    quiet()
+    from videopanda.lab.teachers import train_teacher
+
+    folder = train_teacher(kind, model, output, steps, batch, clips)  # type: ignore[arg-type]
+    print(f"teacher: {folder}; what it learned: {folder / 'training.json'}")

@@ -1,0 +1,161 @@
+"""What a file of results says: means, intervals, paired differences to the row that is compared with, and directions.
+
+    found = report(results, read("table4"), "full")
+    found["rows"][1]["difference"]           # {"mean": -0.021, "ci95": [-0.05, 0.008], "detectable": 0.041}
+
+An interval covers two sources of chance: which clips were asked about, and which seed the training had. Questions about
+one clip are right and wrong together, so clips count, not questions. Both parts are added in squares; what only a seed
+and a clip together explain is in both, so the interval is rather too wide than too narrow. With one seed the second
+part is unknown, and the report says so.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any, Literal
+
+import numpy as np
+
+from videopanda.lab.table import Row, Table
+
+Z, POWER = 1.96, 0.84  # quantiles of the normal distribution: 95 % two-sided, and 80 % power
+# Quantiles of Student's t distribution for 95 % two-sided, by degrees of freedom from 1.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+Direction = Literal["agrees", "disagrees", "undecided", "mixed", "not published"]
+
+
+def report(results: Mapping[str, Any], table: Table, budget: str) -> dict[str, Any]:
+    """Measure all rows that are there for a budget.
+
+    Raises:
+        ValueError: there is none, or rows were asked about different questions.
+    """
+    table.budget(budget)
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for line in results["rows"]:
+        if line["budget"] == budget:
+            found.setdefault(line["row"], {})[line["seed"]] = line
+    if not found:
+        there = sorted({line["budget"] for line in results["rows"]})
+        raise ValueError(f"no rows of budget {budget}" + (f", but of {', '.join(there)}" if there else ""))
+    tests = {line["test"] for seeds in found.values() for line in seeds.values()}
+    if len(tests) > 1:
+        raise ValueError(f"the rows of budget {budget} were asked about {len(tests)} different sets of questions")
+    test = results["tests"][tests.pop()]
+    rows = [
+        _row(row, found[row.name], found.get(table.compare, {}), test, table) for row in table.rows if row.name in found
+    ]
+    return {
+        "table": table.name,
+        "title": table.title,
+        "world": table.world,
+        "source": table.source,
+        "budget": budget,
+        "compare": table.compare,
+        "columns": list(table.columns),
+        "questions": len(test["clips"]),
+        "clips": len(set(test["clips"])),
+        "rows": rows,
+        "missing": [row.name for row in table.rows if row.name not in found],
+        "hours": round(sum(line["cost"]["hours"] for seeds in found.values() for line in seeds.values()), 3),
+    }
+
+
+def _row(
+    row: Row,
+    seeds: Mapping[int, dict[str, Any]],
+    full: Mapping[int, dict[str, Any]],
+    test: Mapping[str, list],
+    table: Table,
+) -> dict[str, Any]:
+    own = {seed: _right(line) for seed, line in seeds.items()}
+    shared = sorted(seeds.keys() & full.keys())
+    families = np.array(test["families"])
+    clips = np.array(test["clips"])
+    measured: dict[str, Any] = {
+        "row": row.name,
+        "seeds": sorted(seeds),
+        "accuracy": interval(list(own.values()), clips),
+        "families": {},
+        "battery": {name: round(mean(line["battery"][name] for line in seeds.values()), 4) for name in _battery(seeds)},
+        "cost": {name: mean(line["cost"][name] for line in seeds.values()) for name in _costs(seeds)},
+        "published": dict(row.published),
+        "note": row.note,
+    }
+    for family in dict.fromkeys(test["families"]):
+        asked = families == family
+        measured["families"][family] = interval([right[asked] for right in own.values()], clips[asked])
+    if row.name != table.compare and shared:
+        pairs = [own[seed] - _right(full[seed]) for seed in shared]
+        measured["difference"] = interval(pairs, clips)
+        measured["family_differences"] = {
+            family: interval([pair[families == family] for pair in pairs], clips[families == family])
+            for family in measured["families"]
+        }
+        measured["published_difference"] = published_difference(row, table.row(table.compare))
+        measured["direction"] = direction(measured["difference"], measured["published_difference"])
+    return measured
+
+
+def _right(line: Mapping[str, Any]) -> np.ndarray:
+    return np.array([int(bit) for bit in line["right"]], float)
+
+
+def _battery(seeds: Mapping[int, dict[str, Any]]) -> list[str]:
+    return list(next(iter(seeds.values()))["battery"])
+
+
+def _costs(seeds: Mapping[int, dict[str, Any]]) -> list[str]:
+    return list(next(iter(seeds.values()))["cost"])
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+def interval(values: Sequence[np.ndarray], clips: np.ndarray) -> dict[str, Any]:
+    """Mean over seeds and questions, its 95 % interval, and the smallest true value that would have been told from 0.
+
+    Args:
+        values: for every seed the values of all questions, (Q,) each.
+        clips: the clip of each question, (Q,).
+
+    Returns:
+        "mean", "ci95" and "detectable": the true difference that a test at 5 % finds with a probability of 80 %.
+    """
+    centre = float(np.mean(values))
+    per_question = np.mean(values, axis=0)
+    sums = np.bincount(np.unique(clips, return_inverse=True)[1], weights=per_question - centre)
+    count = len(sums)
+    squares = Z**2 * count / (count - 1) * float((sums**2).sum()) / len(clips) ** 2 if count > 1 else math.inf
+    if len(values) > 1:
+        spread = stdev(float(seed.mean()) for seed in values) / math.sqrt(len(values))
+        squares += (_t(len(values) - 1) * spread) ** 2
+    half = math.sqrt(squares)
+    low, high = centre - half, centre + half
+    return {
+        "mean": round(centre, 4),
+        "ci95": [round(low, 4), round(high, 4)] if math.isfinite(half) else None,
+        "detectable": round(half * (Z + POWER) / Z, 4) if math.isfinite(half) else None,
+    }
+
+
+def _t(degrees: int) -> float:
+    return _T[degrees - 1] if degrees <= len(_T) else Z
+
+
+def published_difference(row: Row, full: Row) -> dict[str, float]:
+    """The paper's differences to its full model, by benchmark, in points."""
+    return {
+        name: round(value - full.published[name], 2) for name, value in row.published.items() if name in full.published
+    }
+
+
+def direction(difference: Mapping[str, Any], published: Mapping[str, float]) -> Direction:
+    """Whether the sign of a measured difference is the published one; undecided where the interval contains 0."""
+    signs = {value > 0 for value in published.values() if value}
+    if not signs:
+        return "not published"
+    if len(signs) > 1:
+        return "mixed"
+    if difference["ci95"] is None or difference["ci95"][0] <= 0 <= difference["ci95"][1]:
+        return "undecided"
+    return "agrees" if (difference["mean"] > 0) in signs else "disagrees"

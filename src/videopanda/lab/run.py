@@ -1,0 +1,303 @@
+"""Runs a table: a cell is a chain of trainings and one evaluation, each a `videopanda` command with its own folder.
+
+    run(read("table4"), "small", Path("out/lab"), Path("table4.json"), seeds=3, jobs=2)
+
+A folder is named by a digest of everything that its result depends on, so cells with equal first stages share them, and
+a run that was interrupted, killed or extended continues where it was. A row is added to the file of results as soon as
+its cell is finished.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videopanda.data.manifest import file_sha256
+from videopanda.evaluation.predictions import CONDITIONS
+from videopanda.lab.results import ResultsFile, measured
+from videopanda.lab.table import Table
+from videopanda.training.stages import make_config
+
+QUESTIONS_SEED = 0  # the same questions for all rows and seeds: differences are paired
+COST_FILE = "lab.json"  # in the folder of a unit: seconds that it took, of all its sessions
+LOG_FILE = "lab.log"  # output of its command
+_STOPPED = 75  # exit code of a training that stopped at a signal after a checkpoint
+
+
+class StoppedError(Exception):
+    """The run was stopped; it can be continued."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One command, and the folder that it fills.
+
+    kind: stage, "evaluate" or "teacher".
+    work: steps or questions, by which units of a kind compare.
+    result: the file that exists when it is finished.
+    """
+
+    kind: str
+    folder: Path
+    arguments: tuple[str, ...]
+    work: int
+    result: str
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its result exists."""
+        return (self.folder / self.result).exists()
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """Seconds of wall time and of processors so far."""
+        path = self.folder / COST_FILE
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"seconds": 0.0, "cpu_seconds": 0.0}
+
+    @property
+    def command(self) -> str:
+        """For people and records, without the places of this machine."""
+        root = f"{self.folder.parent}{os.sep}"
+        parts = (part.replace(root, "") for part in self.arguments)
+        return " ".join(["videopanda", *(Path(part).name if os.path.isabs(part) else part for part in parts)])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row with a seed: the units that lead to its numbers, in order."""
+
+    row: str
+    seed: int
+    units: tuple[Unit, ...]
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.row}, seed {self.seed}"
+
+
+def cells(table: Table, budget: str, runs: Path, seeds: int | None = None, start: Path | None = None) -> list[Cell]:
+    """All cells, first all rows of seed 0.
+
+    Args:
+        runs: folder that holds the folder of every unit.
+        seeds: instead of those of the budget.
+        start: a language model to start from, instead of the stage `language`.
+
+    Raises:
+        ValueError: a wrong setting, or `start` is no model folder.
+    """
+    number = seeds or table.budget(budget).seeds
+    return [_cell(table, row.name, seed, budget, runs, start) for seed in range(number) for row in table.rows]
+
+
+def _cell(table: Table, row: str, seed: int, budget: str, runs: Path, start: Path | None) -> Cell:
+    units: list[Unit] = []
+    parent, origin = start, _origin(start)
+    language: tuple[Path | None, str] = parent, origin
+    for training in table.chain(row, seed, budget):
+        if training.stage == "language" and start:
+            continue
+        if training.stage != "language" and parent is None:
+            raise ValueError(f"stage {training.stage} needs a language model: name one with --model")
+        config = make_config(training.stage, training.config, training.options)
+        settings = dict(training.settings)
+        if not config.distill_weight:
+            settings.pop("teacher", None)
+        elif config.teacher in table.teachers:
+            teacher = _teacher(table, config.teacher, *language, runs)
+            units += [teacher] if teacher not in units else []
+            settings["teacher"] = str(teacher.folder)
+        named = {key: Path(value).name if key == "teacher" else value for key, value in settings.items()}
+        origin = _digest([training.stage, training.config, named], origin)
+        folder = runs / f"{training.stage}-{origin}"
+        arguments = ["train", training.stage, "--config", training.config]
+        arguments += ["--model", str(parent)] if parent else []
+        arguments += ["--output", str(folder), "--resume"]
+        for key, value in settings.items():
+            arguments += ["--set", f"{key}={value}"]
+        units.append(Unit(training.stage, folder, tuple(arguments), config.max_steps or 1, "config.json"))
+        parent = folder
+        if training.stage == "language":
+            language = parent, origin
+    questions = table.budget(budget).questions
+    digest = _digest(["evaluate", table.world, questions, QUESTIONS_SEED], origin)
+    folder = runs / f"evaluate-{digest}"
+    clips = clips_folder(runs, table.world, questions)
+    arguments = ["evaluate", "scenes", "--model", str(parent), "--num", str(questions), "--seed", str(QUESTIONS_SEED)]
+    arguments += ["--media-root", str(clips), "--output", str(folder), "--json"]
+    units.append(Unit("evaluate", folder, tuple(arguments), questions * len(CONDITIONS), "report.json"))
+    return Cell(row, seed, tuple(units))
+
+
+def clips_folder(runs: Path, world: str, questions: int) -> Path:
+    """The folder of the test that all rows share."""
+    return runs / f"{world}-test-{QUESTIONS_SEED}-{questions}"
+
+
+def _digest(identity: Any, origin: str) -> str:
+    return hashlib.sha256(json.dumps([identity, origin], sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _origin(start: Path | None) -> str:
+    """What tells one language model from another."""
+    if start is None:
+        return ""
+    files = sorted(start.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{start} is not a model folder: it has no *.safetensors")
+    return " ".join(file_sha256(file) for file in files)
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+def run(
+    table: Table,
+    budget: str,
+    runs: Path,
+    results: Path,
+    seeds: int | None = None,
+    jobs: int = 1,
+    start: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Run all cells of a table that are not finished; `say` gets a line for every step.
+
+    Raises:
+        StoppedError: a signal (SIGINT or SIGTERM) stopped it. Trainings stop after a checkpoint.
+        ValueError: a setting is wrong, `results` is no file of results, or a command failed; the message has the end
+            of its output.
+    """
+    planned = cells(table, budget, runs, seeds, start)
+    file = ResultsFile(results, table)
+    runner = _Runner(planned, jobs, say)
+    handlers = {number: signal.signal(number, runner.stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            waiting = {pool.submit(runner.run, cell): cell for cell in planned}
+            try:
+                for done in as_completed(waiting):
+                    done.result()
+                    cell = waiting[done]
+                    key = {"row": cell.row, "seed": cell.seed, "budget": budget}
+                    row = file.find(key, cell.units) or measured(cell.units, key, file)
+                    say(f"{cell.name}: {100 * row['accuracy']:.1f} % ({runner.left()})")
+            except BaseException:
+                runner.stop()
+                raise
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+class _Runner:
+    """Runs the units of cells, those that are shared once; can be stopped from a signal handler."""
+
+    def __init__(self, planned: Sequence[Cell], jobs: int, say: Callable[[str], None]):
+        self.say = say
+        threads = max(1, (os.cpu_count() or 1) // jobs)  # of each process: more than cores only slow each other down
+        self.program = [
+            *(["env", f"OMP_NUM_THREADS={threads}"] if jobs > 1 else []),
+            sys.executable,
+            "-m",
+            "videopanda",
+        ]
+        self.units = {unit.folder: unit for cell in planned for unit in cell.units}
+        self.locks = {folder: threading.Lock() for folder in self.units}
+        self.active: dict[Path, tuple[subprocess.Popen, float]] = {}
+        self.is_stopped = False
+
+    def stop(self, *_: Any) -> None:
+        """Start nothing more, and let trainings stop after a checkpoint."""
+        self.is_stopped = True
+        for process, _ in list(self.active.values()):
+            process.terminate()
+
+    def run(self, cell: Cell) -> None:
+        """Run what is missing of a cell."""
+        for unit in cell.units:
+            with self.locks[unit.folder]:  # the first cell that needs a shared unit runs it, others wait
+                if not unit.is_done:
+                    self._run(unit, cell.name)
+
+    def _run(self, unit: Unit, name: str) -> None:
+        if self.is_stopped:
+            raise StoppedError
+        unit.folder.mkdir(parents=True, exist_ok=True)
+        self.say(f"{name}: {unit.kind} in {unit.folder.name} ({self.left()})")
+        began = time.monotonic()
+        with (unit.folder / LOG_FILE).open("ab") as log:
+            process = subprocess.Popen(
+                [*self.program, *unit.arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+            self.active[unit.folder] = process, began
+            if self.is_stopped:  # the signal came before it was known
+                process.terminate()
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            del self.active[unit.folder]
+        before = unit.cost
+        cost = {"seconds": time.monotonic() - began, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+        text = json.dumps({key: round(before[key] + value, 1) for key, value in cost.items()})
+        (unit.folder / COST_FILE).write_text(text + "\n", encoding="utf-8")
+        if self.is_stopped or process.returncode == _STOPPED:
+            raise StoppedError
+        if process.returncode or not unit.is_done:
+            raise ValueError(
+                f"{name}: {unit.kind} failed, see {unit.folder / LOG_FILE}: {_reason(unit.folder / LOG_FILE)}"
+            )
+
+    def left(self) -> str:
+        """Units that are finished, and the time that the others take at the pace of those of their kind."""
+        done = [unit for unit in self.units.values() if unit.is_done]
+        pace: dict[str, float] = {}
+        for unit in done:
+            if unit.cost["seconds"]:
+                pace[unit.kind] = unit.cost["seconds"] / unit.work
+        now = time.monotonic()
+        for folder, (_, began) in list(self.active.items()):
+            unit = self.units[folder]
+            if unit.kind not in pace and (steps := _steps(folder)):
+                pace[unit.kind] = (now - began + unit.cost["seconds"]) / steps
+        rest = [unit for unit in self.units.values() if not unit.is_done]
+        minutes = sum(pace.get(unit.kind, 0.0) * (unit.work - _steps(unit.folder)) for unit in rest) / 60
+        minutes /= max(1, len(self.active))
+        least = "at least " if any(unit.kind not in pace for unit in rest) else ""
+        time_left = f"{minutes / 60:.1f} h" if minutes > 90 else f"{minutes:.0f} min"
+        return f"{len(done)} of {len(self.units)} runs done, {least}{time_left} left"
+
+
+def _reason(log: Path) -> str:
+    """The error that a command has told, or whatever it said last."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    told = [line for line in lines if line.startswith("videopanda: ")]
+    return "".join((told or lines)[-1:])
+
+
+def _steps(folder: Path) -> int:
+    """The step that a training has logged last."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    try:
+        return json.loads(lines[-1])["step"] if lines else 0
+    except ValueError:  # being written
+        return 0
+
+
+def _teacher(table: Table, name: str, language: Path | None, origin: str, runs: Path) -> Unit:
+    """The unit that trains a teacher of a table; the language model gives it the words of captions."""
+    settings = table.teachers[name]
+    digest = _digest(["teacher", dict(settings)], origin)
+    folder = runs / f"teacher-{digest}"
+    arguments = ["lab", "teacher", "--model", str(language), "--output", str(folder)]
+    for key, value in settings.items():
+        arguments += [f"--{key}", str(value)]
+    return Unit("teacher", folder, tuple(arguments), int(settings.get("steps", 1)), "config.json")

@@ -1,0 +1,241 @@
+"""A table of experiments as data: rows that change a model or its training, budgets, and the published numbers.
+
+    table = read("table4")                    # comes with the package; or read("my.yaml"), a file
+    chain = table.chain("no row token", seed=0, budget="small")
+    chain[-1].settings                        # {"seed": "45", "max_steps": "400", …}
+
+A table is a YAML file (a JSON file is one, too); docs/lab.md explains its keys. `base` names another table: keys that
+are not in the file are taken from there.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from videopanda.training.stages import STAGES, make_config
+
+TABLES = Path(__file__).parent / "tables"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    fields: of the model, by dotted name; also model_family and model_preset.
+    stages: changed settings by stage.
+    steps: factor on the number of steps by stage, as 0.5 for half of the data.
+    without: stages that are left out.
+    published: the paper's numbers by benchmark.
+    """
+
+    name: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    steps: Mapping[str, float] = field(default_factory=dict)
+    without: Sequence[str] = ()
+    published: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is spent on a table: seeds, questions of the test, and settings by stage."""
+
+    seeds: int
+    questions: int
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One stage of one row: `videopanda train STAGE` with these settings."""
+
+    stage: str
+    config: str
+    settings: dict[str, str]
+
+    @property
+    def options(self) -> list[str]:
+        """The settings as "key=value"."""
+        return [f"{key}={value}" for key, value in self.settings.items()]
+
+
+@dataclass(frozen=True)
+class Table:
+    """See the module.
+
+    compare: the row that all others are compared with.
+    stages: the stages of every row, in order.
+    shared: stages that are trained once for all seeds.
+    fields, settings: of all rows, as in `Row`.
+    teachers: by name, how each is trained (lab/teachers.py); the setting `teacher` may name one.
+    columns: families of questions that the report shows besides the accuracy over all.
+    """
+
+    name: str
+    title: str
+    compare: str
+    rows: tuple[Row, ...]
+    budgets: Mapping[str, Budget]
+    source: str = ""
+    config: str = "nano"
+    stages: Sequence[str] = STAGES[:3]
+    shared: Sequence[str] = STAGES[:1]
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    teachers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    columns: Sequence[str] = ()
+    world: str = "scenes"
+
+    def row(self, name: str) -> Row:
+        """The row of this name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise ValueError(f"table {self.name} has no row {name!r}: choose from {', '.join(r.name for r in self.rows)}")
+
+    def budget(self, name: str) -> Budget:
+        """The budget of this name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if name not in self.budgets:
+            raise ValueError(f"table {self.name} has no budget {name!r}: choose from {', '.join(self.budgets)}")
+        return self.budgets[name]
+
+    def chain(self, row: str, seed: int, budget: str) -> list[Training]:
+        """The trainings of a row, in order. Seed 0 is the one of the preset; shared stages always have it.
+
+        Raises:
+            ValueError: an unknown setting or field, or a wrong value.
+        """
+        line, spent = self.row(row), self.budget(budget)
+        model = {**self.fields, **line.fields}
+        chain = []
+        for stage in self.stages:
+            if stage in line.without:
+                continue
+            settings = {**self.settings.get(stage, {}), **spent.stages.get(stage, {}), **line.stages.get(stage, {})}
+            if stage == "language":
+                settings |= {key: value for key, value in model.items() if key.startswith("text.")}
+            elif not any(training.stage != "language" for training in chain):  # here the vision part is made
+                settings |= {key: value for key, value in model.items() if not key.startswith("text.")}
+            try:
+                settings = self._settled(stage, settings, 0 if stage in self.shared else seed, line.steps.get(stage, 1))
+            except ValueError as error:
+                raise ValueError(f"table {self.name}, row {row!r}, stage {stage}: {error}") from error
+            chain.append(Training(stage, self.config, settings))
+        return chain
+
+    def _settled(self, stage: str, settings: Mapping[str, Any], seed: int, steps: float) -> dict[str, str]:
+        text = {key: as_text(value) for key, value in settings.items()}
+        config = make_config(stage, self.config, [f"{key}={value}" for key, value in text.items()])
+        if steps != 1:
+            if not config.max_steps:
+                raise ValueError("`steps` is a factor on max_steps, which is not set")
+            text["max_steps"] = str(max(1, round(config.max_steps * steps)))
+        if seed:
+            text["seed"] = str(config.seed + 100 * seed)
+        return text
+
+
+def as_text(value: Any) -> str:
+    """A value as `--set` takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+def names() -> list[str]:
+    """The tables that come with the package."""
+    return sorted(path.stem for path in TABLES.glob("*.yaml"))
+
+
+def read(name: str | Path) -> Table:
+    """Read a table by its name or file, and check all rows at all budgets.
+
+    Raises:
+        ValueError: no such table, or something in it is wrong.
+    """
+    values, path = _with_base(name)
+    try:
+        table = _table(path.stem, values)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    for budget in table.budgets:
+        for row in table.rows:
+            table.chain(row.name, 0, budget)
+    return table
+
+
+def _with_base(name: str | Path) -> tuple[dict[str, Any], Path]:
+    path = Path(name)
+    if str(name) in names():
+        path = TABLES / f"{name}.yaml"
+    elif not path.is_file():
+        raise ValueError(f"no table {name}: neither a file nor one of {', '.join(names())}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a mapping with the keys title, compare, rows and budgets")
+    base = values.pop("base", None)
+    return ({**_with_base(base)[0], **values} if base else values), path
+
+
+def _table(name: str, values: dict[str, Any]) -> Table:
+    rows = tuple(_made(Row, row, "row") for row in values.pop("rows", None) or [])
+    budgets = {
+        key: _made(Budget, budget, f"budget {key}") for key, budget in (values.pop("budgets", None) or {}).items()
+    }
+    table = _made(Table, {"name": name, **values, "rows": rows, "budgets": budgets}, "table")
+    if not rows or not budgets:
+        raise ValueError("a table needs rows and budgets (or a base that has budgets)")
+    if len({row.name for row in rows}) < len(rows):
+        raise ValueError("two rows have the same name")
+    table.row(table.compare)
+    known = {
+        "stages": set(table.stages),
+        "shared": set(table.shared),
+        "settings": set(table.settings),
+        **{f"row {row.name!r}": {*row.stages, *row.steps, *row.without} for row in rows},
+        **{f"budget {key}": set(budget.stages) for key, budget in budgets.items()},
+    }
+    for place, stages in known.items():
+        if wrong := sorted(stages - set(STAGES)):
+            raise ValueError(f"{place}: no stage {wrong[0]!r}, choose from {', '.join(STAGES)}")
+    for key, budget in budgets.items():
+        if budget.seeds < 1 or budget.questions < 1:
+            raise ValueError(f"budget {key}: seeds and questions must be at least 1")
+    return table
+
+
+def _made(kind: Any, values: Any, what: str) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"a {what} must be a mapping, not {values!r}")
+    known = {found.name for found in fields(kind)}
+    if wrong := sorted(set(map(str, values)) - known):
+        raise ValueError(f"{what}: unknown key {wrong[0]!r}, choose from {', '.join(sorted(known))}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{what}: {str(error).partition(' ')[2]}") from error
+
+
+def only(table: Table, rows: Sequence[str]) -> Table:
+    """A table with some of its rows; all of them if none is named.
+
+    Raises:
+        ValueError: it has no such row.
+    """
+    chosen = tuple(table.row(name) for name in rows)
+    return replace(table, rows=chosen) if chosen else table

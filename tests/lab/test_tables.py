@@ -1,0 +1,151 @@
+"""Protects the tables: every row of every shipped table can be built and trained, and a wrong one is told."""
+
+import pytest
+import torch
+from micro import TABLE, write_language_model, write_table
+
+from command import run as command
+from videopanda.lab.run import cells
+from videopanda.lab.table import names, read
+from videopanda.models.families import fresh_config, model_class, processor_class
+from videopanda.training.dry_run import plan
+from videopanda.training.freezing import set_stage, vision_modules
+from videopanda.training.stages import make_config
+
+TABLES = ("elva", "peers", "recipe", "scaling", "table10", "table4", "table5", "table7", "table8", "table9")
+TEXT = {"model_type": "qwen3", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4}
+
+
+def test_the_tables_of_the_papers_are_there():
+    assert tuple(names()) == TABLES
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_builds_a_model_and_freezes_what_its_stages_say(name):
+    table = read(name)
+    assert table.compare in {row.name for row in table.rows}
+    for row in table.rows:
+        for budget in table.budgets:
+            chain = table.chain(row.name, 1, budget)
+            stages = [make_config(training.stage, training.config, training.options) for training in chain]
+            assert all(stage.max_steps for stage in stages)
+            maker = next(stage for stage in stages if stage.stage != "language")
+            assert all(not stage.model_fields for stage in stages if stage is not maker and stage.stage != "language")
+        fields = {key: value for key, value in maker.model_fields.items() if not key.startswith("text.")}
+        config = fresh_config(
+            maker.model_family, maker.model_preset, fields, text_config=TEXT, video_token_id=1, image_token_id=2
+        )
+        with torch.device("meta"):
+            model = model_class(config)(config)
+        for stage in stages:
+            if stage.stage != "language":
+                set_stage(model, stage.learning_rates(vision_modules(model)))
+        tokens = processor_class(config).video_processor_for(config).token_count(stages[-1].num_frames, 144, 192)
+        assert 0 < tokens < stages[-1].max_length
+
+
+def test_no_two_rows_of_a_table_are_the_same_experiment():
+    for name in names():
+        table = read(name)
+        chains = [str([vars(training) for training in table.chain(row.name, 0, "full")]) for row in table.rows]
+        assert len(set(chains)) == len(chains), name
+
+
+@pytest.mark.parametrize("name", ["table4", "scaling"])
+def test_the_first_stages_of_rows_pass_the_dry_run(tmp_path, name):
+    language = write_language_model(tmp_path / "language")
+    for row in read(name).rows[:4]:
+        (training,) = [t for t in read(name).chain(row.name, 0, "small") if t.stage == "prealign"]
+        lines = plan(training.stage, training.config, training.options, language, 1)
+        assert any("FROZEN" in line for line in lines)
+        assert any("TRAINABLE" in line for line in lines)
+
+
+def test_shared_stages_are_one_run(tmp_path):
+    planned = cells(read("table4"), "full", tmp_path, seeds=2)
+    assert [cell.name for cell in planned[:2]] == ["full, seed 0", "no row token, seed 0"]
+    assert planned[6].seed == 1
+    folders = {kind: {unit.folder for cell in planned for unit in cell.units if unit.kind == kind} for kind in
+               ("language", "prealign", "pretrain", "evaluate")}  # fmt: skip
+    assert {kind: len(found) for kind, found in folders.items()} == {
+        "language": 1, "prealign": 12, "pretrain": 12, "evaluate": 12
+    }  # fmt: skip
+    halves = cells(read("elva"), "full", tmp_path, seeds=1)
+    of = {cell.row: cell.units for cell in halves}
+    assert of["VPEL, no merging"][1] == of["half of the second visual stage"][1]
+    assert of["VPEL, no merging"][1] != of["half of the first visual stage"][1]
+
+
+def test_seeds_change_training_but_not_the_questions(tmp_path):
+    first, second = cells(read("table8"), "full", tmp_path, seeds=2)[::2]
+    assert "seed=144" in first.units[1].arguments + second.units[1].arguments
+    assert first.units[-1].arguments[4:10] == second.units[-1].arguments[4:10]
+
+
+def test_another_language_model_is_another_run(tmp_path):
+    language = write_language_model(tmp_path / "language")
+    (cell,) = cells(read("table8"), "small", tmp_path / "runs", 1, language)[:1]
+    (fresh,) = cells(read("table8"), "small", tmp_path / "runs", 1)[:1]
+    assert [unit.kind for unit in cell.units] == ["prealign", "pretrain", "evaluate"]
+    assert cell.units[0].folder != fresh.units[1].folder
+    assert str(tmp_path) not in cell.units[0].command
+
+
+def test_a_teacher_is_trained_before_the_stage_that_needs_it(tmp_path):
+    (cell,) = cells(read("table10"), "small", tmp_path, 1)[:1]
+    kinds = [unit.kind for unit in cell.units]
+    assert kinds == ["language", "teacher", "prealign", "pretrain", "evaluate"]
+    assert all(f"teacher={cell.units[1].folder}" in cell.units[i].arguments for i in (2, 3))
+    *_, without = cells(read("table5"), "small", tmp_path, 1)
+    assert [unit.kind for unit in without.units] == ["language", "prealign", "pretrain", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("stab.row_tokens: false", "stab.row_token: false"), "did you mean 'stab.row_tokens'"),
+        (("stab.row_tokens: false", "stab.row_tokens: maybe"), "stab.row_tokens must be true or false"),
+        (("batch_size: 1", "batch_sizes: 1"), "did you mean 'batch_size'"),
+        (("compare: full", "compare: all"), "no row 'all'"),
+        (("compare: full", "compares: full"), "unknown key 'compares'"),
+        (("no row token,", "full,"), "two rows have the same name"),
+        (("stages: [pretrain]", "stages: [train]"), "no stage 'train'"),
+        (("questions: 12", "questions: 0"), "at least 1"),
+        (("seeds: 1, ", ""), "missing 1 required positional argument: 'seeds'"),
+        (("rows:", "rows"), "not valid YAML"),
+    ],
+)
+def test_a_wrong_table_is_told_in_one_line(tmp_path, change, message):
+    text = TABLE.replace(*change)
+    assert text != TABLE
+    code, _, err = command("lab", "run", write_table(tmp_path, text), "--dry-run")
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_wrong_names_are_told():
+    assert "neither a file nor one of elva" in command("lab", "run", "table44")[2]
+    assert "no budget 'huge': choose from small, full" in command("lab", "run", "table4", "--budget", "huge")[2]
+    assert "no row 'none'" in command("lab", "run", "table4", "--row", "none")[2]
+
+
+def test_a_table_of_ones_own_needs_few_lines(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "base: table4\ntitle: Mine\nrows:\n  - {name: full}\n"
+        "  - {name: narrow LSTE, fields: {stab.lste_bottleneck: 64}}\n"
+    )
+    table = read(path)
+    assert table.chain("narrow LSTE", 0, "full")[1].settings["stab.lste_bottleneck"] == "64"
+    assert table.budgets["full"].seeds == 3
+    code, out, _ = command("lab", "run", path, "--dry-run")
+    assert code == 0
+    assert out.count("videopanda train language") == 1
+    assert out.count("videopanda train pretrain") == 2
+
+
+def test_the_list_names_every_table():
+    code, out, _ = command("lab", "list")
+    assert code == 0
+    assert all(name in out for name in TABLES)
