@@ -190,9 +190,8 @@ def run(
                     key = {"row": cell.row, "seed": cell.seed, "budget": budget}
                     row = file.find(key, cell.units) or measured(cell.units, key, file)
                     say(f"{cell.name}: {100 * row['accuracy']:.1f} % ({runner.left()})")
-            except BaseException:
+            finally:  # where a cell has failed, the others stop, too
                 runner.stop()
-                raise
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
