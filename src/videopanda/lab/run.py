@@ -217,7 +217,7 @@ class _Runner:
     def stop(self, *_: Any) -> None:
         """Start nothing more, and let trainings stop after a checkpoint."""
         self.is_stopped = True
-        for process, _ in list(self.active.values()):
+        for process, _began in list(self.active.values()):
             process.terminate()
 
     def run(self, cell: Cell) -> None:

@@ -120,7 +120,7 @@ class Table:
         """
         line, spent = self.row(row), self.budget(budget)
         model = {**self.fields, **line.fields}
-        chain = []
+        chain: list[Training] = []
         for stage in self.stages:
             if stage in line.without:
                 continue

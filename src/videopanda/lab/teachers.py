@@ -17,7 +17,7 @@ import json
 import time
 from pathlib import Path
 from statistics import mean
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -46,10 +46,8 @@ class TwoTowers(nn.Module):
 
     def __init__(self, vocab_size: int, num_frames: int):
         super().__init__()
-        shape = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
-        self.vision_config = CLIPVisionConfig(
-            **shape, num_hidden_layers=4, image_size=SIDE, patch_size=PATCH, attn_implementation="sdpa"
-        )
+        shape: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
+        self.vision_config = CLIPVisionConfig(**shape, num_hidden_layers=4, image_size=SIDE, patch_size=PATCH)
         self.vision_model = LanguageBindTower(self.vision_config, num_frames)
         text = CLIPTextConfig(
             **shape,
@@ -67,7 +65,8 @@ class TwoTowers(nn.Module):
     def frames(self, pixels_BTCHW: Tensor) -> Tensor:
         """Embeddings of frames, (B, T, D), from their class tokens."""
         tower = self.vision_model
-        x_FND = tower.encoder["layers"][-1](tower(pixels_BTCHW.flatten(0, 1)), None)
+        *_, last = tower.encoder["layers"].children()  # which the distillation leaves out
+        x_FND = last(tower(pixels_BTCHW.flatten(0, 1)), None)
         x_FD = self.visual_projection(tower.post_layernorm(x_FND[:, 0]))
         return x_FD.unflatten(0, pixels_BTCHW.shape[:2])
 
@@ -180,7 +179,7 @@ def pictures(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
     """What a teacher sees of scenes, and where it lies on the canvas: (B, T, 3, S, S) in bfloat16, (B, 6)."""
     student = processor_class(config := fresh_config(DEFAULT, "nano", {})).video_processor_for(config)
     student.num_frames = FRAMES
-    processor = Teacher(nn.Identity, lambda *_: None, WIDTH, SIDE).video_processor(student)
+    processor = Teacher(nn.Identity, lambda _, pixels: pixels, WIDTH, SIDE).video_processor(student)
     batches = [
         processor(videos=[draw(scene, FRAMES) for scene in scenes[i : i + 64]], return_tensors="pt")
         for i in range(0, len(scenes), 64)
