@@ -53,6 +53,13 @@ QUICK = [
         "train finetune --config nanoo --output o1",
         r"--config nanoo: neither a file nor one of paper, scripts, nano",
     ),
+    (39, "finetune --data rows_trailing.json --model NANO --output o2", r"rows_trailing\.json.*not valid JSON at byte"),
+    (40, "finetune --data rows_missing.json --model NANO --output o2", r"no video at a\.mp4: pass .*--media-root"),
+    (
+        41,
+        "finetune --data rows_unknown.json --model NANO --output o2",
+        r"the format of a row .* is not known: pass --format",
+    ),
     (34, "train finetune --config nano --model NANO --output o1 --set max_steps", r"write it as key=value"),
     (35, "train finetune --config nano --model NANO --out o1", r"No such option: --out.*--output"),
     (42, "finetune --data nothere.json --model NANO --output o2", r"no such file or folder: nothere\.json"),
@@ -61,11 +68,14 @@ QUICK = [
     (46, "evaluate score own rows.json nothere.jsonl --output s.jsonl", r"nothere\.jsonl|unknown benchmark"),
     (48, "data label emptydir out --question Which?", r"emptydir contains 0 classes of clips.*at least 2 are needed"),
     (49, "scenes make NANO --num 2", r"contains other files: choose a new folder"),
+    (51, "init --backbone llama2 out/f", r"no language model at llama2: .*hf download OWNER/llama2"),
     (52, "export NANO NANO", r"already exists: choose a new folder"),
     (54, "verify emptydir", r"emptydir is not a videopanda checkpoint: it has no config\.json"),
     (54, "verify cut", r"cut/model\.safetensors is damaged or cut off: download or copy it again"),
     (59, "bench speed", r"No such command 'speed'; choose from decode, efficiency, generate, train"),
 ]
+# A run of one step: what is tested is that it needs no --output.
+BRIEFLY = "--set max_steps=1 --set batch_size=1 --set validation=0 --set num_workers=0 --set compile=false"
 # These need the model code to tell. Checked in this process, which has torch anyway.
 SLOW = [
     (11, "answer DEMO What? --device cuda", r"device cuda is not available: torch .*; use cpu"),
@@ -81,21 +91,12 @@ SLOW = [
         "train finetune --config nano --model NANO --output o1 --set max_steps=abc",
         r"max_steps must be a whole number",
     ),
+    (36, f"train finetune --config nano --model NANO {BRIEFLY}", None),
     (37, "train finetune --model NANO --output o1", r"videochatgpt_tune_\.json does not exist"),
     (38, "train finetune --config nano --model NANO --output /proc/x --set max_steps=2", r"/proc/x"),
-    (
-        39,
-        "finetune --data rows_trailing.json --model NANO --output o2",
-        r"rows_trailing\.json.*cannot be used|not valid JSON",
-    ),
-    (
-        41,
-        "finetune --data rows_unknown.json --model NANO --output o2",
-        r"the format of a row .* is not known: pass --format",
-    ),
     (45, "evaluate predict msvd-qa emptydir --output x.jsonl", r"emptydir contains none of these files"),
     (47, "evaluate predict custom rows_question.json --output y.jsonl", r"none of the videos is in .*--media-root"),
-    (50, "init --backbone nosuch/model out/f", r"no language model at nosuch/model"),
+    (50, "init --backbone nosuch/model out/f", r"no language model at nosuch/model: .*hf download nosuch/model"),
     (53, "convert NANO out/c", r"is already a videopanda checkpoint: it needs no conversion"),
     (55, "plan --duration 30 --num-frames 8 --fps 1", r"--num-frames and --fps are mutually exclusive"),
     (56, "plan --backbone qwen9-8b", r"no language model 'qwen9-8b'.*qwen2\.5-7b"),
@@ -122,6 +123,8 @@ def place(tmp_path_factory):
     (folder / "trailing.json").write_text('{"stage": "finetune", "lr": 1,}')
     rows = [{"video": "a.mp4", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}]
     (folder / "rows.json").write_text(json.dumps(rows))
+    rows[0]["conversations"][0]["value"] = "<video>\nq"
+    (folder / "rows_missing.json").write_text(json.dumps(rows))
     (folder / "rows_question.json").write_text(json.dumps([{"id": "1", **rows[0]}]))
     (folder / "rows_trailing.json").write_text(json.dumps(rows)[:-1] + ",]")
     (folder / "rows_unknown.json").write_text(json.dumps([{"video_path": "a.mp4", "question": "q", "answer": "a"}]))

@@ -16,6 +16,7 @@ from videopanda.cli.bench import bench_app
 from videopanda.cli.checks import (
     require_checkpoint,
     require_device,
+    require_language_model,
     require_new,
     require_paths,
     require_settings,
@@ -221,7 +222,8 @@ app.command("plan")(plan_verb)
 def init_verb(
     out: Annotated[Path, typer.Argument(help="New folder for the checkpoint.", show_default=False)],
     backbone: Annotated[
-        str, typer.Option("--backbone", metavar="DIR|NAME", help="Causal language model: folder or Hub name.")
+        str,
+        typer.Option("--backbone", metavar="DIR|NAME", help="Causal language model: folder, or name in the Hub cache."),
     ],
     family: Family = None,
     preset: Preset = "",
@@ -239,6 +241,7 @@ def init_verb(
     Every field of the configuration can be set:  videopanda init --backbone DIR --set stab.row_tokens=false out/fresh
     """
     require_settings(set_)
+    require_language_model(backbone)
     if chat_template not in (None, "vicuna"):
         require_paths(chat_template)
     require_new(out)

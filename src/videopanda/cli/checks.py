@@ -52,6 +52,24 @@ def _is_whole(file: Path) -> bool:
     return size == 8 + length + max(ends, default=0)
 
 
+def require_language_model(name: str) -> None:
+    """Check that a name can be a language model: a folder, or OWNER/NAME as on the Hub."""
+    if not Path(name).is_dir() and (name.count("/") != 1 or Path(name).parent.is_dir() or Path(name).is_absolute()):
+        raise FileNotFoundError(
+            f"no language model at {name}: if it is on the Hub, first run  hf download OWNER/{Path(name).name} "
+            f"--local-dir {name}"
+        )
+
+
+def require_rows(data: str, media_root: Path | None) -> None:
+    """Check that all rows of annotations can be used, and that the clips of the first one are there."""
+    from videopanda.data.conversations import ConversationDataset
+
+    missing = [file for file in ConversationDataset(data, media_root, 1).files(0) if not Path(file).exists()]
+    if missing:
+        raise FileNotFoundError(f"no video at {missing[0]}: pass the folder of the clips with --media-root")
+
+
 def require_device(device: str | None) -> None:
     """Check that the installed torch supports a device; torch itself checks whether the device exists."""
     if device is not None and device.startswith("cuda") and version("torch").endswith("+cpu"):

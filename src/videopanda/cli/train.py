@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint, require_paths, require_settings
+from videopanda.cli.checks import require_checkpoint, require_paths, require_rows, require_settings
 from videopanda.cli.options import MediaRoot, Set, quiet
 
 Output = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Folder for checkpoints and logs.")]
@@ -13,6 +13,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Resume from the last che
 
 _STAGES = ("language", "prealign", "pretrain", "finetune")  # known here so that a typo does not wait for torch
 _PRESETS = ("paper", "scripts", "nano", "custom")
+_READ_AT_ONCE = 4 << 20  # bytes of annotations that are checked before torch is imported, which takes longer
 _STOPPED = 75  # "try again", by the old convention of sysexits; clusters requeue on it
 
 
@@ -88,9 +89,11 @@ def finetune_verb(
     require_settings(set_)
     require_paths(data, media_root)
     require_checkpoint(model)
+    if not set_ and Path(data).is_file() and Path(data).stat().st_size < _READ_AT_ONCE:
+        require_rows(data, media_root)
+    _log()
     from videopanda.training.run import custom_settings
 
-    _log()
     settings = custom_settings(data, media_root, lora, quantize == "nf4")
     _train("finetune", "custom", [*settings, *(set_ or [])], model, output, resume)
 

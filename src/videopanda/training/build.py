@@ -142,9 +142,12 @@ def read_template(name: str | None) -> str | None:
 def _text_config(backbone: str | Path, fields: Mapping[str, Any]) -> Any:
     """The configuration of the language model, with the fields `text.*` changed."""
     try:
-        config = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(backbone, trust_remote_code=False, local_files_only=True)
     except OSError as error:
-        raise ValueError(f"no language model at {backbone}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        if not Path(backbone).is_dir():
+            reason = f"neither a folder nor downloaded before: first run  hf download {backbone}"
+        raise ValueError(f"no language model at {backbone}: {reason}") from error
     if model_class(config) is not None:
         raise ValueError(f"{backbone} already has a vision part: train it directly, or pass a language model")
     known: Any
@@ -161,9 +164,14 @@ def _text_config(backbone: str | Path, fields: Mapping[str, Any]) -> Any:
 def _load_backbone(backbone: str | Path, config: Any, dtype: torch.dtype | Literal["auto"]) -> tuple[Any, Any]:
     """The language model and its tokenizer."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(backbone, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(backbone, trust_remote_code=False, local_files_only=True)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            backbone, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            backbone,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except OSError as error:
         raise ValueError(f"no language model at {backbone}: {str(error).splitlines()[0]}") from error

@@ -59,7 +59,9 @@ class Pictures:
         # Pillow's plug-ins raise these, depending on format and damage.
         except (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, ArithmeticError, EOFError) as error:
             raise UnreadableError(f"{self._where(file)}{str(error) or type(error).__name__}") from error
-        except (RuntimeError, MemoryError, AttributeError, Image.DecompressionBombError) as error:
+        except MemoryError as error:
+            raise UnreadableError(f"{self._where(file)}decoding needs more memory than there is") from error
+        except (RuntimeError, AttributeError, Image.DecompressionBombError) as error:
             raise UnreadableError(f"{self._where(file)}{str(error) or type(error).__name__}") from error
 
     def timeline(self, fps: float, limits: "VideoLimits | None", deadline: Deadline) -> Timeline:
