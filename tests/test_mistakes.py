@@ -72,6 +72,10 @@ QUICK = [
     (52, "export NANO NANO", r"already exists: choose a new folder"),
     (54, "verify emptydir", r"emptydir is not a videopanda checkpoint: it has no config\.json"),
     (54, "verify cut", r"cut/model\.safetensors is damaged or cut off: download or copy it again"),
+    (30, "train finetune --config trailing.json --output o1", r"trailing\.json is not valid JSON"),
+    (31, "train finetune --config nano --output o1", r"needs a model to start from: pass --model DIR"),
+    (55, "plan --duration 30 --num-frames 8 --fps 1", r"--num-frames and --fps are mutually exclusive"),
+    (57, "plan --duration abc", r"--duration is a time such as 90s, 30m or 1\.5h, not 'abc'"),
     (59, "bench speed", r"No such command 'speed'; choose from decode, efficiency, generate, train"),
 ]
 # A run of one step: what is tested is that it needs no --output.
@@ -83,8 +87,6 @@ SLOW = [
     (17, "answer DEMO What? --num-frames 100000", r"exceed the context .*at most [0-9]+ frames fit"),
     (21, "answer pic.png What?", None),
     (26, "serve --device cuda --port FREE", r"device cuda is not available: torch .*; use cpu"),
-    (30, "train finetune --config trailing.json --output o1", r"trailing\.json is not valid JSON"),
-    (31, "train finetune --config nano --output o1", r"needs a model to start from: pass --model DIR"),
     (32, "train finetune --config nano --model NANO --output o1 --set max_step=3", r"did you mean 'max_steps'\?"),
     (
         33,
@@ -98,9 +100,7 @@ SLOW = [
     (47, "evaluate predict custom rows_question.json --output y.jsonl", r"none of the videos is in .*--media-root"),
     (50, "init --backbone nosuch/model out/f", r"no language model at nosuch/model: .*hf download nosuch/model"),
     (53, "convert NANO out/c", r"is already a videopanda checkpoint: it needs no conversion"),
-    (55, "plan --duration 30 --num-frames 8 --fps 1", r"--num-frames and --fps are mutually exclusive"),
     (56, "plan --backbone qwen9-8b", r"no language model 'qwen9-8b'.*qwen2\.5-7b"),
-    (57, "plan --duration abc", r"--duration is a time such as 90s, 30m or 1\.5h, not 'abc'"),
     (58, "plan --fit 24GB --backbone qwen2.5-7b --device cuda", None),
 ]
 

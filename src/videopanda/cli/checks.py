@@ -90,6 +90,14 @@ def require_new(*outputs: Path) -> None:
             raise ValueError(f"{output} already exists: choose a new folder")
 
 
+def require_json(file: Path) -> None:
+    """Check that a file is JSON."""
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+
+
 def require_settings(settings: list[str] | None) -> None:
     """Check that each is KEY=VALUE."""
     for setting in settings or []:

@@ -139,14 +139,14 @@ def predict_verb(
     from videopanda.evaluation.benchmarks.table import benchmark
 
     benchmark(bench)
+    if engine not in ("local", "ray"):
+        raise ValueError(f"unknown engine {engine!r}; choose local or ray")
     require_paths(path, media_root, prompts)
     require_checkpoint(model)
     from videopanda.evaluation.predict import PredictJob, predict
     from videopanda.evaluation.processes import distributed_rank
     from videopanda.evaluation.prompts import read_prompts
 
-    if engine not in ("local", "ray"):
-        raise ValueError(f"unknown engine {engine!r}; choose local or ray")
     quiet()
     job = PredictJob(
         bench=bench,

@@ -84,6 +84,11 @@ def plan_verb(
 
     What fits a GPU:  videopanda plan --backbone qwen2.5-7b --device cuda --fit 24GiB
     """
+    if model is not None and backbone is not None:
+        raise ValueError("--model and --backbone are mutually exclusive: one plans a saved model, the other a new one")
+    if num_frames is not None and fps is not None:
+        raise ValueError("--num-frames and --fps are mutually exclusive")
+    height, width, seconds, source_fps = _clip(video, duration, resolution)
     quiet()
     import torch
 
@@ -91,10 +96,6 @@ def plan_verb(
     from videopanda.plan.planner import Planner
     from videopanda.plan.report import as_dict, lines
 
-    if model is not None and backbone is not None:
-        raise ValueError("--model and --backbone are mutually exclusive: one plans a saved model, the other a new one")
-    if num_frames is not None and fps is not None:
-        raise ValueError("--num-frames and --fps are mutually exclusive")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in machines.ASSUMED:
         raise ValueError(f"--device is cpu or cuda, not {device!r}")
@@ -108,7 +109,6 @@ def plan_verb(
         print(f"videopanda: machine profile: {machines.measure(device, types[dtype]).save()}", file=sys.stderr)
     profile = machines.load(device, types[dtype]) or machines.ASSUMED[device]
     config, processor = _model(model, backbone, family, preset, set_ or [])
-    height, width, seconds, source_fps = _clip(video, duration, resolution)
     chosen = _frames(processor, num_frames, fps, seconds, source_fps)
     settings = {"text_tokens": text_tokens, "new_tokens": max_new_tokens}
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint, require_paths, require_rows, require_settings
+from videopanda.cli.checks import require_checkpoint, require_json, require_paths, require_rows, require_settings
 from videopanda.cli.options import MediaRoot, Set, quiet
 
 Output = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Folder for checkpoints and logs.")]
@@ -52,6 +52,10 @@ def train_verb(
     require_checkpoint(model)
     if config not in _PRESETS and not Path(config).is_file():
         raise ValueError(f"--config {config}: neither a file nor one of {', '.join(_PRESETS)}")
+    if config not in _PRESETS:
+        require_json(Path(config))
+    if model is None and stage != "language":
+        raise ValueError(f"stage {stage} needs a model to start from: pass --model DIR")
     _log()
     settings = [*([f"chat_template={chat_template}"] if chat_template else []), *(set_ or [])]
     if dry_run:
