@@ -1,6 +1,9 @@
 """Protects the meaning of a row: its keys are honored or refused, and what would stop training is found before."""
 
+import bz2
+import gzip
 import json
+import lzma
 from pathlib import Path
 
 import pytest
@@ -272,6 +275,24 @@ def test_the_frames_that_training_will_read_are_read(tmp_path, frames, is_bad):
             dataset[0]
     else:
         dataset[0]
+
+
+# -- files that are no JSON --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("pack", "reason"),
+    [
+        (gzip.compress, "is compressed by gzip, not JSON: unpack"),
+        (bz2.compress, "is compressed by bzip2, not JSON"),
+        (lzma.compress, "is compressed by xz, not JSON"),
+        (lambda data: b"PAR1" + data, "is a Parquet file, not JSON"),
+        (lambda data: data.decode().encode("utf-16"), "is UTF-16, not UTF-8"),
+        (lambda data: data.decode().encode("utf-32-le"), "is UTF-32, not UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_json_is_called_what_it_is(tmp_path, pack, reason):
+    (tmp_path / "rows.jsonl").write_bytes(pack(b'{"video": "a.mp4", "question": "What?", "answer": "red"}\n'))
+    with pytest.raises(ValueError, match=reason):
+        ConversationDataset(tmp_path / "rows.jsonl")
 
 
 # -- the cases of others -----------------------------------------------------------------------------------------------

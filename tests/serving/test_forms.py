@@ -5,9 +5,12 @@ import io
 
 import numpy as np
 import openai
+import pydantic
 import pytest
 from PIL import Image
 from test_api import ASKED, DEMO, ask, data_url, file, video
+
+from videopanda.serving.protocol import ChatRequest
 
 pytestmark = pytest.mark.timeout(600)
 TEXT = {"type": "text", "text": ASKED[0]}
@@ -220,3 +223,25 @@ def test_a_giant_text_is_refused_after_its_first_slices():
     with pytest.raises(ContextLengthError, match="256"):
         one.check([message("user", "word " * 1_800_000)])
     assert sum(seen) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"stop": [""]}, ("stop", 0)),
+        ({"stop": ["a"] * 5}, ("stop",)),
+        ({"stop": 5}, ("stop",)),
+        ({"tool_choice": "required"}, ("tool_choice",)),
+        ({"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "http://a/b"}}]}]}, None),
+    ],
+)
+def test_an_error_names_the_field_as_the_client_wrote_it(fields, place):
+    with pytest.raises(pydantic.ValidationError) as error:
+        ChatRequest.model_validate({"messages": [{"role": "user", "content": "x"}], **fields})
+    found = error.value.errors()[0]["loc"]
+    assert found == place if place else found[-1] == "file_id"  # an id is no URL to fetch
+
+
+@pytest.mark.parametrize(("stop", "read"), [(None, []), ("a", ["a"]), (["a", "b"], ["a", "b"])])
+def test_stop_strings_are_a_list(stop, read):
+    assert ChatRequest.model_validate({"messages": [{"role": "user", "content": "x"}], "stop": stop}).stop == read

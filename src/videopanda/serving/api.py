@@ -106,7 +106,7 @@ class Service:
             sampling=Sampling(
                 request.sampling_temperature, 1.0 if request.top_p is None else request.top_p, request.seed
             ),
-            stop=request.stops,
+            stop=request.stop,
             decode_seconds=time.perf_counter() - began if visuals else 0.0,
         )
 

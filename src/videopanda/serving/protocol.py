@@ -25,6 +25,12 @@ def _no_tools(value: list[Any]) -> list[Any]:
     return value
 
 
+def _as_list(value: Any) -> Any:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else value
+
+
 Nothing = Annotated[list[Any], AfterValidator(_no_tools)] | None
 
 
@@ -152,7 +158,7 @@ class FrameListPart(_Part):
 class FileRef(Strict):
     """An uploaded file, or the file itself in base64."""
 
-    file_id: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    file_id: Annotated[str, Field(pattern=r"^[\w-]{1,100}$")] | None = None
     file_data: Url | None = None
     filename: Annotated[str, Field(max_length=1000)] | None = None
 
@@ -245,11 +251,9 @@ class ChatRequest(Strict):
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: (
-        Annotated[str, Field(min_length=1, max_length=1000)]
-        | Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=4)]
-        | None
-    ) = None
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=1000)]], BeforeValidator(_as_list), Field(max_length=4)
+    ] = Field(default_factory=list)
     video: FrameChoice = Field(default_factory=FrameChoice)
     media_io_kwargs: MediaIo | None = None
     mm_processor_kwargs: ProcessorKwargs | None = None
@@ -318,8 +322,3 @@ class ChatRequest(Strict):
     def sampling_temperature(self) -> float:
         """The temperature, 0 means greedy decoding."""
         return 0.0 if (self.temperature or 0.0) < GREEDY_BELOW else float(self.temperature or 0.0)
-
-    @property
-    def stops(self) -> list[str]:
-        """Stop strings as a list."""
-        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])

@@ -35,6 +35,16 @@ class Row:
     error: RowError | None = None
 
 
+_OTHER_FILES = {
+    b"\x1f\x8b": "compressed by gzip",
+    b"PK\x03\x04": "a zip archive",
+    b"BZh": "compressed by bzip2",
+    b"\xfd7zXZ": "compressed by xz",
+    b"(\xb5/\xfd": "compressed by zstd",
+    b"PAR1": "a Parquet file",
+}
+
+
 def iter_rows(path: str | Path) -> Iterator[Row]:
     """All rows of a .json or .jsonl file in order. A broken line of JSONL is one bad row; an array ends with it.
 
@@ -43,6 +53,9 @@ def iter_rows(path: str | Path) -> Iterator[Row]:
     """
     with open(path, "rb") as file:
         head = file.read(64)
+        for signature, kind in _OTHER_FILES.items():
+            if head.startswith(signature):
+                raise ValueError(f"{path} is {kind}, not JSON: unpack or convert it first")
         if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
             code = "UTF-32" if b"\0\0" in head.strip(b"\0") else "UTF-16"
             raise ValueError(f"{path} is {code}, not UTF-8: convert it with  iconv -f {code} -t UTF-8 {path}")
