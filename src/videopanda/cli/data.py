@@ -33,6 +33,9 @@ def check_verb(
     sampling: Annotated[
         str, typer.Option("--sampling", metavar="RULE", help="uniform, or released for the published weights.")
     ] = "uniform",
+    words: Annotated[
+        str, typer.Option("--words", metavar="A,B", help="Count these words in the answers, too, such as dog,cat.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Check every row and every clip once; list what is wrong, so that training can skip it.
@@ -48,7 +51,8 @@ def check_verb(
     if sampling not in ("uniform", "released"):
         raise ValueError(f"--sampling must be uniform or released, not {sampling!r}")
     processes = workers or os.cpu_count() or 1
-    report = check(data, manifest, format_, media_root, against, processes, num_frames, sampling)  # type: ignore[arg-type]
+    listed = [word.strip() for word in words.split(",") if word.strip()]
+    report = check(data, manifest, format_, media_root, against, processes, num_frames, sampling, listed)  # type: ignore[arg-type]
     if as_json:
         print(json.dumps(report.as_dict()))
     else:
@@ -155,3 +159,61 @@ def features_verb(
     written = make_features(stage, config, set_ or [], model, out)
     shutdown_distributed()
     print(f"features of {written} clips written: {out}")
+
+
+@data_app.command("recaption")
+def recaption_verb(
+    data: Annotated[str, typer.Argument(help="Annotations or a mixture.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="Rows to write or extend, JSON Lines.")],
+    media_root: MediaRoot = None,
+    format_: Format = "auto",
+    base_url: Annotated[
+        str, typer.Option("--base-url", metavar="URL", help="OpenAI-compatible server, such as http://host/v1.")
+    ] = "",
+    name: Annotated[str, typer.Option("--name", metavar="ID", help="Name of the model on that server.")] = "",
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="DIR", help="A checkpoint folder, instead of a server.")
+    ] = None,
+    send: Annotated[
+        str, typer.Option("--send", metavar="WHAT", help="To the server: frames as pictures, or the video file.")
+    ] = "frames",
+    prompt: Annotated[
+        str, typer.Option("--prompt", metavar="TEXT", help="What to ask. Default: a detailed description.")
+    ] = "",
+    num_frames: Annotated[int, typer.Option("--num-frames", metavar="N", min=1, help="Frames per clip.")] = 8,
+    concurrency: Annotated[int, typer.Option("--concurrency", metavar="N", min=1, help="Concurrent calls.")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Describe every clip of training data with a stronger model; the same command resumes.
+
+    Exit code 1 means that some clips have no caption; they are listed, and tried again by the next call.
+
+    Example:  videopanda data recaption train.json --output new.jsonl --base-url http://host/v1 --name ID
+    """
+    from dataclasses import asdict
+
+    from videopanda.cli.checks import require_checkpoint, require_paths
+
+    if bool(base_url) == bool(model):
+        raise ValueError("choose the model with either --base-url and --name, or --model")
+    if bool(base_url) != bool(name):
+        raise ValueError("--base-url needs --name, the name of a model on that server")
+    require_checkpoint(model)
+    require_paths(media_root)
+    from videopanda.data.recaption import PROMPT, Captioner, Local, Remote, recaption
+
+    quiet()
+    captioner: Captioner = Remote(name, base_url, send) if base_url else Local(model)
+    calls = concurrency if base_url else 1
+    report = recaption(data, output, captioner, prompt or PROMPT, num_frames, format_, media_root, calls)
+    if as_json:
+        print(json.dumps(asdict(report)))
+    else:
+        for path, reason in list(report.failed.items())[:3]:
+            print(f"{path}: {reason}")
+        skipped = f", {report.skipped_rows} rows without a single clip" if report.skipped_rows else ""
+        print(
+            f"{report.written} captions written, {report.known} known, {len(report.failed)} failed{skipped}: {output}"
+        )
+    if report.failed:
+        raise typer.Exit(1)

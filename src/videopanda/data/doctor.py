@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from videopanda.data import manifest
+from videopanda.data.balance import Balance
 from videopanda.data.formats.record import Record, RowError
 from videopanda.data.formats.rows import iter_rows
 from videopanda.data.formats.sources import VIDEO_SUFFIXES, Source, open_sources
@@ -23,6 +24,7 @@ from videopanda.data.manifest import BadRow, CheckedSource, Clip, Entry
 from videopanda.data.probe import Job, fingerprint, probe_all
 from videopanda.video.read import Sampling
 
+_ONE_SIDED = 10  # questions in a table
 _SHOWN = 3  # examples per kind in the report; the manifest has all
 # Where annotations of tests and benchmarks name their clip.
 _CLIP_KEYS = ("video", "videos", "video_name", "video_id", "videoID", "video_uid", "video_path", "q_uid")
@@ -44,6 +46,7 @@ class Report:
     gigabytes: float = 0.0
     duplicates: list[list[str]] = field(default_factory=list)
     contaminated: list[str] | None = None  # None: nothing to compare with
+    balance: dict[str, Any] = field(default_factory=dict)  # of the good rows, see `Balance.report`
     seconds: float = 0.0
 
     @property
@@ -65,8 +68,11 @@ def check(
     workers: int = 1,
     num_frames: int = 8,
     sampling: Sampling = "uniform",
+    words: Sequence[str] = (),
 ) -> Report:
     """Check annotations and all clips that they name; `out` is the manifest to write or resume.
+
+    `words` are counted in the answers, besides the most frequent ones.
 
     Reads the same frames of every clip, or of a row's part of it, as training with `num_frames` and uniform sampling; a
     processor with another `frame_sampling` reads different ones.
@@ -89,7 +95,9 @@ def check(
     report.gigabytes = sum(clip.size for clip in clips.values()) / 1e9
     report.duplicates = duplicates(clips.values())
     others = [entry for path, entry in sorted(found.items()) if path not in clips]
-    manifest.rewrite(out, _entries(sources, clips, others, report))
+    balance = Balance()
+    manifest.rewrite(out, _entries(sources, clips, others, report, balance))
+    report.balance = balance.report(words)
     if test_names is not None:
         report.contaminated = [path for path in clips if _bare(path) in test_names]
     report.seconds = round(time.monotonic() - began, 3)
@@ -130,7 +138,7 @@ def _covers(entry: Clip, job: Job) -> bool:
 
 
 def _entries(
-    sources: Sequence[Source], clips: dict[str, Clip], others: Sequence[Clip], report: Report
+    sources: Sequence[Source], clips: dict[str, Clip], others: Sequence[Clip], report: Report, balance: Balance
 ) -> Iterator[Entry]:
     """All entries of the manifest; counts them for the report."""
     problems: Counter[str] = Counter()
@@ -142,6 +150,8 @@ def _entries(
             rows += 1
             error = record if isinstance(record, RowError) else _clip_error(source, record, clips)
             if error is None:
+                assert isinstance(record, Record)
+                balance.add(record)
                 continue
             bad += 1
             problems[error.kind] += 1
@@ -247,4 +257,22 @@ def tables(report: Report) -> list[Table]:
             if len(groups) > _SHOWN:
                 listed.add_row(f"... and {len(groups) - _SHOWN} more (see --json)")
             shown.append(listed)
+    return [*shown, *_balance_tables(report.balance)]
+
+
+def _balance_tables(balance: dict[str, Any]) -> list[Table]:
+    """The most frequent words, and the questions whose answers are one-sided."""
+    shown = []
+    if balance["words"]:
+        words = Table(title="Words of answers, in how many rows", title_justify="left", show_header=False)
+        words.add_row(", ".join(f"{word} {count:,}" for word, count in balance["words"].items()))
+        shown.append(words)
+    if balance["questions"]:
+        listed = Table(title="Questions by the share of their most frequent answer", title_justify="left")
+        for column in ("share", "asked", "answer", "question"):
+            listed.add_column(column, justify="right" if column in ("share", "asked") else "left")
+        for entry in balance["questions"][:_ONE_SIDED]:
+            share = f"{100 * entry['share']:.0f} %"
+            listed.add_row(share, f"{entry['asked']:,}", entry["answer"], entry["question"])
+        shown.append(listed)
     return shown

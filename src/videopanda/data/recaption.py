@@ -1,0 +1,241 @@
+"""Has a stronger model describe the clips of training rows: `videopanda data recaption`.
+
+    recaption("train.json", Path("captions.jsonl"), Remote("qwen2.5-vl-72b", "http://host/v1"), media_root="videos")
+
+ELVA trains on captions that a larger model rewrote (docs/elva.md). The output is a file of conversations that `train`
+and `data check` read, one line per clip. Each line says in `provenance` which model wrote it, from which frames and
+prompt, and what the row said before. The same call continues where an interrupted one stopped.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from videopanda.data.formats.record import Medium, Record, RowError
+from videopanda.data.formats.sources import Source, open_sources
+from videopanda.video.read import Video, VideoReadError, read_video
+
+PROMPT = "Describe this video in detail: what is shown, what happens, and in which order."
+MAX_NEW_TOKENS = 256
+JPEG_QUALITY = 90
+
+
+class CaptionError(Exception):
+    """The model gave no caption for a clip."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A clip to describe, and the row that it comes from."""
+
+    source: Source
+    row: int
+    record: Record
+
+    @property
+    def medium(self) -> Medium:
+        """The only clip of the row."""
+        return self.record.media[0]
+
+    @property
+    def key(self) -> tuple[str, float | None, float | None]:
+        """What tells one clip from another."""
+        return self.medium.path, self.medium.start, self.medium.end
+
+
+class Captioner(Protocol):
+    """A model that describes clips."""
+
+    name: str
+
+    def describe(self, path: Path, video: Video, prompt: str) -> tuple[str, str]:
+        """A caption, and the name of the model that gave it. Raises `CaptionError`."""
+        ...
+
+
+class Remote:
+    """A model on a server that speaks the OpenAI protocol; the key is read by the client from OPENAI_API_KEY.
+
+    Args:
+        send: "frames" as pictures, which every such server takes, or "video", the file itself as `video_url` (vLLM,
+            SGLang, `videopanda serve`), for models that sample frames themselves.
+    """
+
+    def __init__(self, name: str, base_url: str, send: str = "frames", retries: int = 5, timeout: float = 120.0):
+        try:
+            import openai
+        except ImportError as error:
+            raise ValueError("this needs the OpenAI client: pip install 'videopanda[eval]'") from error
+        if send not in ("frames", "video"):
+            raise ValueError(f"send must be frames or video, not {send!r}")
+        self.name, self.send, self._errors = name, send, openai
+        given: dict[str, Any] = {"base_url": base_url, "timeout": timeout, "max_retries": retries}
+        try:
+            self._client = openai.OpenAI(**given)
+        except openai.OpenAIError:
+            self._client = openai.OpenAI(**given, api_key="none")  # servers of one's own need none
+
+    def describe(self, path: Path, video: Video, prompt: str) -> tuple[str, str]:
+        """Ask the server once per clip; busy and broken servers are retried with exponential backoff."""
+        if self.send == "video":
+            kind = "mp4" if path.suffix == "" else path.suffix[1:].lower()
+            parts: list[Any] = [{"type": "video_url", "video_url": {"url": _data(f"video/{kind}", path.read_bytes())}}]
+        else:
+            urls = (_data("image/jpeg", _jpeg(frame)) for frame in video.frames)
+            parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        messages: list[Any] = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
+        try:
+            reply = self._client.chat.completions.create(
+                model=self.name, messages=messages, temperature=0.0, max_tokens=MAX_NEW_TOKENS
+            )
+        except (self._errors.AuthenticationError, self._errors.PermissionDeniedError, self._errors.NotFoundError) as e:
+            raise ValueError(f"the server refuses: {e}") from e
+        except self._errors.OpenAIError as error:
+            raise CaptionError(f"{error} {error.__cause__ or ''}".strip()) from error
+        return (reply.choices[0].message.content or "").strip(), reply.model
+
+
+class Local:
+    """A checkpoint folder of this package; None is the bundled model."""
+
+    def __init__(self, folder: Path | None):
+        from videopanda.inference.load import BUNDLED_MODEL, load
+
+        self.loaded, self.name = load(folder), (folder or BUNDLED_MODEL).resolve().name
+
+    def describe(self, path: Path, video: Video, prompt: str) -> tuple[str, str]:
+        """Answer the prompt about the clip, greedily."""
+        from videopanda.inference.answer import ask
+
+        (answer,) = ask(*self.loaded, video, [prompt], max_new_tokens=MAX_NEW_TOKENS)
+        return answer.answer, self.name
+
+
+@dataclass
+class Report:
+    """What was done. `failed` clips have no caption, by path; they are tried again by the next call."""
+
+    written: int = 0
+    known: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped_rows: int = 0  # without a clip, with several, or unreadable as a row
+
+
+def recaption(
+    data: str | Path,
+    out: Path,
+    captioner: Captioner,
+    prompt: str = PROMPT,
+    num_frames: int = 8,
+    format: str = "auto",
+    media_root: Path | None = None,
+    concurrency: int = 1,
+) -> Report:
+    """Describe every clip that the rows name once, and append a row for each to `out`.
+
+    Raises:
+        ValueError: the data cannot be read, `out` was written with another model, prompt or number of frames, or the
+            server refuses.
+    """
+    report = Report()
+    settings = {"model": captioner.name, "prompt_sha256": _sha256(prompt), "num_frames": num_frames}
+    known = _known(out, settings)
+    jobs: dict[tuple, Job] = {}
+    for source in open_sources(data, format, media_root):
+        for row, record in source.records():
+            if isinstance(record, RowError) or len(record.media) != 1 or record.media[0].kind != "video":
+                report.skipped_rows += 1
+            else:
+                job = Job(source, row.number, record)
+                jobs.setdefault(job.key, job)
+    report.known = len(jobs.keys() & known)
+    todo = [job for key, job in jobs.items() if key not in known]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a", encoding="utf-8") as file, ThreadPoolExecutor(concurrency) as pool:
+        waiting = {pool.submit(_described, job, captioner, prompt, num_frames): job for job in todo}
+        try:
+            for done in as_completed(waiting):
+                job = waiting[done]
+                try:
+                    line = done.result()
+                except (CaptionError, VideoReadError) as error:
+                    report.failed[job.medium.path] = " ".join(str(error).split())
+                    continue
+                line["provenance"] |= settings
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+                report.written += 1
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return report
+
+
+def _described(job: Job, captioner: Captioner, prompt: str, num_frames: int) -> dict[str, Any]:
+    path, medium = job.source.locate(job.medium), job.medium
+    video = read_video(path, num_frames=num_frames, start=medium.start, end=medium.end, image_fps=medium.fps)
+    if (medium.start is not None or medium.end is not None) and getattr(captioner, "send", "") == "video":
+        raise CaptionError("a part of a clip cannot be sent as a file: use --send frames")
+    caption, model = captioner.describe(path, video, prompt)
+    if not caption:
+        raise CaptionError("the caption is empty")
+    part = {key: value for key, value in (("start", medium.start), ("end", medium.end)) if value is not None}
+    return {
+        "id": job.record.id,
+        "video": medium.path,
+        **part,
+        "conversations": [{"from": "human", "value": f"<video>\n{prompt}"}, {"from": "gpt", "value": caption}],
+        "provenance": {
+            "answered_by": model,
+            "source": job.source.name,
+            "row": job.row,
+            "before": [turn.answer for turn in job.record.turns],
+            "frame_times": [round(float(t), 3) for t in video.timestamps],
+            "date": date.today().isoformat(),
+        },
+    }
+
+
+def _known(out: Path, settings: dict[str, Any]) -> set[tuple]:
+    """The clips that a file describes; a partial last line, left by an interruption, is removed."""
+    if not out.exists():
+        return set()
+    content = out.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    known = set()
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            there = {key: row["provenance"][key] for key in settings}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{out}: line {number} was not written by this command: use another --output") from error
+        for key, value in settings.items():
+            if there[key] != value:
+                raise ValueError(f"{out} was written with {key} {there[key]}, not {value}: use another --output")
+        known.add((row["video"], row.get("start"), row.get("end")))
+    if whole != content:
+        out.write_bytes(whole)
+    return known
+
+
+def _jpeg(frame: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, format="JPEG", quality=JPEG_QUALITY)
+    return file.getvalue()
+
+
+def _data(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
