@@ -19,6 +19,8 @@ from videopanda.models.videopanda.configuration_videopanda import AUTO_MAP
 
 CODE = {
     "backbone.py",
+    "compression.py",
+    "compression_config.py",
     "configuration_videopanda.py",
     "generation.py",
     "hub.py",
@@ -34,6 +36,7 @@ CODE = {
     "processing.py",
     "processing_videopanda.py",
     "prompts.py",
+    "state_space.py",
     "video_processing_videopanda.py",
     "visual.py",
 }

@@ -222,9 +222,12 @@ app.command("plan")(plan_verb)
 def init_verb(
     out: Annotated[Path, typer.Argument(help="New folder for the checkpoint.", show_default=False)],
     backbone: Annotated[
-        str,
+        str | None,
         typer.Option("--backbone", metavar="DIR|NAME", help="Causal language model: folder, or name in the Hub cache."),
-    ],
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="DIR", help="Instead: a trained model to change with --set.")
+    ] = None,
     family: Family = None,
     preset: Preset = "",
     set_: Set = None,
@@ -239,17 +242,29 @@ def init_verb(
     Example:  videopanda init --backbone vicuna-7b-v1.5 --chat-template vicuna out/fresh
 
     Every field of the configuration can be set:  videopanda init --backbone DIR --set stab.row_tokens=false out/fresh
+
+    A compressor for a trained model:  videopanda init --model out/nano --set compression.kind=mamba out/nano-mamba
     """
     require_settings(set_)
-    require_language_model(backbone)
+    if (backbone is None) == (model is None):
+        raise ValueError("give either --backbone, a language model, or --model, a trained model to change")
+    if model is not None and (family or preset or chat_template):
+        raise ValueError("--family, --preset and --chat-template are for a new model, not for --model")
+    require_checkpoint(model)
+    if backbone is not None:
+        require_language_model(backbone)
     if chat_template not in (None, "vicuna"):
         require_paths(chat_template)
     require_new(out)
     from videopanda.models.families import DEFAULT
     from videopanda.models.fields import parse_settings
-    from videopanda.training.build import make_checkpoint
+    from videopanda.training.build import change_checkpoint, make_checkpoint
 
     quiet()
+    if backbone is None:
+        assert model is not None
+        print("\n".join(change_checkpoint(out, model, parse_settings(set_ or []), seed=seed)))
+        return
     fresh: dict[str, Any] = {"family": family or DEFAULT, "preset": preset, "fields": parse_settings(set_ or [])}
     print("\n".join(make_checkpoint(out, backbone, **fresh, chat_template=chat_template, seed=seed)))
 

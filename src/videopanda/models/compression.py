@@ -1,96 +1,29 @@
 """Fewer visual tokens before the language model: pooling, Mamba and pooling (STORM), pooled queries (BIMBA), ToMe.
 
-    compressor = Compressor(CompressionConfig(mixer="mamba", pool_time=4), width=1024)
+    compressor = Compressor(CompressionConfig(kind="mamba", pool_time=4), width=1024)
     tokens_VD, layout_V4, visual_V, state = compressor(tokens_VD, layout_V4, visual_V)
-    compressor.layout(layout_V4, visual_V)                # the same layout, counted before any pixel is touched
+    compressed_layout(config, layout_V4, visual_V)        # as many rows, known before any pixel is touched
 
 A compressor needs to know only where tokens come from (see `EncodedVisual.layout`), so it serves every family and
-frames of any size. It runs between the vision part and its projection; a new one starts as plain pooling.
+frames of any size. It runs between the vision part and its projection; a new one starts as plain pooling. Layouts stay
+on the CPU: how many tokens there are never depends on what they show.
 
 Dimensions: V tokens of B visuals; D width; L tokens of the longest visual; G groups that become one token; Q queries.
 """
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import initialization as init
 
-from .state_space import Mamba, Mamba2, MixerState
+from .compression_config import CompressionConfig
+from .state_space import Mamba, Mamba2, MixerState, reset_mixer
 from .visual import CELL, CONTEXT, ROW_END
 
 LAST_COLUMN = 1 << 20  # reading order: the end of a row comes after its cells
-
-
-class CompressionConfig(PreTrainedConfig):
-    """How to reduce visual tokens. With all defaults nothing changes.
-
-    Args:
-        mixer: "mamba" or "mamba2" lets tokens exchange information in reading order before they are reduced (STORM,
-            arXiv 2503.04130); "none" does not.
-        mixer_layers: number of mixers, each residual, with output weights that start at zero.
-        bidirectional: mix in both directions; such a compressor needs the whole clip and cannot stream.
-        state_size: N of the mixers.
-        pool_time: average this many consecutive frames.
-        pool_space: average squares of this many cells per side.
-        queries: pooled tokens are put between the others before mixing and are all that is kept (BIMBA, arXiv
-            2503.09590).
-        keep_every: keep every n-th pooled frame, outside of training only (test-time sampling, STORM).
-        merge_tokens: merge the most similar cells of every `merge_frames` frames until this many remain (ToMe); 0
-            for none.
-        merge_frames: frames of a clip within which cells merge.
-    """
-
-    model_type = "videopanda_compression"
-
-    def __init__(
-        self,
-        mixer: Literal["none", "mamba", "mamba2"] = "none",
-        mixer_layers: int = 1,
-        bidirectional: bool = False,
-        state_size: int = 16,
-        pool_time: int = 1,
-        pool_space: int = 1,
-        queries: bool = False,
-        keep_every: int = 1,
-        merge_tokens: int = 0,
-        merge_frames: int = 4,
-        **kwargs: Any,
-    ):
-        self.mixer = mixer
-        self.mixer_layers = mixer_layers
-        self.bidirectional = bidirectional
-        self.state_size = state_size
-        self.pool_time = pool_time
-        self.pool_space = pool_space
-        self.queries = queries
-        self.keep_every = keep_every
-        self.merge_tokens = merge_tokens
-        self.merge_frames = merge_frames
-        if mixer not in ("none", "mamba", "mamba2"):
-            raise ValueError(f"compression.mixer must be none, mamba or mamba2, got {mixer!r}")
-        for name in ("mixer_layers", "state_size", "pool_time", "pool_space", "keep_every", "merge_frames"):
-            value = vars(self)[name]
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"compression.{name} must be a positive integer, got {value!r}")
-        if isinstance(merge_tokens, bool) or not isinstance(merge_tokens, int) or merge_tokens < 0:
-            raise ValueError(f"compression.merge_tokens must be 0 or a positive integer, got {merge_tokens!r}")
-        if queries and mixer == "none":
-            raise ValueError("compression.queries needs a mixer: without one, queries read nothing")
-        super().__init__(**kwargs)
-
-    @property
-    def changes_nothing(self) -> bool:
-        """Whether all tokens pass unchanged."""
-        fewer = (self.pool_time, self.pool_space, self.keep_every, self.merge_tokens) != (1, 1, 1, 0)
-        return self.mixer == "none" and not fewer
-
-    @property
-    def segment_frames(self) -> int:
-        """A stream may be cut at multiples of this many frames: whole pooled frames, kept frames and clips of ToMe."""
-        frames = self.pool_time * self.keep_every
-        return frames * self.merge_frames if self.merge_tokens else frames
 
 
 class Groups(NamedTuple):
@@ -153,39 +86,43 @@ def _place_in_frame(frame_id_V: Tensor) -> Tensor:
 def group_means(tokens_VD: Tensor, groups: Groups) -> Tensor:
     """The mean of each group, (G, D)."""
     count = len(groups.layout)
+    size_G1 = torch.bincount(groups.group, minlength=count)[:, None].to(tokens_VD.device)
     total_GD = tokens_VD.new_zeros(count, tokens_VD.shape[1], dtype=torch.float32)
-    total_GD = total_GD.index_add(0, groups.group, tokens_VD.float())
-    return (total_GD / torch.bincount(groups.group, minlength=count)[:, None]).to(tokens_VD.dtype)
+    total_GD = total_GD.index_add(0, groups.group.to(tokens_VD.device), tokens_VD.float())
+    return (total_GD / size_G1).to(tokens_VD.dtype)
 
 
 class ResidualMixer(nn.Module):
-    """x + mixer(norm(x)) over each visual's tokens in reading order, in one direction or as a sum of two."""
+    """x + mixer(norm(x)) over each visual's tokens in reading order, in one direction or as a sum of two.
+
+    A new one is the identity: the output weights are zero (as in BIMBA).
+    """
 
     def __init__(self, config: CompressionConfig, width: int):
         super().__init__()
-        kind = Mamba if config.mixer == "mamba" else Mamba2
+        kind = Mamba if config.kind == "mamba" else Mamba2
         self.norm = nn.LayerNorm(width)
         self.forwards = kind(width, state_size=config.state_size)
         self.backwards = kind(width, state_size=config.state_size) if config.bidirectional else None
-        self.reset_output()
-
-    def reset_output(self) -> None:
-        """Start as the identity: the residual is zero (as in BIMBA)."""
-        for mixer in (self.forwards, self.backwards):
-            if mixer is not None:
-                nn.init.zeros_(mixer.out_proj.weight)
 
     def forward(self, tokens_BLD: Tensor, length_B: Tensor, state: MixerState | None) -> tuple[Tensor, MixerState]:
-        """Mix (B, L, D), padded at the end."""
+        """Mix (B, L, D), padded at the end; lengths on the CPU."""
         normed_BLD = self.norm(tokens_BLD)
         added_BLD, state = self.forwards(normed_BLD, state)
         if self.backwards is not None:
-            step_L = torch.arange(tokens_BLD.shape[1], device=tokens_BLD.device)
+            step_L = torch.arange(tokens_BLD.shape[1])
             flipped_BL = torch.where(step_L < length_B[:, None], length_B[:, None] - 1 - step_L, step_L)
-            index_BLD = flipped_BL[:, :, None].expand_as(tokens_BLD)
+            index_BLD = flipped_BL[:, :, None].to(tokens_BLD.device).expand_as(tokens_BLD)
             reversed_BLD, _ = self.backwards(normed_BLD.gather(1, index_BLD))
             added_BLD = added_BLD + reversed_BLD.gather(1, index_BLD)
         return tokens_BLD + added_BLD, state
+
+
+def init_compressor(module: nn.Module) -> None:
+    """Give a part of a new compressor its initial values; called by `_init_weights` of a family for every module."""
+    if isinstance(module, Mamba | Mamba2):
+        reset_mixer(module)
+        init.zeros_(module.out_proj.weight)
 
 
 class Compressor(nn.Module):
@@ -194,8 +131,9 @@ class Compressor(nn.Module):
     def __init__(self, config: CompressionConfig, width: int):
         super().__init__()
         self.config = config
-        layers = config.mixer_layers if config.mixer != "none" else 0
+        layers = config.mixer_layers if config.has_mixers else 0
         self.mixers = nn.ModuleList(ResidualMixer(config, width) for _ in range(layers))
+        self.apply(init_compressor)
 
     def forward(
         self, tokens_VD: Tensor, layout_V4: Tensor, visual_V: Tensor, state: CompressorState | None = None
@@ -203,8 +141,8 @@ class Compressor(nn.Module):
         """Compress the tokens of B visuals, or the next chunk of one clip.
 
         Args:
-            layout_V4: frame, row, column and kind of each token; frames of a chunk are numbered from 0.
-            visual_V: number of the visual of each token, ascending.
+            layout_V4: frame, row, column and kind of each token, on the CPU; frames of a chunk are numbered from 0.
+            visual_V: number of the visual of each token, ascending, on the CPU.
             state: of the earlier chunks, which must have ended on `segment_frames`; None at the start.
 
         Returns: tokens, their layout and visuals, and the state after them.
@@ -213,32 +151,30 @@ class Compressor(nn.Module):
             ValueError: a state is given to a compressor that needs the whole clip.
         """
         config = self.config
-        if state is not None and (config.bidirectional or config.queries):
+        if state is not None and config.needs_whole_clip:
             raise ValueError("this compressor needs the whole clip: bidirectional mixing and queries cannot stream")
         groups = pooled_groups(layout_V4, visual_V, config.pool_time, config.pool_space)
         mixed_VD, states = self._mix(tokens_VD, visual_V, groups, state)
         pooled_GD = mixed_VD if config.queries else group_means(mixed_VD, groups)
-        layout_G4, visual_G = groups.layout, groups.visual
-        if config.keep_every > 1 and not self.training:
-            kept_G = layout_G4[:, 0] % config.keep_every == 0
-            pooled_GD, layout_G4, visual_G = pooled_GD[kept_G], layout_G4[kept_G], visual_G[kept_G]
+        kept_G = _sampled(config, groups)
+        layout_G4, visual_G = groups.layout[kept_G], groups.visual[kept_G]
+        if len(kept_G) < len(pooled_GD):
+            pooled_GD = pooled_GD[kept_G.to(pooled_GD.device)]
         if config.merge_tokens:
             pooled_GD, kept_G = merge_similar(pooled_GD, layout_G4, visual_G, config.merge_tokens, config.merge_frames)
-            layout_G4, visual_G = layout_G4[kept_G], visual_G[kept_G]
-        frames = (0 if state is None else state.frames) + int(layout_V4[:, 0].max()) + 1
+            visual_G = _merged(config, layout_G4, visual_G)[1]
+            layout_G4 = layout_G4.to(kept_G.device)[kept_G]
+        frames = (0 if state is None else state.frames) + (int(layout_V4[:, 0].max()) + 1 if len(layout_V4) else 0)
         return pooled_GD, layout_G4, visual_G, CompressorState(states, frames)
 
-    def count(self, layout_V4: Tensor, visual_V: Tensor) -> int:
-        """Number of tokens that `forward` returns outside of training, without computing any."""
-        config = self.config
-        groups = pooled_groups(layout_V4, visual_V, config.pool_time, config.pool_space)
-        kept_G = groups.layout[:, 0] % config.keep_every == 0
-        layout_G4, visual_G = groups.layout[kept_G], groups.visual[kept_G]
-        if not config.merge_tokens:
-            return len(layout_G4)
-        clip_C = _clips(layout_G4, visual_G, config.merge_frames)
-        cells_K = torch.bincount(clip_C)
-        return len(layout_G4) - int((cells_K - cells_K.clamp(max=config.merge_tokens)).sum())
+    def clips(self, tokens_VD: Tensor, layouts: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Compress whole visuals, which follow one another, and return the tokens and the layout of each."""
+        sizes = torch.tensor([len(layout_V4) for layout_V4 in layouts])
+        visual_V = torch.repeat_interleave(torch.arange(len(layouts)), sizes)
+        if not len(visual_V):  # the mixers have no part in the result, but belong to the graph
+            return tokens_VD + 0.0 * sum(weight.sum() for weight in self.parameters()), list(layouts)
+        tokens_VD, layout_V4, visual_V, _ = self(tokens_VD, torch.cat(list(layouts)), visual_V)
+        return tokens_VD, list(layout_V4.split(torch.bincount(visual_V, minlength=len(layouts)).tolist()))
 
     def _mix(
         self, tokens_VD: Tensor, visual_V: Tensor, groups: Groups, state: CompressorState | None
@@ -246,19 +182,50 @@ class Compressor(nn.Module):
         """All tokens mixed, (V, D); with queries only those, (G, D)."""
         if not self.mixers:
             return tokens_VD, ()
-        if not self.config.queries:
-            slot_V, tokens_UD, of_U = torch.arange(len(tokens_VD), device=tokens_VD.device), tokens_VD, visual_V
-        else:
+        slot_V, tokens_UD, of_U = torch.arange(len(tokens_VD)), tokens_VD, visual_V
+        if self.config.queries:
             slot_V, tokens_UD, of_U = interleaved(tokens_VD, visual_V, group_means(tokens_VD, groups), groups.visual)
         length_B = torch.bincount(of_U)
-        place_U = torch.arange(len(of_U), device=of_U.device) - (length_B.cumsum(0) - length_B)[of_U]
-        tokens_BLD = tokens_UD.new_zeros(len(length_B), int(length_B.max()), tokens_UD.shape[1])
-        tokens_BLD = tokens_BLD.index_put((of_U, place_U), tokens_UD)
+        place_U = torch.arange(len(of_U)) - (length_B.cumsum(0) - length_B)[of_U]
+        longest, device = int(length_B.max()), tokens_VD.device
+        flat_U = (of_U * longest + place_U).to(device)
+        tokens_XD = tokens_UD.new_zeros(len(length_B) * longest, tokens_UD.shape[1]).index_copy(0, flat_U, tokens_UD)
+        tokens_BLD = tokens_XD.view(len(length_B), longest, -1)
         states = []
         for number, mixer in enumerate(self.mixers):
             tokens_BLD, after = mixer(tokens_BLD, length_B, None if state is None else state.mixers[number])
             states.append(after)
-        return tokens_BLD[of_U, place_U][slot_V], tuple(states)
+        return tokens_BLD.flatten(0, 1)[flat_U[slot_V.to(device)]], tuple(states)
+
+
+def _sampled(config: CompressionConfig, groups: Groups) -> Tensor:
+    """Numbers of the groups that test-time sampling keeps."""
+    return (groups.layout[:, 0] % config.keep_every == 0).nonzero().squeeze(1)
+
+
+def _merged(config: CompressionConfig, layout_G4: Tensor, visual_G: Tensor) -> tuple[Tensor, Tensor]:
+    """Layout and visuals of as many tokens as merging leaves; which cells they are is known only afterwards."""
+    clip_C = _clips(layout_G4, visual_G, config.merge_frames)
+    size_K = torch.bincount(clip_C)
+    is_kept_G = layout_G4[:, 3] != CELL
+    is_kept_G[layout_G4[:, 3] == CELL] = (
+        torch.arange(len(clip_C)) - (size_K.cumsum(0) - size_K)[clip_C] < config.merge_tokens
+    )
+    return layout_G4[is_kept_G], visual_G[is_kept_G]
+
+
+def compressed_layout(config: CompressionConfig, layout_V4: Tensor, visual_V: Tensor | None = None) -> Tensor:
+    """The layout of the compressed tokens of one or more visuals, before any is computed: this is what counts tokens.
+
+    Where similar cells merge, their number is exact, but which of a clip's cells survive depends on the pixels.
+    """
+    if not config.is_active or not len(layout_V4):
+        return layout_V4
+    visual_V = layout_V4.new_zeros(len(layout_V4)) if visual_V is None else visual_V
+    groups = pooled_groups(layout_V4, visual_V, config.pool_time, config.pool_space)
+    kept_G = _sampled(config, groups)
+    layout_G4, visual_G = groups.layout[kept_G], groups.visual[kept_G]
+    return _merged(config, layout_G4, visual_G)[0] if config.merge_tokens else layout_G4
 
 
 def interleaved(
@@ -271,14 +238,14 @@ def interleaved(
     tokens_B, queries_B = torch.bincount(visual_V), torch.bincount(visual_Q, minlength=int(visual_V.max()) + 1)
     joint_B = tokens_B + queries_B
     first_B = joint_B.cumsum(0) - joint_B
-    number_Q = torch.arange(len(visual_Q), device=visual_Q.device) - (queries_B.cumsum(0) - queries_B)[visual_Q]
+    number_Q = torch.arange(len(visual_Q)) - (queries_B.cumsum(0) - queries_B)[visual_Q]
     slot_Q = first_B[visual_Q] + (number_Q + 1) * joint_B[visual_Q] // queries_B[visual_Q] - 1
-    total = len(tokens_VD) + len(queries_QD)
-    is_query = torch.zeros(total, dtype=torch.bool, device=tokens_VD.device)
+    total, device = len(tokens_VD) + len(queries_QD), tokens_VD.device
+    is_query = torch.zeros(total, dtype=torch.bool)
     is_query[slot_Q] = True
-    joint_UD = tokens_VD.new_zeros(total, tokens_VD.shape[1])
-    joint_UD = joint_UD.index_put((slot_Q,), queries_QD).index_put(((~is_query).nonzero().squeeze(1),), tokens_VD)
-    return slot_Q, joint_UD, torch.repeat_interleave(torch.arange(len(joint_B), device=slot_Q.device), joint_B)
+    joint_UD = tokens_VD.new_zeros(total, tokens_VD.shape[1]).index_copy(0, slot_Q.to(device), queries_QD)
+    joint_UD = joint_UD.index_copy(0, (~is_query).nonzero().squeeze(1).to(device), tokens_VD)
+    return slot_Q, joint_UD, torch.repeat_interleave(torch.arange(len(joint_B)), joint_B)
 
 
 def _clips(layout_V4: Tensor, visual_V: Tensor, frames: int) -> Tensor:
@@ -295,37 +262,52 @@ def merge_similar(
 
     In every round each cell at an even place of its clip finds the most similar one at an odd place; the most similar
     pairs merge, as the mean weighted by the number of cells each represents. A pair keeps the place of its odd cell.
+    How many remain after a round follows from the layout, so nothing waits for the device.
 
     Returns: the remaining tokens and their original indices, both in the old order.
     """
+    device = tokens_VD.device
     cell_C = (layout_V4[:, 3] == CELL).nonzero().squeeze(1)
+    other_X = (layout_V4[:, 3] != CELL).nonzero().squeeze(1).to(device)
     clip_C = _clips(layout_V4, visual_V, frames)
-    size_K = torch.bincount(clip_C)
-    place_C = torch.arange(len(clip_C), device=clip_C.device) - (size_K.cumsum(0) - size_K)[clip_C]
-    shape = (len(size_K), int(size_K.max()) if len(size_K) else 0)
-    cells_KMD = tokens_VD.new_zeros(*shape, tokens_VD.shape[1]).index_put((clip_C, place_C), tokens_VD[cell_C])
-    where_KM = cell_C.new_full(shape, -1).index_put((clip_C, place_C), cell_C)
-    count_KM = (where_KM >= 0).to(tokens_VD.dtype)
-    while where_KM.shape[1] and bool(((where_KM >= 0).sum(1) > keep).any()):
-        cells_KMD, where_KM, count_KM = _merge_round(cells_KMD, where_KM, count_KM, keep)
-    is_left_V = layout_V4[:, 3] != CELL
-    left_KM = where_KM >= 0
-    is_left_V[where_KM[left_KM]] = True
-    tokens_VD = tokens_VD.index_put((where_KM[left_KM],), cells_KMD[left_KM])
-    return tokens_VD[is_left_V], is_left_V
+    left_K = torch.bincount(clip_C)  # cells that remain in each clip
+    place_C = torch.arange(len(clip_C)) - (left_K.cumsum(0) - left_K)[clip_C]
+    clips, most = len(left_K), int(left_K.max()) if len(left_K) else 0
+    flat_C, cell_C = (clip_C * most + place_C).to(device), cell_C.to(device)
+    cells_KMD = tokens_VD.new_zeros(clips * most, tokens_VD.shape[1]).index_copy(0, flat_C, tokens_VD[cell_C])
+    where_KM = cell_C.new_zeros(clips * most).index_copy(0, flat_C, cell_C)
+    count_KM = tokens_VD.new_zeros(clips * most).index_fill(0, flat_C, 1)
+    state = cells_KMD.view(clips, most, -1), where_KM.view(clips, most), count_KM.view(clips, most)
+    while bool((left_K > keep).any()):
+        merges_K = torch.minimum((left_K - keep).clamp(min=0), torch.div(left_K, 2, rounding_mode="floor"))
+        state = _merge_round(*state, left_K.to(device), merges_K.to(device), int((left_K - merges_K).max()))
+        left_K = left_K - merges_K
+    cells_KMD, where_KM, _ = state
+    is_left_KM = torch.arange(cells_KMD.shape[1]) < left_K[:, None]
+    left_R = is_left_KM.flatten().nonzero().squeeze(1).to(device)
+    index_R, order_R = torch.cat([other_X, where_KM.flatten()[left_R]]).sort()
+    return torch.cat([tokens_VD[other_X], cells_KMD.flatten(0, 1)[left_R]])[order_R], index_R
 
 
-def _merge_round(cells_KMD: Tensor, where_KM: Tensor, count_KM: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One round for all clips; survivors are moved to the front, in order."""
-    left_KM = where_KM >= 0
-    surplus_K = (left_KM.sum(1) - keep).clamp(min=0)
+def _merge_round(
+    cells_KMD: Tensor, where_KM: Tensor, count_KM: Tensor, left_K: Tensor, merges_K: Tensor, most: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One round for all clips: `merges_K` cells of each disappear; survivors are moved to the front, in order.
+
+    Args:
+        cells_KMD, where_KM, count_KM: the cells of each clip, `left_K` of them, with their original index and mass.
+        most: cells that remain in the largest clip.
+    """
+    columns_M = torch.arange(cells_KMD.shape[1], device=cells_KMD.device)
+    left_KM = columns_M < left_K[:, None]
     unit_KMD = F.normalize(cells_KMD.float(), dim=2)
     even, odd = slice(0, None, 2), slice(1, None, 2)
     score_KAB = unit_KMD[:, even] @ unit_KMD[:, odd].transpose(1, 2)
     score_KAB = score_KAB.masked_fill(~left_KM[:, even, None] | ~left_KM[:, None, odd], -torch.inf)
     best_KA, partner_KA = score_KAB.max(2)
+    # An odd number of cells has one more even place than odd ones; it ranks with the others.
     rank_KA = best_KA.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    merges_KA = (rank_KA < surplus_K[:, None]) & (best_KA > -torch.inf)
+    merges_KA = rank_KA < merges_K[:, None]
     weight_KA = count_KM[:, even] * merges_KA
     total_KB = count_KM[:, odd].scatter_add(1, partner_KA, weight_KA)
     given_KAD = cells_KMD[:, even] * weight_KA[..., None]
@@ -333,25 +315,25 @@ def _merge_round(cells_KMD: Tensor, where_KM: Tensor, count_KM: Tensor, keep: in
         1, partner_KA[..., None].expand_as(given_KAD), given_KAD
     )
     merged_KBD = torch.where(total_KB[..., None] > 0, sum_KBD / total_KB.clamp(min=1)[..., None], 0)
-    columns = torch.arange(cells_KMD.shape[1], device=cells_KMD.device)
-    cells_KMD = cells_KMD.index_copy(1, columns[odd], merged_KBD)
-    count_KM = count_KM.index_copy(1, columns[odd], total_KB)
+    cells_KMD = cells_KMD.index_copy(1, columns_M[odd], merged_KBD)
+    count_KM = count_KM.index_copy(1, columns_M[odd], total_KB)
     gone_KM = torch.zeros_like(left_KM)
     gone_KM[:, even] = merges_KA
-    left_KM = left_KM & ~gone_KM
-    order_KM = (~left_KM).long().argsort(dim=1, stable=True)[:, : int(left_KM.sum(1).max())]
-    kept_KM = left_KM.gather(1, order_KM)
-    where_KM = where_KM.gather(1, order_KM).masked_fill(~kept_KM, -1)
-    count_KM = count_KM.gather(1, order_KM).masked_fill(~kept_KM, 0)
-    return cells_KMD.gather(1, order_KM[..., None].expand(-1, -1, cells_KMD.shape[2])), where_KM, count_KM
+    order_KM = (~left_KM | gone_KM).long().argsort(dim=1, stable=True)[:, :most]
+    return (
+        cells_KMD.gather(1, order_KM[..., None].expand(-1, -1, cells_KMD.shape[2])),
+        where_KM.gather(1, order_KM),
+        count_KM.gather(1, order_KM),
+    )
 
 
 __all__ = [
-    "CompressionConfig",
     "Compressor",
     "CompressorState",
     "Groups",
+    "compressed_layout",
     "group_means",
+    "init_compressor",
     "interleaved",
     "merge_similar",
     "pooled_groups",

@@ -15,6 +15,8 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.video_utils import VideoMetadata
 
+from .compression import compressed_layout
+from .compression_config import CompressionConfig
 from .media import check_sampling, read_file, read_picture
 from .pictures import WHITE, to_pixels
 from .visual import VISUAL_INPUTS
@@ -104,6 +106,11 @@ class FrameProcessor(VideoProcessorMixin):
     do_sample_frames: bool
     frame_sampling: str
     background: list[int]
+    compression: dict[str, Any] | None = None  # fields of the `CompressionConfig` of the model; None: no compressor
+
+    def compressed(self, layout_V4: torch.Tensor) -> torch.Tensor:
+        """The layout of the tokens of one visual after the compressor of the model, if it has one."""
+        return compressed_layout(CompressionConfig(**(self.compression or {})), layout_V4)
 
     @property
     def cell_size(self) -> int:

@@ -10,12 +10,13 @@ Dimensions: B sequences; L steps; D width; I inner width; N state size; H heads;
 K kernel of the convolution.
 """
 
-from math import ceil
+from math import ceil, log
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import initialization as init
 
 
 class MixerState(NamedTuple):
@@ -107,9 +108,10 @@ class Mamba(_Mixer):
         self.in_proj = nn.Linear(width, 2 * inner, bias=False)
         self.x_proj = nn.Linear(inner, rank + 2 * state_size, bias=False)
         self.dt_proj = nn.Linear(rank, inner)
-        self.A_log = nn.Parameter(torch.arange(1, state_size + 1).float().log().expand(inner, -1).clone())
-        self.D = nn.Parameter(torch.ones(inner))
+        self.A_log = nn.Parameter(torch.empty(inner, state_size))
+        self.D = nn.Parameter(torch.empty(inner))
         self.out_proj = nn.Linear(inner, width, bias=False)
+        reset_mixer(self)
 
     def forward(self, x_BLD: Tensor, state: MixerState | None = None) -> tuple[Tensor, MixerState]:
         """Mix (B, L, D); returns the result and the state after it."""
@@ -140,11 +142,12 @@ class Mamba2(_Mixer):
         super().__init__(inner + 2 * state_size, kernel)
         self.inner, self.state_size, self.heads = inner, state_size, inner // head_size
         self.in_proj = nn.Linear(width, 2 * inner + 2 * state_size + self.heads, bias=False)
-        self.dt_bias = nn.Parameter(torch.zeros(self.heads))
-        self.A_log = nn.Parameter(torch.arange(1, self.heads + 1).float().log())
-        self.D = nn.Parameter(torch.ones(self.heads))
+        self.dt_bias = nn.Parameter(torch.empty(self.heads))
+        self.A_log = nn.Parameter(torch.empty(self.heads))
+        self.D = nn.Parameter(torch.empty(self.heads))
         self.norm = nn.RMSNorm(inner, eps=1e-5)
         self.out_proj = nn.Linear(inner, width, bias=False)
+        reset_mixer(self)
 
     def forward(self, x_BLD: Tensor, state: MixerState | None = None) -> tuple[Tensor, MixerState]:
         """Mix (B, L, D); returns the result and the state after it."""
@@ -161,4 +164,16 @@ class Mamba2(_Mixer):
         return self.out_proj(self.norm(y_BLI * F.silu(gate_BLI))), MixerState(inputs, after)
 
 
-__all__ = ["Mamba", "Mamba2", "MixerState", "selective_scan", "ssd_scan"]
+def reset_mixer(mixer: Mamba | Mamba2) -> None:
+    """The initial values of the papers: time steps between 0.001 and 0.1, decays 1, 2, …"""
+    init.kaiming_uniform_(mixer.conv1d.weight, a=5**0.5)
+    init.zeros_(mixer.conv1d.bias)  # type: ignore[arg-type]
+    init.ones_(mixer.D)
+    rates = torch.arange(1, mixer.A_log.shape[-1] + 1, device=mixer.A_log.device).float().log()
+    init.copy_(mixer.A_log, rates.expand_as(mixer.A_log))
+    steps = mixer.dt_proj.bias if isinstance(mixer, Mamba) else mixer.dt_bias
+    dt = torch.empty_like(steps, dtype=torch.float32).uniform_(log(0.001), log(0.1)).exp()
+    init.copy_(steps, dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+
+
+__all__ = ["Mamba", "Mamba2", "MixerState", "reset_mixer", "selective_scan", "ssd_scan"]

@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    set_seed,
+)
 
 from videopanda.checkpoints import checksums
-from videopanda.models.families import DEFAULT, fresh_config, model_class, processor_class
+from videopanda.models.families import DEFAULT, changed_config, fresh_config, model_class, processor_class
 from videopanda.models.fields import with_fields
-from videopanda.models.load import require_finite
+from videopanda.models.load import check_checkpoint, require_finite
 from videopanda.training.chat_template import visual_chat_template
 
 PLACEHOLDERS = ["<video>", "<image>"]
@@ -96,9 +103,7 @@ def make_checkpoint(
     Raises:
         ValueError: as `build_model`; or `out` already exists.
     """
-    folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} already exists: choose a new folder")
+    folder = _new_folder(out)
     model, processor = build_model(
         backbone,
         seed=seed,
@@ -124,6 +129,60 @@ def make_checkpoint(
         f"{'context':<24}{text.max_position_embeddings:>15,}  eight frames of 16:9 take "
         f"{processor.video_processor.token_count(8, 1080, 1920):,}",
     ]
+
+
+def change_checkpoint(out: str | Path, checkpoint: str | Path, fields: Mapping[str, str], seed: int = 0) -> list[str]:
+    """Save a trained model with other settings, such as a compressor that it did not have, in the folder `out`.
+
+    New vision modules get fresh weights; all others keep theirs. The processor keeps its own settings, except those
+    that follow from the changed ones. Returns lines that describe the result.
+
+    Raises:
+        ValueError: `out` already exists, an unknown field, a wrong value, or weights that the settings do not fit.
+    """
+    folder, old = _new_folder(out), check_checkpoint(checkpoint)
+    if not fields:
+        raise ValueError("nothing to change: name a setting, as in --set compression.kind=mamba")
+    config = changed_config(old, fields)
+    set_seed(seed)
+    try:
+        loaded: Any = model_class(config).from_pretrained(
+            checkpoint, config=config, dtype="auto", output_loading_info=True
+        )
+    except RuntimeError as error:
+        raise ValueError(f"the weights of {checkpoint} do not fit {', '.join(fields)}") from error
+    model, report = loaded
+    with torch.device("meta"):
+        known = {f"model.{name}" for name in model_class(old)(old).vision_modules()}
+    now = {f"model.{name}" for name in model.vision_modules()}
+    for name in sorted([*report["missing_keys"], *report["unexpected_keys"]]):
+        if not name.startswith(tuple(f"{module}." for module in known ^ now)):
+            raise ValueError(f"the weights of {checkpoint} do not fit {', '.join(fields)}: see {name}")
+    require_finite(model, checkpoint)
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    rules = processor_class(config)
+    before, after = (rules.video_processor_for(settings).to_dict() for settings in (old, config))
+    for name in before | after:  # what is None is in neither
+        if before.get(name) != after.get(name):
+            setattr(processor.video_processor, name, after.get(name))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    checksums.record(folder)
+    lines = []
+    for name, part in model.vision_modules().items():
+        label = f"{name}, fresh" if f"model.{name}" in now - known else name
+        lines.append(f"{label:<24}{sum(weight.numel() for weight in part.parameters()):>15,}")
+    return [
+        *lines,
+        f"eight frames of 16:9 take {processor.video_processor.token_count(8, 1080, 1920):,} visual tokens",
+    ]
+
+
+def _new_folder(out: str | Path) -> Path:
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} already exists: choose a new folder")
+    return folder
 
 
 def read_template(name: str | None) -> str | None:

@@ -181,6 +181,11 @@ def make_task(settings: StageConfig, model: Any, processor: Any, folder: Path | 
     Raises:
         ValueError: distillation without a teacher, or a teacher that cannot be opened.
     """
+    if processor.video_processor.compression and (settings.distill_weight or settings.align_weight):
+        raise ValueError(
+            "the tokens of this model are compressed, so they cannot be compared with single cells: "
+            "--set align_weight=0 distill_weight=0, or train without a compressor"
+        )
     if not settings.distill_weight:
         return VideoLanguage(settings.text_weight, settings.align_weight), make_collator(settings, processor)
     teacher: Any

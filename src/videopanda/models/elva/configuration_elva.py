@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from ..compression_config import CompressionConfig
 from ..configuration import check_choice, check_counts, check_placeholders, text_config_of
 from ..merge_schedule import MergeSchedule
 
@@ -58,6 +59,15 @@ def grid_of(height: int, width: int, cell: int, max_cells: int) -> tuple[int, in
         columns = max(1, min(int(width * scale), max_cells // rows))
         rows = min(rows, max_cells // columns)
     return rows, columns
+
+
+def check_countable(compression: CompressionConfig, policy: str, every: int) -> None:
+    """Raise ValueError where the number of compressed tokens would depend on the pixels."""
+    if compression.is_active and every and policy in ("change", "random"):
+        raise ValueError(
+            f"hybrid.policy={policy} chooses frames by their pixels, so compressed tokens cannot be counted before: "
+            "use hybrid.policy=every or ends, or compression.kind=none"
+        )
 
 
 class ElvaEmbeddingConfig(PreTrainedConfig):
@@ -181,6 +191,7 @@ class ElvaConfig(PreTrainedConfig):
         embedding_config: see `ElvaEmbeddingConfig`.
         merge_config: see `ElvaMergeConfig`.
         hybrid_config: see `ElvaHybridConfig`; the processor of a new model copies it.
+        compression_config: fewer tokens between the embedding and its last linear map; see `CompressionConfig`.
         video_token_id, image_token_id: ids of the placeholders `<video>` and `<image>`, real entries of the vocabulary.
         max_frame_cells: maximum cells (patch tokens) per frame; larger frames are scaled down.
         max_frame_pixels: maximum pixels per frame, as a second limit.
@@ -202,6 +213,7 @@ class ElvaConfig(PreTrainedConfig):
         "embedding_config": ElvaEmbeddingConfig,
         "merge_config": ElvaMergeConfig,
         "hybrid_config": ElvaHybridConfig,
+        "compression_config": CompressionConfig,
     }
 
     def __init__(
@@ -210,6 +222,7 @@ class ElvaConfig(PreTrainedConfig):
         embedding_config: ElvaEmbeddingConfig | dict[str, Any] | None = None,
         merge_config: ElvaMergeConfig | dict[str, Any] | None = None,
         hybrid_config: ElvaHybridConfig | dict[str, Any] | None = None,
+        compression_config: CompressionConfig | dict[str, Any] | None = None,
         video_token_id: int = 32000,
         image_token_id: int = 32001,
         max_frame_cells: int = 144,
@@ -225,6 +238,14 @@ class ElvaConfig(PreTrainedConfig):
             merge_config = ElvaMergeConfig(**(merge_config or {}))
         if not isinstance(hybrid_config, ElvaHybridConfig):
             hybrid_config = ElvaHybridConfig(**(hybrid_config or {}))
+        if not isinstance(compression_config, CompressionConfig):
+            compression_config = CompressionConfig(**(compression_config or {}))
+        if compression_config.merge_tokens and merge_config.layers:
+            raise ValueError(
+                "tokens merge either before the language model or in it: "
+                "set compression.merge_tokens=0 or merge.layers=[]"
+            )
+        check_countable(compression_config, hybrid_config.policy, hybrid_config.every)
         check_placeholders(video_token_id, image_token_id, text_config.vocab_size)
         cell_limit(max_frame_cells, max_frame_pixels, embedding_config.cell_size)  # refuses what makes no sense
         MergeSchedule.of(merge_config).check(text_config.num_hidden_layers)
@@ -232,6 +253,7 @@ class ElvaConfig(PreTrainedConfig):
         self.embedding_config = embedding_config
         self.merge_config = merge_config
         self.hybrid_config = hybrid_config
+        self.compression_config = compression_config
         self.video_token_id = video_token_id
         self.image_token_id = image_token_id
         self.max_frame_cells = max_frame_cells

@@ -12,6 +12,7 @@ from transformers import AutoModel
 from transformers import initialization as init
 
 from ..backbone import VisualModelMixin, VisualPreTrainedModel
+from ..compression import Compressor, init_compressor
 from ..generation import VisualGenerationMixin
 from ..merge_schedule import MergeSchedule
 from ..visual import EncodedVisual
@@ -33,6 +34,7 @@ class ElvaPreTrainedModel(VisualPreTrainedModel):
         if isinstance(module, ElvaVideoEmbedding):
             for token in (module.frame_token, module.line_token):
                 init.normal_(token, mean=0.0, std=self.config.initializer_range)
+        init_compressor(module)
 
 
 class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
@@ -41,6 +43,10 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
     def __init__(self, config: ElvaConfig):
         super().__init__(config)
         self.embedding = ElvaVideoEmbedding(config.embedding_config, config.text_config.hidden_size)
+        compression = config.compression_config
+        self.compressor = (
+            Compressor(compression, config.embedding_config.hidden_size) if compression.is_active else None
+        )
         self.language_model = AutoModel.from_config(config.text_config)
         MergeSchedule.of(config.merge_config).check(config.text_config.num_hidden_layers)
         self.post_init()
@@ -66,11 +72,14 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
         expected = int((frames_F4[:, 2] * frames_F4[:, 3]).sum())
         if expected != len(cells_CPX):
             raise ValueError(f"The frames have {expected} cells, but pixels of {len(cells_CPX)} were given.")
-        tokens_VE, layout_V4 = self.embedding(cells_CPX, frames_F4), token_layout(frames_F4)
+        tokens_Vc, layout_V4 = self.embedding.features(cells_CPX, frames_F4), token_layout(frames_F4)
         lengths_F = frame_tokens(frames_F4[:, 2], frames_F4[:, 3])
         per_video = torch.zeros(int(frames_F4[-1, 0]) + 1, dtype=torch.long).index_add(0, frames_F4[:, 0], lengths_F)
-        sizes = per_video.tolist()
-        return [EncodedVisual(*pair) for pair in zip(tokens_VE.split(sizes), layout_V4.split(sizes))]
+        layouts = list(layout_V4.split(per_video.tolist()))
+        if self.compressor is not None:
+            tokens_Vc, layouts = self.compressor.clips(tokens_Vc, layouts)
+        tokens_VE = self.embedding.output(tokens_Vc)
+        return [EncodedVisual(*pair) for pair in zip(tokens_VE.split([len(part) for part in layouts]), layouts)]
 
 
 class ElvaForConditionalGeneration(VisualGenerationMixin, ElvaPreTrainedModel):
@@ -84,7 +93,8 @@ class ElvaForConditionalGeneration(VisualGenerationMixin, ElvaPreTrainedModel):
 
     def vision_modules(self) -> dict[str, nn.Module]:
         """Everything that is not the language model, by name."""
-        return {"embedding": self.model.embedding}
+        compressor = {} if self.model.compressor is None else {"compressor": self.model.compressor}
+        return {"embedding": self.model.embedding, **compressor}
 
     def no_video(self) -> dict[str, Tensor]:
         """Inputs of one video without frames: it runs the vision modules and yields no tokens."""

@@ -143,7 +143,11 @@ class ElvaVideoEmbedding(nn.Module):
         self.output = nn.Linear(c, output_size, bias=False)
 
     def forward(self, cells_CPX: Tensor, grids_F4: Tensor) -> Tensor:
-        """Map the cells of ragged frames to tokens (V, E).
+        """Map the cells of ragged frames to tokens (V, E); see `features`."""
+        return self.output(self.features(cells_CPX, grids_F4))
+
+    def features(self, cells_CPX: Tensor, grids_F4: Tensor) -> Tensor:
+        """Map the cells of ragged frames to tokens (V, c) of the embedding's own width.
 
         Args:
             cells_CPX: patches of all cells in reading order, (C, 4, 3·p·p).
@@ -164,8 +168,7 @@ class ElvaVideoEmbedding(nn.Module):
             frame_Fc = frame_Fc + self._linked(frame_Fc, grids_F4[:, 0].to(frame_Fc.device))
         tokens_Vc = tokens_Cc.new_empty(len(places.cell) + len(places.line) + len(places.frame), tokens_Cc.shape[1])
         tokens_Vc = tokens_Vc.index_copy(0, places.cell, tokens_Cc)
-        tokens_Vc = tokens_Vc.index_copy(0, places.line, line_Rc).index_copy(0, places.frame, frame_Fc)
-        return self.output(tokens_Vc)
+        return tokens_Vc.index_copy(0, places.line, line_Rc).index_copy(0, places.frame, frame_Fc)
 
     def _cells(self, cells_CPX: Tensor, places: TokenPlaces) -> Tensor:
         """One token per cell, (C, c)."""

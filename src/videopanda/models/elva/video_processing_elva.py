@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
+from ..compression_config import CompressionConfig
 from ..frames import FrameProcessor
 from ..pictures import WHITE
-from .configuration_elva import ElvaConfig, ElvaHybridConfig, cell_limit, frame_tokens, grid_of
+from .configuration_elva import ElvaConfig, ElvaHybridConfig, cell_limit, check_countable, frame_tokens, grid_of
 from .modeling_elva_embedding import token_layout
 
 
@@ -31,6 +32,7 @@ class ElvaVideoProcessor(FrameProcessor):
         do_sample_frames, frame_sampling: as in every family: "uniform" takes the middles of equal parts of the clip.
         image_mean, image_std: per channel, for values in [0, 1].
         background: uint8 color under transparent pixels; white by default.
+        compression: how the model reduces tokens, as a dictionary of `CompressionConfig`; None: not at all.
     """
 
     mixed_sizes = True
@@ -49,10 +51,12 @@ class ElvaVideoProcessor(FrameProcessor):
         image_mean: list[float] | None = None,
         image_std: list[float] | None = None,
         background: list[int] | None = None,
+        compression: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         ElvaHybridConfig(policy=hybrid_policy, every=hybrid_every, scale=hybrid_scale)  # checks the values
+        check_countable(CompressionConfig(**(compression or {})), hybrid_policy, hybrid_every)
         self.patch_size = patch_size
         self.max_frame_cells = max_frame_cells
         self.max_frame_pixels = max_frame_pixels
@@ -65,6 +69,7 @@ class ElvaVideoProcessor(FrameProcessor):
         self.image_mean = list(image_mean or [0.5, 0.5, 0.5])
         self.image_std = list(image_std or [0.5, 0.5, 0.5])
         self.background = list(background or WHITE)
+        self.compression = compression
         if frame_sampling != "uniform":
             raise ValueError(f"`frame_sampling` must be 'uniform', got {frame_sampling!r}.")
         cell_limit(max_frame_cells, max_frame_pixels, self.cell_size)  # refuses what makes no sense
@@ -82,6 +87,7 @@ class ElvaVideoProcessor(FrameProcessor):
             hybrid_policy=hybrid.policy,
             hybrid_every=hybrid.every,
             hybrid_scale=hybrid.scale,
+            compression=config.compression_config.fields(),
         )
 
     @property
@@ -129,7 +135,7 @@ class ElvaVideoProcessor(FrameProcessor):
 
     def most_tokens(self, num_frames: int) -> int:
         """Tokens of a clip of `num_frames` frames of the shape that has most of them: one column of cells."""
-        return int(num_frames * frame_tokens(self.frame_cells, 1))
+        return self._count(np.tile([self.frame_cells, 1], (num_frames, 1)))
 
     def longer_side(self, height: int, width: int) -> int:
         """Pixels of the longer side of a frame of `height` × `width`, as the model sees it."""
@@ -138,12 +144,18 @@ class ElvaVideoProcessor(FrameProcessor):
     def token_count(self, num_frames: int, height: int, width: int, kind: Literal["video", "image"] = "video") -> int:
         """Count the tokens of a clip of `num_frames` frames, or of an image, of `height` × `width` source pixels."""
         grids_T2 = self.grids(num_frames, height, width, None if kind == "video" else np.ones(num_frames, bool))
-        return int(frame_tokens(*grids_T2.T).sum())
+        return self._count(grids_T2)
+
+    def _count(self, grids_T2: np.ndarray) -> int:
+        """Tokens of one visual whose frames have these grids."""
+        if self.compression is None:
+            return int(frame_tokens(*grids_T2.T).sum())
+        return len(self.token_layout({"video_placement": _rows([grids_T2])}, 0))
 
     def token_layout(self, inputs: Any, i: int, kind: Literal["video", "image"] = "video") -> torch.Tensor:
         """Frame, row, column and kind of every token of visual `i` of a batch of this processor, (V, 4)."""
         frames_F4 = torch.as_tensor(inputs[f"{kind}_placement"])
-        return token_layout(frames_F4[frames_F4[:, 0] == i])
+        return self.compressed(token_layout(frames_F4[frames_F4[:, 0] == i]))
 
     def layout(self, sizes: Sequence[tuple[int, ...]]) -> BatchFeature:
         """Return the inputs that clips of (frames, height, width) become, with their pixels on the meta device."""

@@ -14,6 +14,7 @@ from transformers import AutoModel
 from transformers import initialization as init
 
 from ..backbone import VisualModelMixin, VisualPreTrainedModel
+from ..compression import Compressor, init_compressor
 from ..generation import VisualGenerationMixin
 from ..visual import EncodedVisual
 from .configuration_videopanda import VideoPandaConfig
@@ -74,6 +75,7 @@ class VideoPandaPreTrainedModel(VisualPreTrainedModel):
                 init.constant_(module.balance, 0.0 if module.gated else 0.5)
         elif isinstance(module, VideoPandaStab) and module.row_token is not None:
             init.normal_(module.row_token, mean=0.0, std=1.0)
+        init_compressor(module)
 
 
 # Patches per pass at inference, eight square frames of the released size: larger passes cost memory without being
@@ -141,6 +143,8 @@ class VideoPandaVision(nn.Module):
 
     def __init__(self, model: Any, placement_B6: Tensor, shape: tuple[int, ...], is_image: bool = False):
         super().__init__()
+        if model.model.compressor is not None:
+            raise ValueError("a model with a compressor cannot be exported as one graph: set compression.kind=none")
         self.stab, self.projector = model.model.stab, model.model.projector
         self.placement, self.is_image, cell = placement_B6, is_image, self.stab.config.cell_size
         frames, rows, columns = shape[1], shape[-2] // cell, shape[-1] // cell
@@ -158,7 +162,9 @@ class VideoPandaModel(VisualModelMixin, VideoPandaPreTrainedModel):
     def __init__(self, config: VideoPandaConfig):
         super().__init__(config)
         self.stab = VideoPandaStab(config.stab_config)
-        self.projector = VideoPandaProjector(config.stab_config.hidden_size, config.text_config.hidden_size)
+        compression, width = config.compression_config, config.stab_config.hidden_size
+        self.compressor = Compressor(compression, width) if compression.is_active else None
+        self.projector = VideoPandaProjector(width, config.text_config.hidden_size)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -179,9 +185,14 @@ class VideoPandaModel(VisualModelMixin, VideoPandaPreTrainedModel):
         cell = config.cell_size
         if pixels_BTXY.shape[-2] % cell or pixels_BTXY.shape[-1] % cell:
             raise ValueError(f"Frames of {tuple(pixels_BTXY.shape[-2:])} pixels are not a multiple of {cell} pixels.")
-        tokens_VE = encode_frames(self.stab, self.projector, pixels_BTXY, placement_B6, is_image)
         context_token = config.image_context_token if is_image else config.context_token
         layouts = [token_layout(row, config.max_cells, config.row_tokens, context_token) for row in placement_B6]
+        if self.compressor is None:
+            tokens_VE = encode_frames(self.stab, self.projector, pixels_BTXY, placement_B6, is_image)
+        else:
+            tokens_VD = encode_frames(self.stab, nn.Identity(), pixels_BTXY, placement_B6, is_image)
+            tokens_VD, layouts = self.compressor.clips(tokens_VD, layouts)
+            tokens_VE = self.projector(tokens_VD)
         return [EncodedVisual(*pair) for pair in zip(tokens_VE.split([len(part) for part in layouts]), layouts)]
 
 
@@ -196,7 +207,8 @@ class VideoPandaForConditionalGeneration(VisualGenerationMixin, VideoPandaPreTra
 
     def vision_modules(self) -> dict[str, nn.Module]:
         """Everything that is not the language model, by name, in the order of the data."""
-        return {"stab": self.model.stab, "projector": self.model.projector}
+        compressor = {} if self.model.compressor is None else {"compressor": self.model.compressor}
+        return {"stab": self.model.stab, **compressor, "projector": self.model.projector}
 
     def no_video(self) -> dict[str, Tensor]:
         """Inputs of one video without frames: it runs the vision modules and yields no tokens."""

@@ -26,7 +26,8 @@ class VideoPandaProcessor(VisualProcessor):
     def video_processor_for(config: VideoPandaConfig) -> VideoPandaVideoProcessor:
         """Return the video processor of a new model: without padding frames if the model masks padding."""
         tight: dict[str, Any] = {"canvas": "tight", "pad_frames": False} if config.stab_config.mask_padding else {}
-        return VideoPandaVideoProcessor.for_stab(config.stab_config, **tight)
+        compression = config.compression_config.fields()
+        return VideoPandaVideoProcessor.for_stab(config.stab_config, compression=compression, **tight)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "VideoPandaProcessor":

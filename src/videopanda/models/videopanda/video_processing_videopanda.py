@@ -43,6 +43,7 @@ class VideoPandaVideoProcessor(FrameProcessor):
         pad_color: uint8 color around the picture.
         background: uint8 color under transparent pixels of files and PIL images; white by default.
         row_tokens, context_token, image_context_token: what the model adds to a frame or image; see `for_stab`.
+        compression: how the model reduces tokens, as a dictionary of `CompressionConfig`; None: not at all.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class VideoPandaVideoProcessor(FrameProcessor):
         row_tokens: bool = True,
         context_token: bool = True,
         image_context_token: bool = True,
+        compression: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -78,6 +80,7 @@ class VideoPandaVideoProcessor(FrameProcessor):
         self.row_tokens = row_tokens
         self.context_token = context_token
         self.image_context_token = image_context_token
+        self.compression = compression
         if set(self.size) != {"height", "width"} or self.size["height"] != self.size["width"]:
             raise ValueError(
                 f"`size` must be a square canvas such as {{'height': 448, 'width': 448}}, got {self.size}."
@@ -127,6 +130,9 @@ class VideoPandaVideoProcessor(FrameProcessor):
     def token_count(self, num_frames: int, height: int, width: int, kind: Literal["video", "image"] = "video") -> int:
         """Count the tokens of a clip of `num_frames` frames, or of an image, of `height` × `width` source pixels."""
         is_video = kind == "video"
+        if self.compression is not None:
+            placement, _ = self._layout([(num_frames, height, width)], not is_video)
+            return len(self.token_layout({f"{kind}_placement": placement}, 0, kind))
         return visual_token_count(
             num_frames,
             height,
@@ -141,7 +147,8 @@ class VideoPandaVideoProcessor(FrameProcessor):
     def token_layout(self, inputs: Any, i: int, kind: Literal["video", "image"] = "video") -> torch.Tensor:
         """Frame, row, column and kind of every token of visual `i` of a batch of this processor, (V, 4)."""
         context_token = self.context_token if kind == "video" else self.image_context_token
-        return token_layout(inputs[f"{kind}_placement"][i], self.max_cells, self.row_tokens, context_token)
+        placement = inputs[f"{kind}_placement"][i]
+        return self.compressed(token_layout(placement, self.max_cells, self.row_tokens, context_token))
 
     def layout(self, sizes: Sequence[tuple[int, ...]]) -> BatchFeature:
         """Return the inputs that clips of (frames, height, width) become, with their pixels on the meta device."""

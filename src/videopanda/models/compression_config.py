@@ -1,0 +1,108 @@
+"""How visual tokens are reduced before the language model: a part of every family's configuration (needs no torch).
+
+`--set compression.kind=mamba` in `init` and `train`; the compressors themselves are in `compression.py`.
+"""
+
+import inspect
+from typing import Any, Literal
+
+from transformers import PreTrainedConfig
+
+
+class CompressionConfig(PreTrainedConfig):
+    """Tokens are mixed, then pooled over time and space, then thinned out, then merged.
+
+    Args:
+        kind: "none" changes nothing; "pool" averages; "mamba" and "mamba2" let tokens exchange information in reading
+            order before they are averaged (STORM, arXiv 2503.04130).
+        mixer_layers: number of mixers, each residual, with output weights that start at zero.
+        bidirectional: mix in both directions; such a compressor needs the whole clip and cannot stream.
+        state_size: N of the mixers.
+        pool_time: average this many consecutive frames.
+        pool_space: average squares of this many cells per side.
+        queries: pooled tokens are put between the others before mixing and are all that is kept (BIMBA, arXiv
+            2503.09590).
+        keep_every: keep every n-th pooled frame. In the paper of STORM only at test time: train with 1 and set it on
+            the trained checkpoint.
+        merge_tokens: merge the most similar cells of every `merge_frames` pooled frames until this many remain (ToMe);
+            0 for none.
+        merge_frames: pooled frames of a clip within which cells merge.
+    """
+
+    model_type = "videopanda_compression"
+
+    def __init__(
+        self,
+        kind: Literal["none", "pool", "mamba", "mamba2"] = "none",
+        mixer_layers: int = 1,
+        bidirectional: bool = False,
+        state_size: int = 16,
+        pool_time: int = 4,
+        pool_space: int = 1,
+        queries: bool = False,
+        keep_every: int = 1,
+        merge_tokens: int = 0,
+        merge_frames: int = 4,
+        **kwargs: Any,
+    ):
+        self.kind = kind
+        self.mixer_layers = mixer_layers
+        self.bidirectional = bidirectional
+        self.state_size = state_size
+        self.pool_time = pool_time
+        self.pool_space = pool_space
+        self.queries = queries
+        self.keep_every = keep_every
+        self.merge_tokens = merge_tokens
+        self.merge_frames = merge_frames
+        if kind not in ("none", "pool", "mamba", "mamba2"):
+            raise ValueError(f"compression.kind must be none, pool, mamba or mamba2, got {kind!r}")
+        for name in ("mixer_layers", "state_size", "pool_time", "pool_space", "keep_every", "merge_frames"):
+            value = vars(self)[name]
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"compression.{name} must be a positive integer, got {value!r}")
+        if isinstance(merge_tokens, bool) or not isinstance(merge_tokens, int) or merge_tokens < 0:
+            raise ValueError(f"compression.merge_tokens must be 0 or a positive integer, got {merge_tokens!r}")
+        for name, changed in (
+            ("queries", queries),
+            ("bidirectional", bidirectional),
+            ("mixer_layers", mixer_layers > 1),
+        ):
+            if changed and not self.has_mixers:
+                raise ValueError(f"compression.{name} needs compression.kind=mamba or mamba2, which mix tokens")
+        fields = ("pool_time", pool_time != 4), ("pool_space", pool_space > 1), ("keep_every", keep_every > 1)
+        for name, changed in (*fields, ("merge_tokens", merge_tokens > 0)):
+            if changed and kind == "none":
+                raise ValueError(f"compression.{name} changes nothing without compression.kind=pool, mamba or mamba2")
+        super().__init__(**kwargs)
+
+    def fields(self) -> dict[str, Any] | None:
+        """What a video processor needs to count compressed tokens; None where nothing is compressed."""
+        names = inspect.signature(CompressionConfig).parameters.keys() - {"kwargs"}
+        return {name: vars(self)[name] for name in sorted(names)} if self.is_active else None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether there is a compressor."""
+        return self.kind != "none"
+
+    @property
+    def has_mixers(self) -> bool:
+        """Whether tokens are mixed before they are reduced."""
+        return self.kind in ("mamba", "mamba2")
+
+    @property
+    def needs_whole_clip(self) -> bool:
+        """Whether tokens depend on later frames without bound, so that a clip cannot be compressed in chunks."""
+        return self.bidirectional or self.queries
+
+    @property
+    def segment_frames(self) -> int:
+        """A stream may be cut at multiples of this many frames: whole pooled frames, kept frames and clips of ToMe."""
+        if not self.is_active:
+            return 1
+        frames = self.pool_time * self.keep_every
+        return frames * self.merge_frames if self.merge_tokens else frames
+
+
+__all__ = ["CompressionConfig"]
