@@ -1,0 +1,350 @@
+"""Frames of a source of any length, one after another, in constant memory: files, folders, pipes, networks, cameras.
+
+    with stream_video("lobby.mp4", fps=1) as stream:
+        for frame in stream:                       # frame.image uint8 (H, W, 3), frame.time in seconds
+            ...
+        print(stream.notes)                        # gaps, jumps, stalls, reconnects, changes of size: what was told
+
+The frames of a file are those of `read_video(source, fps=fps)`. Nothing is read ahead: a slow consumer makes the source
+wait. Times never fall back: where the clock of a source starts again, they continue from the last frame; where a
+connection was lost, the time that passed counts.
+"""
+
+import math
+import os
+import select
+import stat
+import sys
+import time
+import urllib.request
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import av
+import numpy as np
+
+from videopanda.video.container import Deadline, UnreadableError, display_matrix, to_rgb, upright
+from videopanda.video.read import VideoReadError
+from videopanda.video.source import open_source
+
+KEPT_NOTES = 1000
+_SLACK_SECONDS = 0.001  # of stamps that were rounded to milliseconds, as in `read_video`
+_BACK_SECONDS, _AHEAD_SECONDS = 0.1, 10.0  # a clock that moves further between two frames has been started again
+_POLL_SECONDS = 0.1
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before connecting again; doubled each time
+
+NoteKind = Literal["stall", "reconnect", "jump", "size", "damage", "end"]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that a stream survived. time: seconds of the stream at which it happened."""
+
+    time: float
+    kind: NoteKind
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class StreamFrame:
+    """One frame. time: seconds since the first frame; index: number of frames of the source before it."""
+
+    image: np.ndarray
+    time: float
+    index: int
+
+
+class VideoStream(Iterator[StreamFrame]):
+    """What `stream_video` returns: an iterator of frames. notes: the last `KEPT_NOTES` notes."""
+
+    def __init__(self, frames: Iterator[StreamFrame], notes: deque[Note], stack: ExitStack):
+        self._frames, self.notes, self._stack = frames, notes, stack
+
+    def __next__(self) -> StreamFrame:
+        return next(self._frames)
+
+    def __enter__(self) -> "VideoStream":
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the source."""
+        self._frames.close()  # type: ignore[attr-defined]
+        self._stack.close()
+
+
+def stream_video(
+    source: str | os.PathLike[str],
+    *,
+    fps: float | None = 1.0,
+    follow: bool = False,
+    hosts: Sequence[str] = (),
+    stall_seconds: float = 5.0,
+    give_up_seconds: float = 60.0,
+    background: Sequence[int] = (255, 255, 255),
+    image_fps: float = 1.0,
+    on_note: Callable[[Note], None] | None = None,
+) -> VideoStream:
+    """Open a source and return its frames.
+
+    Args:
+        source: a file; a folder of images; "-" or a FIFO, for a format that needs no seeking (MPEG-TS, Matroska, FLV,
+            fragmented MP4); an http(s) address of a file or an HLS playlist; rtsp://…; a camera such as /dev/video0
+            (v4l2; not tested, as is rtsp).
+        fps: the frames shown at 0, 1/fps, 2/fps, … ; None: every frame.
+        follow: wait for more at the end of a file that is still being written.
+        hosts: where http, https and rtsp may connect to, by name; also what playlists and redirects lead to.
+        stall_seconds: without data for so long, a note tells it.
+        give_up_seconds: without data for so long, a growing file or a pipe ends, and a network source or camera is an
+            error.
+        background: RGB color under transparent pixels.
+        image_fps: rate of a folder of images.
+        on_note: called with every note, besides `notes`.
+
+    Raises:
+        ValueError: a rate that is not positive, or a host that is not allowed.
+        VideoReadError: the source cannot be opened, or is not a video; while reading, that it was given up.
+    """
+    if fps is not None and not 0 < fps < math.inf:
+        raise ValueError(f"fps must be a positive number of frames per second, not {fps}")
+    name, notes, stack = os.fspath(source), deque[Note](maxlen=KEPT_NOTES), ExitStack()
+    color = (int(background[0]), int(background[1]), int(background[2]))
+    reader = _Source(name, follow, tuple(hosts), stall_seconds, give_up_seconds, stack)
+    reader.check()
+    clock = _Clock(notes, on_note)
+    reader.tell = clock.tell
+    frames = reader.pictures(image_fps, color) if reader.is_folder else reader.frames(clock, color)
+    return VideoStream(_at_rate(frames, fps), notes, stack)
+
+
+def _at_rate(frames: Iterator[StreamFrame], fps: float | None) -> Iterator[StreamFrame]:
+    """The frames shown at multiples of 1/fps: the last one that starts at or before each moment."""
+    if fps is None:
+        yield from frames
+        return
+    number, current, step = 0, None, 0.0
+    for frame in frames:
+        while current is not None and frame.time > number / fps + _SLACK_SECONDS:
+            yield StreamFrame(current.image, number / fps, current.index)
+            # After a gap the moments without frames are left out.
+            number = max(number + 1, math.ceil((frame.time - max(step, 1 / fps)) * fps - _SLACK_SECONDS))
+        if current is not None:
+            step = frame.time - current.time
+        current = frame
+    while current is not None and number / fps < current.time + max(step, _SLACK_SECONDS) - 1e-6 / fps:
+        yield StreamFrame(current.image, number / fps, current.index)
+        number += 1
+
+
+class _Clock:
+    """Seconds of the stream from the stamps of its frames, and the notes."""
+
+    def __init__(self, notes: deque[Note], on_note: Callable[[Note], None] | None):
+        self.notes, self.on_note = notes, on_note
+        self.last: float | None = None  # seconds of the last frame
+        self.shift, self.step = 0.0, 0.04
+        self.restarted: float | None = None  # moment of the wall clock of the last frame before a reconnect
+        self.size: tuple[int, int] | None = None
+
+    def tell(self, kind: NoteKind, text: str) -> None:
+        note = Note(self.last or 0.0, kind, text)
+        self.notes.append(note)
+        if self.on_note is not None:
+            self.on_note(note)
+
+    def time_of(self, stamp: float | None) -> float:
+        """Seconds of a frame with this stamp."""
+        if self.last is None:
+            self.shift = -(stamp or 0.0)
+            self.last = 0.0
+            return 0.0
+        moment = self.last + self.step if stamp is None else stamp + self.shift
+        if self.restarted is not None:
+            moment, self.restarted = self.last + max(self.step, time.monotonic() - self.restarted), None
+        elif moment < self.last - _BACK_SECONDS or moment > self.last + _AHEAD_SECONDS:
+            self.tell("jump", f"the clock jumped by {moment - self.last:+.1f} s; times continue from the last frame")
+            moment = self.last + self.step
+        else:
+            moment = max(moment, self.last)
+            self.step = moment - self.last or self.step
+        if stamp is not None:
+            self.shift = moment - stamp
+        self.last = moment
+        return moment
+
+    def sized(self, image: np.ndarray) -> None:
+        """Tell of a change of size."""
+        size = image.shape[1], image.shape[0]
+        if self.size is not None and size != self.size:
+            self.tell("size", f"frames changed from {self.size[0]}x{self.size[1]} to {size[0]}x{size[1]}")
+        self.size = size
+
+
+class _Source:
+    """Opens a source, again after errors where that may help, and decodes it."""
+
+    def __init__(self, name: str, follow: bool, hosts: tuple[str, ...], stall: float, give_up: float, stack: ExitStack):
+        self.name, self.follow, self.hosts, self.stall, self.give_up = name, follow, hosts, stall, give_up
+        self.stack, self.tell = stack, lambda kind, text: None
+        self.scheme = urlsplit(name).scheme.lower() if "://" in name else ""
+        self.is_camera = name.startswith("/dev/video")
+        self.is_live = self.scheme != "" or self.is_camera
+        self.is_folder = not self.is_live and os.path.isdir(name)
+
+    def check(self) -> None:
+        """Refuse what cannot work before anything is opened."""
+        if self.scheme and self.scheme not in ("http", "https", "rtsp"):
+            raise ValueError(f"{self.name}: only http, https and rtsp addresses are streamed")
+        if self.scheme:
+            self.allow(self.name)
+        elif not self.is_camera and self.name != "-" and not os.path.exists(self.name):
+            raise VideoReadError(self.name, "No such file or directory")
+
+    def allow(self, url: str) -> None:
+        """Raise ValueError for an address whose host is not allowed."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https", "rtsp") or parts.hostname not in self.hosts:
+            raise ValueError(f"{url} is not allowed: name its host in `hosts`")
+
+    def pictures(self, fps: float, background: tuple[int, int, int]) -> Iterator[StreamFrame]:
+        """The pictures of a folder."""
+        deadline = Deadline(math.inf)
+        try:
+            opened = open_source(self.name, deadline, self.stack).pictures
+            assert opened is not None
+            timeline = opened.timeline(fps, None, deadline)
+            assert timeline.pts is not None
+            for number, tick in enumerate(timeline.pts):
+                for _, _, image in opened.decode(timeline, [int(tick)], deadline, background):
+                    yield StreamFrame(image, timeline.seconds(int(tick)), number)
+        except (UnreadableError, OSError) as error:
+            raise VideoReadError(self.name, str(error)) from error
+
+    def frames(self, clock: _Clock, background: tuple[int, int, int]) -> Iterator[StreamFrame]:
+        """Every frame of the source. A live source that fails is opened again until it was silent for too long."""
+        number, pause, silent_since = 0, _FIRST_PAUSE, time.monotonic()
+        while True:
+            reason = "the stream ended"
+            try:
+                for image, stamp in self._decoded(background):
+                    clock.sized(image)
+                    yield StreamFrame(image, clock.time_of(stamp), number)
+                    number, pause, silent_since = number + 1, _FIRST_PAUSE, time.monotonic()
+            except (av.FFmpegError, OSError, UnreadableError) as error:
+                reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
+                if not self.is_live:
+                    if number:
+                        clock.tell("end", f"the stream breaks off: {reason}")
+                        return
+                    raise VideoReadError(self.name, reason) from error
+            else:
+                if not self.is_live or self.scheme in ("http", "https"):
+                    if not number:
+                        raise VideoReadError(self.name, "no video frames")
+                    return
+            if time.monotonic() - silent_since > self.give_up:
+                raise VideoReadError(self.name, f"no frame for {self.give_up:g} s: {reason}")
+            clock.tell("reconnect", f"{reason}; connecting again in {pause:g} s")
+            clock.restarted = silent_since if number else None
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _decoded(self, background: tuple[int, int, int]) -> Iterator[tuple[np.ndarray, float | None]]:
+        """Pictures and their stamps in seconds, of one connection."""
+        with ExitStack() as opened:
+            container = opened.enter_context(self._open(opened))
+            stream = container.streams.best("video")
+            if stream is None:
+                raise UnreadableError("no video stream")
+            stream.thread_type = "AUTO"
+            damaged = 0
+            packets = container.demux(stream)
+            while True:
+                packet = next(packets, None)
+                if packet is None:
+                    return
+                try:
+                    for frame in packet.decode():
+                        seconds = None if frame.pts is None else float(frame.pts * frame.time_base)
+                        yield upright(to_rgb(frame, background), display_matrix(frame)), seconds
+                except av.InvalidDataError:
+                    damaged += 1
+                    if damaged & (damaged - 1) == 0:  # at 1, 2, 4, 8, …: a broken stream must not flood the notes
+                        self.tell("damage", f"{damaged} damaged packets so far, which give no frames")
+
+    def _open(self, stack: ExitStack) -> Any:
+        timeout = (self.give_up, self.stall) if self.is_live else None
+        if self.is_camera:
+            return av.open(self.name, format="v4l2", timeout=timeout)
+        if self.scheme == "rtsp":
+            # Over TCP nothing is lost silently.
+            options = {"rtsp_transport": "tcp", "protocol_whitelist": "rtsp,rtp,tcp"}
+            return av.open(self.name, options=options, timeout=timeout)
+        if self.scheme:
+            return av.open(self.name, io_open=lambda url, *_: self._fetch(url, stack), timeout=timeout)
+        is_fifo = self.name != "-" and stat.S_ISFIFO(os.stat(self.name).st_mode)
+        if self.name == "-" or is_fifo or self.follow:
+            return av.open(_Growing(self, stack, is_fifo))
+        return av.open(**open_source(self.name, Deadline(math.inf), stack).opener())
+
+    def _fetch(self, url: str, stack: ExitStack) -> Any:
+        """Open an address of an allowed host; playlists name others."""
+        self.allow(url)
+        opener = urllib.request.build_opener(_NoRedirect(self.allow))
+        return stack.enter_context(opener.open(url, timeout=self.stall))
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to allowed hosts only."""
+
+    def __init__(self, allow: Callable[[str], None]):
+        self.allow = allow
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """Check the new address."""
+        self.allow(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+class _Growing:
+    """A pipe, or a file that is still being written: `read` waits for data, tells of stalls, and gives up."""
+
+    def __init__(self, source: _Source, stack: ExitStack, is_fifo: bool):
+        self.name, self._source, self._is_file = source.name, source, not is_fifo and source.name != "-"
+        if source.name == "-":
+            self._descriptor = sys.stdin.fileno()
+        else:
+            # Opened without blocking: an ordinary open of a FIFO would wait for a writer, and nothing could end that.
+            self._descriptor = os.open(source.name, os.O_RDONLY | (os.O_NONBLOCK if is_fifo else 0))
+            stack.callback(os.close, self._descriptor)
+        self._begun = not is_fifo
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes; empty at the end."""
+        began, told = time.monotonic(), False
+        while True:
+            ready = select.select([self._descriptor], [], [], _POLL_SECONDS)[0]
+            data = os.read(self._descriptor, size) if ready else None
+            if data:
+                self._begun = True
+                return data
+            if data == b"" and self._begun and not self._is_file:
+                return b""  # the writer has closed the pipe
+            silent = time.monotonic() - began
+            if silent > self._source.stall and not told:
+                told = True
+                self._source.tell("stall", f"no data for {self._source.stall:g} s")
+            if silent > self._source.give_up:
+                self._source.tell("end", f"no data for {self._source.give_up:g} s: taken as the end")
+                return b""
+            if data is not None:
+                time.sleep(_POLL_SECONDS)
+
+
+__all__ = ["Note", "StreamFrame", "VideoStream", "stream_video"]

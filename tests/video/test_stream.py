@@ -1,0 +1,159 @@
+"""Protects streaming: the frames of `read_video`, in constant memory, from files, pipes, networks and growing files;
+stalls, jumps, changes of size and lost connections are told and survived."""
+
+import functools
+import http.server
+import os
+import threading
+import time
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from media import paint_number, read_number, write_video
+from videopanda.video.read import VideoReadError, read_video
+from videopanda.video.stream import stream_video
+
+
+def numbers(stream) -> list[int]:
+    return [read_number(frame.image) for frame in stream]
+
+
+@pytest.mark.parametrize(("name", "fps"), [("a.mp4", 2), ("a.mkv", 1), ("a.mp4", 3.7), ("a.ts", 2), ("a.mp4", 40)])
+def test_a_stream_gives_the_frames_of_read_video(tmp_path, name, fps):
+    path = write_video(tmp_path / name, range(75), fps=25)
+    with stream_video(path, fps=fps) as stream:
+        frames = list(stream)
+    video = read_video(path, fps=fps)
+    assert [frame.index for frame in frames] == video.indices.tolist()
+    assert np.array_equal(np.stack([frame.image for frame in frames]), video.frames)
+    np.testing.assert_allclose([frame.time for frame in frames], video.times, atol=1e-9)
+    assert not stream.notes
+
+
+def test_every_frame_and_folders(tmp_path):
+    path = write_video(tmp_path / "a.mp4", range(12), fps=25)
+    assert numbers(stream_video(path, fps=None)) == list(range(12))
+    (tmp_path / "folder").mkdir()
+    for number in range(5):
+        Image.fromarray(paint_number(number)).save(tmp_path / "folder" / f"{number}.png")
+    assert numbers(stream_video(tmp_path / "folder", fps=1, image_fps=2)) == [0, 2, 4]
+
+
+def test_a_stream_is_not_read_ahead(tmp_path):
+    path = write_video(tmp_path / "a.mp4", range(2000), fps=25, g="25")
+    with stream_video(path, fps=None) as stream:
+        first = [next(stream) for _ in range(3)]
+        assert [frame.index for frame in first] == [0, 1, 2]
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_a_pipe_and_a_growing_file(tmp_path):
+    data = write_video(tmp_path / "a.ts", range(50), fps=25).read_bytes()
+    pipe, grown = tmp_path / "pipe", tmp_path / "grown.ts"
+    os.mkfifo(pipe)
+    grown.write_bytes(data[: len(data) // 3])
+
+    def feed(path, start):
+        with open(path, "ab") as file:
+            for at in range(start, len(data), len(data) // 4):
+                file.write(data[at : at + len(data) // 4])
+                file.flush()
+                time.sleep(0.5)
+
+    for path, start in ((pipe, 0), (grown, len(data) // 3)):
+        feeder = threading.Thread(target=feed, args=(path, start))
+        feeder.start()
+        told = []
+        with stream_video(
+            path, fps=None, follow=path == grown, stall_seconds=0.2, give_up_seconds=1.5, on_note=told.append
+        ) as stream:
+            assert numbers(stream) == list(range(50))
+        feeder.join()
+        assert "stall" in [note.kind for note in told]
+        assert ("end" in [note.kind for note in told]) == (path == grown)
+
+
+def joined(path, *parts):
+    """Streams of one container after another, with the clock and the size of each."""
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+def test_a_clock_that_jumps_and_a_size_that_changes_are_told(tmp_path):
+    one = write_video(tmp_path / "1.ts", range(25), fps=25)
+    two = write_video(tmp_path / "2.ts", range(25, 50), fps=25)
+    with stream_video(joined(tmp_path / "back.ts", one, two), fps=None) as stream:
+        frames = list(stream)
+    assert [note.kind for note in stream.notes] == ["jump"]
+    assert [read_number(frame.image) for frame in frames] == list(range(50))
+    times = [frame.time for frame in frames]
+    assert times == sorted(times)
+    assert times[-1] == pytest.approx(49 / 25, abs=0.05)
+    large = write_video(tmp_path / "3.ts", range(25, 50), fps=25, size=(128, 96), pts=range(25, 50),
+                        time_base=Fraction(1, 25))  # fmt: skip
+    with stream_video(joined(tmp_path / "size.ts", one, large), fps=None) as stream:
+        sizes = [frame.image.shape[:2] for frame in stream]
+    assert sizes == [(48, 64)] * 25 + [(96, 128)] * 25
+    assert "size" in [note.kind for note in stream.notes]
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):
+        if self.path.startswith("/away"):
+            self.send_response(302)
+            self.send_header("Location", "http://elsewhere.example/a.ts")
+            self.end_headers()
+            return
+        super().do_GET()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    handler = functools.partial(Handler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_http_and_hls_from_allowed_hosts_only(tmp_path, server):
+    write_video(tmp_path / "a.ts", range(50), fps=25)
+    with av.open(str(tmp_path / "a.ts")) as _:
+        pass
+    (tmp_path / "a.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\na.ts\n#EXT-X-ENDLIST\n")
+    (tmp_path / "bad.m3u8").write_text(
+        "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nhttp://elsewhere.example/a.ts\n#EXT-X-ENDLIST\n"
+    )
+    for name in ("a.ts", "a.m3u8"):
+        with stream_video(f"{server}/{name}", fps=None, hosts=["127.0.0.1"]) as stream:
+            assert numbers(stream) == list(range(50)), name
+    with pytest.raises(ValueError, match="not allowed"):
+        stream_video(f"{server}/a.ts")
+    with pytest.raises(ValueError, match="only http, https and rtsp"):
+        stream_video("concat://a", hosts=["a"])
+    short = {"hosts": ["127.0.0.1"], "stall_seconds": 0.2, "give_up_seconds": 0.2}
+    for name in ("away", "bad.m3u8"):
+        with pytest.raises((VideoReadError, ValueError)):
+            numbers(stream_video(f"{server}/{name}", **short))
+
+
+def test_a_dead_source_is_given_up_with_a_reason(tmp_path):
+    told = []
+    with pytest.raises(VideoReadError, match="no frame for 0.6 s"):
+        list(stream_video("http://127.0.0.1:9/a.ts", hosts=["127.0.0.1"], give_up_seconds=0.6, on_note=told.append))
+    assert {note.kind for note in told} == {"reconnect"}
+    with pytest.raises(VideoReadError, match="No such file"):
+        stream_video(tmp_path / "missing.mp4")
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(VideoReadError):
+        list(stream_video(tmp_path / "text.mp4"))
+    with pytest.raises(ValueError, match="fps must be"):
+        stream_video(tmp_path / "text.mp4", fps=0)
