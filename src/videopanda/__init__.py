@@ -18,13 +18,26 @@ from videopanda import _auto
 from videopanda.models import home_of
 
 __version__ = "0.1.0"
-__all__ = ["Answer", "Chat", "aanswer", "answer", "astream", "load", "read_video", "stream"]
+__all__ = [
+    "Answer",
+    "Chat",
+    "VideoSession",
+    "aanswer",
+    "answer",
+    "astream",
+    "load",
+    "read_video",
+    "stream",
+    "stream_video",
+]
 
 _HOME = {
     **dict.fromkeys(("Chat", "aanswer", "answer", "astream", "stream"), "videopanda.inference.answer"),
     "Answer": "videopanda.inference.reply",
     "load": "videopanda.inference.load",
     "read_video": "videopanda.video.read",
+    "VideoSession": "videopanda.inference.session",
+    "stream_video": "videopanda.video.stream",
 }
 
 
@@ -32,7 +45,9 @@ if TYPE_CHECKING:
     from videopanda.inference.answer import Chat, aanswer, answer, astream, stream
     from videopanda.inference.load import load
     from videopanda.inference.reply import Answer
+    from videopanda.inference.session import VideoSession
     from videopanda.video.read import read_video
+    from videopanda.video.stream import stream_video
 
 
 def __getattr__(name: str) -> Any:

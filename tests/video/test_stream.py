@@ -8,7 +8,6 @@ import threading
 import time
 from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -126,8 +125,6 @@ def server(tmp_path):
 
 def test_http_and_hls_from_allowed_hosts_only(tmp_path, server):
     write_video(tmp_path / "a.ts", range(50), fps=25)
-    with av.open(str(tmp_path / "a.ts")) as _:
-        pass
     (tmp_path / "a.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\na.ts\n#EXT-X-ENDLIST\n")
     (tmp_path / "bad.m3u8").write_text(
         "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nhttp://elsewhere.example/a.ts\n#EXT-X-ENDLIST\n"
@@ -147,7 +144,7 @@ def test_http_and_hls_from_allowed_hosts_only(tmp_path, server):
 
 def test_a_dead_source_is_given_up_with_a_reason(tmp_path):
     told = []
-    with pytest.raises(VideoReadError, match="no frame for 0.6 s"):
+    with pytest.raises(VideoReadError, match=r"no frame for 0\.6 s"):
         list(stream_video("http://127.0.0.1:9/a.ts", hosts=["127.0.0.1"], give_up_seconds=0.6, on_note=told.append))
     assert {note.kind for note in told} == {"reconnect"}
     with pytest.raises(VideoReadError, match="No such file"):

@@ -33,7 +33,9 @@ from videopanda.cli.options import (
     CacheSize,
     Device,
     Family,
+    Fps,
     MaxNewTokens,
+    MaxVisualTokens,
     Model,
     NumFrames,
     Preset,
@@ -48,6 +50,7 @@ from videopanda.cli.options import (
 from videopanda.cli.plan import plan_verb
 from videopanda.cli.serve import serve_verb
 from videopanda.cli.train import finetune_verb, train_verb
+from videopanda.cli.watch import watch_verb
 
 app = typer.Typer(
     help="Train, verify, run and serve encoder-free video-language models.\n\n"
@@ -95,6 +98,8 @@ def answer_verb(
     question: Annotated[str, typer.Argument(help="What to ask.", show_default=False)],
     model: Model = None,
     num_frames: NumFrames = None,
+    fps: Fps = None,
+    max_visual_tokens: MaxVisualTokens = None,
     start: Start = None,
     end: End = None,
     device: Device = None,
@@ -107,7 +112,13 @@ def answer_verb(
     """Answer one question about a video.
 
     Example:  videopanda answer clip.mp4 "Which way does the red circle move?" --json
+
+    Hours of video:  videopanda answer --fps 1 --max-visual-tokens 2048 lecture.mp4 "What comes last?"
     """
+    if fps is not None and num_frames is not None:
+        raise ValueError("--num-frames and --fps are mutually exclusive")
+    if max_visual_tokens is not None and (num_frames is not None or cache is not None):
+        raise ValueError("--max-visual-tokens looks at the whole clip at --fps: omit --num-frames and --cache")
     require_checkpoint(model)
     require_device(device)
     require_video(video, start, end, question)
@@ -125,6 +136,8 @@ def answer_verb(
         video,
         [question],
         num_frames=num_frames,
+        fps=fps,
+        max_visual_tokens=max_visual_tokens,
         start=start,
         end=end,
         max_new_tokens=max_new_tokens,
@@ -212,6 +225,7 @@ def scenes_make_verb(
     print(f"{num} clips with questions: {folder / 'annotations.json'}\ncontact sheet: {folder / 'contact_sheet.png'}")
 
 
+app.command("watch")(watch_verb)
 app.command("serve")(serve_verb)
 app.command("train")(train_verb)
 app.command("finetune")(finetune_verb)

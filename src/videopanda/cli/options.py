@@ -18,6 +18,19 @@ Model = Annotated[
 NumFrames = Annotated[
     int | None, typer.Option("--num-frames", metavar="N", min=1, help="Number of frames. Default: the model's own.")
 ]
+Fps = Annotated[
+    float | None,
+    typer.Option("--fps", metavar="X", min=0.001, help="Frames per second of the clip, instead of --num-frames."),
+]
+MaxVisualTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-visual-tokens",
+        metavar="N",
+        min=1,
+        help="Look at the whole clip at --fps (default 1), and merge what exceeds this many tokens.",
+    ),
+]
 MaxNewTokens = Annotated[
     int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Maximum length of an answer, in tokens.")
 ]

@@ -27,6 +27,7 @@ from videopanda.inference.engine import MAX_NEW_TOKENS, Engine, Failed, Finished
 from videopanda.inference.load import load
 from videopanda.inference.reply import Answer
 from videopanda.inference.sampling import GREEDY, Sampling
+from videopanda.inference.session import encode_long
 from videopanda.inference.visual_cache import TokenDiskCache
 
 Message = dict[str, Any]  # of a chat template: {"role": …, "content": […]}
@@ -100,7 +101,8 @@ class Chat:
     read.
 
     Args:
-        video: anything that `read_video` takes, or an object with `.frames`, `.timestamps` and `.duration`.
+        video: anything that `read_video` takes, an object with `.frames`, `.timestamps` and `.duration`, or an
+            `EncodedClip`, such as that of a `VideoSession`.
         num_frames: number of frames, uniform in time; default the number that the processor was saved with.
         fps: frames per second of the video, instead of `num_frames`.
         start, end: range of the video, in seconds.
@@ -108,6 +110,8 @@ class Chat:
         sampling: how tokens are chosen; default greedily.
         cache: visual tokens on disk, read and added to.
         keep_prefix: keep the KV cache of the clip for later questions.
+        max_visual_tokens: read the whole video at `fps` (default 1) in constant memory, and merge what exceeds this
+            many tokens; see `VideoSession`, also for `last_frames`.
 
     Raises:
         VideoReadError: the video cannot be read.
@@ -129,15 +133,35 @@ class Chat:
         sampling: Sampling = GREEDY,
         cache: TokenDiskCache | None = None,
         keep_prefix: bool = True,
+        max_visual_tokens: int | None = None,
+        last_frames: int = 0,
     ):
         self.processor, self.max_new_tokens, self.sampling = processor, max_new_tokens, sampling
         self.engine = Engine(model, processor, keep_prefixes=keep_prefix)
         self.messages: list[Message] = []
-        if num_frames is None and fps is None and not hasattr(video, "frames"):
-            num_frames = processor.video_processor.num_frames
-        source = ClipSource(video, num_frames, start, end, fps)
-        with _ONE_AT_A_TIME:
-            self.clip, self._costs = encode_clip(model, processor, source, max_new_tokens, cache)
+        if isinstance(video, EncodedClip):
+            self.clip, self._costs = video, {"decode": 0.0, "preprocess": 0.0, "encode": 0.0}
+        elif max_visual_tokens is not None or last_frames:
+            if num_frames is not None:
+                raise ValueError("max_visual_tokens and last_frames look at every second: give fps, not num_frames")
+            with _ONE_AT_A_TIME:
+                self.clip, self._costs, _ = encode_long(
+                    model,
+                    processor,
+                    video,
+                    fps=fps or 1.0,
+                    max_visual_tokens=max_visual_tokens,
+                    max_new_tokens=max_new_tokens,
+                    last_frames=last_frames,
+                    start=start,
+                    end=end,
+                )
+        else:
+            if num_frames is None and fps is None and not hasattr(video, "frames"):
+                num_frames = processor.video_processor.num_frames
+            source = ClipSource(video, num_frames, start, end, fps)
+            with _ONE_AT_A_TIME:
+                self.clip, self._costs = encode_clip(model, processor, source, max_new_tokens, cache)
         self._encode_seconds = self._costs.pop("encode")
         self._turn = threading.Lock()  # held while an answer is being generated
 

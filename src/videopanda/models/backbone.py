@@ -21,7 +21,7 @@ from .hub import add_code
 from .layer_cache import MergedCache, check_mergeable, layer_masks
 from .merge_schedule import MergeSchedule
 from .merging import ARGUMENT, Merger, VisualPlaces, add_layer_hooks
-from .visual import VISUAL_INPUTS, EncodedVisual
+from .visual import VISUAL_INPUTS, ChunkState, EncodedVisual
 
 Features = Sequence[EncodedVisual] | BaseModelOutputWithPooling
 
@@ -62,6 +62,22 @@ class VisualModelMixin:
     config: Any
     language_model: Any
     merge_schedule: MergeSchedule | None = None
+
+    @property
+    def chunk_frames(self) -> int | None:
+        """A clip may be encoded in chunks that are multiples of this many frames; None: only as a whole."""
+        return None
+
+    @property
+    def needs_total_frames(self) -> bool:
+        """Whether the tokens of a chunk depend on the number of frames of the whole clip."""
+        return False
+
+    def encode_chunk(
+        self, pixels: Tensor, placement: Tensor, state: ChunkState, total_frames: int | None
+    ) -> tuple[EncodedVisual, ChunkState]:
+        """Encode the next chunk of one clip; see `VisualGenerationMixin.encode_chunk`."""
+        raise ValueError("this model encodes a clip only as a whole")
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embedding of the language model."""

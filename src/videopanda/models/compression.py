@@ -12,7 +12,7 @@ Dimensions: V tokens of B visuals; D width; L tokens of the longest visual; G gr
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -175,6 +175,11 @@ class Compressor(nn.Module):
             return tokens_VD + 0.0 * sum(weight.sum() for weight in self.parameters()), list(layouts)
         tokens_VD, layout_V4, visual_V, _ = self(tokens_VD, torch.cat(list(layouts)), visual_V)
         return tokens_VD, list(layout_V4.split(torch.bincount(visual_V, minlength=len(layouts)).tolist()))
+
+    def chunk(self, tokens_VD: Tensor, layout_V4: Tensor, state: CompressorState | None) -> tuple[Any, ...]:
+        """Compress the next chunk of one clip: tokens, their layout, and the state."""
+        tokens_GD, layout_G4, _, state = self(tokens_VD, layout_V4, layout_V4.new_zeros(len(layout_V4)), state)
+        return tokens_GD, layout_G4, state
 
     def _mix(
         self, tokens_VD: Tensor, visual_V: Tensor, groups: Groups, state: CompressorState | None

@@ -108,6 +108,12 @@ class FrameProcessor(VideoProcessorMixin):
     background: list[int]
     compression: dict[str, Any] | None = None  # fields of the `CompressionConfig` of the model; None: no compressor
 
+    @property
+    def frames_per_step(self) -> int:
+        """Consecutive frames that share the tokens of one time step, after the compressor of the model."""
+        settings = CompressionConfig(**(self.compression or {}))
+        return settings.pool_time * settings.keep_every if settings.is_active else 1
+
     def compressed(self, layout_V4: torch.Tensor) -> torch.Tensor:
         """The layout of the tokens of one visual after the compressor of the model, if it has one."""
         return compressed_layout(CompressionConfig(**(self.compression or {})), layout_V4)
@@ -137,6 +143,10 @@ class FrameProcessor(VideoProcessorMixin):
         """Frames, height and width of a clip; of several sizes the one with the most tokens."""
         sizes = sorted({frame.shape[:2] for frame in frames})
         return len(frames), *max(sizes, key=lambda size: self.token_count(1, *size))
+
+    def place_chunk(self, frames: np.ndarray) -> dict[str, torch.Tensor]:
+        """Make the model's inputs of the next frames (T, H, W, 3) of a clip, for `encode_chunk`."""
+        return self.place([frames])
 
     def sample_frames(
         self, metadata: VideoMetadata, num_frames: int | None = None, fps: float | None = None, **kwargs: Any

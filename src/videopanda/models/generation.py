@@ -14,7 +14,7 @@ from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from .merging import ARGUMENT as MERGER
-from .visual import VISUAL_INPUTS, EncodedVisual
+from .visual import VISUAL_INPUTS, ChunkState, EncodedVisual
 
 # transformers 5.24 renamed the argument and the output; the language model has to be called by the installed name.
 CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
@@ -70,6 +70,35 @@ class VisualGenerationMixin(GenerationMixin):
         """Encode the videos, or the images, of a batch from the processor, on any device."""
         pixels, placement = (inputs[name] for name in VISUAL_INPUTS[kind])
         return self.model.encode(pixels.to(self.device, self.dtype), placement, kind)
+
+    @property
+    def chunk_frames(self) -> int | None:
+        """A clip may be encoded in chunks that are multiples of this many frames; None: only as a whole."""
+        return self.model.chunk_frames
+
+    @property
+    def needs_total_frames(self) -> bool:
+        """Whether the tokens of a chunk depend on the number of frames of the whole clip."""
+        return self.model.needs_total_frames
+
+    def encode_chunk(
+        self, inputs: Any, state: ChunkState | None = None, total_frames: int | None = None
+    ) -> tuple[EncodedVisual, ChunkState]:
+        """Encode the next chunk of one clip, given the state after the earlier ones: the tokens of the whole clip.
+
+        Args:
+            inputs: from `place_chunk` of the video processor: `chunk_frames` frames or a multiple; the last chunk of a
+                clip may have any number.
+            state: None at the start. A state may be continued several times.
+            total_frames: of the whole clip; needed only by models whose tokens tell their share of the clip.
+
+        Raises:
+            ValueError: this model needs the whole clip, or the number of its frames.
+        """
+        pixels, placement = (inputs[name] for name in VISUAL_INPUTS["video"])
+        return self.model.encode_chunk(
+            pixels.to(self.device, self.dtype), placement.cpu(), state or ChunkState(), total_frames
+        )
 
     def get_video_features(self, pixel_values_videos: Tensor, video_placement: Tensor, **kwargs: Any) -> Any:
         """See `VisualModelMixin.get_video_features`."""

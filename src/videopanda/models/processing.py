@@ -153,12 +153,17 @@ class VisualProcessor(ProcessorMixin):
     def placeholder_text(self, inputs: Any, i: int, kind: Literal["video", "image"] = "video") -> str:
         """Return what replaces the marker of visual `i` of a batch: a video's length if wanted, then its tokens."""
         count = len(self.video_processor.token_layout(inputs, i, kind))
-        return self.image_token * count if kind == "image" else self._time_text(inputs, i) + self.video_token * count
+        if kind == "image":
+            return self.image_token * count
+        return self.video_text(count, inputs["video_metadata"][i].duration if "video_metadata" in inputs else None)
 
-    def _time_text(self, video_inputs: Any, video_idx: int) -> str:
+    def video_text(self, count: int, duration: float | None) -> str:
+        """What stands for `count` tokens of a video that lasts `duration` seconds."""
+        return self._time_text(duration) + self.video_token * count
+
+    def _time_text(self, duration: float | None) -> str:
         if not self.time_prompt:
             return ""
-        duration = video_inputs["video_metadata"][video_idx].duration if "video_metadata" in video_inputs else None
         if duration is None:
             raise ValueError(
                 "This processor states the length of a video in the prompt (`time_prompt`), but it is "

@@ -1,6 +1,6 @@
 """The common output of every family's vision part. Copied into exported folders."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -22,4 +22,15 @@ class EncodedVisual(NamedTuple):
     layout: Tensor | None = None
 
 
-__all__ = ["CELL", "CONTEXT", "PADDING", "ROW_END", "VISUAL_INPUTS", "EncodedVisual"]
+class ChunkState(NamedTuple):
+    """What a vision part carries from one chunk of a clip to the next.
+
+    frames: number of frames so far.
+    compressor: state of its compressor, if it has one.
+    """
+
+    frames: int = 0
+    compressor: Any = None
+
+
+__all__ = ["CELL", "CONTEXT", "PADDING", "ROW_END", "VISUAL_INPUTS", "ChunkState", "EncodedVisual"]

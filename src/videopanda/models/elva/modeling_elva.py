@@ -15,7 +15,7 @@ from ..backbone import VisualModelMixin, VisualPreTrainedModel
 from ..compression import Compressor, init_compressor
 from ..generation import VisualGenerationMixin
 from ..merge_schedule import MergeSchedule
-from ..visual import EncodedVisual
+from ..visual import ChunkState, EncodedVisual
 from .configuration_elva import ElvaConfig, frame_tokens
 from .modeling_elva_embedding import ElvaVideoEmbedding, token_layout
 
@@ -80,6 +80,26 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
             tokens_Vc, layouts = self.compressor.clips(tokens_Vc, layouts)
         tokens_VE = self.embedding.output(tokens_Vc)
         return [EncodedVisual(*pair) for pair in zip(tokens_VE.split([len(part) for part in layouts]), layouts)]
+
+    @property
+    def chunk_frames(self) -> int | None:
+        """Frames are embedded alone, unless FRAME tokens attend to earlier ones; a compressor may need several."""
+        compression = self.config.compression_config
+        if self.config.embedding_config.frame_link or compression.needs_whole_clip:
+            return None
+        return compression.segment_frames
+
+    def encode_chunk(
+        self, pixels: Tensor, placement: Tensor, state: ChunkState, total_frames: int | None
+    ) -> tuple[EncodedVisual, ChunkState]:
+        """See `VisualGenerationMixin.encode_chunk`."""
+        if self.chunk_frames is None:
+            raise ValueError("FRAME tokens that attend to earlier frames, or this compressor, need the whole clip")
+        tokens, layout_V4, compressor = self.embedding.features(pixels, placement), token_layout(placement), None
+        if self.compressor is not None:
+            tokens, layout_V4, compressor = self.compressor.chunk(tokens, layout_V4, state.compressor)
+        visual = EncodedVisual(self.embedding.output(tokens), layout_V4)
+        return visual, ChunkState(state.frames + len(placement), compressor)
 
 
 class ElvaForConditionalGeneration(VisualGenerationMixin, ElvaPreTrainedModel):

@@ -152,6 +152,12 @@ class ElvaVideoProcessor(FrameProcessor):
             return int(frame_tokens(*grids_T2.T).sum())
         return len(self.token_layout({"video_placement": _rows([grids_T2])}, 0))
 
+    def place_chunk(self, frames: np.ndarray) -> dict[str, torch.Tensor]:
+        """As `place`. Raises ValueError for hybrid resolution, which needs to know the last frame."""
+        if self.hybrid_every:
+            raise ValueError("hybrid resolution needs the whole clip: set hybrid.every=0")
+        return self.place([list(frames)])
+
     def token_layout(self, inputs: Any, i: int, kind: Literal["video", "image"] = "video") -> torch.Tensor:
         """Frame, row, column and kind of every token of visual `i` of a batch of this processor, (V, 4)."""
         frames_F4 = torch.as_tensor(inputs[f"{kind}_placement"])

@@ -5,6 +5,7 @@ X × Y pixels.
 STAB itself is in `modeling_videopanda_stab.py`.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers import initialization as init
 from ..backbone import VisualModelMixin, VisualPreTrainedModel
 from ..compression import Compressor, init_compressor
 from ..generation import VisualGenerationMixin
-from ..visual import EncodedVisual
+from ..visual import ChunkState, EncodedVisual
 from .configuration_videopanda import VideoPandaConfig
 from .layout_videopanda import token_layout
 from .modeling_videopanda_layers import Linear, MaskedBatchNorm, PatchEmbedding, ReadLinear, ZeroConv3d
@@ -194,6 +195,41 @@ class VideoPandaModel(VisualModelMixin, VideoPandaPreTrainedModel):
             tokens_VD, layouts = self.compressor.clips(tokens_VD, layouts)
             tokens_VE = self.projector(tokens_VD)
         return [EncodedVisual(*pair) for pair in zip(tokens_VE.split([len(part) for part in layouts]), layouts)]
+
+    @property
+    def chunk_frames(self) -> int | None:
+        """Whole segments. None where LSTE or GSTRA see the whole video, or a compressor does."""
+        config, compression = self.config.stab_config, self.config.compression_config
+        segment = config.segment_frames if config.lste or config.gstra else 1
+        if segment is None or compression.needs_whole_clip:
+            return None
+        return math.lcm(segment, compression.segment_frames)
+
+    @property
+    def needs_total_frames(self) -> bool:
+        """Coordinates tell a token its share of the clip."""
+        return self.config.stab_config.coordinates
+
+    def encode_chunk(
+        self, pixels: Tensor, placement: Tensor, state: ChunkState, total_frames: int | None
+    ) -> tuple[EncodedVisual, ChunkState]:
+        """See `VisualGenerationMixin.encode_chunk`."""
+        config, frames = self.config.stab_config, pixels.shape[1]
+        if self.chunk_frames is None:
+            raise ValueError("segments of unlimited length, or this compressor, need the whole clip")
+        if config.coordinates and total_frames is None:
+            raise ValueError("stab.coordinates tells tokens their share of the clip, so its number of frames is needed")
+        end = state.frames + frames
+        whole_16 = placement.clone()
+        whole_16[:, 4:] = max(end, total_frames or end)
+        rows, columns = pixels.shape[-2] // config.cell_size, pixels.shape[-1] // config.cell_size
+        plan = self.stab.plan(whole_16, frames, rows, columns, False, pixels.device, state.frames)
+        tokens = self.stab(pixels, whole_16, layout=plan).index_select(0, plan.order)
+        layout_V4 = token_layout(placement[0], config.max_cells, config.row_tokens, config.context_token)
+        compressor = None
+        if self.compressor is not None:
+            tokens, layout_V4, compressor = self.compressor.chunk(tokens, layout_V4, state.compressor)
+        return EncodedVisual(self.projector(tokens), layout_V4), ChunkState(end, compressor)
 
 
 class VideoPandaForConditionalGeneration(VisualGenerationMixin, VideoPandaPreTrainedModel):

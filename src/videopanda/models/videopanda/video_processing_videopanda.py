@@ -4,6 +4,7 @@ Dimensions: B videos; T frames; X × Y canvas pixels (height × width); R × C c
 """
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, Literal
 
 import numpy as np
@@ -169,6 +170,12 @@ class VideoPandaVideoProcessor(FrameProcessor):
         rows, columns, frames = (max(row[i] for row in placement) for i in (2, 3, 4))
         x, y = (rows * cell, columns * cell) if tight else (self.size["height"], self.size["width"])
         return placement, (len(placement), frames, 3, x, y)
+
+    def place_chunk(self, frames: np.ndarray) -> dict[str, torch.Tensor]:
+        """As `place`; a stream is never filled up with padding frames."""
+        alone = copy(self)
+        alone.pad_frames = False
+        return alone.place([frames])
 
     def place(self, clips: list[np.ndarray], is_image: bool = False) -> dict[str, torch.Tensor]:
         """Resize, normalize and put clips on canvases of one size; (B, T, 3, X, Y) and (B, 6)."""

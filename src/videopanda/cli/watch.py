@@ -1,0 +1,119 @@
+"""The verb `videopanda watch`. Heavy imports are inside the function."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from videopanda.cli.checks import require_checkpoint, require_device
+from videopanda.cli.options import AsJson, Device, MaxNewTokens, MaxVisualTokens, Model, load_model
+
+
+def _interval(text: str) -> float:
+    """Seconds of 5s, 2m, 1.5h or 5."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    try:
+        found = float(text[:-1]) * units[text[-1]] if text[-1:] in units else float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise ValueError(f"a time is written as 5s, 2m or 1h, not {text!r}")
+    return found
+
+
+def watch_verb(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="File, folder of images, - for stdin, FIFO, http(s) or rtsp address, camera (/dev/video0).",
+            show_default=False,
+        ),
+    ],
+    every: Annotated[
+        tuple[str, str], typer.Option("--every", metavar="TIME QUESTION", help="Ask this question again and again.")
+    ] = ("", ""),
+    when: Annotated[
+        list[str] | None,
+        typer.Option("--when", metavar="QUESTION", help="Tell when the answer turns to yes, and back to no."),
+    ] = None,
+    check: Annotated[str, typer.Option("--check", metavar="TIME", help="Time between two looks of --when.")] = "1s",
+    model: Model = None,
+    fps: Annotated[float, typer.Option("--fps", metavar="X", min=0.001, help="Frames per second to look at.")] = 1.0,
+    max_visual_tokens: MaxVisualTokens = None,
+    window: Annotated[
+        int, typer.Option("--window", metavar="N", min=0, help="Last steps that are kept as they are.")
+    ] = 4,
+    last_frames: Annotated[
+        int | None,
+        typer.Option("--last-frames", metavar="N", min=1, help="Keep only so many frames, and no memory of the rest."),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait for more at the end of a growing file.")] = False,
+    until: Annotated[str, typer.Option("--until", metavar="TIME", help="Stop after this time of the stream.")] = "",
+    device: Device = None,
+    max_new_tokens: MaxNewTokens = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Watch a video that may never end: answers with time stamps, at constant memory.
+
+    Example:  videopanda watch lobby.mp4 --every 5s "What happens?"
+
+    An alarm:  videopanda watch rtsp://camera/live --when "Is there a red circle?" --json
+    """
+    require_checkpoint(model)
+    require_device(device)
+    if not every[0] and not when:
+        raise ValueError('nothing to ask: --every 5s "What happens?" or --when "Is there a red circle?"')
+    if every[0] and not every[1].strip():
+        raise ValueError("the question of --every is empty")
+    between, looks, stop = _interval(every[0]) if every[0] else None, _interval(check), _interval(until or "1e9")
+    if not any((source == "-", "://" in source, Path(source).exists())):
+        raise FileNotFoundError(f"no video at {source}")
+    from videopanda.inference.session import VideoSession
+    from videopanda.inference.watching import watch
+    from videopanda.video.stream import stream_video
+
+    network, processor = load_model(model, device)
+    rules = processor.video_processor
+    if last_frames is None and (network.needs_total_frames or not network.chunk_frames):
+        last_frames = rules.num_frames
+        print(
+            f"videopanda: this model can only look at a whole clip: watching the last {last_frames} frames, "
+            "with no memory of earlier ones",
+            file=sys.stderr,
+        )
+    session = VideoSession(
+        network,
+        processor,
+        max_visual_tokens=max_visual_tokens,
+        window=window,
+        last_frames=last_frames or 0,
+        max_new_tokens=max_new_tokens,
+    )
+    # The user named the address, so its own host is allowed, and no other.
+    hosts = [urlsplit(source).hostname or ""] if "://" in source else []
+    with stream_video(source, fps=fps, follow=follow, hosts=hosts, background=rules.background) as stream:
+        for event in watch(
+            session, stream, every=between, question=every[1], conditions=when or (), check_every=looks, until=stop
+        ):
+            if as_json:
+                print(json.dumps(asdict(event)), flush=True)
+            elif event.kind == "note":
+                print(f"videopanda: at {_clock(event.time)}: {event.text}", file=sys.stderr, flush=True)
+            elif event.kind == "answer":
+                print(f"[{_clock(event.time)}] {event.text}", flush=True)
+            else:
+                print(f"[{_clock(event.time)}] {event.kind}: {event.question}", flush=True)
+    log = session.log
+    if as_json:
+        print(json.dumps({"kind": "log", **asdict(log)}), flush=True)
+    else:
+        lost = f", {log.dropped:,} frames not in memory any more" if log.dropped else ""
+        print(f"videopanda: {log.frames:,} frames in {len(log.steps)} steps{lost}", file=sys.stderr)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{seconds % 60:04.1f}"

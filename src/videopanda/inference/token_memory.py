@@ -1,0 +1,134 @@
+"""At most so many visual tokens of a stream, however long it is: recent steps as they are, older ones merged.
+
+    memory = TokenMemory(max_tokens=2048, window=8)
+    memory.add(visual.tokens, visual.layout, [0.0, 1.0, 2.0, 3.0])      # times of the frames of this chunk
+    memory.tokens, memory.layout, memory.spans
+
+A *step* is what the encoder makes of one frame, or of the frames that its compressor averages. When there are too many
+tokens, the two consecutive steps that are most similar become their mean, weighted by the frames that each stands for
+(MA-LMM, He et al., CVPR 2024, merges a memory bank the same way). So every frame has a share in the tokens, stretches
+where nothing happens shrink first, and the cost of a step does not grow with the stream.
+
+Dimensions: V tokens; S tokens of a step; E width of the language model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from videopanda.models.visual import CELL
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """tokens: (S, E). places: (S, 3) row, column and kind. frames: how many it stands for; start, end: their times."""
+
+    tokens: Tensor
+    places: Tensor
+    frames: int
+    start: float
+    end: float
+
+
+class TokenMemory:
+    """The steps of a stream.
+
+    Args:
+        max_tokens: tokens to keep at most.
+        window: the last steps, which are never merged.
+
+    Raises:
+        ValueError: the window is not smaller than what can be kept; told when the first step comes.
+    """
+
+    def __init__(self, max_tokens: int, window: int = 0):
+        if max_tokens < 1 or window < 0:
+            raise ValueError(f"a memory of {max_tokens} tokens with a window of {window} steps makes no sense")
+        self.max_tokens, self.window = max_tokens, window
+        self.steps: list[Step] = []
+        self._similar: list[float] = []  # of each step and the one after it
+        self.num_tokens = self.merged = 0
+        self.dropped: list[tuple[float, float]] = []  # the last stretches that were lost
+        self.num_dropped = 0
+
+    def copy(self) -> "TokenMemory":
+        """A memory that can be added to without changing this one."""
+        other = TokenMemory(self.max_tokens, self.window)
+        other.__dict__.update(self.__dict__)
+        other.steps, other._similar, other.dropped = list(self.steps), list(self._similar), list(self.dropped)
+        return other
+
+    def add(self, tokens_VE: Tensor, layout_V4: Tensor, times: Sequence[float], frames: int = 1) -> None:
+        """Add the tokens of a chunk whose frames are shown at `times`; each step stands for so many `frames`."""
+        layout_V4 = layout_V4.cpu()
+        counts = torch.unique_consecutive(layout_V4[:, 0], return_counts=True)[1]
+        parts = zip(tokens_VE.split(counts.tolist()), layout_V4[:, 1:].split(counts.tolist()))
+        for number, (tokens_SE, places_S3) in enumerate(parts):
+            shown = times[number * frames : (number + 1) * frames] or times[-1:]
+            # A copy: a view would keep the tokens of the whole chunk.
+            self._append(Step(tokens_SE.clone(), places_S3.clone(), len(shown), shown[0], shown[-1]))
+
+    def _append(self, step: Step) -> None:
+        if len(step.tokens) * (self.window + 1) > self.max_tokens:
+            raise ValueError(
+                f"one frame takes {len(step.tokens)} tokens, so {self.max_tokens} are too few for a window of "
+                f"{self.window} frames and a memory: allow at least {len(step.tokens) * (self.window + 1)}"
+            )
+        if self.steps:
+            self._similar.append(similarity(self.steps[-1], step))
+        self.steps.append(step)
+        self.num_tokens += len(step.tokens)
+        while self.num_tokens > self.max_tokens:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Merge the most similar neighbours outside of the window, or drop the oldest step where none can merge."""
+        pairs = self._similar[: len(self.steps) - self.window - 1]
+        best = max(range(len(pairs)), key=pairs.__getitem__, default=None)
+        if best is None or pairs[best] == -torch.inf:
+            lost = self.steps.pop(0)
+            self._similar[:1] = []
+            self.num_tokens -= len(lost.tokens)
+            self.num_dropped += lost.frames
+            self.dropped = [*self.dropped[-99:], (lost.start, lost.end)]
+            return
+        a, b = self.steps[best : best + 2]
+        share = a.frames / (a.frames + b.frames)
+        mean_SE = (share * a.tokens.float() + (1 - share) * b.tokens.float()).to(a.tokens.dtype)
+        self.steps[best : best + 2] = [replace(a, tokens=mean_SE, frames=a.frames + b.frames, end=b.end)]
+        del self._similar[best]
+        self.num_tokens -= len(b.tokens)
+        self.merged += 1
+        for left in (best - 1, best):
+            if 0 <= left < len(self._similar):
+                self._similar[left] = similarity(*self.steps[left : left + 2])
+
+    @property
+    def tokens(self) -> Tensor:
+        """All tokens, (V, E)."""
+        return torch.cat([step.tokens for step in self.steps])
+
+    @property
+    def layout(self) -> Tensor:
+        """Their layout, (V, 4), with the number of the step as the frame."""
+        return torch.cat([F.pad(step.places, (1, 0), value=number) for number, step in enumerate(self.steps)])
+
+    @property
+    def spans(self) -> list[tuple[float, float, int]]:
+        """First and last time, and number of frames, of each step."""
+        return [(step.start, step.end, step.frames) for step in self.steps]
+
+
+def similarity(a: Step, b: Step) -> float:
+    """Mean cosine of the cells of two steps at the same places; -inf where their grids differ."""
+    if not torch.equal(a.places, b.places):
+        return -torch.inf
+    is_cell_S = (a.places[:, 2] == CELL).to(a.tokens.device)
+    cosine_S = F.cosine_similarity(a.tokens.float(), b.tokens.float(), dim=1)
+    return float(cosine_S[is_cell_S].mean()) if bool(is_cell_S.any()) else float(cosine_S.mean())
+
+
+__all__ = ["Step", "TokenMemory", "similarity"]

@@ -1,0 +1,104 @@
+"""Questions that are asked again and again while a video comes in.
+
+    for event in watch(session, stream, every=5.0, question="What happens?", conditions=["Is there a red circle?"]):
+        print(event.time, event.kind, event.text)
+
+A condition becomes true after two yes in a row, and false after two no in a row, so that a single wrong answer raises
+no alarm. The event names the second of the first of them.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+IN_A_ROW = 2
+_YES = re.compile(r"\W*(yes|true)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Event:
+    """time: seconds of the stream. seen: at which it was noticed. frames, visual_tokens: that the answer rests on."""
+
+    time: float
+    kind: Literal["answer", "began", "ended", "note"]
+    question: str
+    text: str
+    seen: float
+    frames: int
+    visual_tokens: int
+
+
+@dataclass
+class Condition:
+    """A yes-or-no question with hysteresis."""
+
+    question: str
+    is_true: bool = False
+    _since: float | None = field(default=None, repr=False)  # first second at which the answer differed
+    _count: int = field(default=0, repr=False)
+
+    def update(self, seconds: float, answer: str) -> float | None:
+        """Take the answer at a second; the second at which the condition changed, once that is certain."""
+        if bool(_YES.match(answer)) == self.is_true:
+            self._since, self._count = None, 0
+            return None
+        self._since = seconds if self._since is None else self._since
+        self._count += 1
+        if self._count < IN_A_ROW:
+            return None
+        self.is_true = not self.is_true
+        changed, self._since, self._count = self._since, None, 0
+        return changed
+
+
+def watch(
+    session: Any,
+    frames: Iterable[Any],
+    *,
+    every: float | None = None,
+    question: str = "",
+    conditions: Sequence[str] = (),
+    check_every: float = 1.0,
+    until: float | None = None,
+) -> Iterator[Event]:
+    """Push frames into a session, and ask.
+
+    Args:
+        frames: with `image` and `time`, as of `stream_video`; its notes become events, too.
+        every, question: seconds between answers to this question.
+        conditions: yes-or-no questions, asked every `check_every` seconds.
+        until: second at which to stop.
+
+    Raises:
+        ValueError: an interval that is not positive.
+    """
+    if (every is not None and every <= 0) or check_every <= 0:
+        raise ValueError("the time between two questions must be positive")
+    watched = [Condition(text) for text in conditions]
+    due, check_due, notes = every, check_every, 0
+    for frame in frames:
+        if until is not None and frame.time > until:
+            break
+        session.push(frame.image, frame.time)
+        for note in list(getattr(frames, "notes", ()))[notes:]:
+            notes += 1
+            yield Event(note.time, "note", "", f"{note.kind}: {note.text}", frame.time, session.num_frames, 0)
+        now = frame.time
+        if due is not None and now >= due:
+            answer = session.ask(question)
+            due = now + (every or 0.0)
+            yield Event(now, "answer", question, answer.answer, now, session.num_frames, answer.visual_tokens)
+        if watched and now >= check_due:
+            check_due = now + check_every
+            for condition in watched:
+                answer = session.ask(condition.question)
+                changed = condition.update(now, answer.answer)
+                if changed is not None:
+                    kind: Literal["began", "ended"] = "began" if condition.is_true else "ended"
+                    yield Event(
+                        changed, kind, condition.question, answer.answer, now, session.num_frames, answer.visual_tokens
+                    )
+
+
+__all__ = ["IN_A_ROW", "Condition", "Event", "watch"]

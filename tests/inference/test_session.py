@@ -1,0 +1,196 @@
+"""Protects streams and long files: chunks give the tokens of the whole clip, streaming answers are offline answers at
+every moment, memory and cost do not grow, every second counts, and what was lost is told."""
+
+import tracemalloc
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compressed import FAMILIES, compressed
+from media import write_video
+from tiny import clip
+from videopanda.inference.answer import ask
+from videopanda.inference.session import VideoSession, encode_long
+from videopanda.inference.token_memory import TokenMemory
+from videopanda.models.visual import CELL
+
+QUESTION = "What colour is the circle?"
+COMPRESSIONS = [
+    {},
+    {"kind": "pool", "pool_time": 2},
+    {"kind": "mamba", "pool_time": 4},
+    {"kind": "mamba2", "pool_time": 2},
+]
+
+
+def session_of(frames: np.ndarray, model, processor, **options) -> VideoSession:
+    session = VideoSession(model, processor, max_new_tokens=6, **options)
+    for seconds, image in enumerate(frames):
+        session.push(image, float(seconds))
+    return session
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS, ids=lambda fields: fields.get("kind", "none"))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chunks_give_the_tokens_of_the_whole_clip(family, compression):
+    model, processor = compressed(family, compression)
+    rules, frames = processor.video_processor, clip(22)
+    with torch.no_grad():
+        (whole,) = model.encode(rules(videos=[frames], return_tensors="pt", num_frames=22))
+        for chunks in (1, 2):
+            size, state, made = model.chunk_frames * chunks, None, []
+            for start in range(0, 22, size):
+                visual, state = model.encode_chunk(rules.place_chunk(frames[start : start + size]), state)
+                made.append(visual)
+            tokens = torch.cat([visual.tokens for visual in made])
+            torch.testing.assert_close(tokens, whole.tokens, atol=1e-5, rtol=0)  # measured: 3e-7
+            assert torch.equal(torch.cat([visual.layout for visual in made])[:, 1:], whole.layout[:, 1:])
+    assert state.frames == 22
+
+
+def test_coordinates_need_the_length_and_then_agree():
+    model, processor = compressed("videopanda", stab={"coordinates": True})
+    rules, frames = processor.video_processor, clip(10)
+    with torch.no_grad():
+        (whole,) = model.encode(rules(videos=[frames], return_tensors="pt", num_frames=10))
+        state, made = None, []
+        for start in range(0, 10, 4):
+            visual, state = model.encode_chunk(rules.place_chunk(frames[start : start + 4]), state, total_frames=10)
+            made.append(visual.tokens)
+    torch.testing.assert_close(torch.cat(made), whole.tokens, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="last_frames=N"):
+        VideoSession(model, processor)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("videopanda", {"stab": {"segment_frames": None}}),
+        ("videopanda", {"compression": {"kind": "mamba", "bidirectional": True}}),
+        ("elva", {"compression": {"kind": "mamba", "queries": True}}),
+    ],
+)
+def test_models_that_need_the_whole_clip_say_so(family, fields):
+    model, processor = compressed(family, **fields)
+    with pytest.raises(ValueError, match="needs a whole clip"):
+        VideoSession(model, processor)
+    with pytest.raises(ValueError, match="need the whole clip"):
+        model.encode_chunk(processor.video_processor.place_chunk(clip(4)))
+    assert session_of(clip(6), model, processor, last_frames=4).ask(QUESTION).answer is not None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_streaming_answers_are_offline_answers_at_every_moment(family):
+    model, processor = compressed(family, {"kind": "mamba", "pool_time": 2})
+    frames = clip(9)
+    session = VideoSession(model, processor, max_new_tokens=6)
+    for number, image in enumerate(frames, start=1):
+        session.push(image, number - 1.0)
+        video = SimpleNamespace(frames=frames[:number], timestamps=np.arange(number), duration=float(number))
+        (offline,) = ask(model, processor, video, [QUESTION], max_new_tokens=6)
+        online = session.ask(QUESTION)
+        assert (online.answer, online.visual_tokens) == (offline.answer, offline.visual_tokens), number
+
+
+def test_a_file_is_encoded_as_the_stream_of_it_and_as_the_whole_clip(tmp_path):
+    model, processor = compressed("elva", {"kind": "pool", "pool_time": 2})
+    path = write_video(tmp_path / "a.mp4", range(200), fps=10)
+    made, seconds, log = encode_long(model, processor, path, fps=2)
+    (offline,) = ask(model, processor, path, [QUESTION], num_frames=None, fps=2.0)
+    assert made.num_tokens == offline.visual_tokens
+    assert made.times == offline.frame_times
+    assert log.frames == 40
+    assert set(seconds) == {"decode", "preprocess", "encode"}
+    few, _, log = encode_long(model, processor, path, fps=2, max_visual_tokens=100)
+    assert few.num_tokens <= 100
+    assert sum(frames for *_, frames in log.steps) == 40  # every frame has its share
+    baseline, _, log = encode_long(model, processor, path, fps=2, last_frames=4)
+    np.testing.assert_allclose(baseline.times, [18.0, 18.5, 19.0, 19.5])
+    assert log.dropped == 36
+
+
+def test_a_change_in_any_second_changes_the_tokens():
+    model, processor = compressed("elva")
+    frames = np.repeat(clip(1), 90, axis=0)
+    plain = session_of(frames, model, processor, max_visual_tokens=120).clip().tokens
+    for second in (0, 13, 44, 89):
+        changed = frames.copy()
+        changed[second, :8, :8] = 255 - changed[second, :8, :8]
+        other = session_of(changed, model, processor, max_visual_tokens=120).clip().tokens
+        assert other.shape != plain.shape or float((other - plain).abs().max()) > 1e-4, second
+
+
+def test_a_long_stream_needs_constant_memory_and_time():
+    model, processor = compressed("elva", {"kind": "mamba", "pool_time": 2})
+    frames, session = clip(8), VideoSession(model, processor, max_visual_tokens=200)
+    kept = []
+    tracemalloc.start()
+    for second in range(320):
+        session.push(frames[second % 8], float(second))
+        if second in (199, 319):
+            kept.append((session.num_bytes, tracemalloc.get_traced_memory()[0], len(session.memory.steps)))
+    tracemalloc.stop()
+    assert kept[0][0] == kept[1][0]
+    assert kept[0][2] == kept[1][2]
+    assert kept[1][1] - kept[0][1] < 100_000  # bytes in 120 frames: their times
+    log = session.log
+    assert sum(frames for *_, frames in log.steps) == log.frames == 320
+    assert log.merged == 160 - len(log.steps)
+
+
+def test_frames_of_another_size_are_scaled_and_told():
+    model, processor = compressed("elva")
+    session = session_of(clip(3), model, processor)
+    session.push(clip(1, 60, 80)[0], 3.0)
+    assert session.log.resized == 1
+    assert session.ask(QUESTION).visual_tokens == 4 * processor.video_processor.token_count(1, 30, 40)
+    with pytest.raises(ValueError, match="comes after"):
+        session.push(clip(1)[0], 2.0)
+    with pytest.raises(ValueError, match="a frame is uint8"):
+        session.push(np.zeros((3, 3)), 9.0)
+    with pytest.raises(ValueError, match="no frame yet"):
+        VideoSession(model, processor).ask(QUESTION)
+
+
+def step(value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    cells = torch.tensor([[0, 0, column, CELL] for column in range(len(value))])
+    return value, cells
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(0, 3), st.integers(2, 12), st.integers(0, 99))
+def test_merging_keeps_all_mass_and_the_window(count, window, room, seed):
+    window = min(window, room - 1)
+    generator = torch.Generator().manual_seed(seed)
+    steps = [torch.randn(3, 4, generator=generator) for _ in range(count)]
+    memory = TokenMemory(3 * room + 1, window)
+    for number, value in enumerate(steps):
+        memory.add(*step(value), [float(number)])
+    assert len(memory.steps) == min(count, room)
+    assert sum(frames for *_, frames in memory.spans) == count
+    total = sum(one.frames * one.tokens for one in memory.steps)
+    torch.testing.assert_close(total, sum(steps), atol=1e-4, rtol=0)  # measured: 5e-6
+    for back in range(1, min(window, count) + 1):
+        assert torch.equal(memory.steps[-back].tokens, steps[-back])
+    assert [start for start, *_ in memory.spans] == sorted(start for start, *_ in memory.spans)
+
+
+def test_idle_stretches_merge_before_events_do():
+    memory, still, event = TokenMemory(15), torch.ones(3, 4), torch.tensor([[1.0, -1, 1, -1]] * 3)
+    for number in range(200):
+        memory.add(*step(event if number in (50, 51) else still), [float(number)])
+    assert any(start >= 50 and end <= 51 for start, end, _ in memory.spans)
+
+
+def test_what_cannot_merge_is_dropped_and_told():
+    memory = TokenMemory(20)
+    for number in range(6):
+        memory.add(*step(torch.randn(3 + number, 4)), [float(number)])
+    assert memory.num_dropped > 0
+    assert memory.dropped[0] == (0.0, 0.0)
+    with pytest.raises(ValueError, match="too few"):
+        memory.add(*step(torch.randn(30, 4)), [9.0])
