@@ -212,11 +212,29 @@ def scenes_make_verb(
     num: Annotated[int, typer.Option("--num", metavar="N", min=1, help="Number of clips.")] = 1000,
     seed: Seed = 0,
     split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "train",
+    long: Annotated[bool, typer.Option("--long", help="Minutes to hours in which little happens.")] = False,
+    minutes: Annotated[
+        str, typer.Option("--minutes", metavar="M,…", help="With --long: lengths, with --num clips of each.")
+    ] = "",
 ) -> None:
     """Write scenes as mp4 files with questions and answers in the conversation format.
 
     Example:  videopanda scenes make data/scenes --num 1000 --seed 0
+
+    Needles in hours of video:  videopanda scenes make --long --minutes 1,10,60 --num 5 --split test data/long
     """
+    if minutes and not long:
+        raise ValueError("--minutes is for --long")
+    if long:
+        from videopanda.data.worlds.long.make import LENGTHS, make_long
+
+        try:
+            lengths = [float(part) for part in minutes.split(",")] if minutes else LENGTHS
+        except ValueError as error:
+            raise ValueError(f"--minutes {minutes}: write numbers, as in 1,10,60") from error
+        folder = make_long(out, num, seed, split, lengths)
+        print(f"{num * len(lengths)} long clips with questions: {folder / 'annotations.json'}")
+        return
     if out.is_dir() and any(out.iterdir()) and not (out / "scenes.json").exists():
         raise ValueError(f"{out} contains other files: choose a new folder")
     from videopanda.data.worlds.scenes.make import make

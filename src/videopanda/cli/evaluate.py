@@ -272,6 +272,31 @@ def judge_verb(
         raise typer.Exit(1)
 
 
+@evaluate_app.command("needle")
+def needle_verb(
+    scores: Annotated[Path, typer.Argument(help="Scores of the questions.", show_default=False)],
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of `scenes make --long`.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for needle.json and needle.png.")],
+    as_json: AsJson = False,
+) -> None:
+    """Draw accuracy on long scenes over the length of the clip and the depth of the needle.
+
+    Example:  videopanda evaluate needle full.scores.jsonl --data data/long --output report
+    """
+    require_paths(scores, data)
+    from videopanda.evaluation.needle import needle_report, write_needle
+
+    report = needle_report(scores, data)
+    files = write_needle(report, output)
+    if as_json:
+        print(json.dumps(report))
+        return
+    for part in report["lengths"]:
+        low, high = (100 * end for end in part["ci95"])
+        print(f"{part['minutes']:g} min: {100 * part['accuracy']:.1f} % of {part['n']} ({low:.0f} to {high:.0f})")
+    print(f"written: {', '.join(map(str, files))}")
+
+
 @evaluate_app.command("report")
 def report_verb(
     scores: Annotated[list[Path], typer.Argument(help="Files of scores, each with its summary.", show_default=False)],

@@ -24,6 +24,7 @@ from videopanda.inference.engine_thread import EngineThread
 from videopanda.inference.errors import DoesNotFitError, EngineStoppedError, QueueFullError
 from videopanda.inference.sampling import Sampling
 from videopanda.serving import files
+from videopanda.serving import sessions as streaming
 from videopanda.serving.decoder_pool import DecodeLimits, DecoderPool
 from videopanda.serving.errors import (
     BusyError,
@@ -71,6 +72,7 @@ class ServerSettings:
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     media_root: Path | None = None
+    sessions: streaming.SessionLimits = field(default_factory=streaming.SessionLimits)
 
 
 class Service:
@@ -81,6 +83,7 @@ class Service:
         self.metrics = Metrics(engine)
         self.store = FileStore(settings.files, settings.file_limits)
         self.pool = DecoderPool(settings.decode)
+        self.sessions = streaming.SessionStore(settings.sessions)
         rules = PromptRules(engine.processor, engine.context)
         self.media = MediaLoader(rules, engine.clips, self.pool, self.store, settings.fetch, settings.media_root)
         self.started = int(time.time())
@@ -372,6 +375,7 @@ def create_app(engine: EngineThread, settings: ServerSettings) -> FastAPI:
         while True:
             await asyncio.sleep(_CLEANING_SECONDS)
             service.store.remove_expired()
+            service.sessions.free_idle()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -387,6 +391,7 @@ def create_app(engine: EngineThread, settings: ServerSettings) -> FastAPI:
     app.state.service = service
     app.include_router(router)
     app.include_router(files.router)
+    app.include_router(streaming.router)
     app.mount("/static", StaticFiles(directory=_PAGE), name="static")
     app.add_exception_handler(ServeError, _on_serve_error)
     app.add_exception_handler(HTTPException, _on_http_error)

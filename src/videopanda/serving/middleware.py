@@ -28,7 +28,16 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 _DRAIN_SECONDS = 5.0
-_PATHS = ("/v1/chat/completions", "/v1/files", "/v1/models", "/health", "/metrics", "/static", "/examples")
+_PATHS = (
+    "/v1/chat/completions",
+    "/v1/files",
+    "/v1/models",
+    "/v1/streaming",
+    "/health",
+    "/metrics",
+    "/static",
+    "/examples",
+)
 _SMALL_BODY = 1 << 20  # bodies up to this size are always received, whatever else is on its way
 
 
@@ -78,6 +87,13 @@ class RequestGate:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Handle one connection."""
+        if scope["type"] == "websocket":
+            try:
+                self._check(scope, dict(scope["headers"]))
+            except _RefusedError as error:  # before the connection is accepted: the client sees status 403
+                await receive()
+                await send({"type": "websocket.close", "code": 1008, "reason": error.args[1][:100]})
+                return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

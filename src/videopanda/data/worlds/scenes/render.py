@@ -69,7 +69,7 @@ class Renderer:
             return
         u = (np.arange(left, right, dtype=np.float32) + 0.5 - x)[None, :]
         v = (np.arange(top, bottom, dtype=np.float32) + 0.5 - y)[:, None]
-        cover = np.clip(0.5 - _signed_distance(thing.shape, u, v, radius), 0, 1)[..., None]
+        cover = np.clip(0.5 - signed_distance(thing.shape, u, v, radius), 0, 1)[..., None]
         patch = canvas[top:bottom, left:right]
         patch += cover * (tint - patch)
 
@@ -87,13 +87,13 @@ def coverage(scene: Scene, second: float, rows: int, columns: int) -> np.ndarray
     for number, thing in enumerate(scene.things):
         if thing.visible(second):
             x, y = thing.position(second)
-            top[_signed_distance(thing.shape, (xs - x)[None, :], (ys - y)[:, None], thing.diameter / 2) < 0] = number
+            top[signed_distance(thing.shape, (xs - x)[None, :], (ys - y)[:, None], thing.diameter / 2) < 0] = number
     cells = top.reshape(rows, samples, columns, samples).transpose(0, 2, 1, 3).reshape(rows, columns, -1)
     counts = np.stack([(cells == number).sum(-1) for number in range(len(scene.things))], axis=-1)
     return np.where(counts.max(-1) >= samples * samples / 5, counts.argmax(-1), -1)
 
 
-def _signed_distance(shape: str, u: np.ndarray, v: np.ndarray, r: float) -> np.ndarray:
+def signed_distance(shape: str, u: np.ndarray, v: np.ndarray, r: float) -> np.ndarray:
     """Distance in pixels to the outline, negative inside. `u`, `v`: offsets from the centre, `r`: half the size."""
     if shape == "circle":
         return np.hypot(u, v) - r

@@ -1,0 +1,96 @@
+"""Memory and speed of `answer --fps 1 --max-visual-tokens 2048` on 3 minutes and on 2 hours of video.
+
+    python benchmarks/long_file.py --model DIR --output benchmarks/long.json
+
+Writes two files of small frames (a square that moves, and stands still most of the time), asks about each in a process
+of its own, and records its peak memory and where the time went. The files are for the measurement only.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import av
+import numpy as np
+
+SIZE = 96, 72
+FPS = 5
+SECONDS = {"3 minutes": 180, "2 hours": 7200}
+QUESTION = "How many objects are there in total?"
+# In the process that is measured: one answer, then what it cost.
+WORK = """
+import json, resource, sys
+import videopanda
+from videopanda.inference.session import encode_long
+model, processor = videopanda.load(sys.argv[2] or None, "cpu")
+clip, seconds, log = encode_long(model, processor, sys.argv[1], fps=1, max_visual_tokens=2048)
+chat = videopanda.Chat(model, processor, clip, max_new_tokens=8)
+answer = chat.ask(sys.argv[3])
+print(json.dumps({
+    "frames": log.frames, "visual_tokens": clip.num_tokens, "steps": len(log.steps), "seconds": seconds,
+    "generate_seconds": answer.timings["generate"], "frames_in_steps": sum(n for *_, n in log.steps),
+    "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+}))
+"""
+
+
+def write(path: Path, seconds: int) -> None:
+    """A square on gray that moves for 5 seconds of every minute."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "30", "g": "50"})
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+        for number in range(seconds * FPS):
+            second = number / FPS
+            place = int(min(second % 60, 5) / 5 * 60)
+            frame = np.full((SIZE[1], SIZE[0], 3), 128, np.uint8)
+            frame[20:40, place : place + 20] = (200, 30 + int(second // 60) % 200, 30)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode())
+
+
+def main() -> None:
+    """Measure and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="", help="checkpoint folder; default: the bundled model")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("long.json"))
+    options = parser.parse_args()
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, seconds in SECONDS.items():
+            path = Path(folder, f"{seconds}.mp4")
+            write(path, seconds)
+            load, began = os.getloadavg()[0], time.perf_counter()
+            command = [sys.executable, "-c", WORK, str(path), options.model, QUESTION]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            figures = json.loads(done.stdout.splitlines()[-1])
+            parts = figures["seconds"]
+            work = parts["preprocess"] + parts["encode"] + figures["generate_seconds"]
+            figures |= {
+                "wall_seconds": time.perf_counter() - began,
+                "times_real_time_without_decoding": seconds / work,
+                "share_of_decoding": parts["decode"] / (parts["decode"] + work),
+                "load_average": load,
+            }
+            results[name] = figures
+    short, long = (results[name]["peak_mib"] for name in SECONDS)
+    record = {
+        "command": "python benchmarks/long_file.py" + (f" --model {options.model}" if options.model else ""),
+        "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "date": date.today().isoformat(),
+        "source": f"{SIZE[0]}x{SIZE[1]} pixels, {FPS} fps, H.264; 1 frame per second is encoded",
+        "results": results,
+        "peak_2_hours_over_3_minutes": long / short,
+    }
+    options.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Long scenes: minutes to hours in which little happens, and questions about what does."""

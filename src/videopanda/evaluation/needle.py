@@ -1,0 +1,98 @@
+"""Accuracy on long scenes by the length of the clip and by where in it the answer is: the needle heat map.
+
+report = needle_report("scores.jsonl", "data/long")
+write_needle(report, Path("out"))                 # needle.json and needle.png
+"""
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from videopanda.evaluation.outputs import object_with, replace_file
+from videopanda.evaluation.scenes_report import wilson
+
+DEPTHS = 5  # parts of the clip, from its beginning to its end
+
+
+def needle_report(scores: str | Path, data: str | Path) -> dict[str, Any]:
+    """Accuracy per length and depth, per length, and per length and family; with 95 % intervals (Wilson).
+
+    Args:
+        scores: what `evaluate score scenes DATA PREDICTIONS` wrote; every question of the data is in it.
+        data: the folder that `scenes make --long` wrote.
+
+    Raises:
+        ValueError: the data is not of that kind, or the scores are of other questions.
+    """
+    known: dict[str, tuple[float, str, float | None]] = {}
+    file = Path(data) / "annotations.json"
+    for row in json.loads(file.read_text(encoding="utf-8")):
+        if "minutes" not in row or "depths" not in row:
+            raise ValueError(f"{file} is not of `videopanda scenes make --long`: its rows have no minutes and depths")
+        for number, (family, depth) in enumerate(zip(row["families"], row["depths"])):
+            known[f"{row['id']}/{number}"] = row["minutes"], family, depth
+    cells: dict[tuple[float, int], list[float]] = defaultdict(list)
+    lengths: dict[float, list[float]] = defaultdict(list)
+    families: dict[tuple[float, str], list[float]] = defaultdict(list)
+    for line in Path(scores).read_text(encoding="utf-8").splitlines():
+        score = json.loads(line)
+        if score["id"] not in known:
+            raise ValueError(f"{scores}: {score['id']!r} is no question of {file}")
+        minutes, family, depth = known[score["id"]]
+        right = float(score["metrics"].get("accuracy", 0.0))
+        lengths[minutes].append(right)
+        families[minutes, family].append(right)
+        if depth is not None:
+            cells[minutes, min(DEPTHS - 1, int(DEPTHS * depth))].append(right)
+    return {
+        "scores": str(scores),
+        "questions": sum(map(len, lengths.values())),
+        "lengths": [{"minutes": minutes, **_part(values)} for minutes, values in sorted(lengths.items())],
+        "cells": [
+            {"minutes": minutes, "depth": [part / DEPTHS, (part + 1) / DEPTHS], **_part(values)}
+            for (minutes, part), values in sorted(cells.items())
+        ],
+        "families": [
+            {"minutes": minutes, "family": family, **_part(values)}
+            for (minutes, family), values in sorted(families.items())
+        ],
+    }
+
+
+def _part(values: Iterable[float]) -> dict[str, Any]:
+    listed = list(values)
+    low, high = wilson(int(sum(listed)), len(listed))
+    return {"accuracy": sum(listed) / len(listed), "n": len(listed), "ci95": [low, high]}
+
+
+def write_needle(report: dict[str, Any], folder: Path) -> list[Path]:
+    """Write `needle.json` and the heat map `needle.png`; returns their paths."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lengths = [part["minutes"] for part in report["lengths"]]
+    grid = [[float("nan")] * len(lengths) for _ in range(DEPTHS)]
+    for cell in report["cells"]:
+        grid[round(cell["depth"][0] * DEPTHS)][lengths.index(cell["minutes"])] = 100 * cell["accuracy"]
+    figure, axes = plt.subplots(figsize=(1.6 + 0.9 * len(lengths), 3.4), layout="constrained")
+    shown = axes.imshow(grid, vmin=0, vmax=100, cmap="RdYlGn", aspect="auto")
+    for cell in report["cells"]:
+        place = lengths.index(cell["minutes"]), round(cell["depth"][0] * DEPTHS)
+        axes.text(*place, f"{100 * cell['accuracy']:.0f}\nn={cell['n']}", ha="center", va="center", fontsize=7)
+    axes.set_xticks(range(len(lengths)), [f"{minutes:g}" for minutes in lengths])
+    axes.set_yticks(range(DEPTHS), [f"{100 * (part + 0.5) / DEPTHS:.0f} %" for part in range(DEPTHS)])
+    axes.set(xlabel="length of the clip (minutes)", ylabel="depth of the needle")
+    figure.colorbar(shown, label="accuracy (%)")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120, metadata={"Software": "videopanda evaluate needle"})
+    plt.close(figure)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "needle.json", folder / "needle.png"]
+    replace_file(files[0], json.dumps(report, indent=2) + "\n", object_with("scores", "lengths", "cells"))
+    replace_file(files[1], picture.getvalue(), lambda old: b"videopanda evaluate needle" in old)
+    return files

@@ -1,0 +1,316 @@
+"""The paths below /v1/streaming/sessions: a video that is still coming, frame by frame or in chunks, and questions.
+
+    POST   /v1/streaming/sessions               {"max_visual_tokens": 2048}       → {"id": "session-…", …}
+    POST   /v1/streaming/sessions/{id}/frame    a JPEG or PNG, ?timestamp=12.5, or {"image": data URL, "timestamp": …}
+    POST   /v1/streaming/sessions/{id}/chunk    a video of a few seconds, ?timestamp=10&fps=1
+    POST   /v1/streaming/sessions/{id}/ask      {"question": "What happens?"}     → {"answer": …, "timestamp": …}
+    DELETE /v1/streaming/sessions/{id}
+    WS     /v1/streaming/sessions/{id}/ws       the same as messages: {"type": "frame", …}, {"type": "ask", …}
+
+The first three names are those that vLLM proposes for streaming sessions. A session keeps a bounded number of visual
+tokens, however long it runs; one that is not used for a while is freed. Decoding happens in the decoder processes.
+"""
+
+import asyncio
+import base64
+import binascii
+import tempfile
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, WebSocket, WebSocketDisconnect
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from videopanda.inference.answer import build_prompt, question_messages
+from videopanda.inference.engine import MAX_NEW_TOKENS, Finished, GenerateRequest
+from videopanda.inference.session import VideoSession
+from videopanda.serving.errors import BusyError, NotFoundError, ServeError, TooLargeError
+from videopanda.serving.files import owner_of_request
+
+router = APIRouter(prefix="/v1/streaming/sessions")
+_UPLOAD_BYTES = 64 << 20  # of one frame or chunk
+_MAX_FPS = 30.0
+
+
+@dataclass(frozen=True)
+class SessionLimits:
+    """most: sessions at a time. idle_seconds: after which one is freed. max_visual_tokens: that one may ask for."""
+
+    most: int = 32
+    idle_seconds: float = 300.0
+    max_visual_tokens: int = 8192
+
+
+class SessionRequest(BaseModel):
+    """How to make a session; see `VideoSession`."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str | None = None
+    max_visual_tokens: int | None = Field(None, ge=1)
+    window: int = Field(4, ge=0, le=64)
+    last_frames: int = Field(0, ge=0, le=64)
+
+
+class FrameRequest(BaseModel):
+    """A frame in JSON. image: data URL or base64; timestamp: seconds."""
+
+    model_config = ConfigDict(extra="forbid")
+    image: str
+    timestamp: float | None = Field(None, ge=0, allow_inf_nan=False)
+
+
+class AskRequest(BaseModel):
+    """A question about the frames so far."""
+
+    model_config = ConfigDict(extra="forbid")
+    question: str = Field(min_length=1, max_length=10_000)
+    max_tokens: int = Field(MAX_NEW_TOKENS, ge=1)
+
+
+@dataclass(eq=False)
+class OpenSession:
+    """A session and its owner; `lock` keeps its frames in order."""
+
+    id: str
+    owner: str
+    video: VideoSession
+    created: float
+    used: float = field(default_factory=time.monotonic)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class SessionStore:
+    """The open sessions."""
+
+    def __init__(self, limits: SessionLimits):
+        self.limits = limits
+        self._open: dict[str, OpenSession] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, video: VideoSession, owner: str) -> OpenSession:
+        """Keep a new session. Raises BusyError if there are too many."""
+        self.free_idle()
+        if len(self._open) >= self.limits.most:
+            raise BusyError(f"{len(self._open)} sessions are open: delete one, or retry later")
+        opened = OpenSession(f"session-{uuid.uuid4().hex}", owner, video, time.time())
+        self._open[opened.id] = opened
+        return opened
+
+    def get(self, name: str, owner: str) -> OpenSession:
+        """An open session of this owner. Raises NotFoundError."""
+        self.free_idle()
+        found = self._open.get(name)
+        if found is None or found.owner != owner:
+            raise NotFoundError(f"no session with the id {name!r}; sessions that are not used are closed", "session_id")
+        found.used = time.monotonic()
+        return found
+
+    def remove(self, name: str, owner: str) -> None:
+        """Close a session. Raises NotFoundError."""
+        del self._open[self.get(name, owner).id]
+
+    def free_idle(self) -> None:
+        """Close the sessions that were not used for too long."""
+        limit = time.monotonic() - self.limits.idle_seconds
+        for name in [name for name, one in self._open.items() if one.used < limit and not one.lock.locked()]:
+            del self._open[name]
+
+
+def _service(request: Request | WebSocket) -> Any:
+    return request.app.state.service
+
+
+def _object(opened: OpenSession, limits: SessionLimits) -> dict[str, Any]:
+    log = opened.video.log
+    return {
+        "id": opened.id,
+        "object": "streaming.session",
+        "created_at": int(opened.created),
+        "idle_timeout": limits.idle_seconds,
+        "frames": log.frames,
+        "duration": opened.video.duration,
+        "visual_tokens": opened.video.memory.num_tokens,
+        "max_visual_tokens": opened.video.memory.max_tokens,
+        "log": {"steps": log.steps, "merged": log.merged, "dropped": log.dropped, "resized": log.resized},
+    }
+
+
+@router.post("")
+async def open_session(request: Request, body: SessionRequest) -> dict[str, Any]:
+    """Open a session."""
+    service = _service(request)
+    if body.model not in (None, service.settings.name):
+        raise NotFoundError(f"unknown model {body.model!r}; this server serves {service.settings.name!r}", "model")
+    limits, engine = service.sessions.limits, service.engine
+    if (body.max_visual_tokens or 0) > limits.max_visual_tokens:
+        raise ServeError(f"max_visual_tokens is at most {limits.max_visual_tokens}", "max_visual_tokens")
+    try:
+        video = VideoSession(
+            engine.model,
+            engine.processor,
+            max_visual_tokens=body.max_visual_tokens,
+            window=body.window,
+            last_frames=body.last_frames,
+        )
+    except ValueError as error:
+        raise ServeError(str(error)) from error
+    return _object(service.sessions.add(video, owner_of_request(request)), limits)
+
+
+@router.get("/{session_id}")
+async def get_session(request: Request, session_id: str) -> dict[str, Any]:
+    """What a session has seen and kept."""
+    sessions = _service(request).sessions
+    return _object(sessions.get(session_id, owner_of_request(request)), sessions.limits)
+
+
+@router.delete("/{session_id}")
+async def close_session(request: Request, session_id: str) -> dict[str, Any]:
+    """Close a session and free its memory."""
+    _service(request).sessions.remove(session_id, owner_of_request(request))
+    return {"id": session_id, "object": "streaming.session", "deleted": True}
+
+
+@router.post("/{session_id}/frame")
+async def push_frame(
+    request: Request, session_id: str, timestamp: Annotated[float | None, Query(ge=0, allow_inf_nan=False)] = None
+) -> dict[str, Any]:
+    """Push one picture: the body itself, or JSON with a data URL."""
+    opened = _service(request).sessions.get(session_id, owner_of_request(request))
+    data = await request.body()
+    if request.headers.get("content-type", "").partition(";")[0] == "application/json":
+        try:
+            frame = FrameRequest.model_validate_json(data)
+        except ValidationError as error:
+            raise ServeError(f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
+        data, timestamp = _bytes_of(frame.image), frame.timestamp
+    return await _push(_service(request), opened, data, timestamp, {"num_frames": 1})
+
+
+@router.post("/{session_id}/chunk")
+async def push_chunk(
+    request: Request,
+    session_id: str,
+    timestamp: Annotated[float | None, Query(ge=0, allow_inf_nan=False)] = None,
+    fps: Annotated[float, Query(gt=0, le=_MAX_FPS)] = 1.0,
+) -> dict[str, Any]:
+    """Push a short video, whose frames at `fps` come after those so far."""
+    opened = _service(request).sessions.get(session_id, owner_of_request(request))
+    return await _push(_service(request), opened, await request.body(), timestamp, {"fps": fps})
+
+
+@router.post("/{session_id}/ask")
+async def ask_session(request: Request, session_id: str, body: AskRequest) -> dict[str, Any]:
+    """Answer a question about the frames so far."""
+    opened = _service(request).sessions.get(session_id, owner_of_request(request))
+    return await _ask(_service(request), opened, body)
+
+
+def _bytes_of(image: str) -> bytes:
+    try:
+        return base64.b64decode(image.partition(",")[2] if image.startswith("data:") else image, validate=True)
+    except binascii.Error as error:
+        raise ServeError("image must be a data URL, or base64", "image") from error
+
+
+async def _push(
+    service: Any, opened: OpenSession, data: bytes, timestamp: float | None, choice: dict[str, Any]
+) -> dict[str, Any]:
+    """Decode and push; without a timestamp the frames follow the last one."""
+    if not data:
+        raise ServeError("the body is empty: send a picture or a video")
+    if len(data) > _UPLOAD_BYTES:
+        raise TooLargeError(f"a frame or chunk is at most {_UPLOAD_BYTES} bytes")
+    async with opened.lock:
+        with tempfile.NamedTemporaryFile() as file:
+            await asyncio.to_thread(Path(file.name).write_bytes, data)
+            video = await service.pool.read(Path(file.name), **choice)
+        start = opened.video.duration if timestamp is None else timestamp
+
+        def push() -> None:
+            for image, moment in zip(video.frames, video.times):
+                opened.video.push(image, start + (0.0 if video.is_still else float(moment)))
+
+        try:
+            await asyncio.to_thread(push)
+        except ValueError as error:
+            raise ServeError(str(error), "timestamp") from error
+    return {"id": opened.id, "object": "streaming.frame", "frames": opened.video.num_frames, "timestamp": start}
+
+
+async def _ask(service: Any, opened: OpenSession, body: AskRequest) -> dict[str, Any]:
+    processor = service.engine.processor
+    try:
+        messages = question_messages(processor, body.question)
+        async with opened.lock:
+            clip = await asyncio.to_thread(opened.video.clip)
+            duration, frames = opened.video.duration, opened.video.num_frames
+        prompt = await asyncio.to_thread(build_prompt, processor, messages, [clip])
+        tokens = min(body.max_tokens, service.settings.max_tokens, service.engine.room_for(len(prompt)))
+    except ValueError as error:
+        raise error if isinstance(error, ServeError) else ServeError(str(error)) from error
+    async for event in service.events(GenerateRequest(prompt, [clip], tokens)):
+        if isinstance(event, Finished):
+            return {
+                "id": opened.id,
+                "object": "streaming.answer",
+                "answer": event.text,
+                "finish_reason": event.finish_reason,
+                "timestamp": duration,
+                "frames": frames,
+                "visual_tokens": clip.num_tokens,
+            }
+    raise AssertionError("the stream of an answer ended without a final event")
+
+
+@router.websocket("/{session_id}/ws")
+async def session_socket(socket: WebSocket, session_id: str) -> None:
+    """Frames and questions over one connection; a binary message is a frame without a time."""
+    service = _service(socket)
+    owner = str(socket.scope.get("owner", ""))
+    await socket.accept()
+    try:
+        while True:
+            message = await socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            try:
+                opened = service.sessions.get(session_id, owner)
+                if message.get("bytes") is not None:
+                    reply = await _push(service, opened, message["bytes"], None, {"num_frames": 1})
+                else:
+                    reply = await _handle(service, opened, message.get("text") or "")
+            except ServeError as error:
+                reply = {"object": "error", "error": {"message": str(error), "code": error.code, "param": error.param}}
+            await socket.send_json(reply)
+    except WebSocketDisconnect:
+        return
+
+
+class _SocketMessage(BaseModel):
+    """A text message: what to do, and the fields of `FrameRequest` or `AskRequest`."""
+
+    model_config = ConfigDict(extra="allow")
+    type: str
+
+
+async def _handle(service: Any, opened: OpenSession, text: str) -> dict[str, Any]:
+    try:
+        message = _SocketMessage.model_validate_json(text)
+        fields = message.model_extra or {}
+        if message.type == "frame":
+            frame = FrameRequest(**fields)
+            return await _push(service, opened, _bytes_of(frame.image), frame.timestamp, {"num_frames": 1})
+        if message.type == "ask":
+            return await _ask(service, opened, AskRequest(**fields))
+    except ValidationError as error:
+        raise ServeError(f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
+    raise ServeError(f"the type of a message is frame or ask, not {message.type!r}", "type")
+
+
+__all__ = ["OpenSession", "SessionLimits", "SessionStore", "router"]

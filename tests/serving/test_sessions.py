@@ -1,0 +1,131 @@
+"""Protects streaming sessions of the server: frames, chunks and questions over HTTP and WebSocket give the answers of
+the library; keys, owners and hosts hold; idle sessions are freed and their number is bounded."""
+
+import base64
+import io
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient, WebSocketDisconnect
+
+from compressed import compressed
+from media import write_video
+from tiny import clip
+from videopanda.inference.engine_thread import EngineThread
+from videopanda.inference.session import VideoSession
+from videopanda.serving.api import ServerSettings, create_app
+from videopanda.serving.decoder_pool import DecodeLimits
+from videopanda.serving.sessions import SessionLimits
+from videopanda.video.read import read_video
+
+PATH, QUESTION = "/v1/streaming/sessions", "What colour is the circle?"
+HEADERS = {"Authorization": "Bearer one"}
+
+
+def png(image) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "PNG")
+    return content.getvalue()
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return compressed("elva", {"kind": "pool", "pool_time": 2})
+
+
+@pytest.fixture(scope="module")
+def client(loaded, tmp_path_factory):
+    settings = ServerSettings(
+        "tiny",
+        tmp_path_factory.mktemp("files"),
+        keys=("one", "two"),
+        hosts=("testserver",),
+        decode=DecodeLimits(workers=1),
+        sessions=SessionLimits(most=3, idle_seconds=1000),
+    )
+    with TestClient(create_app(EngineThread(*loaded), settings), headers=HEADERS) as client:
+        yield client
+
+
+def opened(client, **fields) -> str:
+    reply = client.post(PATH, json=fields)
+    assert reply.status_code == 200, reply.text
+    return reply.json()["id"]
+
+
+def test_frames_chunks_and_questions_give_the_answers_of_the_library(client, loaded, tmp_path):
+    frames, video = clip(5), write_video(tmp_path / "a.mp4", range(30), fps=10, size=(40, 30))
+    name = opened(client, max_visual_tokens=100)
+    local = VideoSession(*loaded, max_visual_tokens=100, max_new_tokens=6)
+    for second, image in enumerate(frames[:3]):
+        reply = client.post(f"{PATH}/{name}/frame?timestamp={second}", content=png(image))
+        assert reply.json()["frames"] == second + 1, reply.text
+        local.push(image, float(second))
+    data = f"data:image/png;base64,{base64.b64encode(png(frames[3])).decode()}"
+    client.post(f"{PATH}/{name}/frame", json={"image": data, "timestamp": 3.0})
+    local.push(frames[3], 3.0)
+    reply = client.post(f"{PATH}/{name}/chunk?fps=2", content=video.read_bytes())
+    assert reply.json() == {"id": name, "object": "streaming.frame", "frames": 10, "timestamp": 4.0}
+    read = read_video(video, fps=2)
+    for image, moment in zip(read.frames, read.times):
+        local.push(image, 4.0 + moment)
+    asked = client.post(f"{PATH}/{name}/ask", json={"question": QUESTION, "max_tokens": 6}).json()
+    expected = local.ask(QUESTION)
+    assert (asked["answer"], asked["visual_tokens"]) == (expected.answer, expected.visual_tokens)
+    assert (asked["timestamp"], asked["frames"]) == (7.0, 10)
+    state = client.get(f"{PATH}/{name}").json()
+    assert sum(count for *_, count in state["log"]["steps"]) == 10
+    with client.websocket_connect(f"{PATH}/{name}/ws") as socket:
+        socket.send_bytes(png(frames[4]))
+        assert socket.receive_json()["frames"] == 11
+        socket.send_json({"type": "ask", "question": QUESTION, "max_tokens": 6})
+        local.push(frames[4], 7.0)
+        assert socket.receive_json()["answer"] == local.ask(QUESTION).answer
+        socket.send_json({"type": "sing"})
+        assert "frame or ask" in socket.receive_json()["error"]["message"]
+    assert client.delete(f"{PATH}/{name}").json()["deleted"]
+    assert client.get(f"{PATH}/{name}").status_code == 404
+
+
+def test_keys_owners_and_hosts_hold(client):
+    name = opened(client)
+    assert client.post(PATH, json={}, headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert client.get(f"{PATH}/{name}", headers={"Authorization": "Bearer two"}).status_code == 404
+    for headers in ({"Authorization": "Bearer wrong"}, {"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect(f"{PATH}/{name}/ws", headers=headers):
+            pass
+    client.delete(f"{PATH}/{name}")
+
+
+def test_sessions_are_bounded_and_freed_when_idle(client, monkeypatch):
+    names = [opened(client) for _ in range(3)]
+    refused = client.post(PATH, json={})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    store = client.app.state.service.sessions
+    store._open[names[0]].used -= 2000
+    assert client.post(PATH, json={}).status_code == 200
+    assert client.get(f"{PATH}/{names[0]}").status_code == 404
+    for name in list(store._open):
+        client.delete(f"{PATH}/{name}")
+    assert len(store) == 0
+
+
+def test_what_makes_no_sense_is_refused_in_a_line(client):
+    name = opened(client, last_frames=2)
+    for path, arguments, part in (
+        (f"/{name}/frame", {"content": b""}, "body is empty"),
+        (f"/{name}/frame", {"content": b"no picture"}, "cannot read this video"),
+        (f"/{name}/frame", {"json": {"image": "%%%"}}, "data URL, or base64"),
+        (f"/{name}/ask", {"json": {"question": QUESTION}}, "no frame yet"),
+        (f"/{name}/ask", {"json": {"question": ""}}, "question"),
+        ("", {"json": {"frames": 1}}, "frames"),
+        ("", {"json": {"max_visual_tokens": 10**6}}, "at most 8192"),
+        ("", {"json": {"model": "other"}}, "unknown model"),
+    ):
+        reply = client.post(PATH + path, **arguments)
+        assert 400 <= reply.status_code < 500, reply.text
+        assert part in reply.json()["error"]["message"]
+    client.post(f"{PATH}/{name}/frame?timestamp=5", content=png(clip(1)[0]))
+    late = client.post(f"{PATH}/{name}/frame?timestamp=2", content=png(clip(1)[0]))
+    assert "comes after" in late.json()["error"]["message"]
+    client.delete(f"{PATH}/{name}")
