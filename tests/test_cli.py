@@ -40,12 +40,17 @@ SURFACE = {
     "": (
         {"--version"},
         {"answer", "chat", "convert", "data", "demo", "doctor", "export", "finetune", "init", "train", "scenes"}
-        | {"bench", "evaluate", "plan", "serve", "verify"},
+        | {"bench", "evaluate", "plan", "serve", "verify", "watch"},
     ),
     "answer": (
         {"--model", "--num-frames", "--start", "--end", "--device", "--cache", "--cache-size", "--json"}
-        | {"--quantize", "--max-new-tokens"},
+        | {"--quantize", "--max-new-tokens", "--fps", "--max-visual-tokens"},
         {"video", "question"},
+    ),
+    "watch": (
+        {"--every", "--when", "--check", "--model", "--fps", "--max-visual-tokens", "--window", "--last-frames"}
+        | {"--follow", "--until", "--device", "--max-new-tokens", "--json"},
+        {"source"},
     ),
     "bench": (set(), {"efficiency", "decode", "generate", "train"}),
     "bench decode": ({"--rounds", "--minutes", "--json"}, set()),
@@ -86,8 +91,8 @@ SURFACE = {
         set(),
     ),
     "scenes": (set(), {"make"}),
-    "scenes make": ({"--num", "--seed", "--split"}, {"out"}),
-    "evaluate": (set(), {"inspect", "judge", "predict", "report", "scenes", "score"}),
+    "scenes make": ({"--num", "--seed", "--split", "--long", "--minutes"}, {"out"}),
+    "evaluate": (set(), {"inspect", "judge", "needle", "predict", "report", "scenes", "score"}),
     "evaluate predict": (
         {
             "--output",
@@ -118,10 +123,11 @@ SURFACE = {
         | {"--timeout", "--price-in", "--price-out", "--dry-run", "--json"},
         {"bench", "path", "predictions"},
     ),
+    "evaluate needle": ({"--data", "--output", "--json"}, {"scores"}),
     "evaluate report": ({"--output", "--json"}, {"scores"}),
     "evaluate score": ({"--output", "--scorer", "--errata", "--wordnet", "--json"}, {"bench", "path", "predictions"}),
     "evaluate scenes": ({"--model", "--num", "--seed", "--json", "--output", "--no-baselines"}, set()),
-    "init": ({"--backbone", "--family", "--preset", "--set", "--chat-template", "--seed"}, {"out"}),
+    "init": ({"--backbone", "--model", "--family", "--preset", "--set", "--chat-template", "--seed"}, {"out"}),
     "export": (set(), {"checkpoint", "out"}),
     "finetune": (
         {"--data", "--model", "--media-root", "--lora", "--quantize", "--set", "--output", "--resume"},
