@@ -5,10 +5,10 @@ import sys
 
 import pytest
 import torch
-from compressed import FAMILIES, compressed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compressed import FAMILIES, compressed
 from tiny import clip, realign
 from videopanda.checkpoints.export import export
 from videopanda.inference.answer import ask

@@ -275,7 +275,7 @@ def judge_verb(
 @evaluate_app.command("needle")
 def needle_verb(
     scores: Annotated[Path, typer.Argument(help="Scores of the questions.", show_default=False)],
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of `scenes make --long`.")],
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of the long scenes.")],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for needle.json and needle.png.")],
     as_json: AsJson = False,
 ) -> None:

@@ -28,7 +28,7 @@ MaxVisualTokens = Annotated[
         "--max-visual-tokens",
         metavar="N",
         min=1,
-        help="Look at the whole clip at --fps (default 1), and merge what exceeds this many tokens.",
+        help="Look at the whole clip at --fps (default 1); merge what exceeds N tokens.",
     ),
 ]
 MaxNewTokens = Annotated[
