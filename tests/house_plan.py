@@ -15,6 +15,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "__main__": ({"cli"}, set()),
     "_auto": ({"models", "video"}, set()),
     "models": ({".", "models.pictures"}, {"torch", "transformers", "numpy", "PIL"}),
+    "models.videopanda.convert": (
+        {"models", "checkpoints"},
+        {"torch", "transformers", "tokenizers", "rich", "sentencepiece", "google"},
+    ),
     "models.pictures": (set(), {"numpy", "PIL"}),
     "video": ({".", "models.pictures"}, {"av", "torchcodec", "numpy", "PIL"}),
     "plan": ({".", "models"}, {"torch", "transformers", "psutil", "rich"}),
@@ -27,7 +31,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.recaption": ({".", "data", "inference", "video"}, {"PIL", "openai"}),  # a model of one's own, or a server
     "data.worlds.long": ({".", "data.worlds.scenes"}, {"numpy"}),
     "encoders": ({".", "checkpoints"}, {"torch", "transformers"}),
-    "checkpoints": ({".", "", "models"}, {"torch", "transformers", "tokenizers", "rich"}),
+    "checkpoints": ({".", "", "models"}, {"torch"}),
     "checkpoints.verify": ({".", "", "models", "inference"}, {"torch", "rich"}),
     "checkpoints.behavior_checks": ({".", "", "models", "inference"}, {"torch", "numpy"}),
     "training": (

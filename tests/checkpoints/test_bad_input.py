@@ -117,7 +117,7 @@ def test_a_language_model_that_does_not_fit_its_config(tmp_path, run):
 
 
 # -- and the right thing -----------------------------------------------------------------------------------------------
-def test_the_ledger_for_people_and_for_machines(whole, tmp_path, run, monkeypatch):
+def test_the_report_for_people_and_for_machines(whole, tmp_path, run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     code, out, err = run("convert", whole, tmp_path / "one")
     assert (code, err) == (0, "")
@@ -131,8 +131,8 @@ def test_the_ledger_for_people_and_for_machines(whole, tmp_path, run, monkeypatc
         assert line in lines
     assert any("frozen teacher of the distillation" in line[-1] for line in lines if line)
     totals = json.loads((tmp_path / "one" / "conversion.json").read_text())["totals"]
-    for fate, number in totals.items():
-        assert any(re.match(rf"│ {fate} +│ +{number} │", line) for line in out.splitlines()), fate
+    for action, number in totals.items():
+        assert any(re.match(rf"│ {action} +│ +{number} │", line) for line in out.splitlines()), action
     assert f"videopanda verify {tmp_path / 'one'}" in out
     code, out, err = run("convert", whole, tmp_path / "two", "--json")
     assert (code, err) == (0, "")

@@ -26,9 +26,6 @@ from official import (
     write_vocabulary,
 )
 from tiny import realign
-from videopanda.checkpoints import convert as convert_module
-from videopanda.checkpoints.convert import convert
-from videopanda.checkpoints.tensor_plan import make_plan
 from videopanda.inference.load import load
 from videopanda.models.videopanda import (
     VideoPandaConfig,
@@ -36,7 +33,10 @@ from videopanda.models.videopanda import (
     VideoPandaProcessor,
     VideoPandaStabConfig,
 )
-from videopanda.models.videopanda.convert_videopanda import fate_of
+from videopanda.models.videopanda.convert import convert
+from videopanda.models.videopanda.convert import write as convert_module
+from videopanda.models.videopanda.convert.names import action_for
+from videopanda.models.videopanda.convert.plan import tensor_plan
 from videopanda.training.distill import FusedHead
 
 
@@ -46,7 +46,7 @@ def all_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def assert_converted(source: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]) -> None:
     """All weights of the model equal their source bit for bit, up to the rows of `<video>` and `<image>`."""
-    targets = {fate.target: source[name] for name in source if (fate := fate_of(name)).kind == "weight"}
+    targets = {action.target: source[name] for name in source if (action := action_for(name)).kind == "weight"}
     assert ours.keys() == targets.keys()
     for name, tensor in ours.items():
         wanted = targets[name]
@@ -165,12 +165,12 @@ def test_the_whole_model_gives_the_golden_numbers(ours):
     assert new.tolist() == golden["gen.new_ids"][0].tolist()
 
 
-# -- the ledger --------------------------------------------------------------------------------------------------------
+# -- the report --------------------------------------------------------------------------------------------------------
 def test_the_ledger_names_every_tensor_once(official, ours):
-    ledger = json.loads((ours / "conversion.json").read_text())
-    lines = {line["key"]: line for line in ledger["keys"]}
+    report = json.loads((ours / "conversion.json").read_text())
+    lines = {line["key"]: line for line in report["keys"]}
     weights = official_weights()
-    assert len(ledger["keys"]) == len(lines)
+    assert len(report["keys"]) == len(lines)
     assert lines.keys() == weights.keys()
     for name, line in lines.items():
         assert line["shape"] == list(weights[name].shape)
@@ -190,12 +190,12 @@ def test_the_ledger_names_every_tensor_once(official, ours):
             wanted = "alias"
         else:
             wanted = "used" if name == "lm_head.weight" else "renamed"
-        assert line["fate"] == wanted, name
-    made = {line["to"] for line in ledger["keys"] if line["fate"] in ("used", "renamed")}
+        assert line["action"] == wanted, name
+    made = {line["to"] for line in report["keys"] if line["action"] in ("used", "renamed")}
     assert made == set(all_weights(ours))
-    assert ledger["missing"] == ledger["fresh"] == []
-    assert ledger["added_rows"] == {"lm_head.weight": 2, "model.language_model.embed_tokens.weight": 2}
-    assert ledger["totals"] == {"used": 1, "renamed": 129, "alias": 55, "head": 13, "dropped": 208}
+    assert report["missing"] == report["reinitialized"] == []
+    assert report["added_rows"] == {"lm_head.weight": 2, "model.language_model.embed_tokens.weight": 2}
+    assert report["totals"] == {"used": 1, "renamed": 129, "alias": 55, "head": 13, "dropped": 208}
 
 
 def test_unknown_tensors_are_refused_unless_allowed(tmp_path):
@@ -237,7 +237,7 @@ def test_other_shapes_are_refused(tmp_path):
     weights = golden_weights()
     weights["model.video_projector.0.bias"] = torch.ones(7)
     with pytest.raises(ValueError, match=r"video_projector.0.bias has the shape \(7,\).* requires \(48,\)"):
-        make_plan(write_official(tmp_path / "official", weights))
+        tensor_plan(write_official(tmp_path / "official", weights))
 
 
 @pytest.mark.parametrize("layout", ["bin", "safetensors"])
@@ -292,7 +292,7 @@ def test_the_preprocessor_is_found_where_the_config_points(place, tmp_path):
     if place in target:
         target[place].parent.mkdir(parents=True, exist_ok=True)
         target[place].write_text(json.dumps(json.loads(settings)["preprocessor"]))
-    plan = make_plan(folder)
+    plan = tensor_plan(folder)
     assert plan.settings.config.stab_config.image_size == (448 if place == "nowhere" else 112)
     assert len(plan.settings.notes) == (place == "nowhere")
 
@@ -305,12 +305,12 @@ def test_settings_that_the_model_does_not_know_are_refused(tmp_path):
         ]
     ):
         with pytest.raises(ValueError, match=reason):
-            make_plan(write_official(tmp_path / str(number), golden_weights(), config))
+            tensor_plan(write_official(tmp_path / str(number), golden_weights(), config))
     folder = write_official(tmp_path / "stride", golden_weights())
     path = folder / PREPROCESSOR_PATH
     path.write_text(path.read_text().replace('"conv_stride": 2', '"conv_stride": 3'))
     with pytest.raises(ValueError, match="conv_stride 3, the weights 2"):
-        make_plan(folder)
+        tensor_plan(folder)
 
 
 # -- EVE ---------------------------------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def test_eve_becomes_the_start_of_stage_one(model_type, tmp_path):
     plan = convert(source, tmp_path / "ours")
     assert plan.layout == "eve"
     weights = all_weights(tmp_path / "ours")
-    fresh = {name: weights.pop(name) for name in plan.fresh}
+    fresh = {name: weights.pop(name) for name in plan.reinitialized}
     assert_converted(eve_weights(), weights)
     parts = {name.split(".")[2] for name in fresh}
     assert parts == {"lste", "gstra", "fusion"}
@@ -335,7 +335,7 @@ def test_eve_becomes_the_start_of_stage_one(model_type, tmp_path):
     assert processor.video_processor.num_frames == 8
     again = convert(source, tmp_path / "again")
     assert (tmp_path / "again/checksums.json").read_text() == (tmp_path / "ours/checksums.json").read_text()
-    assert again.fresh == plan.fresh
+    assert again.reinitialized == plan.reinitialized
 
 
 def test_the_distillation_head_is_kept_for_training(ours, tmp_path):
@@ -417,7 +417,7 @@ def test_the_7b_checkpoint_is_planned_without_moving_it(tmp_path):
     write_vocabulary(folder / "tokenizer.model", 32000)
     assert sum(file.stat().st_size for file in folder.glob("*.safetensors")) > 13.5e9
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    plan = make_plan(folder)
+    plan = tensor_plan(folder)
     config = plan.settings.config
     assert config.stab_config.to_dict() == VideoPandaStabConfig.released().to_dict()
     assert config.text_config.vocab_size == 32002
@@ -439,7 +439,7 @@ def test_a_conversion_needs_little_memory(tmp_path):
     assert official.stat().st_size > 100e6
     code = """
 import resource, sys
-from videopanda.checkpoints.convert import convert
+from videopanda.models.videopanda.convert import convert
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 convert(sys.argv[1], sys.argv[2], shard_bytes=40_000_000)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)

@@ -7,9 +7,8 @@ import pytest
 from transformers import LlamaTokenizer
 
 from official import GOLDEN, write_vocabulary
-from videopanda.checkpoints.sentencepiece import read_sentencepiece
-from videopanda.checkpoints.settings import read_tokenizer
 from videopanda.checkpoints.tensors import CheckpointError
+from videopanda.models.videopanda.convert.settings import read_sentencepiece, read_tokenizer
 
 MODEL = GOLDEN / "tiny_tokenizer" / "tokenizer.model"
 TEXTS = [

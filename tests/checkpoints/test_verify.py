@@ -13,7 +13,6 @@ from official import golden_weights, official_weights, write_official, write_spa
 from tiny import tiny_config, tiny_model, tiny_processor
 from videopanda.checkpoints import checksums
 from videopanda.checkpoints.behavior_checks import Answer, check_greedy, first_difference
-from videopanda.checkpoints.convert import convert
 from videopanda.checkpoints.tensors import find_tensors, read_safetensors_header
 from videopanda.checkpoints.verify import verify
 from videopanda.checkpoints.weight_checks import Check, Expected, check_keys, check_parameters
@@ -21,6 +20,7 @@ from videopanda.cli import app as cli
 from videopanda.inference.load import BUNDLED_MODEL
 from videopanda.models.generation import CACHE_NAME
 from videopanda.models.videopanda import VideoPandaConfig, VideoPandaForConditionalGeneration
+from videopanda.models.videopanda.convert import convert
 
 MEAN = "model.stab.lste.norm.running_mean"
 LSD, FSRA = "model.stab.lsd.query_proj.weight", "model.stab.fsra.query_proj.weight"

@@ -238,7 +238,7 @@ CHAT = [ASK, TELL]
         (videochat2, {"video": "a.mp4", "QA": ["x"]}, "schema", "a member of 'QA'"),
         (videochat2, {"video": "a.mp4", "QA": []}, "empty", "no conversation"),
         (llama_factory, {"conversations": CHAT, "videos": ["a.mp4", "b.mp4"]}, "missing_marker", "1 visual"),
-        (llama_factory, {"conversations": CHAT, "videos": ["a.mp4"], "images": ["b.jpg"]}, "schema", "both images"),
+        (llama_factory, {"conversations": CHAT, "videos": ["a.mp4"], "images": ["b.jpg"]}, "schema", "their order"),
         (llama_factory, {"messages": ["x"]}, "schema", "an object with 'role' and 'content'"),
         (llama_factory, {"conversations": CHAT, "videos": ["a.mp4"], "system": 3}, "schema", "system prompt"),
         (ms_swift, {"messages": [], "audios": ["a.wav"]}, "schema", "not supported"),

@@ -11,11 +11,11 @@ import torch
 
 from golden_checks.findings import Findings
 from golden_checks.stab import Weights
-from videopanda.checkpoints.settings import read_tokenizer
 from videopanda.data.collate import IGNORE, flipped, render
 from videopanda.encoders.open import teacher_video_processor
 from videopanda.models.prompts import TRAINING_SYSTEM_PROMPT, VICUNA_CHAT_TEMPLATE, place_marker
 from videopanda.models.videopanda import VideoPandaVideoProcessor
+from videopanda.models.videopanda.convert.settings import read_tokenizer
 from videopanda.video.read import released_frame_indices
 
 PIXEL = 1e-6

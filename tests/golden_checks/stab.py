@@ -11,7 +11,7 @@ from torch import Tensor
 
 from golden_checks.findings import Findings
 from videopanda.models.videopanda import VideoPandaProjector, VideoPandaStab, VideoPandaStabConfig
-from videopanda.models.videopanda.convert_videopanda import official_to_ours
+from videopanda.models.videopanda.convert.names import official_to_ours
 from videopanda.models.videopanda.modeling_videopanda import encode_frames
 
 TOLERANCE = 1e-4  # measured worst: 3.6e-5 at the real size, 2.2e-5 at the small one, 8.6e-6 inside

@@ -15,7 +15,7 @@ from tiny import layouts_of
 from videopanda.data.collate import IGNORE
 from videopanda.encoders.languagebind import LanguageBindTower, tower_weights
 from videopanda.models.videopanda import VideoPandaConfig, VideoPandaForConditionalGeneration, VideoPandaStabConfig
-from videopanda.models.videopanda.convert_videopanda import fate_of
+from videopanda.models.videopanda.convert.names import action_for
 from videopanda.training.distill import (
     Distillation,
     DistillVideoLanguage,
@@ -107,7 +107,7 @@ def load_whole(config: Mapping[str, Any], weights: Weights) -> tuple[VideoPandaF
     )
     state, head, ours = {}, {}, model.state_dict()
     for name, tensor in weights.items():
-        fate = fate_of(name)
+        fate = action_for(name)
         if fate.kind == "unknown":
             raise ValueError(f"{name} is not part of the model")
         if fate.kind == "head":
@@ -134,7 +134,7 @@ def teacher_features(config: Mapping[str, Any], weights: Weights, golden: Weight
 def check_whole_weights(weights: Weights) -> Findings:
     """Whether every tensor has a fate."""
     findings = Findings()
-    unknown = [name for name in weights if fate_of(name).kind == "unknown"]
+    unknown = [name for name in weights if action_for(name).kind == "unknown"]
     findings.require(f"{len(weights)} names known", not unknown)
     return findings
 
@@ -207,9 +207,9 @@ def check_whole(
         losses["loss"].backward()
         gradients = {n: p.grad for n, p in [*model.named_parameters(), *head.named_parameters()]}
         for name, norm in texts["grad_l2"].items():
-            difference = gradients[fate_of(name).target].norm() - norm
+            difference = gradients[action_for(name).target].norm() - norm
             findings.compare(f"grad_l2 {name}, relative", difference / max(norm, LOSS), 0.0, GRADIENT)
-        unused = [name for name in texts.get("params_without_grad", []) if fate_of(name).kind != "dropped"]
+        unused = [name for name in texts.get("params_without_grad", []) if action_for(name).kind != "dropped"]
         findings.require("params_without_grad", not unused)
         check_conversations(findings, texts["conversations"], golden, tokenizer)
     if any(name.startswith("gen.") for name in golden):

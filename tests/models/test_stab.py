@@ -17,7 +17,7 @@ from videopanda.models.videopanda.configuration_videopanda import (
     placement_for_size,
     visual_token_count,
 )
-from videopanda.models.videopanda.convert_videopanda import official_to_ours
+from videopanda.models.videopanda.convert.names import official_to_ours
 from videopanda.models.videopanda.modeling_videopanda import VideoPandaForConditionalGeneration, encode_frames
 from videopanda.models.videopanda.modeling_videopanda_layers import MaskedBatchNorm
 from videopanda.models.videopanda.modeling_videopanda_stab import VideoPandaStab

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tiny import clip, layouts_of, randomize, tiny_model, tiny_processor, tiny_stab
 from videopanda.encoders.open import teacher_video_processor
 from videopanda.models.videopanda import VideoPandaVideoProcessor
-from videopanda.models.videopanda.convert_videopanda import fate_of
+from videopanda.models.videopanda.convert.names import action_for
 from videopanda.training.distill import (
     Distillation,
     DistillVideoLanguage,
@@ -62,7 +62,7 @@ def test_released_head_has_the_official_names_and_size():
     names += [f"{layer}.{kind}" for layer in ("input_layer", "output_layer") for kind in ("weight", "bias")]
     assert sorted(head.state_dict()) == sorted(names)
     assert sum(parameter.numel() for parameter in head.parameters()) == 43_067_392
-    assert {fate_of(f"model.video_tower_compressor.{name}").target for name in names} == set(names)
+    assert {action_for(f"model.video_tower_compressor.{name}").target for name in names} == set(names)
 
 
 @pytest.mark.parametrize(("num_states", "teacher_size"), [(1, 16), (3, 18)])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from videopanda.checkpoints.tensors import DTYPE_NAMES, CheckpointError, Place, find_tensors
+from videopanda.checkpoints.tensors import DTYPE_NAMES, CheckpointError, TensorLocation, find_tensors
 
 FILE_NAME = "checksums.json"
 
@@ -30,7 +30,7 @@ def of_bytes(dtype: torch.dtype, shape: Iterable[int], chunks: Iterable[bytes]) 
     return digest.hexdigest()
 
 
-def checksum(place: Place) -> str:
+def checksum(place: TensorLocation) -> str:
     """Checksum of the tensor at a place."""
     return of_bytes(place.dtype, place.shape, place.chunks())
 

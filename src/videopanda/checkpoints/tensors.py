@@ -42,7 +42,7 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorLocation:
     """The location of a tensor.
 
     offset: first byte in the file; None in a file of the old PyTorch format, where `key` finds the tensor.
@@ -119,7 +119,7 @@ def chunks_of(tensor: Tensor) -> Iterator[bytes]:
         yield flat[start : start + CHUNK_BYTES].numpy().tobytes()
 
 
-def find_tensors(folder: Path) -> dict[str, Place]:
+def find_tensors(folder: Path) -> dict[str, TensorLocation]:
     """All tensors of a checkpoint folder by name, in the order of its files.
 
     Reads `model.safetensors` or its shards, else `pytorch_model.bin` or its shards.
@@ -128,7 +128,7 @@ def find_tensors(folder: Path) -> dict[str, Place]:
         CheckpointError: there are no weights, a file of the index is missing or incomplete, a file contains anything
             but tensors, or two files contain a tensor of the same name.
     """
-    found: dict[str, Place] = {}
+    found: dict[str, TensorLocation] = {}
     paths, indexed = _weight_files(folder)
     for path in paths:
         read = read_safetensors_header if path.suffix == ".safetensors" else read_bin_header
@@ -171,7 +171,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], set[str]]:
     )
 
 
-def read_safetensors_header(path: Path) -> dict[str, Place]:
+def read_safetensors_header(path: Path) -> dict[str, TensorLocation]:
     """The tensors of a safetensors file.
 
     Raises:
@@ -194,7 +194,7 @@ def read_safetensors_header(path: Path) -> dict[str, Place]:
             if dtype is None:
                 raise CheckpointError(f"{path}: {name} has the unknown type {entry['dtype']}")
             begin, end = entry["data_offsets"]
-            place = Place(path, name, dtype, shape, 8 + length + begin)
+            place = TensorLocation(path, name, dtype, shape, 8 + length + begin)
             if min((begin, *shape)) < 0 or end - begin != place.num_bytes:
                 raise CheckpointError(f"{path} is damaged: {name} does not match its size in the file")
             places[name] = place
@@ -208,7 +208,7 @@ def read_safetensors_header(path: Path) -> dict[str, Place]:
     return places
 
 
-def read_bin_header(path: Path) -> dict[str, Place]:
+def read_bin_header(path: Path) -> dict[str, TensorLocation]:
     """The tensors of a file of `torch.save`; nothing in it is executed.
 
     Raises:
@@ -230,7 +230,7 @@ def read_bin_header(path: Path) -> dict[str, Place]:
             offset = begin + int(tensor.storage_offset()) * tensor.dtype.itemsize
             if begin + tensor.untyped_storage().nbytes() > size:
                 raise CheckpointError(f"{path} is damaged: {name} is beyond the end of the file")
-        places[name] = Place(path, name, tensor.dtype, tuple(tensor.shape), offset, stride)
+        places[name] = TensorLocation(path, name, tensor.dtype, tuple(tensor.shape), offset, stride)
     return places
 
 

@@ -9,10 +9,8 @@ from typing import Any, Literal
 import torch
 
 from videopanda.checkpoints import checksums
-from videopanda.checkpoints.convert import outgoing_weights
-from videopanda.checkpoints.tensor_plan import make_plan
-from videopanda.checkpoints.tensors import DTYPE_NAMES, CheckpointError, Place
-from videopanda.models.families import model_class
+from videopanda.checkpoints.tensors import DTYPE_NAMES, CheckpointError, TensorLocation
+from videopanda.models.families import converter, model_class
 
 STATISTICS = ("running_mean", "running_var")
 
@@ -68,7 +66,7 @@ class Expected:
         return part.partition(".")[0] in self.vision
 
 
-def check_keys(expected: Expected, places: dict[str, Place]) -> Check:
+def check_keys(expected: Expected, places: dict[str, TensorLocation]) -> Check:
     """Check that every weight exists with its name and shape, and no others."""
     missing = [name for name in expected.shapes if name not in places and name not in expected.tied]
     unexpected = [name for name in places if name not in expected.shapes]
@@ -95,7 +93,7 @@ def is_statistic(name: str) -> bool:
     return name.rpartition(".")[2] in STATISTICS
 
 
-def check_parameters(expected: Expected, places: dict[str, Place]) -> Check:
+def check_parameters(expected: Expected, places: dict[str, TensorLocation]) -> Check:
     """Compare the number of parameters of each part with the configuration."""
     wanted: Counter[str] = Counter()
     found: Counter[str] = Counter()
@@ -128,7 +126,7 @@ class Values:
     negative: tuple[str, ...]
 
 
-def read_values(places: dict[str, Place]) -> Values:
+def read_values(places: dict[str, TensorLocation]) -> Values:
     """Read every tensor once."""
     found: dict[str, str] = {}
     not_finite: dict[str, int] = {}
@@ -150,7 +148,7 @@ def read_values(places: dict[str, Place]) -> Values:
     return Values(found, not_finite, tuple(negative))
 
 
-def check_values(config: Any, places: dict[str, Place], values: Values) -> Check:
+def check_values(config: Any, places: dict[str, TensorLocation], values: Values) -> Check:
     """Values are finite numbers, of the type that the configuration names."""
     reasons = [f"{name} holds {count:,} values that are not finite" for name, count in values.not_finite.items()]
     reasons += [f"{name} is negative somewhere: it is a variance" for name in values.negative]
@@ -199,12 +197,12 @@ def check_against(source: Path, values: Values) -> Check:
     Raises:
         FileNotFoundError, CheckpointError: `source` is not a complete official checkpoint.
     """
-    plan = make_plan(source, allow=["*"])  # what the model does not use matters to `convert`, not here
+    plan = converter().tensor_plan(source, allow=["*"])  # what the model does not use matters to `convert`, not here
     reasons = []
     try:
         plan.check_aliases()
     except CheckpointError as error:
         reasons.append(str(error))
-    wanted = {t.name: checksums.of_bytes(t.dtype, t.shape, t.chunks()) for t in outgoing_weights(plan)}
+    wanted = {t.name: checksums.of_bytes(t.dtype, t.shape, t.chunks()) for t in converter().outgoing_weights(plan)}
     reasons += _compare(values.checksums, wanted, "in the official checkpoint")
     return Check.of("against", reasons, f"{len(wanted)} tensors equal {source.name} bit for bit", compared=len(wanted))

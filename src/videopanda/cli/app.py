@@ -362,16 +362,16 @@ def convert_verb(
     """
     require_paths(source)
     require_new(target)
-    from videopanda.checkpoints.conversion_report import lines, table
-    from videopanda.checkpoints.convert import convert
+    from videopanda.models.families import converter
 
     quiet()
-    plan = convert(source, target, allow or [])
+    conversion = converter()
+    plan = conversion.convert(source, target, allow or [])
     if as_json:
         print(json.dumps(plan.as_dict()))
         return
-    print(*lines(plan), sep="\n")
-    console().print(table(plan))
+    print(*conversion.lines(plan), sep="\n")
+    console().print(conversion.table(plan))
     for note in plan.settings.notes:
         print(f"videopanda: {note}", file=sys.stderr)
     print(f"{target}: written with its report, conversion.json; check the folder with  videopanda verify {target}")

@@ -8,6 +8,8 @@ are registered with the Auto classes elsewhere count as well.
 """
 
 from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from transformers import (
@@ -20,6 +22,11 @@ from . import folders
 from .fields import registered_config, unknown, with_fields
 
 DEFAULT = "videopanda"
+
+
+def converter() -> ModuleType:
+    """The part of the default family that converts official checkpoints; see its `__init__.py`."""
+    return import_module(f".{DEFAULT}.convert", __package__)
 
 
 def config_class(family: str) -> Any:

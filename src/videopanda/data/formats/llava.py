@@ -12,25 +12,9 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from videopanda.data.formats.record import (
-    RANGE_KEYS,
-    Medium,
-    Record,
-    RowError,
-    Said,
-    conversation,
-    items,
-    mark,
-    name_of,
-    paths,
-    refuse_unused,
-    said,
-    text,
-    videos,
-)
+from videopanda.data.formats.record import Record, RowError, Said, items, media_of, paths, record_of, said, text
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_USED = {"video", "image", "system", "system_prompt", *(key for keys in RANGE_KEYS for key in keys)}
 
 
 def llava(row: Mapping[str, Any], number: int, source: str) -> Record:
@@ -39,18 +23,13 @@ def llava(row: Mapping[str, Any], number: int, source: str) -> Record:
     An answer before the first question is dropped, as in the official code.
 
     Raises:
-        RowError: both kinds of media, or a conversation that `conversation` or `mark` refuses.
+        RowError: as of `media_of` and `record_of`.
     """
-    files, images = paths(row, "video"), paths(row, "image")
-    if files and images:
-        raise RowError("schema", "both 'video' and 'image'; a row of this format has one of them")
-    if any(path.endswith(".pkl") for path in files):
+    if any(path.endswith(".pkl") for path in paths(row, "video")):
         raise RowError("schema", "features in a .pkl file are not read; --format videochatgpt reads the video instead")
-    refuse_unused(row, _USED)
-    media = videos(row, files) + tuple(Medium("image", path) for path in images)
+    media = media_of(row, "video", "image")
     turns = [said(turn, "from", "value", _ROLES) for turn in items(row, "conversations")]
-    system, pairs = conversation(row, turns, drop_first_answer=True)
-    return Record(name_of(row, number), source, media, mark(pairs, media, missing="refuse"), system)
+    return record_of(row, number, source, media, turns, "refuse", drop_first_answer=True)
 
 
 def llava_video(row: Mapping[str, Any], number: int, source: str) -> Record:
@@ -78,8 +57,6 @@ def videochatgpt(row: Mapping[str, Any], number: int, source: str) -> Record:
     """
     if "conversations" in row:
         return llava({**row, "video": PurePosixPath(text(row, "video")).stem}, number, source)
-    name = text(row, "video_id")
-    refuse_unused(row, _USED)
-    system, turns = conversation(row, [Said("user", text(row, "q")), Said("assistant", text(row, "a"))])
-    media = videos(row, [name])
-    return Record(name, source, media, mark(turns, media, missing="front"), system)
+    named = {**row, "id": text(row, "video_id"), "video": text(row, "video_id")}
+    turns = [Said("user", text(row, "q")), Said("assistant", text(row, "a"))]
+    return record_of(named, number, source, media_of(named, "video", "image"), turns, "front")

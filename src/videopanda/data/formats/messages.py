@@ -11,22 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from videopanda.data.formats.record import (
-    RANGE_KEYS,
-    Medium,
-    Record,
-    RowError,
-    Said,
-    conversation,
-    items,
-    mark,
-    name_of,
-    paths,
-    refuse_unused,
-    said,
-    text,
-    videos,
-)
+from videopanda.data.formats.record import Record, RowError, Said, items, media_of, record_of, said, text
 
 
 @dataclass(frozen=True)
@@ -50,9 +35,8 @@ OPENAI = Names("messages", role_tag="role", content_tag="content", user_tag="use
 def llama_factory(row: Mapping[str, Any], number: int, source: str, names: Names | None = None) -> Record:
     """Read a row with the given names; without them, those of `messages` or of `conversations`, whichever it has."""
     names = names or (OPENAI if "messages" in row else Names())
-    media = _media(row, names)
-    system, turns = conversation(row, _turns(row, names), names.system)
-    return Record(name_of(row, number), source, media, mark(turns, media, missing="refuse"), system)
+    media = media_of(row, names.videos, names.images, names.system)
+    return record_of(row, number, source, media, _turns(row, names), "refuse", names.system)
 
 
 def ms_swift(row: Mapping[str, Any], number: int, source: str) -> Record:
@@ -65,18 +49,7 @@ def ms_swift(row: Mapping[str, Any], number: int, source: str) -> Record:
             if not isinstance(turn, list) or len(turn) != 2:
                 raise RowError("schema", "'history' must hold pairs of question and answer")
             turns += [Said("user", turn[0]), Said("assistant", turn[1])]
-    media = _media(row, OPENAI, "history")
-    system, pairs = conversation(row, turns)
-    return Record(name_of(row, number), source, media, mark(pairs, media, missing="front"), system)
-
-
-def _media(row: Mapping[str, Any], names: Names, *used: str) -> tuple[Medium, ...]:
-    images, files = paths(row, names.images), paths(row, names.videos)
-    if images and files:
-        raise RowError("schema", "both images and videos: their order is not known")
-    ranges = (key for keys in RANGE_KEYS for key in keys)
-    refuse_unused(row, {names.images, names.videos, names.system, "system_prompt", *ranges, *used})
-    return tuple(Medium("image", path) for path in images) + videos(row, files)
+    return record_of(row, number, source, media_of(row, "videos", "images", used=["history"]), turns, "front")
 
 
 def _turns(row: Mapping[str, Any], names: Names) -> list[Said]:

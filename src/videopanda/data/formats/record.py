@@ -240,12 +240,6 @@ def paths(row: Mapping[str, Any], key: str) -> list[str]:
     return found
 
 
-def name_of(row: Mapping[str, Any], number: int) -> str:
-    """The id of a row as text; its number if it has none."""
-    value = row.get("id")
-    return str(number if value is None or value == "" else value)
-
-
 def seconds(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """`start` and `end` of a row, by any of the names in use, in seconds.
 
@@ -262,13 +256,45 @@ def seconds(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
     return start, end
 
 
-def videos(row: Mapping[str, Any], found: Sequence[str]) -> tuple[Medium, ...]:
-    """The videos of a row at these paths, with its range, and the rate of folders of frames."""
+def media_of(
+    row: Mapping[str, Any], video_key: str, image_key: str, system_key: str = "system", used: Iterable[str] = ()
+) -> tuple[Medium, ...]:
+    """The videos of a row, with its range and the rate of folders of frames, or its images.
+
+    Args:
+        used: keys that the format reads besides, so that they are not refused.
+
+    Raises:
+        RowError: both kinds, a key that changes the row's meaning and is not supported, a wrong range or rate.
+    """
+    files, images = paths(row, video_key), paths(row, image_key)
+    if files and images:
+        raise RowError("schema", f"both {video_key!r} and {image_key!r}: their order is not known")
+    ranges = (key for keys in RANGE_KEYS for key in keys)
+    refuse_unused(row, {video_key, image_key, system_key, "system_prompt", *ranges, *used})
     start, end = seconds(row)
     fps = _number(row, "fps", "a rate in frames per second")
     if fps == 0:
         raise RowError("schema", "'fps' must be positive")
-    return tuple(Medium("video", path, start, end, 1.0 if fps is None else fps) for path in found)
+    clips = [Medium("video", path, start, end, 1.0 if fps is None else fps) for path in files]
+    return (*clips, *(Medium("image", path) for path in images))
+
+
+def record_of(
+    row: Mapping[str, Any],
+    number: int,
+    source: str,
+    media: tuple[Medium, ...],
+    turns: Sequence[Said],
+    missing: Literal["refuse", "front"],
+    system_key: str = "system",
+    drop_first_answer: bool = False,
+) -> Record:
+    """The record of a row's turns; see `conversation` and `mark` for the rules and errors."""
+    system, pairs = conversation(row, turns, system_key, drop_first_answer)
+    value = row.get("id")
+    name = str(number if value is None or value == "" else value)
+    return Record(name, source, media, mark(pairs, media, missing), system)
 
 
 def _number(row: Mapping[str, Any], key: str, what: str) -> float | None:

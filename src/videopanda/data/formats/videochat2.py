@@ -6,21 +6,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from videopanda.data.formats.record import (
-    RANGE_KEYS,
-    Medium,
-    Record,
-    RowError,
-    Said,
-    conversation,
-    items,
-    mark,
-    name_of,
-    paths,
-    refuse_unused,
-    said,
-    videos,
-)
+from videopanda.data.formats.record import Record, RowError, Said, items, media_of, record_of, said
 
 
 def videochat2(row: Mapping[str, Any], number: int, source: str) -> Record:
@@ -31,11 +17,9 @@ def videochat2(row: Mapping[str, Any], number: int, source: str) -> Record:
     Raises:
         RowError: not exactly one medium, or a pair without question and instruction, or without answer.
     """
-    files, images = paths(row, "video"), paths(row, "image")
-    if len(files) + len(images) != 1:
-        raise RowError("schema", f"a row must have one 'video' or one 'image', not {len(files) + len(images)}")
-    refuse_unused(row, {"video", "image", "system", "system_prompt", *(key for keys in RANGE_KEYS for key in keys)})
-    media = videos(row, files) or (Medium("image", images[0]),)
+    media = media_of(row, "video", "image")
+    if len(media) != 1:
+        raise RowError("schema", f"a row must have one 'video' or one 'image', not {len(media)}")
     turns: list[Said] = []
     for k, member in enumerate(items(row, "QA")):
         if not isinstance(member, Mapping):
@@ -44,5 +28,4 @@ def videochat2(row: Mapping[str, Any], number: int, source: str) -> Record:
         asked = f"{instruction}\n{question}".strip() if k == 0 else question or instruction
         answer = {key: value for key, value in member.items() if key not in ("i", "q")}
         turns += [Said("user", asked), said({"role": "assistant", **answer}, "role", "a", {})]
-    system, pairs = conversation(row, turns)
-    return Record(name_of(row, number), source, media, mark(pairs, media, missing="front"), system)
+    return record_of(row, number, source, media, turns, "front")

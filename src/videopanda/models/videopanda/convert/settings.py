@@ -1,15 +1,17 @@
 """Translates the settings of an official checkpoint: configuration, processor and tokenizer."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, processors
+from transformers import GenerationConfig, LlamaTokenizer, PreTrainedTokenizerFast
 
-from videopanda.checkpoints.sentencepiece import read_sentencepiece
-from videopanda.checkpoints.tensors import CheckpointError, Place
+from videopanda.checkpoints.tensors import CheckpointError, TensorLocation
 from videopanda.models.videopanda import VideoPandaConfig, VideoPandaStabConfig, VideoPandaVideoProcessor
 
 MODEL_TYPES = ("videopanda", "eve")
@@ -61,7 +63,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_settings(folder: Path, places: dict[str, Place]) -> Settings:
+def read_settings(folder: Path, places: dict[str, TensorLocation]) -> Settings:
     """Read the settings of an official checkpoint, given the locations of its tensors.
 
     Raises:
@@ -112,6 +114,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
     Raises:
         CheckpointError: there is none, or it is damaged.
+        ImportError: see `read_sentencepiece`.
     """
     slow, fast = folder / "tokenizer.model", folder / "tokenizer.json"
     settings = _read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
@@ -137,7 +140,35 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _stab_config(folder: Path, places: dict[str, Place], preprocessor: dict[str, Any]) -> VideoPandaStabConfig:
+def read_sentencepiece(path: Path) -> Tokenizer:
+    """The fast form of LLaMA's `tokenizer.model`; it prepends `<s>` to every text.
+
+    Raises:
+        CheckpointError: the file is damaged, or not of LLaMA's kind: other kinds would be read wrongly.
+        ImportError: the packages that read it, sentencepiece and protobuf, are not installed.
+    """
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    content = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    try:
+        content.ParseFromString(path.read_bytes())
+    except DecodeError as error:
+        raise CheckpointError(f"{path} is not a SentencePiece model, or it is damaged") from error
+    rules = content.normalizer_spec
+    is_plain = rules.add_dummy_prefix and not (rules.precompiled_charsmap or rules.remove_extra_whitespaces)
+    if content.trainer_spec.model_type != content.trainer_spec.BPE or not is_plain or not content.pieces:
+        raise CheckpointError(f"{path} is not a byte-pair model without normalization, as that of LLaMA is")
+    with TemporaryDirectory() as folder:  # where no other file can change how it is read
+        shutil.copy(path, Path(folder) / "tokenizer.model")
+        tokenizer = LlamaTokenizer.from_pretrained(folder, legacy=False).backend_tokenizer
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    return tokenizer
+
+
+def _stab_config(folder: Path, places: dict[str, TensorLocation], preprocessor: dict[str, Any]) -> VideoPandaStabConfig:
     """The released block with the sizes of this checkpoint."""
     towers = ("model.video_tower.", "model.vision_tower.")
     width, _, _, patch = _shape(places, [tower + "patch_embedding.weight" for tower in towers], "patch embedding")
@@ -154,7 +185,7 @@ def _stab_config(folder: Path, places: dict[str, Place], preprocessor: dict[str,
     )
 
 
-def _shape(places: dict[str, Place], names: Sequence[str], what: str) -> tuple[int, ...]:
+def _shape(places: dict[str, TensorLocation], names: Sequence[str], what: str) -> tuple[int, ...]:
     found = next((places[name].shape for name in names if name in places), None)
     if found is None:
         raise CheckpointError(f"the checkpoint lacks the {what}, {names[0]}")

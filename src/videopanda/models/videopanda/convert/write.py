@@ -12,15 +12,17 @@ from transformers import set_seed
 
 from videopanda.checkpoints import checksums
 from videopanda.checkpoints.shards import SHARD_BYTES, Outgoing, write_shards
-from videopanda.checkpoints.tensor_plan import HEAD_FILE, Plan, make_plan
-from videopanda.checkpoints.tensors import CheckpointError, Place, chunks_of
+from videopanda.checkpoints.tensors import CheckpointError, TensorLocation, chunks_of
 from videopanda.models.prompts import VICUNA_CHAT_TEMPLATE
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration, VideoPandaProcessor
+from videopanda.models.videopanda.convert.plan import HEAD_FILE, TensorPlan, tensor_plan
 
-LEDGER_FILE = "conversion.json"
+REPORT_FILE = "conversion.json"
 
 
-def convert(source: str | Path, target: str | Path, allow: Sequence[str] = (), shard_bytes: int = SHARD_BYTES) -> Plan:
+def convert(
+    source: str | Path, target: str | Path, allow: Sequence[str] = (), shard_bytes: int = SHARD_BYTES
+) -> TensorPlan:
     """Convert an official Video-Panda or EVE checkpoint to a videopanda checkpoint; values are kept bit for bit.
 
     The work is done in `<target>.incomplete`, which becomes `target` when everything is written.
@@ -40,7 +42,7 @@ def convert(source: str | Path, target: str | Path, allow: Sequence[str] = (), s
     work = target.absolute().with_name(target.absolute().name + ".incomplete")
     if work.exists():
         raise CheckpointError(f"{work} was left by an interrupted conversion, or one is still running: remove it")
-    plan = make_plan(source, allow)
+    plan = tensor_plan(source, allow)
     plan.check_aliases()
     work.parent.mkdir(parents=True, exist_ok=True)
     _check_room(plan, work.parent)
@@ -53,7 +55,7 @@ def convert(source: str | Path, target: str | Path, allow: Sequence[str] = (), s
     return plan
 
 
-def _write(plan: Plan, folder: Path, shard_bytes: int) -> None:
+def _write(plan: TensorPlan, folder: Path, shard_bytes: int) -> None:
     settings = plan.settings
     config = settings.config
     config.dtype = plan.dtype
@@ -65,30 +67,30 @@ def _write(plan: Plan, folder: Path, shard_bytes: int) -> None:
         head = [Outgoing(name, place.dtype, place.shape, place.chunks) for name, place in plan.head.items()]
         write_shards(folder, head, stem=Path(HEAD_FILE).stem, shard_bytes=2**63)
     text = json.dumps(plan.as_dict(), indent=1, ensure_ascii=False) + "\n"
-    (folder / LEDGER_FILE).write_text(text, encoding="utf-8")
+    (folder / REPORT_FILE).write_text(text, encoding="utf-8")
 
 
-def outgoing_weights(plan: Plan) -> list[Outgoing]:
+def outgoing_weights(plan: TensorPlan) -> list[Outgoing]:
     """Every weight of the new checkpoint, in the order in which the official files hold them."""
     outgoing = [
         Outgoing(name, place.dtype, plan.shapes[name], partial(_grown, place, plan.added_rows.get(name, 0)))
         for name, place in plan.weights.items()
     ]
-    for name, tensor in fresh_weights(plan).items():
+    for name, tensor in reinitialized_weights(plan).items():
         outgoing.append(Outgoing(name, tensor.dtype, tuple(tensor.shape), partial(chunks_of, tensor)))
     return outgoing
 
 
-def _grown(place: Place, rows: int) -> Iterator[bytes]:
+def _grown(place: TensorLocation, rows: int) -> Iterator[bytes]:
     """The bytes of a tensor, followed by rows of zeros."""
     yield from place.chunks()
     if rows:
         yield bytes(place.num_bytes // place.shape[0] * rows)
 
 
-def fresh_weights(plan: Plan, seed: int = 0) -> dict[str, Tensor]:
+def reinitialized_weights(plan: TensorPlan, seed: int = 0) -> dict[str, Tensor]:
     """Initial values of the weights that EVE lacks, by name, in the dtype of the other weights."""
-    if not plan.fresh:
+    if not plan.reinitialized:
         return {}
     with torch.device("meta"):
         model = VideoPandaForConditionalGeneration(plan.settings.config)
@@ -96,10 +98,10 @@ def fresh_weights(plan: Plan, seed: int = 0) -> dict[str, Tensor]:
     set_seed(seed)
     stab.apply(model._init_weights)
     found = stab.state_dict()
-    return {name: found[name.removeprefix("model.stab.")].to(plan.dtype) for name in plan.fresh}
+    return {name: found[name.removeprefix("model.stab.")].to(plan.dtype) for name in plan.reinitialized}
 
 
-def _check_room(plan: Plan, folder: Path) -> None:
+def _check_room(plan: TensorPlan, folder: Path) -> None:
     needed = sum(place.num_bytes for place in [*plan.weights.values(), *plan.head.values()])
     free = shutil.disk_usage(folder).free
     if needed > free:

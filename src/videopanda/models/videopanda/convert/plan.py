@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from videopanda.checkpoints.checksums import checksum
-from videopanda.checkpoints.settings import Settings, read_config, read_settings
-from videopanda.checkpoints.tensors import DTYPE_NAMES, CheckpointError, Place, find_tensors
+from videopanda.checkpoints.tensors import DTYPE_NAMES, CheckpointError, TensorLocation, find_tensors
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration
-from videopanda.models.videopanda.convert_videopanda import Fate, fate_of
+from videopanda.models.videopanda.convert.names import TensorAction, action_for
+from videopanda.models.videopanda.convert.settings import Settings, read_config, read_settings
 
 TEMPORAL = ("model.stab.lste.", "model.stab.gstra.", "model.stab.fusion.")  # what EVE does not have
 HEAD_FILE = "distillation_head.safetensors"
@@ -21,9 +21,9 @@ HEAD_FILE = "distillation_head.safetensors"
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the ledger: one tensor of the official checkpoint.
+    """A line of the report: one tensor of the official checkpoint.
 
-    fate: "used" under its own name, "renamed", "alias" of a tensor that is used, "head" (kept for training in
+    action: "used" under its own name, "renamed", "alias" of a tensor that is used, "head" (kept for training in
         `distillation_head.safetensors`), "dropped" or "unknown".
     to: its name in the new checkpoint, where it has one.
     why: reason of a tensor that is not used.
@@ -33,13 +33,13 @@ class Entry:
     file: str
     dtype: str
     shape: tuple[int, ...]
-    fate: str
+    action: str
     to: str = ""
     why: str = ""
 
 
 @dataclass(frozen=True)
-class Plan:
+class TensorPlan:
     """A conversion to be done.
 
     layout: "videopanda", or "eve" for a start of stage 1.
@@ -47,19 +47,19 @@ class Plan:
     added_rows: names whose first axis grows by this many rows of zeros, for `<video>` and `<image>`.
     head: tensors of the distillation head by name.
     aliases: pairs of places that must hold the same values.
-    fresh: our names that start from their initial value, because EVE does not have them.
+    reinitialized: our names that start from their initial value, because EVE does not have them.
     """
 
     source: Path
     layout: str
     settings: Settings
     entries: tuple[Entry, ...]
-    weights: dict[str, Place]
+    weights: dict[str, TensorLocation]
     shapes: dict[str, tuple[int, ...]]
     added_rows: dict[str, int]
-    head: dict[str, Place]
-    aliases: tuple[tuple[Place, Place], ...]
-    fresh: tuple[str, ...]
+    head: dict[str, TensorLocation]
+    aliases: tuple[tuple[TensorLocation, TensorLocation], ...]
+    reinitialized: tuple[str, ...]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -83,8 +83,8 @@ class Plan:
                 )
 
     def as_dict(self) -> dict[str, Any]:
-        """The ledger as plain data."""
-        totals: Counter[str] = Counter(entry.fate for entry in self.entries)
+        """The report as plain data."""
+        totals: Counter[str] = Counter(entry.action for entry in self.entries)
         return {
             "source": self.source.name,
             "layout": self.layout,
@@ -92,13 +92,13 @@ class Plan:
             "notes": list(self.settings.notes),
             "totals": dict(totals),
             "missing": [],  # a plan with missing weights is never made
-            "fresh": list(self.fresh),
+            "reinitialized": list(self.reinitialized),
             "added_rows": dict(self.added_rows),
             "keys": [asdict(entry) for entry in self.entries],
         }
 
 
-def make_plan(source: str | Path, allow: Sequence[str] = ()) -> Plan:
+def tensor_plan(source: str | Path, allow: Sequence[str] = ()) -> TensorPlan:
     """Decide about every tensor of the official checkpoint in `source`.
 
     Args:
@@ -115,21 +115,21 @@ def make_plan(source: str | Path, allow: Sequence[str] = ()) -> Plan:
     with torch.device("meta"):
         model = VideoPandaForConditionalGeneration(settings.config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    fates = {key: _known(fate_of(key), shapes) for key in places}
+    actions = {key: _known(action_for(key), shapes) for key in places}
     chosen: dict[tuple[str, str], str] = {}
-    for key, fate in sorted(fates.items(), key=lambda item: item[1].rank):
-        if fate.target:
-            chosen.setdefault((fate.kind, fate.target), key)
+    for key, action in sorted(actions.items(), key=lambda item: item[1].rank):
+        if action.target:
+            chosen.setdefault((action.kind, action.target), key)
     entries, aliases = [], []
     for key, place in places.items():
-        fate = fates[key]
-        first = chosen.get((fate.kind, fate.target), key)
-        kind, to, why = _line(key, fate, first, allow)
+        action = actions[key]
+        first = chosen.get((action.kind, action.target), key)
+        kind, to, why = _line(key, action, first, allow)
         if kind == "alias":
             aliases.append((places[first], place))
         dtype = DTYPE_NAMES[place.dtype]
         entries.append(Entry(key, place.path.name, dtype, place.shape, kind, to, why))
-    _refuse_unknown(source, [entry.key for entry in entries if entry.fate == "unknown"])
+    _refuse_unknown(source, [entry.key for entry in entries if entry.action == "unknown"])
     taken = {target: places[key] for (kind, target), key in chosen.items() if kind == "weight"}
     order = {key: number for number, key in enumerate(places)}
     weights = dict(sorted(taken.items(), key=lambda item: order[item[1].key]))
@@ -140,9 +140,9 @@ def make_plan(source: str | Path, allow: Sequence[str] = ()) -> Plan:
     eve = not any(name.startswith(TEMPORAL) for name in weights) and not any(
         key.startswith("model.video_tower.") for key in places
     )
-    fresh = tuple(name for name in missing if eve and name.startswith(TEMPORAL))
-    _refuse_missing(source, [name for name in missing if name not in fresh])
-    return Plan(
+    reinitialized = tuple(name for name in missing if eve and name.startswith(TEMPORAL))
+    _refuse_missing(source, [name for name in missing if name not in reinitialized])
+    return TensorPlan(
         source=source,
         layout="eve" if eve else "videopanda",
         settings=settings,
@@ -152,27 +152,27 @@ def make_plan(source: str | Path, allow: Sequence[str] = ()) -> Plan:
         added_rows=_fit(source, weights, shapes),
         head=head,
         aliases=tuple(aliases),
-        fresh=fresh,
+        reinitialized=reinitialized,
     )
 
 
-def _known(fate: Fate, shapes: dict[str, tuple[int, ...]]) -> Fate:
+def _known(action: TensorAction, shapes: dict[str, tuple[int, ...]]) -> TensorAction:
     """A weight that our model does not have is unknown."""
-    return Fate("unknown") if fate.kind == "weight" and fate.target not in shapes else fate
+    return TensorAction("unknown") if action.kind == "weight" and action.target not in shapes else action
 
 
-def _line(key: str, fate: Fate, first: str, allow: Sequence[str]) -> tuple[str, str, str]:
-    """Fate, new name and reason for the ledger; `first` is the tensor that was chosen for the same target."""
-    if fate.kind == "weight":
+def _line(key: str, action: TensorAction, first: str, allow: Sequence[str]) -> tuple[str, str, str]:
+    """Action, new name and reason for the report; `first` is the tensor that was chosen for the same target."""
+    if action.kind == "weight":
         if key != first:
-            return "alias", fate.target, f"the same tensor as {first}"
-        return ("used" if key == fate.target else "renamed"), fate.target, ""
-    if fate.kind == "head":
+            return "alias", action.target, f"the same tensor as {first}"
+        return ("used" if key == action.target else "renamed"), action.target, ""
+    if action.kind == "head":
         if key != first:
             return "dropped", "", "image distillation head; only the video distillation head is kept"
-        return "head", f"{HEAD_FILE}:{fate.target}", ""
-    if fate.kind == "dropped":
-        return "dropped", "", fate.why
+        return "head", f"{HEAD_FILE}:{action.target}", ""
+    if action.kind == "dropped":
+        return "dropped", "", action.why
     pattern = next((pattern for pattern in allow if fnmatchcase(key, pattern)), None)
     return ("unknown", "", "") if pattern is None else ("dropped", "", f"unknown, allowed by --allow {pattern}")
 
@@ -196,7 +196,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
-def _fit(source: Path, weights: dict[str, Place], shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+def _fit(source: Path, weights: dict[str, TensorLocation], shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
     """Check all shapes, up to axes of size one; returns the number of vocabulary rows to add, by name."""
     added = {}
     for name, place in weights.items():

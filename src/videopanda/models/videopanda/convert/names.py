@@ -70,7 +70,7 @@ def official_to_ours(name: str) -> str | None:
     return f"stab.{_STAB[module]}.{kind}"
 
 
-class Fate(NamedTuple):
+class TensorAction(NamedTuple):
     """What happens to an official tensor.
 
     kind: "weight" of the model, tensor of the distillation "head", "dropped" on purpose, or "unknown".
@@ -85,27 +85,27 @@ class Fate(NamedTuple):
     why: str = ""
 
 
-def fate_of(name: str) -> Fate:
+def action_for(name: str) -> TensorAction:
     """Say what happens to a tensor of an official Video-Panda or EVE checkpoint."""
     if name == "lm_head.weight":
-        return Fate("weight", name)
+        return TensorAction("weight", name)
     inner = name.removeprefix("model.")
     module, _, rest = inner.partition(".")
     if "teacher" in inner or any("clip" in part for part in inner.split(".")):
-        return Fate("dropped", why="frozen teacher of the distillation")
+        return TensorAction("dropped", why="frozen teacher of the distillation")
     if inner.endswith("rotary_emb.inv_freq"):
-        return Fate("dropped", why="rotary frequencies follow from the configuration")
+        return TensorAction("dropped", why="rotary frequencies follow from the configuration")
     if inner in ("embed_tokens.weight", "norm.weight") or _LAYER.fullmatch(inner):
-        return Fate("weight", f"model.language_model.{inner}")
+        return TensorAction("weight", f"model.language_model.{inner}")
     if module in (*_TOWERS, *_PROJECTORS):
         rank = int(module in (_TOWERS[1], _PROJECTORS[1]))
         ours = official_to_ours(name)
         if ours is not None:
-            return Fate("weight", f"model.{ours}", rank)
+            return TensorAction("weight", f"model.{ours}", rank)
         if rest.startswith("lmhra2.pos_embed."):
-            return Fate("dropped", why="branch that no forward pass uses")
+            return TensorAction("dropped", why="branch that no forward pass uses")
         if rest == "lmhra1.pos_embed.0.num_batches_tracked":
-            return Fate("dropped", why="step counter of the batch norm, used nowhere")
+            return TensorAction("dropped", why="step counter of the batch norm, used nowhere")
     if module in ("video_tower_compressor", "vision_tower_compressor") and _HEAD.fullmatch(rest):
-        return Fate("head", rest, int(module == "vision_tower_compressor"))
-    return Fate("unknown")
+        return TensorAction("head", rest, int(module == "vision_tower_compressor"))
+    return TensorAction("unknown")
