@@ -92,8 +92,13 @@ def quiet() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    for name in ("bitsandbytes", "DeepSpeed"):
-        getLogger(name).setLevel(ERROR)
+    getLogger("bitsandbytes").setLevel(ERROR)
+    getLogger("DeepSpeed").addFilter(_is_worth_reading)
+
+
+def _is_worth_reading(record: Any) -> bool:
+    """Drops what DeepSpeed says on import on machines without a GPU; it sets its own level, so that cannot be used."""
+    return not record.getMessage().startswith("Setting accelerator to CPU")
 
 
 def console() -> "Console":
