@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from videopanda.bench.official import OfficialVision
 from videopanda.bench.peers import SIDE, VideoChatGPTVision, VideoLlavaVision
 from videopanda.bench.timing import in_turns, interval, machine, peak_bytes, ratios
 from videopanda.models.families import DEFAULT, fresh_config, model_class, processor_class
 
-FRAMES, CANVAS, OUTPUT = 8, 448, 4096  # OUTPUT: width of Vicuna-7B
+FRAMES, OUTPUT = 8, 4096  # OUTPUT: width of Vicuna-7B
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Table 3 of the Video-Panda paper: parameters in millions, multiply-accumulates in billions (it says FLOPs), latency in
 # milliseconds on hardware that it does not name.
@@ -69,18 +68,8 @@ def own_arguments(height: int, width: int) -> tuple[Tensor, ...]:
     return tuple(torch.zeros(x.shape) if x.is_meta else x for x in inputs.values())
 
 
-def official_arguments(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The same frames, and a mask of the picture."""
-    pixels, placement = own_arguments(height, width)
-    top, left, rows, columns = (28 * cells for cells in placement[0, :4].tolist())
-    mask = torch.zeros(1, FRAMES, CANVAS, CANVAS)
-    mask[:, :, top : top + rows, left : left + columns] = 1.0
-    return pixels, mask
-
-
 CONTENDERS = {
     "video-panda": Contender(lambda: Vision("released"), own_arguments),
-    "video-panda-official-arithmetic": Contender(OfficialVision, official_arguments),
     "eve-star": Contender(lambda: Vision("eve_star"), own_arguments),
     "video-llava": Contender(VideoLlavaVision, lambda *_: (torch.zeros(FRAMES, 3, SIDE, SIDE),)),
     "video-chatgpt": Contender(VideoChatGPTVision, lambda *_: (torch.zeros(100, 3, SIDE, SIDE),), 100, portion=10),

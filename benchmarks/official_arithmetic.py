@@ -1,4 +1,6 @@
-"""The official arithmetic of Video-Panda, implemented literally: the baseline for the optimized path.
+"""The official arithmetic of Video-Panda, implemented literally: the baseline for the optimized path, measured with it.
+
+    python benchmarks/official_arithmetic.py [--source 448x448] [--rounds 5] > efficiency.json
 
 Written from the facts about the released model (docs/fidelity.md), with its parameter names and order of operations:
 one video after the other, LSD, FSRA and projector one frame after the other, keys and values of every token projected,
@@ -8,10 +10,16 @@ Dimensions: S segments of L frames; F = S·L; Q queries; D width; E width of the
     cells; M keys; N heads.
 """
 
+import argparse
+import json
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from videopanda.bench.efficiency import CONTENDERS, FRAMES, Contender, measure, own_arguments
+
+NAME = "video-panda-official-arithmetic"
 SEGMENT_FRAMES = 4
 PADDING_PATCHES = 16  # of an all-padding frame the first 16 × 16 patches are read
 
@@ -140,3 +148,24 @@ class OfficialVision(nn.Module):
             pixels_SLCXY, mask_SLXY = (torch.stack(x.chunk(len(x) // SEGMENT_FRAMES)) for x in video)
             frames += [self.video_projector(tokens_VD) for tokens_VD in self.video_tower(pixels_SLCXY, mask_SLXY)]
         return frames
+
+
+def official_arguments(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The frames that the model is measured with, and a mask of the picture."""
+    pixels, placement = own_arguments(height, width)
+    top, left, rows, columns = (28 * cells for cells in placement[0, :4].tolist())
+    mask = torch.zeros(1, FRAMES, *pixels.shape[-2:])
+    mask[:, :, top : top + rows, left : left + columns] = 1.0
+    return pixels, mask
+
+
+CONTENDERS[NAME] = Contender(OfficialVision, official_arguments)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="448x448")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    columns, rows = map(int, options.source.split("x"))
+    print(json.dumps(measure(list(CONTENDERS), rows, columns, rounds=options.rounds), indent=1))
