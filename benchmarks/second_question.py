@@ -8,23 +8,16 @@ of the clip; only the question is read. The ratio is taken within a round; the i
 
 import argparse
 import json
-import random
-import statistics
 import time
 from pathlib import Path
 
 import torch
 
+from videopanda.bench.timing import interval, machine, ratios
 from videopanda.inference.answer import Chat
 from videopanda.inference.load import BUNDLED_MODEL, load
-from videopanda.models.videopanda import (
-    VideoPandaForConditionalGeneration,
-    VideoPandaProcessor,
-    VideoPandaStabConfig,
-    VideoPandaVideoProcessor,
-)
+from videopanda.models.families import model_class, processor_class
 from videopanda.plan.backbones import config_of
-from videopanda.plan.machine import processor_name
 from videopanda.video.read import read_video
 
 CLIP = BUNDLED_MODEL.parent / "demo.mp4"
@@ -33,13 +26,12 @@ MIDDLE = "qwen2.5-0.5b"
 
 
 def middle():
-    """The released STAB in front of a random language model of 494M parameters, in float32."""
+    """The released vision part in front of a random language model of 494M parameters, in float32."""
     torch.manual_seed(0)
-    stab = VideoPandaStabConfig.released()
-    model = VideoPandaForConditionalGeneration(config_of(MIDDLE, stab)).eval()
-    tokenizer = VideoPandaProcessor.from_pretrained(BUNDLED_MODEL).tokenizer
-    processor = VideoPandaProcessor(VideoPandaVideoProcessor.for_fresh_stab(stab), tokenizer)
-    model.config.video_token_id, model.config.image_token_id = processor.video_token_id, processor.image_token_id
+    config = config_of(MIDDLE)
+    processor = processor_class(config).for_config(config, load(None, "cpu")[1].tokenizer)
+    config.video_token_id, config.image_token_id = processor.video_token_id, processor.image_token_id
+    model = model_class(config)(config).eval()
     model.generation_config.suppress_tokens = None
     return model, processor
 
@@ -54,13 +46,6 @@ def seconds(model, processor, clip):
     return asked - began, time.perf_counter() - asked
 
 
-def summary(values, seed=0):
-    """Median and 95 % bootstrap interval."""
-    chosen = random.Random(seed)
-    medians = sorted(statistics.median(chosen.choices(values, k=len(values))) for _ in range(1000))
-    return {"median": statistics.median(values), "low": medians[25], "high": medians[974]}
-
-
 def main():
     """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -70,8 +55,7 @@ def main():
     arguments = parser.parse_args()
     video = read_video(arguments.clip, num_frames=1)
     report = {
-        "machine": processor_name(),
-        "threads": torch.get_num_threads(),
+        "machine": machine(),
         "clip": {"width": video.width, "height": video.height, "seconds": round(video.duration, 2)},
         "rounds": arguments.rounds,
         "models": {},
@@ -84,9 +68,9 @@ def main():
         report["models"][name] = {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "visual_tokens": Chat(model, processor, arguments.clip).clip.num_tokens,
-            "first_seconds": summary([first for first, _ in rounds]),
-            "second_seconds": summary([second for _, second in rounds]),
-            "second_over_first": summary([second / first for first, second in rounds]),
+            "first_seconds": interval([first for first, _ in rounds]),
+            "second_seconds": interval([second for _, second in rounds]),
+            "second_over_first": ratios(*zip(*((second, first) for first, second in rounds))),
         }
     print(json.dumps(report, indent=2))
 

@@ -49,7 +49,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         | {"h11", "jinja2"},
     ),
     "bench": (
-        {".", "", "data", "video", "models", "inference", "encoders", "training"},
+        {".", "", "plan", "data", "video", "models", "inference", "encoders", "training"},
         {"torch", "transformers", "numpy", "matplotlib", "rich", "av"},
     ),
     "lab": (

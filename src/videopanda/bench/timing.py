@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from videopanda.plan.machine import processor_name
+
 
 def interval(values: Sequence[float], seed: int = 0) -> dict[str, float]:
     """Median and its 95 % bootstrap interval."""
@@ -70,7 +72,7 @@ def _status_bytes(status: Path, field: str) -> int:
 def machine(device: str = "cpu") -> dict[str, Any]:
     """The machine on which the figures were measured."""
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "threads": torch.get_num_threads(),
@@ -78,12 +80,3 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected
+from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, each
 
 
 def single_questions(
@@ -13,19 +13,14 @@ def single_questions(
 
     A row for which `facts` raises a `AnnotationRowError` is listed.
     """
-    for row in conversations:
-        if isinstance(row, Rejected):
-            yield row
-            continue
+
+    def questions(row: AnnotationRow) -> Iterator[AnnotationRow]:
         turns = row.get("conversations")
-        try:
-            found = facts(row, turns)
-        except AnnotationRowError as error:
-            yield row.refuse(str(error))
-            continue
-        for k, own in enumerate(found):
+        for k, own in enumerate(facts(row, turns)):
             data = {**row.extra("id", "video"), **own, "number": k, "turns": turns[2 * k : 2 * k + 2]}
             yield AnnotationRow(f"{row.place} question {k}", data, row.repeated_keys)
+
+    return each(conversations, questions)
 
 
 def read_question(row: AnnotationRow) -> tuple[str, str, str]:

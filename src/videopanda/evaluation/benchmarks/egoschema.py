@@ -61,6 +61,5 @@ def _item(row: AnnotationRow, known: Mapping[str, Any], cut: Mapping[str, Any], 
         task="choice",
         options=options,
         right=right,
-        answers=tuple(options[i] for i in right),
         extra={**published(given, options), **({"cut_from": cut[uid]} if uid in cut else {})},
     )

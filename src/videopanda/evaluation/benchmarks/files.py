@@ -7,10 +7,10 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 _CHUNK = 1 << 20  # characters
 _PARQUET_ROWS = 1024
@@ -18,6 +18,7 @@ _BETWEEN = (" ", "\t", "\r", "\n", ",")  # what stands between the rows of an ar
 # A comma in front of a closing bracket, which JSON forbids and result files of the field have; strings are passed over.
 _TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])')
 _SURROGATE = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as Python carries it
+T = TypeVar("T")
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
@@ -109,6 +110,40 @@ class AnnotationRow:
 
 def _names(keys: Sequence[str]) -> str:
     return " or ".join(map(repr, keys))
+
+
+def each(
+    rows: Iterable[AnnotationRow | Rejected], make: Callable[[AnnotationRow], Iterable[T]]
+) -> Iterator[T | Rejected]:
+    """What `make` makes of each row. Rows refused with an `AnnotationRowError` are listed like rejected ones."""
+    for row in rows:
+        if isinstance(row, Rejected):
+            yield row
+            continue
+        try:
+            made = list(make(row))
+        except AnnotationRowError as error:
+            yield row.refuse(str(error))
+        else:
+            yield from made
+
+
+def unnested(rows: Iterable[AnnotationRow | Rejected], key: str) -> Iterator[AnnotationRow | Rejected]:
+    """The questions in the list `key` of each row, with the other entries of the row; rows without it as they are."""
+
+    def questions(row: AnnotationRow) -> Iterator[AnnotationRow | Rejected]:
+        if not isinstance(row.get(key), list):
+            yield row
+            return
+        shared = {name: value for name, value in row.data.items() if name != key}
+        for number, question in enumerate(row.data[key], 1):
+            place = f"{row.place} question {number}"
+            if isinstance(question, dict):
+                yield AnnotationRow(place, {**shared, **question}, row.repeated_keys)
+            else:
+                yield Rejected(place, "not an object")
+
+    return each(rows, questions)
 
 
 # -- finding files -----------------------------------------------------------------------------------------------------

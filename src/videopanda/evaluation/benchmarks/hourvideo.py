@@ -64,6 +64,5 @@ def _item(number: RunningNumber, row: AnnotationRow) -> Item:
         types=(task,),
         options=options,
         right=right,
-        answers=tuple(options[i] for i in right),
         extra={**row.extra("duration", "relevant_timestamps"), **published(given, options)},
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected
+from videopanda.evaluation.benchmarks.files import AnnotationRow, Rejected, each
 
 Task = Literal["short_answer", "yes_no", "choice", "grounding", "description"]
 
@@ -41,18 +41,15 @@ class Item:
 
 
 def items(rows: Iterable[AnnotationRow | Rejected], make: Callable[[AnnotationRow], Item]) -> Iterator[Item | Rejected]:
-    """One item per row. A row that `make` refuses with a `AnnotationRowError` is listed."""
-    for row in rows:
-        if isinstance(row, Rejected):
-            yield row
-            continue
-        try:
-            item = make(row)
-        except AnnotationRowError as error:
-            yield row.refuse(str(error))
-            continue
+    """One item per row; see `each`. A choice without other answers has the texts of its right options."""
+
+    def item_of(row: AnnotationRow) -> list[Item]:
+        item = make(row)
         extra = {**item.extra, "repeated_keys": list(row.repeated_keys)} if row.repeated_keys else item.extra
-        yield replace(item, place=row.place, extra=extra)
+        answers = item.answers or tuple(item.options[i] for i in item.right)
+        return [replace(item, place=row.place, extra=extra, answers=answers)]
+
+    return each(rows, item_of)
 
 
 class RunningNumber:

@@ -58,7 +58,6 @@ def _item(row: AnnotationRow) -> Item:
         groups=(_GROUPS[group],) if (group := str(row.get("duration_group")).removesuffix(".0")) in _GROUPS else (),
         options=options,
         right=right,
-        answers=tuple(options[i] for i in right),
         extra={
             **row.extra("duration", "duration_group", "topic_category", "level", "question_wo_referring_query"),
             **({"subtitles": f"subtitles/{row.text('subtitle_path')}"} if row.get("subtitle_path") else {}),

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from videopanda.evaluation.benchmarks.errata import COMMON, Erratum, without
-from videopanda.evaluation.benchmarks.files import AnnotationRow, Rejected, find, rows
+from videopanda.evaluation.benchmarks.files import AnnotationRow, Rejected, find, rows, unnested
 from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items, stem
 from videopanda.evaluation.benchmarks.options import letter_index, published, same_text, split_question, unmark_all
 
@@ -34,22 +34,7 @@ ERRATA = (
 def read(path: Path) -> Iterator[Item | Rejected]:
     """Read either layout."""
     for file in find(path, "video_info.meta.jsonl", "lvbench*.json", "*.jsonl", "*.parquet", "*.json"):
-        yield from items(_flat(file), partial(_item, number=RunningNumber()))
-
-
-def _flat(file: Path) -> Iterator[AnnotationRow | Rejected]:
-    for row in rows(file):
-        if isinstance(row, Rejected) or not isinstance(row.get("qa"), list):
-            yield row
-            continue
-        for number, question in enumerate(row.data["qa"], 1):
-            place = f"{row.place} question {number}"
-            if isinstance(question, dict):
-                yield AnnotationRow(
-                    place, {"key": row.get("key"), "type": row.get("type"), **question}, row.repeated_keys
-                )
-            else:
-                yield Rejected(place, "not an object")
+        yield from items(unnested(rows(file), "qa"), partial(_item, number=RunningNumber()))
 
 
 def _item(row: AnnotationRow, number: RunningNumber) -> Item:
@@ -74,7 +59,6 @@ def _item(row: AnnotationRow, number: RunningNumber) -> Item:
         types=() if types is None else (types,) if isinstance(types, str) else row.texts("question_type"),
         options=options,
         right=right,
-        answers=tuple(options[i] for i in right),
         extra={**row.extra("time_reference", "type"), **_evidence(row), **published(given, options)},
     )
 

@@ -75,5 +75,4 @@ def _item(row: AnnotationRow, paths: Mapping[str, Any]) -> Item:
         types=(_TYPES.get(code, code),),
         options=options,
         right=right,
-        answers=tuple(options[i] for i in right),
     )

@@ -12,7 +12,7 @@ video: `generic/v_abc/0`, `consistency/v_abc/0/Q2`. The re-hosted form with `que
 from collections.abc import Iterator
 from pathlib import Path
 
-from videopanda.evaluation.benchmarks.files import AnnotationRow, Rejected, find, rows
+from videopanda.evaluation.benchmarks.files import AnnotationRow, Rejected, each, find, rows
 from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items
 
 ASPECTS = {"generic": ("correctness", "detail", "context"), "temporal": ("temporal",), "consistency": ("consistency",)}
@@ -27,10 +27,8 @@ def read(path: Path) -> Iterator[Item | Rejected]:
 
 def _questions(file: Path, part: str) -> Iterator[AnnotationRow | Rejected]:
     number = RunningNumber()
-    for row in rows(file):
-        if isinstance(row, Rejected):
-            yield row
-            continue
+
+    def questions(row: AnnotationRow) -> Iterator[AnnotationRow]:
         given = {key: value for key, value in row.data.items() if value != "None"}
         name = f"{part}/{number(str(given.get('video_name')))}"
         pair = [given.get("Q1", given.get("question_1")), given.get("Q2", given.get("question_2"))]
@@ -40,6 +38,8 @@ def _questions(file: Path, part: str) -> Iterator[AnnotationRow | Rejected]:
                 yield AnnotationRow(row.place, data, row.repeated_keys)
         else:
             yield AnnotationRow(row.place, {**given, "id": name, "part": part}, row.repeated_keys)
+
+    return each(rows(file), questions)
 
 
 def _item(row: AnnotationRow) -> Item:

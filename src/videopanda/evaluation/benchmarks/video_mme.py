@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from videopanda.evaluation.benchmarks.files import AnnotationRow, Rejected, find, rows
+from videopanda.evaluation.benchmarks.files import AnnotationRow, Rejected, find, rows, unnested
 from videopanda.evaluation.benchmarks.item import Item, items
 from videopanda.evaluation.benchmarks.options import letter_index, published, unmark_all
 
@@ -22,7 +22,7 @@ GROUPS = ("short", "medium", "long")  # up to 2 minutes, 4 to 15 minutes, 30 to 
 def read(path: Path) -> Iterator[Item | Rejected]:
     """Read the questions, to be asked without subtitles."""
     for file in find(path, "test*.parquet", "*.parquet", "*.jsonl", "*.json"):
-        yield from items(_flat(file), _item)
+        yield from items(unnested(rows(file), "questions"), _item)
 
 
 def read_with_subtitles(path: Path) -> Iterator[Item | Rejected]:
@@ -30,27 +30,12 @@ def read_with_subtitles(path: Path) -> Iterator[Item | Rejected]:
     root = path if path.is_dir() else path.parent
     known = {file.stem: file.relative_to(root).as_posix() for file in root.rglob("*.srt")}
     for file in find(path, "test*.parquet", "*.parquet", "*.jsonl", "*.json"):
-        yield from items(_flat(file), partial(_item, subtitles=known))
-
-
-def _flat(file: Path) -> Iterator[AnnotationRow | Rejected]:
-    for row in rows(file):
-        if isinstance(row, Rejected) or not isinstance(row.get("questions"), list):
-            yield row
-            continue
-        shared = {key: value for key, value in row.data.items() if key != "questions"}
-        for number, question in enumerate(row.data["questions"], 1):
-            place = f"{row.place} question {number}"
-            if isinstance(question, dict):
-                yield AnnotationRow(place, {**shared, **question}, row.repeated_keys)
-            else:
-                yield Rejected(place, "not an object")
+        yield from items(unnested(rows(file), "questions"), partial(_item, subtitles=known))
 
 
 def _item(row: AnnotationRow, subtitles: dict[str, str] | None = None) -> Item:
     given = row.texts("options")
     options = unmark_all(given)
-    index = letter_index(row, "answer", options=options)
     video = row.id("videoID", "video_id")
     return Item(
         id=row.id("question_id"),
@@ -60,8 +45,7 @@ def _item(row: AnnotationRow, subtitles: dict[str, str] | None = None) -> Item:
         types=(row.text("task_type"),),
         groups=(str(length),) if (length := row.get("duration")) in GROUPS else (),
         options=options,
-        right=(index,),
-        answers=(options[index],),
+        right=(letter_index(row, "answer", options=options),),
         extra={
             **row.extra("duration", "domain", "sub_category", "url"),
             **published(given, options),
