@@ -13,8 +13,9 @@ import pytest
 from videopanda.data.formats.llava import llava, llava_video, valley, videochatgpt
 from videopanda.data.formats.messages import Names, llama_factory, ms_swift
 from videopanda.data.formats.mixture import parse_strategy
+from videopanda.data.formats.opening import open_sources
 from videopanda.data.formats.record import Medium, Record, RowError
-from videopanda.data.formats.sources import FORMATS, detect, open_sources
+from videopanda.data.formats.sources import FORMATS, detect
 from videopanda.data.formats.videochat2 import videochat2
 from videopanda.data.sample import Turn
 

@@ -19,8 +19,9 @@ import numpy as np
 
 from videopanda.data import manifest as manifests
 from videopanda.data import shuffling
+from videopanda.data.formats.opening import open_sources
 from videopanda.data.formats.record import Medium, Record, RowError
-from videopanda.data.formats.sources import Source, open_sources
+from videopanda.data.formats.sources import Source
 from videopanda.data.sample import Sample
 from videopanda.video.read import Sampling, Video, VideoSource, read_video
 

@@ -17,9 +17,10 @@ from rich.table import Table
 
 from videopanda.data import manifest
 from videopanda.data.balance import Balance
+from videopanda.data.formats.opening import open_sources
 from videopanda.data.formats.record import Record, RowError
 from videopanda.data.formats.rows import iter_rows
-from videopanda.data.formats.sources import VIDEO_SUFFIXES, Source, open_sources
+from videopanda.data.formats.sources import VIDEO_SUFFIXES, Source
 from videopanda.data.manifest import BadRow, CheckedSource, Clip, Entry
 from videopanda.data.probe import Job, fingerprint, probe_all
 from videopanda.video.read import Sampling

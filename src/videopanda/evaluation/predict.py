@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -298,7 +298,7 @@ def predict(
         if ray_workers and mine:
             from videopanda.evaluation.predict_ray import answers
 
-            results = answers(job, mine, ray_workers)
+            results = answers(partial(Predictor, replace(job)), mine, ray_workers)
         else:
             results = predictor.answers(mine)
         for rows in watched(results, "batches", len(mine)):

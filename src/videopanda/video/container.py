@@ -20,6 +20,10 @@ from videopanda.models.pictures import flatten_alpha
 if TYPE_CHECKING:
     from videopanda.video.timeline import Timeline
 
+# A header may promise this much more than the packets hold before the file is called cut short.
+SHORT_SECONDS = 0.5
+# Decoders that give no picture until they have what it refers to; others make one up.
+_WITHHOLDING = ("h264", "hevc", "mpeg1video", "mpeg2video", "vp8", "vp9", "av1")
 # Gives the arguments of `av.open` that say what to open; called again to start from the beginning.
 Opener = Callable[[], dict[str, Any]]
 Color = tuple[int, int, int]
@@ -35,6 +39,29 @@ _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 class UnreadableError(Exception):
     """A source that cannot be read; the message is the reason. `videopanda.video.read` adds the name of the source."""
+
+
+def is_shown(packet: av.Packet, codec: str) -> bool:
+    """Whether a packet gives a frame: edit lists and VP8/VP9 reference frames hide some."""
+    if packet.is_discard:
+        return False
+    if codec not in ("vp8", "vp9") or packet.size == 0:
+        return True
+    data = memoryview(packet)
+    head = data[0]
+    if codec == "vp8":
+        return bool(head & 0x10)
+    if data[-1] & 0xE0 == 0xC0:  # a superframe: hidden frames packed together with one that is shown
+        return True
+    # Uncompressed header, most significant bit first: marker (2), profile (2), one reserved bit in profile 3,
+    # show_existing_frame, frame_type, show_frame.
+    shift = 2 if head & 0x30 == 0x30 else 3
+    return bool(head >> shift & 1) or bool(head >> (shift - 2) & 1)
+
+
+def can_begin(frame: av.VideoFrame, codec: str) -> bool:
+    """Whether a decoded frame does not depend on missing earlier frames."""
+    return bool(frame.key_frame) or (codec in _WITHHOLDING and not frame.is_corrupt)
 
 
 class DisorderedError(Exception):
@@ -171,8 +198,6 @@ class Reader:
         yield None
 
     def _decode(self, sought: bool, skip_to: int | None) -> Iterator[av.VideoFrame]:
-        from videopanda.video.timeline import can_begin, is_shown
-
         codec = self.stream.codec_context.codec.canonical_name
         counted, hidden = self.timeline.counted, self.timeline.hidden
         entry: int | None = None  # stamp of the keyframe that a seek led to
@@ -266,8 +291,6 @@ class Reader:
 
     def read(self, tick: int) -> av.VideoFrame:
         """The frame shown at `tick`; ticks must not decrease from call to call."""
-        from videopanda.video.timeline import SHORT_SECONDS
-
         if self._is_far(tick):
             self.go_to(tick)
         elif len(self.timeline.parts) > 1:

@@ -13,20 +13,25 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from videopanda.video.container import Deadline, Opener, UnreadableError, open_container, video_decoder
+from videopanda.video.container import (
+    SHORT_SECONDS,
+    Deadline,
+    Opener,
+    UnreadableError,
+    can_begin,
+    is_shown,
+    open_container,
+    video_decoder,
+)
 
 # Above this size the packets are not all listed: reading every byte of a huge file costs more than the frames do.
 SCAN_BYTES = 1 << 30
 # Containers with a clock of milliseconds round twice, the first frame's stamp and this one's: less than 1 ms together.
 _MILLISECOND_SLACK = Fraction(999, 1_000_000)
 _SLACK = Fraction(1, 2000)
-# A header may promise this much more than the packets hold before the file is called cut short.
-SHORT_SECONDS = 0.5
 # As the ffmpeg command does: a clock that falls back by this much, or leaps ahead, has been started again.
 _BACKWARD_SECONDS, _FORWARD_SECONDS = 0.1, 10.0
 _TS_DISCONT = 0x0200  # FFmpeg's mark of formats whose clock may leap, as those of broadcasts do
-# Decoders that give no picture until they have what it refers to; others make one up.
-_WITHHOLDING = ("h264", "hevc", "mpeg1video", "mpeg2video", "vp8", "vp9", "av1")
 _CHECK_EVERY = 256  # packets between looks at the clock
 
 
@@ -121,24 +126,6 @@ def counted_timeline(number: int, fps: float, width: int, height: int, missing: 
     clock = 1 / Fraction(fps).limit_denominator(1_000_000)
     keys = np.zeros(1, np.int64)
     return Timeline(np.arange(number), keys, 0, number, number + missing, clock, fps, width, height, counted=True)
-
-
-def is_shown(packet: av.Packet, codec: str) -> bool:
-    """Whether a packet gives a frame: edit lists and VP8/VP9 reference frames hide some."""
-    if packet.is_discard:
-        return False
-    if codec not in ("vp8", "vp9") or packet.size == 0:
-        return True
-    data = memoryview(packet)
-    head = data[0]
-    if codec == "vp8":
-        return bool(head & 0x10)
-    if data[-1] & 0xE0 == 0xC0:  # a superframe: hidden frames packed together with one that is shown
-        return True
-    # Uncompressed header, most significant bit first: marker (2), profile (2), one reserved bit in profile 3,
-    # show_existing_frame, frame_type, show_frame.
-    shift = 2 if head & 0x30 == 0x30 else 3
-    return bool(head >> shift & 1) or bool(head >> (shift - 2) & 1)
 
 
 def scan(opener: Opener, deadline: Deadline, full: bool = False, most: int | None = None) -> Timeline:
@@ -363,11 +350,6 @@ class _Packets:
             if container.duration / av.time_base > latest + SHORT_SECONDS:
                 declared = round(Fraction(container.duration, av.time_base) / time_base)
         return end if (declared - end) * time_base < SHORT_SECONDS else declared
-
-
-def can_begin(frame: av.VideoFrame, codec: str) -> bool:
-    """Whether a decoded frame does not depend on missing earlier frames."""
-    return bool(frame.key_frame) or (codec in _WITHHOLDING and not frame.is_corrupt)
 
 
 def _count_frames(opener: Opener, deadline: Deadline) -> int:
