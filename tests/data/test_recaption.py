@@ -13,8 +13,8 @@ from live import Server
 from command import run
 from videopanda.data import recaption as module
 from videopanda.data.balance import OFTEN, Balance
+from videopanda.data.formats.opening import open_sources
 from videopanda.data.formats.record import Record
-from videopanda.data.formats.sources import open_sources
 from videopanda.data.sample import Turn
 from videopanda.data.worlds.scenes.make import make
 

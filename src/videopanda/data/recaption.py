@@ -20,8 +20,9 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from videopanda.data.formats.opening import open_sources
 from videopanda.data.formats.record import Medium, Record, RowError
-from videopanda.data.formats.sources import Source, open_sources
+from videopanda.data.formats.sources import Source
 from videopanda.video.read import Video, VideoReadError, read_video
 
 PROMPT = "Describe this video in detail: what is shown, what happens, and in which order."
