@@ -84,8 +84,8 @@ def check_keys(expected: Expected, places: dict[str, TensorLocation]) -> Check:
         if {first, second} <= places.keys() and checksums.checksum(places[first]) != checksums.checksum(places[second]):
             reasons.append(f"{first} and {second} are two names of one tensor, but their values differ")
     summary = f"{len(places)} tensors, no name missing or unexpected"
-    ledger = {"found": len(places), "missing": missing, "unexpected": unexpected, "other_shape": other_shape}
-    return Check.of("keys", reasons, summary, **ledger)
+    details = {"found": len(places), "missing": missing, "unexpected": unexpected, "other_shape": other_shape}
+    return Check.of("keys", reasons, summary, **details)
 
 
 def is_statistic(name: str) -> bool:
