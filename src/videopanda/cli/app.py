@@ -16,6 +16,7 @@ from videopanda.cli.bench import bench_app
 from videopanda.cli.checks import (
     require_checkpoint,
     require_device,
+    require_extra,
     require_language_model,
     require_new,
     require_paths,
@@ -216,6 +217,9 @@ def scenes_make_verb(
     minutes: Annotated[
         str, typer.Option("--minutes", metavar="M,…", help="With --long: lengths, with --num clips of each.")
     ] = "",
+    world: Annotated[
+        str, typer.Option("--world", metavar="NAME", help="scenes, or tabletop: solid things in perspective.")
+    ] = "scenes",
 ) -> None:
     """Write scenes as mp4 files with questions and answers in the conversation format.
 
@@ -225,6 +229,8 @@ def scenes_make_verb(
     """
     if minutes and not long:
         raise ValueError("--minutes is for --long")
+    if long and world != "scenes":
+        raise ValueError("--long is made of scenes only: remove --world")
     if long:
         from videopanda.data.worlds.long.make import LENGTHS, make_long
 
@@ -237,9 +243,11 @@ def scenes_make_verb(
         return
     if out.is_dir() and any(out.iterdir()) and not (out / "scenes.json").exists():
         raise ValueError(f"{out} contains other files: choose a new folder")
+    if world == "tabletop":
+        require_extra("worlds", "panda3d")
     from videopanda.data.worlds.scenes.make import make
 
-    folder = make(out, num, seed, split)
+    folder = make(out, num, seed, split, world=world)
     print(f"{num} clips with questions: {folder / 'annotations.json'}\ncontact sheet: {folder / 'contact_sheet.png'}")
 
 

@@ -12,7 +12,7 @@ _EXTRAS = {
     **dict.fromkeys(("fastapi", "uvicorn", "multipart", "prometheus_client"), "serve"),
     **dict.fromkeys(("peft", "torchdata", "sentencepiece", "google", "tensorboard", "matplotlib"), "train"),
     **dict.fromkeys(("openai", "pyarrow"), "eval"),
-    **{"torchcodec": "video", "ray": "ray", "deepspeed": "deepspeed", "bitsandbytes": "qlora"},
+    **{"torchcodec": "video", "ray": "ray", "deepspeed": "deepspeed", "bitsandbytes": "qlora", "panda3d": "worlds"},
     **dict.fromkeys(("trackio", "wandb"), "loggers"),
 }
 

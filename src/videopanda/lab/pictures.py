@@ -38,7 +38,7 @@ def write_pictures(lines: Sequence[dict[str, Any]], found: dict[str, Any], runs:
         if row["row"] == found["compare"] or not seeds:
             continue
         full, other = (evaluations[name, seeds[0]] for name in (found["compare"], row["row"]))
-        test = clips_folder(runs, found["world"], found["questions"])
+        test = clips_folder(runs, found["questions"])
         sheet = where_they_differ((found["compare"], full), (row["row"], other), test) if test.is_dir() else None
         if sheet:
             name = f"{found['table']}.{''.join(c if c.isalnum() else '-' for c in row['row'])}.png"

@@ -49,7 +49,6 @@ def report(results: Mapping[str, Any], table: Table, budget: str) -> dict[str, A
     return {
         "table": table.name,
         "title": table.title,
-        "world": table.world,
         "source": table.source,
         "budget": budget,
         "compare": table.compare,

@@ -130,18 +130,18 @@ def _cell(table: Table, row: str, seed: int, budget: str, runs: Path, start: Pat
         if training.stage == "language":
             language = parent, origin
     questions = table.budget(budget).questions
-    digest = _digest(["evaluate", table.world, questions, QUESTIONS_SEED], origin)
+    digest = _digest(["evaluate", questions, QUESTIONS_SEED], origin)
     folder = runs / f"evaluate-{digest}"
-    clips = clips_folder(runs, table.world, questions)
+    clips = clips_folder(runs, questions)
     arguments = ["evaluate", "scenes", "--model", str(parent), "--num", str(questions), "--seed", str(QUESTIONS_SEED)]
     arguments += ["--media-root", str(clips), "--output", str(folder), "--json"]
     units.append(Unit("evaluate", folder, tuple(arguments), questions * len(CONDITIONS), "report.json"))
     return Cell(row, seed, tuple(units))
 
 
-def clips_folder(runs: Path, world: str, questions: int) -> Path:
+def clips_folder(runs: Path, questions: int) -> Path:
     """The folder of the test that all rows share."""
-    return runs / f"{world}-test-{QUESTIONS_SEED}-{questions}"
+    return runs / f"test-{QUESTIONS_SEED}-{questions}"
 
 
 def _digest(identity: Any, origin: str) -> str:

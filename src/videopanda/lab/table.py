@@ -89,7 +89,6 @@ class Table:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     teachers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     columns: Sequence[str] = ()
-    world: str = "scenes"
 
     def row(self, name: str) -> Row:
         """The row of this name.

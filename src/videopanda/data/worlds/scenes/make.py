@@ -25,10 +25,8 @@ from typing import Any
 import numpy as np
 
 from videopanda import __version__
-from videopanda.data.worlds.scenes.dataset import draw
-from videopanda.data.worlds.scenes.questions import Question, make_questions
-from videopanda.data.worlds.scenes.render import write_clip
-from videopanda.data.worlds.scenes.world import Scene, make_scene
+from videopanda.data.worlds.scenes.questions import Question
+from videopanda.data.worlds.world import open_world
 from videopanda.video.contact_sheet import SheetRow, contact_sheet
 
 QUESTIONS_PER_CLIP = 6
@@ -45,32 +43,34 @@ def make(
     questions_per_clip: int = QUESTIONS_PER_CLIP,
     workers: int | None = None,
     progress: bool = True,
+    world: str = "scenes",
 ) -> Path:
     """Write scenes 0 … `num` - 1 of (seed, split) to the folder `out` and return it.
 
     Equal arguments give equal bytes of `annotations.json`. `workers` processes draw clips (default: one per CPU); with
-    more than one, a script must call this under `if __name__ == "__main__":`. `progress` shows a bar on stderr.
+    more than one, a script must call this under `if __name__ == "__main__":`. `progress` shows a bar on stderr. `world`
+    is one of `worlds.world.WORLDS`.
 
     Raises:
-        ValueError: an argument out of range, or `out` holds another seed, split or version.
+        ValueError: an argument out of range, no such world, or `out` holds another world, seed, split or version.
     """
     if num < 1 or questions_per_clip < 1:
         raise ValueError(f"num and questions_per_clip must be at least 1, not {num} and {questions_per_clip}")
     out = Path(out)
-    header = {"seed": seed, "split": split, "num": num, "version": __version__}
-    make_scene(seed, split, 0)  # a wrong split is told before anything is written
+    header = {"world": world, "seed": seed, "split": split, "num": num, "version": __version__}
+    drawn = open_world(world)
+    drawn.make_scene(seed, split, 0)  # a wrong split is told before anything is written
     _check_same_world(out / "scenes.json", header)
     if (out / "annotations.json").exists() and not (out / "scenes.json").exists():
         raise ValueError(f"{out / 'annotations.json'} was not written by this command: use a new folder")
     (out / "clips").mkdir(parents=True, exist_ok=True)
     _write_text(out / "scenes.json", json.dumps(header, indent=2) + "\n")
-    write_clips(out / "clips", range(num), seed, split, workers, progress)
-    questions = [(index, clip_questions(seed, split, index)[:questions_per_clip]) for index in range(num)]
-    records = write_annotations(out, seed, split, questions)
+    write_clips(out / "clips", range(num), seed, split, workers, progress, world)
+    questions = [(index, clip_questions(seed, split, index, world)[:questions_per_clip]) for index in range(num)]
+    records = write_annotations(out, seed, split, questions, world)
     rows: list[SheetRow] = []
     for record in records[:_SHEET_ROWS]:
-        scene = make_scene(seed, split, len(rows))
-        clip = draw(scene, _SHEET_FRAMES)
+        clip = drawn.draw(drawn.make_scene(seed, split, len(rows)), _SHEET_FRAMES)
         question, answer = (turn["value"].removeprefix("<video>\n") for turn in record["conversations"][:2])
         rows.append(SheetRow(clip.frames, [f"{question}  {answer}"], clip.timestamps))
     contact_sheet(rows).save(out / "contact_sheet.png")
@@ -82,7 +82,7 @@ def clip_name(seed: int, split: str, index: int) -> str:
     return f"{split}-{seed}-{index}"
 
 
-def clip_questions(seed: int, split: str, index: int) -> list[Question]:
+def clip_questions(seed: int, split: str, index: int, world: str = "scenes") -> list[Question]:
     """The questions that written data and evaluation ask about a scene: at most two of a family, in random order.
 
     Their random stream is not that of training (`ScenesDataset`), which draws its own questions about its own scenes.
@@ -90,20 +90,22 @@ def clip_questions(seed: int, split: str, index: int) -> list[Question]:
     rng = np.random.default_rng([seed, index, 2])
     seen: Counter[str] = Counter()
     kept = []
-    for question in make_questions(make_scene(seed, split, index), rng):
+    drawn = open_world(world)
+    for question in drawn.make_questions(drawn.make_scene(seed, split, index), rng):
         seen[question.family] += 1
         if seen[question.family] <= MAX_PER_FAMILY:
             kept.append(question)
     return kept
 
 
-def ensure_clip(folder: Path, seed: int, split: str, index: int) -> Path:
+def ensure_clip(folder: Path, seed: int, split: str, index: int, world: str = "scenes") -> Path:
     """Write a scene's mp4 unless it is there. A file under its final name is always complete."""
     path = folder / f"{clip_name(seed, split, index)}.mp4"
     if not path.exists():
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
-            write_clip(make_scene(seed, split, index), part)
+            drawn = open_world(world)
+            drawn.write_clip(drawn.make_scene(seed, split, index), part)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -111,14 +113,14 @@ def ensure_clip(folder: Path, seed: int, split: str, index: int) -> Path:
 
 
 def write_annotations(
-    folder: Path, seed: int, split: str, questions: Sequence[tuple[int, Sequence[Question]]]
+    folder: Path, seed: int, split: str, questions: Sequence[tuple[int, Sequence[Question]]], world: str = "scenes"
 ) -> list[dict[str, Any]]:
     """Write `annotations.json`: a record per scene, of its index and the questions asked about it. Returns them.
 
     Raises:
         ValueError: the folder has other annotations.
     """
-    records = [_record(make_scene(seed, split, index), asked) for index, asked in questions]
+    records = [_record(open_world(world).make_scene(seed, split, index), asked) for index, asked in questions]
     lines = ",\n".join(json.dumps(record, allow_nan=False) for record in records)
     path, text = folder / "annotations.json", f"[\n{lines}\n]\n"
     # A folder of `make` may grow; another file of this name is somebody else's.
@@ -137,7 +139,7 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _record(scene: Scene, questions: Sequence[Question]) -> dict[str, Any]:
+def _record(scene: Any, questions: Sequence[Question]) -> dict[str, Any]:
     """One conversation record; `families` names the family of each question, `scene` is everything that is shown."""
     name = clip_name(scene.seed, scene.split, scene.index)
     turns = []
@@ -157,22 +159,28 @@ def _check_same_world(path: Path, header: dict[str, Any]) -> None:
     if not path.exists():
         return
     found = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("seed", "split", "version"):
-        if found.get(key) != header[key]:
+    for key in ("world", "seed", "split", "version"):
+        if found.get(key, "scenes") != header[key]:
             raise ValueError(
                 f"{path.parent} contains scenes of {key} {found.get(key)}, not {header[key]}: use a new folder"
             )
 
 
 def write_clips(
-    folder: Path, indices: Sequence[int], seed: int, split: str, workers: int | None, progress: bool
+    folder: Path,
+    indices: Sequence[int],
+    seed: int,
+    split: str,
+    workers: int | None,
+    progress: bool,
+    world: str = "scenes",
 ) -> None:
     """Write the clips of scenes that are not there yet, in `workers` processes."""
     from rich.console import Console
     from rich.progress import track
 
     workers = workers or os.cpu_count() or 1
-    task = partial(ensure_clip, folder, seed, split)
+    task = partial(ensure_clip, folder, seed, split, world=world)
     console = Console(stderr=True)
     if workers == 1:
         for index in track(indices, "clips", console=console, disable=not progress):
