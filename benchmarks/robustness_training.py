@@ -190,7 +190,7 @@ def main() -> None:
         def train(lora: bool) -> Callable[[Path, bool], Command]:
             common = ["finetune", "--data", str(data), "--model", str(work / "model"), *(["--lora"] if lora else [])]
             common += [part for setting in TRAIN for part in ("--set", setting)]
-            return lambda folder, resume: [*common, "--output", str(folder), *(["--resume"] if resume else [])]
+            return lambda folder, resume: [*common, "--output", str(folder)]
 
         def predict(folder: Path, _: bool) -> Command:
             bench = ["custom", str(data), "--model", str(work / "model"), "--num-frames", "4", "--batch-size", "1"]

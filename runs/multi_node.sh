@@ -6,4 +6,4 @@ stage=$1 model=$2 output=$3
 shift 3
 
 torchrun --nnodes="$NODES" --nproc_per_node="${GPUS:-gpu}" --rdzv_backend=c10d --rdzv_endpoint="$HOST:29500" \
-    -m videopanda train "$stage" --config "${CONFIG:-paper}" --model "$model" --output "$output" --resume "$@"
+    -m videopanda train "$stage" --config "${CONFIG:-paper}" --model "$model" --output "$output" "$@"

@@ -11,7 +11,7 @@ for stage in prealign pretrain finetune; do
     data=valley_.json
     [ "$stage" = finetune ] && data=videochatgpt_tune_.json
     torchrun --standalone --nproc_per_node="$gpus" -m videopanda train "$stage" --config "${CONFIG:-paper}" \
-        --model "$start" --output "$out/$stage" --resume \
+        --model "$start" --output "$out/$stage" \
         --set data="$DATA_ROOT/train/train_json/$data" --set manifest="$out/manifest.jsonl" \
         ${CHAT_TEMPLATE:+--chat-template "$CHAT_TEMPLATE"} --set teacher="$TEACHER" --set strategy=zero2 --set num_workers=8
     start=$out/$stage

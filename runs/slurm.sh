@@ -31,7 +31,7 @@ read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST") # the fir
 
 code=0
 srun bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec videopanda train "$@"' - "$STAGE" \
-    --config "${CONFIG:-paper}" --model "$START" --output "$OUT/$STAGE" --resume \
+    --config "${CONFIG:-paper}" --model "$START" --output "$OUT/$STAGE" \
     --set data="$DATA_ROOT/train/train_json/$data" --set manifest="$OUT/manifest.jsonl" \
     --set teacher="$TEACHER" --set strategy="${STRATEGY:-zero2}" --set num_workers=6 || code=$?
 

@@ -21,9 +21,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "models.pictures": (set(), {"numpy", "PIL"}),
     "video": ({".", "models.pictures"}, {"av", "torchcodec", "numpy", "PIL"}),
-    "plan": ({".", "models"}, {"torch", "transformers", "psutil", "rich"}),
+    "hub": (set(), {"huggingface_hub"}),
+    "plan": ({".", "models", "hub"}, {"torch", "transformers", "psutil", "rich"}),
     "inference": (
-        {".", "", "models", "plan", "video"},
+        {".", "", "models", "plan", "video", "hub"},
         {"torch", "transformers", "tokenizers", "safetensors", "bitsandbytes", "numpy"},
     ),
     "data": ({".", "", "video", "models"}, {"torch", "torchdata", "numpy", "PIL", "rich", "yaml", "jinja2"}),
@@ -31,21 +32,22 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.worlds.tabletop.render": ({".", "data"}, {"numpy", "panda3d"}),
     "data.recaption": ({".", "data", "inference", "video"}, {"PIL", "openai"}),  # a model of one's own, or a server
     "data.worlds.long": ({".", "data.worlds.scenes"}, {"numpy"}),
-    "encoders": ({".", "checkpoints"}, {"torch", "transformers"}),
+    "encoders": ({".", "checkpoints", "hub"}, {"torch", "transformers"}),
     "checkpoints": ({".", "", "models"}, {"torch"}),
     "checkpoints.verify": ({".", "", "models", "inference"}, {"torch", "rich"}),
     "checkpoints.behavior_checks": ({".", "", "models", "inference"}, {"torch", "numpy"}),
     "training": (
-        {".", "", "data", "models", "encoders", "checkpoints"},
-        {"torch", "transformers", "accelerate", "tokenizers", "safetensors", "peft", "jinja2", "numpy", "matplotlib"},
+        {".", "", "data", "models", "encoders", "checkpoints", "hub"},
+        {"torch", "transformers", "accelerate", "tokenizers", "safetensors", "peft", "jinja2", "numpy", "matplotlib"}
+        | {"rich"},
     ),
     "evaluation": (
-        {".", "", "data", "video", "models", "inference"},
+        {".", "", "data", "video", "models", "inference", "hub"},
         {"torch", "transformers", "numpy", "rich", "av", "matplotlib", "openai", "pyarrow", "ray"}
         | {"accelerate", "datasets", "lmms_eval"},  # for the lmms-eval plug-in
     ),
     "serving": (
-        {".", "", "data", "video", "models", "plan", "inference"},
+        {".", "", "data", "video", "models", "plan", "inference", "hub"},
         {"torch", "transformers", "fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client", "numpy", "PIL"}
         | {"h11", "jinja2"},
     ),
@@ -53,6 +55,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {".", "", "plan", "data", "video", "models", "inference", "encoders", "training"},
         {"torch", "transformers", "numpy", "matplotlib", "rich", "av"},
     ),
+    "teach": ({"data", "evaluation", "inference", "models", "training", "video"}, {"rich"}),
+    "mcp_server": ({"inference", "video"}, {"mcp"}),
     "lab": (
         {".", "", "data", "encoders", "evaluation", "models", "plan", "training", "video"},
         {"torch", "transformers", "numpy", "matplotlib", "yaml", "PIL", "safetensors"},
@@ -60,7 +64,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "doctor": ({"video"}, {"torch", "psutil", "packaging", "huggingface_hub"}),
     "cli": (
         {".", "", "models", "video", "inference", "plan", "data", "checkpoints", "training", "evaluation", "serving"}
-        | {"bench", "doctor", "lab"},
+        | {"bench", "doctor", "hub", "lab", "mcp_server", "teach"},
         {"typer", "rich", "transformers", "torch", "numpy"},
     ),
 }

@@ -38,13 +38,23 @@ def model() -> str:
 # -- the surface -------------------------------------------------------------------------------------------------------
 SURFACE = {
     "": (
-        {"--version"},
+        {"--version", "--install-completion", "--show-completion"},
         {"answer", "chat", "convert", "data", "demo", "doctor", "export", "finetune", "init", "train", "scenes"}
-        | {"bench", "evaluate", "plan", "serve", "verify", "watch"},
+        | {"bench", "evaluate", "lab", "plan", "mcp", "pull", "push", "serve", "teach", "verify", "watch"},
     ),
     "answer": (
         {"--model", "--num-frames", "--start", "--end", "--device", "--cache", "--cache-size", "--json"}
-        | {"--quantize", "--max-new-tokens", "--fps", "--max-visual-tokens"},
+        | {
+            "--quantize",
+            "--max-new-tokens",
+            "--fps",
+            "--max-visual-tokens",
+            "--dtype",
+            "--temperature",
+            "--seed",
+            "--stream",
+        }
+        | {"--server", "--api-key", "--allow-host", "--explain", "--picture"},
         {"video", "question"},
     ),
     "watch": (
@@ -60,12 +70,26 @@ SURFACE = {
         {"--models", "--source", "--rounds", "--device", "--dtype", "--compile", "--flops-only", "--json", "--plot"},
         set(),
     ),
-    "chat": ({"--model", "--num-frames", "--start", "--end", "--device"}, {"video"}),
+    "chat": (
+        {"--model", "--num-frames", "--fps", "--start", "--end", "--device", "--dtype", "--max-new-tokens"}
+        | {"--temperature", "--seed", "--allow-host"},
+        {"video"},
+    ),
     "convert": ({"--allow", "--json"}, {"source", "target"}),
     "doctor": ({"--json"}, set()),
-    "data": (set(), {"check", "features", "label", "shard"}),
+    "data": (set(), {"check", "features", "label", "recaption", "shard"}),
     "data check": (
-        {"--media-root", "--format", "--manifest", "--against", "--workers", "--json", "--num-frames", "--sampling"},
+        {
+            "--media-root",
+            "--format",
+            "--manifest",
+            "--against",
+            "--workers",
+            "--json",
+            "--num-frames",
+            "--sampling",
+            "--words",
+        },
         {"data"},
     ),
     "data shard": (
@@ -92,7 +116,12 @@ SURFACE = {
     ),
     "scenes": (set(), {"make"}),
     "scenes make": ({"--num", "--seed", "--split", "--long", "--minutes"}, {"out"}),
-    "evaluate": (set(), {"inspect", "judge", "needle", "predict", "report", "scenes", "score"}),
+    "evaluate": (set(), {"inspect", "judge", "needle", "predict", "report", "run", "scenes", "score"}),
+    "evaluate run": (
+        {"--output", "--media-root", "--model", "--limit", "--condition", "--errata", "--num-frames", "--batch-size"}
+        | {"--max-new-tokens", "--device", "--cache", "--json"},
+        {"bench"},
+    ),
     "evaluate predict": (
         {
             "--output",
@@ -126,11 +155,11 @@ SURFACE = {
     "evaluate needle": ({"--data", "--output", "--json"}, {"scores"}),
     "evaluate report": ({"--output", "--json"}, {"scores"}),
     "evaluate score": ({"--output", "--scorer", "--errata", "--wordnet", "--json"}, {"bench", "path", "predictions"}),
-    "evaluate scenes": ({"--model", "--num", "--seed", "--json", "--output", "--no-baselines"}, set()),
+    "evaluate scenes": ({"--model", "--media-root", "--num", "--seed", "--json", "--output", "--no-baselines"}, set()),
     "init": ({"--backbone", "--model", "--family", "--preset", "--set", "--chat-template", "--seed"}, {"out"}),
     "export": (set(), {"checkpoint", "out"}),
     "finetune": (
-        {"--data", "--model", "--media-root", "--lora", "--quantize", "--set", "--output", "--resume"},
+        {"--data", "--model", "--media-root", "--lora", "--quantize", "--set", "--output"},
         set(),
     ),
     "serve": (
@@ -149,8 +178,16 @@ SURFACE = {
         set(),
     ),
     "train": (
-        {"--config", "--set", "--model", "--output", "--resume", "--dry-run", "--processes", "--chat-template"},
+        {"--config", "--set", "--model", "--output", "--dry-run", "--processes", "--chat-template"},
         {"stage"},
+    ),
+    "mcp": ({"--allow", "--model", "--device"}, set()),
+    "pull": ({"--output"}, {"name"}),
+    "push": ({"--scores", "--license", "--limit", "--private", "--dry-run"}, {"checkpoint", "name"}),
+    "teach": (
+        {"--question", "--output", "--model", "--lora", "--quantize", "--test-share", "--copies", "--seed", "--set"}
+        | {"--json"},
+        {"clips"},
     ),
     "verify": ({"--against", "--record", "--json"}, {"checkpoint"}),
 }

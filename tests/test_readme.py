@@ -86,7 +86,7 @@ def test_blocks_are_found():
         "videopanda answer clip.mp4",
         "videopanda answer clip.mp4 What? --modell x",
         "videopanda answer clip.mp4 What? --num-frames many",
-        "videopanda answer clip.mp4 What? again",
+        "videopanda chat clip.mp4 What?",
         "videopanda scenes write out",
         "videopanda evaluate scenes --num 3",
     ],

@@ -143,7 +143,7 @@ def test_a_resumed_run_ends_bit_identical(runs, tmp_path, stage):
 
 def test_a_used_output_folder_is_refused(runs):
     before = (runs["pretrain"] / "run.json").stat().st_mtime_ns
-    with pytest.raises(ValueError, match="already contains a run: pass --resume"):
+    with pytest.raises(ValueError, match="already contains a run: choose another"):
         train("pretrain", "nano", SMALL, runs["prealign"], runs["pretrain"], False)
     assert (runs["pretrain"] / "run.json").stat().st_mtime_ns == before
 

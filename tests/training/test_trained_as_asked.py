@@ -11,7 +11,6 @@ import torch
 
 from media import write_video
 from tiny import tiny_model, tiny_processor
-from videopanda.cli.train import _resuming
 from videopanda.data.conversations import ConversationDataset
 from videopanda.data.shards import ShardDataset, write_shards
 from videopanda.models.load import load_checkpoint
@@ -124,9 +123,3 @@ def test_without_a_compiler_training_falls_back(monkeypatch, caplog, tmp_path):
         assert run._can_compile() is False
     assert "the first step takes about a minute" in caplog.text
     assert "torch.compile does not work here, training continues without it (is g++ installed?)" in caplog.text
-
-
-def test_the_command_that_resumes():
-    found = _resuming(["train", "finetune", "--output", "my run"])
-    assert found == "videopanda train finetune --output 'my run' --resume"
-    assert _resuming(["train", "x", "--resume"]) == "videopanda train x --resume"

@@ -7,12 +7,14 @@ from videopanda.models.hub import add_code
 from videopanda.models.load import check_checkpoint
 
 _FILES = ("config.json", "processor_config.json")
+_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".safetensors", ".md")
+_RECORDS = ("run.json", "conversion.json")  # of how the folder was made, with places on that machine
 
 
 def export(checkpoint: str | Path, out: str | Path) -> list[str]:
     """Copy a checkpoint folder to a new folder `out` and add the code; returns the names of all files in it.
 
-    Training state (subfolders and pickled files) is not copied. Weights are copied unchanged.
+    Training state and the records of a run are not copied. Weights are copied unchanged.
 
     Raises:
         FileNotFoundError: the checkpoint folder or its weights are missing.
@@ -26,7 +28,7 @@ def export(checkpoint: str | Path, out: str | Path) -> list[str]:
         raise ValueError(f"{target} already exists: choose a new folder")
     target.mkdir(parents=True, exist_ok=True)
     for file in source.iterdir():
-        if file.is_file() and file.suffix not in (".bin", ".pt", ".pth", ".pkl"):
+        if file.is_file() and file.suffix in _SUFFIXES and file.name not in _RECORDS:
             shutil.copyfile(file, target / file.name)
     for name in _FILES:
         add_code(target / name, config)

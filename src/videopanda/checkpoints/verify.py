@@ -46,11 +46,14 @@ class Report:
         return {**asdict(self), "passed": self.passed}
 
 
-def verify(folder: str | Path, against: str | Path | None = None, record: bool = False) -> Report:
+def verify(
+    folder: str | Path, against: str | Path | None = None, record: bool = False, max_bytes: int | None = None
+) -> Report:
     """Check a checkpoint folder, and with `against` compare it with the official checkpoint it came from.
 
     Args:
         record: write the checksums next to the weights if everything else passes.
+        max_bytes: do not run a model whose weights are larger; all other checks need little memory.
 
     Raises:
         FileNotFoundError: a folder is missing.
@@ -69,7 +72,12 @@ def verify(folder: str | Path, against: str | Path | None = None, record: bool =
         checks.append(check_against(Path(against), values))
     if keys.status == "passed":
         total = parameters.details["total"]["expected"]
-        checks.append(check_greedy(folder, config, total))
+        size = sum(place.num_bytes for place in places.values())
+        if max_bytes is not None and size > max_bytes:
+            reason = f"the weights take {size / 1e9:.1f} GB: run  videopanda verify  where they fit into memory"
+            checks.append(Check("greedy", "skipped", reasons=(reason,)))
+        else:
+            checks.append(check_greedy(folder, config, total))
     else:
         checks.append(Check("greedy", "skipped", reasons=("weights are missing or wrong",)))
     report = Report(str(folder), None if against is None else str(against), tuple(checks))

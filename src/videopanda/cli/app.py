@@ -12,52 +12,31 @@ from typing import Annotated, Any
 
 import typer
 
+from videopanda.cli.answer import answer_verb, chat_verb
 from videopanda.cli.bench import bench_app
 from videopanda.cli.checks import (
     require_checkpoint,
-    require_device,
     require_extra,
     require_language_model,
     require_new,
     require_paths,
     require_settings,
-    require_video,
-    seconds,
 )
 from videopanda.cli.data import data_app
 from videopanda.cli.errors import run
 from videopanda.cli.evaluate import evaluate_app
+from videopanda.cli.hub import pull_verb, push_verb
 from videopanda.cli.lab import lab_app
-from videopanda.cli.options import (
-    AsJson,
-    Cache,
-    CacheSize,
-    Device,
-    Family,
-    Fps,
-    MaxNewTokens,
-    MaxVisualTokens,
-    Model,
-    NumFrames,
-    Preset,
-    Quantize,
-    Seed,
-    Set,
-    console,
-    load_model,
-    quiet,
-    size_in_bytes,
-)
+from videopanda.cli.options import AsJson, Family, Preset, Seed, Set, console, load_model, quiet
 from videopanda.cli.plan import plan_verb
-from videopanda.cli.serve import serve_verb
-from videopanda.cli.train import finetune_verb, train_verb
+from videopanda.cli.serve import mcp_verb, serve_verb
+from videopanda.cli.train import finetune_verb, teach_verb, train_verb
 from videopanda.cli.watch import watch_verb
 
 app = typer.Typer(
     help="Train, verify, run and serve encoder-free video-language models.\n\n"
     "Start with  [bold]videopanda demo[/bold] . Each command has its own --help with an example.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -72,11 +51,6 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(lab_app, name="lab")
 
 _ASSETS = Path(__file__).parents[1] / "assets"
-
-Start = Annotated[
-    float | None, typer.Option("--start", metavar="S", parser=seconds, help="Start of the range, in seconds.")
-]
-End = Annotated[float | None, typer.Option("--end", metavar="S", parser=seconds, help="End of the range, in seconds.")]
 
 
 def _version(is_asked: bool) -> None:
@@ -93,85 +67,8 @@ def _options(
 ) -> None: ...
 
 
-@app.command("answer")
-def answer_verb(
-    video: Annotated[Path, typer.Argument(help="Video file, GIF, image, or folder of images.", show_default=False)],
-    question: Annotated[str, typer.Argument(help="What to ask.", show_default=False)],
-    model: Model = None,
-    num_frames: NumFrames = None,
-    fps: Fps = None,
-    max_visual_tokens: MaxVisualTokens = None,
-    start: Start = None,
-    end: End = None,
-    device: Device = None,
-    cache: Cache = None,
-    cache_size: CacheSize = "10GiB",
-    max_new_tokens: MaxNewTokens = 64,
-    quantize_to: Quantize = "",
-    as_json: AsJson = False,
-) -> None:
-    """Answer one question about a video.
-
-    Example:  videopanda answer clip.mp4 "Which way does the red circle move?" --json
-
-    Hours of video:  videopanda answer --fps 1 --max-visual-tokens 2048 lecture.mp4 "What comes last?"
-    """
-    if fps is not None and num_frames is not None:
-        raise ValueError("--num-frames and --fps are mutually exclusive")
-    if max_visual_tokens is not None and (num_frames is not None or cache is not None):
-        raise ValueError("--max-visual-tokens looks at the whole clip at --fps: omit --num-frames and --cache")
-    require_checkpoint(model)
-    require_device(device)
-    require_video(video, start, end, question)
-    from videopanda.inference.answer import ask
-    from videopanda.inference.quantize import quantize
-    from videopanda.inference.visual_cache import TokenDiskCache
-
-    kept = TokenDiskCache(cache, size_in_bytes(cache_size)) if cache else None
-    network, processor = load_model(model, device)
-    if quantize_to:
-        quantize(network, quantize_to)
-    (answer,) = ask(
-        network,
-        processor,
-        video,
-        [question],
-        num_frames=num_frames,
-        fps=fps,
-        max_visual_tokens=max_visual_tokens,
-        start=start,
-        end=end,
-        max_new_tokens=max_new_tokens,
-        cache=kept,
-    )
-    if not as_json:
-        print(answer.answer)
-        return
-    print(json.dumps(answer.as_dict()))
-
-
-@app.command("chat")
-def chat_verb(
-    video: Annotated[Path, typer.Argument(help="Video file, GIF, image, or folder of images.", show_default=False)],
-    model: Model = None,
-    num_frames: NumFrames = None,
-    start: Start = None,
-    end: End = None,
-    device: Device = None,
-) -> None:
-    """Chat about a video: one question per line; an empty line ends the chat.
-
-    Example:  videopanda chat clip.mp4
-    """
-    require_checkpoint(model)
-    require_device(device)
-    require_video(video, start, end)
-    from videopanda.inference.answer import Chat
-
-    network, processor = load_model(model, device)
-    chat = Chat(network, processor, video, num_frames=num_frames, start=start, end=end)
-    while question := _read_question():
-        print(chat.ask(question).answer, flush=True)
+app.command("answer")(answer_verb)
+app.command("chat")(chat_verb)
 
 
 @app.command("demo")
@@ -253,8 +150,12 @@ def scenes_make_verb(
 
 app.command("watch")(watch_verb)
 app.command("serve")(serve_verb)
+app.command("mcp")(mcp_verb)
+app.command("pull")(pull_verb)
+app.command("push")(push_verb)
 app.command("train")(train_verb)
 app.command("finetune")(finetune_verb)
+app.command("teach")(teach_verb)
 app.command("plan")(plan_verb)
 
 
@@ -290,7 +191,7 @@ def init_verb(
         raise ValueError("give either --backbone, a language model, or --model, a trained model to change")
     if model is not None and (family or preset or chat_template):
         raise ValueError("--family, --preset and --chat-template are for a new model, not for --model")
-    require_checkpoint(model)
+    model = require_checkpoint(model)
     if backbone is not None:
         require_language_model(backbone)
     if chat_template not in (None, "vicuna"):
@@ -346,7 +247,7 @@ def export_verb(
 
     Example:  videopanda export out/finetune out/for_the_hub
     """
-    require_checkpoint(checkpoint)
+    checkpoint = require_checkpoint(checkpoint) or checkpoint
     require_new(out)
     from videopanda.checkpoints.export import export
 
@@ -356,7 +257,7 @@ def export_verb(
 
 @app.command("convert")
 def convert_verb(
-    source: Annotated[Path, typer.Argument(help="Folder of an official checkpoint.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="Official checkpoint: folder or Hub name.", show_default=False)],
     target: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
     allow: Annotated[
         list[str] | None,
@@ -368,8 +269,10 @@ def convert_verb(
 
     Example:  videopanda convert Video-Panda-7B/videopanda_fitu out/video-panda-7b
     """
-    require_paths(source)
     require_new(target)
+    from videopanda.hub import folder_of
+
+    source = folder_of(source, pickled=True)
     from videopanda.models.families import converter
 
     quiet()
@@ -403,7 +306,7 @@ def verify_verb(
 
     Example:  videopanda verify out/video-panda-7b
     """
-    require_checkpoint(checkpoint)
+    checkpoint = require_checkpoint(checkpoint) or checkpoint
     require_paths(against)
     from videopanda.checkpoints.verify import tables, verify
 
@@ -422,11 +325,3 @@ def verify_verb(
 def main() -> None:
     """Run the command."""
     run(app)
-
-
-def _read_question() -> str:
-    """Read the next line of the chat; empty at the end."""
-    try:
-        return input("> " if sys.stdin.isatty() else "").strip()
-    except EOFError:
-        return ""

@@ -5,6 +5,7 @@ They raise ValueError or OSError, which `cli.app` prints.
 
 import json
 import socket
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,14 +18,24 @@ def require_extra(extra: str, *modules: str) -> None:
         raise ValueError(f"this needs {missing[0]}: pip install 'videopanda[{extra}]'")
 
 
-def require_checkpoint(folder: Path | None) -> None:
-    """Check that a folder looks like a checkpoint with complete weight files; None is the bundled one."""
-    if folder is None:
-        return
-    if not folder.is_dir():
-        is_hub_id = not folder.is_absolute() and len(folder.parts) == 2 and not folder.parent.exists()
-        hub = f": if it is on the Hub, first run  hf download {folder} --local-dir {folder}" if is_hub_id else ""
-        raise FileNotFoundError(f"no model folder at {folder}{hub}")
+def require_checkpoint(name: Path | None, *, plain: bool = False) -> Path | None:
+    """Check that a model is a checkpoint with complete weight files; returns its folder. None is the bundled one.
+
+    A model on the Hub is downloaded to the cache, after a look at its configuration. `plain`: it may be a language
+    model without a vision part.
+    """
+    if name is None:
+        return None
+    from videopanda.hub import folder_of, parse
+
+    if parse(name) is not None and not plain:
+        first = folder_of(name, files=("*.json",))
+        if not (first / "processor_config.json").is_file():
+            raise ValueError(
+                f"{name} is not in the form that this command reads: if it is an official checkpoint, first run  "
+                f"videopanda pull {name} --output DIR"
+            )
+    folder = folder_of(name)
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(f"{folder} is not a videopanda checkpoint: it has no config.json")
@@ -35,6 +46,7 @@ def require_checkpoint(folder: Path | None) -> None:
     for file in sorted(folder.glob("*.safetensors")):
         if not _is_whole(file):
             raise ValueError(f"{file} is damaged or cut off: download or copy it again")
+    return folder
 
 
 def _is_whole(file: Path) -> bool:
@@ -54,11 +66,10 @@ def _is_whole(file: Path) -> bool:
 
 def require_language_model(name: str) -> None:
     """Check that a name can be a language model: a folder, or OWNER/NAME as on the Hub."""
-    if not Path(name).is_dir() and (name.count("/") != 1 or Path(name).parent.is_dir() or Path(name).is_absolute()):
-        raise FileNotFoundError(
-            f"no language model at {name}: if it is on the Hub, first run  hf download OWNER/{Path(name).name} "
-            f"--local-dir {name}"
-        )
+    from videopanda.hub import parse
+
+    if not Path(name).is_dir() and parse(name) is None:
+        raise FileNotFoundError(f"no language model at {name}: on the Hub a name is OWNER/{Path(name).name}")
 
 
 def require_rows(data: str, media_root: Path | None) -> None:
@@ -106,17 +117,22 @@ def require_settings(settings: list[str] | None) -> None:
 
 
 def require_video(
-    video: Path, start: float | None = None, end: float | None = None, question: str | None = None
+    video: Path,
+    start: float | None = None,
+    end: float | None = None,
+    fps: float | None = None,
+    num_frames: int | None = None,
+    questions: Sequence[str] = (),
 ) -> None:
-    """Check that the clip exists, its range is valid, and the question is not empty."""
-    if video.parts and video.parts[0] in ("http:", "https:"):
-        raise ValueError("only local files are read: download the video first, for example with  curl -O URL")
+    """Check that the clip exists, its frames can be chosen so, and no question is empty."""
+    if fps is not None and num_frames is not None:
+        raise ValueError("--num-frames and --fps are mutually exclusive")
     if not video.exists():
-        swapped = question is not None and Path(question).is_file()
+        swapped = any(Path(question).is_file() for question in questions)
         raise FileNotFoundError(
             f"no video at {video}" + ": the video comes first, then the question" * swapped,
         )
-    if question is not None and not question.strip():
+    if not all(question.strip() for question in questions):
         raise ValueError("the question is empty")
     from videopanda.video.read import read_video
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from videopanda.cli.checks import require_checkpoint
 from videopanda.cli.options import AsJson, MediaRoot, Set, console, quiet
 
 data_app = typer.Typer(help="Check and prepare training data.", no_args_is_help=True)
@@ -156,7 +157,7 @@ def features_verb(
 
     quiet()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    written = make_features(stage, config, set_ or [], model, out)
+    written = make_features(stage, config, set_ or [], require_checkpoint(model) or model, out)
     shutdown_distributed()
     print(f"features of {written} clips written: {out}")
 

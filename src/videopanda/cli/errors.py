@@ -13,6 +13,7 @@ _EXTRAS = {
     **dict.fromkeys(("peft", "torchdata", "sentencepiece", "google", "tensorboard", "matplotlib"), "train"),
     **dict.fromkeys(("openai", "pyarrow"), "eval"),
     **{"torchcodec": "video", "ray": "ray", "deepspeed": "deepspeed", "bitsandbytes": "qlora", "panda3d": "worlds"},
+    "mcp": "mcp",
     **dict.fromkeys(("trackio", "wandb"), "loggers"),
 }
 

@@ -10,11 +10,12 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint, require_paths
+from videopanda.cli.checks import require_checkpoint, require_device, require_paths
 from videopanda.cli.options import (
     AsJson,
     Cache,
     CacheSize,
+    Device,
     MaxNewTokens,
     MediaRoot,
     Model,
@@ -76,6 +77,84 @@ def scenes_verb(
     console().print(table(report))
     if output:
         print(f"report, clips, predictions, scores: {output}")
+
+
+@evaluate_app.command("run")
+def run_verb(
+    bench: Annotated[
+        list[str],
+        typer.Argument(help="Benchmarks and their annotations, NAME=PATH: mvbench=MVBench/json.", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder to write or resume.")],
+    media_root: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--media-root",
+            metavar="[NAME=]DIR",
+            help="Folder of the clips of all benchmarks, or of one; may be repeated.",
+        ),
+    ] = None,
+    model: Model = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", metavar="N", min=1, help="Ask N questions of each benchmark, the same every time."),
+    ] = None,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--condition",
+            metavar="NAME",
+            help="full or a baseline; may be repeated. Default: full and three baselines.",
+        ),
+    ] = None,
+    errata: Errata = "as-published",
+    num_frames: NumFrames = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Questions per batch.")] = 8,
+    max_new_tokens: MaxNewTokens = 64,
+    device: Device = None,
+    cache: Cache = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask, score and report several benchmarks, with baselines. The same command resumes an interrupted run.
+
+    Example:  videopanda evaluate run mvbench=MVBench/json --media-root MVBench/video --limit 50 --output out/evaluation
+    """
+    from videopanda.evaluation.benchmarks.table import benchmark
+
+    roots = {name: folder for name, _, folder in (root.rpartition("=") for root in media_root or [])}
+    chosen = []
+    for entry in bench:
+        name, _, annotations = entry.partition("=")
+        benchmark(name)
+        path = Path(annotations or name)
+        if not path.exists():
+            raise FileNotFoundError(f"no annotations of {name} at {path}: write {name}=PATH")
+        videos = Path(roots.get(name) or roots.get("") or (path if path.is_dir() else path.parent))
+        require_paths(videos)
+        chosen.append((name, path.resolve(), videos.resolve()))
+    model = require_checkpoint(model)
+    require_device(device)
+    quiet()
+    from videopanda.evaluation.run import DEFAULT_CONDITIONS, Bench, run, table
+
+    measured = run(
+        [Bench(*one) for one in chosen],
+        output,
+        model.resolve() if model else None,
+        device=device,
+        conditions=condition or DEFAULT_CONDITIONS,
+        limit=limit,
+        errata=errata,
+        num_frames=num_frames,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        cache=cache.resolve() if cache else None,
+    )
+    if as_json:
+        print(json.dumps(measured))
+        return
+    console().print(table(measured))
+    print(f"predictions and scores: {output}, report: {output / 'report' / 'report.md'}")
 
 
 @evaluate_app.command("inspect")
@@ -142,7 +221,7 @@ def predict_verb(
     if engine not in ("local", "ray"):
         raise ValueError(f"unknown engine {engine!r}; choose local or ray")
     require_paths(path, media_root, prompts)
-    require_checkpoint(model)
+    model = require_checkpoint(model)
     from videopanda.evaluation.predict import PredictJob, predict
     from videopanda.evaluation.processes import distributed_rank
     from videopanda.evaluation.prompts import read_prompts

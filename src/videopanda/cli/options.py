@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Model = Annotated[
-    Path | None, typer.Option("--model", metavar="DIR", help="Checkpoint folder. Default: the bundled nano model.")
+    Path | None,
+    typer.Option("--model", metavar="DIR|NAME", help="Model folder or Hub name. Default: the bundled nano."),
 ]
 NumFrames = Annotated[
     int | None, typer.Option("--num-frames", metavar="N", min=1, help="Number of frames. Default: the model's own.")
@@ -36,6 +37,14 @@ MaxNewTokens = Annotated[
 ]
 Device = Annotated[
     str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, … Default: cuda if there is one, else cpu.")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="TYPE",
+        help="float32, bfloat16, float16, or auto (bfloat16 where native).",
+    ),
 ]
 MediaRoot = Annotated[
     Path | None,
@@ -65,15 +74,15 @@ CacheSize = Annotated[
 Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the scenes.")]
 
 
-def load_model(model: Path | None, device: str | None = None) -> Any:
+def load_model(model: Path | None, device: str | None = None, dtype: str | None = None) -> Any:
     """Load the model and its processor; say so when it is the bundled one."""
-    require_checkpoint(model)
+    model = require_checkpoint(model)
     from videopanda.inference.load import load
 
     quiet()
     if model is None:
         print("videopanda: using the bundled nano model, trained on moving shapes only (see --model)", file=sys.stderr)
-    return load(model, device)
+    return load(model, device, dtype)
 
 
 def size_in_bytes(text: str) -> int:
@@ -85,7 +94,8 @@ def size_in_bytes(text: str) -> int:
 
 
 def quiet() -> None:
-    """Silence progress bars of transformers, and logging of it and of what it imports."""
+    """Silence progress bars of transformers, and logging and warnings of it and of what else we import."""
+    import warnings
     from logging import ERROR, getLogger
 
     from transformers import logging
@@ -94,6 +104,8 @@ def quiet() -> None:
     logging.disable_progress_bar()
     getLogger("bitsandbytes").setLevel(ERROR)
     getLogger("DeepSpeed").addFilter(_is_worth_reading)
+    for name in ("accelerate", "peft", "torch", "torchdata", "transformers"):
+        warnings.filterwarnings("ignore", module=rf"{name}\b")
 
 
 def _is_worth_reading(record: Any) -> bool:

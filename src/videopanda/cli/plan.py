@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from videopanda.cli.checks import require_checkpoint
 from videopanda.cli.options import AsJson, Family, Model, NumFrames, Preset, Set, quiet, size_in_bytes
 
 if TYPE_CHECKING:
@@ -148,11 +149,12 @@ def _model(
     from videopanda.inference.load import BUNDLED_MODEL
     from videopanda.models.load import check_checkpoint
 
-    config = check_checkpoint(model or BUNDLED_MODEL)
+    folder = require_checkpoint(model) or BUNDLED_MODEL
+    config = check_checkpoint(folder)
     if fields:
         config = changed_config(config, fields)
         return config, processor_class(config).video_processor_for(config)
-    return config, AutoProcessor.from_pretrained(model or BUNDLED_MODEL).video_processor
+    return config, AutoProcessor.from_pretrained(folder).video_processor
 
 
 def _clip(video: Path | None, duration: str | None, resolution: str) -> tuple[int, int, float | None, float]:

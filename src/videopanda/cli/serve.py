@@ -1,4 +1,4 @@
-"""The verb `videopanda serve`. Heavy imports are inside the function."""
+"""The verbs `videopanda serve` and `videopanda mcp`. Heavy imports are inside the function."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from videopanda.cli.checks import listen, require_checkpoint, require_device, require_extra
-from videopanda.cli.options import Device, Model, quiet
+from videopanda.cli.options import Device, Model, load_model, quiet
 
 
 def serve_verb(
@@ -99,7 +99,7 @@ def serve_verb(
     from videopanda.serving.fetch import FetchPolicy
     from videopanda.serving.uploads import FileLimits, FileStore, default_files
 
-    require_checkpoint(model)
+    model = require_checkpoint(model)
     require_device(device)
     keys = [*(api_key or []), *(_keys(api_keys) if api_keys else [])]
     hosts, origins = _names(host, public_url, allow_origin or [], bool(keys))
@@ -144,6 +144,28 @@ def _keys(file: Path) -> list[str]:
     if not keys:
         raise ValueError(f"{file} contains no API key")
     return keys
+
+
+def mcp_verb(
+    allow: Annotated[
+        list[Path], typer.Option("--allow", metavar="DIR", help="Folder whose videos may be read; may be repeated.")
+    ],
+    model: Model = None,
+    device: Device = None,
+) -> None:
+    """Serve videos to agents over stdio, by the Model Context Protocol: describe, ask, analyze_moment, frames.
+
+    Example:  videopanda mcp --allow videos
+    """
+    require_extra("mcp", "mcp")
+    for folder in allow:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"--allow {folder}: no such folder")
+    require_device(device)
+    loaded = load_model(model, device)
+    from videopanda.mcp_server import make_server
+
+    make_server(loaded, allow).run("stdio")
 
 
 def _names(

@@ -1,15 +1,31 @@
-"""The verbs `videopanda train` and `videopanda finetune`. Heavy imports are inside the functions."""
+"""The verbs `videopanda train`, `finetune` and `teach`. Heavy imports are inside the functions."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint, require_json, require_paths, require_rows, require_settings
-from videopanda.cli.options import MediaRoot, Set, quiet
+from videopanda.cli.checks import (
+    require_checkpoint,
+    require_extra,
+    require_json,
+    require_paths,
+    require_rows,
+    require_settings,
+)
+from videopanda.cli.options import AsJson, MediaRoot, Model, Set, console, quiet
 
-Output = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Folder for checkpoints and logs.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint in --output.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", metavar="DIR", help="Folder for checkpoints and logs; the same command resumes."),
+]
+Lora = Annotated[bool, typer.Option("--lora", help="Train LoRA adapters in the language model, not its weights.")]
+TrainQuantize = Annotated[
+    str, typer.Option("--quantize", metavar="FORMAT", help="With --lora: nf4 keeps the language model in 4 bits.")
+]
+T = TypeVar("T")
 
 _STAGES = ("language", "prealign", "pretrain", "finetune")  # known here so that a typo does not wait for torch
 _PRESETS = ("paper", "scripts", "nano", "custom")
@@ -26,7 +42,7 @@ def train_verb(
         ),
     ] = "paper",
     set_: Set = None,
-    model: Annotated[Path | None, typer.Option("--model", metavar="DIR", help="Checkpoint to start from.")] = None,
+    model: Annotated[Path | None, typer.Option("--model", metavar="DIR|NAME", help="Model to start from.")] = None,
     chat_template: Annotated[
         str | None,
         typer.Option(
@@ -34,7 +50,6 @@ def train_verb(
         ),
     ] = None,
     output: Output = None,
-    resume: Resume = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done and try two steps on a small model.")
     ] = False,
@@ -42,14 +57,14 @@ def train_verb(
         int, typer.Option("--processes", metavar="N", min=1, help="Number of processes to simulate in the dry run.")
     ] = 1,
 ) -> None:
-    """Train one stage; prints frozen and trainable parts first.
+    """Train one stage; prints frozen and trainable parts first. The same command resumes an interrupted run.
 
     Example:  videopanda train finetune --config nano --model out/pretrain --output out/finetune --set max_steps=200
     """
     if stage not in _STAGES:
         raise ValueError(f"no stage {stage!r}: choose one of {', '.join(_STAGES)}")
     require_settings(set_)
-    require_checkpoint(model)
+    model = require_checkpoint(model, plain=True)
     if config not in _PRESETS and not Path(config).is_file():
         raise ValueError(f"--config {config}: neither a file nor one of {', '.join(_PRESETS)}")
     if config not in _PRESETS:
@@ -65,41 +80,79 @@ def train_verb(
             print(line)
         print(try_steps(stage, config, settings, model, processes))
         return
-    _train(stage, config, settings, model, output, resume)
+    _train(stage, config, settings, model, output)
 
 
 def finetune_verb(
     data: Annotated[str, typer.Option("--data", metavar="FILE", help="Conversations about clips, any known format.")],
-    model: Annotated[Path, typer.Option("--model", metavar="DIR", help="Video-Panda to start from.")],
+    model: Annotated[Path, typer.Option("--model", metavar="DIR|NAME", help="Model to start from.")],
     media_root: MediaRoot = None,
-    lora: Annotated[
-        bool, typer.Option("--lora", help="Train LoRA adapters in the language model instead of its weights.")
-    ] = False,
-    quantize: Annotated[
-        str, typer.Option("--quantize", metavar="FORMAT", help="With --lora: nf4 keeps the language model in 4 bits.")
-    ] = "",
+    lora: Lora = False,
+    quantize: TrainQuantize = "",
     set_: Set = None,
     output: Output = None,
-    resume: Resume = False,
 ) -> None:
     """Fine-tune a trained model on your own clips.
 
     Example:  videopanda finetune --data my.jsonl --model out/video-panda-7b --lora --output out/mine
     """
-    if quantize not in ("", "nf4"):
-        raise ValueError(f"--quantize must be nf4, got {quantize!r}")
-    if quantize and not lora:
-        raise ValueError("--quantize nf4 needs --lora: quantized weights cannot be trained")
+    _check_quantize(quantize, lora)
     require_settings(set_)
     require_paths(data, media_root)
-    require_checkpoint(model)
+    start = require_checkpoint(model)
     if not set_ and Path(data).is_file() and Path(data).stat().st_size < _READ_AT_ONCE:
         require_rows(data, media_root)
     _log()
     from videopanda.training.run import custom_settings
 
     settings = custom_settings(data, media_root, lora, quantize == "nf4")
-    _train("finetune", "custom", [*settings, *(set_ or [])], model, output, resume)
+    _train("finetune", "custom", [*settings, *(set_ or [])], start, output)
+
+
+def teach_verb(
+    clips: Annotated[Path, typer.Argument(help="Folder with a folder of clips per class.", show_default=False)],
+    question: Annotated[str, typer.Option("--question", metavar="TEXT", help="The question about every clip.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the model and the report.")],
+    model: Model = None,
+    lora: Lora = False,
+    quantize: TrainQuantize = "",
+    test_share: Annotated[
+        float, typer.Option("--test-share", metavar="X", help="Share of each class's recordings held out for testing.")
+    ] = 0.25,
+    copies: Annotated[
+        int, typer.Option("--copies", metavar="N", min=0, help="Altered copies of each training recording.")
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of split and training.")] = 0,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Teach a model the classes of your clips, and measure it on recordings that it has never seen.
+
+    Labels, checks, splits by recording, trains until held-out clips get no better, and asks before and after, with and
+    without the video. The same command resumes.
+
+    Example:  videopanda teach clips --question "Which word is signed?" --output out/mine
+    """
+    import json
+
+    _check_quantize(quantize, lora)
+    require_settings(set_)
+    require_paths(clips)
+    require_extra("train", "matplotlib", "torchdata", *(["peft"] if lora else []))
+    start = require_checkpoint(model)
+    _log()
+    from videopanda.teach import next_commands, tables, teach
+
+    options: dict[str, Any] = {"test_share": test_share, "copies": copies, "seed": seed, "settings": set_ or []}
+    report = _told(lambda: teach(clips, question, output, start, lora=lora, quantize=bool(quantize), **options))
+    if as_json:
+        print(json.dumps(report))
+        return
+    for table in tables(report):
+        console().print(table)
+    for warning in report["warnings"]:
+        print(f"videopanda: WARNING: {warning}", file=sys.stderr)
+    print(f"report: {output / 'teach.html'}\n{next_commands(output)}")
 
 
 def _log() -> None:
@@ -109,29 +162,35 @@ def _log() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
 
-def _train(stage: str, config: str, set_: list[str], model: Path | None, output: Path | None, resume: bool) -> None:
-    import sys
+def _train(stage: str, config: str, set_: list[str], model: Path | None, output: Path | None) -> None:
+    from videopanda.training.run import train
 
+    folder = _told(lambda: train(stage, config, set_, model, output))
+    print(f"trained model, and a page about the run (index.html): {folder}")
+
+
+def _told(work: Callable[[], T]) -> T:
+    """The result of training; a run that was stopped or diverged ends the command with its exit code."""
     from videopanda.training.callbacks import RunStoppedError
-    from videopanda.training.run import shutdown_distributed, train
+    from videopanda.training.run import shutdown_distributed
     from videopanda.training.trainer import DivergedError
 
     try:
-        folder = train(stage, config, set_, model, output, resume)
+        done = work()
     except RunStoppedError as stopped:
         shutdown_distributed()
-        print(f"videopanda: {stopped}; to continue:  {_resuming(sys.argv[1:])}", file=sys.stderr)
+        print(f"videopanda: {stopped}; the same command continues", file=sys.stderr)
         raise typer.Exit(_STOPPED) from stopped
     except DivergedError as error:
         shutdown_distributed()
         print(f"videopanda: error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
     shutdown_distributed()
-    print(f"trained model, metrics.jsonl, curves.png: {folder}")
+    return done
 
 
-def _resuming(arguments: list[str]) -> str:
-    """The command that resumes the run of this one. A launcher such as torchrun goes in front of it as before."""
-    import shlex
-
-    return shlex.join(["videopanda", *arguments, *([] if "--resume" in arguments else ["--resume"])])
+def _check_quantize(quantize: str, lora: bool) -> None:
+    if quantize not in ("", "nf4"):
+        raise ValueError(f"--quantize must be nf4, got {quantize!r}")
+    if quantize and not lora:
+        raise ValueError("--quantize nf4 needs --lora: quantized weights cannot be trained")

@@ -19,6 +19,7 @@ from transformers import AutoModel, CLIPVisionConfig, SiglipVisionModel
 
 from videopanda.checkpoints.tensors import find_tensors
 from videopanda.encoders.languagebind import LanguageBindTower, tower_weights
+from videopanda.hub import folder_of, parse
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -95,7 +96,7 @@ def open_teacher(name: str, max_cells: int = 16, dtype: torch.dtype = torch.floa
     Raises:
         ValueError: neither a folder nor a function, or an unknown tower.
     """
-    if ":" in name and not Path(name).exists():
+    if ":" in name and "/" not in name:
         module, _, function = name.partition(":")
         try:
             teacher = getattr(importlib.import_module(module), function)()
@@ -104,7 +105,7 @@ def open_teacher(name: str, max_cells: int = 16, dtype: torch.dtype = torch.floa
         if not isinstance(teacher, Teacher):
             raise ValueError(f"teacher {name}: {function} returned {type(teacher).__name__}, not a Teacher")
         return teacher
-    folder = Path(name)
+    folder = folder_of(name, pickled=True) if parse(name) else Path(name)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -37,6 +37,7 @@ from videopanda.evaluation.predictions import (
 )
 from videopanda.evaluation.prompts import Prompts
 from videopanda.evaluation.provenance import versions, weights_sha256
+from videopanda.hub import name_of
 from videopanda.inference.answer import build_prompt, question_messages
 from videopanda.inference.clip import EncodedClip, encode_clips
 from videopanda.inference.engine import Engine, Failed, GenerateRequest, Limits
@@ -65,6 +66,7 @@ class PredictJob:
     prompts: Prompts = field(default_factory=Prompts)
     cache: Path | None = None  # folder of visual tokens; answers do not depend on it
     cache_bytes: int = 10 * 2**30
+    limit: int | None = None  # ask only this many questions, the same ones every time
 
     @cached_property
     def batches(self) -> list[list[Asked]]:
@@ -73,7 +75,7 @@ class PredictJob:
         Raises:
             ValueError: unknown benchmark, errata mode or condition; no annotations, videos or subtitles.
         """
-        items = load(self.bench, self.path, self.errata).items
+        items = load(self.bench, self.path, self.errata, self.limit).items
         if self.bench in WITH_SUBTITLES and not any("subtitles" in item.extra for item in items):
             raise ValueError(f"there are no subtitles below {self.path}: pass the folder that contains them")
         all_ = asked(items, Videos(self.videos), self.condition)
@@ -100,7 +102,7 @@ class Predictor:
             benchmark=job.bench,
             errata=job.errata,
             condition=job.condition,
-            model=folder.resolve().name,
+            model=name_of(folder),
             model_sha256=weights_sha256(folder),
             vision_parameters=sum(p.numel() for part in vision for p in part.parameters()),
             num_frames=self.num_frames,

@@ -249,6 +249,7 @@ class Chat:
             decoder=self.clip.decoder,
             timings=timings,
             model=self.engine.model.name_or_path,
+            token_ids=result.token_ids,
             frames=self.clip.frames,
         )
 

@@ -141,6 +141,13 @@ class KVPrefix:
         positions = [p[:, first:] for p, first in zip(kept, firsts)]
         return KVPrefix(_cache(layers), positions, [self.num_tokens[place] for place in places])
 
+    def cut(self, length: int) -> "KVPrefix":
+        """The first tokens of a single sequence whose layers are equally long and keep no state; views."""
+        assert len(self) == 1 and not self.is_ragged and not any(map(has_state, self.cache.layers))  # noqa: PT018
+        held: list[Any] = self.cache.layers
+        layers = [_attention(layer.keys[:, :, :length], layer.values[:, :, :length]) for layer in held]
+        return KVPrefix(_cache(layers), [self.positions[0][:, :length]], [length])
+
     @classmethod
     def stack(cls, parts: Sequence["KVPrefix"]) -> "KVPrefix":
         """All sequences of `parts` in one, padded on the left."""

@@ -8,24 +8,44 @@ from typing import Any
 
 import torch
 
+from videopanda.hub import folder_of
 from videopanda.models.load import load_checkpoint
 
 BUNDLED_MODEL = Path(__file__).parents[1] / "assets" / "nano"
 
 
-def load(model: str | Path | None = None, device: str | None = None) -> tuple[Any, Any]:
-    """Model and processor of a checkpoint folder, ready for inference. None is the bundled model.
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 
-    `device` is a torch device; default: CUDA if available, else the CPU, where every model runs in float32.
+
+def load(model: str | Path | None = None, device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:
+    """Model and processor, ready for inference: of a folder or a Hub name (`videopanda.hub`); None: the bundled model.
+
+    Args:
+        device: a torch device; default: CUDA if available, else the CPU.
+        dtype: one of `DTYPES`; "auto" is bfloat16 on a CPU that multiplies it natively. Default: float32 on a CPU, else
+            the type in which the weights were saved.
 
     Raises:
         FileNotFoundError: the folder or its weights are missing.
-        ValueError: the folder is not a checkpoint, or is incomplete.
+        ValueError: the folder is not a checkpoint, or is incomplete; the device is not there; no such dtype.
     """
-    folder = BUNDLED_MODEL if model is None else Path(model)
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    folder = BUNDLED_MODEL if model is None else folder_of(model)
     device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network, processor = load_checkpoint(folder, torch.float32 if device == "cpu" else "auto")
+    if torch.device(device).type != "cpu":
+        kind = dtype or "auto"
+    elif dtype == "auto":
+        kind = "bfloat16" if _multiplies_bfloat16() else "float32"
+    else:
+        kind = dtype or "float32"
+    network, processor = load_checkpoint(folder, "auto" if kind == "auto" else getattr(torch, kind))
     return network.to(device).eval(), processor
+
+
+def _multiplies_bfloat16() -> bool:
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))  # the last one on Arm
 
 
 def _usable(device: str) -> str:
@@ -33,7 +53,9 @@ def _usable(device: str) -> str:
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}: use cpu, cuda or cuda:1") from error
+        raise ValueError(f"unknown device {device!r}: use cpu, cuda, cuda:1 or mps") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device} is not available: torch {torch.__version__} finds no GPU; use cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {device} is not available: torch {torch.__version__} finds no Apple GPU; use cpu")
     return device

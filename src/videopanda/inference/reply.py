@@ -21,6 +21,7 @@ class Answer:
     decoder: what decoded the file, with its version; None if no file was read.
     timings: seconds for "decode", "preprocess" and "generate" (encoding included), of the whole batch of questions.
     model: folder of the checkpoint.
+    token_ids: of the answer, the end token included.
     frames: what the model saw, before preprocessing, uint8 (T, H, W, 3); None for a clip from the cache on disk.
     """
 
@@ -35,15 +36,16 @@ class Answer:
     decoder: str | None
     timings: dict[str, float]
     model: str
+    token_ids: tuple[int, ...] = field(default=(), repr=False)
     frames: np.ndarray | list[np.ndarray] | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         return self.answer
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields but the frames, as plain values."""
+        """All fields but frames and token ids, as plain values."""
         values = asdict(replace(self, frames=None))
-        del values["frames"]
+        del values["frames"], values["token_ids"]
         return values
 
     def _repr_html_(self) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from videopanda.hub import folder_of, parse
 from videopanda.models.families import DEFAULT, fresh_config, model_class
 
 
@@ -83,6 +84,8 @@ def config_of(backbone: str, family: str = DEFAULT, preset: str = "", fields: Ma
 
 
 def _read(folder: str) -> PreTrainedConfig:
+    if parse(folder):
+        folder = str(folder_of(folder, files=("*.json",)))
     if not Path(folder, "config.json").is_file():
         raise ValueError(
             f"no language model {folder!r}: name a folder with a config.json, or one of {', '.join(BACKBONES)}"

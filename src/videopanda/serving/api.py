@@ -23,7 +23,7 @@ from videopanda.inference.engine import MAX_NEW_TOKENS, Failed, Finished, Genera
 from videopanda.inference.engine_thread import EngineThread
 from videopanda.inference.errors import DoesNotFitError, EngineStoppedError, QueueFullError
 from videopanda.inference.sampling import Sampling
-from videopanda.serving import files
+from videopanda.serving import files, responses
 from videopanda.serving import sessions as streaming
 from videopanda.serving.decoder_pool import DecodeLimits, DecoderPool
 from videopanda.serving.errors import (
@@ -42,6 +42,7 @@ from videopanda.serving.metrics import Metrics
 from videopanda.serving.middleware import GateLimits, RequestGate, error_body
 from videopanda.serving.prompt import PromptRules
 from videopanda.serving.protocol import ChatRequest
+from videopanda.serving.responses import ResponsesRequest
 from videopanda.serving.uploads import FileLimits, FileStore
 
 _PAGE = Path(__file__).parent / "page"
@@ -208,6 +209,24 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": end.finish_reason}
     answer = {**head, "object": "chat.completion", "choices": [choice], "usage": _usage(end.stats)}
     return JSONResponse({**answer, "videopanda": _about(end.stats)})
+
+
+@router.post("/v1/responses", response_model=None)
+async def create_response(request: Request, body: ResponsesRequest) -> Response:
+    """Answer a conversation in the form of OpenAI's Responses API."""
+    service = _service(request)
+    head = {"id": responses.new_id(), "created_at": int(time.time()), "model": service.settings.name}
+    try:
+        question = await _unless_gone(request, service.question(body.chat, owner_of_request(request)))
+        events = service.events(question)
+        if body.stream:
+            first = await _unless_gone(request, anext(events))
+            streamed = responses.stream(head, first, events, _about, lambda error: _error_of(error)[1])
+            return StreamingResponse(streamed, media_type="text/event-stream")
+        end = await _unless_gone(request, _last(events))
+    except _GoneError:
+        return Response(status_code=499)
+    return JSONResponse({**responses.response(head, "completed", end.text, end), "videopanda": _about(end.stats)})
 
 
 async def _last(events: AsyncIterator[TextDelta | Finished]) -> Finished:

@@ -71,7 +71,7 @@ def is_public(address: str) -> bool:
     return ip.is_global and not special and not ip.is_multicast and not ip.is_reserved
 
 
-def fetch(url: str, write: Callable[[bytes], None], policy: FetchPolicy) -> None:
+def fetch(url: str, write: Callable[[bytes], object], policy: FetchPolicy) -> None:
     """Fetch a file and pass its bytes to `write`.
 
     Raises:
@@ -112,7 +112,7 @@ def _allowed(url: str, policy: FetchPolicy) -> SplitResult:
     return parts
 
 
-def _get(parts: SplitResult, write: Callable[[bytes], None], policy: FetchPolicy, deadline: float) -> str | None:
+def _get(parts: SplitResult, write: Callable[[bytes], object], policy: FetchPolicy, deadline: float) -> str | None:
     """One request; returns where a redirect leads, or None when all bytes were written."""
     path = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
     if any(not "!" <= letter <= "~" for letter in path):

@@ -28,16 +28,8 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 _DRAIN_SECONDS = 5.0
-_PATHS = (
-    "/v1/chat/completions",
-    "/v1/files",
-    "/v1/models",
-    "/v1/streaming",
-    "/health",
-    "/metrics",
-    "/static",
-    "/examples",
-)
+_CHATS = ("/v1/chat/completions", "/v1/responses")
+_PATHS = (*_CHATS, "/v1/files", "/v1/models", "/v1/streaming", "/health", "/metrics", "/static", "/examples")
 _SMALL_BODY = 1 << 20  # bodies up to this size are always received, whatever else is on its way
 
 
@@ -106,7 +98,7 @@ class RequestGate:
             await send(message)
 
         body = _Body(self, receive, self._limit(scope))
-        is_chat = path == "/v1/chat/completions"
+        is_chat = path in _CHATS
         try:
             try:
                 self._check(scope, dict(scope["headers"]))

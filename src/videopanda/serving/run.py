@@ -12,6 +12,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from videopanda.hub import name_of
 from videopanda.inference.engine import Limits
 from videopanda.inference.engine_thread import EngineThread
 from videopanda.inference.load import BUNDLED_MODEL, load
@@ -39,7 +40,7 @@ def serve(
         ValueError, OSError: the checkpoint cannot be loaded, or the folder of files cannot be used.
     """
     network, processor = load(model, device)
-    name = settings.name or (model or BUNDLED_MODEL).resolve().name
+    name = settings.name or name_of(model or BUNDLED_MODEL)
     app = create_app(EngineThread(network, processor, limits, on_crash=_end), replace(settings, name=name))
     config = uvicorn.Config(
         app,

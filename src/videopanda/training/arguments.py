@@ -55,7 +55,7 @@ def arguments(
         eval_steps=0.1,  # of the run
         seed=stage.seed,
         report_to=stage.loggers,
-        disable_tqdm=False,
+        disable_tqdm=True,
         ddp_find_unused_parameters=False,
         **sharded,
     )

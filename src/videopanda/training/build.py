@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from videopanda.checkpoints import checksums
+from videopanda.hub import folder_of
 from videopanda.models.families import DEFAULT, changed_config, fresh_config, model_class, processor_class
 from videopanda.models.fields import with_fields
 from videopanda.models.load import check_checkpoint, require_finite
@@ -53,6 +54,10 @@ def build_model(
             preset or field, or a wrong value.
     """
     fields = fields or {}
+    try:
+        backbone = folder_of(backbone)
+    except FileNotFoundError as error:
+        raise ValueError(f"no language model at {backbone}: {error}") from error
     text = _text_config(backbone, fields)
     # What is wrong is told before weights are read.
     fresh_config(family, preset, fields, text_config=text, video_token_id=0, image_token_id=1)
@@ -201,12 +206,9 @@ def read_template(name: str | None) -> str | None:
 def _text_config(backbone: str | Path, fields: Mapping[str, Any]) -> Any:
     """The configuration of the language model, with the fields `text.*` changed."""
     try:
-        config = AutoConfig.from_pretrained(backbone, trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
     except OSError as error:
-        reason = str(error).splitlines()[0]
-        if not Path(backbone).is_dir():
-            reason = f"neither a folder nor downloaded before: first run  hf download {backbone}"
-        raise ValueError(f"no language model at {backbone}: {reason}") from error
+        raise ValueError(f"no language model at {backbone}: {str(error).splitlines()[0]}") from error
     if model_class(config) is not None:
         raise ValueError(f"{backbone} already has a vision part: train it directly, or pass a language model")
     known: Any

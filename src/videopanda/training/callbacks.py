@@ -1,6 +1,7 @@
 """Callbacks that detect stalled ranks and stop on a signal after a checkpoint."""
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -75,6 +76,34 @@ class StallWatchdog(TrainerCallback):
 
 def _text(path: Path) -> str:
     return ", ".join(path.read_text(encoding="utf-8", errors="replace").split("\n"))
+
+
+class EarlyStop(TrainerCallback):
+    """Ends training after `patience` validations without a better loss, and keeps the best weights in memory."""
+
+    def __init__(self, model: torch.nn.Module, patience: int):
+        self.trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self.statistics = dict(model.named_buffers())
+        self.patience, self.waited, self.best = patience, 0, math.inf
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        """Keep the weights, or count another validation without a better loss."""
+        if metrics["validation_loss"] < self.best:
+            self.best, self.waited = metrics["validation_loss"], 0
+            kept = {**self.trained, **self.statistics}
+            self.kept = {name: tensor.detach().to("cpu", copy=True) for name, tensor in kept.items()}
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            logger.info("the loss on held-out clips has not improved %d times in a row: training ends", self.waited)
+            control.should_training_stop = True
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the best weights back."""
+        for name, tensor in self.kept.items():
+            (self.trained.get(name, self.statistics.get(name))).copy_(tensor)  # type: ignore[union-attr]
 
 
 class StopOnSignal(TrainerCallback):

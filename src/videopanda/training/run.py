@@ -3,7 +3,8 @@
     videopanda train pretrain --config nano --model out/prealign --output out/pretrain
 
 The loop, mixed precision, checkpoints and resuming are the Hugging Face Trainer's. Every checkpoint is an ordinary
-model folder; `metrics.jsonl`, `run.json` and `curves.png` are written next to it.
+model folder; `metrics.jsonl`, `run.json`, `curves.png` and `index.html`, which shows them, are
+written next to it.
 """
 
 import logging
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoProcessor, set_seed
+from transformers import AutoConfig, AutoProcessor, PrinterCallback, set_seed
 
 from videopanda.checkpoints import checksums
 from videopanda.data.collate import Collator
@@ -32,7 +33,7 @@ from videopanda.models.families import model_class
 from videopanda.models.load import load_checkpoint
 from videopanda.training.adapter import ADAPTER, add_adapter, load_quantized, merge
 from videopanda.training.arguments import arguments
-from videopanda.training.callbacks import RunStoppedError, StallWatchdog, StopOnSignal
+from videopanda.training.callbacks import EarlyStop, RunStoppedError, StallWatchdog, StopOnSignal
 from videopanda.training.chat_template import with_system_prompt
 from videopanda.training.distill import (
     Distillation,
@@ -44,6 +45,7 @@ from videopanda.training.distill import (
 )
 from videopanda.training.freezing import set_stage, vision_modules
 from videopanda.training.packing import adds_masks, checked_windows, for_backbone, packing_report
+from videopanda.training.progress import ProgressLine
 from videopanda.training.run_folder import (
     MetricsFile,
     add_to_record,
@@ -56,6 +58,7 @@ from videopanda.training.run_folder import (
     step_of,
     write_record,
 )
+from videopanda.training.run_page import write_page, write_samples
 from videopanda.training.stages import StageConfig, make_config
 from videopanda.training.tasks import Task, VideoLanguage
 from videopanda.training.teacher_features import FeatureFolder, write_features
@@ -66,8 +69,10 @@ from videopanda.training.whiten import patch_embedding, whiten_patch_embedding
 logger = logging.getLogger(__name__)
 
 
-def train(stage: str, config: str, set_: list[str], model: Path | None, output: Path | None, resume: bool) -> Path:
-    """Run one stage; returns the folder of the trained model.
+def train(
+    stage: str, config: str, set_: list[str], model: Path | None, output: Path | None, resume: bool = True
+) -> Path:
+    """Run one stage, from where an earlier run with the same settings ended; returns the folder of the trained model.
 
     Raises:
         ValueError: unknown stage, setting or value, no starting model, or the output folder is in use.
@@ -364,6 +369,7 @@ def _run(
     content = dataset.content()
     check_settings(output, stage, content, args.world_size)
     watch = [StallWatchdog(stage.stall_seconds, args.process_index, output / "reading")] if stage.stall_seconds else []
+    early = [EarlyStop(model, stage.early_stop)] if stage.early_stop and validation is not None else []
     trainer = StageTrainer(
         model=TaskModule(model, task or VideoLanguage(stage.text_weight, stage.align_weight), stage.seed),
         args=args,
@@ -371,15 +377,17 @@ def _run(
         collator=collator,
         validation=validation,
         processing_class=processor,
-        callbacks=[metrics, stop, *watch],
+        callbacks=[metrics, stop, ProgressLine(), *watch, *early],
         stage=stage,
     )
+    trainer.remove_callback(PrinterCallback)
     start: list[Any] = [None]
     if trainer.is_world_process_zero():
         start = [last_good_checkpoint(output)]
         data = {"samples": len(dataset), "sha256": content}
         write_record(output, stage, reports, data, args.world_size)
         metrics.rewind(step_of(start[0]))
+        write_page(output)
     if dist.is_initialized():
         dist.broadcast_object_list(start)  # all processes resume from the same one
     args.eval_on_start = validation is not None and not start[0]
@@ -387,6 +395,9 @@ def _run(
     shutil.rmtree(output / "reading", ignore_errors=True)
     if stop.stopped:
         raise RunStoppedError(f"stopped after step {trainer.state.global_step}")
+    for callback in early:
+        callback.restore()
+        trainer.evaluate()
     measured = trainer.measured()
     trainer.require_finite_weights()
     if stage.save_dtype == "bfloat16" and not stage.lora_rank:
@@ -406,6 +417,8 @@ def _run(
                 add_to_record(output, {"validation": measured})
                 logger.info("%s", line_of(measured["after"]))
             plot_curves(output / "metrics.jsonl", output / "curves.png", title=stage.stage)
+            write_samples(dataset, output)
+            write_page(output)
     return output
 
 

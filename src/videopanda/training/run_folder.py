@@ -64,9 +64,7 @@ def check_unused(output: Path, resume: bool) -> None:
     if (output / "run.json").exists():
         with locked(output):
             if not resume:
-                raise ValueError(
-                    f"{output} already contains a run: pass --resume to continue it, or choose another --output"
-                )
+                raise ValueError(f"{output} already contains a run: choose another --output")
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------
@@ -137,7 +135,7 @@ def no_half_files(output: Path, part: Path, what: str) -> Iterator[None]:
         free = shutil.disk_usage(output).free / 1e9
         raise OSError(
             f"cannot write {what} to {output} ({free:.1f} GB free): {str(error).splitlines()[0]}. "
-            "Free some disk space, then continue with --resume"
+            "Free some disk space, then continue with the same command"
         ) from error
 
 

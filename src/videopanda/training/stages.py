@@ -33,6 +33,7 @@ class StageConfig:
     manifest: str = ""  # of `videopanda data check`: what it calls bad is left out
     max_bad_share: float = 0.01  # larger parts of all rows are not left out, but an error
     validation: int = 64  # clips (at most a tenth of all) held out to measure loss and accuracy on; 0 = none
+    early_stop: int = 0  # validations without a better loss after which training ends, with the best weights; 0 = never
     num_frames: int = 8  # frames that the model sees of every clip
     max_length: int = 2048  # tokens per row; conversations that do not fit are left out whole
     system_prompt: str = ""  # put into the chat template of the model; "" = leave the template as it is
@@ -118,6 +119,7 @@ class StageConfig:
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"warmup_ratio must be in [0, 1), not {self.warmup_ratio}")
         for name in (
+            "early_stop",
             "vision_lr",
             "language_model_lr",
             "text_weight",
@@ -135,6 +137,8 @@ class StageConfig:
             raise ValueError("align_weight needs the full embedding matrix, which ZeRO-3 shards: use one or the other")
         if self.strategy == "zero3" and self.save_dtype != "float32":
             raise ValueError(f"zero3 saves weights in float32, not {self.save_dtype}: set save_dtype=float32")
+        if self.early_stop and self.strategy != "ddp":
+            raise ValueError(f"early_stop keeps whole weights, which {self.strategy} shards: set strategy=ddp")
         if self.strategy == "zero3" and self.lora_rank:
             raise ValueError("a LoRA adapter cannot be merged from ZeRO-3 shards: use fsdp2, zero2 or ddp")
         if self.text_weight == self.align_weight == self.distill_weight == 0:

@@ -102,6 +102,7 @@ class Loaded:
     rejected: tuple[Rejected, ...]  # every row that is not an item, with its reason
     duplicates: tuple[Duplicate, ...]
     errata: dict[str, tuple[str, ...]]  # name of an erratum: ids of the questions that it is in, as published
+    beyond_limit: int = 0  # questions that a limit leaves out
 
     @property
     def sha256(self) -> str:
@@ -127,8 +128,12 @@ def benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-def load(name: str, path: str | Path, mode: str = "as-published") -> Loaded:
+def load(name: str, path: str | Path, mode: str = "as-published", limit: int | None = None) -> Loaded:
     """Read the original annotation files of a benchmark, a folder or one file.
+
+    Args:
+        limit: keep only this many questions, chosen by a digest of their ids: the same ones every time, and those of a
+            smaller limit are among those of a larger one.
 
     Raises:
         AnnotationError: the files are missing or contain no questions.
@@ -169,7 +174,13 @@ def load(name: str, path: str | Path, mode: str = "as-published") -> Loaded:
         reasons = f"; first: {rejected[0].place}: {rejected[0].reason}" if rejected else ""
         raise AnnotationError(f"{path} contains no questions of {entry.title} ({len(rejected)} rows rejected{reasons})")
     found = {erratum: tuple(ids) for erratum, ids in errata.items()}
-    return Loaded(name, mode, tuple(kept), tuple(rejected), tuple(duplicates), found)
+    items = _limited(kept, limit)
+    return Loaded(name, mode, items, tuple(rejected), tuple(duplicates), found, len(kept) - len(items))
+
+
+def _limited(items: list[Item], limit: int | None) -> tuple[Item, ...]:
+    chosen = {item.id for item in sorted(items, key=lambda item: hashlib.sha256(item.id.encode()).digest())[:limit]}
+    return tuple(item for item in items if item.id in chosen)
 
 
 def _content(item: Item) -> str:

@@ -176,6 +176,7 @@ def summarise(
             "without_public_answer": sum(not item.has_answer for item in items),
             "no_scorer_for_the_task": dict(sorted(Counter(item.task for item in left).items())),
             "rejected_rows_of_the_benchmark": len(loaded.rejected),
+            "beyond_limit": loaded.beyond_limit,
         },
         "predictions_for_unknown_ids": unknown,
         "malformed_predictions": [asdict(row) for row in malformed],
@@ -243,6 +244,7 @@ def score_file(
     scorer_name: str | None = None,
     mode: str = "as-published",
     wordnet: str | Path | None = None,
+    limit: int | None = None,
 ) -> dict[str, Any]:
     """Score a file of predictions; write `out` and `<out without suffix>.summary.json`, and return the summary.
 
@@ -253,7 +255,7 @@ def score_file(
     out = Path(out)
     check_output(out, Path(predictions))
     scorers = choose_scorers(scorer_name, WordNet(wordnet) if wordnet else None)
-    loaded = load(name, path, mode)
+    loaded = load(name, path, mode, limit)
     read, malformed = read_all(Path(predictions))
     scores = score(loaded.items, read, scorers)
     items = [item for item in loaded.items if item.has_answer and item.task in scorers]
@@ -344,6 +346,8 @@ def table(summary: Mapping[str, Any]) -> Group:
         notes.append(f"not counted, no scorer for this kind: {task} {n:,}")
     if n := unscored["rejected_rows_of_the_benchmark"]:
         notes.append(f"rows of the annotations that cannot be read, not counted: {n:,} (see `evaluate inspect`)")
+    if n := unscored["beyond_limit"]:
+        notes.append(f"only a selection was asked, the same every time; left out: {n:,}")
     malformed = summary["malformed_predictions"]
     notes += [f"not a prediction: {row['place']}: {row['reason']}" for row in malformed[:_LISTED]]
     if len(malformed) > _LISTED:

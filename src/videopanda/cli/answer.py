@@ -1,0 +1,272 @@
+"""The verbs `videopanda answer` and `videopanda chat`. Heavy imports are inside the functions."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from videopanda.cli.checks import require_checkpoint, require_device, require_video, seconds
+from videopanda.cli.options import (
+    AsJson,
+    Cache,
+    CacheSize,
+    Device,
+    Dtype,
+    Fps,
+    MaxNewTokens,
+    MaxVisualTokens,
+    Model,
+    NumFrames,
+    Quantize,
+    load_model,
+    size_in_bytes,
+)
+
+Video = Annotated[
+    str,
+    typer.Argument(help="Video file, GIF, image, folder of images, or URL (see --allow-host).", show_default=False),
+]
+Start = Annotated[
+    float | None, typer.Option("--start", metavar="S", parser=seconds, help="Start of the range, in seconds.")
+]
+End = Annotated[float | None, typer.Option("--end", metavar="S", parser=seconds, help="End of the range, in seconds.")]
+Temperature = Annotated[
+    float,
+    typer.Option("--temperature", metavar="X", min=0.0, help="Draw tokens at random; 0: the most likely."),
+]
+AnswerSeed = Annotated[
+    int | None, typer.Option("--seed", metavar="S", min=0, help="Random seed, to repeat an answer drawn at random.")
+]
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host",
+        metavar="HOST",
+        help="Host that a video may be fetched from; may be repeated.",
+    ),
+]
+
+
+def answer_verb(
+    video: Video,
+    question: Annotated[list[str], typer.Argument(help="What to ask; several are asked apart.", show_default=False)],
+    model: Model = None,
+    num_frames: NumFrames = None,
+    fps: Fps = None,
+    max_visual_tokens: MaxVisualTokens = None,
+    start: Start = None,
+    end: End = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    cache: Cache = None,
+    cache_size: CacheSize = "10GiB",
+    max_new_tokens: MaxNewTokens = 64,
+    temperature: Temperature = 0.0,
+    seed: AnswerSeed = None,
+    quantize_to: Quantize = "",
+    stream: Annotated[bool, typer.Option("--stream", help="Print an answer as it is generated.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show how much each frame contributes to the answer.")
+    ] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="With --explain: frames and regions as a picture.")
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option("--server", metavar="URL", help="Ask a running server instead of loading a model."),
+    ] = None,
+    api_key: Annotated[str | None, typer.Option("--api-key", metavar="KEY", help="API key of the server.")] = None,
+    allow_host: AllowHost = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer questions about a video, one answer per line.
+
+    Example:  videopanda answer clip.mp4 "Which way does the red circle move?" --json
+
+    Hours of video:  videopanda answer --fps 1 --max-visual-tokens 2048 lecture.mp4 "What comes last?"
+
+    Without waiting for a model to load:  videopanda answer clip.mp4 "How many?" --server http://127.0.0.1:8000
+    """
+    if stream + as_json > 1 or stream + explain > 1:
+        raise ValueError("--stream is for plain answers: leave out --json and --explain")
+    if picture is not None and not explain:
+        raise ValueError("--picture is for --explain")
+    if explain and (server or cache or max_visual_tokens):
+        raise ValueError("--explain needs all frames: leave out --server, --cache and --max-visual-tokens")
+    if max_visual_tokens is not None and (num_frames is not None or cache is not None or server is not None):
+        raise ValueError("--max-visual-tokens reads the whole clip at --fps: omit --num-frames, --cache and --server")
+    if server is None and api_key is not None:
+        raise ValueError("--api-key is for --server URL")
+    if server is not None and (model or device or dtype or cache or quantize_to):
+        raise ValueError("--model, --device, --dtype, --quantize and --cache are the server's own: pass them to serve")
+    model = require_checkpoint(model)
+    require_device(device)
+    with _local(video, allow_host) as path:
+        require_video(path, start, end, fps, num_frames, question)
+        choice = {"num_frames": num_frames, "fps": fps, "start": start, "end": end}
+        drawing: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        if server is not None:
+            from videopanda.cli.remote import ask_server
+
+            _print(ask_server(server, path, question, choice, drawing, api_key), stream, as_json)
+            return
+        from videopanda.inference.quantize import quantize
+        from videopanda.inference.visual_cache import TokenDiskCache
+
+        kept = TokenDiskCache(cache, size_in_bytes(cache_size)) if cache else None
+        network, processor = load_model(model, device, dtype)
+        if quantize_to:
+            quantize(network, quantize_to)
+        options = {**choice, **_chat_options(**drawing), "cache": kept, "max_visual_tokens": max_visual_tokens}
+        if explain:
+            del options["cache"]
+            _explain(network, processor, path, question, options, picture, as_json)
+            return
+        if stream:
+            _print(_streamed(network, processor, path, question, options), stream, as_json)
+            return
+        from videopanda.inference.answer import ask
+
+        _print((one.as_dict() for one in ask(network, processor, path, question, **options)), stream, as_json)
+
+
+def chat_verb(
+    video: Video,
+    model: Model = None,
+    num_frames: NumFrames = None,
+    fps: Fps = None,
+    start: Start = None,
+    end: End = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    max_new_tokens: MaxNewTokens = 64,
+    temperature: Temperature = 0.0,
+    seed: AnswerSeed = None,
+    allow_host: AllowHost = None,
+) -> None:
+    """Chat about a video: one question per line; an empty line ends the chat, Ctrl-C an answer.
+
+    Example:  videopanda chat clip.mp4
+    """
+    model = require_checkpoint(model)
+    require_device(device)
+    with suppress(ImportError):  # not on every system; gives the arrow keys
+        import readline  # noqa: F401
+    with _local(video, allow_host) as path:
+        require_video(path, start, end, fps, num_frames)
+        from videopanda.inference.answer import Chat
+
+        network, processor = load_model(model, device, dtype)
+        options = _chat_options(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        chat = Chat(network, processor, path, num_frames=num_frames, fps=fps, start=start, end=end, **options)
+        while question := _read_question():
+            try:
+                for text in chat.stream(question):
+                    print(text, end="", flush=True)
+            except KeyboardInterrupt:  # the conversation is as it was before the question
+                print(" …", end="")
+            except ValueError as error:
+                print(f"videopanda: error: {error}", file=sys.stderr)
+                continue
+            print(flush=True)
+
+
+def _read_question() -> str:
+    """Read the next line of the chat; empty at the end."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        return ""
+
+
+def _chat_options(max_new_tokens: int, temperature: float, seed: int | None) -> dict[str, Any]:
+    """The options of the command as arguments of `Chat`."""
+    from videopanda.inference.sampling import Sampling
+
+    return {"max_new_tokens": max_new_tokens, "sampling": Sampling(temperature, seed=seed)}
+
+
+@contextmanager
+def _local(video: str, allowed: list[str] | None) -> Iterator[Path]:
+    """The file of a video, which is fetched first if it is a URL of an allowed host."""
+    address = urlsplit(video)
+    if address.scheme not in ("http", "https"):
+        yield Path(video)
+        return
+    if not allowed:
+        raise ValueError(f"videos are fetched only from hosts that you name: add  --allow-host {address.hostname}")
+    from videopanda.serving.errors import ForbiddenError
+    from videopanda.serving.fetch import FetchPolicy, fetch
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder, Path(address.path).name or "video")
+        try:
+            with path.open("wb") as file:
+                fetch(video, file.write, FetchPolicy(hosts=tuple(allowed)))
+        except ForbiddenError as error:
+            raise ValueError(f"{video} is not fetched: {error}") from error
+        yield path
+
+
+def _streamed(
+    network: Any, processor: Any, path: Path, questions: list[str], options: dict[str, Any]
+) -> Iterator[str | dict[str, Any]]:
+    """For each question the pieces of its answer, then its report. No question sees another."""
+    from videopanda.inference.answer import Chat
+
+    chat = Chat(network, processor, path, **options)
+    for question in questions:
+        chat.messages = []
+        answer = yield from chat.stream(question)
+        yield answer.as_dict()
+
+
+def _explain(
+    network: Any,
+    processor: Any,
+    path: Path,
+    questions: list[str],
+    options: dict[str, Any],
+    picture: Path | None,
+    as_json: bool,
+) -> None:
+    """Print each answer and what its frames contribute."""
+    from videopanda.inference import explain
+
+    reports = []
+    for number, question in enumerate(questions):
+        found = explain.explain(network, processor, path, question, **options)
+        reports.append(found.as_dict())
+        if picture is not None:
+            file = picture if number == 0 else picture.with_stem(f"{picture.stem}-{number + 1}")
+            explain.picture(found).save(file)
+        if as_json:
+            continue
+        print(f"{found.answer}  (probability {found.probability:.1%})")
+        most = max(frame.weight for frame in found.frames) or 1.0
+        print("      time  without it  alone  weight")
+        for frame in found.frames:
+            bar = "█" * round(30 * max(0.0, frame.weight) / most)
+            print(f"{frame.time:8.2f} s  {-100 * frame.fall:+8.1f} %  {100 * frame.alone:+5.0f}  {bar}")
+    if as_json:
+        print(json.dumps(reports[0] if len(reports) == 1 else {"answers": reports}))
+
+
+def _print(answers: Iterator[str | dict[str, Any]], stream: bool, as_json: bool) -> None:
+    """Print answers: for each its pieces, if there are any, and its report."""
+    reports = []
+    for part in answers:
+        if isinstance(part, str):
+            print(part * stream, end="", flush=True)
+        elif as_json:
+            reports.append(part)
+        else:
+            print("" if stream else part["answer"], flush=True)
+    if as_json:
+        print(json.dumps(reports[0] if len(reports) == 1 else {"answers": reports}))

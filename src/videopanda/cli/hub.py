@@ -1,0 +1,94 @@
+"""The verbs `videopanda pull` and `videopanda push`. Heavy imports are inside the functions."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from videopanda.cli.checks import require_checkpoint, require_paths
+from videopanda.cli.options import console, quiet
+
+_MAX_BYTES = 4 << 30  # of weights that `pull` runs, to stay within 6 GB of memory
+
+
+def pull_verb(
+    name: Annotated[
+        str, typer.Argument(help="Hub name: org/name, org/name@revision, org/name:folder.", show_default=False)
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Folder for a converted official checkpoint.")
+    ] = None,
+) -> None:
+    """Download a model, convert it if it is an official checkpoint, and verify it. The same command resumes.
+
+    Example:  videopanda pull jh-yi/Video-Panda-7B:videopanda_fitu --output out/video-panda-7b
+    """
+    from videopanda.hub import folder_of
+
+    folder = folder_of(name, pickled=True)
+    quiet()
+    if not (folder / "processor_config.json").is_file():
+        if output is None:
+            raise ValueError(f"{name} is to be converted: name the new folder with --output DIR")
+        if not (output / "config.json").is_file():
+            from videopanda.models.families import converter
+
+            print(f"converting {name}")
+            converter().convert(folder, output)
+        folder = output
+    require_checkpoint(folder)
+    from videopanda.checkpoints.verify import tables, verify
+
+    report = verify(folder, max_bytes=_MAX_BYTES)
+    console().print(tables(report))
+    if not report.passed:
+        raise typer.Exit(1)
+    model = output if folder == output else name
+    print(f"ready:  videopanda answer CLIP QUESTION --model {model}")
+
+
+def push_verb(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Name on the Hub: org/name.", show_default=False)],
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option("--scores", metavar="FILE", help="Summary of evaluate score, for the card; may be repeated."),
+    ] = None,
+    license_: Annotated[str, typer.Option("--license", metavar="ID", help="Licence, such as apache-2.0.")] = "",
+    limit: Annotated[
+        list[str] | None,
+        typer.Option("--limit", metavar="TEXT", help="What the model cannot do, for the card; may be repeated."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the card and the names of the files.")] = False,
+) -> None:
+    """Upload a checkpoint with the code it needs and a model card: its data, scores and limits, and no local paths.
+
+    Example:  videopanda push out/mine org/name --scores out/mine-test/custom/full.scores.summary.json
+    """
+    from videopanda.hub import parse, upload
+
+    hub = parse(name)
+    if hub is None or hub.revision or hub.subfolder:
+        raise ValueError(f"a name on the Hub is org/name, not {name!r}")
+    if not checkpoint.is_dir():
+        raise FileNotFoundError(f"no model folder at {checkpoint}")
+    require_checkpoint(checkpoint)
+    require_paths(*(scores or []))
+    from videopanda.checkpoints.export import export
+    from videopanda.checkpoints.model_card import local_paths, model_card
+
+    quiet()
+    card = model_card(checkpoint, hub.repo, scores=scores or [], license_=license_, limits=limit or [])
+    with TemporaryDirectory() as place:
+        folder = Path(place, "model")
+        export(checkpoint, folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        if found := local_paths(folder):
+            raise ValueError(f"{checkpoint} names a place on this machine ({found[0]}): remove it there")
+        if dry_run:
+            print(card)
+            print("\n".join(sorted(file.name for file in folder.iterdir())))
+            return
+        print(f"pushed: {upload(folder, hub.repo, private)}")

@@ -1,0 +1,134 @@
+"""Asks a running `videopanda serve`, so that a question does not wait for a model to load."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from typing import IO, Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+from uuid import uuid4
+
+_TIMEOUT = 600.0  # seconds without a byte
+
+
+def ask_server(
+    server: str,
+    video: Path,
+    questions: Sequence[str],
+    choice: Mapping[str, Any],
+    drawing: Mapping[str, Any],
+    api_key: str | None,
+) -> Iterator[str | dict[str, Any]]:
+    """For each question the pieces of its answer as they come, then the report that `videopanda answer --json` prints.
+
+    Args:
+        choice: of frames: `num_frames`, `fps`, `start`, `end`.
+        drawing: `max_new_tokens`, `temperature`, `seed`.
+
+    Raises:
+        ValueError: no server answers, or it refuses; the message is the server's.
+    """
+    if video.is_dir():
+        raise ValueError(f"{video} is a folder, and --server takes one file: leave out --server, or make a video of it")
+    if not server.startswith(("http://", "https://")):
+        raise ValueError(f"--server is a URL such as http://127.0.0.1:8000, not {server!r}")
+    caller = _Caller(server.rstrip("/").removesuffix("/v1"), {"Authorization": f"Bearer {api_key}"} if api_key else {})
+    with caller.uploaded(video) as file:
+        for question in questions:
+            parts = [{"type": "file", "file": {"file_id": file}}, {"type": "text", "text": question}]
+            body = {
+                "messages": [{"role": "user", "content": parts}],
+                "max_tokens": drawing["max_new_tokens"],
+                "temperature": drawing["temperature"],
+                **({} if drawing["seed"] is None else {"seed": drawing["seed"]}),
+                "video": {name: value for name, value in choice.items() if value is not None},
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            }
+            yield from _answer(caller, body, question)
+
+
+def _answer(caller: "_Caller", body: Mapping[str, Any], question: str) -> Iterator[str | dict[str, Any]]:
+    text, report = "", {"question": question}
+    with caller.call("POST", "/v1/chat/completions", json.dumps(body).encode(), "application/json") as lines:
+        for line in lines:
+            if not line.startswith(b"data: {"):
+                continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                raise ValueError(f"the server says: {event['error']['message']}")
+            for part in event["choices"]:
+                if piece := part["delta"].get("content"):
+                    text += piece
+                    yield piece
+                if part["finish_reason"]:
+                    report |= {"finish_reason": part["finish_reason"], "model": event["model"]}
+            if about := event.get("videopanda"):
+                (times,) = about["frame_times"]
+                report |= {"frame_times": times, "visual_tokens": about["visual_tokens"], "timings": about["seconds"]}
+            if usage := event.get("usage"):
+                report |= {name: usage[name] for name in ("prompt_tokens", "completion_tokens")}
+    if "finish_reason" not in report:
+        raise ValueError(f"the connection to {caller.server} broke before the answer was complete")
+    yield {**report, "answer": text}
+
+
+class _Caller:
+    """Requests to one server, whose errors become one line."""
+
+    def __init__(self, server: str, headers: Mapping[str, str]):
+        self.server, self.headers = server, headers
+
+    @contextmanager
+    def call(self, method: str, path: str, body: Any = None, kind: str = "", size: int | None = None) -> Iterator[Any]:
+        """The response to a request."""
+        headers = {**self.headers, **({"Content-Type": kind} if kind else {})}
+        if size is not None:
+            headers["Content-Length"] = str(size)
+        try:
+            with urlopen(Request(self.server + path, body, headers, method=method), timeout=_TIMEOUT) as response:
+                yield response
+        except HTTPError as error:
+            raise ValueError(f"the server says: {_reason(error)}") from error
+        except (URLError, OSError, HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, ConnectionRefusedError):
+                raise ValueError(f"no server at {self.server}: start one with  videopanda serve") from error
+            raise ValueError(f"no answer from {self.server}: {reason}") from error
+
+    @contextmanager
+    def uploaded(self, video: Path) -> Iterator[str]:
+        """The id of a file while it is on the server."""
+        mark = uuid4().hex
+        name = video.name.replace("\\", "_").replace('"', "_")
+        head = (
+            f'--{mark}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nuser_data\r\n--{mark}\r\n'
+            f'Content-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
+        ).encode()
+        tail = f"\r\n--{mark}--\r\n".encode()
+        with video.open("rb") as file:
+            body = _chunks(head, file, tail)
+            size = len(head) + video.stat().st_size + len(tail)
+            with self.call("POST", "/v1/files", body, f"multipart/form-data; boundary={mark}", size) as response:
+                uploaded = json.loads(response.read())["id"]
+        try:
+            yield uploaded
+        finally:
+            with self.call("DELETE", f"/v1/files/{uploaded}"):
+                pass
+
+
+def _chunks(head: bytes, file: IO[bytes], tail: bytes) -> Iterator[bytes]:
+    yield head
+    while chunk := file.read(1 << 20):
+        yield chunk
+    yield tail
+
+
+def _reason(error: HTTPError) -> str:
+    try:
+        return str(json.loads(error.read())["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"status {error.code}"

@@ -1,0 +1,146 @@
+"""Whole evaluations by one call: predictions with the clip and without, scores, one report. It resumes where it ended.
+
+run([Bench("mvbench", Path("MVBench/json"), Path("MVBench/video"))], Path("out/evaluation"), model, limit=50)
+# or: videopanda evaluate run mvbench=MVBench/json --media-root mvbench=MVBench/video --limit 50 --output …
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+
+from videopanda.evaluation.benchmarks.table import benchmark
+from videopanda.evaluation.predict import PredictJob, predict
+from videopanda.evaluation.predictions import CONDITIONS
+from videopanda.evaluation.reporting.report import report
+from videopanda.evaluation.reporting.write import headline, write
+from videopanda.evaluation.scoring.score import OUT_OF_FIVE, score_file
+from videopanda.evaluation.scoring.scorers import DEFAULTS
+from videopanda.inference.load import load
+
+DEFAULT_CONDITIONS = ("full", "no_video", "one_frame", "shuffled")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A benchmark, where its annotations are, and the folder of its videos."""
+
+    name: str
+    annotations: Path
+    videos: Path
+
+
+def run(
+    benches: Sequence[Bench],
+    output: Path,
+    model: Path | None = None,
+    *,
+    device: str | None = None,
+    loaded: tuple[Any, Any] | None = None,
+    conditions: Sequence[str] = DEFAULT_CONDITIONS,
+    limit: int | None = None,
+    errata: str = "as-published",
+    num_frames: int | None = None,
+    batch_size: int = 8,
+    max_new_tokens: int = 64,
+    cache: Path | None = None,
+) -> dict[str, Any]:
+    """Ask, score and report; everything is kept in `output`, and what is there already is not asked again.
+
+    Args:
+        conditions: what is shown: "full", and baselines (`evaluation.conditions`).
+        limit: ask only this many questions of each benchmark, the same ones every time.
+        loaded: the model and its processor, if the caller already has them.
+
+    Returns:
+        The report, see `reporting.report`; `not_scored` lists benchmarks whose answers need a judge.
+
+    Raises:
+        ValueError: unknown benchmark or condition, no annotations or videos, or `output` has files of another run.
+    """
+    jobs: dict[str, list[PredictJob]] = {}
+    for bench in benches:
+        if bench.name in jobs:
+            raise ValueError(f"{bench.name} is named twice")
+        jobs[bench.name] = [
+            PredictJob(
+                bench.name,
+                bench.annotations,
+                bench.videos,
+                model,
+                condition,
+                errata,
+                num_frames,
+                batch_size,
+                max_new_tokens,
+                limit=limit,
+                cache=cache,
+            )
+            for condition in conditions
+        ]
+    for job in (job for each in jobs.values() for job in each):
+        _check(job)
+    loaded = loaded or load(model, device)
+    progress, scores, judged = Console(stderr=True), [], []
+    for name, each in jobs.items():
+        for job in each:
+            progress.print(f"{benchmark(name).title}: {job.condition.replace('_', ' ')}", highlight=False)
+            predictions = output / name / f"{job.condition}.jsonl"
+            predict(job, predictions, loaded=loaded)
+            if not _can_score(job):
+                continue
+            scores.append(predictions.with_suffix(".scores.jsonl"))
+            score_file(name, job.path, predictions, scores[-1], mode=errata, limit=limit)
+        if not _can_score(each[0]):
+            judged.append(name)
+    measured = report(scores) if scores else {"benchmarks": []}
+    if scores:
+        write(measured, output / "report")
+    return {**measured, "not_scored": judged}
+
+
+def _check(job: PredictJob) -> None:
+    """Refuse what cannot be asked before the model is loaded. Raises ValueError."""
+    questions = [question for batch in job.batches for question in batch]
+    if not any(question.source.path for question in questions):
+        raise FileNotFoundError(f"none of the videos of {job.bench} is in {job.videos}: pass --media-root NAME=DIR")
+
+
+def _can_score(job: PredictJob) -> bool:
+    return any(
+        question.item.has_answer and question.item.task in DEFAULTS for batch in job.batches for question in batch
+    )
+
+
+def table(measured: dict[str, Any]) -> Group:
+    """The headline of every benchmark under every condition, 80 columns wide; points of judges from 0 to 5."""
+    conditions = [
+        condition
+        for condition in CONDITIONS
+        if any(condition in model["conditions"] for part in measured["benchmarks"] for model in part["models"])
+    ]
+    grid = Table(title="Percent right", title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    grid.add_column("benchmark", overflow="fold")
+    for name in ("n", "full", "95 %", *(name.replace("_", "\n") for name in conditions if name != "full"), "chance"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for part in measured["benchmarks"]:
+        main, (model,) = headline(part), part["models"]
+        values = {name: model["conditions"][name]["metrics"][main] for name in conditions}
+        scale = 1 if main in OUT_OF_FIVE else 100
+        full = values.pop("full", None)
+        interval = "–".join(f"{scale * end:.0f}" for end in full["ci95"]) if full and full["ci95"] else "–"
+        shown = [f"{scale * full['value']:.1f}" if full else "–", interval]
+        shown += [f"{scale * value['value']:.1f}" for value in values.values()]
+        chance = part["chance"]
+        grid.add_row(
+            part["title"],
+            f"{next(iter(model['conditions'].values()))['questions']:,}",
+            *shown,
+            "–" if chance is None else f"{100 * chance:.1f}",
+        )
+    notes = [f"{name}: its answers need a judge; see  videopanda evaluate judge" for name in measured["not_scored"]]
+    return Group(grid, *notes)

@@ -1,0 +1,127 @@
+"""Videos for agents: a server of the Model Context Protocol, over stdio, with the official SDK.
+
+    videopanda mcp --allow videos      # for a client: {"command": "videopanda", "args": ["mcp", "--allow", "videos"]}
+
+Tools read only files below the allowed folders, links resolved.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Image
+from mcp.server.mcpserver.exceptions import ToolError
+
+from videopanda.inference.answer import Chat
+from videopanda.video.contact_sheet import SheetRow, contact_sheet
+from videopanda.video.read import VideoReadError, read_video
+
+_MOST_FRAMES = 32
+_SIDE = 512  # pixels of frames that are sent
+
+
+class _Folders:
+    """The folders that tools may read."""
+
+    def __init__(self, allowed: Sequence[Path]):
+        self.allowed = [folder.resolve() for folder in allowed]
+
+    def find(self, path: str) -> Path:
+        """A file below an allowed folder; relative paths are looked for in each. Raises ValueError."""
+        for folder in self.allowed:
+            found = (folder / path).resolve()
+            if found.is_relative_to(folder) and found.exists():
+                return found
+        raise ValueError(f"no video {path} below {', '.join(map(str, self.allowed))}, the folders that may be read")
+
+
+def make_server(loaded: tuple[Any, Any], allowed: Sequence[Path], name: str = "videopanda") -> MCPServer:
+    """A server with the tools `describe`, `ask`, `analyze_moment` and `frames`.
+
+    Args:
+        loaded: model and processor.
+        allowed: folders whose videos may be read.
+    """
+    folders = _Folders(allowed)
+    server = MCPServer(name, instructions="Answers questions about video files, and shows their frames.")
+
+    def tool(function: Callable[..., Any]) -> None:
+        """Offer a function; what a caller can put right is told, with its reason."""
+
+        @wraps(function)
+        def told(**arguments: Any) -> Any:
+            try:
+                return function(**arguments)
+            except (ValueError, VideoReadError) as error:
+                raise ToolError(str(error)) from error
+
+        server.tool()(told)
+
+    def asked(path: str, question: str, start: float | None, end: float | None) -> dict[str, Any]:
+        answer = Chat(*loaded, folders.find(path), start=start, end=end).ask(question)
+        return {
+            "answer": answer.answer,
+            "frame_times": [round(moment, 3) for moment in answer.frame_times],
+            "visual_tokens": answer.visual_tokens,
+        }
+
+    @tool
+    def describe(path: str) -> dict[str, Any]:
+        """Length, size and frame rate of a video, and what the model says about it.
+
+        Args:
+            path: of the video, below an allowed folder.
+        """
+        file = folders.find(path)
+        video = read_video(file, num_frames=1)
+        return {
+            "duration": round(video.duration, 3),
+            "width": video.width,
+            "height": video.height,
+            "fps": round(video.source_fps, 3),
+            "description": str(Chat(*loaded, file).ask("Describe the video.")),
+        }
+
+    @tool
+    def ask(path: str, question: str) -> dict[str, Any]:
+        """Answer a question about a whole video.
+
+        Args:
+            path: of the video, below an allowed folder.
+            question: in plain words, about what can be seen.
+        """
+        return asked(path, question, None, None)
+
+    @tool
+    def analyze_moment(path: str, question: str, start: float, end: float) -> dict[str, Any]:
+        """Answer a question about a part of a video, looked at more closely.
+
+        Args:
+            path: of the video, below an allowed folder.
+            question: in plain words, about what can be seen.
+            start: of the part, in seconds.
+            end: of the part, in seconds.
+        """
+        return asked(path, question, start, end)
+
+    @tool
+    def frames(path: str, count: int = 8, start: float | None = None, end: float | None = None) -> Image:
+        """Frames of a video in one picture, each with its time.
+
+        Args:
+            path: of the video, below an allowed folder.
+            count: number of frames, evenly spread, at most 32.
+            start: of the part, in seconds; default the beginning.
+            end: of the part, in seconds; default the end.
+        """
+        if not 1 <= count <= _MOST_FRAMES:
+            raise ValueError(f"count must be between 1 and {_MOST_FRAMES}")
+        video = read_video(folders.find(path), num_frames=count, start=start, end=end, max_side=_SIDE)
+        picture = io.BytesIO()
+        contact_sheet([SheetRow(video.frames, [], video.timestamps)]).save(picture, "PNG")
+        return Image(data=picture.getvalue(), format="png")
+
+    return server

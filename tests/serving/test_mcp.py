@@ -1,0 +1,51 @@
+"""Protects the server for agents: the official client lists and calls its tools, and reads no other folder."""
+
+import asyncio
+import sys
+
+import pytest
+from live import run_async
+
+from videopanda.inference.answer import ask
+from videopanda.inference.load import BUNDLED_MODEL, load
+
+mcp = pytest.importorskip("mcp", reason="no mcp: pip install 'videopanda[mcp]'")
+
+CLIP = BUNDLED_MODEL.parent / "demo.mp4"
+QUESTION = "Which colour does the circle become?"
+
+
+def test_the_official_client_uses_every_tool(tmp_path):
+    from mcp.client.session import ClientSession
+    from mcp.client.stdio import StdioServerParameters, stdio_client
+
+    (tmp_path / "clip.mp4").write_bytes(CLIP.read_bytes())
+    (tmp_path / "link.mp4").symlink_to(CLIP)
+    command = ["-m", "videopanda", "mcp", "--allow", str(tmp_path)]
+
+    async def use():
+        server = StdioServerParameters(command=sys.executable, args=command)
+        async with stdio_client(server) as streams, ClientSession(*streams) as session:
+            await session.initialize()
+            names = [tool.name for tool in (await session.list_tools()).tools]
+
+            async def call(name, **arguments):
+                return await session.call_tool(name, {"path": "clip.mp4", **arguments})
+
+            answer = await call("ask", question=QUESTION)
+            moment = await call("analyze_moment", question=QUESTION, start=0.0, end=1.0)
+            described, shown = await call("describe"), await call("frames", count=4)
+            outside = await session.call_tool("ask", {"path": str(CLIP), "question": QUESTION})
+            linked = await session.call_tool("ask", {"path": "link.mp4", "question": QUESTION})
+            return names, answer, moment, described, shown, outside, linked
+
+    names, answer, moment, described, shown, outside, linked = run_async(asyncio.wait_for(use(), 120))
+    assert names == ["describe", "ask", "analyze_moment", "frames"]
+    expected = ask(*load(None, "cpu"), CLIP, [QUESTION])[0]
+    assert answer.structured_content["answer"] == expected.answer
+    assert max(moment.structured_content["frame_times"]) < 1
+    assert described.structured_content["duration"] == pytest.approx(4.0, abs=0.1)
+    assert shown.content[0].type == "image"
+    for refused in (outside, linked):
+        assert refused.is_error
+        assert "no video" in refused.content[0].text

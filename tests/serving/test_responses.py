@@ -1,0 +1,84 @@
+"""Protects `/v1/responses`: OpenAI's own client gets the answers of chat completions, whole and as a stream."""
+
+import openai
+import pytest
+from live import PATIENCE
+from test_api import ASKED, DEMO, ask, data_url, file
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def uploaded(client):
+    return client.files.create(file=DEMO, purpose="user_data")
+
+
+@pytest.fixture(scope="module")
+def wanted(client, uploaded):
+    return ask(client, file(uploaded), ASKED[0]).choices[0].message.content
+
+
+def message(part, question=ASKED[0]):
+    return [{"role": "user", "content": [part, {"type": "input_text", "text": question}]}]
+
+
+def test_every_form_of_a_clip_gets_the_answer_of_chat_completions(client, uploaded, wanted):
+    parts = [
+        {"type": "input_file", "file_id": uploaded.id},
+        {"type": "input_file", "file_data": data_url(), "filename": "demo.mp4"},
+        {"type": "video_url", "video_url": {"url": uploaded.id}},
+    ]
+    for part in parts:
+        reply = client.responses.create(model="nano", input=message(part))
+        assert (reply.output_text, reply.status) == (wanted, "completed")
+    assert reply.usage.total_tokens == reply.usage.input_tokens + reply.usage.output_tokens
+    assert len(reply.model_extra["videopanda"]["frame_times"][0]) == 8
+
+
+def test_a_stream_has_the_events_of_openai(client, uploaded, wanted):
+    part = {"type": "input_file", "file_id": uploaded.id}
+    with client.responses.stream(model="nano", input=message(part)) as stream:
+        kinds = [event.type for event in stream]
+        assert stream.get_final_response().output_text == wanted
+    assert kinds[0] == "response.created"
+    assert kinds[-1] == "response.completed"
+    assert kinds.count("response.output_text.done") == 1
+
+
+def test_a_conversation_is_sent_whole(client, uploaded):
+    part = {"type": "input_file", "file_id": uploaded.id}
+    first = client.responses.create(model="nano", input=message(part))
+    turns = [*message(part), *first.output, {"role": "user", "content": ASKED[1]}]
+    chat = [
+        {"role": "user", "content": [file(uploaded), {"type": "text", "text": ASKED[0]}]},
+        {"role": "assistant", "content": first.output_text},
+        {"role": "user", "content": ASKED[1]},
+    ]
+    expected = client.chat.completions.create(model="nano", messages=chat).choices[0].message.content
+    sent = [turn if isinstance(turn, dict) else turn.model_dump(exclude_none=True) for turn in turns]
+    assert client.responses.create(model="nano", input=sent).output_text == expected
+
+
+def test_a_cut_answer_is_incomplete(client):
+    reply = client.responses.create(model="nano", input="Tell me everything.", max_output_tokens=1)
+    assert reply.usage.output_tokens == 1
+    assert reply.status in ("completed", "incomplete")
+    if reply.status == "incomplete":
+        assert reply.incomplete_details.reason == "max_output_tokens"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"input": [{"type": "function_call_output", "call_id": "1", "output": "x"}]}, "not supported"),
+        ({"input": "Hi", "previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"input": [{"role": "user", "content": [{"type": "input_audio", "data": "x"}]}]}, "input.0.content"),
+        ({"input": []}, "input"),
+    ],
+)
+def test_what_is_not_supported_is_refused(client, fields, said):
+    with pytest.raises(openai.BadRequestError, match=said):
+        client.responses.create(model="nano", **fields)

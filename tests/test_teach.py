@@ -1,0 +1,124 @@
+"""Protects `videopanda teach`: recordings never mix, the numbers say what they can show, the same command resumes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from command import run
+from media import write_video
+from tiny import tiny_model, tiny_processor
+from videopanda.evaluation.predictions import Prediction
+from videopanda.teach import FEW, _report, _warnings, tables
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two classes of six recordings, and a tiny random model."""
+    folder = tmp_path_factory.mktemp("teach")
+    for label, shift in (("left_hand", 0), ("right_hand", 40)):
+        (folder / "clips" / label).mkdir(parents=True)
+        for number in range(6):
+            write_video(folder / "clips" / label / f"{number}.mp4", range(shift + number, shift + number + 8), fps=4)
+    tiny_model().save_pretrained(folder / "model")
+    tiny_processor().save_pretrained(folder / "model")
+    return folder
+
+
+def test_one_command_from_clips_to_a_measured_model(place):
+    words = (
+        "teach",
+        place / "clips",
+        "--question",
+        "Which hand?",
+        "--model",
+        place / "model",
+        "--output",
+        place / "out",
+    )
+    words += ("--set", "max_steps=4", "--set", "dtype=float32")
+    code, printed, err = run(*words)
+    assert code == 0, err
+    out = place / "out"
+    rows = {name: (out / "data" / f"{name}.jsonl").read_text().splitlines() for name in ("train", "test")}
+    videos = {name: {json.loads(row)["video"] for row in found} for name, found in rows.items()}
+    assert not videos["train"] & videos["test"]
+    report = json.loads((out / "teach.json").read_text())
+    assert report["test_recordings"] == len(rows["test"]) == 4
+    assert set(report["classes"]) == {"left hand", "right hand"}
+    assert f"below {FEW}" in err
+    for part in ("videopanda serve --model", "videopanda push", "most frequent class", "teach.html"):
+        assert part in printed
+    assert "Confusions" in (out / "teach.html").read_text()
+    assert (out / "errors.png").exists() == bool(report["errors"])
+    written = (out / "model.safetensors").stat().st_mtime_ns
+    again, printed_again, _ = run(*words)
+    assert (again, printed_again) == (0, printed)
+    assert (out / "model.safetensors").stat().st_mtime_ns == written
+    code, _, err = run(*words[:3], "Which other hand?", *words[4:])
+    assert code == 2
+    assert "was made with another question" in err
+
+
+def answers(*texts):
+    return {f"{number}/0": Prediction(f"{number}/0", text) for number, text in enumerate(texts)}
+
+
+def rows(*labels, kind="unseen recording"):
+    return [
+        {"id": str(number), "kind": kind, "conversations": [{"value": "q"}, {"value": label}]}
+        for number, label in enumerate(labels)
+    ]
+
+
+def test_the_report_counts_and_confuses():
+    asked = {
+        "before": answers("x", "x", "x"),
+        "after": answers("A.", "b", "a"),
+        "without_video": answers("a", "a", "a"),
+    }
+    report = _report("q", rows("a", "b", "b"), asked, "m")
+    assert [round(report[when]["accuracy"], 3) for when in asked] == [0, 0.667, 0.333]
+    assert report["confusion"] == {"a": {"a": 1}, "b": {"b": 1, "a": 1}}
+    assert report["most_frequent_class"] == pytest.approx(2 / 3)
+    assert [error["id"] for error in report["errors"]] == ["2/0"]
+    assert [table.row_count for table in tables(report)] == [1, 2]
+
+
+def test_what_the_numbers_cannot_show_is_said():
+    asked = {when: answers(*"ab" * 15) for when in ("before", "after", "without_video")}
+    report = _report("q", rows(*"ab" * 15), asked, "m")
+    assert [warning.partition(":")[0] for warning in report["warnings"]] == [
+        "training changed no answer",
+        "with the video it is hardly better than without it",
+    ]
+    copies = _report("q", rows(*"ab" * 15, kind="altered copy of a training recording"), asked, "m")
+    assert any("copies of training clips" in warning for warning in copies["warnings"])
+    assert _warnings({**report, "without_video": {"accuracy": 0.5}, "most_frequent_class": 0.5}, changed=3) == []
+
+
+def test_training_ends_early_with_the_best_weights(tmp_path):
+    import torch
+
+    from videopanda.training.callbacks import EarlyStop
+
+    model = torch.nn.Linear(1, 1, bias=False)
+    stop, control = EarlyStop(model, 2), type("Control", (), {"should_training_stop": False})()
+    for value, loss in ((1.0, 3.0), (2.0, 1.0), (3.0, 2.0)):
+        model.weight.data.fill_(value)
+        stop.on_evaluate(None, None, control, metrics={"validation_loss": loss})
+    assert not control.should_training_stop
+    stop.on_evaluate(None, None, control, metrics={"validation_loss": 1.0})
+    assert control.should_training_stop
+    stop.restore()
+    assert model.weight.item() == 2.0
+
+
+def test_clips_that_cannot_be_read_are_named(place, tmp_path):
+    import shutil
+
+    clips = Path(shutil.copytree(place / "clips", tmp_path / "clips"))
+    (clips / "left_hand" / "0.mp4").write_bytes(b"no video" * 100)
+    code, _, err = run("teach", clips, "--question", "Which?", "--model", place / "model", "--output", tmp_path / "out")
+    assert code == 2
+    assert "1 clips cannot be read" in err
