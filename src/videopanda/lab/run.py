@@ -111,9 +111,7 @@ def _cell(table: Table, row: str, seed: int, budget: str, runs: Path, start: Pat
             raise ValueError(f"stage {training.stage} needs a language model: name one with --model")
         config = make_config(training.stage, training.config, training.options)
         settings = dict(training.settings)
-        if not config.distill_weight:
-            settings.pop("teacher", None)
-        elif config.teacher in table.teachers:
+        if config.teacher in table.teachers:
             teacher = _teacher(table, config.teacher, *language, runs)
             units += [teacher] if teacher not in units else []
             settings["teacher"] = str(teacher.folder)

@@ -83,8 +83,8 @@ class Table:
     budgets: Mapping[str, Budget]
     source: str = ""
     config: str = "nano"
-    stages: Sequence[str] = STAGES[:3]
-    shared: Sequence[str] = STAGES[:1]
+    stages: Sequence[str] = ("language", "prealign", "pretrain")
+    shared: Sequence[str] = ("language",)
     fields: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     teachers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
