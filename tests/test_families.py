@@ -137,7 +137,7 @@ def test_it_is_planned_verified_and_exported(world, tmp_path):
 
 
 # Published numbers name models; the conversion of official checkpoints is made for one family, whose folder says how.
-NAMES_OTHERS = {"evaluation/reporting/published.py", "training/guidance.py"} | {
+NAMES_OTHERS = {"bench/elva.py", "evaluation/reporting/published.py", "training/guidance.py"} | {
     f"checkpoints/{name}.py" for name in ("convert", "settings", "tensor_plan")
 }
 

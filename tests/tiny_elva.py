@@ -14,7 +14,7 @@ TEMPLATE = (
 
 
 def elva(
-    text: str = "qwen2", merge: dict | None = None, **fields
+    text: str = "qwen2", merge: dict | None = None, embedding_fields: dict | None = None, **fields
 ) -> tuple[ElvaForConditionalGeneration, ElvaProcessor]:
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
@@ -34,7 +34,7 @@ def elva(
             "initializer_range": 0.2,
             **TEXT[text],
         },
-        embedding_config={"hidden_size": 32, "patch_size": 4, "num_heads": 4},
+        embedding_config={"hidden_size": 32, "patch_size": 4, "num_heads": 4, **(embedding_fields or {})},
         merge_config={"layers": [1, 2], "keep": 0.5} if merge is None else merge,
         video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),

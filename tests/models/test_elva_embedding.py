@@ -54,7 +54,8 @@ def reference(embedding: ElvaVideoEmbedding, pixels: Tensor) -> Tensor:
                 place = len(frame)
                 token = embedding.norm(embedding.patch(embedding.norm_pixels(cell.flatten())))
                 token = token + embedding.row_position.weight[place // columns]
-                frame.append(token + embedding.column_position.weight[place % columns])
+                token = embedding.norm_placed(token + embedding.column_position.weight[place % columns])
+                frame.append(token * (token.square().mean() + 1e-6).rsqrt())
                 continue
             patches = torch.stack([torch.nn.functional.gelu(embedding.patch(patch)) for patch in cell])
             if config.kind == "convolution":
@@ -114,6 +115,14 @@ def test_the_default_layout_has_the_parameters_of_the_table():
     maps = sum(p.numel() for p in embedding.parameters() if p.ndim == 2)
     assert maps == 588 * 1024 + 4 * 1024**2 + 1024 * 3584  # 8.47 M
     assert round(maps / 1e6, 2) == 8.47
+
+
+def test_the_linear_embedding_has_the_parameters_of_gemma_4():
+    """35,176,704 of the embedder and 14,745,600 of the projection, without our FRAME and LINE."""
+    fields = {"kind": "linear", "hidden_size": 3840, "patch_size": 24, "max_side": 1120}
+    with torch.device("meta"):
+        embedding = ElvaVideoEmbedding(ElvaEmbeddingConfig(**fields), 3840)
+    assert sum(p.numel() for p in embedding.parameters()) - 2 * 3840 == 35_176_704 + 14_745_600
 
 
 def test_every_frame_has_one_opening_and_one_mark_per_row():

@@ -143,3 +143,38 @@ def train_verb(
         print(json.dumps(report))
         return
     console().print(rows_table(report, f"A step of {clips} clips"))
+
+
+@bench_app.command("elva")
+def elva_verb(
+    backbone: Annotated[
+        str, typer.Option("--backbone", metavar="NAME", help="Shape of the language model; weights are random.")
+    ] = "smollm2-135m",
+    num_frames: Annotated[
+        str, typer.Option("--num-frames", metavar="N,…", help="Numbers of frames, each a comparison.")
+    ] = "32",
+    rounds: Rounds = 3,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    flops_only: Annotated[bool, typer.Option("--flops-only", help="Count FLOPs; run nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time to the first token with native frames: plain, with token merging, and at hybrid resolution.
+
+    Beside them a SigLIP-shaped encoder in front of the same language model. On a CPU the encoder reads one frame, and
+    its time is scaled up. The figures published for a 7B model are printed next to ours.
+
+    Example:  videopanda bench elva --flops-only
+    """
+    from videopanda.bench.elva import measure
+    from videopanda.bench.report import rows_table
+
+    quiet()
+    counts = [int(part) if part.isdecimal() else 0 for part in num_frames.split(",")]
+    if min(counts) < 1:
+        raise ValueError(f"--num-frames is one or more positive numbers such as 32,128, got {num_frames!r}")
+    report = measure(backbone, counts, rounds, device=device, dtype=dtype, flops_only=flops_only)
+    if as_json:
+        print(json.dumps(report))
+        return
+    console().print(rows_table(report, "Frames to first token"))

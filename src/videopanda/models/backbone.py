@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 
 from .generation import CACHE_NAME, splice
 from .hub import add_code
-from .layer_cache import MergedCache, check_mergeable, layer_masks
+from .layer_cache import MergedCache, check_layers, layer_masks
 from .merge_schedule import MergeSchedule
 from .merging import ARGUMENT, Merger, VisualPlaces, add_layer_hooks
 from .visual import VISUAL_INPUTS, ChunkState, EncodedVisual
@@ -91,25 +91,29 @@ class VisualModelMixin:
         """When and how far to merge in the next forward pass."""
         return self.merge_schedule
 
-    def merger_for(
-        self, input_ids_BN: Tensor, videos: Sequence[EncodedVisual], is_padding_BN: Tensor | None
-    ) -> Merger | None:
-        """The merger of the tokens of `videos` inside the language model; None if nothing merges.
+    def adopt(self, language_model: nn.Module) -> None:
+        """Take over a pretrained language model, which parts of a family may start from."""
+        self.language_model = language_model
+
+    def layer_arguments(
+        self, input_ids_BN: Tensor, encoded: Mapping[str, Sequence[EncodedVisual]], is_padding_BN: Tensor | None
+    ) -> dict[str, Any]:
+        """Keyword arguments for the decoder layers: the merger of the tokens of videos, if anything merges.
+
+        Args:
+            encoded: the visuals of `input_ids`, by kind.
 
         Raises:
             ValueError: the features have no layout, or the language model cannot merge.
         """
-        schedule = self.schedule()
+        schedule, videos = self.schedule(), encoded.get("video", ())
         if schedule is None or not schedule.layers or not videos:
-            return None
+            return {}
         schedule.check(self.config.text_config.num_hidden_layers)
-        check_mergeable(self.language_model)
-        layouts = [visual.layout for visual in videos]
-        if any(layout is None for layout in layouts):
-            raise ValueError("token merging needs to know where visual tokens come from: give pixels, or EncodedVisual")
+        check_layers(self.language_model)
         add_layer_hooks(self.language_model)
-        places = VisualPlaces.of(input_ids_BN == self.config.video_token_id, layouts)  # type: ignore[arg-type]
-        return Merger(schedule, places, is_padding_BN)
+        places = VisualPlaces.of(input_ids_BN == self.config.video_token_id, layouts_of(videos))
+        return {ARGUMENT: Merger(schedule, places, is_padding_BN)}
 
     def encode(self, pixels: Tensor, placement: Tensor, kind: str = "video") -> list[EncodedVisual]:
         """Encode the videos, or images, of a batch."""
@@ -175,15 +179,15 @@ class VisualModelMixin:
         # One token after a cache was generated and is never a placeholder: to look would wait for the device.
         if input_ids is not None and (encoded or input_ids.shape[1] > 1 or cache is None or not cache.get_seq_length()):
             embeds_BNE = self.spliced(embeds_BNE, input_ids, encoded)
-        merger = None
-        if input_ids is not None and encoded.get("video"):
+        if input_ids is not None and encoded:
             is_flat = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2
             is_padding_BN = attention_mask[:, -input_ids.shape[1] :] == 0 if is_flat else None  # type: ignore[index]
-            merger = self.merger_for(input_ids, encoded["video"], is_padding_BN)
-        if merger is not None:
-            kwargs[ARGUMENT] = merger
-            if use_cache and (cache is None or not cache.get_seq_length()):
-                cache = MergedCache(self.config.text_config)
+            kwargs |= self.layer_arguments(input_ids, encoded, is_padding_BN)
+        merger = kwargs.get(ARGUMENT)
+        if merger is not None and not isinstance(cache, MergedCache):
+            if cache is not None and cache.get_seq_length():
+                raise ValueError("Tokens of a video cannot merge after a cache that was made without merging.")
+            cache = MergedCache(self.config.text_config) if use_cache else cache
         if isinstance(cache, MergedCache):
             return self._run_merged(embeds_BNE, attention_mask, position_ids, cache, merger, **kwargs)
         output = self.language_model(
@@ -226,7 +230,9 @@ class VisualModelMixin:
             position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
         is_padding_BN = attention_mask[:, -length:] == 0
         queries_BN = position_ids.expand(batch, length).masked_fill(is_padding_BN, -1)
-        masks = layer_masks(self.language_model, cache.windows, cache.extended(queries_BN), queries_BN)
+        masks: dict[str, Any] = {"attention_mask": None}  # causal, for which attention has its fastest kernel
+        if cache.num_tokens or bool(is_padding_BN.any()):
+            masks = layer_masks(self.language_model, cache.windows, cache.extended(queries_BN), queries_BN)
         output = self.language_model(
             inputs_embeds=embeds_BNE,
             position_ids=position_ids,
@@ -241,6 +247,14 @@ class VisualModelMixin:
         else:
             output.last_hidden_state = merger.unmerge(output.last_hidden_state)
         return output
+
+
+def layouts_of(visuals: Sequence[EncodedVisual]) -> list[Tensor]:
+    """The layouts of visuals. Raises ValueError where one is missing."""
+    layouts = [visual.layout for visual in visuals if visual.layout is not None]
+    if len(layouts) < len(visuals):
+        raise ValueError("this model needs to know where visual tokens come from: give pixels, or EncodedVisual")
+    return layouts
 
 
 def _output(visuals: Sequence[EncodedVisual]) -> BaseModelOutputWithPooling:
@@ -259,4 +273,4 @@ def _encoded(features: Features) -> Sequence[EncodedVisual]:
     return [EncodedVisual(tokens, getattr(tokens, "token_layout", None)) for tokens in features.pooler_output or ()]
 
 
-__all__ = ["VisualModelMixin", "VisualPreTrainedModel"]
+__all__ = ["VisualModelMixin", "VisualPreTrainedModel", "layouts_of"]

@@ -66,7 +66,8 @@ def fresh_config(family: str, preset: str, fields: Mapping[str, Any], **given: A
     name = preset or next(iter(kind.presets))
     if name not in kind.presets:
         raise ValueError(f"preset must be one of {', '.join(kind.presets)}, not {name!r}")
-    return kind(**with_fields(kind, {**kind.presets[name], **given}, fields))
+    values = with_fields(kind, {**kind.presets[name], **given}, fields)
+    return kind.for_new_model(**values) if hasattr(kind, "for_new_model") else kind(**values)
 
 
 def changed_config(config: PreTrainedConfig, fields: Mapping[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from .merging import ARGUMENT as MERGER
+from .merging import FRAMES
 from .visual import VISUAL_INPUTS, ChunkState, EncodedVisual
 
 # transformers 5.24 renamed the argument and the output; the language model has to be called by the installed name.
@@ -243,8 +244,10 @@ class VisualGenerationMixin(GenerationMixin):
         embeds_BNE = self.model.spliced(self.get_input_embeddings()(input_ids), input_ids, visuals)
         ends = torch.tensor(lengths or [length] * batch, device=input_ids.device)[:, None]
         is_padding_BN = torch.arange(length, device=input_ids.device) >= ends
-        if merger := self.model.merger_for(input_ids, visuals.get("video", ()), is_padding_BN):
-            kwargs[MERGER], max_tokens = merger, 0  # tokens merge over the whole clip
+        of_layers = self.model.layer_arguments(input_ids, visuals, is_padding_BN)
+        merger = of_layers.get(MERGER)
+        if of_layers.keys() & {MERGER, FRAMES}:
+            max_tokens = 0  # tokens merge over the whole clip, and see their whole frame
         last = [count - 1 for count in lengths or [length] * batch]
         last_BE = torch.empty_like(embeds_BNE[:, 0])
         for start in range(0, length, max_tokens or length):
@@ -256,6 +259,7 @@ class VisualGenerationMixin(GenerationMixin):
                 position_ids=position_ids[:, start:end],
                 use_cache=True,
                 **{CACHE_NAME: cache},
+                **{name: x[:, start:end] if isinstance(x, Tensor) else x for name, x in of_layers.items()},
                 **kwargs,
             )
             cache = output[CACHE_NAME]

@@ -65,20 +65,20 @@ class MergedCache(DynamicCache):
 
 
 # -- masks of layers that differ ---------------------------------------------------------------------------------------
-def check_mergeable(language_model: Any) -> None:
-    """Check that tokens can be merged between the layers of a language model.
+def check_layers(language_model: Any, purpose: str = "token merging") -> None:
+    """Check that every layer of a language model takes a mask of its own.
 
     Raises:
-        ValueError: the model keeps a state in some layers, or its attention does not accept precomputed masks.
+        ValueError: the model keeps a state in some layers, or its attention does not accept precomputed masks. The
+            message names the purpose.
     """
     config = language_model.config
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
-        raise ValueError(f"token merging needs attention in every layer, and {config.model_type} has {min(kinds)}")
+        raise ValueError(f"{purpose} needs attention in every layer, and {config.model_type} has {min(kinds)}")
     if config._attn_implementation not in ("sdpa", "eager"):
         raise ValueError(
-            f"layers of different lengths need attn_implementation sdpa or eager, and the model uses "
-            f"{config._attn_implementation}"
+            f"{purpose} needs attn_implementation sdpa or eager, and the model uses {config._attn_implementation}"
         )
 
 
@@ -99,7 +99,7 @@ def layer_masks(
         positions: (B, L_i) of each layer, the new columns included; one entry stands for all layers.
         queries_BN: positions of the new tokens, PADDING where there is none.
     """
-    check_mergeable(language_model)
+    check_layers(language_model, "a cache whose layers differ in length")
     add_layer_hooks(language_model)
     weight = next(language_model.parameters())
     # A query of padding may look at everything: an empty row would turn into NaN, and NaN spreads through values.
@@ -120,4 +120,4 @@ def layer_masks(
     return {"attention_mask": masks[0], MASKS: masks}
 
 
-__all__ = ["MergedCache", "check_mergeable", "layer_masks", "layer_windows"]
+__all__ = ["MergedCache", "check_layers", "layer_masks", "layer_windows"]

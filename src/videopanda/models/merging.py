@@ -27,7 +27,9 @@ from .merge_schedule import MergeSchedule
 from .visual import CELL
 
 ARGUMENT = "token_merger"  # keyword argument of the language model
-MASKS = "layer_attention_masks"  # keyword argument: one mask per layer, for caches whose layers differ in length
+MASKS = "layer_attention_masks"  # the same: one mask per layer, for caches whose layers differ in length
+FRAMES = "frame_numbers"  # the same: (B, N), frames within which attention goes in both directions, PADDING for none
+VISUAL = "is_visual"  # the same: (B, N), tokens that take the visual parameters of `modality.py`
 PADDING = -1  # position of a column that holds nothing
 
 
@@ -260,7 +262,7 @@ class Merger:
 
 # -- hooks on the decoder layers ---------------------------------------------------------------------------------------
 def add_layer_hooks(language_model: nn.Module) -> None:
-    """Let the decoder layers take the keyword arguments `token_merger` and `layer_attention_masks`. Idempotent."""
+    """Let the decoder layers take the keyword arguments named above. Idempotent."""
     layers: Any = language_model.layers
     if getattr(language_model, "has_layer_hooks", False):
         return
@@ -271,10 +273,14 @@ def add_layer_hooks(language_model: nn.Module) -> None:
 
 
 def _before(i: int) -> Any:
-    def gather(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    def gather(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         masks, merger = kwargs.pop(MASKS, None), kwargs.get(ARGUMENT)
+        frames_BN, visual_BN = kwargs.pop(FRAMES, None), kwargs.pop(VISUAL, None)
         if masks is not None:
             kwargs["attention_mask"] = masks[i]
+        if frames_BN is not None:
+            kwargs["attention_mask"] = open_frames(kwargs.get("attention_mask"), frames_BN)
+        vars(layer)[VISUAL] = visual_BN  # read by the hooks on parts of this layer
         if merger is None:
             return args, kwargs
         if i == 0:
@@ -286,6 +292,7 @@ def _before(i: int) -> Any:
             kwargs["position_ids"] = gather_columns(kwargs["position_ids"], source_BM)
             cos, sin = kwargs["position_embeddings"]
             kwargs["position_embeddings"] = gather_columns(cos, source_BM), gather_columns(sin, source_BM)
+            vars(layer)[VISUAL] = None if visual_BN is None else gather_columns(visual_BN, source_BM)
         return args, kwargs
 
     return gather
@@ -304,6 +311,16 @@ def _after(i: int) -> Any:
         return merger.after_layer(i + 1, output)
 
     return merge
+
+
+def open_frames(mask: Tensor | None, frames_BN: Tensor) -> Tensor:
+    """A mask (B, 1, N, L + N), or None for causal, in which tokens also see the later ones of their own frame."""
+    same_BNN = (frames_BN[:, :, None] == frames_BN[:, None]) & (frames_BN != PADDING)[:, None]
+    if mask is None:
+        N = frames_BN.shape[1]
+        mask = torch.ones(N, N, dtype=torch.bool, device=frames_BN.device).tril()[None, None]
+    same_B1NK = F.pad(same_BNN, (mask.shape[3] - mask.shape[2], 0), value=False)[:, None]
+    return mask | same_B1NK if mask.dtype == torch.bool else mask.masked_fill(same_B1NK, 0.0)
 
 
 def _note_positions(layer: DynamicLayer, positions_BM: Tensor, is_padding_BM: Tensor | None) -> None:
@@ -335,13 +352,16 @@ def _merged_mask(mask: Tensor | None, source_BM: Tensor, is_padding_BM: Tensor |
 
 __all__ = [
     "ARGUMENT",
+    "FRAMES",
     "MASKS",
     "PADDING",
+    "VISUAL",
     "Merge",
     "Merger",
     "VisualPlaces",
     "add_layer_hooks",
     "gather_columns",
     "merge_tokens",
+    "open_frames",
     "plan_merge",
 ]

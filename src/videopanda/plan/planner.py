@@ -187,6 +187,10 @@ class Planner:
         tokens = self.video_processor.token_count(frames, height, width)
         return self._trace_text(tokens, self._merged_columns(frames, height, width)).prefill_flops
 
+    def prompt_flops(self, tokens: int) -> int:
+        """FLOPs of the language model for a prompt in which nothing merges."""
+        return self._trace_text(tokens).prefill_flops
+
     def fits_context(self, frames: int, height: int, width: int, *, text_tokens: int, new_tokens: int) -> bool:
         """Whether prompt and reply fit into the context. Counts tokens only, so it is cheap for any request."""
         return self.video_processor.token_count(frames, height, width) + text_tokens + new_tokens <= self.context

@@ -77,12 +77,12 @@ def build_model(
     )
     with torch.device("meta"):
         model = model_class(config)(config)
-    model.model.language_model = language_model.base_model
     model.lm_head = language_model.get_output_embeddings()
     for part in model.vision_modules().values():
         part.to_empty(device="cpu")
         part.apply(model._init_weights)
         part.to(language_model.dtype)
+    model.model.adopt(language_model.base_model)
     _check_logits(model, language_model)
     ends = language_model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}

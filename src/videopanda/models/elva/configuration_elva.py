@@ -5,6 +5,7 @@ No code and no weights of ELVA are public; docs/elva.md lists the published fact
 A frame of h × w cells becomes `<FRAME>`, then h rows of w patch tokens and a `<LINE>`: h·w + h + 1 positions.
 """
 
+from copy import deepcopy
 from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -13,6 +14,7 @@ from ..compression_config import CompressionConfig
 from ..configuration import check_choice, check_counts, check_placeholders, text_config_of
 from ..merge_schedule import MergeSchedule
 
+SPLITS = ("none", "norm", "norm+ffn", "all")
 AUTO_MAP = {
     "AutoConfig": "configuration_elva.ElvaConfig",
     "AutoModel": "modeling_elva.ElvaModel",
@@ -196,6 +198,10 @@ class ElvaConfig(PreTrainedConfig):
         max_frame_cells: maximum cells (patch tokens) per frame; larger frames are scaled down.
         max_frame_pixels: maximum pixels per frame, as a second limit.
         initializer_range: standard deviation of fresh linear weights of the embedding.
+        frame_attention: "both": tokens of a frame see each other in both directions, as in NEO; "causal" otherwise.
+        modality_split: parameters of the language model that visual tokens have of their own; see `VisualParameters`.
+        pre_buffer_layers: how many of the first layers of `text_config` are new, in front of a pretrained language
+            model, as in NEO; see `for_new_model`.
     """
 
     model_type = "elva"
@@ -228,6 +234,9 @@ class ElvaConfig(PreTrainedConfig):
         max_frame_cells: int = 144,
         max_frame_pixels: int | None = None,
         initializer_range: float = 0.02,
+        frame_attention: Literal["causal", "both"] = "causal",
+        modality_split: Literal["none", "norm", "norm+ffn", "all"] = "none",
+        pre_buffer_layers: int = 0,
         tie_word_embeddings: bool = False,
         **kwargs: Any,
     ):
@@ -249,6 +258,11 @@ class ElvaConfig(PreTrainedConfig):
         check_placeholders(video_token_id, image_token_id, text_config.vocab_size)
         cell_limit(max_frame_cells, max_frame_pixels, embedding_config.cell_size)  # refuses what makes no sense
         MergeSchedule.of(merge_config).check(text_config.num_hidden_layers)
+        check_choice("frame_attention", frame_attention, ("causal", "both"))
+        check_choice("modality_split", modality_split, SPLITS)
+        check_counts(least=0, pre_buffer_layers=pre_buffer_layers)
+        if pre_buffer_layers and pre_buffer_layers >= text_config.num_hidden_layers:
+            raise ValueError(f"pre_buffer_layers {pre_buffer_layers} leave no layer of the language model")
         self.text_config = text_config
         self.embedding_config = embedding_config
         self.merge_config = merge_config
@@ -259,7 +273,22 @@ class ElvaConfig(PreTrainedConfig):
         self.max_frame_cells = max_frame_cells
         self.max_frame_pixels = max_frame_pixels
         self.initializer_range = initializer_range
+        self.frame_attention = frame_attention
+        self.modality_split = modality_split
+        self.pre_buffer_layers = pre_buffer_layers
         super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
+
+    @classmethod
+    def for_new_model(cls, **fields: Any) -> "ElvaConfig":
+        """The configuration of a new model, whose language model grows by the pre-buffer layers."""
+        count = fields.get("pre_buffer_layers", 0)
+        if count:
+            text = deepcopy(text_config_of(fields.get("text_config"), "qwen2"))
+            text.num_hidden_layers += count
+            if kinds := getattr(text, "layer_types", None):
+                text.layer_types = [*kinds[:1] * count, *kinds]
+            fields["text_config"] = text
+        return cls(**fields)
 
     def smaller(self) -> "ElvaConfig | None":
         """The same model with smaller frames; None if they have only one cell."""

@@ -4,17 +4,22 @@ Dimensions: B samples of N tokens; V visual tokens of the whole batch; C cells a
 the language model. The embedding is in `modeling_elva_embedding.py`, merging in `merging.py`.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 from transformers import initialization as init
 
-from ..backbone import VisualModelMixin, VisualPreTrainedModel
+from ..backbone import VisualModelMixin, VisualPreTrainedModel, layouts_of
 from ..compression import Compressor, init_compressor
 from ..generation import VisualGenerationMixin
+from ..layer_cache import check_layers
 from ..merge_schedule import MergeSchedule
+from ..merging import FRAMES, PADDING, VISUAL, add_layer_hooks
+from ..modality import VisualParameters
 from ..visual import ChunkState, EncodedVisual
 from .configuration_elva import ElvaConfig, frame_tokens
 from .modeling_elva_embedding import ElvaVideoEmbedding, token_layout
@@ -47,9 +52,57 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
         self.compressor = (
             Compressor(compression, config.embedding_config.hidden_size) if compression.is_active else None
         )
-        self.language_model = AutoModel.from_config(config.text_config)
-        MergeSchedule.of(config.merge_config).check(config.text_config.num_hidden_layers)
+        self.language_model: Any = AutoModel.from_config(config.text_config)
+        if config.merge_config.layers:
+            check_layers(self.language_model)
+        if config.frame_attention != "causal":
+            check_layers(self.language_model, "attention in both directions inside a frame")
+        self.visual_parameters: VisualParameters | None = None
+        if config.modality_split != "none":
+            check_layers(self.language_model, "a split by modality")
+            self.visual_parameters = VisualParameters(self.language_model, config.modality_split)
+        if not all(hasattr(layer.self_attn, "o_proj") and hasattr(layer.mlp, "down_proj") for layer in self.pre_buffer):
+            raise ValueError(f"pre_buffer_layers are not supported with {config.text_config.model_type}")
         self.post_init()
+
+    @property
+    def pre_buffer(self) -> list[Any]:
+        """The new decoder layers in front of those of the pretrained language model."""
+        return list(self.language_model.layers[: self.config.pre_buffer_layers])
+
+    @torch.no_grad()
+    def adopt(self, language_model: Any) -> None:
+        """Adopt a pretrained language model: pre-buffer layers start as the identity, visual parameters as copies."""
+        count = self.config.pre_buffer_layers
+        if not count:
+            super().adopt(language_model)
+        else:
+            for name, module in language_model.named_children():
+                if name != "layers":
+                    setattr(self.language_model, name, module)
+            for own, given in zip(self.language_model.layers[count:], language_model.layers, strict=True):
+                own.load_state_dict(given.state_dict(), assign=True)
+            for layer in self.pre_buffer:
+                for last in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                    last.weight.zero_()
+        if self.visual_parameters is not None:
+            self.visual_parameters.copy_from(self.language_model)
+            self.visual_parameters.attach(self.language_model)
+
+    def layer_arguments(
+        self, input_ids_BN: Tensor, encoded: Mapping[str, Sequence[EncodedVisual]], is_padding_BN: Tensor | None
+    ) -> dict[str, Any]:
+        """See `VisualModelMixin.layer_arguments`; also frames that are open inside, and which tokens are visual."""
+        found = super().layer_arguments(input_ids_BN, encoded, is_padding_BN)
+        if not any(encoded.values()):
+            return found
+        video, image = self.config.video_token_id, self.config.image_token_id
+        if self.config.frame_attention != "causal":
+            found[FRAMES] = frame_numbers(input_ids_BN, encoded, {"video": video, "image": image})
+        if self.visual_parameters is not None:
+            found[VISUAL] = (input_ids_BN == video) | (input_ids_BN == image)
+        add_layer_hooks(self.language_model)
+        return found
 
     def schedule(self) -> MergeSchedule:
         """When and how far the language model merges; in training `keep` may be redrawn (`merge.random_keep`)."""
@@ -102,6 +155,26 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
         return visual, ChunkState(state.frames + len(placement), compressor)
 
 
+def frame_numbers(
+    input_ids_BN: Tensor, encoded: Mapping[str, Sequence[EncodedVisual]], token_ids: Mapping[str, int]
+) -> Tensor:
+    """A number for each frame of all visuals at the places of its tokens, (B, N); PADDING for text."""
+    numbers_BN, first = torch.full_like(input_ids_BN, PADDING), 0
+    for kind, token_id in token_ids.items():
+        if not encoded.get(kind):
+            continue
+        layouts = layouts_of(encoded[kind])
+        sizes = torch.tensor([len(layout) for layout in layouts])
+        frame_V = torch.cat([layout[:, 0] for layout in layouts])
+        key_V2 = torch.stack(
+            [torch.repeat_interleave(torch.arange(len(layouts)), sizes).to(frame_V.device), frame_V], 1
+        )
+        _, number_V = torch.unique(key_V2, dim=0, return_inverse=True)
+        numbers_BN[input_ids_BN == token_id] = first + number_V.to(numbers_BN.device)
+        first += int(number_V.max()) + 1
+    return numbers_BN
+
+
 class ElvaForConditionalGeneration(VisualGenerationMixin, ElvaPreTrainedModel):
     """ELVA with its language-model head: training loss and `generate`."""
 
@@ -112,9 +185,14 @@ class ElvaForConditionalGeneration(VisualGenerationMixin, ElvaPreTrainedModel):
         self.post_init()
 
     def vision_modules(self) -> dict[str, nn.Module]:
-        """Everything that is not the language model, by name."""
-        compressor = {} if self.model.compressor is None else {"compressor": self.model.compressor}
-        return {"embedding": self.model.embedding, **compressor}
+        """Everything that is not the pretrained language model, by name."""
+        found: dict[str, nn.Module] = {"embedding": self.model.embedding}
+        if self.model.compressor is not None:
+            found["compressor"] = self.model.compressor
+        found |= {f"pre_buffer_{i}": layer for i, layer in enumerate(self.model.pre_buffer)}
+        if self.model.visual_parameters is not None:
+            found["visual_parameters"] = self.model.visual_parameters
+        return found
 
     def no_video(self) -> dict[str, Tensor]:
         """Inputs of one video without frames: it runs the vision modules and yields no tokens."""

@@ -128,8 +128,9 @@ class ElvaVideoEmbedding(nn.Module):
         self.frame_token = nn.Parameter(torch.empty(c))
         self.line_token = nn.Parameter(torch.empty(c))
         if config.kind == "linear":
-            self.patch = nn.Linear(4 * pixels, c, bias=False)
+            self.patch = nn.Linear(4 * pixels, c)
             self.norm_pixels = nn.LayerNorm(4 * pixels)
+            self.norm_placed = nn.LayerNorm(c)
             self.row_position = nn.Embedding(config.max_side, c)
             self.column_position = nn.Embedding(config.max_side, c)
         else:
@@ -137,7 +138,8 @@ class ElvaVideoEmbedding(nn.Module):
         if config.kind == "convolution":
             self.reduce = nn.Linear(4 * c, c, bias=False)
         self.norm = nn.LayerNorm(c)
-        self.norm_marker = nn.LayerNorm(c)
+        if config.kind == "vpel" and config.markers:
+            self.norm_marker = nn.LayerNorm(c)
         if config.kind == "vpel" and (config.markers or config.frame_link or config.reduction == "attention"):
             self.attention = SharedCrossAttention(c, config.num_heads)
         self.output = nn.Linear(c, output_size, bias=False)
@@ -177,7 +179,8 @@ class ElvaVideoEmbedding(nn.Module):
             row_C = places.row_in_frame[places.row_of_cell].clamp(max=limit)
             column_C = places.column_of_cell.clamp(max=limit)
             tokens_Cc = self.norm(self.patch(self.norm_pixels(cells_CPX.flatten(1))))
-            return tokens_Cc + self.row_position(row_C) + self.column_position(column_C)
+            placed_Cc = self.norm_placed(tokens_Cc + self.row_position(row_C) + self.column_position(column_C))
+            return F.rms_norm(placed_Cc, placed_Cc.shape[1:], eps=1e-6)
         patches_CPc = F.gelu(self.patch(cells_CPX))
         if self.config.kind == "convolution":
             return self.reduce(patches_CPc.flatten(1))
