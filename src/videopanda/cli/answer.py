@@ -11,11 +11,12 @@ from urllib.parse import urlsplit
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint, require_device, require_video, seconds
+from videopanda.cli.checks import require_checkpoint, require_device, require_settings, require_video, seconds
 from videopanda.cli.options import (
     AsJson,
     Cache,
     CacheSize,
+    Change,
     Device,
     Dtype,
     Fps,
@@ -70,6 +71,7 @@ def answer_verb(
     temperature: Temperature = 0.0,
     seed: AnswerSeed = None,
     quantize_to: Quantize = "",
+    set_: Change = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print an answer as it is generated.")] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show how much each frame contributes to the answer.")
@@ -92,7 +94,10 @@ def answer_verb(
     Hours of video:  videopanda answer --fps 1 --max-visual-tokens 2048 lecture.mp4 "What comes last?"
 
     Without waiting for a model to load:  videopanda answer clip.mp4 "How many?" --server http://127.0.0.1:8000
+
+    Merge similar visual tokens in the language model:  videopanda answer clip.mp4 "What moves?" --set merge.layers=2
     """
+    require_settings(set_)
     if stream + as_json > 1 or stream + explain > 1:
         raise ValueError("--stream is for plain answers: leave out --json and --explain")
     if picture is not None and not explain:
@@ -103,8 +108,10 @@ def answer_verb(
         raise ValueError("--max-visual-tokens reads the whole clip at --fps: omit --num-frames, --cache and --server")
     if server is None and api_key is not None:
         raise ValueError("--api-key is for --server URL")
-    if server is not None and (model or device or dtype or cache or quantize_to):
-        raise ValueError("--model, --device, --dtype, --quantize and --cache are the server's own: pass them to serve")
+    if server is not None and (model or device or dtype or cache or quantize_to or set_):
+        raise ValueError(
+            "--model, --device, --dtype, --quantize, --set and --cache are the server's own: pass them to serve"
+        )
     model = require_checkpoint(model)
     require_device(device)
     with _local(video, allow_host) as path:
@@ -120,7 +127,7 @@ def answer_verb(
         from videopanda.inference.visual_cache import TokenDiskCache
 
         kept = TokenDiskCache(cache, size_in_bytes(cache_size)) if cache else None
-        network, processor = load_model(model, device, dtype)
+        network, processor = load_model(model, device, dtype, set_)
         if quantize_to:
             quantize(network, quantize_to)
         options = {**choice, **_chat_options(**drawing), "cache": kept, "max_visual_tokens": max_visual_tokens}
@@ -145,6 +152,7 @@ def chat_verb(
     end: End = None,
     device: Device = None,
     dtype: Dtype = None,
+    set_: Change = None,
     max_new_tokens: MaxNewTokens = 64,
     temperature: Temperature = 0.0,
     seed: AnswerSeed = None,
@@ -154,6 +162,7 @@ def chat_verb(
 
     Example:  videopanda chat clip.mp4
     """
+    require_settings(set_)
     model = require_checkpoint(model)
     require_device(device)
     with suppress(ImportError):  # not on every system; gives the arrow keys
@@ -162,7 +171,7 @@ def chat_verb(
         require_video(path, start, end, fps, num_frames)
         from videopanda.inference.answer import Chat
 
-        network, processor = load_model(model, device, dtype)
+        network, processor = load_model(model, device, dtype, set_)
         options = _chat_options(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
         chat = Chat(network, processor, path, num_frames=num_frames, fps=fps, start=start, end=end, **options)
         while question := _read_question():

@@ -56,6 +56,12 @@ Quantize = Annotated[
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
 ]
+Change = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change merging or resolution, as in merge.layers=3,9; may be repeated."
+    ),
+]
 Family = Annotated[
     str | None, typer.Option("--family", metavar="NAME", help="Family of a new model. Default: videopanda.")
 ]
@@ -74,15 +80,18 @@ CacheSize = Annotated[
 Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the scenes.")]
 
 
-def load_model(model: Path | None, device: str | None = None, dtype: str | None = None) -> Any:
-    """Load the model and its processor; say so when it is the bundled one."""
+def load_model(
+    model: Path | None, device: str | None = None, dtype: str | None = None, set_: list[str] | None = None
+) -> Any:
+    """Load the model and its processor with some settings changed; say so when it is the bundled one."""
     model = require_checkpoint(model)
     from videopanda.inference.load import load
+    from videopanda.models.fields import parse_settings
 
     quiet()
     if model is None:
         print("videopanda: using the bundled nano model, trained on moving shapes only (see --model)", file=sys.stderr)
-    return load(model, device, dtype)
+    return load(model, device, dtype, parse_settings(set_ or []))
 
 
 def size_in_bytes(text: str) -> int:

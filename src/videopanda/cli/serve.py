@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.checks import listen, require_checkpoint, require_device, require_extra
-from videopanda.cli.options import Device, Model, load_model, quiet
+from videopanda.cli.checks import listen, require_checkpoint, require_device, require_extra, require_settings
+from videopanda.cli.options import Change, Device, Model, load_model, quiet
 
 
 def serve_verb(
@@ -30,6 +30,7 @@ def serve_verb(
         typer.Option("--name", metavar="NAME", help="Model name in the API. Default: the name of its folder."),
     ] = None,
     device: Device = None,
+    set_: Change = None,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
@@ -99,6 +100,7 @@ def serve_verb(
     from videopanda.serving.fetch import FetchPolicy
     from videopanda.serving.uploads import FileLimits, FileStore, default_files
 
+    require_settings(set_)
     model = require_checkpoint(model)
     require_device(device)
     keys = [*(api_key or []), *(_keys(api_keys) if api_keys else [])]
@@ -117,6 +119,7 @@ def serve_verb(
     if model is None:
         print("videopanda: using the bundled nano model, trained on moving shapes only (see --model)", file=sys.stderr)
     from videopanda.inference.engine import Limits
+    from videopanda.models.fields import parse_settings
     from videopanda.serving.api import ServerSettings
     from videopanda.serving.decoder_pool import DecodeLimits
     from videopanda.serving.run import serve
@@ -136,7 +139,7 @@ def serve_verb(
         media_root=media_root,
     )
     limits = Limits(max_num_seqs=max_num_seqs, max_queue=max_queue, cache_bytes=int(clip_cache * (1 << 30)))
-    serve(model, device, listener, limits, settings)
+    serve(model, device, listener, limits, settings, parse_settings(set_ or []))
 
 
 def _keys(file: Path) -> list[str]:

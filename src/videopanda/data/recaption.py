@@ -2,7 +2,7 @@
 
     recaption("train.json", Path("captions.jsonl"), Remote("qwen2.5-vl-72b", "http://host/v1"), media_root="videos")
 
-ELVA trains on captions that a larger model rewrote (docs/elva.md). The output is a file of conversations that `train`
+Captions that a larger model rewrote train better (docs/elva.md). The output is a file of conversations that `train`
 and `data check` read, one line per clip. Each line says in `provenance` which model wrote it, from which frames and
 prompt, and what the row said before. The same call continues where an interrupted one stopped.
 """

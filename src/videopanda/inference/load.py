@@ -3,12 +3,14 @@
 model, processor = load("path/to/checkpoint")            # None: the small model that comes with the package
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from videopanda.hub import folder_of
+from videopanda.inference.changes import change
 from videopanda.models.load import load_checkpoint
 
 BUNDLED_MODEL = Path(__file__).parents[1] / "assets" / "nano"
@@ -17,17 +19,24 @@ BUNDLED_MODEL = Path(__file__).parents[1] / "assets" / "nano"
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
-def load(model: str | Path | None = None, device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:
+def load(
+    model: str | Path | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> tuple[Any, Any]:
     """Model and processor, ready for inference: of a folder or a Hub name (`videopanda.hub`); None: the bundled model.
 
     Args:
         device: a torch device; default: CUDA if available, else the CPU.
         dtype: one of `DTYPES`; "auto" is bfloat16 on a CPU that multiplies it natively. Default: float32 on a CPU, else
             the type in which the weights were saved.
+        settings: changes that need no training, such as {"merge.layers": [3, 9, 17]}; see `changes.py`.
 
     Raises:
         FileNotFoundError: the folder or its weights are missing.
-        ValueError: the folder is not a checkpoint, or is incomplete; the device is not there; no such dtype.
+        ValueError: the folder is not a checkpoint, or is incomplete; the device is not there; no such dtype
+            or setting.
     """
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
@@ -40,6 +49,7 @@ def load(model: str | Path | None = None, device: str | None = None, dtype: str 
     else:
         kind = dtype or "float32"
     network, processor = load_checkpoint(folder, "auto" if kind == "auto" else getattr(torch, kind))
+    change(network, processor, settings or {})
     return network.to(device).eval(), processor
 
 

@@ -47,7 +47,7 @@ def with_fields(
     """
     changed = deepcopy(dict(values))
     known: dict[str, tuple[str, str, Any]] = {}  # sub-configuration, field and its type
-    for name, kind in _types(config).items():
+    for name, kind in argument_types(config).items():
         part = config.sub_configs.get(name)
         if part is None:
             known[prefix + name] = "", name, kind
@@ -55,7 +55,7 @@ def with_fields(
         given = changed.get(name) or {}
         model_type = given.get("model_type") if isinstance(given, Mapping) else given.model_type
         of: Any = registered_config(model_type) or part
-        for inner, inner_kind in _types(of).items():
+        for inner, inner_kind in argument_types(of).items():
             known[f"{prefix}{name.removesuffix('_config')}.{inner}"] = name, inner, inner_kind
     for key, value in fields.items():
         if key not in known:
@@ -86,8 +86,8 @@ def unknown(key: str, known: Iterable[str]) -> str:
     return f"unknown setting {key!r}" + (f": did you mean {near[0]!r}?" if near else "")
 
 
-def _types(config: Any) -> dict[str, Any]:
-    """Name and annotation of every argument of a configuration class; `Any` if there is none."""
+def argument_types(config: Any) -> dict[str, Any]:
+    """Name and annotation of every argument of a class; `Any` if there is none."""
     found = {}
     for name, parameter in inspect.signature(config.__init__).parameters.items():
         if name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):

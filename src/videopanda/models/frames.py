@@ -102,6 +102,7 @@ class FrameProcessor(VideoProcessorMixin):
     fps = 1.0
     patch_size: int
     mixed_sizes = False
+    changeable: tuple[str, ...] = ("num_frames",)  # settings that another value leaves the weights valid for
     num_frames: int
     do_sample_frames: bool
     frame_sampling: str

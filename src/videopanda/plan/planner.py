@@ -143,7 +143,7 @@ class Planner:
         self.text_bytes = sum(read.values())  # that each new token reads
         self.context: int = config.text_config.max_position_embeddings
         self._vision: dict[str, tuple[int, int]] = {}
-        self._text: dict[tuple[int, tuple[int, ...]], _Text] = {}
+        self._text: dict[tuple[int, tuple[int, ...], Any], _Text] = {}
 
     def plan(
         self, frames: int, height: int, width: int, *, text_tokens: int = TEXT_TOKENS, new_tokens: int = NEW_TOKENS
@@ -281,7 +281,8 @@ class Planner:
 
     def _trace_text(self, length: int, merged: tuple[int, ...] = ()) -> "_Text":
         """Prefill a prompt, of which `merged` tokens are gone after each merge, and write one token."""
-        if (length, merged) not in self._text:
+        key = (length, merged, self.model.model.schedule() if merged else None)
+        if key not in self._text:
             hidden_size = self.model.config.text_config.hidden_size
 
             def read() -> Any:
@@ -303,10 +304,10 @@ class Planner:
                 self._held,
                 held=_cache_tensors(cache),
             )
-            self._text[length, merged] = _Text(
+            self._text[key] = _Text(
                 prefill.flops, prefill.peak_bytes, before, step.flops, step.peak_bytes, _cache_bytes(cache) - before
             )
-        return self._text[length, merged]
+        return self._text[key]
 
 
 class _PlannedMerger:
@@ -422,6 +423,7 @@ def planner_for(model: Any, video_processor: Any) -> Planner:
             weight_bytes=_weight_bytes(model),
             grain=256,
         )
+    _PLANNERS[model].model.model.merge_schedule = model.model.merge_schedule
     return _PLANNERS[model]
 
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,21 @@ def _end(error: BaseException) -> None:
 
 
 def serve(
-    model: Path | None, device: str | None, listener: socket.socket, limits: Limits, settings: ServerSettings
+    model: Path | None,
+    device: str | None,
+    listener: socket.socket,
+    limits: Limits,
+    settings: ServerSettings,
+    changes: Mapping[str, Any] | None = None,
 ) -> None:
     """Serve a checkpoint (None: the bundled one) until SIGINT or SIGTERM; running answers are completed first.
+
+    `changes` are settings of the model, see `load`.
 
     Raises:
         ValueError, OSError: the checkpoint cannot be loaded, or the folder of files cannot be used.
     """
-    network, processor = load(model, device)
+    network, processor = load(model, device, settings=changes)
     name = settings.name or name_of(model or BUNDLED_MODEL)
     app = create_app(EngineThread(network, processor, limits, on_crash=_end), replace(settings, name=name))
     config = uvicorn.Config(
