@@ -12,7 +12,19 @@ from videopanda.training.dry_run import plan
 from videopanda.training.freezing import set_stage, vision_modules
 from videopanda.training.stages import make_config
 
-TABLES = ("elva", "peers", "recipe", "scaling", "table10", "table4", "table5", "table7", "table8", "table9")
+TABLES = (
+    "compressors",
+    "elva",
+    "peers",
+    "recipe",
+    "scaling",
+    "table10",
+    "table4",
+    "table5",
+    "table7",
+    "table8",
+    "table9",
+)
 TEXT = {"model_type": "qwen3", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4}
 
 
@@ -125,7 +137,7 @@ def test_a_wrong_table_is_told_in_one_line(tmp_path, change, message):
 
 
 def test_wrong_names_are_told():
-    assert "neither a file nor one of elva" in command("lab", "run", "table44")[2]
+    assert "neither a file nor one of compressors" in command("lab", "run", "table44")[2]
     assert "no budget 'huge': choose from small, full" in command("lab", "run", "table4", "--budget", "huge")[2]
     assert "no row 'none'" in command("lab", "run", "table4", "--row", "none")[2]
 
