@@ -155,7 +155,10 @@ SURFACE = {
     "evaluate needle": ({"--data", "--output", "--json"}, {"scores"}),
     "evaluate report": ({"--output", "--json"}, {"scores"}),
     "evaluate score": ({"--output", "--scorer", "--errata", "--wordnet", "--json"}, {"bench", "path", "predictions"}),
-    "evaluate scenes": ({"--model", "--media-root", "--num", "--seed", "--json", "--output", "--no-baselines"}, set()),
+    "evaluate scenes": (
+        {"--model", "--media-root", "--num", "--seed", "--json", "--output", "--no-baselines", "--wordings"},
+        set(),
+    ),
     "init": ({"--backbone", "--model", "--family", "--preset", "--set", "--chat-template", "--seed"}, {"out"}),
     "export": (set(), {"checkpoint", "out"}),
     "finetune": (

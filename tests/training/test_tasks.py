@@ -37,6 +37,16 @@ def runs(model) -> list:
     return calls
 
 
+def test_cells_without_words_are_not_aligned(model, batch):
+    """A batch that shows only clips of other worlds has a loss, of zero, and gradients."""
+    words = torch.full_like(batch["cell_words"], -100)
+    tokens = torch.cat([visual.tokens for visual in model.encode(without_words(batch))])
+    loss = VideoLanguage(align_weight=1.0).alignment(tokens, words, model.get_input_embeddings().weight)
+    assert loss.item() == 0
+    loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
 # -- alignment by hand -------------------------------------------------------------------------------------------------
 def by_hand(tokens, words, vocabulary, temperature, longest) -> float:
     """The alignment in plain loops over numbers: mean over cells with a thing + mean over empty ones + length."""

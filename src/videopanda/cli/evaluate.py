@@ -60,6 +60,9 @@ def scenes_verb(
     no_baselines: Annotated[
         bool, typer.Option("--no-baselines", help="Skip the baselines (six times faster).")
     ] = False,
+    wordings: Annotated[
+        str, typer.Option("--wordings", metavar="NAME|FILE", help="Of the questions: written, held-out, or a file.")
+    ] = "written",
 ) -> None:
     """Accuracy on unseen test scenes, next to baselines without the video or with its frames changed.
 
@@ -70,7 +73,9 @@ def scenes_verb(
     loaded = load_model(model)
     with ExitStack() as stack:
         folder = output or Path(stack.enter_context(TemporaryDirectory()))
-        report = scenes_report(folder, loaded, model, num, seed, baselines=not no_baselines, media_root=media_root)
+        report = scenes_report(
+            folder, loaded, model, num, seed, not no_baselines, media_root=media_root, wordings=wordings
+        )
     if as_json:
         print(json.dumps(report))
         return

@@ -20,7 +20,8 @@ from rich import box
 from rich.table import Table
 
 from videopanda.data.worlds.scenes.questions import FAMILIES
-from videopanda.data.worlds.scenes.selection import TEST, make_test_set
+from videopanda.data.worlds.scenes.selection import AS_WRITTEN, TEST, make_test_set
+from videopanda.data.worlds.scenes.wordings import DECLINE
 from videopanda.evaluation.benchmarks.item import Item
 from videopanda.evaluation.benchmarks.table import load
 from videopanda.evaluation.outputs import check_replaceable, object_with, replace_file
@@ -29,7 +30,8 @@ from videopanda.evaluation.predictions import CONDITIONS
 from videopanda.evaluation.scoring.score import read_all, score_file
 from videopanda.inference.load import BUNDLED_MODEL
 
-MAX_NEW_TOKENS = 16  # the longest right answer is two words
+MAX_NEW_TOKENS = 16  # the longest right answer is two words,
+MAX_NEW_TOKENS_IN_WORDINGS = 32  # or a sentence where one is asked for
 BATCH_SIZE = 32
 SCORER = "normalized"
 _REPORT = object_with("num_questions", "families")
@@ -47,6 +49,7 @@ def scenes_report(
     workers: int | None = None,
     progress: bool = True,
     media_root: Path | None = None,
+    wordings: str = AS_WRITTEN,
 ) -> dict[str, Any]:
     """Ask `num` questions about test scenes and score the answers.
 
@@ -62,6 +65,7 @@ def scenes_report(
             `if __name__ == "__main__":`.
         progress: show a bar on stderr while clips are written.
         media_root: folder of clips and annotations, which several evaluations may share; default `folder`.
+        wordings: of the questions: "written", "held-out" or a file (`data.worlds.scenes.selection`).
 
     Returns:
         The report; `table` prints it. Intervals treat questions as independent, although some share a clip.
@@ -72,7 +76,8 @@ def scenes_report(
     began = time.perf_counter()
     check_replaceable(folder / "report.json", _REPORT)
     test = media_root or folder
-    make_test_set(test, num, seed, workers, progress)
+    make_test_set(test, num, seed, workers, progress, wordings)
+    longest = MAX_NEW_TOKENS if wordings == AS_WRITTEN else MAX_NEW_TOKENS_IN_WORDINGS
     summaries = {}
     for condition in CONDITIONS if baselines else CONDITIONS[:1]:
         job = PredictJob(
@@ -83,7 +88,7 @@ def scenes_report(
             condition,
             num_frames=num_frames,
             batch_size=BATCH_SIZE,
-            max_new_tokens=MAX_NEW_TOKENS,
+            max_new_tokens=longest,
             seed=seed,
         )
         predictions = folder / f"{condition}.jsonl"
@@ -102,7 +107,9 @@ def scenes_report(
         "most_frequent_answer": _most_frequent_answers(load("scenes", test).items),
         "num_questions": num,
         "num_clips": len({item.video for item in load("scenes", test).items}),
+        "declined": _declined(folder / "full.jsonl"),
         "failures": _failures(folder / "full.jsonl"),
+        "wordings": Path(wordings).name,
         "seed": seed,
         "model": {"path": str(model or BUNDLED_MODEL), "sha256": protocol["model_sha256"]},
         "protocol": {
@@ -110,7 +117,7 @@ def scenes_report(
             "frames": protocol["num_frames"],
             "sampling": _SAMPLING.get(protocol["sampling"], protocol["sampling"]),
             "decoder": ", ".join(full["decoders"]),
-            "generation": {"decoding": "greedy", "max_new_tokens": MAX_NEW_TOKENS, "questions_per_prompt": 1},
+            "generation": {"decoding": "greedy", "max_new_tokens": longest, "questions_per_prompt": 1},
             "scoring": f"equal in normal form (scorer {SCORER})",
         },
         "versions": protocol["versions"],
@@ -151,6 +158,12 @@ def _failures(predictions: Path) -> list[dict[str, str]]:
     rows, _ = read_all(predictions)
     failed = {row.id.rpartition("/")[0]: row.reason for row in rows if row.failure}
     return [{"id": clip, "reason": reason} for clip, reason in failed.items()]
+
+
+def _declined(predictions: Path) -> float:
+    """The share of answers that decline, though every question can be answered."""
+    rows, _ = read_all(predictions)
+    return round(sum(row.prediction == DECLINE for row in rows) / len(rows), 4)
 
 
 def wilson(correct: int, total: int) -> tuple[float, float]:

@@ -4,6 +4,9 @@
 `videopanda train prealign` puts a new vision part, as the paper does with Vicuna.
 """
 
+import itertools
+import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +16,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM,
 
 from videopanda.data.worlds.scenes.dataset import frame_log
 from videopanda.data.worlds.scenes.questions import make_captions, make_questions
+from videopanda.data.worlds.scenes.wordings import DECLINE, outside_question, reworded
 from videopanda.data.worlds.scenes.world import make_scene
 from videopanda.models.fields import with_fields
 
@@ -72,6 +76,63 @@ def _texts(num_scenes: int, seed: int) -> Iterator[str]:
         yield "USER: " + frame_log(scene, 8)
         for q in make_questions(scene, np.random.default_rng([seed, index])) + make_captions(scene, 8)[:2]:
             yield f"\n{q.question} ASSISTANT: {q.answer}"
+
+
+def grow_vocabulary(model: Any, processor: Any, size: int, num_scenes: int = 1500, seed: int = 0) -> None:
+    """Add tokens, up to `size`, for words that the tokenizer cuts into pieces: those of Scenes in other words.
+
+    Ids and merges that exist stay as they are, and new merges are applied after them, as byte-pair encoding goes on
+    where it was stopped. The embedding of a new token starts as the mean of those of the two that it joins.
+    """
+    tokenizer = processor.tokenizer.backend_tokenizer
+    state = json.loads(tokenizer.to_str())
+    vocabulary, merges = state["model"]["vocab"], state["model"]["merges"]
+    words: Counter[tuple[str, ...]] = Counter()
+    for text in _reworded_texts(num_scenes, seed):
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text):
+            words[tuple(token.value for token in tokenizer.model.tokenize(word))] += 1
+    pairs: Counter[tuple[str, str]] = Counter()
+    for pieces, count in words.items():
+        pairs.update({pair: n * count for pair, n in Counter(itertools.pairwise(pieces)).items()})
+    embeddings, free = [], max(processor.tokenizer.get_vocab().values()) + 1
+    while free < size and pairs:
+        pair = max(pairs, key=lambda pair: (pairs[pair], pair))
+        _join(words, pairs, pair)
+        merges.append(list(pair))
+        if "".join(pair) not in vocabulary:
+            vocabulary["".join(pair)] = free
+            embeddings.append((free, *(vocabulary[piece] for piece in pair)))
+            free += 1
+    processor.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    model.resize_token_embeddings(-(-free // 64) * 64, mean_resizing=False)
+    weight = model.get_input_embeddings().weight.data
+    for new, first, second in embeddings:
+        weight[new] = (weight[first] + weight[second]) / 2
+
+
+def _join(words: Counter[tuple[str, ...]], pairs: Counter[tuple[str, str]], pair: tuple[str, str]) -> None:
+    """Join a pair wherever it occurs in `words`, and count the pairs again that this makes or breaks."""
+    for pieces in [pieces for pieces in words if pair in itertools.pairwise(pieces)]:
+        count, joined = words.pop(pieces), list[str]()
+        for piece in pieces:
+            if joined and (joined[-1], piece) == pair:
+                joined[-1] += piece
+            else:
+                joined.append(piece)
+        words[tuple(joined)] += count
+        for sign, parts in ((-count, pieces), (count, tuple(joined))):
+            for found in itertools.pairwise(parts):
+                pairs[found] += sign
+    del pairs[pair]
+
+
+def _reworded_texts(num_scenes: int, seed: int) -> Iterator[str]:
+    for index in range(num_scenes):
+        rng = np.random.default_rng([seed, index, 5])
+        questions = [reworded(q, "train", rng) for q in make_questions(make_scene(seed, "train", index), rng)]
+        for question in (*questions, *(outside_question("train", rng) for _ in range(4))):
+            yield f"{'' if rng.random() < 0.3 else ' '}{question.question}"  # a question starts a line
+        yield f" {DECLINE}"
 
 
 def make_language_model(

@@ -153,6 +153,8 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
             raise ValueError(f"{next(iter(settings.model_fields))} is set when a model is made, and {folder} is made")
         quantized = settings.quantize == "nf4"
         model, processor = load_quantized(folder) if quantized else load_checkpoint(folder, torch.float32)
+        if settings.scenes_vocabulary:
+            nano.grow_vocabulary(model, processor, settings.scenes_vocabulary)
         return model, _as_trained(processor, settings)
     if settings.lora_rank:
         raise ValueError(f"LoRA needs a trained checkpoint, but {folder} is a plain language model")
@@ -296,6 +298,8 @@ def make_dataset(settings: StageConfig, sampling: Sampling = "uniform") -> Any:
         max_things=settings.scenes_max_things,
         ramp=settings.scenes_ramp,
         plain=settings.scenes_plain,
+        wordings=settings.scenes_wordings,
+        outside=settings.scenes_outside,
     )
 
 

@@ -42,6 +42,9 @@ class StageConfig:
     scenes_ramp: float = 0.0  # share of the stage in which the number of things grows from 1 to the maximum
     scenes_plain: float = 0.0  # share of scenes on a plain background
     scenes_captions: int = 2  # captions per clip, beside its questions
+    scenes_wordings: float = 0.0  # share of questions in other words; above 0, some cannot be answered from the clip
+    scenes_outside: float = 0.0  # share of clips that show no scene; every question about them is declined
+    scenes_vocabulary: int = 0  # grow the tokenizer to this many tokens by the words of these questions; 0 = keep it
     # A fresh vision part, where the starting folder is a bare language model; see `fresh_config`.
     model_family: str = DEFAULT
     model_preset: str = ""  # "" = the first one of the family
@@ -114,6 +117,9 @@ class StageConfig:
             raise ValueError(f"global_batch must not be negative, got {self.global_batch}")
         if not 0 < self.data_share <= 1:
             raise ValueError(f"data_share must be in (0, 1], not {self.data_share}")
+        for name in ("scenes_wordings", "scenes_outside"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"max_bad_share must be in [0, 1], not {self.max_bad_share}")
         if not 0 <= self.warmup_ratio < 1:

@@ -69,6 +69,8 @@ class VideoLanguage:
         longer change a visual token; so length is penalized.
         """
         known_V = words_VK[:, 0] >= 0
+        if not known_V.any():  # only clips of other worlds: means over nothing would be NaN
+            return tokens_VE.sum() * 0
         tokens_VE, words_VK = tokens_VE[known_V], words_VK[known_V]
         directions_WE = F.normalize(vocabulary_WE.detach().float(), dim=-1)
         scores_VW = F.normalize(tokens_VE.float(), dim=-1) @ directions_WE.T / self.temperature

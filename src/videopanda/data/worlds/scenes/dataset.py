@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from videopanda.data.sample import Sample, Turn
-from videopanda.data.worlds.scenes.questions import Question, make_captions, make_questions, place
+from videopanda.data.worlds.scenes.outside import outside_frames, unanswerable
+from videopanda.data.worlds.scenes.questions import DESCRIBE, Question, describe, make_captions, make_questions, place
 from videopanda.data.worlds.scenes.render import Renderer, coverage
-from videopanda.data.worlds.scenes.world import THEMES, Difficulty, Scene, make_scene
+from videopanda.data.worlds.scenes.wordings import DECLINE, follow_up, intent_of, outside_question, reworded
+from videopanda.data.worlds.scenes.world import THEMES, Difficulty, Scene, Thing, make_scene
 
 # Most questions of one family about one clip. What is learned late gets more room; rare families are not bounded.
 _AT_MOST = {
@@ -59,6 +61,14 @@ class Clip:
         return words
 
 
+class OutsideClip(Clip):
+    """Frames that show no scene."""
+
+    def cell_words(self, rows: int, columns: int) -> list[tuple[str, ...]]:
+        """No words for any cell: the words of Scenes do not describe it."""
+        return [()] * (rows * columns * len(self.timestamps))
+
+
 @dataclass(frozen=True)
 class ScenesDataset:
     """Map-style data set of `num` scenes; item `i` depends on (seed, split, i) only."""
@@ -73,6 +83,8 @@ class ScenesDataset:
     max_things: int = 4
     ramp: float = 0.0  # share of the set over which the number of things grows from 1 to `max_things`
     plain: float = 0.0  # share of scenes on a plain, still background
+    wordings: float = 0.0  # share of questions in other words; above 0, some that the clip does not answer are added
+    outside: float = 0.0  # share of clips that show no scene, about which every question is declined
 
     def __len__(self) -> int:
         return self.num
@@ -99,12 +111,17 @@ class ScenesDataset:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.num:
             raise IndexError(index)
+        name = f"{self.split}-{self.seed}-{index}"
+        other = np.random.default_rng([self.seed, index, 4])
+        if not self.text_only and other.random() < self.outside:
+            return self._outside(name, index, other)
         rng = np.random.default_rng([self.seed, index, 1])
         grown = 1 + int(index / (self.num * self.ramp) * self.max_things) if self.ramp else self.max_things
         difficulty = Difficulty(min(grown, self.max_things), TRAINING_THEMES, plain=bool(rng.random() < self.plain))
         scene = make_scene(self.seed, self.split, index, difficulty)
         conversations = self._conversations(scene, rng)
-        name = f"{self.split}-{self.seed}-{index}"
+        if self.wordings:
+            conversations = self._in_words(scene, conversations, rng)
         if self.text_only:
             log = frame_log(scene, self.num_frames)
             conversations = [(Turn(f"{log}\n{turns[0][0]}", turns[0][1]), *turns[1:]) for turns in conversations]
@@ -121,6 +138,68 @@ class ScenesDataset:
         if rng.random() < self.chats and len(turns) > 4:
             return [tuple(turns[:3]), *((turn,) for turn in turns[3:])]
         return [(turn,) for turn in turns]
+
+    def _in_words(
+        self, scene: Scene, conversations: list[tuple[Turn, ...]], rng: np.random.Generator
+    ) -> list[tuple[Turn, ...]]:
+        """Some of the questions in other words, a follow-up, and questions that are declined; in random order."""
+
+        def said(turn: Turn) -> Turn:
+            if not _can_be_reworded(turn.question) or rng.random() >= self.wordings:
+                return turn
+            question = reworded(Question("", turn.question, turn.answer), "train", rng)
+            return Turn(question.question, question.answer)
+
+        # Twice: asking the same in other words costs less than another clip.
+        told = [tuple(said(turn) for turn in turns) for _ in range(2) for turns in conversations]
+        described = Question("caption", DESCRIBE, describe(scene))
+        more = ((0.75, unanswerable(scene, rng)), (0.5, outside_question("train", rng)), (0.12, described))
+        told += [(said(Turn(q.question, q.answer)),) for share, q in more if rng.random() < share]
+        if rng.random() < self.chats * 2 and (pair := _same_about_two(scene, make_questions(scene, rng))):
+            second = follow_up(pair[1], "train", rng, is_other=len(scene.things) == 2)
+            told.append((said(Turn(pair[0].question, pair[0].answer)), Turn(second.question, second.answer)))
+        told = list(dict.fromkeys(told))
+        return [told[i] for i in rng.permutation(len(told))]
+
+    def _outside(self, name: str, index: int, rng: np.random.Generator) -> Sample:
+        duration = float(rng.choice([rng.uniform(0.3, 4), rng.uniform(3, 12), rng.uniform(8, 90)]))
+        frames = outside_frames(rng, self.num_frames)
+        times = tuple((i + 0.5) * duration / self.num_frames for i in range(self.num_frames))
+        questions = [q.question for q in make_questions(make_scene(self.seed, self.split, index), rng)[:10]]
+        texts = [
+            reworded(Question("", text, DECLINE), "train", rng).question if rng.random() < self.wordings else text
+            for text in (DESCRIBE, DESCRIBE, *questions)
+        ] + [outside_question("train", rng).question for _ in range(4)]
+        clip = OutsideClip(frames, times, duration)
+        return Sample(name, (clip,), tuple((Turn(text, DECLINE),) for text in texts))
+
+
+def _can_be_reworded(question: str) -> bool:
+    try:
+        intent_of(question)
+    except ValueError:  # a description of a single frame
+        return False
+    return True
+
+
+def _same_about_two(scene: Scene, questions: list[Question]) -> tuple[Question, Question] | None:
+    """Two questions of one intent about different objects, if there are any."""
+    seen: dict[str, tuple[Question, Thing]] = {}
+    for question in questions:
+        intent, slots = intent_of(question.question)
+        thing = _called(scene, slots["a"]) if set(slots) == {"a"} else None
+        if thing is None or intent.name == "existence":
+            continue
+        if intent.name in seen and seen[intent.name][1] is not thing:
+            return seen[intent.name][0], question
+        seen.setdefault(intent.name, (question, thing))
+    return None
+
+
+def _called(scene: Scene, name: str) -> Thing | None:
+    """The only thing of that name."""
+    found = [t for t in scene.things if name in (t.name, t.shape, f"{t.colour} object", f"{t.size} {t.shape}")]
+    return found[0] if len(found) == 1 else None
 
 
 def balanced(questions: list[Question]) -> list[Question]:
