@@ -156,8 +156,11 @@ class ScenesDataset:
         more = ((0.75, unanswerable(scene, rng)), (0.5, outside_question("train", rng)), (0.12, described))
         told += [(said(Turn(q.question, q.answer)),) for share, q in more if rng.random() < share]
         if rng.random() < self.chats * 2 and (pair := _same_about_two(scene, make_questions(scene, rng))):
-            second = follow_up(pair[1], "train", rng, is_other=len(scene.things) == 2)
-            told.append((said(Turn(pair[0].question, pair[0].answer)), Turn(second.question, second.answer)))
+            written, second = pair[0], follow_up(pair[1], "train", rng, is_other=len(scene.things) == 2)
+            first = said(Turn(written.question, written.answer))
+            if first.answer != written.answer:  # "And the other one?" after a question for yes or no asks for that too
+                first = Turn(written.question, written.answer)
+            told.append((first, Turn(second.question, second.answer)))
         told = list(dict.fromkeys(told))
         return [told[i] for i in rng.permutation(len(told))]
 
