@@ -54,7 +54,7 @@ SURFACE = {
             "--seed",
             "--stream",
         }
-        | {"--server", "--api-key", "--allow-host", "--explain", "--picture"},
+        | {"--server", "--api-key", "--allow-host", "--explain", "--picture", "--set"},
         {"video", "question"},
     ),
     "watch": (
@@ -62,7 +62,8 @@ SURFACE = {
         | {"--follow", "--until", "--device", "--max-new-tokens", "--json"},
         {"source"},
     ),
-    "bench": (set(), {"efficiency", "decode", "generate", "train"}),
+    "bench": (set(), {"efficiency", "decode", "elva", "generate", "train"}),
+    "bench elva": ({"--backbone", "--num-frames", "--rounds", "--device", "--dtype", "--flops-only", "--json"}, set()),
     "bench decode": ({"--rounds", "--minutes", "--json"}, set()),
     "bench generate": ({"--model", "--video", "--rounds", "--max-new-tokens", "--device", "--json"}, set()),
     "bench train": ({"--model", "--clips", "--rounds", "--device", "--json"}, set()),
@@ -72,7 +73,7 @@ SURFACE = {
     ),
     "chat": (
         {"--model", "--num-frames", "--fps", "--start", "--end", "--device", "--dtype", "--max-new-tokens"}
-        | {"--temperature", "--seed", "--allow-host"},
+        | {"--temperature", "--seed", "--allow-host", "--set"},
         {"video"},
     ),
     "convert": ({"--allow", "--json"}, {"source", "target"}),
@@ -166,7 +167,18 @@ SURFACE = {
         set(),
     ),
     "serve": (
-        {"--model", "--host", "--port", "--api-key", "--api-keys", "--name", "--device", "--allow-host", "--files"}
+        {
+            "--set",
+            "--model",
+            "--host",
+            "--port",
+            "--api-key",
+            "--api-keys",
+            "--name",
+            "--device",
+            "--allow-host",
+            "--files",
+        }
         | {"--allow-origin", "--public-url", "--media-root"}
         | {
             "--keep",

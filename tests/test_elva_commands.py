@@ -80,7 +80,7 @@ def test_any_checkpoint_merges_by_a_switch(tmp_path):
     model, processor = tiny_model("paper"), tiny_processor("paper")
     model.save_pretrained(tmp_path / "panda")
     processor.save_pretrained(tmp_path / "panda")
-    merging, rules = load(tmp_path / "panda", "cpu", {"merge.layers": [1], "merge.keep": 0.5})
+    merging, rules = load(tmp_path / "panda", "cpu", settings={"merge.layers": [1], "merge.keep": 0.5})
     plain, _ = load(tmp_path / "panda", "cpu")
     (one,), (other,) = (
         ask(net, rules, DEMO, ["What moves?"], num_frames=8, max_new_tokens=8) for net in (merging, plain)
@@ -139,4 +139,4 @@ def test_a_language_model_with_states_is_refused_by_the_switch(tmp_path):
     with pytest.raises(
         ValueError, match="token merging needs attention in every layer, and qwen3_5_text has linear_att"
     ):
-        load(tmp_path, "cpu", {"merge.layers": [1]})
+        load(tmp_path, "cpu", settings={"merge.layers": [1]})

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tiny import clip, tiny_model, tiny_processor
+from tiny_elva import batch, elva, frames, model_inputs
 from videopanda.inference.answer import ask
 from videopanda.inference.load import BUNDLED_MODEL, load
 
@@ -100,3 +101,14 @@ def test_generation():
     model = model.to(DEVICE, torch.float32)
     assert [answer.answer for answer in ask(model, processor, CLIP, questions, max_new_tokens=24)] == expected
     assert [ask(model, processor, CLIP, [text], max_new_tokens=24)[0].answer for text in questions] == expected
+
+
+@pytest.mark.parametrize("variant", [{}, {"frame_attention": "both", "modality_split": "norm+ffn"}])
+def test_merging(variant):
+    """A batch of clips of different lengths merges on the GPU as on the CPU: logits, and the tokens of `generate`."""
+    model, processor = elva(merge={"layers": [1, 2]}, **variant)
+    inputs = model_inputs(batch(processor, [frames(1), frames(2, 3)], ["How many?", "Which way does it go?"]))
+    exact, expected = logits(model, inputs), model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    model, inputs = model.to(DEVICE), moved(inputs)
+    assert relative(logits(model, inputs), exact) <= 1e-4
+    assert torch.equal(model.generate(**inputs, max_new_tokens=8, do_sample=False).cpu(), expected)

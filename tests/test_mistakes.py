@@ -78,7 +78,7 @@ QUICK = [
     (31, "train finetune --config nano --output o1", r"needs a model to start from: pass --model DIR"),
     (55, "plan --duration 30 --num-frames 8 --fps 1", r"--num-frames and --fps are mutually exclusive"),
     (57, "plan --duration abc", r"--duration is a time such as 90s, 30m or 1\.5h, not 'abc'"),
-    (59, "bench speed", r"No such command 'speed'; choose from decode, efficiency, generate, train"),
+    (59, "bench speed", r"No such command 'speed'; choose from decode, efficiency, elva, generate, train"),
 ]
 # A run of one step: what is tested is that it needs no --output.
 BRIEFLY = "--set max_steps=1 --set batch_size=1 --set validation=0 --set num_workers=0 --set compile=false"
