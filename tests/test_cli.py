@@ -49,6 +49,7 @@ SURFACE = {
             "--max-new-tokens",
             "--fps",
             "--max-visual-tokens",
+            "--frames-by",
             "--dtype",
             "--temperature",
             "--seed",
@@ -134,6 +135,7 @@ SURFACE = {
             "--batch-size",
             "--max-new-tokens",
         }
+        | {"--fps", "--max-visual-tokens", "--last-frames", "--frames-by"}
         | {"--prompts", "--seed", "--engine", "--workers", "--cache", "--cache-size", "--json"},
         {"bench", "path"},
     ),

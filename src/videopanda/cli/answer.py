@@ -20,6 +20,7 @@ from videopanda.cli.options import (
     Device,
     Dtype,
     Fps,
+    FramesBy,
     MaxNewTokens,
     MaxVisualTokens,
     Model,
@@ -61,6 +62,7 @@ def answer_verb(
     num_frames: NumFrames = None,
     fps: Fps = None,
     max_visual_tokens: MaxVisualTokens = None,
+    frames_by: FramesBy = None,
     start: Start = None,
     end: End = None,
     device: Device = None,
@@ -106,6 +108,10 @@ def answer_verb(
         raise ValueError("--explain needs all frames: leave out --server, --cache and --max-visual-tokens")
     if max_visual_tokens is not None and (num_frames is not None or cache is not None or server is not None):
         raise ValueError("--max-visual-tokens reads the whole clip at --fps: omit --num-frames, --cache and --server")
+    if frames_by not in (None, "motion", "scenes"):
+        raise ValueError(f"--frames-by must be motion or scenes, not {frames_by!r}")
+    if frames_by is not None and (max_visual_tokens, fps, cache, start, end, server) != (None,) * 6:
+        raise ValueError("--frames-by chooses --num-frames frames of the whole file: omit the other choices")
     if server is None and api_key is not None:
         raise ValueError("--api-key is for --server URL")
     if server is not None and (model or device or dtype or cache or quantize_to or set_):
@@ -131,6 +137,7 @@ def answer_verb(
         if quantize_to:
             quantize(network, quantize_to)
         options = {**choice, **_chat_options(**drawing), "cache": kept, "max_visual_tokens": max_visual_tokens}
+        options["frames_by"] = frames_by
         if explain:
             del options["cache"]
             _explain(network, processor, path, question, options, picture, as_json)

@@ -16,7 +16,10 @@ from videopanda.cli.options import (
     Cache,
     CacheSize,
     Device,
+    Fps,
+    FramesBy,
     MaxNewTokens,
+    MaxVisualTokens,
     MediaRoot,
     Model,
     NumFrames,
@@ -202,6 +205,12 @@ def predict_verb(
     ] = "full",
     errata: Errata = "as-published",
     num_frames: NumFrames = None,
+    fps: Fps = None,
+    max_visual_tokens: MaxVisualTokens = None,
+    last_frames: Annotated[
+        int, typer.Option("--last-frames", metavar="N", min=0, help="Show only the last N frames at --fps.")
+    ] = 0,
+    frames_by: FramesBy = None,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Questions per batch.")] = 8,
     max_new_tokens: MaxNewTokens = 64,
     prompts: Annotated[
@@ -223,6 +232,10 @@ def predict_verb(
     from videopanda.evaluation.benchmarks.table import benchmark
 
     benchmark(bench)
+    if frames_by not in (None, "motion", "scenes"):
+        raise ValueError(f"--frames-by must be motion or scenes, not {frames_by!r}")
+    if fps is not None and max_visual_tokens is None and not last_frames:
+        raise ValueError("--fps is for --max-visual-tokens and --last-frames")
     if engine not in ("local", "ray"):
         raise ValueError(f"unknown engine {engine!r}; choose local or ray")
     require_paths(path, media_root, prompts)
@@ -240,6 +253,10 @@ def predict_verb(
         condition=condition,
         errata=errata,
         num_frames=num_frames,
+        fps=fps or 1.0,
+        max_visual_tokens=max_visual_tokens,
+        last_frames=last_frames,
+        frames_by=frames_by,  # type: ignore[arg-type]
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         seed=seed,

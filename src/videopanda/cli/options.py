@@ -23,6 +23,10 @@ Fps = Annotated[
     float | None,
     typer.Option("--fps", metavar="X", min=0.001, help="Frames per second of the clip, instead of --num-frames."),
 ]
+FramesBy = Annotated[
+    str | None,
+    typer.Option("--frames-by", metavar="RULE", help="Choose frames by motion or scenes, told by sizes of packets."),
+]
 MaxVisualTokens = Annotated[
     int | None,
     typer.Option(

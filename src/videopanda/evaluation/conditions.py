@@ -20,6 +20,7 @@ from videopanda.data.worlds.scenes.dataset import Clip
 from videopanda.evaluation.benchmarks.item import Item
 from videopanda.evaluation.benchmarks.videos import Videos
 from videopanda.evaluation.predictions import CONDITIONS
+from videopanda.inference.clip import EncodedClip
 from videopanda.video.read import Video, read_video
 
 
@@ -47,7 +48,7 @@ class Asked:
 class Shown:
     """Frames as they are shown, and where they come from."""
 
-    clip: Video | Clip
+    clip: Video | Clip | EncodedClip  # the last where it is encoded as it is read
     indices: tuple[int, ...]  # in the file, in the order shown
     times: tuple[float, ...]  # seconds
     decoder: str

@@ -43,8 +43,10 @@ from videopanda.inference.clip import EncodedClip, encode_clips
 from videopanda.inference.engine import Engine, Failed, GenerateRequest, Limits
 from videopanda.inference.load import BUNDLED_MODEL
 from videopanda.inference.load import load as load_model
+from videopanda.inference.session import encode_long
 from videopanda.inference.visual_cache import TokenDiskCache
-from videopanda.video.read import VideoReadError
+from videopanda.video.activity import Rule, chosen_times
+from videopanda.video.read import VideoReadError, read_video
 
 WITH_SUBTITLES = ("video-mme-subtitles", "longvideobench-subtitles")  # benchmarks whose prompts hold subtitles
 
@@ -60,6 +62,10 @@ class PredictJob:
     condition: str = "full"
     errata: str = "as-published"
     num_frames: int | None = None  # None: the model's own number
+    fps: float = 1.0  # with one of the next two
+    max_visual_tokens: int | None = None  # encode the whole clip at `fps` into a memory of this size
+    last_frames: int = 0  # encode the last frames at `fps`, and nothing else
+    frames_by: Rule | None = None  # choose `num_frames` frames by motion or scenes
     batch_size: int = 8
     max_new_tokens: int = 64
     seed: int = 0  # of the shuffled frames
@@ -94,6 +100,12 @@ class Predictor:
         self.model, self.processor = loaded or load_model(job.model, device)
         self.engine = Engine(self.model, self.processor, Limits(max_num_seqs=job.batch_size))
         self.cache = TokenDiskCache(job.cache, job.cache_bytes) if job.cache else None
+        special = (job.max_visual_tokens is not None, job.last_frames > 0, job.frames_by is not None)
+        if sum(special) > 1 or (any(special) and (job.condition not in ("full", "no_video") or job.cache)):
+            raise ValueError(
+                "max_visual_tokens, last_frames and frames_by are for the conditions full and no_video, one at a time "
+                "and without a cache"
+            )
         video_processor = self.processor.video_processor
         self.num_frames = job.num_frames or video_processor.num_frames
         folder = job.model or BUNDLED_MODEL
@@ -106,12 +118,36 @@ class Predictor:
             model_sha256=weights_sha256(folder),
             vision_parameters=sum(p.numel() for part in vision for p in part.parameters()),
             num_frames=self.num_frames,
-            sampling=video_processor.frame_sampling,
+            sampling=self._sampling(),
             prompt_sha256=job.prompts.sha256,
             generation={"do_sample": False, "max_new_tokens": job.max_new_tokens, "batch_size": job.batch_size},
             seed=job.seed,
             versions=versions(),
         )
+
+    def _sampling(self) -> str:
+        """How frames are chosen, in words."""
+        job = self.job
+        if job.max_visual_tokens is not None:
+            return f"{job.fps:g} fps, at most {job.max_visual_tokens} visual tokens"
+        if job.last_frames:
+            return f"the last {job.last_frames} frames at {job.fps:g} fps"
+        return job.frames_by or str(self.processor.video_processor.frame_sampling)
+
+    def _read_whole(self, source: ClipRef) -> Shown:
+        """The clip in a memory of bounded size, or its last frames; encoded already."""
+        job = self.job
+        clip, _, log = encode_long(
+            self.model,
+            self.processor,
+            source.path,
+            fps=job.fps,
+            max_visual_tokens=job.max_visual_tokens,
+            last_frames=job.last_frames,
+            start=source.start,
+            end=source.end,
+        )
+        return Shown(clip, (), tuple(start for start, *_ in log.steps), "pyav")
 
     def answers(self, numbers: Iterable[int]) -> Iterator[list[Prediction]]:
         """Answer batches; while the model works on one, the videos of the next are read."""
@@ -135,6 +171,7 @@ class Predictor:
             clip = show(source, "full", 1, "uniform", 0).clip
         except (VideoReadError, ValueError):  # a question without a video can be asked all the same
             return ""
+        assert not isinstance(clip, EncodedClip)
         return told_length(self.processor, clip)
 
     def _read_one(self, source: ClipRef) -> _Read:
@@ -142,6 +179,12 @@ class Predictor:
             return "missing_video", "no file of this name, or several, below the folder of videos"
         sampling = self.processor.video_processor.frame_sampling
         try:
+            if self.job.max_visual_tokens is not None or self.job.last_frames:
+                return self._read_whole(source)
+            if self.job.frames_by is not None:
+                times, _ = chosen_times(source.path, self.num_frames, self.job.frames_by)
+                video = read_video(source.path, timestamps=times, background=self.processor.video_processor.background)
+                return Shown(video, tuple(video.indices.tolist()), tuple(video.timestamps.tolist()), video.decoder)
             return show(source, self.job.condition, self.num_frames, sampling, self.job.seed)
         except VideoReadError as error:
             return "unreadable_video", error.reason
@@ -150,9 +193,10 @@ class Predictor:
 
     def _answer(self, batch: Sequence[Asked], videos: dict[ClipRef, _Read]) -> list[Prediction]:
         readable = {source: video for source, video in videos.items() if isinstance(video, Shown)}
-        shown = [video.clip for video in readable.values()]
-        encoded = encode_clips(self.model, self.processor, shown, self.cache) if shown else []
-        clips = dict(zip(readable, encoded))
+        clips = {source: video.clip for source, video in readable.items() if isinstance(video.clip, EncodedClip)}
+        shown = {source: video.clip for source, video in readable.items() if source not in clips}
+        if shown:
+            clips.update(zip(shown, encode_clips(self.model, self.processor, list(shown.values()), self.cache)))
         rows: list[Prediction] = []
         prompts: dict[int, tuple[list[Any], EncodedClip | None]] = {}  # by the place of the row
         for question in batch:

@@ -29,6 +29,8 @@ from videopanda.inference.reply import Answer
 from videopanda.inference.sampling import GREEDY, Sampling
 from videopanda.inference.session import encode_long
 from videopanda.inference.visual_cache import TokenDiskCache
+from videopanda.video.activity import Rule, chosen_times
+from videopanda.video.read import read_video
 
 Message = dict[str, Any]  # of a chat template: {"role": …, "content": […]}
 
@@ -112,6 +114,7 @@ class Chat:
         keep_prefix: keep the KV cache of the clip for later questions.
         max_visual_tokens: read the whole video at `fps` (default 1) in constant memory, and merge what exceeds this
             many tokens; see `VideoSession`, also for `last_frames`.
+        frames_by: choose `num_frames` frames of a file by "motion" or "scenes"; see `chosen_times`.
 
     Raises:
         VideoReadError: the video cannot be read.
@@ -135,6 +138,7 @@ class Chat:
         keep_prefix: bool = True,
         max_visual_tokens: int | None = None,
         last_frames: int = 0,
+        frames_by: Rule | None = None,
     ):
         self.processor, self.max_new_tokens, self.sampling = processor, max_new_tokens, sampling
         self.engine = Engine(model, processor, keep_prefixes=keep_prefix)
@@ -156,6 +160,17 @@ class Chat:
                     start=start,
                     end=end,
                 )
+        elif frames_by is not None:
+            if fps is not None or start is not None or end is not None:
+                raise ValueError("frames_by chooses num_frames frames of a whole file: omit fps, start and end")
+            began, rules = time.perf_counter(), processor.video_processor
+            times, reasons = chosen_times(video, num_frames or rules.num_frames, frames_by)
+            read = read_video(video, timestamps=times, background=rules.background)
+            chosen = time.perf_counter() - began
+            with _ONE_AT_A_TIME:
+                source = ClipSource(read, None, None, None)
+                self.clip, self._costs = encode_clip(model, processor, source, max_new_tokens)
+            self.clip.selection, self._costs["decode"] = tuple(reasons), chosen
         else:
             if num_frames is None and fps is None and not hasattr(video, "frames"):
                 num_frames = processor.video_processor.num_frames
@@ -250,6 +265,7 @@ class Chat:
             timings=timings,
             model=self.engine.model.name_or_path,
             token_ids=result.token_ids,
+            selection=self.clip.selection,
             frames=self.clip.frames,
         )
 

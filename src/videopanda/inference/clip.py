@@ -43,6 +43,7 @@ class EncodedClip:
     tokens: projected visual tokens, (V, E); None before the clip is encoded.
     layout: where each token comes from, as reported by the model; see `EncodedVisual`.
     kv_prefixes: KV caches of prompts up to this clip, by the keys of all their clips and their token ids.
+    selection: why these frames: a line per frame, or per step of a memory; None for the rule of the model.
     frames: the decoded frames, uint8 (T, H, W, 3), where `encode_clip` has just read them.
     """
 
@@ -58,6 +59,7 @@ class EncodedClip:
     layout: Tensor | None = field(default=None, repr=False)
     kv_prefixes: "OrderedDict[PrefixKey, KVPrefix]" = field(default_factory=OrderedDict, repr=False)
     frames: np.ndarray | list[np.ndarray] | None = field(default=None, repr=False)
+    selection: tuple[str, ...] | None = None
 
     @property
     def num_tokens(self) -> int:

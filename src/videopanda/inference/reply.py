@@ -22,6 +22,7 @@ class Answer:
     timings: seconds for "decode", "preprocess" and "generate" (encoding included), of the whole batch of questions.
     model: folder of the checkpoint.
     token_ids: of the answer, the end token included.
+    selection: why these frames: a line per frame, or per step of a memory; None for the rule of the model.
     frames: what the model saw, before preprocessing, uint8 (T, H, W, 3); None for a clip from the cache on disk.
     """
 
@@ -37,6 +38,7 @@ class Answer:
     timings: dict[str, float]
     model: str
     token_ids: tuple[int, ...] = field(default=(), repr=False)
+    selection: tuple[str, ...] | None = None
     frames: np.ndarray | list[np.ndarray] | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:

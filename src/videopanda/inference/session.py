@@ -170,6 +170,7 @@ class VideoSession:
             tuple(self._times),
             tokens=tokens,
             layout=layout,
+            selection=memory.selection,
         )
 
     def _last_clip(self) -> EncodedClip:
@@ -181,7 +182,7 @@ class VideoSession:
         encode_prepared(self.model, [clip])
         self.seconds["preprocess"] += placed - began
         self.seconds["encode"] += time.perf_counter() - placed
-        clip.frames = None
+        clip.frames, clip.selection = None, ("one of the last frames",) * len(frames)
         return clip
 
     def _span(self, start: float) -> float:

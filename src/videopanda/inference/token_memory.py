@@ -121,6 +121,11 @@ class TokenMemory:
         """First and last time, and number of frames, of each step."""
         return [(step.start, step.end, step.frames) for step in self.steps]
 
+    @property
+    def selection(self) -> tuple[str, ...]:
+        """What each step stands for, in words."""
+        return tuple(f"frames from {start:.2f} to {end:.2f} s: {count}" for start, end, count in self.spans)
+
 
 def similarity(a: Step, b: Step) -> float:
     """Mean cosine of the cells of two steps at the same places; -inf where their grids differ."""

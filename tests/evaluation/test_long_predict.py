@@ -1,0 +1,46 @@
+"""Protects the ways in which long clips are shown to a model in an evaluation: a memory of the whole clip, the last
+frames, and frames by motion or scenes, each named in the protocol."""
+
+from pathlib import Path
+
+import pytest
+
+from compressed import compressed
+from videopanda.data.worlds.long.make import make_long
+from videopanda.evaluation.predict import PredictJob, predict
+from videopanda.evaluation.predictions import read_predictions
+from videopanda.inference.answer import ask
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return make_long(tmp_path_factory.mktemp("long") / "data", 1, 0, "test", (0.5,))
+
+
+@pytest.mark.parametrize(
+    ("choice", "sampling"),
+    [
+        ({"max_visual_tokens": 200}, "1 fps, at most 200 visual tokens"),
+        ({"last_frames": 4, "fps": 2.0}, "the last 4 frames at 2 fps"),
+        ({"frames_by": "motion", "num_frames": 4}, "motion"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_predictions_are_the_answers_of_the_library(tmp_path, folder, choice, sampling):
+    loaded = compressed("elva")
+    out = tmp_path / "p.jsonl"
+    job = PredictJob("scenes", folder, folder, max_new_tokens=3, **choice)
+    assert predict(job, out, loaded=loaded)["complete"]
+    rows = list(read_predictions(out))
+    assert {row.protocol.sampling for row in rows} == {sampling}
+    assert all(row.frame_times for row in rows)
+    questions = [item.item.question for batch in job.batches for item in batch]
+    clip = next((folder / "clips").iterdir())
+    answers = ask(*loaded, clip, questions, max_new_tokens=3, **choice)
+    assert [row.prediction for row in rows] == [answer.answer for answer in answers]
+
+
+def test_one_way_at_a_time(tmp_path, folder):
+    job = PredictJob("scenes", folder, folder, max_visual_tokens=200, frames_by="motion")
+    with pytest.raises(ValueError, match="one at a time"):
+        predict(job, tmp_path / "p.jsonl", loaded=compressed("elva"))

@@ -1,0 +1,79 @@
+"""Protects the choice of frames by the sizes of packets: more where something moves, one for every scene, and a reason
+for each."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from compressed import compressed
+from videopanda.data.worlds.scenes.render import write_frames
+from videopanda.inference.answer import ask
+from videopanda.video.activity import activity_of, chosen_times
+from videopanda.video.read import VideoReadError, read_video
+
+
+def clip(path, moving: tuple[float, float] = (0, 0), cuts: tuple[float, ...] = ()):
+    """20 seconds of a textured picture, whose texture slides in one stretch and is replaced at cuts."""
+    rng = np.random.default_rng(0)
+    textures = rng.integers(0, 255, (len(cuts) + 1, 72, 400, 3), dtype=np.uint8)
+
+    def frames():
+        for number in range(200):
+            second = number / 10
+            shift = int(10 * (min(max(second, moving[0]), moving[1]) - moving[0]))
+            yield textures[sum(cut <= second for cut in cuts)][:, shift : shift + 96]
+
+    write_frames(frames(), (96, 72), Fraction(10), path)
+    return path
+
+
+def test_packets_are_the_frames(tmp_path):
+    path = clip(tmp_path / "a.mp4", (5, 8))
+    activity = activity_of(path)
+    np.testing.assert_allclose(activity.times, np.arange(200) / 10, atol=1e-6)
+    assert activity.is_key[0]
+
+
+def test_motion_draws_frames(tmp_path):
+    times, reasons = chosen_times(clip(tmp_path / "a.mp4", (10, 14)), 12, "motion")
+    assert len(times) == len(reasons) == 12
+    assert sum(9.5 <= moment <= 14.5 for moment in times) >= 7  # a fifth of the clip
+    assert min(times) < 9
+    assert max(times) > 15
+
+
+def test_every_scene_has_a_frame_and_gaps_are_filled(tmp_path):
+    cuts = (3.0, 4.5, 12.0)
+    times, reasons = chosen_times(clip(tmp_path / "a.mp4", cuts=cuts), 6, "scenes")
+    assert times[0] == 0
+    assert set(cuts) <= {round(moment, 3) for moment in times}
+    assert sum("new scene:" in reason for reason in reasons) == 3
+    assert sum("longest stretch" in reason for reason in reasons) == 2
+    few, _ = chosen_times(tmp_path / "a.mp4", 1, "scenes")
+    assert few == [0.0]
+    every, _ = chosen_times(tmp_path / "a.mp4", 500, "scenes")
+    assert len(every) == 200
+
+
+def test_answers_name_the_frames_and_why(tmp_path):
+    path, (model, processor) = clip(tmp_path / "a.mp4", cuts=(3.0,)), compressed("elva")
+    (answer,) = ask(model, processor, path, ["What?"], num_frames=4, frames_by="scenes", max_new_tokens=3)
+    times, reasons = chosen_times(path, 4, "scenes")
+    assert answer.frame_times == tuple(times)
+    assert answer.as_dict()["selection"] == tuple(reasons)
+    (whole,) = ask(model, processor, path, ["What?"], max_visual_tokens=300, max_new_tokens=3)
+    assert whole.visual_tokens <= 300
+    assert whole.selection[0].startswith("frames from 0.00")
+    assert sum(int(line.rpartition(" ")[2]) for line in whole.selection) == 20
+    with pytest.raises(ValueError, match="omit fps"):
+        ask(model, processor, path, ["What?"], fps=1.0, frames_by="motion")
+
+
+def test_what_has_no_packets_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("no video")
+    with pytest.raises(VideoReadError):
+        chosen_times(tmp_path / "a.txt", 4, "motion")
+    with pytest.raises(ValueError, match="motion or scenes"):
+        chosen_times(clip(tmp_path / "a.mp4"), 4, "speed")
+    assert len(read_video(tmp_path / "a.mp4", timestamps=[0.0])) == 1
