@@ -117,7 +117,7 @@ SURFACE = {
         set(),
     ),
     "scenes": (set(), {"make"}),
-    "scenes make": ({"--num", "--seed", "--split", "--long", "--minutes"}, {"out"}),
+    "scenes make": ({"--num", "--seed", "--split", "--world", "--long", "--minutes"}, {"out"}),
     "evaluate": (set(), {"inspect", "judge", "needle", "predict", "report", "run", "scenes", "score"}),
     "evaluate run": (
         {"--output", "--media-root", "--model", "--limit", "--condition", "--errata", "--num-frames", "--batch-size"}

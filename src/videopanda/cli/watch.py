@@ -63,7 +63,7 @@ def watch_verb(
 
     An alarm:  videopanda watch rtsp://camera/live --when "Is there a red circle?" --json
     """
-    require_checkpoint(model)
+    model = require_checkpoint(model)
     require_device(device)
     if not every[0] and not when:
         raise ValueError('nothing to ask: --every 5s "What happens?" or --when "Is there a red circle?"')
