@@ -88,6 +88,13 @@ def test_shared_stages_are_one_run(tmp_path):
     assert of["VPEL, no merging"][1] != of["half of the first visual stage"][1]
 
 
+def test_the_commands_of_a_cell_are_those_of_this_version(tmp_path):
+    (cell,) = cells(read("table10"), "small", tmp_path, 1)[:1]
+    for unit in cell.units:
+        code, _, err = command(*unit.arguments, "--help")  # all options are parsed before help is printed
+        assert code == 0, err
+
+
 def test_seeds_change_training_but_not_the_questions(tmp_path):
     first, second = cells(read("table8"), "full", tmp_path, seeds=2)[::2]
     assert "seed=144" in first.units[1].arguments + second.units[1].arguments

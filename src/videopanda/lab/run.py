@@ -120,7 +120,7 @@ def _cell(table: Table, row: str, seed: int, budget: str, runs: Path, start: Pat
         folder = runs / f"{training.stage}-{origin}"
         arguments = ["train", training.stage, "--config", training.config]
         arguments += ["--model", str(parent)] if parent else []
-        arguments += ["--output", str(folder), "--resume"]
+        arguments += ["--output", str(folder)]
         for key, value in settings.items():
             arguments += ["--set", f"{key}={value}"]
         units.append(Unit(training.stage, folder, tuple(arguments), config.max_steps or 1, "config.json"))
