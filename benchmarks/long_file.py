@@ -33,13 +33,15 @@ import json, resource, sys
 import videopanda
 from videopanda.inference.session import encode_long
 model, processor = videopanda.load(sys.argv[2] or None, "cpu")
+used = resource.getrusage(resource.RUSAGE_SELF)
 clip, seconds, log = encode_long(model, processor, sys.argv[1], fps=1, max_visual_tokens=2048)
 chat = videopanda.Chat(model, processor, clip, max_new_tokens=8)
 answer = chat.ask(sys.argv[3])
+now = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps({
     "frames": log.frames, "visual_tokens": clip.num_tokens, "steps": len(log.steps), "seconds": seconds,
     "generate_seconds": answer.timings["generate"], "frames_in_steps": sum(n for *_, n in log.steps),
-    "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    "cpu_seconds": now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime, "peak_mib": now.ru_maxrss / 1024,
 }))
 """
 
