@@ -49,7 +49,7 @@ QUICK = [
     (27, "serve --files photos --port FREE", r"photos is neither empty nor a folder of uploads"),
     (27, "serve --media-root nothere --port FREE", r"--media-root nothere: no such folder"),
     (27, "serve --api-keys empty.mp4", r"empty\.mp4 contains no API key"),
-    (28, "train fintune --config nano", r"no stage 'fintune': choose one of language, prealign, pretrain, finetune"),
+    (28, "train fintune --config nano", r"no stage 'fintune': choose one of language, prealign, spatial"),
     (
         29,
         "train finetune --config nanoo --output o1",

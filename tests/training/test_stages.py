@@ -55,7 +55,8 @@ def test_only_prealign_and_language_freeze_anything():
 
 
 # What else must be set for a value to make sense.
-WITH = {"align_weight": {"distill_weight": 0.0}, "quantize": {"lora_rank": 4}}
+WITH = {name: {"distill_weight": 0.0} for name in ("align_weight", "tube_weight", "frame_weight")}
+WITH["quantize"] = {"lora_rank": 4}
 
 
 # -- single settings ---------------------------------------------------------------------------------------------------
@@ -71,6 +72,8 @@ def other_value(name: str):
         return "tensorboard, wandb"
     if name == "model_preset":
         return "eve_star"
+    if name == "scenes_themes":
+        return "still, move"
     return "elsewhere" if field.type is str else default + {int: 3, float: 0.25}[field.type]
 
 
@@ -162,7 +165,7 @@ def test_what_a_run_records_makes_it_again(tmp_path):
 @pytest.mark.parametrize(
     ("stage", "preset", "message"),
     [
-        ("prealign", "huge", "--config huge: neither a file nor one of paper, scripts, nano, custom"),
+        ("prealign", "huge", "--config huge: neither a file nor one of paper, scripts, nano, elva, custom"),
         ("language", "paper", "preset paper has no stage 'language': choose one of prealign, pretrain, finetune"),
         ("warmup", "nano", "preset nano has no stage 'warmup'"),
     ],
@@ -193,5 +196,5 @@ def test_what_zero3_cannot_do(fields, message):
 
 
 def test_an_unknown_stage_cannot_be_built():
-    with pytest.raises(ValueError, match="unknown stage 'sft': choose one of language, prealign, pretrain, finetune"):
+    with pytest.raises(ValueError, match="unknown stage 'sft': choose one of language, prealign, spatial"):
         StageConfig("sft")

@@ -87,3 +87,14 @@ def test_more_channels_than_pixels(frames):
     embedded = patches @ weight.flatten(1).double().numpy().T
     assert np.linalg.matrix_rank(embedded.T @ embedded / len(embedded), tol=1e-6) <= 300
     assert weight.flatten(1).abs().amax(1).min() > 0
+
+
+def test_patches_that_the_processor_has_cut_are_whitened_alike(frames):
+    size = 2 * SIZE
+    cells = frames.unfold(3, size, size).unfold(4, size, size).permute(0, 1, 3, 4, 2, 5, 6)
+    patches = (
+        cells.unfold(5, SIZE, SIZE).unfold(6, SIZE, SIZE).permute(0, 1, 2, 3, 5, 6, 4, 7, 8).flatten(6).flatten(4, 5)
+    )
+    weight = torch.full((256, 3 * SIZE**2), float("nan"))
+    whiten_patch_embedding(weight, patches.flatten(0, 3))
+    torch.testing.assert_close(weight, whitened(frames).flatten(1), rtol=0, atol=1e-4)

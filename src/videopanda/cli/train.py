@@ -27,18 +27,26 @@ TrainQuantize = Annotated[
 ]
 T = TypeVar("T")
 
-_STAGES = ("language", "prealign", "pretrain", "finetune")  # known here so that a typo does not wait for torch
-_PRESETS = ("paper", "scripts", "nano", "custom")
+# Known here so that a typo does not wait for torch.
+_STAGES = ("language", "prealign", "spatial", "spatiotemporal", "pretrain", "finetune")
+_PRESETS = ("paper", "scripts", "nano", "elva", "custom")
 _READ_AT_ONCE = 4 << 20  # bytes of annotations that are checked before torch is imported, which takes longer
 _STOPPED = 75  # "try again", by the old convention of sysexits; clusters requeue on it
 
 
 def train_verb(
-    stage: Annotated[str, typer.Argument(help="language, prealign, pretrain or finetune.", show_default=False)],
+    stage: Annotated[
+        str,
+        typer.Argument(
+            help="language, prealign, pretrain or finetune; for ELVA spatial and spatiotemporal.", show_default=False
+        ),
+    ],
     config: Annotated[
         str,
         typer.Option(
-            "--config", metavar="NAME|FILE", help="Settings: paper, scripts, nano, custom, or a JSON file {key: value}."
+            "--config",
+            metavar="NAME|FILE",
+            help="Settings: paper, scripts, nano, elva, custom, or a JSON file {key: value}.",
         ),
     ] = "paper",
     set_: Set = None,

@@ -96,12 +96,14 @@ class Collator:
         pad_to: rows are padded to this length (static shapes for compilation); default: the longest row.
         text: if false, only the visual tensors are made.
         cell_words: also return words for every visual token, for videos that know them (`Clip.cell_words`).
+        frame_phrases: also return what each frame shows in words, for videos that know it (`Clip.frame_phrases`).
         additive_mask: additive float mask (eager attention) instead of a boolean mask.
         flip_seed: mirror half of the clips, chosen by this seed and the sample's id, as the official transform does:
             the whole canvas, after padding. Needs a square canvas.
         teacher_processor: also makes `teacher_pixels` (B, T, 3, S, S), mirrored like the student's, and
-            `teacher_origin` (B, 2), row and column of each picture on the teacher's canvas.
+            `teacher_origin` (B, 2), row and column of each picture on the teacher's canvas, if it has one.
         teacher_features: returns precomputed teacher features instead.
+        frame_times: also return `frame_times` (B, T), the second at which each frame is shown.
     """
 
     def __init__(
@@ -113,10 +115,12 @@ class Collator:
         pad_to: int | None = None,
         text: bool = True,
         cell_words: bool = False,
+        frame_phrases: bool = False,
         additive_mask: bool = False,
         flip_seed: int | None = None,
         teacher_processor: Any = None,
         teacher_features: Callable[[Sequence[Sample]], dict[str, torch.Tensor]] | None = None,
+        frame_times: bool = False,
     ):
         self.processor = processor
         self.tokenizer = processor if not hasattr(processor, "video_processor") else processor.tokenizer
@@ -125,11 +129,12 @@ class Collator:
         self.windows = windows
         self.pad_to = pad_to
         self.text = text
-        self.cell_words = cell_words
+        self.cell_words, self.frame_phrases = cell_words, frame_phrases
         self.additive_mask = additive_mask
         self.flip_seed = flip_seed
         self.teacher_processor, self.teacher_features = teacher_processor, teacher_features
-        if flip_seed is not None and processor.video_processor.canvas != "square":
+        self.frame_times = frame_times
+        if flip_seed is not None and getattr(processor.video_processor, "canvas", "") != "square":
             raise ValueError(
                 "Mirroring needs a square canvas: on a tight one the picture would move within the canvas."
             )
@@ -143,7 +148,8 @@ class Collator:
 
         The attention mask is (B, L) where no row holds several conversations, else (B, 1, L, L), one for each layer
         type if `windows` has several. `cell_words` (V, K) holds up to K token ids for each visual token of the batch,
-        -100 where there is none.
+        -100 where there is none. `phrases` (J, 2 + K) holds the number of the video, that of the frame and up to K
+        token ids for every thing that a frame shows.
         """
         if self.windows is None:
             samples = [replace(sample, conversations=(turns,)) for sample in samples for turns in sample.conversations]
@@ -157,10 +163,14 @@ class Collator:
             if self.teacher_processor is not None:
                 seen = self.teacher_processor(videos=videos, return_tensors="pt")
                 batch["teacher_pixels"] = seen["pixel_values_videos"]
-                layouts = [self.teacher_processor.token_layout(seen, i) for i in range(len(videos))]
-                batch["teacher_origin"] = torch.stack([layout[layout[:, 3] == CELL][0, 1:3] for layout in layouts])
+                if hasattr(self.teacher_processor, "token_layout"):
+                    layouts = [self.teacher_processor.token_layout(seen, i) for i in range(len(videos))]
+                    batch["teacher_origin"] = torch.stack([layout[layout[:, 3] == CELL][0, 1:3] for layout in layouts])
             if self.teacher_features is not None:
                 batch.update(self.teacher_features(samples))
+            if self.frame_times:
+                times = [torch.tensor(video.timestamps, dtype=torch.float32) for video in videos]
+                batch["frame_times"] = torch.nn.utils.rnn.pad_sequence(times, batch_first=True)
             if self.flip_seed is not None:
                 chosen = [
                     is_flipped(sample.id, i, self.flip_seed) for sample in samples for i in range(len(sample.videos))
@@ -170,6 +180,8 @@ class Collator:
             if self.cell_words:
                 layouts = [self.processor.video_processor.token_layout(batch, i) for i in range(len(videos))]
                 batch["cell_words"] = torch.cat([self._words(*pair) for pair in zip(videos, layouts)])
+            if self.frame_phrases:
+                batch["phrases"] = torch.cat([self._phrases(i, video) for i, video in enumerate(videos)])
         images = [getattr(image, "frames", [image])[0] for sample in samples for image in sample.images]
         of_images: list[str] = []
         if images:
@@ -240,6 +252,14 @@ class Collator:
         for place, cell in zip(shown.tolist(), video.cell_words(rows, columns), strict=True):
             ids[place, : len(cell)] = torch.tensor([self._word_id(word) for word in cell])
         return ids
+
+    def _phrases(self, number: int, video: Any) -> torch.Tensor:
+        """Video, frame and words of every thing in every frame, (J, 2 + K)."""
+        named = [(t, phrase.split()) for t, frame in enumerate(video.frame_phrases()) for phrase in frame]
+        rows = torch.full((len(named), 2 + MAX_CELL_WORDS), IGNORE)
+        for row, (t, words) in zip(rows, named):
+            row[: 2 + len(words)] = torch.tensor([number, t, *map(self._word_id, words)])
+        return rows
 
     def _word_id(self, word: str) -> int:
         if word not in self._word_ids:

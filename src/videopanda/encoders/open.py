@@ -86,12 +86,12 @@ def teacher_video_processor(student: Any, image_size: int = 224) -> Any:
     )
 
 
-def open_teacher(name: str, max_cells: int = 16, dtype: torch.dtype = torch.float32) -> Teacher:
+def open_teacher(name: str, max_cells: int | None = 16, dtype: torch.dtype = torch.float32) -> Teacher:
     """A teacher from a folder, or from `module:function`, which is called without arguments.
 
     Args:
         max_cells: cells per side of the student's canvas. Towers that interpolate their positions get a canvas of as
-            many patches; CLIP and LanguageBind keep theirs.
+            many patches; CLIP and LanguageBind keep theirs. None: every tower keeps the size it was trained with.
 
     Raises:
         ValueError: neither a folder nor a function, or an unknown tower.
@@ -154,7 +154,7 @@ def clip_teacher(folder: Path, vision: dict[str, Any], dtype: torch.dtype = torc
 def _interpolating(
     folder: Path,
     vision: dict[str, Any],
-    max_cells: int,
+    max_cells: int | None,
     dtype: torch.dtype,
     features: Callable[[Any, Tensor], Tensor],
     mean: tuple[float, ...],
@@ -168,7 +168,8 @@ def _interpolating(
 
     # A configuration file holds what differs from the defaults, which are 768 channels and patches of 14 or 16.
     patch = vision.get("patch_size", 14 if features is dinov2_features else 16)
-    return Teacher(build, features, vision.get("hidden_size", 768), patch * max_cells, mean, std, dtype)
+    side = max_cells or vision.get("image_size", 224) // patch
+    return Teacher(build, features, vision.get("hidden_size", 768), patch * side, mean, std, dtype)
 
 
 def dinov2_features(model: Any, pixels_BTCHW: Tensor) -> Tensor:

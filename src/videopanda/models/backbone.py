@@ -107,7 +107,7 @@ class VisualModelMixin:
             ValueError: the features have no layout, or the language model cannot merge.
         """
         schedule, videos = self.schedule(), encoded.get("video", ())
-        if schedule is None or not schedule.layers or not videos:
+        if schedule is None or not schedule.layers or not any(len(tokens) for tokens, _ in videos):
             return {}
         schedule.check(self.config.text_config.num_hidden_layers)
         check_layers(self.language_model)

@@ -190,6 +190,21 @@ def _new_folder(out: str | Path) -> Path:
     return folder
 
 
+def change_fields(model: Any, fields: Mapping[str, Any], folder: Path) -> None:
+    """Change settings of a trained model that change none of its weights; the trained model keeps them.
+
+    Raises:
+        ValueError: a field that only a new model can have, or a wrong value.
+    """
+    adjustable = getattr(type(model.config), "adjustable", ())
+    for name in fields:
+        if name.partition(".")[0] not in adjustable:
+            raise ValueError(f"{name} is set when a model is made, and {folder} is made")
+    changed = changed_config(model.config, fields)
+    for part in {name.partition(".")[0] for name in fields}:
+        setattr(model.config, f"{part}_config", getattr(changed, f"{part}_config"))
+
+
 def read_template(name: str | None) -> str | None:
     """The chat template that a user names: "vicuna", or the text of a jinja file; None for the tokenizer's own.
 

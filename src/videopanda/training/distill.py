@@ -18,7 +18,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from videopanda.models.visual import CELL, VISUAL_INPUTS
 
@@ -250,9 +249,8 @@ class DistillVideoLanguage:
         for name in VISUAL_INPUTS["video"]:
             del batch[name]
         tokens = [visual.tokens for visual in visuals]
-        features = BaseModelOutputWithPooling(pooler_output=tokens)  # type: ignore[arg-type]
         with hidden_states(model.get_decoder(), self.layers) as states:
-            text_loss = model(**batch, mm_encoder_outputs={"video": features}).loss
+            text_loss = model(**batch, mm_encoder_outputs={"video": visuals}).loss
         visual_BN = batch["input_ids"] == model.config.video_token_id
         at_tokens = [states[i][visual_BN] if i else torch.cat(tokens) for i in self.layers]
         if is_taught:

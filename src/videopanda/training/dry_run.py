@@ -147,7 +147,8 @@ def _trial(job: str, out: Path) -> None:
     settings = make_config(stage, config, set_)
     settings = replace(
         settings, batch_size=1, accumulation=1, global_batch=0, max_steps=2, dtype="float32", compile=False,
-        distill_weight=0.0, lora_rank=0, quantize="none", log_steps=1, save_steps=1, report_to="", whiten_patches=False,
+        distill_weight=0.0, tube_weight=0.0, frame_weight=0.0, lora_rank=0, quantize="none", log_steps=1, save_steps=1,
+        report_to="", whiten_patches=False,
     )  # fmt: skip
     start = Path(folder) if folder else None
     settings = for_backbone(settings, start)

@@ -2,6 +2,7 @@
 
     guidance = VideoGuidance(language_size=3584, teacher_size=1152)
     losses = guidance(hidden_VE, layout_V4, video_V, teacher_BTGGD, times_BT)      # {"tube_loss": …, "frame_loss": …}
+    task = GuidedVideoLanguage(guidance, teacher)                                  # both, beside the text's
 
 *Tube*: each place of the picture, averaged over time, is pulled towards the teacher's (squared distance of unit
 vectors). *Frame*: each frame, averaged over its places, must find its own teacher frame among all frames of the global
@@ -11,14 +12,20 @@ Dimensions: V visual tokens of the batch, un-merged; E width of the language mod
 of the teacher; D width of the teacher; F frames; N frames of all ranks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videopanda.models.visual import CELL
+from videopanda.models.frames import FrameProcessor
+from videopanda.models.pictures import WHITE
+from videopanda.models.visual import CELL, VISUAL_INPUTS
+from videopanda.training.distill import Teacher
 
 TEMPERATURE = 0.07  # default; no source states one
 NEAR_SECONDS = 1.0  # frames of one video closer than this are near duplicates, not negatives
@@ -65,7 +72,8 @@ class VideoGuidance(nn.Module):
         grid_F2 = layout_C4.new_full((len(teacher_BTGGD) * frames, 2), -1)
         grid_F2.scatter_reduce_(0, frame_C[:, None].expand(-1, 2), layout_C4[:, 1:3], "amax")
         grids_G2, grid_C = torch.unique(grid_F2[frame_C] + 1, dim=0, return_inverse=True)
-        total, count = hidden_CE.new_zeros(()), 0
+        # Without any video the head still takes part: all ranks must reduce the same gradients.
+        total, count = self.tube_head(hidden_CE[:0]).float().sum(), 0
         for number, (rows, columns) in enumerate(grids_G2.tolist()):  # frames of one size together
             mine_C = grid_C == number
             videos_K, video_M = torch.unique(video_C[mine_C], return_inverse=True)
@@ -82,7 +90,7 @@ class VideoGuidance(nn.Module):
             distance = F.normalize(student_KGGD.float(), dim=-1) - F.normalize(target_KGGD, dim=-1)
             total = total + distance.square().sum()
             count += len(videos_K) * side * side
-        return total / max(count, 1)
+        return _mean(total, count)
 
     def _frames(self, hidden_CE: Tensor, frame_C: Tensor, teacher_BTGGD: Tensor, times_BT: Tensor) -> Tensor:
         """InfoNCE of each frame against the teacher's frames of the global batch, mean over all frames."""
@@ -94,7 +102,7 @@ class VideoGuidance(nn.Module):
         teacher_FD = F.normalize(teacher_BTGGD.float().mean((2, 3)).flatten(0, 1)[frames_F], dim=-1)
         video_F = frames_F // teacher_BTGGD.shape[1]
         time_F = times_BT.flatten()[frames_F].float()
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rank = dist.get_rank() if dist.is_initialized() else 0
         rank_F = torch.full_like(video_F, rank)
         teacher_ND, identity_N3 = gathered(teacher_FD), gathered(torch.stack([rank_F, video_F, time_F], 1).double())
         identity_F3 = torch.stack([rank_F, video_F, time_F], 1).double()
@@ -104,9 +112,70 @@ class VideoGuidance(nn.Module):
         logits_FN = student_FD @ teacher_ND.T / TEMPERATURE
         logits_FN = logits_FN.masked_fill(same_FN & (apart_FN < NEAR_SECONDS) & ~is_self_FN, -torch.inf)
         own_F = (identity_N3[:, 0] == rank).nonzero().squeeze(1)
-        summed = F.cross_entropy(logits_FN, own_F, reduction="sum")
-        # Data-parallel training averages gradients over ranks; frames of all ranks shall weigh alike.
-        return summed * world / len(teacher_ND)
+        return _mean(F.cross_entropy(logits_FN, own_F, reduction="sum"), len(own_F))
+
+
+class GuidedVideoLanguage:
+    """Next-token cross-entropy on the answers plus both guidance losses, on videos; images have no guidance.
+
+    Args:
+        guidance: heads and losses; its parameters are trained together with the model's.
+        teacher: is called without gradients; it sees `WholeFrames`.
+    """
+
+    def __init__(self, guidance: VideoGuidance, teacher: Teacher):
+        self.guidance, self.teacher = guidance, teacher
+        self.head = guidance
+
+    def step(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Losses of a batch with `pixel_values_videos`, the teacher's inputs and `frame_times` (B, T); without clips,
+        of its text. If only other processes have clips, an empty clip without teacher inputs takes their place.
+        """
+        guidance = self.guidance
+        if "pixel_values_videos" not in batch:
+            loss = model(**batch).loss
+            zero = torch.zeros_like(loss.detach())
+            return {"loss": loss, "text_loss": loss.detach(), "tube_loss": zero, "frame_loss": zero}
+        batch = dict(batch)
+        if batch.keys().isdisjoint(("teacher_pixels", "teacher_features")):
+            teacher_BTGGD = batch["pixel_values_videos"].new_zeros(0, 1, 1, 1, guidance.tube_head[1].out_features)
+            times_BT = teacher_BTGGD.new_zeros(0, 1)
+        else:
+            with torch.no_grad():
+                teacher_BTGGD = self.teacher(batch)
+            times_BT = batch.pop("frame_times")
+        visuals = model.encode(batch)
+        for name in VISUAL_INPUTS["video"]:
+            del batch[name]
+        with last_hidden_state(model) as found:
+            text_loss = model(**batch, mm_encoder_outputs={"video": visuals}).loss
+        hidden_VE = found[0][batch["input_ids"] == model.config.video_token_id]
+        layouts = [visual.layout for visual in visuals]
+        sizes = torch.tensor([len(layout) for layout in layouts], dtype=torch.long)
+        video_V = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+        layout_V4 = torch.cat(layouts) if layouts else torch.zeros(0, 4, dtype=torch.long)
+        device = hidden_VE.device
+        losses = guidance(hidden_VE, layout_V4.to(device), video_V.to(device), teacher_BTGGD.to(device), times_BT)
+        weighted = guidance.tube_weight * losses["tube_loss"] + guidance.frame_weight * losses["frame_loss"]
+        return {
+            "loss": text_loss + weighted,
+            "text_loss": text_loss.detach(),
+            **{name: loss.detach() for name, loss in losses.items()},
+        }
+
+
+@contextmanager
+def last_hidden_state(model: Any) -> Iterator[list[Tensor]]:
+    """Keep the output (B, N, E) of the last layer of the next forward pass, and no other; merged tokens are copies of
+    their survivor, as the family's base model returns them.
+    """
+    found: list[Tensor] = []
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # below a LoRA adapter
+    handle = base.model.register_forward_hook(lambda _, __, output: found.append(output.last_hidden_state))
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 def resized(maps_BEHW: Tensor, side: int) -> Tensor:
@@ -115,6 +184,30 @@ def resized(maps_BEHW: Tensor, side: int) -> Tensor:
     if height >= side and width >= side:
         return F.adaptive_avg_pool2d(maps_BEHW, side)
     return F.interpolate(maps_BEHW, size=(side, side), mode="bilinear", align_corners=False)
+
+
+class WholeFrames(FrameProcessor):
+    """Resizes every frame to a square of `side` pixels, whatever its aspect, as image towers are trained."""
+
+    def __init__(self, side: int, mean: Sequence[float], std: Sequence[float]):
+        super().__init__(do_sample_frames=False)
+        self.side, self.image_mean, self.image_std = side, list(mean), list(std)
+        self.do_sample_frames, self.background = False, list(WHITE)
+
+    def place(self, clips: list[np.ndarray], is_image: bool = False) -> dict[str, Tensor]:
+        """Frames (B, T, 3, S, S) of the longest clip's T; shorter ones end in zeros."""
+        mean, std = np.array(self.image_mean, np.float32), np.array(self.image_std, np.float32)
+        pixels = [(self.resize(clip, self.side, self.side) / np.float32(255) - mean) / std for clip in clips]
+        tensors = [torch.from_numpy(clip).permute(0, 3, 1, 2).float() for clip in pixels]
+        return {"pixel_values_videos": torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)}
+
+
+def _mean(summed: Tensor, count: int) -> Tensor:
+    """The share of this rank in a mean over all ranks, times their number: data-parallel training averages over ranks,
+    and each place or frame of any rank shall weigh alike.
+    """
+    counts = gathered(torch.tensor([[count]], device=summed.device))
+    return summed * len(counts) / counts.sum().clamp(min=1)
 
 
 @torch.no_grad()

@@ -44,6 +44,7 @@ from videopanda.training.distill import (
     every_fourth_layer,
 )
 from videopanda.training.freezing import set_stage, vision_modules
+from videopanda.training.guidance import GuidedVideoLanguage, VideoGuidance, WholeFrames
 from videopanda.training.packing import adds_masks, checked_windows, for_backbone, packing_report
 from videopanda.training.progress import ProgressLine
 from videopanda.training.run_folder import (
@@ -114,7 +115,7 @@ def make_features(stage: str, config: str, set_: list[str], model: Path, out: Pa
     args = arguments(settings, out)
     _, processor = _start(settings, model, None)
     teacher = _open_teacher(settings, processor)
-    collator = make_collator(settings, processor, teacher_processor=teacher.video_processor(processor.video_processor))
+    collator = make_collator(settings, processor, teacher_processor=_seen(settings, teacher, processor))
     collator.text = False
 
     def batch(samples: Any) -> dict[str, torch.Tensor]:
@@ -149,12 +150,11 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
     if folder is None:
         raise ValueError(f"stage {settings.stage} needs a model to start from: pass --model DIR")
     if model_class(AutoConfig.from_pretrained(folder)) is not None:
-        if settings.model_fields:
-            raise ValueError(f"{next(iter(settings.model_fields))} is set when a model is made, and {folder} is made")
         quantized = settings.quantize == "nf4"
         model, processor = load_quantized(folder) if quantized else load_checkpoint(folder, torch.float32)
         if settings.scenes_vocabulary:
             nano.grow_vocabulary(model, processor, settings.scenes_vocabulary)
+        build.change_fields(model, settings.model_fields, folder)
         return model, _as_trained(processor, settings)
     if settings.lora_rank:
         raise ValueError(f"LoRA needs a trained checkpoint, but {folder} is a plain language model")
@@ -170,7 +170,7 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
     if settings.whiten_patches and dataset is not None:
         clips = [dataset[i] for i in range(min(64, len(dataset)))]
         pixel_values = Collator(processor, settings.max_length, text=False)(clips)["pixel_values_videos"]
-        whiten_patch_embedding(patch_embedding(model), pixel_values, seed=settings.seed)
+        whiten_patch_embedding(patch_embedding(model, pixel_values), pixel_values, seed=settings.seed)
     return model, _as_trained(processor, settings)
 
 
@@ -188,13 +188,18 @@ def make_task(settings: StageConfig, model: Any, processor: Any, folder: Path | 
     Raises:
         ValueError: distillation without a teacher, or a teacher that cannot be opened.
     """
-    if processor.video_processor.compression and (settings.distill_weight or settings.align_weight):
+    compared = settings.distill_weight or settings.align_weight or settings.is_guided
+    if processor.video_processor.compression and compared:
         raise ValueError(
             "the tokens of this model are compressed, so they cannot be compared with single cells: "
-            "--set align_weight=0 distill_weight=0, or train without a compressor"
+            "--set align_weight=0 distill_weight=0 tube_weight=0 frame_weight=0, or train without a compressor"
         )
-    if not settings.distill_weight:
-        return VideoLanguage(settings.text_weight, settings.align_weight), make_collator(settings, processor)
+    if not settings.distill_weight and not settings.is_guided:
+        nothing = None
+        if settings.align_weight and settings.align_to == "phrases":
+            nothing = processor.tokenizer.encode(" nothing", add_special_tokens=False)[0]
+        task = VideoLanguage(settings.text_weight, settings.align_weight, nothing)
+        return task, make_collator(settings, processor)
     teacher: Any
     if settings.teacher_features:
         sampling = processor.video_processor.frame_sampling
@@ -204,14 +209,19 @@ def make_task(settings: StageConfig, model: Any, processor: Any, folder: Path | 
     elif settings.teacher:
         teacher = _open_teacher(settings, processor)
         size = teacher.size
-        seen = teacher.video_processor(processor.video_processor)
-        collator = make_collator(settings, processor, teacher_processor=seen)
+        collator = make_collator(settings, processor, teacher_processor=_seen(settings, teacher, processor))
     else:
+        off = "tube_weight=0 --set frame_weight=0" if settings.is_guided else "distill_weight=0"
         raise ValueError(
             "this stage distills a teacher: choose one with --set teacher=DIR (or teacher_features=DIR), or train "
-            "without one with --set distill_weight=0"
+            f"without one with --set {off}"
         )
     set_seed(settings.seed)
+    if settings.is_guided:
+        width = model.config.get_text_config().hidden_size
+        guidance = VideoGuidance(width, size, settings.tube_weight, settings.frame_weight)
+        _load_head(guidance, folder)
+        return GuidedVideoLanguage(guidance, teacher), collator
     head, layers = make_head(settings, model.config.get_text_config(), size)
     _load_head(head, folder)
     distillation = Distillation(head, processor.video_processor.max_cells, settings.distill_distance)
@@ -228,7 +238,14 @@ def make_head(settings: StageConfig, text: Any, size: int) -> tuple[FusedHead | 
 
 def _open_teacher(settings: StageConfig, processor: Any) -> Teacher:
     dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
-    return open_teacher(settings.teacher, processor.video_processor.max_cells, dtype)
+    return open_teacher(settings.teacher, None if settings.is_guided else processor.video_processor.max_cells, dtype)
+
+
+def _seen(settings: StageConfig, teacher: Teacher, processor: Any) -> Any:
+    """The processor of the frames that the teacher sees."""
+    if settings.is_guided:
+        return WholeFrames(teacher.image_size, teacher.mean, teacher.std)
+    return teacher.video_processor(processor.video_processor)
 
 
 def _load_head(head: torch.nn.Module, folder: Path | None) -> None:
@@ -295,6 +312,8 @@ def make_dataset(settings: StageConfig, sampling: Sampling = "uniform") -> Any:
         num_frames=settings.num_frames,
         captions=settings.scenes_captions,
         text_only=settings.stage == "language",
+        described=settings.scenes_text,
+        themes=settings.themes,
         max_things=settings.scenes_max_things,
         ramp=settings.scenes_ramp,
         plain=settings.scenes_plain,
@@ -445,7 +464,9 @@ def make_collator(stage: StageConfig, processor: Any, **fields: Any) -> Collator
         supervise="all" if stage.stage == "language" else "answers",
         pad_to=stage.max_length if stage.compile else None,
         text=stage.text_weight > 0,
-        cell_words=stage.align_weight > 0,
+        cell_words=stage.align_weight > 0 and stage.align_to == "cells",
+        frame_times=stage.is_guided,
+        frame_phrases=stage.align_weight > 0 and stage.align_to == "phrases",
         additive_mask=stage.compile,
         flip_seed=stage.seed if stage.official_flip else None,
         **fields,

@@ -12,11 +12,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from videopanda.data.worlds.scenes.dataset import TRAINING_THEMES
+from videopanda.data.worlds.scenes.world import THEMES
 from videopanda.models.families import DEFAULT, fresh_config
 from videopanda.models.fields import convert, parse_settings, unknown
 from videopanda.models.prompts import TRAINING_SYSTEM_PROMPT
 
-STAGES = ("language", "prealign", "pretrain", "finetune")
+STAGES = ("language", "prealign", "spatial", "spatiotemporal", "pretrain", "finetune")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class StageConfig:
     scenes_wordings: float = 0.0  # share of questions in other words; above 0, some cannot be answered from the clip
     scenes_outside: float = 0.0  # share of clips that show no scene; every question about them is declined
     scenes_vocabulary: int = 0  # grow the tokenizer to this many tokens by the words of these questions; 0 = keep it
+    scenes_themes: str = ""  # names with commas; "" = all
+    scenes_text: Literal["frames", "whole"] = "frames"  # what stage `language` reads: descriptions of frames, of clips
     # A fresh vision part, where the starting folder is a bare language model; see `fresh_config`.
     model_family: str = DEFAULT
     model_preset: str = ""  # "" = the first one of the family
@@ -58,7 +62,10 @@ class StageConfig:
     distill_head: Literal["fused", "last_layer"] = "fused"  # the released head, or the paper's wording
     teacher: str = ""  # folder of weights, or module:function (docs/training.md)
     teacher_features: str = ""  # folder of `videopanda data features`: the teacher itself does not run
+    tube_weight: float = 0.0  # of ELVA's guidance by a teacher: places over time
+    frame_weight: float = 0.0  # and single frames against those of all clips
     align_weight: float = 0.0  # of the alignment of visual tokens with words, for data that knows what a cell shows
+    align_to: Literal["cells", "phrases"] = "cells"  # words of each cell, or of each frame's caption, cells unknown
     # LoRA on the language model; vision modules are trained whole, unless their learning rate is 0.
     lora_rank: int = 0  # 0 = the language model itself is trained
     lora_alpha: int = 0  # 0 = twice the rank
@@ -109,6 +116,8 @@ class StageConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if wrong := set(self.themes) - set(THEMES):
+            raise ValueError(f"scenes_themes must be among {', '.join(THEMES)}, not {sorted(wrong)[0]!r}")
         if self.quantize != "none" and not self.lora_rank:
             raise ValueError("quantized weights cannot be trained: set lora_rank as well")
         if self.validation < 0:
@@ -131,6 +140,8 @@ class StageConfig:
             "text_weight",
             "align_weight",
             "distill_weight",
+            "tube_weight",
+            "frame_weight",
             "stall_seconds",
         ):
             if getattr(self, name) < 0:
@@ -151,6 +162,10 @@ class StageConfig:
             raise ValueError("nothing to learn: text_weight, align_weight and distill_weight are all 0")
         if self.distill_weight and (self.align_weight or not self.text_weight):
             raise ValueError("distill_weight requires text_weight > 0 and align_weight = 0")
+        if self.is_guided and (self.align_weight or self.distill_weight or not self.text_weight):
+            raise ValueError(
+                "tube_weight and frame_weight require text_weight > 0, align_weight = 0 and distill_weight = 0"
+            )
         if unknown := set(self.loggers) - {"tensorboard", "wandb", "trackio"}:
             raise ValueError(f"report_to must name tensorboard, wandb or trackio, not {sorted(unknown)[0]!r}")
 
@@ -184,9 +199,19 @@ class StageConfig:
         return replace(self, accumulation=self.global_batch // at_once)
 
     @property
+    def is_guided(self) -> bool:
+        """Whether a teacher guides the last layer (`training/guidance.py`)."""
+        return bool(self.tube_weight or self.frame_weight)
+
+    @property
     def held_out(self) -> int:
         """Clips to hold out: none if no text is learned, or with zero3, whose ranks must encode in step."""
         return self.validation if self.text_weight and self.strategy != "zero3" else 0
+
+    @property
+    def themes(self) -> tuple[str, ...]:
+        """The themes in `scenes_themes`."""
+        return tuple(name.strip() for name in self.scenes_themes.split(",")) if self.scenes_themes else TRAINING_THEMES
 
     @property
     def loggers(self) -> list[str]:
@@ -273,6 +298,34 @@ NANO = {
         align_weight=0.1, save_dtype="bfloat16",
     ),
 }  # fmt: skip
+# ELVA (docs/elva.md). Stages, data and losses are published; learning rates, batches and frames are those of EVE and
+# Video-Panda, which share its design. Nothing merges until the last stage, which draws the share anew for every step.
+_ELVA = StageConfig(
+    "spatial",
+    data="elva_image.json",
+    model_family="elva",
+    strategy="zero2",
+    num_frames=1,
+    max_length=4096,
+    warmup_ratio=0.01,
+    global_batch=512,
+    group_by_length=True,
+    gradient_checkpointing=True,
+    save_steps=300,
+)
+ELVA = {
+    "prealign": replace(_ELVA, stage="prealign", vision_lr=4e-4, language_model_lr=0.0, warmup_ratio=0.03),
+    "spatial": _ELVA,
+    "spatiotemporal": replace(
+        _ELVA, stage="spatiotemporal", data="elva_video.json", num_frames=16, tube_weight=1.0, frame_weight=1.0,
+        batch_size=4,
+    ),
+    "finetune": replace(
+        _ELVA, stage="finetune", data="elva_tune.json", num_frames=32, vision_lr=2e-5, language_model_lr=2e-5,
+        global_batch=128, batch_size=1, max_length=8192,
+        model_fields={"merge.layers": "3,9,17", "merge.random_keep": "0.3"},
+    ),
+}  # fmt: skip
 # A few hundred clips of your own, on one machine.
 CUSTOM = {
     "finetune": StageConfig(
@@ -280,7 +333,7 @@ CUSTOM = {
         vision_lr=2e-5, language_model_lr=2e-5,
     )
 }  # fmt: skip
-PRESETS = {"paper": PAPER, "scripts": SCRIPTS, "nano": NANO, "custom": CUSTOM}
+PRESETS = {"paper": PAPER, "scripts": SCRIPTS, "nano": NANO, "elva": ELVA, "custom": CUSTOM}
 
 
 _NOT_SET = ("stage", "model_fields", "module_lr")
@@ -307,7 +360,7 @@ def make_config(stage: str, preset: str | Path = "paper", overrides: Sequence[st
         raise ValueError(f"preset {preset} has no stage {stage!r}: choose one of {', '.join(table)}")
     values |= parse_settings(overrides)
     types = {found.name: found.type for found in fields(StageConfig) if found.name not in _NOT_SET}
-    changes: dict[str, Any] = {"model_fields": {}, "module_lr": {}}
+    changes: dict[str, Any] = {"model_fields": dict(table[stage].model_fields), "module_lr": {}}
     for key, value in values.items():
         head, dot, name = key.partition(".")
         if dot and head == "lr":

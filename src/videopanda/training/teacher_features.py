@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from videopanda.data.loader import EpochDataset
 from videopanda.data.sample import Sample
@@ -48,10 +49,16 @@ class FeatureFolder:
                 f"{folder} was written with frames sampled by {self.table.get('sampling')!r}, but the model samples "
                 f"by {sampling!r}: run `videopanda data features` again, into another folder"
             )
+        if self.table.get("whole_frames", False) != stage.is_guided:
+            raise ValueError(
+                f"{folder} was written for {'distill_weight' if stage.is_guided else 'tube_weight and frame_weight'}, "
+                "which shows the teacher other pictures: run `videopanda data features` again, into another folder"
+            )
         self.size: int = self.table["size"]
 
     def read(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """`teacher_features` (B, T, G, G, D) and `teacher_origin` (B, 2) of all clips of some samples.
+        """`teacher_features` (B, T, G, G, D), with the longest clip's T, and `teacher_origin` (B, 2), if it has any, of
+        all clips of some samples.
 
         Raises:
             ValueError: a clip is missing from the folder.
@@ -63,7 +70,9 @@ class FeatureFolder:
                 if not path.exists():
                     raise ValueError(f"{path} is missing, for clip {video} of {sample.id}: run data features again")
                 found.append(load_file(path))
-        return {f"teacher_{name}": torch.stack([clip[name] for clip in found]) for name in ("features", "origin")}
+        features = pad_sequence([clip["features"] for clip in found], batch_first=True)
+        origins = {"teacher_origin": torch.stack([clip["origin"] for clip in found])} if "origin" in found[0] else {}
+        return {"teacher_features": features, **origins}
 
 
 def write_features(
@@ -83,6 +92,7 @@ def write_features(
         ValueError: the folder contains features of another teacher or with other settings.
     """
     facts = {"teacher": stage.teacher, "size": teacher.size, "sampling": sampling}
+    facts |= {"whole_frames": True} if stage.is_guided else {}
     table = {**facts, **{name: getattr(stage, name) for name in _SETTINGS}}
     out.mkdir(parents=True, exist_ok=True)
     if (out / _TABLE).exists():
@@ -99,9 +109,10 @@ def write_features(
         if all(path.exists() for path in paths):
             continue
         batch = collator([sample])
-        for path, features, origin in zip(paths, teacher(batch), batch["teacher_origin"]):
+        for i, (path, features) in enumerate(zip(paths, teacher(batch))):
             path.parent.mkdir(exist_ok=True)
-            kept = {"features": features.to(torch.bfloat16).cpu().contiguous(), "origin": origin.clone()}
+            kept = {"features": features.to(torch.bfloat16).cpu().contiguous()}
+            kept |= {"origin": batch["teacher_origin"][i].clone()} if "teacher_origin" in batch else {}
             _replace(path, lambda part, kept=kept: save_file(kept, part))
             written += 1
     return written

@@ -87,6 +87,7 @@ class ElvaEmbeddingConfig(PreTrainedConfig):
         kind: "vpel", or another embedding to compare with: "convolution" (two convolutions, as EVEv2), "linear" (one
             linear map of raw pixels with factorised positions, as Gemma 4).
         max_side: rows and columns that the position tables of "linear" hold.
+        coordinates: add to every token where it is in the picture and in the clip, as waves of relative positions.
     """
 
     model_type = "elva_embedding"
@@ -101,6 +102,7 @@ class ElvaEmbeddingConfig(PreTrainedConfig):
         frame_link: bool = False,
         kind: Literal["vpel", "convolution", "linear"] = "vpel",
         max_side: int = 64,
+        coordinates: bool = False,
         **kwargs: Any,
     ):
         self.hidden_size = hidden_size
@@ -111,6 +113,7 @@ class ElvaEmbeddingConfig(PreTrainedConfig):
         self.frame_link = frame_link
         self.kind = kind
         self.max_side = max_side
+        self.coordinates = coordinates
         check_counts(hidden_size=hidden_size, patch_size=patch_size, num_heads=num_heads, max_side=max_side)
         if hidden_size % num_heads:
             raise ValueError(f"embedding.hidden_size {hidden_size} is not a multiple of num_heads {num_heads}")
@@ -207,13 +210,14 @@ class ElvaConfig(PreTrainedConfig):
     model_type = "elva"
     presets = {  # noqa: RUF012
         "default": {},
-        # For two CPU cores: 20-pixel cells, at most 5 × 5 of them per frame.
+        # For two CPU cores: 28-pixel cells, at most 4 × 4 of them per frame.
         "nano": {
-            "embedding_config": {"hidden_size": 256, "patch_size": 10, "num_heads": 8},
-            "max_frame_cells": 25,
+            "embedding_config": {"hidden_size": 256, "patch_size": 14, "num_heads": 8, "coordinates": True},
+            "max_frame_cells": 16,
             "initializer_range": 0.06,
         },
     }
+    adjustable = ("merge",)  # sections of fields that change no weights: a later stage of training may set them
     sub_configs = {  # noqa: RUF012
         "text_config": AutoConfig,
         "embedding_config": ElvaEmbeddingConfig,

@@ -120,12 +120,12 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
             placement: (F, 4): video, number in it, rows and columns of every frame.
         """
         cells_CPX, frames_F4 = pixels, placement.cpu()
-        if not len(frames_F4):
-            return []
         expected = int((frames_F4[:, 2] * frames_F4[:, 3]).sum())
         if expected != len(cells_CPX):
             raise ValueError(f"The frames have {expected} cells, but pixels of {len(cells_CPX)} were given.")
         tokens_Vc, layout_V4 = self.embedding.features(cells_CPX, frames_F4), token_layout(frames_F4)
+        if not len(frames_F4):  # one video without frames, see `no_video`
+            return [EncodedVisual(self.embedding.output(tokens_Vc), layout_V4)]
         lengths_F = frame_tokens(frames_F4[:, 2], frames_F4[:, 3])
         per_video = torch.zeros(int(frames_F4[-1, 0]) + 1, dtype=torch.long).index_add(0, frames_F4[:, 0], lengths_F)
         layouts = list(layout_V4.split(per_video.tolist()))
@@ -136,9 +136,9 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
 
     @property
     def chunk_frames(self) -> int | None:
-        """Frames are embedded alone, unless FRAME tokens attend to earlier ones; a compressor may need several."""
-        compression = self.config.compression_config
-        if self.config.embedding_config.frame_link or compression.needs_whole_clip:
+        """Frames are embedded alone, unless they read others or the clip's length; a compressor may need several."""
+        compression, embedding = self.config.compression_config, self.config.embedding_config
+        if embedding.frame_link or embedding.coordinates or compression.needs_whole_clip:
             return None
         return compression.segment_frames
 
@@ -147,7 +147,7 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
     ) -> tuple[EncodedVisual, ChunkState]:
         """See `VisualGenerationMixin.encode_chunk`."""
         if self.chunk_frames is None:
-            raise ValueError("FRAME tokens that attend to earlier frames, or this compressor, need the whole clip")
+            raise ValueError("frame_link, coordinates, or this compressor need the whole clip")
         tokens, layout_V4, compressor = self.embedding.features(pixels, placement), token_layout(placement), None
         if self.compressor is not None:
             tokens, layout_V4, compressor = self.compressor.chunk(tokens, layout_V4, state.compressor)

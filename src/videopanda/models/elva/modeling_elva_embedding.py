@@ -114,6 +114,40 @@ class SharedCrossAttention(nn.Module):
         return self.o(read_GHW.flatten(1))
 
 
+class ElvaCoordinates(nn.Module):
+    """Where in the picture and when in the clip a token is: waves of 1, 2, ... half periods over each of three axes.
+
+    No source describes this: a large language model counts FRAME and LINE tokens, a small one learns that slowly.
+    """
+
+    num_waves = 8  # per axis
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.projection = nn.Linear(6 * self.num_waves, hidden_size, bias=False)
+
+    def forward(self, places: TokenPlaces, grids_F4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is added to patch (C, c), LINE (R, c) and FRAME (F, c) tokens: time; time and row; all three axes."""
+        frames_F = torch.bincount(grids_F4[:, 0])[grids_F4[:, 0]]
+        when_Fc, row_Rc, column_Cc = (
+            self.waves(number, count) @ weight.T
+            for weight, number, count in zip(
+                self.projection.weight.split(2 * self.num_waves, 1),
+                (grids_F4[:, 1], places.row_in_frame, places.column_of_cell),
+                (frames_F, grids_F4[places.frame_of_row, 2], grids_F4[places.frame_of_cell, 3]),
+            )
+        )
+        line_Rc = when_Fc[places.frame_of_row] + row_Rc
+        return line_Rc[places.row_of_cell] + column_Cc, line_Rc, when_Fc
+
+    def waves(self, number_N: Tensor, count_N: Tensor) -> Tensor:
+        """Cosines and sines (N, 2 × num_waves) of the middles of `count` equal parts of an axis."""
+        angle = (
+            torch.pi * ((number_N + 0.5) / count_N)[:, None] * torch.arange(1, self.num_waves + 1).to(number_N.device)
+        )
+        return torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.projection.weight.dtype)
+
+
 class ElvaVideoEmbedding(nn.Module):
     """Patch convolution, reduction of 2 × 2 patches, FRAME and LINE tokens by cross-attention, linear map to E.
 
@@ -142,6 +176,8 @@ class ElvaVideoEmbedding(nn.Module):
             self.norm_marker = nn.LayerNorm(c)
         if config.kind == "vpel" and (config.markers or config.frame_link or config.reduction == "attention"):
             self.attention = SharedCrossAttention(c, config.num_heads)
+        if config.coordinates:
+            self.coordinates = ElvaCoordinates(c)
         self.output = nn.Linear(c, output_size, bias=False)
 
     def forward(self, cells_CPX: Tensor, grids_F4: Tensor) -> Tensor:
@@ -168,6 +204,9 @@ class ElvaVideoEmbedding(nn.Module):
             frame_Fc = frame_Fc + attend(marker_2c[1:], keys_Cc, values_Cc, places.frame_of_cell, len(places.frame))
         if self.config.kind == "vpel" and self.config.frame_link:
             frame_Fc = frame_Fc + self._linked(frame_Fc, grids_F4[:, 0].to(frame_Fc.device))
+        if self.config.coordinates:
+            at_Cc, at_Rc, at_Fc = self.coordinates(places, grids_F4.to(frame_Fc.device))
+            tokens_Cc, line_Rc, frame_Fc = tokens_Cc + at_Cc, line_Rc + at_Rc, frame_Fc + at_Fc
         tokens_Vc = tokens_Cc.new_empty(len(places.cell) + len(places.line) + len(places.frame), tokens_Cc.shape[1])
         tokens_Vc = tokens_Vc.index_copy(0, places.cell, tokens_Cc)
         return tokens_Vc.index_copy(0, places.line, line_Rc).index_copy(0, places.frame, frame_Fc)

@@ -6,12 +6,21 @@ dataset[0].videos[0].frames.shape, dataset[0].conversations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from videopanda.data.sample import Sample, Turn
 from videopanda.data.worlds.scenes.outside import outside_frames, unanswerable
-from videopanda.data.worlds.scenes.questions import DESCRIBE, Question, describe, make_captions, make_questions, place
+from videopanda.data.worlds.scenes.questions import (
+    DESCRIBE,
+    Question,
+    describe,
+    make_captions,
+    make_questions,
+    phrases,
+    place,
+)
 from videopanda.data.worlds.scenes.render import Renderer, coverage
 from videopanda.data.worlds.scenes.wordings import DECLINE, follow_up, intent_of, outside_question, reworded
 from videopanda.data.worlds.scenes.world import THEMES, Difficulty, Scene, Thing, make_scene
@@ -40,6 +49,12 @@ class Clip:
     timestamps: tuple[float, ...]  # seconds
     duration: float  # seconds
     scene: Scene | None = None  # what it was drawn from
+
+    def frame_phrases(self) -> list[list[str]]:
+        """What a person would name in each frame, thing by thing: "small red circle top left"."""
+        if self.scene is None:
+            raise ValueError("this clip was decoded from a file, so nothing is known of its frames")
+        return [phrases(self.scene, second) for second in self.timestamps]
 
     def cell_words(self, rows: int, columns: int) -> list[tuple[str, ...]]:
         """What each cell of a `rows` × `columns` grid shows, frame by frame in reading order.
@@ -79,12 +94,14 @@ class ScenesDataset:
     num_frames: int = 8
     captions: int = 2  # of the clip and of single frames, per sample
     chats: float = 0.15  # share of samples in which some questions form one longer conversation
-    text_only: bool = False  # no video: its description frame by frame stands in the question
+    text_only: bool = False  # no video: its description stands in the question
+    described: Literal["frames", "whole"] = "frames"  # that description: of every frame, or of the clip as a whole
     max_things: int = 4
     ramp: float = 0.0  # share of the set over which the number of things grows from 1 to `max_things`
     plain: float = 0.0  # share of scenes on a plain, still background
     wordings: float = 0.0  # share of questions in other words; above 0, some that the clip does not answer are added
     outside: float = 0.0  # share of clips that show no scene, about which every question is declined
+    themes: tuple[str, ...] = TRAINING_THEMES  # what the scenes are about; in "still" ones nothing moves or changes
 
     def __len__(self) -> int:
         return self.num
@@ -117,14 +134,14 @@ class ScenesDataset:
             return self._outside(name, index, other)
         rng = np.random.default_rng([self.seed, index, 1])
         grown = 1 + int(index / (self.num * self.ramp) * self.max_things) if self.ramp else self.max_things
-        difficulty = Difficulty(min(grown, self.max_things), TRAINING_THEMES, plain=bool(rng.random() < self.plain))
+        difficulty = Difficulty(min(grown, self.max_things), self.themes, plain=bool(rng.random() < self.plain))
         scene = make_scene(self.seed, self.split, index, difficulty)
         conversations = self._conversations(scene, rng)
         if self.wordings:
             conversations = self._in_words(scene, conversations, rng)
         if self.text_only:
-            log = frame_log(scene, self.num_frames)
-            conversations = [(Turn(f"{log}\n{turns[0][0]}", turns[0][1]), *turns[1:]) for turns in conversations]
+            text = frame_log(scene, self.num_frames) if self.described == "frames" else summary(scene)
+            conversations = [(Turn(f"{text}\n{turns[0][0]}", turns[0][1]), *turns[1:]) for turns in conversations]
             return Sample(name, (), tuple(conversations))
         return Sample(name, (draw(scene, self.num_frames),), tuple(conversations))
 
@@ -226,3 +243,8 @@ def frame_log(scene: Scene, num_frames: int) -> str:
     """The clip in words, frame by frame, for a language model that cannot see it."""
     frames = make_captions(scene, num_frames)[1:]
     return f"{scene.duration:.1f} seconds: " + " ".join(f"{i}: {q.answer}." for i, q in enumerate(frames, start=1))
+
+
+def summary(scene: Scene) -> str:
+    """The clip in words as a whole, as a person would describe it."""
+    return f"{scene.duration:.1f} seconds: {describe(scene)}"

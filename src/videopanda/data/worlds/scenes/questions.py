@@ -78,8 +78,13 @@ def _reading_order(scene: Scene, thing: Thing, second: float) -> tuple[int, floa
 
 def describe_moment(scene: Scene, second: float) -> str:
     """What is seen at one moment, in reading order: "small red circle top left, large blue square centre"."""
+    return ", ".join(phrases(scene, second)) or "nothing"
+
+
+def phrases(scene: Scene, second: float) -> list[str]:
+    """The parts of that description, one per thing."""
     seen = sorted((t for t in scene.things if t.visible(second)), key=lambda t: _reading_order(scene, t, second))
-    return ", ".join(f"{t.size} {t.colour_at(second)} {t.shape} {region(scene, t, second)}" for t in seen) or "nothing"
+    return [f"{t.size} {t.colour_at(second)} {t.shape} {region(scene, t, second)}" for t in seen]
 
 
 def describe(scene: Scene) -> str:

@@ -65,6 +65,11 @@ class Thing:
         times, xs, ys = zip(*self.path)
         return float(np.interp(second, times, xs)), float(np.interp(second, times, ys))
 
+    def positions(self, seconds: np.ndarray) -> np.ndarray:
+        """Centres at many times, (N, 2)."""
+        times, xs, ys = zip(*self.path)
+        return np.stack([np.interp(seconds, times, xs), np.interp(seconds, times, ys)], axis=1)
+
     def visible(self, second: float) -> bool:
         """Whether it is shown at `second`."""
         return self.enters <= second < self.leaves
@@ -343,10 +348,9 @@ class _Stage:
             if old.turns and new.turns and old.turns[1] == new.turns[1] and old.shape == new.shape:
                 return False
         times = np.linspace(0, self.duration, 17)
-        here = np.array([new.position(t) for t in times])
+        here = new.positions(times)
         for old in self.things:
-            there = np.array([old.position(t) for t in times])
-            near = np.linalg.norm(here - there, axis=1) < 0.55 * (new.diameter + old.diameter)
+            near = np.linalg.norm(here - old.positions(times), axis=1) < 0.55 * (new.diameter + old.diameter)
             # Things that move may pass over others (occlusion) for at most an eighth of the clip.
             allowed = 2 if (new.heading or old.heading) and "collides" not in (new.role, old.role) else 0
             if near.sum() > allowed:

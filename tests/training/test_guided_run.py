@@ -1,0 +1,215 @@
+"""Protects ELVA's training as stages run it: a teacher guides the last layer, live or from disk; heads and teacher stay
+out of the weights; a stopped run resumes bit for bit; two processes learn what one does; a later stage switches merging
+on.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from clips import Disturbed
+from safetensors.torch import load_file
+from transformers import AutoConfig, SiglipVisionConfig, SiglipVisionModel
+
+from media import write_video
+from tiny import randomize, tiny_config, tiny_tokenizer
+from videopanda.data.sample import Sample
+from videopanda.models.elva import ElvaConfig, ElvaForConditionalGeneration, ElvaProcessor
+from videopanda.training.callbacks import RunStoppedError
+from videopanda.training.guidance import last_hidden_state
+from videopanda.training.run import make_features, make_task, run_stage, shutdown_distributed, train
+from videopanda.training.stages import ELVA, StageConfig, make_config
+from videopanda.training.trainer import HEAD_FILE
+
+SETTINGS = (
+    *("global_batch=0", "batch_size=2", "max_steps=3", "dtype=float32", "log_steps=1", "save_steps=2"),
+    *("gradient_checkpointing=false", "strategy=ddp", "vision_lr=0.01", "language_model_lr=0.01", "epochs=3"),
+    *("num_frames=4", "group_by_length=false", "validation=0"),
+)
+PARTS = ("text_loss", "tube_loss", "frame_loss")
+
+
+def elva(**fields) -> ElvaForConditionalGeneration:
+    torch.manual_seed(0)
+    text = tiny_config().text_config
+    text.num_hidden_layers = 4
+    config = ElvaConfig(
+        text_config=text,
+        embedding_config={"hidden_size": 32, "patch_size": 4, "num_heads": 4},
+        video_token_id=tiny_config().video_token_id,
+        image_token_id=tiny_config().image_token_id,
+        max_frame_cells=12,
+        **fields,
+    )
+    model = ElvaForConditionalGeneration(config)
+    randomize(model.model.embedding)
+    return model
+
+
+def processor_of(model: ElvaForConditionalGeneration) -> ElvaProcessor:
+    return ElvaProcessor.for_config(model.config, tiny_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model, a teacher of 3 × 3 patches, and five clips of two aspects; one has fewer frames than are sampled."""
+    folder = tmp_path_factory.mktemp("guided")
+    elva().save_pretrained(folder / "model")
+    processor_of(elva()).save_pretrained(folder / "model")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    teacher = SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=24, patch_size=8))
+    randomize(teacher, scale=0.3)
+    teacher.save_pretrained(folder / "teacher")
+    rows = []
+    for i in range(5):
+        write_video(folder / f"{i}.mp4", range(9 * i, 9 * i + (3 if i == 2 else 9)), fps=3)
+        turns = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "yes " * (i + 1)}]
+        rows.append({"id": str(i), "video": f"{i}.mp4", "conversations": turns})
+    (folder / "rows.json").write_text(json.dumps(rows))
+    return folder
+
+
+def settings(folder: Path, *more: str) -> list[str]:
+    return [*SETTINGS, f"data={folder / 'rows.json'}", f"teacher={folder / 'teacher'}", *more]
+
+
+def trace(folder: Path) -> np.ndarray:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return np.array([[row[name] for name in ("loss", *PARTS)] for row in rows if "loss" in row])
+
+
+@pytest.fixture(scope="module")
+def guided(folder, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    return train("spatiotemporal", "elva", settings(folder), folder / "model", out, False)
+
+
+def test_a_stage_learns_by_three_losses(guided):
+    losses = trace(guided)
+    assert losses.shape == (3, 4)
+    np.testing.assert_allclose(losses[:, 0], losses[:, 1:].sum(1), rtol=1e-5)  # all weights are 1
+    assert (losses[:, 1:] > 0).all()
+    assert (losses[:, 2] < 4).all()  # squared distance of unit vectors
+
+
+def test_heads_and_teacher_are_not_among_the_weights(folder, guided):
+    names = set(load_file(folder / "model" / "model.safetensors"))
+    for path in (guided, guided / "checkpoint-2"):
+        assert set(load_file(path / "model.safetensors")) == names
+    assert {name.split(".")[0] for name in load_file(guided / HEAD_FILE)} == {"tube_head", "frame_head"}
+
+
+def test_a_teacher_on_disk_is_as_good_as_one_in_the_loop(folder, guided, tmp_path):
+    """Up to the rounding of the stored features to bfloat16; frames of a short clip have no features to be missed."""
+    wanted = settings(folder)
+    assert make_features("spatiotemporal", "elva", wanted, folder / "model", tmp_path / "features") == 5
+    stored = [*wanted, f"teacher_features={tmp_path / 'features'}", "teacher=nowhere"]
+    train("spatiotemporal", "elva", stored, folder / "model", tmp_path / "disk", False)
+    np.testing.assert_allclose(trace(tmp_path / "disk"), trace(guided), rtol=2e-3)
+    distilled = make_config("pretrain", "paper", [*stored, "distill_weight=1"])
+    with pytest.raises(ValueError, match="was written for tube_weight and frame_weight"):
+        make_task(distilled, elva(), processor_of(elva()), None)
+
+
+def test_only_the_last_hidden_state_is_kept_and_it_is_unmerged():
+    model = elva(merge_config={"layers": [1, 2]}).train()
+    ids = torch.full((1, 60), model.config.video_token_id)
+    ids[:, -4:] = 5
+    grid = torch.tensor([[0, t, 2, 3] for t in range(6)])
+    ids[:, : 60 - 4 - 54] = 7
+    with last_hidden_state(model) as found:
+        model(input_ids=ids, pixel_values_videos=torch.randn(36, 4, 48), video_placement=grid)
+    assert [tuple(state.shape) for state in found] == [(1, 60, model.config.text_config.hidden_size)]
+    merged = model.model.schedule()
+    assert merged.layers == (1, 2)
+
+
+def test_a_later_stage_switches_merging_on_and_its_model_keeps_it(folder, guided, tmp_path):
+    assert ELVA["finetune"].model_fields["merge.layers"] == "3,9,17"
+    sets = settings(folder, "merge.layers=1,2", "merge.random_keep=0.5", "max_steps=2", "gradient_checkpointing=true")
+    out = train("finetune", "elva", sets, guided, tmp_path / "tuned", False)
+    merge = AutoConfig.from_pretrained(out).merge_config
+    assert (merge.layers, merge.random_keep) == ([1, 2], 0.5)
+    assert AutoConfig.from_pretrained(guided).merge_config.layers == []
+    with pytest.raises(ValueError, match=r"embedding.patch_size is set when a model is made"):
+        train("finetune", "elva", [*sets, "embedding.patch_size=8"], guided, tmp_path / "no", False)
+
+
+def test_guidance_needs_text_and_no_other_teacher():
+    for wrong in ("distill_weight=1", "align_weight=1", "text_weight=0"):
+        with pytest.raises(ValueError, match=r"tube_weight and frame_weight require|nothing to learn"):
+            make_config("spatiotemporal", "elva", [wrong])
+    with pytest.raises(ValueError, match=r"--set tube_weight=0 --set frame_weight=0"):
+        make_task(make_config("spatiotemporal", "elva"), elva(), processor_of(elva()), None)
+
+
+# -- resuming and several processes ------------------------------------------------------------------------------------
+STAGE = {**make_config("spatiotemporal", "elva", [*SETTINGS, "validation=0"]).as_dict(), "data": "clips"}
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+class Timed:
+    """Frames that know when they are shown, as a decoded clip does."""
+
+    def __init__(self, frames: np.ndarray):
+        self.frames, self.duration = frames, 4.0
+        self.timestamps = tuple(np.arange(len(frames)) * 4.0 / len(frames))
+
+
+class Decoded(Disturbed):
+    """All answers have as many tokens: the mean over a batch is that over the means of its rows."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        return Sample(sample.id, tuple(map(Timed, sample.videos)), (((f"Question {index}?", "yes"),),))
+
+
+def run_guided(folder: Path, teacher: Path, resume: bool = False, disturb=None, keep: float = 0.0, **fields) -> Path:
+    torch.set_num_threads(1)
+    stage = StageConfig(**{**STAGE, "teacher": str(teacher), "save_steps": 3, **fields})
+    model = elva(merge_config={"layers": [2], "random_keep": keep})
+    processor = processor_of(model)
+    task, collator = make_task(stage, model, processor, None)
+    dataset = Decoded(5, disturb or (lambda: None))
+    return run_stage(stage, model, processor, dataset, folder, resume, task, collator)
+
+
+def test_a_stopped_run_resumes_bit_for_bit(folder, tmp_path):
+    teacher = folder / "teacher"
+    run_guided(tmp_path / "whole", teacher, max_steps=6, keep=0.4)
+    with pytest.raises(RunStoppedError):
+        run_guided(tmp_path / "part", teacher, disturb=stop, max_steps=6, keep=0.4)
+    run_guided(tmp_path / "part", teacher, resume=True, max_steps=6, keep=0.4)
+    assert np.array_equal(trace(tmp_path / "part"), trace(tmp_path / "whole"))
+    for name in ("model.safetensors", HEAD_FILE):
+        one, other = (load_file(tmp_path / run / name) for run in ("whole", "part"))
+        assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+def test_two_processes_learn_what_one_does(folder, tmp_path):
+    """Also where one of them has no clip, as in every sixth sample. The negatives are those of all processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
+    paths = os.pathsep.join([*sys.path])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command += [str(folder / "teacher"), str(tmp_path / "two")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run_guided(tmp_path / "one", folder / "teacher", batch_size=2, max_steps=6)
+    two, one = trace(tmp_path / "two"), trace(tmp_path / "one")
+    np.testing.assert_allclose(two, one, rtol=1e-4)
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    run_guided(Path(sys.argv[2]), Path(sys.argv[1]), batch_size=1, max_steps=6)
+    shutdown_distributed()
