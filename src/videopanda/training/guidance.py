@@ -41,7 +41,7 @@ class VideoGuidance(nn.Module):
 
     def __init__(self, language_size: int, teacher_size: int, tube_weight: float = 1.0, frame_weight: float = 1.0):
         super().__init__()
-        self.tube_weight, self.frame_weight = tube_weight, frame_weight
+        self.teacher_size, self.tube_weight, self.frame_weight = teacher_size, tube_weight, frame_weight
         self.tube_head = nn.Sequential(nn.LayerNorm(language_size), nn.Linear(language_size, teacher_size))
         self.frame_head = nn.Sequential(nn.LayerNorm(language_size), nn.Linear(language_size, teacher_size))
 
@@ -138,7 +138,7 @@ class GuidedVideoLanguage:
             return {"loss": loss, "text_loss": loss.detach(), "tube_loss": zero, "frame_loss": zero}
         batch = dict(batch)
         if batch.keys().isdisjoint(("teacher_pixels", "teacher_features")):
-            teacher_BTGGD = batch["pixel_values_videos"].new_zeros(0, 1, 1, 1, guidance.tube_head[1].out_features)
+            teacher_BTGGD = batch["pixel_values_videos"].new_zeros(0, 1, 1, 1, guidance.teacher_size)
             times_BT = teacher_BTGGD.new_zeros(0, 1)
         else:
             with torch.no_grad():
