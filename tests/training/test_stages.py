@@ -56,7 +56,7 @@ def test_only_prealign_and_language_freeze_anything():
 
 # What else must be set for a value to make sense.
 WITH = {name: {"distill_weight": 0.0} for name in ("align_weight", "tube_weight", "frame_weight")}
-WITH["quantize"] = {"lora_rank": 4}
+WITH |= {"quantize": {"lora_rank": 4}, "early_stop": {"strategy": "ddp"}}
 
 
 # -- single settings ---------------------------------------------------------------------------------------------------
