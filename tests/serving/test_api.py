@@ -254,7 +254,7 @@ def test_mistakes_are_told_in_openais_words(client, uploaded, fields, status, me
 
 def test_what_is_too_long_for_the_context_is_told_with_openais_code(client, uploaded):
     """In the text alone, in the frames, or in both together."""
-    for parts in (["word " * 3000], [file(uploaded), "word " * 600], [*[file(uploaded)] * 20, "What?"]):
+    for parts in (["word " * 3000], [file(uploaded), "word " * 1900], [*[file(uploaded)] * 20, "What?"]):
         with pytest.raises(openai.BadRequestError, match=r"2,?048") as caught:
             ask(client, *parts)
         assert caught.value.body["code"] == "context_length_exceeded"
