@@ -12,12 +12,13 @@ from videopanda.data.worlds.scenes.dataset import Clip
 from videopanda.data.worlds.scenes.make import MAX_PER_FAMILY, QUESTIONS_PER_CLIP, clip_questions
 from videopanda.data.worlds.scenes.questions import FAMILIES
 from videopanda.data.worlds.scenes.selection import quotas, select_questions
-from videopanda.evaluation.conditions import one_frame_order, rearrange, shuffled_order
+from videopanda.evaluation.conditions import rearrange
 from videopanda.evaluation.predictions import CONDITIONS
 from videopanda.evaluation.provenance import weights_sha256
 from videopanda.evaluation.scenes_report import scenes_report, table, wilson
 from videopanda.inference.answer import ask
 from videopanda.inference.load import load
+from videopanda.video.order import one_frame_order, shuffled_order
 
 
 # -- intervals ---------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from videopanda.evaluation.benchmarks.item import Item
 from videopanda.evaluation.benchmarks.videos import Videos
 from videopanda.evaluation.predictions import CONDITIONS
 from videopanda.inference.clip import EncodedClip
+from videopanda.video.order import one_frame_order, shuffled_order
 from videopanda.video.read import Video, read_video
 
 
@@ -122,25 +123,6 @@ def show(source: ClipRef, condition: str, num_frames: int, sampling: Any, seed: 
         tuple(round(float(t), 4) for t in video.timestamps[order]),
         f"{video.decoder} {video.decoder_version}",
     )
-
-
-def one_frame_order(num_frames: int) -> np.ndarray:
-    """The middle frame in every place."""
-    return np.full(num_frames, num_frames // 2)
-
-
-def shuffled_order(num_frames: int, rng: np.random.Generator) -> np.ndarray:
-    """A random order that is never the right one.
-
-    Raises:
-        ValueError: a single frame has no other order.
-    """
-    if num_frames < 2:
-        raise ValueError("the baseline 'shuffled' needs at least two frames")
-    while True:
-        order = rng.permutation(num_frames)
-        if (order != np.arange(num_frames)).any():
-            return order
 
 
 def rearrange(video: Video | Clip, order: np.ndarray) -> Clip:

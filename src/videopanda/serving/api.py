@@ -271,6 +271,12 @@ def _model(service: Service) -> dict[str, Any]:
         "created": service.started,
         "owned_by": "videopanda",
         "max_model_len": service.engine.context,
+        "videopanda": {
+            "num_frames": service.engine.processor.video_processor.num_frames,
+            "max_frames": service.settings.decode.limits.frames,
+            "max_tokens": service.settings.max_tokens,
+            "max_file_bytes": service.settings.file_limits.file_bytes,
+        },
         "architecture": {"input_modalities": ["text", "image", "video"], "output_modalities": ["text"]},
     }
 

@@ -120,7 +120,7 @@ async def file_frames(
         choice = FrameChoice(start=start, end=end, fps=fps, num_frames=num_frames, max_side=max_side)
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False, include_input=False)) from error
-    video = await _media(request).thumbnails(file_id, choice, owner_of_request(request))
+    video, tokens = await _media(request).thumbnails(file_id, choice, owner_of_request(request))
     pictures = await asyncio.to_thread(lambda: [_jpeg(frame) for frame in video.frames])
     frames = [
         {"time": float(moment), "index": int(index), "image": picture}
@@ -133,6 +133,7 @@ async def file_frames(
         "width": video.width,
         "height": video.height,
         "fps": video.source_fps,
+        "visual_tokens": tokens,
     }
 
 

@@ -33,6 +33,7 @@ from videopanda.serving.protocol import (
     TextPart,
 )
 from videopanda.serving.uploads import FileStore, LocalMedia, Upload, open_media
+from videopanda.video.order import one_frame_order, shuffled_order
 from videopanda.video.read import Video
 
 _ONE = {"num_frames": 1}  # how a picture is read
@@ -147,6 +148,8 @@ class MediaLoader:
         return self._shown(place, media, False, choice)
 
     def _shown(self, place: str, media: LocalMedia, is_image: bool, choice: dict[str, Any]) -> _Shown:
+        if is_image and "baseline" in choice:
+            raise ServeError("a baseline rearranges the frames of a video: this is an image")
         return _Shown(place, [media], is_image, _ONE if is_image else self.sampling(choice))
 
     def _stored(self, id_: str, owner: str) -> LocalMedia:
@@ -235,15 +238,21 @@ class MediaLoader:
 
     async def _decode(self, key: str, shown: _Shown) -> EncodedClip:
         try:
-            videos = [await self.pool.read(file.path, **shown.sampling) for file in shown.files]
+            sampling = dict(shown.sampling)
+            baseline = sampling.pop("baseline", None)
+            videos = [await self.pool.read(file.path, **sampling) for file in shown.files]
         finally:
             self._in_use.difference_update(shown.files)
             for file in shown.files:
                 file.close()
         video = videos[0] if shown.fps is None else _joined(videos, shown.fps)
+        order = _order(baseline, len(video))
+        if baseline is not None:  # other frames in the same places: the model is told the times of the places
+            video = replace(video, frames=video.frames[order], indices=video.indices[order])
         video = replace(video, duration=video.end - video.start)  # what the model is told, as `videopanda answer` does
         kind: Literal["video", "image"] = "image" if shown.is_image else "video"
         (clip,) = await asyncio.to_thread(prepare_clips, self.processor, [video], kind, [key])
+        clip.times = tuple(clip.times[i] for i in order) if baseline is not None else clip.times
         self._count(clip)
         self._decoded[key] = clip
         return clip
@@ -263,11 +272,13 @@ class MediaLoader:
         self.frame_bytes += clip.num_bytes
         weakref.finalize(clip.inputs, collected, clip.num_bytes).atexit = False
 
-    async def thumbnails(self, id_: str, choice: FrameChoice, owner: str) -> Video:
-        """Thumbnails of the frames that a question about a file would use."""
+    async def thumbnails(self, id_: str, choice: FrameChoice, owner: str) -> tuple[Video, int]:
+        """Thumbnails of the frames that a question about a file would use, and the number of their visual tokens."""
         media = self._stored(id_, owner)
-        sampling = _ONE if media.kind == "image" else self.sampling(choice.chosen)
-        return await self.pool.read(media.path, **sampling)
+        kind: Literal["video", "image"] = "image" if media.kind == "image" else "video"
+        sampling = _ONE if kind == "image" else self.sampling(choice.chosen)
+        video = await self.pool.read(media.path, **sampling)
+        return video, self.processor.video_processor.token_count(len(video.frames), video.height, video.width, kind)
 
 
 @contextmanager
@@ -279,6 +290,17 @@ def _named(place: str) -> Iterator[None]:
         if error.param is not None:
             raise
         raise type(error)(f"{place}: {error}", place) from error
+
+
+def _order(baseline: str | None, num_frames: int) -> np.ndarray:
+    """The frame in each place, for a baseline or none. Raises UnfitError."""
+    if baseline is None:
+        return np.arange(num_frames)
+    if baseline == "one_frame":
+        return one_frame_order(num_frames)
+    if num_frames < 2:
+        raise UnfitError("a single frame cannot be shuffled: choose more frames")
+    return shuffled_order(num_frames, np.random.default_rng(0))
 
 
 def _joined(videos: Sequence[Video], fps: float) -> Video:

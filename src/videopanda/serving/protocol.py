@@ -60,11 +60,12 @@ class FrameRate(Strict):
 
 
 class FrameChoice(FrameRate):
-    """Which frames of a video to use; the arguments of `read_video`."""
+    """Which frames of a video to use; the arguments of `read_video`, and the baselines of `videopanda evaluate`."""
 
     start: Seconds | None = None
     end: Seconds | None = None
     max_side: Annotated[int, Field(ge=8, le=100_000)] | None = None
+    baseline: Literal["one_frame", "shuffled"] | None = None
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "FrameChoice":

@@ -1,219 +1,254 @@
-// The page: one video, one conversation, over the API of this server. No library, nothing from elsewhere.
+// The page: conversations about clips, over the API of this server. Plain modules, nothing from elsewhere.
+//
+//   conversation.js  what a conversation owns, and its requests      log.js       its turns, shown
+//   store.js         what the browser keeps                          timeline.js  which frames, and what they cost
+//   api.js           requests to the server                          markdown.js, code.js
+
+import * as api from "./api.js";
+import { codeFor } from "./code.js";
+import { AGAIN_TEMPERATURE, Conversation, ask, check, ensureUploaded } from "./conversation.js";
+import { showLog, showTurn } from "./log.js";
+import { dropConversation, keepClip, keepConversation, keepSetting, keptClip, keptConversations, setting } from "./store.js";
+import { hideTimeline, showPace, showTicks, showTimeline, startTimeline } from "./timeline.js";
 
 const $ = (id) => document.getElementById(id);
-const state = { model: null, key: "", file: null, messages: [], running: null };
-
-const headers = (extra = {}) => (state.key ? { ...extra, Authorization: `Bearer ${state.key}` } : extra);
-
-async function checked(response) {
-  if (response.ok) return response;
-  const body = await response.json().catch(() => null);
-  throw new Error(body?.error?.message ?? `The server answers with status ${response.status}.`);
-}
-
-const api = async (path, options = {}) =>
-  checked(await fetch(path, { ...options, headers: headers(options.headers) }));
+const server = { model: null, needsKey: false, limits: { maxFrames: 1, context: Infinity } };
+let conversations = [];
+let current = null;
+let edited = null; // the turn whose question is being edited
+let lookup = new AbortController(); // of the frames of the current clip
 
 function problem(text) {
   $("problem").textContent = text;
   $("problem").hidden = !text;
 }
 
-// -- the video ---------------------------------------------------------------------------------------------------------
-async function choose(file) {
-  stop();
-  problem("");
-  state.file = null;
-  state.messages = [];
-  for (const id of ["log", "frames", "ideas"]) $(id).replaceChildren();
-  for (const id of ["seen", "player", "picture"]) $(id).hidden = true;
-  $("status").textContent = `Uploading ${file.name} …`;
-  const form = new FormData();
-  form.append("purpose", "user_data");
-  form.append("file", file);
+/** Keeps a conversation, unless it was removed while something for it was under way. */
+function keep(conversation) {
+  if (!conversations.includes(conversation) || !conversation.clip?.fileId) return;
+  if (!keepConversation(conversation)) $("status").textContent = "This browser keeps no history.";
+}
+
+// -- conversations -----------------------------------------------------------------------------------------------------
+function create() {
+  const conversation = new Conversation();
+  conversations.unshift(conversation);
+  return conversation;
+}
+
+/** Shows a conversation. Requests of the one that was shown before run on, into their own turns. */
+async function open(conversation) {
+  current = conversation;
+  keepSetting("current", conversation.id);
+  stopEditing();
+  lookup.abort();
+  hideTimeline();
+  for (const id of ["player", "picture"]) {
+    URL.revokeObjectURL($(id).src);
+    $(id).removeAttribute("src");
+    $(id).hidden = true;
+  }
+  problem(conversation.problem);
+  $("status").textContent = conversation.clip && !conversation.clip.fileId ? `Uploading ${conversation.clip.name} …` : "";
+  showLog(conversation, acts);
+  showIdeas();
+  showControls();
+  showHistory();
+  if (conversation.clip?.fileId) await openClip(conversation);
+}
+
+async function openClip(conversation) {
+  const { clip } = conversation;
+  $("status").textContent = clip.isImage ? clip.name : `${clip.name}, ${clip.duration.toFixed(1)} s`;
   try {
-    const uploaded = await (await api("/v1/files", { method: "POST", body: form })).json();
-    $("status").textContent = "Looking at it …";
-    const seen = await (await api(`/v1/files/${uploaded.id}/frames`)).json();
-    const isImage = uploaded.videopanda.kind === "image";
-    show(file, isImage, seen);
-    state.file = { id: uploaded.id, name: file.name, isImage };
-    $("status").textContent = isImage ? file.name : `${file.name}, ${seen.duration.toFixed(1)} s`;
+    const blob = (await keptClip(clip.key)) ?? (await api.content(clip.fileId));
+    if (conversation !== current) return;
+    const shown = $(clip.isImage ? "picture" : "player");
+    shown.src = URL.createObjectURL(blob);
+    shown.hidden = false;
+    await showFramesOf(conversation);
+  } catch (error) {
+    if (conversation !== current) return;
+    problem(error.status === 404 ? `${clip.name} is no longer kept, neither here nor on the server: choose it again.` : error.message);
+  }
+}
+
+async function showFramesOf(conversation) {
+  lookup.abort();
+  lookup = new AbortController();
+  const { signal } = lookup;
+  try {
+    await ensureUploaded(conversation.clip, signal);
+    const seen = await api.frames(conversation.clip.fileId, conversation.choice, signal);
+    if (signal.aborted) return;
+    problem("");
+    showTimeline(conversation, seen, { ...server.limits, pace: setting("pace", {})[server.model] ?? null });
+  } catch (error) {
+    if (!signal.aborted) throw error;
+  }
+}
+
+function showHistory() {
+  const listed = conversations.filter((one) => !one.isEmpty || one === current);
+  $("history-count").textContent = `(${listed.length})`;
+  $("conversations").replaceChildren(...listed.map((conversation) => {
+    const item = document.createElement("li");
+    const name = Object.assign(document.createElement("button"), { type: "button", className: "link name" });
+    const title = Object.assign(document.createElement("span"), { textContent: conversation.title });
+    const about = Object.assign(document.createElement("span"), { className: "quiet" });
+    const count = conversation.turns.length;
+    about.textContent = [conversation.clip?.name, count && `${count} ${count === 1 ? "question" : "questions"}`, conversation.running && "answering"].filter(Boolean).join(" · ");
+    name.append(title, about);
+    if (conversation === current) name.setAttribute("aria-current", "true");
+    name.addEventListener("click", () => open(conversation));
+    const remove = Object.assign(document.createElement("button"), { type: "button", className: "link remove", textContent: "×" });
+    remove.setAttribute("aria-label", `Delete the conversation: ${conversation.title}`);
+    remove.addEventListener("click", () => removeConversation(conversation));
+    item.append(name, remove);
+    return item;
+  }));
+}
+
+function removeConversation(conversation) {
+  conversation.stop();
+  conversations = conversations.filter((one) => one !== conversation);
+  dropConversation(conversation);
+  if (conversation === current) open(conversations[0] ?? create());
+  else showHistory();
+  $("new").focus();
+}
+
+// -- the video ---------------------------------------------------------------------------------------------------------
+async function choose(file, ideas = []) {
+  const conversation = current.isEmpty ? current : create();
+  conversation.own(file.name);
+  conversation.problem = "";
+  const { clip } = conversation;
+  open(conversation);
+  try {
+    const uploaded = await api.upload(file, file.name);
+    const seen = await api.frames(uploaded.fileId, {}); // what cannot be read is told now
+    const isKept = await keepClip(clip.key, file);
+    Object.assign(clip, uploaded, { duration: seen.duration });
+    Object.assign(conversation, { ideas });
+    keep(conversation);
+    if (conversation !== current) return;
+    await open(conversation);
+    if (!isKept) $("status").textContent += " (too large to be kept in this browser)";
     $("question").focus();
   } catch (error) {
-    $("status").textContent = "";
-    problem(`${file.name}: ${error.message}`);
+    conversation.clip = null;
+    conversation.problem = `${file.name}: ${error.message}`;
+    if (conversation === current) open(conversation);
   }
 }
 
-function show(file, isImage, seen) {
-  const shown = $(isImage ? "picture" : "player");
-  URL.revokeObjectURL(shown.src);
-  shown.src = URL.createObjectURL(file);
-  shown.hidden = false;
-  $("seen-note").textContent = isImage ? "" : `${seen.data.length} of ${Math.round(seen.duration * seen.fps)} frames`;
-  for (const frame of seen.data) {
-    const time = `${frame.time.toFixed(2)} s`;
-    const picture = Object.assign(new Image(), { src: frame.image, alt: "" });
-    const button = document.createElement("button");
-    button.type = "button";
-    button.setAttribute("aria-label", `Frame at ${time}: show it in the video`);
-    button.append(picture, Object.assign(document.createElement("span"), { textContent: time }));
-    button.addEventListener("click", () => { $("player").currentTime = frame.time; });
-    const item = document.createElement("li");
-    item.append(button);
-    $("frames").append(item);
-  }
-  $("seen").hidden = false;
+function showIdeas() {
+  $("ideas").replaceChildren(...current.ideas.map((question) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", className: "plain", textContent: question });
+    button.addEventListener("click", () => submit(question));
+    return button;
+  }));
 }
 
-async function example() {
-  const [clip, about] = await Promise.all(["demo.mp4", "demo.json"].map((name) => api(`/examples/${name}`)));
-  await choose(new File([await clip.blob()], "demo.mp4", { type: "video/mp4" }));
-  for (const { question } of (await about.json()).questions) {
-    const button = document.createElement("button");
-    Object.assign(button, { type: "button", className: "plain", textContent: question });
-    button.addEventListener("click", () => ask(question));
-    $("ideas").append(button);
-  }
-}
-
-// -- the conversation --------------------------------------------------------------------------------------------------
-function message(question) {
-  const text = { type: "text", text: question };
-  const shown = state.messages.length || !state.file ? [] : [{ type: "file", file: { file_id: state.file.id } }];
-  return { role: "user", content: [...shown, text] };
-}
-
-function line(role, text = "") {
-  const item = document.createElement("li");
-  item.className = role;
-  const said = Object.assign(document.createElement("span"), { className: "text", textContent: text });
-  item.append(said);
-  $("log").append(item);
-  $("log").scrollTop = $("log").scrollHeight;
-  return { item, said };
-}
-
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const parts = (rest + value).split("\n\n");
-    rest = parts.pop();
-    for (const part of parts) {
-      const data = part.replace(/^data: /, "");
-      if (data === "[DONE]") return;
-      const event = JSON.parse(data);
-      if (event.error) throw new Error(event.error.message);
-      yield event;
-    }
-  }
-}
-
-async function ask(question) {
-  if (state.running || !question.trim()) return;
-  const asked = message(question);
-  line("user", question);
-  const { item, said } = line("assistant");
-  item.classList.add("waiting");
-  $("question").value = "";
-  const running = new AbortController();
-  state.running = running;
-  $("send").disabled = true;
-  $("stop").disabled = false;
-  const began = performance.now();
-  let first = null, text = "", about = null, usage = null;
-  try {
-    const response = await api("/v1/chat/completions", {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      signal: running.signal,
-      body: JSON.stringify({
-        model: state.model, messages: [...state.messages, asked], stream: true, stream_options: { include_usage: true },
-      }),
-    });
-    for await (const event of events(response)) {
-      const piece = event.choices[0]?.delta.content;
-      if (piece) {
-        first ??= performance.now();
-        text += piece;
-        said.textContent = text;
-        $("log").scrollTop = $("log").scrollHeight;
+// -- questions ---------------------------------------------------------------------------------------------------------
+/** Called for every change of a turn: what is shown changes only if its conversation is shown. */
+function changedIn(conversation) {
+  return (turn) => {
+    const isSettled = !conversation.running;
+    if (conversation === current) {
+      showTurn(conversation, turn, acts);
+      if (isSettled) {
+        for (const other of conversation.turns) if (other !== turn) showTurn(conversation, other, acts);
+        showTicks();
       }
-      about = event.videopanda ?? about;
-      usage = event.usage ?? usage;
+      showControls();
     }
-    state.messages.push(asked, { role: "assistant", content: text });
-    note(item, about, usage, (first ?? performance.now()) - began);
-  } catch (error) {
-    if (running.signal.aborted) {
-      note(item, null, null, 0);
-      if (text) state.messages.push(asked, { role: "assistant", content: text });
-    } else {
-      item.classList.add("failed");
-      said.textContent = error.message;
-    }
-  } finally {
-    item.classList.remove("waiting");
-    if (state.running === running) state.running = null;
-    $("send").disabled = Boolean(state.running);
-    $("stop").disabled = !state.running;
-  }
+    if (!isSettled && turn.answer) return;
+    if (isSettled && turn.state === "done" && !turn.checks) measure(turn);
+    keep(conversation);
+    showHistory();
+  };
 }
 
-function note(item, about, usage, wait) {
-  let text = "stopped";
-  if (about) {
-    const known = usage?.prompt_tokens_details.cached_tokens ?? 0;
-    const seen = about.visual_tokens ? `${about.visual_tokens} visual tokens${known ? ", read before" : ""} · ` : "";
-    text = `${seen}first word after ${(wait / 1000).toFixed(2)} s`;
-    item.dataset.known = known;
+/** Seconds for each visual token of a clip that was new to the server: what the next one is likely to take. */
+function measure({ about, usage, model }) {
+  if (!about.visual_tokens || usage.prompt_tokens_details.cached_tokens) return;
+  const { decode = 0, encode = 0, prefill = 0 } = about.seconds;
+  const pace = (decode + encode + prefill) / about.visual_tokens;
+  keepSetting("pace", { ...setting("pace", {}), [model]: pace });
+  showPace(pace);
+}
+
+async function submit(question, sampling) {
+  const conversation = current;
+  if (conversation.running || !question.trim()) return;
+  if (!conversation.clip?.fileId) {
+    problem(conversation.clip ? "Wait until the video is uploaded." : "Choose a video first.");
+    return;
   }
-  item.append(Object.assign(document.createElement("span"), { className: "note", textContent: text }));
+  if (edited) cutFrom(edited);
+  $("question").value = "";
   $("log").scrollTop = $("log").scrollHeight;
+  await ask(conversation, question, { model: server.model, sampling, withChecks: $("truth").checked }, changedIn(conversation));
 }
 
-function stop() {
-  state.running?.abort();
+function cutFrom(turn) {
+  current.turns.splice(current.turns.indexOf(turn));
+  stopEditing();
+  showLog(current, acts);
 }
 
-// -- code --------------------------------------------------------------------------------------------------------------
-const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+function stopEditing() {
+  if (edited) $("question").value = "";
+  edited = null;
+  $("editing").hidden = true;
+}
 
-function code(language) {
-  const question = $("question").value.trim() || $("log").querySelector(".user:last-of-type .text")?.textContent
-    || "What happens in this video?";
-  const name = state.file?.name ?? "clip.mp4";
-  const server = location.origin;
-  if (language === "python") {
-    return `from openai import OpenAI
+const acts = {
+  edit(turn) {
+    if (current.running) return;
+    edited = turn;
+    $("editing").hidden = false;
+    $("question").value = turn.question;
+    $("question").focus();
+  },
+  again(turn) {
+    if (current.running) return;
+    const isRepeated = turn.state === "done"; // a greedy answer would be the same
+    cutFrom(turn);
+    submit(turn.question, isRepeated ? { temperature: AGAIN_TEMPERATURE, seed: crypto.getRandomValues(new Uint32Array(1))[0] } : undefined);
+  },
+  check(turn) {
+    if (!current.running) check(current, turn, changedIn(current));
+  },
+  async copy(turn) {
+    await navigator.clipboard.writeText(turn.answer);
+    $("status").textContent = "Copied the answer.";
+  },
+};
 
-client = OpenAI(base_url=${JSON.stringify(`${server}/v1`)}, api_key="none")
-file = client.files.create(file=open(${JSON.stringify(name)}, "rb"), purpose="user_data")
-answer = client.chat.completions.create(
-    model=${JSON.stringify(state.model)},
-    messages=[{"role": "user", "content": [
-        {"type": "file", "file": {"file_id": file.id}},
-        {"type": "text", "text": ${JSON.stringify(question)}},
-    ]}],
-)
-print(answer.choices[0].message.content)`;
+function showControls() {
+  const isRunning = Boolean(current.running);
+  $("send").disabled = isRunning;
+  $("stop").disabled = !isRunning;
+  $("export").hidden = !current.turns.length;
+  for (const button of $("ideas").children) button.disabled = isRunning;
+}
+
+// -- code, export, facts -----------------------------------------------------------------------------------------------
+/** The question in the box, or else the last one that was asked, with the turns before it. */
+async function copyCode(language) {
+  const { turns, clip, choice } = current;
+  const typed = $("question").value.trim();
+  const last = turns.at(-1);
+  if (!clip?.fileId || !(typed || last)) {
+    problem(clip?.fileId ? "Type a question first: it is copied with the video." : "Choose a video first.");
+    return;
   }
-  const body = JSON.stringify({
-    model: state.model,
-    messages: [{ role: "user", content: [{ type: "file", file: { file_id: "FILE" } }, { type: "text", text: question }] }],
-  });
-  const key = state.key ? ' -H "Authorization: Bearer $KEY"' : "";
-  return `FILE=$(curl -s${key} -F ${quoted(`file=@${name}`)} ${server}/v1/files | sed 's/.*"id":"\\([^"]*\\)".*/\\1/')
-curl -s${key} -H 'Content-Type: application/json' ${server}/v1/chat/completions \\
-  -d ${quoted(body).replace("FILE", `'"$FILE"'`)}`;
-}
-
-async function copy(language) {
-  const text = code(language);
+  const before = turns.slice(0, typed ? (edited ? turns.indexOf(edited) : turns.length) : -1);
+  const asked = typed ? { question: typed, choice, model: server.model } : last;
+  const text = codeFor(language, current, { ...asked, turns: before }, server.needsKey);
   $("code-title").textContent = language === "curl" ? "The same with curl" : "The same in Python";
   $("code-text").textContent = text;
   $("copied").textContent = "";
@@ -226,51 +261,118 @@ async function copy(language) {
   }
 }
 
+function exportCurrent() {
+  const { id, created, clip, turns } = current;
+  const { name, duration, isImage } = clip;
+  const kept = { model: server.model, id, created: new Date(created).toISOString(), clip: { name, duration, isImage }, turns };
+  const url = URL.createObjectURL(new Blob([JSON.stringify(kept, null, 2)], { type: "application/json" }));
+  Object.assign(document.createElement("a"), { href: url, download: `${name}.conversation.json` }).click();
+  URL.revokeObjectURL(url);
+}
+
+async function showFacts() {
+  const { max_model_len: context, videopanda: limits } = await api.modelInfo();
+  const facts = {
+    "Model": server.model,
+    "Context": `${context.toLocaleString("en")} tokens, for the video, the questions and the answers`,
+    "Frames": `${limits.num_frames} unless chosen, at most ${limits.max_frames}`,
+    "Answer": `at most ${limits.max_tokens.toLocaleString("en")} tokens`,
+    "Upload": `at most ${Math.floor(limits.max_file_bytes / 2 ** 20).toLocaleString("en")} MiB`,
+  };
+  const entry = (tag, textContent) => Object.assign(document.createElement(tag), { textContent });
+  $("facts-list").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [entry("dt", name), entry("dd", value)]));
+  $("facts").showModal();
+}
+
 // -- start -------------------------------------------------------------------------------------------------------------
-function theme() {
-  const isDark = document.documentElement.dataset.theme
-    ? document.documentElement.dataset.theme === "dark"
-    : matchMedia("(prefers-color-scheme: dark)").matches;
-  document.documentElement.dataset.theme = isDark ? "light" : "dark";
+function toggleTheme() {
+  const { dataset } = document.documentElement;
+  const isDark = dataset.theme ? dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  dataset.theme = isDark ? "light" : "dark";
+  keepSetting("theme", dataset.theme);
 }
 
-async function start() {
-  const health = await (await fetch("/health")).json();
-  state.model = health.model;
-  $("model").textContent = health.model;
-  $("key-form").hidden = !health.needs_key;
+async function connect() {
+  const told = await api.health();
+  Object.assign(server, { model: told.model, needsKey: told.needs_key });
+  $("model").textContent = told.model;
+  $("key-form").hidden = !told.needs_key;
+  if (told.needs_key && !api.access.key) return;
+  const { max_model_len: context, videopanda: limits } = await api.modelInfo();
+  server.limits = { maxFrames: limits.max_frames, context };
+  open(current);
 }
 
-$("file").addEventListener("change", (event) => {
-  const [file] = event.target.files;
-  event.target.value = "";
-  if (file) choose(file);
-});
-for (const name of ["dragover", "dragleave", "drop"]) {
-  $("drop").addEventListener(name, (event) => {
-    event.preventDefault();
-    $("drop").classList.toggle("over", name === "dragover");
-    if (name === "drop" && event.dataTransfer.files.length) choose(event.dataTransfer.files[0]);
+const report = (work) => (...given) => Promise.resolve(work(...given)).catch((error) => problem(error.message));
+
+function listen() {
+  $("file").addEventListener("change", (event) => {
+    const [file] = event.target.files;
+    event.target.value = "";
+    if (file) choose(file);
   });
-}
-$("example").addEventListener("click", () => example().catch((error) => problem(error.message)));
-$("ask").addEventListener("submit", (event) => {
-  event.preventDefault();
-  ask($("question").value);
-});
-$("question").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-    event.preventDefault();
-    ask($("question").value);
+  for (const name of ["dragover", "dragleave", "drop"]) {
+    $("drop").addEventListener(name, (event) => {
+      event.preventDefault();
+      $("drop").classList.toggle("over", name === "dragover");
+      if (name === "drop" && event.dataTransfer.files.length) choose(event.dataTransfer.files[0]);
+    });
   }
-});
-document.addEventListener("keydown", (event) => { if (event.key === "Escape") stop(); });
-$("stop").addEventListener("click", stop);
-$("theme").addEventListener("click", theme);
-$("key-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  state.key = $("key").value.trim();
-  problem("");
-});
-for (const button of document.querySelectorAll(".copy")) button.addEventListener("click", () => copy(button.dataset.language));
-start().catch(() => problem("The server cannot be reached."));
+  $("example").addEventListener("click", report(async () => {
+    const { file, questions } = await api.example();
+    await choose(file, questions);
+  }));
+  $("new").addEventListener("click", () => {
+    open(conversations.find((one) => one.isEmpty) ?? create());
+    $("file").focus();
+  });
+  $("ask").addEventListener("submit", (event) => {
+    event.preventDefault();
+    submit($("question").value);
+  });
+  $("question").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      submit($("question").value);
+    }
+  });
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") current.stop(); });
+  $("stop").addEventListener("click", () => current.stop());
+  $("keep").addEventListener("click", stopEditing);
+  $("truth").addEventListener("change", () => keepSetting("truth", $("truth").checked));
+  $("export").addEventListener("click", exportCurrent);
+  $("about").addEventListener("click", report(showFacts));
+  $("theme").addEventListener("click", toggleTheme);
+  $("key-form").addEventListener("submit", report(async (event) => {
+    event.preventDefault();
+    api.access.key = $("key").value.trim();
+    keepSetting("key", api.access.key);
+    problem("");
+    await connect();
+  }));
+  for (const button of document.querySelectorAll(".copy")) button.addEventListener("click", () => copyCode(button.dataset.language));
+  startTimeline(report(async (conversation) => {
+    keep(conversation);
+    if (conversation === current) await showFramesOf(conversation);
+  }));
+  const wide = matchMedia("(min-width: 70rem)");
+  const unfold = () => { $("history").open = wide.matches; };
+  wide.addEventListener("change", unfold);
+  unfold();
+}
+
+function start() {
+  const theme = setting("theme", null);
+  if (theme) document.documentElement.dataset.theme = theme;
+  api.access.key = $("key").value = setting("key", "");
+  $("truth").checked = setting("truth", false);
+  conversations = keptConversations().map((kept) => new Conversation(kept));
+  current = conversations.find(({ id }) => id === setting("current", "")) ?? conversations[0] ?? create();
+  listen();
+  showLog(current, acts);
+  showControls();
+  showHistory();
+  connect().catch((error) => problem(error.status === 401 ? "The server does not accept this key." : error.status ? error.message : "The server cannot be reached."));
+}
+
+start();

@@ -1,0 +1,85 @@
+// Requests to this server, with the API key if it needs one.
+
+export const access = { key: "" };
+
+class ApiError extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+async function api(path, options = {}) {
+  const headers = access.key ? { ...options.headers, Authorization: `Bearer ${access.key}` } : options.headers;
+  const response = await fetch(path, { ...options, headers });
+  if (response.ok) return response;
+  const body = await response.json().catch(() => null);
+  throw new ApiError(response.status, body?.error?.message ?? `The server answers with status ${response.status}.`);
+}
+
+const json = async (path, options) => (await api(path, options)).json();
+
+export const health = () => json("/health");
+export const modelInfo = async () => (await json("/v1/models")).data[0];
+
+export async function example() {
+  const [clip, about] = await Promise.all([api("/examples/demo.mp4"), json("/examples/demo.json")]);
+  return {
+    file: new File([await clip.blob()], "demo.mp4", { type: "video/mp4" }),
+    questions: about.questions.map(({ question }) => question),
+  };
+}
+
+/** Uploads a clip: { id, isImage }. */
+export async function upload(blob, name) {
+  const form = new FormData();
+  form.append("purpose", "user_data");
+  form.append("file", blob, name);
+  const stored = await json("/v1/files", { method: "POST", body: form });
+  return { fileId: stored.id, isImage: stored.videopanda.kind === "image" };
+}
+
+/** Whether the server still has an uploaded file: uploads expire. */
+export async function isStored(fileId, signal) {
+  try {
+    await api(`/v1/files/${fileId}`, { signal });
+    return true;
+  } catch (error) {
+    if (error.status === 404) return false;
+    throw error;
+  }
+}
+
+export const content = async (fileId) => (await api(`/v1/files/${fileId}/content`)).blob();
+
+/** The frames that a question with this choice would use, and the tokens that they take. */
+export const frames = (fileId, choice, signal) => json(`/v1/files/${fileId}/frames?${new URLSearchParams(choice)}`, { signal });
+
+const chat = (body, signal) => api("/v1/chat/completions", {
+  method: "POST", headers: { "Content-Type": "application/json" }, signal, body: JSON.stringify(body),
+});
+
+/** The text of a reply. */
+export async function reply(body, signal) {
+  return (await (await chat(body, signal)).json()).choices[0].message.content;
+}
+
+/** The events of a streamed reply. */
+export async function* stream(body, signal) {
+  const response = await chat({ ...body, stream: true, stream_options: { include_usage: true } }, signal);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) throw new Error("The connection to the server was lost.");
+    const parts = (rest + value).split("\n\n");
+    rest = parts.pop();
+    for (const part of parts) {
+      const data = part.replace(/^data: /, "");
+      if (data === "[DONE]") return;
+      const event = JSON.parse(data);
+      if (event.error) throw new Error(event.error.message);
+      yield event;
+    }
+  }
+}

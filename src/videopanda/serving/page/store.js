@@ -1,0 +1,110 @@
+// What the browser keeps: settings and conversations as text in localStorage, clips in IndexedDB.
+// Each conversation has an entry of its own, so that two tabs do not overwrite one another's.
+
+const SETTING = "videopanda.setting.";
+const CONVERSATION = "videopanda.conversation.";
+const MAX_CONVERSATIONS = 50;
+const MAX_CLIP_BYTES = 512 * 2 ** 20;
+
+export function setting(name, fallback) {
+  try {
+    return JSON.parse(localStorage.getItem(SETTING + name)) ?? fallback;
+  } catch {
+    return fallback; // the browser keeps nothing, or something else wrote it
+  }
+}
+
+/** Keeps a setting; false if the browser keeps nothing. */
+export function keepSetting(name, value) {
+  return write(SETTING + name, value);
+}
+
+function write(key, value) {
+  try {
+    localStorage.setItem(key, JSON.stringify(value));
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** The kept conversations, newest first. */
+export function keptConversations() {
+  const found = [];
+  try {
+    for (const key of Object.keys(localStorage).filter((name) => name.startsWith(CONVERSATION))) {
+      found.push(JSON.parse(localStorage.getItem(key)));
+    }
+  } catch {
+    // What cannot be read is not shown.
+  }
+  return found.sort((one, other) => other.created - one.created);
+}
+
+/** Keeps a conversation; the oldest ones make room. Returns false if the browser has none. */
+export function keepConversation(conversation) {
+  const older = keptConversations().filter(({ id }) => id !== conversation.id);
+  while (older.length >= MAX_CONVERSATIONS) dropConversation(older.pop());
+  while (!write(CONVERSATION + conversation.id, conversation)) {
+    if (!older.length) return false;
+    dropConversation(older.pop());
+  }
+  return true;
+}
+
+export function dropConversation({ id, clip }) {
+  try {
+    localStorage.removeItem(CONVERSATION + id);
+  } catch {
+    // There was nothing to remove.
+  }
+  if (clip) inClips("readwrite", (clips) => clips.delete(clip.key)).catch(() => {});
+}
+
+// -- clips -------------------------------------------------------------------------------------------------------------
+const settled = (request) => new Promise((resolve, reject) => {
+  request.onsuccess = () => resolve(request.result);
+  request.onerror = () => reject(request.error);
+});
+
+let database = null;
+
+async function inClips(mode, work) {
+  if (!database) {
+    const request = indexedDB.open("videopanda", 1);
+    request.onupgradeneeded = () => request.result.createObjectStore("clips", { keyPath: "key" });
+    database = settled(request);
+  }
+  const clips = (await database).transaction("clips", mode).objectStore("clips");
+  return settled(work(clips));
+}
+
+/** Keeps a clip; those that were used longest ago make room. Returns false if it is too large or the browser refuses. */
+export async function keepClip(key, blob) {
+  try {
+    const kept = await inClips("readonly", (clips) => clips.getAll());
+    let free = MAX_CLIP_BYTES - kept.reduce((sum, one) => sum + one.blob.size, 0);
+    if (blob.size > MAX_CLIP_BYTES) return false;
+    for (const old of kept.sort((one, other) => one.used - other.used)) {
+      if (free >= blob.size) break;
+      await inClips("readwrite", (clips) => clips.delete(old.key));
+      free += old.blob.size;
+    }
+    await inClips("readwrite", (clips) => clips.put({ key, blob, used: Date.now() }));
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** A kept clip, or null. */
+export async function keptClip(key) {
+  try {
+    const found = await inClips("readonly", (clips) => clips.get(key));
+    if (!found) return null;
+    await inClips("readwrite", (clips) => clips.put({ ...found, used: Date.now() }));
+    return found.blob;
+  } catch {
+    return null;
+  }
+}
