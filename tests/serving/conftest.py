@@ -17,6 +17,7 @@ def server(tmp_path_factory):
 
 
 # Newer browsers ask their user before a page may reach this machine. Others do not, so the server must not rely on it.
+CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # Chromium's own test picture
 UNHELPED = ["--disable-features=LocalNetworkAccessChecks,BlockInsecurePrivateNetworkRequests"]
 
 
@@ -30,6 +31,6 @@ def browser():
         if not Path(path).exists():
             pytest.skip("no browser: apt-get install chromium, or python -m playwright install chromium")
         rules = "--host-resolver-rules=MAP evil.example 127.0.0.1"
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", rules, *UNHELPED])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", rules, *UNHELPED, *CAMERA])
         yield browser
         browser.close()

@@ -12,6 +12,7 @@ from live import Server
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from conftest import CAMERA
 from videopanda.inference.load import BUNDLED_MODEL
 
 DEMO = BUNDLED_MODEL.parent / "demo.mp4"
@@ -69,6 +70,13 @@ def tour(browser: Browser, url: str, folder: Path) -> None:
     expect(page.locator("#facts")).to_be_visible()
     shoot(page, folder, "model")
     page.keyboard.press("Escape")
+    page.click("#live-start")
+    expect(page.locator("#live-status")).to_contain_text("Sent: 2", timeout=PATIENCE)
+    page.fill("#live-question", "How many objects does the video show in total?")
+    page.keyboard.press("Enter")
+    expect(page.locator("#live-log .assistant")).to_contain_text("visual tokens)", timeout=PATIENCE)
+    shoot(page, folder, "camera")
+    page.click("#live-close")
     page.click("text=Copy as Python")
     expect(page.locator("#code")).to_be_visible()
     shoot(page, folder, "code")
@@ -90,7 +98,7 @@ def tour(browser: Browser, url: str, folder: Path) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         server = Server(Path(temporary) / "files")
-        chromium = playwright.chromium.launch()
+        chromium = playwright.chromium.launch(args=CAMERA)
         try:
             tour(chromium, server.url, Path(sys.argv[1]))
         finally:

@@ -340,6 +340,20 @@ def test_code_to_copy_gives_the_same_answer(page, wanted):
     assert said == [wanted[0]]
 
 
+def test_the_camera_is_asked_about_and_the_session_ends_with_it(page):
+    with page.page.expect_response(lambda r: r.url.endswith("/v1/streaming/sessions") and r.ok) as opened:
+        page.page.click("#live-start")
+    session = f"/v1/streaming/sessions/{opened.value.json()['id']}"
+    sync_api.expect(page.page.locator("#live-status")).to_contain_text("Sent: 3", timeout=PATIENCE)
+    page.page.fill("#live-question", ASKED[0])
+    page.page.keyboard.press("Enter")
+    sync_api.expect(page.page.locator("#live-log .assistant")).to_contain_text("visual tokens)", timeout=PATIENCE)
+    with page.page.expect_response(f"**{session}") as closed:
+        page.page.click("#live-close")
+    assert closed.value.json()["deleted"]
+    assert not page.page.evaluate("document.getElementById('camera').srcObject")
+
+
 def test_it_works_by_keyboard_on_a_phone_in_the_dark(browser, server, wanted):
     """Everything is reached by Tab and has a name; nothing is wider than the screen; the dark page is dark."""
     page = Page(browser, server, viewport={"width": 360, "height": 740}, color_scheme="dark")

@@ -55,6 +55,31 @@ export const content = async (fileId) => (await api(`/v1/files/${fileId}/content
 /** The frames that a question with this choice would use, and the tokens that they take. */
 export const frames = (fileId, choice, signal) => json(`/v1/files/${fileId}/frames?${new URLSearchParams(choice)}`, { signal });
 
+// -- live sessions -----------------------------------------------------------------------------------------------------
+const SESSIONS = "/v1/streaming/sessions";
+const posted = (path, body, signal) => json(path, {
+  method: "POST", headers: { "Content-Type": "application/json" }, signal, body: JSON.stringify(body),
+});
+
+/** A session about everything so far; or, for models that cannot read an endless video, about the last frames. */
+export async function openSession(model, lastFrames) {
+  try {
+    return { id: (await posted(SESSIONS, { model })).id, seen: "all pictures so far" };
+  } catch (error) {
+    if (error.status !== 400) throw error;
+    return { id: (await posted(SESSIONS, { model, last_frames: lastFrames })).id, seen: `the last ${lastFrames} pictures` };
+  }
+}
+
+/** Shows a session one more picture, taken `timestamp` seconds after the first. */
+export const pushFrame = (id, picture, timestamp, signal) =>
+  json(`${SESSIONS}/${id}/frame?timestamp=${timestamp}`, { method: "POST", signal, body: picture });
+
+export const askSession = (id, question, signal) => posted(`${SESSIONS}/${id}/ask`, { question }, signal);
+
+export const closeSession = (id) => api(`${SESSIONS}/${id}`, { method: "DELETE" });
+
+// -- questions ---------------------------------------------------------------------------------------------------------
 const chat = (body, signal) => api("/v1/chat/completions", {
   method: "POST", headers: { "Content-Type": "application/json" }, signal, body: JSON.stringify(body),
 });

@@ -2,17 +2,19 @@
 //
 //   conversation.js  what a conversation owns, and its requests      log.js       its turns, shown
 //   store.js         what the browser keeps                          timeline.js  which frames, and what they cost
-//   api.js           requests to the server                          markdown.js, code.js
+//   live.js          the camera                                      markdown.js, code.js
+//   api.js           requests to the server
 
 import * as api from "./api.js";
 import { codeFor } from "./code.js";
 import { AGAIN_TEMPERATURE, Conversation, ask, check, ensureUploaded } from "./conversation.js";
+import { listenLive, startLive } from "./live.js";
 import { showLog, showTurn } from "./log.js";
 import { dropConversation, keepClip, keepConversation, keepSetting, keptClip, keptConversations, setting } from "./store.js";
 import { hideTimeline, showPace, showTicks, showTimeline, startTimeline } from "./timeline.js";
 
 const $ = (id) => document.getElementById(id);
-const server = { model: null, needsKey: false, limits: { maxFrames: 1, context: Infinity } };
+const server = { model: null, needsKey: false, limits: { numFrames: 1, maxFrames: 1, context: Infinity } };
 let conversations = [];
 let current = null;
 let edited = null; // the turn whose question is being edited
@@ -223,8 +225,12 @@ const acts = {
     if (!current.running) check(current, turn, changedIn(current));
   },
   async copy(turn) {
-    await navigator.clipboard.writeText(turn.answer);
-    $("status").textContent = "Copied the answer.";
+    try {
+      await navigator.clipboard.writeText(turn.answer);
+      $("status").textContent = "Copied the answer.";
+    } catch {
+      problem("The browser does not let this page copy: select the answer instead.");
+    }
   },
 };
 
@@ -299,7 +305,7 @@ async function connect() {
   $("key-form").hidden = !told.needs_key;
   if (told.needs_key && !api.access.key) return;
   const { max_model_len: context, videopanda: limits } = await api.modelInfo();
-  server.limits = { maxFrames: limits.max_frames, context };
+  server.limits = { numFrames: limits.num_frames, maxFrames: limits.max_frames, context };
   open(current);
 }
 
@@ -322,6 +328,8 @@ function listen() {
     const { file, questions } = await api.example();
     await choose(file, questions);
   }));
+  $("live-start").addEventListener("click", report(() => startLive(server.model, server.limits.numFrames)));
+  listenLive();
   $("new").addEventListener("click", () => {
     open(conversations.find((one) => one.isEmpty) ?? create());
     $("file").focus();
@@ -336,7 +344,7 @@ function listen() {
       submit($("question").value);
     }
   });
-  document.addEventListener("keydown", (event) => { if (event.key === "Escape") current.stop(); });
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape" && !document.querySelector("dialog[open]")) current.stop(); });
   $("stop").addEventListener("click", () => current.stop());
   $("keep").addEventListener("click", stopEditing);
   $("truth").addEventListener("change", () => keepSetting("truth", $("truth").checked));
