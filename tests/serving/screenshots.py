@@ -98,7 +98,7 @@ def tour(browser: Browser, url: str, folder: Path) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         server = Server(Path(temporary) / "files")
-        chromium = playwright.chromium.launch(args=CAMERA)
+        chromium = playwright.chromium.launch(executable_path=playwright.chromium.executable_path, args=CAMERA)
         try:
             tour(chromium, server.url, Path(sys.argv[1]))
         finally:
