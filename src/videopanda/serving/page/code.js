@@ -1,11 +1,12 @@
-// The request for a question, as code to copy.
+// What can be taken away: the request for a question as code, and a conversation as JSON.
 
 import { requestFor } from "./conversation.js";
 
+const $ = (id) => document.getElementById(id);
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 /** Code that uploads the clip of a conversation and asks what `asked` describes; see `requestFor`. */
-export function codeFor(language, conversation, asked, needsKey) {
+function codeFor(language, conversation, asked, needsKey) {
   const { model, messages, ...sampling } = requestFor(conversation, asked);
   const { name, fileId } = conversation.clip;
   const file = JSON.stringify(fileId); // in a question its quotes would be escaped, so only the id itself is replaced
@@ -27,4 +28,28 @@ print(answer.choices[0].message.content)`;
   return `FILE=$(curl -s${key} -F ${quoted(`file=@${name}`)} ${server}/v1/files | sed 's/.*"id":"\\([^"]*\\)".*/\\1/')
 curl -s${key} -H 'Content-Type: application/json' ${server}/v1/chat/completions \\
   -d ${quoted(body).replaceAll(file, `"'"$FILE"'"`)}`;
+}
+
+/** Shows the code for a question, and copies it. */
+export async function copyCode(language, conversation, asked, needsKey) {
+  const text = codeFor(language, conversation, asked, needsKey);
+  $("code-title").textContent = language === "curl" ? "The same with curl" : "The same in Python";
+  $("code-text").textContent = text;
+  $("copied").textContent = "";
+  $("code").showModal();
+  try {
+    await navigator.clipboard.writeText(text);
+    $("copied").textContent = "Copied.";
+  } catch {
+    $("copied").textContent = "Select it to copy it.";
+  }
+}
+
+/** Downloads a conversation as JSON. */
+export function exportAsJson({ id, created, clip, turns }, model) {
+  const { name, duration, isImage } = clip;
+  const kept = { model, id, created: new Date(created).toISOString(), clip: { name, duration, isImage }, turns };
+  const url = URL.createObjectURL(new Blob([JSON.stringify(kept, null, 2)], { type: "application/json" }));
+  Object.assign(document.createElement("a"), { href: url, download: `${name}.conversation.json` }).click();
+  URL.revokeObjectURL(url);
 }

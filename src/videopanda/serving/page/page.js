@@ -2,12 +2,13 @@
 //
 //   conversation.js  what a conversation owns, and its requests      log.js       its turns, shown
 //   store.js         what the browser keeps                          timeline.js  which frames, and what they cost
-//   live.js          the camera                                      markdown.js, code.js
-//   api.js           requests to the server
+//   history.js       the list of conversations                       live.js      the camera
+//   api.js           requests to the server                          markdown.js, code.js
 
 import * as api from "./api.js";
-import { codeFor } from "./code.js";
+import { copyCode, exportAsJson } from "./code.js";
 import { AGAIN_TEMPERATURE, Conversation, ask, check, ensureUploaded } from "./conversation.js";
+import { showHistory } from "./history.js";
 import { listenLive, startLive } from "./live.js";
 import { showLog, showTurn } from "./log.js";
 import { dropConversation, keepClip, keepConversation, keepSetting, keptClip, keptConversations, setting } from "./store.js";
@@ -55,7 +56,7 @@ async function open(conversation) {
   showLog(conversation, acts);
   showIdeas();
   showControls();
-  showHistory();
+  listConversations();
   if (conversation.clip?.fileId) await openClip(conversation);
 }
 
@@ -90,25 +91,8 @@ async function showFramesOf(conversation) {
   }
 }
 
-function showHistory() {
-  const listed = conversations.filter((one) => !one.isEmpty || one === current);
-  $("history-count").textContent = `(${listed.length})`;
-  $("conversations").replaceChildren(...listed.map((conversation) => {
-    const item = document.createElement("li");
-    const name = Object.assign(document.createElement("button"), { type: "button", className: "link name" });
-    const title = Object.assign(document.createElement("span"), { textContent: conversation.title });
-    const about = Object.assign(document.createElement("span"), { className: "quiet" });
-    const count = conversation.turns.length;
-    about.textContent = [conversation.clip?.name, count && `${count} ${count === 1 ? "question" : "questions"}`, conversation.running && "answering"].filter(Boolean).join(" · ");
-    name.append(title, about);
-    if (conversation === current) name.setAttribute("aria-current", "true");
-    name.addEventListener("click", () => open(conversation));
-    const remove = Object.assign(document.createElement("button"), { type: "button", className: "link remove", textContent: "×" });
-    remove.setAttribute("aria-label", `Delete the conversation: ${conversation.title}`);
-    remove.addEventListener("click", () => removeConversation(conversation));
-    item.append(name, remove);
-    return item;
-  }));
+function listConversations() {
+  showHistory(conversations, current, { open, remove: removeConversation });
 }
 
 function removeConversation(conversation) {
@@ -116,7 +100,7 @@ function removeConversation(conversation) {
   conversations = conversations.filter((one) => one !== conversation);
   dropConversation(conversation);
   if (conversation === current) open(conversations[0] ?? create());
-  else showHistory();
+  else listConversations();
   $("new").focus();
 }
 
@@ -169,7 +153,7 @@ function changedIn(conversation) {
     if (!isSettled && turn.answer) return;
     if (isSettled && turn.state === "done" && !turn.checks) measure(turn);
     keep(conversation);
-    showHistory();
+    listConversations();
   };
 }
 
@@ -242,38 +226,18 @@ function showControls() {
   for (const button of $("ideas").children) button.disabled = isRunning;
 }
 
-// -- code, export, facts -----------------------------------------------------------------------------------------------
+// -- code and facts ----------------------------------------------------------------------------------------------------
 /** The question in the box, or else the last one that was asked, with the turns before it. */
-async function copyCode(language) {
+function copy(language) {
   const { turns, clip, choice } = current;
   const typed = $("question").value.trim();
-  const last = turns.at(-1);
-  if (!clip?.fileId || !(typed || last)) {
+  if (!clip?.fileId || !(typed || turns.length)) {
     problem(clip?.fileId ? "Type a question first: it is copied with the video." : "Choose a video first.");
     return;
   }
   const before = turns.slice(0, typed ? (edited ? turns.indexOf(edited) : turns.length) : -1);
-  const asked = typed ? { question: typed, choice, model: server.model } : last;
-  const text = codeFor(language, current, { ...asked, turns: before }, server.needsKey);
-  $("code-title").textContent = language === "curl" ? "The same with curl" : "The same in Python";
-  $("code-text").textContent = text;
-  $("copied").textContent = "";
-  $("code").showModal();
-  try {
-    await navigator.clipboard.writeText(text);
-    $("copied").textContent = "Copied.";
-  } catch {
-    $("copied").textContent = "Select it to copy it.";
-  }
-}
-
-function exportCurrent() {
-  const { id, created, clip, turns } = current;
-  const { name, duration, isImage } = clip;
-  const kept = { model: server.model, id, created: new Date(created).toISOString(), clip: { name, duration, isImage }, turns };
-  const url = URL.createObjectURL(new Blob([JSON.stringify(kept, null, 2)], { type: "application/json" }));
-  Object.assign(document.createElement("a"), { href: url, download: `${name}.conversation.json` }).click();
-  URL.revokeObjectURL(url);
+  const asked = typed ? { question: typed, choice, model: server.model } : turns.at(-1);
+  copyCode(language, current, { ...asked, turns: before }, server.needsKey);
 }
 
 async function showFacts() {
@@ -348,7 +312,7 @@ function listen() {
   $("stop").addEventListener("click", () => current.stop());
   $("keep").addEventListener("click", stopEditing);
   $("truth").addEventListener("change", () => keepSetting("truth", $("truth").checked));
-  $("export").addEventListener("click", exportCurrent);
+  $("export").addEventListener("click", () => exportAsJson(current, server.model));
   $("about").addEventListener("click", report(showFacts));
   $("theme").addEventListener("click", toggleTheme);
   $("key-form").addEventListener("submit", report(async (event) => {
@@ -358,7 +322,7 @@ function listen() {
     problem("");
     await connect();
   }));
-  for (const button of document.querySelectorAll(".copy")) button.addEventListener("click", () => copyCode(button.dataset.language));
+  for (const button of document.querySelectorAll(".copy")) button.addEventListener("click", () => copy(button.dataset.language));
   startTimeline(report(async (conversation) => {
     keep(conversation);
     if (conversation === current) await showFramesOf(conversation);
@@ -379,7 +343,7 @@ function start() {
   listen();
   showLog(current, acts);
   showControls();
-  showHistory();
+  listConversations();
   connect().catch((error) => problem(error.status === 401 ? "The server does not accept this key." : error.status ? error.message : "The server cannot be reached."));
 }
 
