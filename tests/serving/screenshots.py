@@ -4,6 +4,7 @@ python tests/serving/screenshots.py docs/images
 """
 
 import io
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -98,7 +99,8 @@ def tour(browser: Browser, url: str, folder: Path) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         server = Server(Path(temporary) / "files")
-        chromium = playwright.chromium.launch(executable_path=playwright.chromium.executable_path, args=CAMERA)
+        path = shutil.which("chromium") or playwright.chromium.executable_path
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", *CAMERA])
         try:
             tour(chromium, server.url, Path(sys.argv[1]))
         finally:
