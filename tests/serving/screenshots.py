@@ -22,10 +22,10 @@ PATIENCE = 120_000  # milliseconds
 
 
 def shoot(page: Page, folder: Path, name: str, whole: bool = False) -> None:
-    """One picture, with few colors so that it is small."""
+    """One picture, with few colors so that it is small, the rare ones among them."""
     picture = Image.open(io.BytesIO(page.screenshot(full_page=whole))).convert("RGB")
     path = folder / f"page-{name}.png"
-    picture.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.quantize(160, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
