@@ -22,10 +22,14 @@ PATIENCE = 120_000  # milliseconds
 
 
 def shoot(page: Page, folder: Path, name: str, whole: bool = False) -> None:
-    """One picture, with few colors so that it is small, the rare ones among them."""
+    """One picture, with few colors so that it is small: those of large areas exactly, and rare ones nearly."""
     picture = Image.open(io.BytesIO(page.screenshot(full_page=whole))).convert("RGB")
     path = folder / f"page-{name}.png"
-    picture.quantize(160, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path, optimize=True)
+    methods = Image.Quantize.MEDIANCUT, Image.Quantize.FASTOCTREE
+    colors = [value for method in methods for value in picture.quantize(96, method).getpalette()[: 3 * 96]]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(colors)
+    picture.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
