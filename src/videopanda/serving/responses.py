@@ -11,21 +11,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from videopanda.inference.engine import Finished, RequestStats, TextDelta
-from videopanda.serving.protocol import ChatRequest, FrameChoice, Nothing, Strict
+from videopanda.serving.protocol import ChatRequest, FrameChoice, Nothing, ResponseFormat, Strict
 
 _SAME = ("model", "temperature", "top_p", "stream", "metadata", "user", "safety_identifier", "prompt_cache_key")
-
-
-class TextFormat(Strict):
-    """Plain text only."""
-
-    type: Literal["text"]
 
 
 class TextOptions(Strict):
     """How text is returned."""
 
-    format: TextFormat | None = None
+    format: ResponseFormat | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 

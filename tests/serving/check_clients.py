@@ -1,0 +1,196 @@
+"""Client libraries, unmodified, get the library's answers from a live server. `make test-clients` runs this.
+
+The clip is the bundled one and the question that of the README. Each client passes the clip in a way of its own;
+what a client or the server cannot do ends in a clear refusal.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+
+import instructor
+import openai
+import pytest
+from instructor.core import InstructorRetryException
+from langchain_core.messages import HumanMessage
+from langchain_openai import ChatOpenAI
+from live import PATIENCE, run_async
+from pydantic import BaseModel
+from pydantic_ai import Agent, BinaryContent, UploadedFile
+from pydantic_ai.exceptions import ModelHTTPError
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+from pydantic_ai.providers.openai import OpenAIProvider
+from test_api import DEMO, data_url, file, video
+
+import videopanda
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # read on import: otherwise it asks GitHub for prices
+import litellm
+
+pytestmark = pytest.mark.timeout(600)  # a server has to start
+QUESTION = "Could you tell me what color the red thing turns into?"
+KEY = "none"
+
+
+class Color(BaseModel):
+    """What a client with structured output asks for."""
+
+    color: str
+
+
+@pytest.fixture(scope="module")
+def url(server):
+    return f"{server.url}/v1"
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return openai.OpenAI(base_url=url, api_key=KEY, timeout=PATIENCE, max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def uploaded(client):
+    return client.files.create(file=DEMO, purpose="user_data")
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    """The library's answer, which the model does not give without the clip."""
+    answer = str(videopanda.answer(DEMO, QUESTION))
+    assert answer
+    return answer
+
+
+def turn(part):
+    return [{"role": "user", "content": [part, {"type": "text", "text": QUESTION}]}]
+
+
+def test_the_answer_needs_the_clip(client, wanted):
+    reply = client.chat.completions.create(model="nano", messages=[{"role": "user", "content": QUESTION}])
+    assert reply.choices[0].message.content != wanted
+
+
+# -- openai ------------------------------------------------------------------------------------------------------------
+def test_openai(client, uploaded, wanted):
+    for part in (video(data_url()), file(uploaded)):
+        assert client.chat.completions.create(model="nano", messages=turn(part)).choices[0].message.content == wanted
+        chunks = list(client.chat.completions.create(model="nano", messages=turn(part), stream=True))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == wanted
+    with client.chat.completions.stream(model="nano", messages=turn(file(uploaded))) as stream:
+        assert stream.get_final_completion().choices[0].message.content == wanted
+    parts = [{"type": "input_file", "file_id": uploaded.id}, {"type": "input_text", "text": QUESTION}]
+    assert client.responses.create(model="nano", input=[{"role": "user", "content": parts}]).output_text == wanted
+
+
+def test_openai_asynchronously(url, wanted):
+    async def ask():
+        async with openai.AsyncOpenAI(base_url=url, api_key=KEY, timeout=PATIENCE, max_retries=0) as client:
+            return await client.chat.completions.create(model="nano", messages=turn(video(data_url())))
+
+    assert run_async(ask()).choices[0].message.content == wanted
+
+
+def test_openai_is_refused_structured_output(client, uploaded):
+    with pytest.raises(openai.BadRequestError, match="response_format: JSON modes are not supported"):
+        client.chat.completions.parse(model="nano", messages=turn(file(uploaded)), response_format=Color)
+
+
+# -- LiteLLM -----------------------------------------------------------------------------------------------------------
+def litellm_ask(url, part, **fields):
+    return litellm.completion(
+        "openai/nano", turn(part), api_base=url, api_key=KEY, timeout=PATIENCE, num_retries=0, **fields
+    )
+
+
+def test_litellm(url, uploaded, wanted):
+    for part in (video(data_url()), file(uploaded)):
+        reply = litellm_ask(url, part)
+        assert reply.choices[0].message.content == wanted
+        assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
+        chunks = list(litellm_ask(url, part, stream=True, stream_options={"include_usage": True}))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == wanted
+        assert chunks[-1].usage.completion_tokens == reply.usage.completion_tokens
+    with pytest.raises(litellm.BadRequestError, match="response_format: JSON modes are not supported"):
+        litellm_ask(url, video(data_url()), response_format=Color)
+
+
+# -- LangChain ---------------------------------------------------------------------------------------------------------
+def test_langchain(url, uploaded, wanted):
+    model = ChatOpenAI(model="nano", base_url=url, api_key=KEY, timeout=PATIENCE, max_retries=0)
+    data = data_url().partition(",")[2]
+    for part in (
+        video(data_url()),
+        {"type": "file", "base64": data, "mime_type": "video/mp4", "filename": "demo.mp4"},  # LangChain's own
+        {"type": "file", "file_id": uploaded.id},
+    ):
+        message = HumanMessage([part, {"type": "text", "text": QUESTION}])
+        reply = model.invoke([message])
+        assert reply.content == wanted
+        assert reply.usage_metadata["output_tokens"] > 0
+        assert "".join(chunk.content for chunk in model.stream([message])) == wanted
+    again = [message, reply, HumanMessage(QUESTION)]  # a reply comes back as part of the conversation
+    assert model.invoke(again).content
+    with pytest.raises(openai.BadRequestError, match="response_format: JSON modes are not supported"):
+        model.with_structured_output(Color).invoke([message])
+
+
+# -- llm ---------------------------------------------------------------------------------------------------------------
+def test_llm(url, wanted, tmp_path):
+    """It knows pictures and PDF files only: with the type of the second the file is sent as it is."""
+    model = {"model_id": "nano", "model_name": "nano", "api_base": url, "vision": True}
+    (tmp_path / "extra-openai-models.yaml").write_text(json.dumps([model]))
+
+    def run(*words):
+        command = [sys.executable, "-m", "llm", "-m", "nano", *words, QUESTION]
+        env = {**os.environ, "LLM_USER_PATH": str(tmp_path)}
+        return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+    for options in ([], ["--no-stream"]):
+        done = run("--at", str(DEMO), "application/pdf", *options)
+        assert (done.stdout.strip(), done.returncode) == (wanted, 0), done.stderr
+    refused = run("--at", str(DEMO), "image/png")
+    assert refused.returncode == 1
+    assert "image_url holds a video: send it as video_url" in refused.stderr
+
+
+# -- pydantic-ai -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", [OpenAIChatModel, OpenAIResponsesModel])
+def test_pydantic_ai(url, uploaded, wanted, kind):
+    """Its models for OpenAI take a video as an uploaded file."""
+
+    async def use():
+        async with openai.AsyncOpenAI(base_url=url, api_key=KEY, timeout=PATIENCE, max_retries=0) as client:
+            model = kind("nano", provider=OpenAIProvider(openai_client=client))
+            clip = UploadedFile(uploaded.id, provider_name=model.system, media_type="video/mp4")
+            whole = await Agent(model).run([clip, QUESTION])
+            async with Agent(model).run_stream([clip, QUESTION]) as stream:
+                streamed = [text async for text in stream.stream_text(delta=True, debounce_by=None)]
+            with pytest.raises(NotImplementedError, match="ideo"):  # the client's own limit
+                await Agent(model).run([BinaryContent(DEMO.read_bytes(), media_type="video/mp4"), QUESTION])
+            with pytest.raises(ModelHTTPError, match="tools: tool calling is not supported"):
+                await Agent(model, output_type=Color).run([clip, QUESTION])
+            return whole.output, "".join(streamed), whole.usage.output_tokens
+
+    text, streamed, tokens = run_async(asyncio.wait_for(use(), PATIENCE))
+    assert (text, streamed) == (wanted, wanted)
+    assert tokens > 0
+
+
+# -- instructor --------------------------------------------------------------------------------------------------------
+def test_instructor(client, uploaded, wanted):
+    """Text passes; every mode that needs constrained decoding or tools is refused, by name."""
+    for mode, reason in (
+        (instructor.Mode.JSON, "response_format: JSON modes are not supported"),
+        (instructor.Mode.JSON_SCHEMA, "response_format: JSON modes are not supported"),
+        (instructor.Mode.TOOLS, "tools: tool calling is not supported"),
+    ):
+        asking = instructor.from_openai(client, mode=mode)
+        plain = asking.chat.completions.create(model="nano", messages=turn(file(uploaded)), response_model=None)
+        assert plain.choices[0].message.content == wanted
+        with pytest.raises(InstructorRetryException, match=reason) as caught:
+            asking.chat.completions.create(
+                model="nano", messages=turn(video(data_url())), response_model=Color, max_retries=0
+            )
+        assert "400" in str(caught.value)
