@@ -261,6 +261,67 @@ def charades(folder: Path) -> Path:
     return folder
 
 
+def video_mme_v2_rows(video: str, kind: str, structure: str | None) -> list[dict[str, Any]]:
+    """A group; the right answer of its n-th question is the n-th letter."""
+    texts = "\n".join(f"{letter}. choice {i}" for i, letter in enumerate("ABCDEFGH"))
+    row = {"video_id": video, "url": "https://example.invalid", "group_type": kind, "group_structure": structure}
+    heads = {"level": "2", "second_head": "Order", "third_head": "Steps"}  # only at the last question
+    return [
+        {
+            **row,
+            "question_id": f"{video}-{n}",
+            "question": f"What is {n}?",
+            "options": texts,
+            "answer": letter,
+            **(heads if n == 4 else dict.fromkeys(heads)),
+        }
+        for n, letter in enumerate("ABCD", 1)
+    ]
+
+
+def video_mme_v2(folder: Path) -> Path:
+    chain = video_mme_v2_rows("002", "logic", "[1, [2, 3], 4]")
+    write_parquet(folder / "test.parquet", [*video_mme_v2_rows("001", "relevance", None), *chain])
+    return folder
+
+
+def videoeval_pro(folder: Path) -> Path:
+    row = {
+        "video": "inv_3.mp4",
+        "question": "What color is the tent?",
+        "options": ["A. Red", "B. Green"],
+        "answer": "B",
+        "answer_text": "Dark green",
+        "meta": "{}",
+        "source": "invented",
+        "qa_type": "Local Perception",
+        "qa_subtype": "Attribute",
+    }
+    write_parquet(folder / "data" / "test-00000-of-00001.parquet", [row, {**row, "qa_type": "Holistic Reasoning"}])
+    return folder
+
+
+def ovo_bench(folder: Path) -> Path:
+    moments = [{"realtime": 10, "type": 0}, {"realtime": 20.5, "type": 1}]
+    rows = [
+        {"task": "EPM", "question": "Where was it?", "options": ["here", "there"], "gt": 1, "realtime": 31},
+        {"task": "REC", "activity": "jump", "test_info": [{"realtime": 8, "count": 2}]},
+        {"task": "SSR", "test_info": [{**moment, "step": "Fold the paper."} for moment in moments]},
+        {"task": "CRR", "question": "Who wins?", "answer": "Ann", "ask_time": 5, "test_info": moments},
+    ]
+    rows = [{"id": i, "video": f"invented/{i}.mp4", **row} for i, row in enumerate(rows)]
+    write_json(folder / "data" / "ovo_bench_new.json", rows)
+    return folder
+
+
+def timelens_bench(folder: Path) -> Path:
+    queries = {"queries": [" a dog  barks. ", "a dog sleeps"], "spans": [[1, 3.5], [4.0, 30.0]]}
+    write_json(folder / "charades-timelens.json", {"INV01": {"duration": 31.5, **queries}})
+    one = {"queries": ["a bell rings"], "spans": [[100, 110]]}
+    write_json(folder / "qvhighlights-timelens.json", {"v_1.0": {"duration": 150, **one}})
+    return folder
+
+
 def scenes(folder: Path) -> Path:
     turns = [
         {"from": "human", "value": "<video>\nIs there a cross?"},
@@ -303,7 +364,12 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "next-qa-open": nextqa_open,
     "tempcompass": tempcompass,
     "hourvideo": hourvideo,
+    "video-mme-v2": video_mme_v2,
+    "videoeval-pro": videoeval_pro,
+    "videoeval-pro-choice": videoeval_pro,
+    "ovo-bench": ovo_bench,
     "charades-sta": charades,
+    "timelens-bench": timelens_bench,
     "scenes": scenes,
     "custom": custom,
 }

@@ -65,7 +65,12 @@ IDS = {
         "yes_no/9001/action/0",
     ],
     "hourvideo": ["INV_1", "INV_2"],
+    "video-mme-v2": [f"{video}-{n}" for video in ("001", "002") for n in range(1, 5)],
+    "videoeval-pro": ["inv_3/0", "inv_3/1"],
+    "videoeval-pro-choice": ["inv_3/0", "inv_3/1"],
+    "ovo-bench": ["0", "1/0", "2/0", "2/1", "3/0", "3/1"],
     "charades-sta": ["INV01/0", "INV01/1"],
+    "timelens-bench": ["charades/INV01/0", "charades/INV01/1", "qvhighlights/v_1.0/0"],
     "scenes": ["test-0-1/0", "test-0-1/1"],
     "custom": ["clips/sad/b/0", "clips/sad/b/1"],
 }

@@ -15,11 +15,13 @@ from functools import partial
 from pathlib import Path
 
 from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, find, read_object, rows
-from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items
+from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items, length_group
 from videopanda.evaluation.benchmarks.options import letter_index, published, split_question, unmark_all
 
 PICTURE_TASKS = ("navigation/room_to_room_image", "navigation/object_retrieval_image", "reasoning/spatial/layout")
 _OPTIONS = tuple(f"answer_{i}" for i in range(1, 6))
+_LENGTHS = (("up to 30 min", 1800.0), ("30 to 60 min", 3600.0), ("over 60 min", float("inf")))
+GROUPS = tuple(name for name, _ in _LENGTHS)
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -62,6 +64,7 @@ def _item(number: RunningNumber, row: AnnotationRow) -> Item:
         question=row.text("question"),
         task="choice",
         types=(task,),
+        groups=length_group(row, _LENGTHS),
         options=options,
         right=right,
         extra={**row.extra("duration", "relevant_timestamps"), **published(given, options)},

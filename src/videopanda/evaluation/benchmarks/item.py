@@ -1,7 +1,7 @@
 """The common format of benchmark questions."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -62,6 +62,18 @@ class RunningNumber:
         """`name` with the number of earlier calls for it, "v_abc/0"."""
         self._seen[name] += 1
         return f"{name}/{self._seen[name] - 1}"
+
+
+def length_group(row: AnnotationRow, lengths: Sequence[tuple[str, float]]) -> tuple[str, ...]:
+    """The group of a question by the `duration` of its video; () where the row states none.
+
+    Args:
+        lengths: names of groups and their longest duration in seconds, the shortest group first.
+    """
+    if row.get("duration") is None:
+        return ()
+    seconds = row.number("duration")
+    return next(((name,) for name, longest in lengths if seconds <= longest), ())
 
 
 def stem(video: str) -> str:

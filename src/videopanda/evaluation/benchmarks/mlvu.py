@@ -24,7 +24,7 @@ from videopanda.evaluation.benchmarks.errata import (
     without,
 )
 from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, find, rows
-from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items, stem
+from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items, length_group, stem
 from videopanda.evaluation.benchmarks.options import letter_index, published, same_text, split_question, unmark_all
 
 # The groups of its paper, and lengths; sizes in seconds.
@@ -33,9 +33,9 @@ _KINDS = {
     "single detail": ("findNeedle", "ego", "plotQA", "subPlot", "needleQA", "needle"),
     "multiple details": ("order", "count"),
 }
-_LENGTHS = (("up to 10 min", 600.0), ("10 to 30 min", 1800.0), ("over 30 min", float("inf")))
-GROUPS = (*_KINDS, *(name for name, _ in _LENGTHS))
 _LONGEST = 6 * 3600  # seconds; the videos of the set run from three minutes to about two hours
+_LENGTHS = (("up to 10 min", 600.0), ("10 to 30 min", 1800.0), ("over 30 min", float(_LONGEST)))
+GROUPS = (*_KINDS, *(name for name, _ in _LENGTHS))
 _DOCUMENTED = {
     DUPLICATE_OPTIONS.name: "development split, with the empty ones: 16 (1_plotQA 5, 6_anomaly_reco 9, "
     "7_topic_reasoning 2); the key itself is ambiguous in plotQA movie101_21, en_tv_10, movie101_60, in anomaly "
@@ -106,6 +106,4 @@ def _named(row: AnnotationRow, options: tuple[str, ...]) -> tuple[int, ...]:
 def _groups(row: AnnotationRow) -> tuple[str, ...]:
     kind = row.text("question_type", "task_type").casefold()
     found = [name for name, tasks in _KINDS.items() if kind in map(str.casefold, tasks)]
-    if row.get("duration") is not None and (seconds := row.number("duration")) <= _LONGEST:
-        found.append(next(name for name, longest in _LENGTHS if seconds <= longest))
-    return tuple(found)
+    return (*found, *length_group(row, _LENGTHS))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,11 +17,15 @@ from videopanda.evaluation.benchmarks import (
     mlvu,
     mvbench,
     nextqa,
+    ovo_bench,
     scenes,
     tempcompass,
     tgif,
+    timelens,
     video_chatgpt,
     video_mme,
+    video_mme_v2,
+    videoeval_pro,
     zero_shot_qa,
 )
 from videopanda.evaluation.benchmarks.errata import COMMON, MODES, Erratum, apply
@@ -39,6 +43,9 @@ class Benchmark:
     published_rows: str = ""  # to compare with what was read
     mean_over_types: bool = False  # its headline number is the mean of the accuracies of its types
     groups: tuple[str, ...] = ()  # names of the groups of its questions, in the order of reports
+    # The score, from 0 to 1, of all questions about a video together, given which of them were answered right; None
+    # where some are missing.
+    group_score: Callable[[Sequence[Item], Sequence[bool]], float | None] | None = None
 
 
 BENCHMARKS = {
@@ -75,8 +82,21 @@ BENCHMARKS = {
     "next-qa": Benchmark("NExT-QA, multiple choice", nextqa.read),
     "next-qa-open": Benchmark("NExT-QA, open-ended", nextqa.read_open),
     "tempcompass": Benchmark("TempCompass", tempcompass.read),
-    "hourvideo": Benchmark("HourVideo", hourvideo.read, published_rows="1,182 in the development file"),
+    "hourvideo": Benchmark(
+        "HourVideo", hourvideo.read, published_rows="1,182 in the development file", groups=hourvideo.GROUPS
+    ),
+    "video-mme-v2": Benchmark(
+        "Video-MME-v2 without subtitles",
+        video_mme_v2.read,
+        published_rows="3,200, four per video",
+        groups=video_mme_v2.GROUPS,
+        group_score=video_mme_v2.group_score,
+    ),
+    "videoeval-pro": Benchmark("VideoEval-Pro", videoeval_pro.read),
+    "videoeval-pro-choice": Benchmark("VideoEval-Pro, multiple choice", videoeval_pro.read_choice),
+    "ovo-bench": Benchmark("OVO-Bench", ovo_bench.read, mean_over_types=True, groups=ovo_bench.GROUPS),
     "charades-sta": Benchmark("Charades-STA", charades_sta.read, charades_sta.ERRATA, "3,720"),
+    "timelens-bench": Benchmark("TimeLens-Bench", timelens.read, charades_sta.ERRATA, groups=timelens.GROUPS),
     "scenes": Benchmark("Scenes", scenes.read),
     "custom": Benchmark("Custom questions", custom.read),
 }

@@ -59,8 +59,11 @@ def markdown(table: dict[str, Any], plots: Sequence[str] = ()) -> str:
     """One benchmark: its ruler, the table of models, the blindness battery, types, what was lost, published numbers."""
     main = headline(table)
     parts = [f"## {table['title']}", _ruler(table), _models(table), _battery(table, main)]
+    conditions = [part for model in table["models"] for part in model["conditions"].values()]
+    divided = [main, *(["group_score"] if any("group_score" in part["metrics"] for part in conditions) else [])]
     for division in ("types", "groups"):
-        parts += [_divided(model, division, main) for model in table["models"] if _has({"models": [model]}, division)]
+        models = [model for model in table["models"] if _has({"models": [model]}, division)]
+        parts += [_divided(model, division, metric) for model in models for metric in divided]
     parts.append(_lost(table))
     parts += [f"![{name}]({name})" for name in plots]
     parts.append(_published(table))

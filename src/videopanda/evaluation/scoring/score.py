@@ -119,6 +119,28 @@ def _score(item: Item, predictions: Sequence[Prediction], scorer: Scorer) -> Sco
     return replace(wrong("scored", prediction.prediction), metrics=metrics, parsed=verdict.parsed)
 
 
+def _with_group_scores(loaded: Loaded, scores: list[Score]) -> list[Score]:
+    """Where a benchmark scores the questions about a video together, every question with that score.
+
+    So means and intervals over questions are those over groups. A question of an incomplete group has no such score.
+    """
+    group_score = benchmark(loaded.name).group_score
+    if group_score is None:
+        return scores
+    items = {item.id: item for item in loaded.items}
+    videos: defaultdict[str, list[Score]] = defaultdict(list)
+    for row in scores:
+        videos[row.video].append(row)
+    values = {
+        video: group_score([items[row.id] for row in rows], [row.metrics["accuracy"] == 1.0 for row in rows])
+        for video, rows in videos.items()
+    }
+    return [
+        row if (value := values[row.video]) is None else replace(row, metrics={**row.metrics, "group_score": value})
+        for row in scores
+    ]
+
+
 def summarise(
     loaded: Loaded,
     scores: Sequence[Score],
@@ -257,7 +279,7 @@ def score_file(
     scorers = choose_scorers(scorer_name, WordNet(wordnet) if wordnet else None)
     loaded = load(name, path, mode, limit)
     read, malformed = read_all(Path(predictions))
-    scores = score(loaded.items, read, scorers)
+    scores = _with_group_scores(loaded, score(loaded.items, read, scorers))
     items = [item for item in loaded.items if item.has_answer and item.task in scorers]
     used = [(task, scorers[task]) for task in dict.fromkeys(item.task for item in items)]
     entries = [{"task": task, "name": s.name, "version": s.version, "sha256": s.sha256} for task, s in used]
