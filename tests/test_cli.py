@@ -264,6 +264,7 @@ def test_json_is_one_object_on_stdout(run, model):
         "decoder",
         "timings",
         "model",
+        "selection",
     }
     assert set(report) == expected
     assert report["question"] == "How many?"

@@ -85,7 +85,7 @@ BRIEFLY = "--set max_steps=1 --set batch_size=1 --set validation=0 --set num_wor
 # These need the model code to tell. Checked in this process, which has torch anyway.
 SLOW = [
     (11, "answer DEMO What? --device cuda", r"device cuda is not available: torch .*; use cpu"),
-    (11, "answer DEMO What? --device gpu", r"unknown device 'gpu': use cpu, cuda or cuda:1"),
+    (11, "answer DEMO What? --device gpu", r"unknown device 'gpu': use cpu, cuda, cuda:1 or mps"),
     (17, "answer DEMO What? --num-frames 100000", r"exceed the context .*at most [0-9]+ frames fit"),
     (21, "answer pic.png What?", None),
     (26, "serve --device cuda --port FREE", r"device cuda is not available: torch .*; use cpu"),

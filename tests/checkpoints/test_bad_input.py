@@ -69,7 +69,7 @@ def into_a_repository(folder):
 
 SECOND = "pytorch_model-00002-of-00002.bin"
 CASES = {
-    "no folder": (shutil.rmtree, "no such file or folder"),
+    "no folder": (shutil.rmtree, "no model folder at"),
     "empty folder": (lambda folder: [shutil.rmtree(folder), folder.mkdir()], "not a checkpoint: it has no config.json"),
     "whole repository": (into_a_repository, "it contains the checkpoints videopanda_prtr1: pass one of them"),
     "config of another model": (writing("config.json", '{"model_type": "llava"}'), "has the architecture 'llava'"),

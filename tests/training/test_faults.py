@@ -94,7 +94,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
 
 def test_gradients_are_clipped_unless_the_published_scripts_are_repeated():
     norms = {preset: {stage.max_grad_norm for stage in table.values()} for preset, table in PRESETS.items()}
-    assert norms == {"paper": {1.0}, "scripts": {0.0}, "nano": {1.0}, "custom": {1.0}}
+    assert norms == {"paper": {1.0}, "scripts": {0.0}, "nano": {1.0}, "custom": {1.0}, "elva": {1.0}}
 
 
 def test_the_log_is_strict_json(tmp_path):

@@ -25,7 +25,7 @@ from videopanda.models.elva import ElvaConfig, ElvaForConditionalGeneration, Elv
 from videopanda.training.callbacks import RunStoppedError
 from videopanda.training.guidance import last_hidden_state
 from videopanda.training.run import make_features, make_task, run_stage, shutdown_distributed, train
-from videopanda.training.stages import ELVA, StageConfig, make_config
+from videopanda.training.stages import GUIDED, StageConfig, make_config
 from videopanda.training.trainer import HEAD_FILE
 
 SETTINGS = (
@@ -132,7 +132,7 @@ def test_only_the_last_hidden_state_is_kept_and_it_is_unmerged():
 
 
 def test_a_later_stage_switches_merging_on_and_its_model_keeps_it(folder, guided, tmp_path):
-    assert ELVA["finetune"].model_fields["merge.layers"] == "3,9,17"
+    assert GUIDED["finetune"].model_fields["merge.layers"] == "3,9,17"
     sets = settings(folder, "merge.layers=1,2", "merge.random_keep=0.5", "max_steps=2", "gradient_checkpointing=true")
     out = train("finetune", "elva", sets, guided, tmp_path / "tuned", False)
     merge = AutoConfig.from_pretrained(out).merge_config

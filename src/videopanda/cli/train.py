@@ -37,9 +37,7 @@ _STOPPED = 75  # "try again", by the old convention of sysexits; clusters requeu
 def train_verb(
     stage: Annotated[
         str,
-        typer.Argument(
-            help="language, prealign, pretrain or finetune; for ELVA spatial and spatiotemporal.", show_default=False
-        ),
+        typer.Argument(help="language, prealign, spatial, spatiotemporal, pretrain or finetune.", show_default=False),
     ],
     config: Annotated[
         str,

@@ -13,7 +13,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class PredictJob:
     videos: Path
     model: Path | None = None  # None: the bundled one
     condition: str = "full"
+    _: KW_ONLY
     errata: str = "as-published"
     num_frames: int | None = None  # None: the model's own number
     fps: float = 1.0  # with one of the next two

@@ -189,7 +189,7 @@ def make_task(settings: StageConfig, model: Any, processor: Any, folder: Path | 
         ValueError: distillation without a teacher, or a teacher that cannot be opened.
     """
     compared = settings.distill_weight or settings.align_weight or settings.is_guided
-    if processor.video_processor.compression and compared:
+    if compared and processor.video_processor.compression:
         raise ValueError(
             "the tokens of this model are compressed, so they cannot be compared with single cells: "
             "--set align_weight=0 distill_weight=0 tube_weight=0 frame_weight=0, or train without a compressor"

@@ -62,7 +62,7 @@ class StageConfig:
     distill_head: Literal["fused", "last_layer"] = "fused"  # the released head, or the paper's wording
     teacher: str = ""  # folder of weights, or module:function (docs/training.md)
     teacher_features: str = ""  # folder of `videopanda data features`: the teacher itself does not run
-    tube_weight: float = 0.0  # of ELVA's guidance by a teacher: places over time
+    tube_weight: float = 0.0  # of the guidance by a teacher (docs/elva.md): places over time
     frame_weight: float = 0.0  # and single frames against those of all clips
     align_weight: float = 0.0  # of the alignment of visual tokens with words, for data that knows what a cell shows
     align_to: Literal["cells", "phrases"] = "cells"  # words of each cell, or of each frame's caption, cells unknown
@@ -298,9 +298,9 @@ NANO = {
         align_weight=0.1, save_dtype="bfloat16",
     ),
 }  # fmt: skip
-# ELVA (docs/elva.md). Stages, data and losses are published; learning rates, batches and frames are those of EVE and
-# Video-Panda, which share its design. Nothing merges until the last stage, which draws the share anew for every step.
-_ELVA = StageConfig(
+# With a teacher as guide (docs/elva.md). Stages, data and losses are published; learning rates, batches and frames are
+# those of EVE and Video-Panda. Nothing merges until the last stage, which draws another share for every step.
+_GUIDED = StageConfig(
     "spatial",
     data="elva_image.json",
     model_family="elva",
@@ -313,15 +313,15 @@ _ELVA = StageConfig(
     gradient_checkpointing=True,
     save_steps=300,
 )
-ELVA = {
-    "prealign": replace(_ELVA, stage="prealign", vision_lr=4e-4, language_model_lr=0.0, warmup_ratio=0.03),
-    "spatial": _ELVA,
+GUIDED = {
+    "prealign": replace(_GUIDED, stage="prealign", vision_lr=4e-4, language_model_lr=0.0, warmup_ratio=0.03),
+    "spatial": _GUIDED,
     "spatiotemporal": replace(
-        _ELVA, stage="spatiotemporal", data="elva_video.json", num_frames=16, tube_weight=1.0, frame_weight=1.0,
+        _GUIDED, stage="spatiotemporal", data="elva_video.json", num_frames=16, tube_weight=1.0, frame_weight=1.0,
         batch_size=4,
     ),
     "finetune": replace(
-        _ELVA, stage="finetune", data="elva_tune.json", num_frames=32, vision_lr=2e-5, language_model_lr=2e-5,
+        _GUIDED, stage="finetune", data="elva_tune.json", num_frames=32, vision_lr=2e-5, language_model_lr=2e-5,
         global_batch=128, batch_size=1, max_length=8192,
         model_fields={"merge.layers": "3,9,17", "merge.random_keep": "0.3"},
     ),
@@ -333,7 +333,7 @@ CUSTOM = {
         vision_lr=2e-5, language_model_lr=2e-5,
     )
 }  # fmt: skip
-PRESETS = {"paper": PAPER, "scripts": SCRIPTS, "nano": NANO, "elva": ELVA, "custom": CUSTOM}
+PRESETS = {"paper": PAPER, "scripts": SCRIPTS, "nano": NANO, "elva": GUIDED, "custom": CUSTOM}
 
 
 _NOT_SET = ("stage", "model_fields", "module_lr")
