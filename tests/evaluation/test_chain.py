@@ -12,7 +12,7 @@ from media import write_video
 from videopanda.data.worlds.scenes.make import make
 from videopanda.evaluation.benchmarks.table import load
 
-JUDGED = {"video-chatgpt"}  # descriptions only: nothing to score without a judge
+JUDGED = {"video-chatgpt", "videoeval-pro"}  # open answers only: nothing to score without a judge
 
 
 def write_videos(name: str, annotations: Path, folder: Path) -> Path:
@@ -46,7 +46,7 @@ def test_every_benchmark_runs_through(name, model, tmp_path):
     assert (asked["questions"], asked["answered"]) == (inspected["questions"],) * 2
     out = tmp_path / "s.jsonl"
     if name in JUDGED:
-        with StandIn(lambda text, nth: '{"score": 2}') as server:
+        with StandIn(lambda text, nth: '{"pred": "yes", "score": 2}') as server:
             options = ("--judge", "x", "--base-url", server.url)
             code, printed, _ = run(
                 "evaluate", "judge", name, annotations, tmp_path / "p.jsonl", "--output", out, *options, "--json"
