@@ -2,7 +2,7 @@
 
 import torch
 
-from tiny import TEXT, randomize, tiny_stab, tiny_tokenizer
+from tiny import randomize, tiny_stab, tiny_text_config, tiny_tokenizer
 from videopanda.models.families import fresh_config, model_class, processor_class
 
 TEMPLATE = (
@@ -17,21 +17,6 @@ def compressed(family: str, compression: dict | None = None, text: str = "qwen3"
     """A model in eval mode without zero weights in its compressor, and its processor."""
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
-    text_config = {
-        "model_type": text,
-        "vocab_size": len(tokenizer),
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 4096,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "initializer_range": 0.2,
-        **TEXT[text],
-    }
     if family == "videopanda":
         fields["stab_config"] = tiny_stab("released", mask_padding=True, lste_batch_norm=False, **(stab or {}))
     else:
@@ -41,7 +26,7 @@ def compressed(family: str, compression: dict | None = None, text: str = "qwen3"
         family,
         "",
         {},
-        text_config=text_config,
+        text_config=tiny_text_config(text, max_position_embeddings=4096),
         compression_config=compression or {},
         video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),

@@ -63,10 +63,10 @@ def tiny_stab(preset: str = "released", **overrides) -> VideoPandaStabConfig:
     }[preset](**{**sizes, **overrides})
 
 
-def tiny_config(preset: str = "released", text: str = "llama", **stab) -> VideoPandaConfig:
-    """Return a model of two language-model layers."""
+def tiny_text_config(text: str = "llama", **fields) -> dict:
+    """Settings of a language model of two layers."""
     tokenizer = tiny_tokenizer()
-    text_config = {
+    return {
         "model_type": text,
         "vocab_size": len(tokenizer),
         "hidden_size": 48,
@@ -80,9 +80,15 @@ def tiny_config(preset: str = "released", text: str = "llama", **stab) -> VideoP
         "pad_token_id": tokenizer.pad_token_id,
         "initializer_range": 0.2,
         **TEXT[text],
+        **fields,
     }
+
+
+def tiny_config(preset: str = "released", text: str = "llama", **stab) -> VideoPandaConfig:
+    """Return a model of two language-model layers."""
+    tokenizer = tiny_tokenizer()
     return VideoPandaConfig(
-        text_config=text_config,
+        text_config=tiny_text_config(text),
         stab_config=tiny_stab(preset, **stab),
         video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),

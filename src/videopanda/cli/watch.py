@@ -49,7 +49,9 @@ def watch_verb(
     ] = 4,
     last_frames: Annotated[
         int | None,
-        typer.Option("--last-frames", metavar="N", min=1, help="Keep only so many frames, and no memory of the rest."),
+        typer.Option(
+            "--last-frames", metavar="N", min=1, help="Keep only the last N frames, and no memory of the rest."
+        ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Wait for more at the end of a growing file.")] = False,
     until: Annotated[str, typer.Option("--until", metavar="TIME", help="Stop after this time of the stream.")] = "",

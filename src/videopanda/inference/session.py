@@ -62,7 +62,7 @@ class VideoSession:
     Args:
         max_visual_tokens: tokens of the frames so far; default 2,048, or half of the context if that is less.
         window: the last steps, which are kept as they are.
-        last_frames: keep only so many frames, and encode them when something is asked; 0 for a memory of everything.
+        last_frames: keep only this many frames, and encode them when something is asked; 0 for a memory of everything.
         total_frames: length of the stream, where it is known; models with `stab.coordinates` need it.
         max_new_tokens: maximum length of an answer.
 

@@ -1,4 +1,4 @@
-"""At most so many visual tokens of a stream, however long it is: recent steps as they are, older ones merged.
+"""A bounded number of visual tokens for a stream of any length: recent steps as they are, older ones merged.
 
     memory = TokenMemory(max_tokens=2048, window=8)
     memory.add(visual.tokens, visual.layout, [0.0, 1.0, 2.0, 3.0])      # times of the frames of this chunk
@@ -62,7 +62,7 @@ class TokenMemory:
         return other
 
     def add(self, tokens_VE: Tensor, layout_V4: Tensor, times: Sequence[float], frames: int = 1) -> None:
-        """Add the tokens of a chunk whose frames are shown at `times`; each step stands for so many `frames`."""
+        """Add the tokens of a chunk whose frames are shown at `times`; each step stands for `frames` frames."""
         layout_V4 = layout_V4.cpu()
         counts = torch.unique_consecutive(layout_V4[:, 0], return_counts=True)[1]
         parts = zip(tokens_VE.split(counts.tolist()), layout_V4[:, 1:].split(counts.tolist()))

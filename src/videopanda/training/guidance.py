@@ -72,7 +72,7 @@ class VideoGuidance(nn.Module):
         grid_F2 = layout_C4.new_full((len(teacher_BTGGD) * frames, 2), -1)
         grid_F2.scatter_reduce_(0, frame_C[:, None].expand(-1, 2), layout_C4[:, 1:3], "amax")
         grids_G2, grid_C = torch.unique(grid_F2[frame_C] + 1, dim=0, return_inverse=True)
-        # Without any video the head still takes part: all ranks must reduce the same gradients.
+        # The head runs without any video, too: all ranks must reduce the same gradients.
         total, count = self.tube_head(hidden_CE[:0]).float().sum(), 0
         for number, (rows, columns) in enumerate(grids_G2.tolist()):  # frames of one size together
             mine_C = grid_C == number

@@ -24,7 +24,7 @@ from videopanda.video.source import open_source
 Rule = Literal["motion", "scenes"]
 RULES = ("motion", "scenes")
 UNIFORM_SHARE = 0.25  # of the frames that "motion" spreads evenly, so that still stretches are looked at, too
-SCENE_TIMES = 4.0  # a packet so many times the median is a new scene
+SCENE_TIMES = 4.0  # a packet this many times the median size starts a new scene
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,7 +59,7 @@ class Medium:
 class Record:
     """A row of any format.
 
-    Questions hold as many `<video>` (`<image>`) as there are media, in their order, or none: then all media come before
+    Questions hold one `<video>` (`<image>`) per medium, in order, or none: then all media come before
     the first question.
     """
 

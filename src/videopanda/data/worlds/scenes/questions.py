@@ -8,7 +8,7 @@ in random order, "no" as likely as "yes", rare counts kept more often), so a mod
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,17 +44,32 @@ class Question:
 
 def make_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """All questions that can be asked about a scene, thinned for balance, in random order."""
-    asked = [question for ask in _ASKERS for question in ask(scene, rng)]
+    return in_random_order((question for ask in _ASKERS for question in ask(scene, rng)), rng)
+
+
+def in_random_order(questions: Iterable[Question], rng: np.random.Generator) -> list[Question]:
+    """The questions, shuffled."""
+    asked = list(questions)
     return [asked[i] for i in rng.permutation(len(asked))]
 
 
 def make_captions(scene: Scene, num_frames: int) -> list[Question]:
     """The description of the whole clip, then of each of `num_frames` frames that are uniform in time."""
-    times = [(i + 0.5) * scene.duration / num_frames for i in range(num_frames)]
-    frames = [
-        Question("caption", DESCRIBE_FRAME.format(number=i + 1), describe_moment(scene, t)) for i, t in enumerate(times)
+    times = frame_times(scene.duration, num_frames)
+    return captions(describe(scene), [describe_moment(scene, time) for time in times])
+
+
+def frame_times(duration: float, num_frames: int) -> list[float]:
+    """Seconds of `num_frames` frames that are uniform in time."""
+    return [(i + 0.5) * duration / num_frames for i in range(num_frames)]
+
+
+def captions(clip: str, frames: Sequence[str]) -> list[Question]:
+    """The caption of a clip, then those of its frames."""
+    numbered = [
+        Question("caption", DESCRIBE_FRAME.format(number=number), text) for number, text in enumerate(frames, 1)
     ]
-    return [Question("caption", DESCRIBE, describe(scene)), *frames]
+    return [Question("caption", DESCRIBE, clip), *numbered]
 
 
 # -- captions ----------------------------------------------------------------------------------------------------------

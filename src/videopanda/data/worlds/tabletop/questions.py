@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from videopanda.data.worlds.scenes.questions import DESCRIBE, DESCRIBE_FRAME, Question
+from videopanda.data.worlds.scenes.questions import Question, captions, frame_times, in_random_order
 from videopanda.data.worlds.scenes.world import COLOURS
 from videopanda.data.worlds.tabletop.world import FAR, NEAR, PATTERNED, SHAPES, WIDTH, Scene, Solid
 
@@ -34,17 +34,13 @@ FAMILIES = (
 
 def make_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """All questions that can be asked about a scene, thinned for balance, in random order."""
-    asked = [question for ask in _ASKERS for question in ask(scene, rng)]
-    return [asked[i] for i in rng.permutation(len(asked))]
+    return in_random_order((question for ask in _ASKERS for question in ask(scene, rng)), rng)
 
 
 def make_captions(scene: Scene, num_frames: int) -> list[Question]:
     """The description of the whole clip, then of each of `num_frames` frames that are uniform in time."""
-    times = [(i + 0.5) * scene.duration / num_frames for i in range(num_frames)]
-    frames = [
-        Question("caption", DESCRIBE_FRAME.format(number=i + 1), describe_moment(scene, t)) for i, t in enumerate(times)
-    ]
-    return [Question("caption", DESCRIBE, describe(scene)), *frames]
+    times = frame_times(scene.duration, num_frames)
+    return captions(describe(scene), [describe_moment(scene, time) for time in times])
 
 
 # -- captions ----------------------------------------------------------------------------------------------------------
