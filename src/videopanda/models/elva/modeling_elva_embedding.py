@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from ..visual import CELL, CONTEXT, ROW_END
 from .configuration_elva import ElvaEmbeddingConfig, frame_tokens
 
+CELLS_AT_ONCE = 1024  # without gradients: a long clip takes no more memory here than a short one
+
 
 class TokenPlaces(NamedTuple):
     """Where the tokens of a batch of frames are.
@@ -192,7 +194,9 @@ class ElvaVideoEmbedding(nn.Module):
             grids_F4: (F, 4), see above; on the CPU, so that shapes are known without waiting for the device.
         """
         places = TokenPlaces(*(place.to(cells_CPX.device) for place in token_places(grids_F4)))
-        tokens_Cc = self._cells(cells_CPX, places)
+        blocks = 1 if torch.is_grad_enabled() else max(1, -(-len(cells_CPX) // CELLS_AT_ONCE))
+        parts = zip(*(part.tensor_split(blocks) for part in (cells_CPX, places.row_of_cell, places.column_of_cell)))
+        tokens_Cc = torch.cat([self._cells(cells, places.row_in_frame[rows], columns) for cells, rows, columns in parts])
         frame_Fc = self.frame_token.expand(len(grids_F4), -1)
         line_Rc = self.line_token.expand(len(places.line), -1)
         if self.config.kind == "vpel" and self.config.markers:
@@ -211,12 +215,11 @@ class ElvaVideoEmbedding(nn.Module):
         tokens_Vc = tokens_Vc.index_copy(0, places.cell, tokens_Cc)
         return tokens_Vc.index_copy(0, places.line, line_Rc).index_copy(0, places.frame, frame_Fc)
 
-    def _cells(self, cells_CPX: Tensor, places: TokenPlaces) -> Tensor:
-        """One token per cell, (C, c)."""
+    def _cells(self, cells_CPX: Tensor, row_C: Tensor, column_C: Tensor) -> Tensor:
+        """One token per cell, (C, c), which depends on no other cell."""
         if self.config.kind == "linear":
             limit = self.config.max_side - 1
-            row_C = places.row_in_frame[places.row_of_cell].clamp(max=limit)
-            column_C = places.column_of_cell.clamp(max=limit)
+            row_C, column_C = row_C.clamp(max=limit), column_C.clamp(max=limit)
             tokens_Cc = self.norm(self.patch(self.norm_pixels(cells_CPX.flatten(1))))
             placed_Cc = self.norm_placed(tokens_Cc + self.row_position(row_C) + self.column_position(column_C))
             return F.rms_norm(placed_Cc, placed_Cc.shape[1:], eps=1e-6)
