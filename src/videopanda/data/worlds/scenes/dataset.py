@@ -170,7 +170,8 @@ class ScenesDataset:
         # Twice: asking the same in other words costs less than another clip.
         told = [tuple(said(turn) for turn in turns) for _ in range(2) for turns in conversations]
         described = Question("caption", DESCRIBE, describe(scene))
-        more = ((0.75, unanswerable(scene, rng)), (0.5, outside_question("train", rng)), (0.12, described))
+        absent = ((0.75, unanswerable(scene, rng)) for _ in range(2))
+        more = (*absent, (0.5, outside_question("train", rng)), (0.12, described))
         told += [(said(Turn(q.question, q.answer)),) for share, q in more if rng.random() < share]
         if rng.random() < self.chats * 2 and (pair := _same_about_two(scene, make_questions(scene, rng))):
             written, second = pair[0], follow_up(pair[1], "train", rng, is_other=len(scene.things) == 2)

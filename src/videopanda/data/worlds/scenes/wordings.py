@@ -106,7 +106,7 @@ def reworded(question: Question, part: str, rng: np.random.Generator, plain: boo
     else:
         if not plain and "video" not in text and "clip" not in text and rng.random() < 0.1:
             text += expand(_one(frames["inside"], rng), rng)
-        text += "?"
+        text += "" if text.endswith(".") else "?"
     text = _capital(re.sub(r" +(?=[ ,?.])", "", text.format(**said)).strip())
     if plain:
         return Question(question.family, text, answer)
