@@ -195,8 +195,9 @@ class ElvaVideoEmbedding(nn.Module):
         """
         places = TokenPlaces(*(place.to(cells_CPX.device) for place in token_places(grids_F4)))
         blocks = 1 if torch.is_grad_enabled() else max(1, -(-len(cells_CPX) // CELLS_AT_ONCE))
-        parts = zip(*(part.tensor_split(blocks) for part in (cells_CPX, places.row_of_cell, places.column_of_cell)))
-        tokens_Cc = torch.cat([self._cells(cells, places.row_in_frame[rows], columns) for cells, rows, columns in parts])
+        row_C = places.row_in_frame[places.row_of_cell]
+        parts = zip(*(part.tensor_split(blocks) for part in (cells_CPX, row_C, places.column_of_cell)))
+        tokens_Cc = torch.cat([self._cells(*part) for part in parts])
         frame_Fc = self.frame_token.expand(len(grids_F4), -1)
         line_Rc = self.line_token.expand(len(places.line), -1)
         if self.config.kind == "vpel" and self.config.markers:
