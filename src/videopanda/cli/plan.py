@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,11 +110,11 @@ def plan_verb(
             raise ValueError("there is no GPU to measure: omit --device cuda")
         print(f"videopanda: machine profile: {machines.measure(device, types[dtype]).save()}", file=sys.stderr)
     profile = machines.load(device, types[dtype]) or machines.ASSUMED[device]
-    config, processor = _model(model, backbone, family, preset, set_ or [])
+    config, processor, stamp_tokens = _model(model, backbone, family, preset, set_ or [], seconds)
     chosen = _frames(processor, num_frames, fps, seconds, source_fps)
     settings = {"text_tokens": text_tokens, "new_tokens": max_new_tokens}
 
-    whole = Planner(config, processor, types[dtype], on_host=device == "cpu")
+    whole = Planner(config, processor, types[dtype], on_host=device == "cpu", stamp_tokens=stamp_tokens)
     if fit:
         plan = _fit(whole, size_in_bytes(fit), chosen if num_frames or fps else None, height, width, settings, backbone)
     else:
@@ -130,9 +131,9 @@ def plan_verb(
 
 
 def _model(
-    model: Path | None, backbone: str | None, family: str | None, preset: str, set_: list[str]
-) -> tuple[Any, Any]:
-    """Configuration and video processor of a saved or of a fresh model."""
+    model: Path | None, backbone: str | None, family: str | None, preset: str, set_: list[str], seconds: float | None
+) -> tuple[Any, Any, Callable[[int], int]]:
+    """Configuration and video processor of a saved or of a fresh model, and the text tokens of the times of frames."""
     from videopanda.models.families import DEFAULT, changed_config, processor_class
     from videopanda.models.fields import parse_settings
 
@@ -141,20 +142,30 @@ def _model(
         from videopanda.plan.backbones import config_of
 
         config = config_of(backbone, family or DEFAULT, preset, fields)
-        return config, processor_class(config).video_processor_for(config)
+        if getattr(config, "timestamps", "none") != "none":
+            raise ValueError("a tokenizer counts time stamps: make the model with init, and plan it with --model")
+        return config, processor_class(config).video_processor_for(config), lambda frames: 0
     if family or preset:
         raise ValueError("--family and --preset are for new models (--backbone): a saved one has its own")
     from transformers import AutoProcessor
 
     from videopanda.inference.load import BUNDLED_MODEL
     from videopanda.models.load import check_checkpoint
+    from videopanda.video.read import uniform_times
 
     folder = require_checkpoint(model) or BUNDLED_MODEL
-    config = check_checkpoint(folder)
+    config, processor = check_checkpoint(folder), AutoProcessor.from_pretrained(folder)
+    if "timestamps" in fields:
+        processor.timestamps = changed_config(config, fields).timestamps
+
+    def stamp_tokens(frames: int) -> int:
+        end = frames if seconds is None else seconds  # without a clip, as if one frame were shown per second
+        return processor.stamp_tokens(uniform_times(0.0, end, frames))
+
     if fields:
         config = changed_config(config, fields)
-        return config, processor_class(config).video_processor_for(config)
-    return config, AutoProcessor.from_pretrained(folder).video_processor
+        return config, processor_class(config).video_processor_for(config), stamp_tokens
+    return config, processor.video_processor, stamp_tokens
 
 
 def _clip(video: Path | None, duration: str | None, resolution: str) -> tuple[int, int, float | None, float]:

@@ -131,6 +131,6 @@ def rearrange(video: Video | Clip, order: np.ndarray) -> Clip:
 
 
 def told_length(processor: Any, clip: Video | Clip) -> str:
-    """What the prompt says about a clip besides its tokens: "12.5 seconds: ", or nothing."""
+    """What the prompt says about a clip besides its tokens: "12.5 seconds: ", the times of its frames, or nothing."""
     inputs = processor.video_processor(videos=[clip], return_tensors="pt", return_metadata=True)
     return str(processor.placeholder_text(inputs, 0)).replace(processor.video_token, "")

@@ -166,10 +166,12 @@ class Predictor:
 
     def _read_length(self, source: ClipRef) -> str:
         """What the prompts of the other conditions say about the clip; "" without a readable file."""
-        if source.path is None or not self.processor.time_prompt:
+        stamped = self.processor.timestamps != "none"
+        if source.path is None or not (self.processor.time_prompt or stamped):
             return ""
+        choice = (self.num_frames, self.processor.video_processor.frame_sampling) if stamped else (1, "uniform")
         try:
-            clip = show(source, "full", 1, "uniform", 0).clip
+            clip = show(source, "full", *choice, 0).clip
         except (VideoReadError, ValueError):  # a question without a video can be asked all the same
             return ""
         assert not isinstance(clip, EncodedClip)

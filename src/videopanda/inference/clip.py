@@ -5,6 +5,7 @@ clips = encode_clips(model, processor, videos)      # of videos that are decoded
 """
 
 import math
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -253,7 +254,7 @@ def _cached(model: Any, processor: Any, cache: TokenDiskCache, key: str) -> Enco
     return EncodedClip(
         key,
         facts["kind"],
-        facts["prefix"] + token * len(tokens),
+        "".join(text + token * count for text, count in facts["placeholder"]),
         tuple(facts["frame_times"]),
         None if facts["frame_indices"] is None else tuple(facts["frame_indices"]),
         facts["decoder"],
@@ -265,7 +266,9 @@ def _cached(model: Any, processor: Any, cache: TokenDiskCache, key: str) -> Enco
 def _keep(cache: TokenDiskCache, key: str, processor: Any, clip: EncodedClip) -> None:
     assert clip.tokens is not None
     facts = {"kind": clip.kind, "frame_times": clip.times, "frame_indices": clip.indices, "decoder": clip.decoder}
-    facts["prefix"] = clip.placeholder_text.replace(processor.video_token, "").replace(processor.image_token, "")
+    token = processor.image_token if clip.kind == "image" else processor.video_token
+    runs = re.findall(f"(.*?)((?:{re.escape(token)})+)", clip.placeholder_text, re.DOTALL)
+    facts["placeholder"] = [[text, len(run) // len(token)] for text, run in runs]
     cache.put(key, clip.tokens, facts, clip.layout)
 
 

@@ -61,6 +61,7 @@ class GenerateRequest:
     clips: what the placeholders stand for, in order.
     stop: strings that end the reply; they are not part of it.
     decode_seconds: what reading the files took, for the statistics.
+    first_tokens: token ids whose probabilities as the first token of the reply are reported.
     """
 
     prompt_ids: Sequence[int]
@@ -69,6 +70,7 @@ class GenerateRequest:
     sampling: Sampling = field(default_factory=Sampling)
     stop: Sequence[str] = ()
     decode_seconds: float = 0.0
+    first_tokens: Sequence[int] = ()
 
 
 @dataclass
@@ -97,12 +99,16 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of a reply, with all of its text and its token ids, the end token included."""
+    """The end of a reply, with all of its text and its token ids, the end token included.
+
+    first_probabilities: of the request's `first_tokens`, whatever the sampling.
+    """
 
     text: str
     finish_reason: Literal["stop", "length"]
     token_ids: tuple[int, ...]
     stats: RequestStats
+    first_probabilities: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,7 @@ class ActiveSequence:
         self.stats = RequestStats([clip.times for clip in request.clips], len(self.ids))
         self.stats.seconds["decode"] = request.decode_seconds
         self.cancelled = self.ended = False
+        self.first_probabilities: tuple[float, ...] = ()
         self.since = time.perf_counter()  # when it was queued, later when its first token was there
 
     def cancel(self) -> None:
@@ -383,6 +390,9 @@ class Engine:
         began = time.perf_counter()
         try:
             kvs, logits_BV = prefill(self.model, self._layout, prompts)
+            for sequence, logits_V in zip(sequences, logits_BV):
+                if wanted := list(sequence.request.first_tokens):
+                    sequence.first_probabilities = tuple(logits_V.float().softmax(-1)[wanted].tolist())
             tokens = self._choose(sequences, logits_BV)
         except Exception as error:
             if len(sequences) == 1:
@@ -437,7 +447,9 @@ class Engine:
             sequence.callback(TextDelta(rest))
         sequence.ended = True
         reply = tuple(sequence.ids[len(request.prompt_ids) :])
-        sequence.callback(Finished(sequence.detokenizer.text, "stop" if ended else "length", reply, stats))
+        reason: Literal["stop", "length"] = "stop" if ended else "length"
+        text, first = sequence.detokenizer.text, sequence.first_probabilities
+        sequence.callback(Finished(text, reason, reply, stats, first))
         return False
 
     def _fail(self, sequences: Sequence[ActiveSequence], error: Exception) -> None:

@@ -162,7 +162,7 @@ class VideoSession:
         if self._pending:
             self._encode(memory)
         tokens, layout = memory.tokens, memory.layout
-        text = self.processor.video_text(len(tokens), self.duration)
+        text = self.processor.video_text(layout, self.duration, [start for start, _, _ in memory.spans])
         return EncodedClip(
             f"stream {id(self)} {self.num_frames}",
             "video",

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-FORMAT = 2  # a part of every key: counts up when the arithmetic of the vision part or the entries change
+FORMAT = 3  # a part of every key: counts up when the arithmetic of the vision part or the entries change
 _STALE_SECONDS = 3600.0  # after which a file that is being written belongs to a process that died
 _BYTES = (bytes, bytearray, memoryview)
 _LOG = logging.getLogger(__name__)
@@ -235,5 +235,5 @@ def vision_key(model: Any, processor: Any) -> str:
                 content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         _VISION_KEYS[model] = content.hexdigest()
-    settings = [processor.time_prompt, processor.video_processor.to_json_string()]
+    settings = [processor.time_prompt, processor.timestamps, processor.video_processor.to_json_string()]
     return json.dumps([_VISION_KEYS[model], str(model.dtype), model.device.type, *settings])

@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+TIMESTAMPS = ("none", "frame")
+
 
 def text_config_of(given: PreTrainedConfig | dict[str, Any] | None, default: str) -> PreTrainedConfig:
     """The configuration of the language model; None makes one of the kind `default` with the two placeholders.
@@ -43,4 +45,4 @@ def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
 
 
-__all__ = ["check_choice", "check_counts", "check_placeholders", "text_config_of"]
+__all__ = ["TIMESTAMPS", "check_choice", "check_counts", "check_placeholders", "text_config_of"]

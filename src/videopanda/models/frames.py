@@ -4,7 +4,7 @@ Needs neither torchvision nor a video decoder.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -87,6 +87,21 @@ def to_uint8_frames(video: Any, background: Sequence[int] = WHITE) -> np.ndarray
     if not len(frames):
         raise ValueError("A video needs at least one frame, got none.")
     return frames
+
+
+@dataclass
+class ClipMetadata(VideoMetadata):
+    """What is known of a clip beside its pixels. frame_times: seconds at which its frames are first shown."""
+
+    frame_times: list[float] | None = None
+
+    @property
+    def times(self) -> list[float] | None:
+        """The same, by the frame rate where only that is known; None without either."""
+        if self.frame_times is not None or self.fps is None:
+            return self.frame_times
+        indices = range(self.total_num_frames) if self.frames_indices is None else self.frames_indices
+        return [index / self.fps for index in indices]
 
 
 class FrameProcessor(VideoProcessorMixin):
@@ -250,10 +265,10 @@ class FrameProcessor(VideoProcessorMixin):
         return read_picture(images, self.background) if isinstance(images, str | Path) else images
 
     @staticmethod
-    def _metadata(video: Any, frames: np.ndarray | Sequence[np.ndarray], known: Any) -> VideoMetadata:
+    def _metadata(video: Any, frames: np.ndarray | Sequence[np.ndarray], known: Any) -> ClipMetadata:
         """Collect the metadata of a video: from its own fields, else from the caller's metadata."""
         height, width = frames[0].shape[:2]
-        entry = VideoMetadata(total_num_frames=len(frames), height=height, width=width)
+        entry = ClipMetadata(total_num_frames=len(frames), height=height, width=width)
         if known is not None:
             given = dict(known)
             entry.fps, entry.duration = given.get("fps"), given.get("duration")
@@ -263,6 +278,8 @@ class FrameProcessor(VideoProcessorMixin):
                 entry.duration = given["total_num_frames"] / entry.fps
         if hasattr(video, "frames"):
             entry.duration = float(video.duration)
+            if hasattr(video, "timestamps"):
+                entry.frame_times = [float(seconds) for seconds in video.timestamps]
             if hasattr(video, "indices"):  # of `read_video`
                 entry.fps, entry.frames_indices = video.source_fps, [int(index) for index in video.indices]
         return entry

@@ -1,12 +1,15 @@
 """The shared base of all processors: text with markers, and visuals that fill them. Part of exported folders."""
 
+from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import BatchFeature, ProcessingKwargs, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 
+from .configuration import TIMESTAMPS, check_choice
 from .frames import FrameProcessor, VideoProcessorMixin, flatten_images, flatten_videos
 from .hub import add_code
 from .prompts import VICUNA_CHAT_TEMPLATE
@@ -29,6 +32,8 @@ class VisualProcessor(ProcessorMixin):
         chat_template: jinja template; default the Vicuna layout of the released model.
         time_prompt: put the length of the clip in front of its tokens, as in "12.5 seconds: ". Needs the duration, from
             the video object or from `video_metadata`.
+        timestamps: "frame" puts the time of every frame in front of its tokens, as in "<1.5 seconds>", the form of
+            Qwen3-VL (2511.21631). Needs the times of the frames, from the video object or from `video_metadata`.
     """
 
     valid_processor_kwargs = VisualProcessorKwargs
@@ -40,9 +45,11 @@ class VisualProcessor(ProcessorMixin):
         tokenizer: Any = None,
         chat_template: str | None = None,
         time_prompt: bool = False,
+        timestamps: Literal["none", "frame"] = "none",
         **kwargs: Any,
     ):
-        self.time_prompt = time_prompt
+        check_choice("timestamps", timestamps, TIMESTAMPS)
+        self.time_prompt, self.timestamps = time_prompt, timestamps
         self.video_token, self.image_token = "<video>", "<image>"
         vocabulary = tokenizer.get_vocab()
         for token in (self.video_token, self.image_token):
@@ -151,15 +158,46 @@ class VisualProcessor(ProcessorMixin):
         return features, [self.placeholder_text(features, i, "image") for i in range(count)]
 
     def placeholder_text(self, inputs: Any, i: int, kind: Literal["video", "image"] = "video") -> str:
-        """Return what replaces the marker of visual `i` of a batch: a video's length if wanted, then its tokens."""
-        count = len(self.video_processor.token_layout(inputs, i, kind))
+        """Return what replaces the marker of visual `i` of a batch: its tokens, with the times that are wanted."""
+        layout = self.video_processor.token_layout(inputs, i, kind)
         if kind == "image":
-            return self.image_token * count
-        return self.video_text(count, inputs["video_metadata"][i].duration if "video_metadata" in inputs else None)
+            return self.image_token * len(layout)
+        known = inputs["video_metadata"][i] if "video_metadata" in inputs else None
+        times = None if known is None or self.timestamps == "none" else known.times
+        steps = None if times is None else times[:: self.video_processor.frames_per_step]
+        return self.video_text(layout, None if known is None else known.duration, steps)
 
-    def video_text(self, count: int, duration: float | None) -> str:
-        """What stands for `count` tokens of a video that lasts `duration` seconds."""
-        return self._time_text(duration) + self.video_token * count
+    def video_text(self, layout_V4: torch.Tensor, duration: float | None, times: Sequence[float] | None) -> str:
+        """What stands for the tokens of a video that lasts `duration` seconds and whose time steps start at `times`.
+
+        A time step is a frame, or the frames that a compressor averages; padding frames have no time.
+
+        Raises:
+            ValueError: duration or times are part of the prompt, and unknown.
+        """
+        text = self._time_text(duration)
+        if self.timestamps == "none":
+            return text + self.video_token * len(layout_V4)
+        if times is None:
+            raise ValueError(
+                "This processor states the time of every frame in the prompt (`timestamps`), but the times are "
+                "unknown: pass the result of `read_video`, or `video_metadata` with a frame rate."
+            )
+        counts = torch.unique_consecutive(layout_V4[:, 0], return_counts=True)[1].tolist()
+        stamps = [*map(self.stamp, times), *[""] * (len(counts) - len(times))]
+        return text + "".join(stamp + self.video_token * count for stamp, count in zip(stamps, counts))
+
+    @staticmethod
+    def stamp(seconds: float) -> str:
+        """What precedes the tokens of a frame that is first shown at `seconds`."""
+        return f"<{seconds:.1f} seconds>"
+
+    def stamp_tokens(self, times: Sequence[float]) -> int:
+        """Number of text tokens that the stamps of a clip add to its visual tokens."""
+        if self.timestamps == "none":
+            return 0
+        stamps = [self.stamp(seconds) for seconds in times[:: self.video_processor.frames_per_step]]
+        return sum(map(len, self.tokenizer(stamps, add_special_tokens=False)["input_ids"])) if stamps else 0
 
     def _time_text(self, duration: float | None) -> str:
         if not self.time_prompt:

@@ -37,6 +37,7 @@ class Plan:
     """What one request costs.
 
     visual_tokens: tokens of the clip, exactly as the processor places them in the prompt.
+    stamp_tokens: text tokens of the times of its frames, where the processor writes them.
     context: maximum length of prompt and reply together.
     flops: "vision" (vision modules), "prefill" (language model, clip and text) and "per_token" (each new token).
     weight_bytes: all weights, as they lie in memory.
@@ -51,6 +52,7 @@ class Plan:
     height: int
     width: int
     visual_tokens: int
+    stamp_tokens: int
     text_tokens: int
     new_tokens: int
     context: int
@@ -64,7 +66,7 @@ class Plan:
     @property
     def tokens(self) -> int:
         """Tokens of prompt and reply."""
-        return self.visual_tokens + self.text_tokens + self.new_tokens
+        return self.visual_tokens + self.stamp_tokens + self.text_tokens + self.new_tokens
 
     @property
     def peak_bytes(self) -> int:
@@ -93,7 +95,7 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        names = ("frames", "height", "width", "visual_tokens", "text_tokens", "new_tokens", "context", "flops")
+        names = ("frames", "height", "width", "visual_tokens", "stamp_tokens", "text_tokens", "new_tokens", "context")
         clip_flops = self.planner.prefill_flops(self.frames, self.height, self.width)
         return {name: getattr(self, name) for name in names} | {
             "flops": {**self.flops, "prefill_clip": clip_flops},
@@ -117,6 +119,7 @@ class Planner:
         weight_bytes: of a loaded model with quantized weights; default: computed from `dtype`.
         grain: prompts are traced at lengths rounded up to a multiple of this. A server with many clips traces less;
             its FLOPs and memory are then upper bounds. Tokens stay exact.
+        stamp_tokens: text tokens of the times of a number of frames; default none. See `VisualProcessor.stamp_tokens`.
     """
 
     def __init__(
@@ -128,8 +131,10 @@ class Planner:
         on_host: bool = True,
         weight_bytes: int | None = None,
         grain: int = 1,
+        stamp_tokens: Callable[[int], int] = lambda frames: 0,
     ):
         self.video_processor, self.dtype, self.on_host, self.grain = video_processor, dtype, on_host, grain
+        self.stamp_tokens = stamp_tokens
         config = deepcopy(config)
         config._attn_implementation = "sdpa"
         with torch.inference_mode(False), torch.device("meta"):
@@ -154,7 +159,8 @@ class Planner:
         """
         visual_tokens = self.video_processor.token_count(frames, height, width)
         vision_flops, vision_bytes, pixel_bytes = self._trace_vision(frames, height, width)
-        prompt = visual_tokens + text_tokens
+        stamp_tokens = self.stamp_tokens(frames)
+        prompt = visual_tokens + stamp_tokens + text_tokens
         merged = self._merged_columns(frames, height, width)
         text = self._trace_text(-(-prompt // self.grain) * self.grain, merged)
         frame_bytes = frames * height * width * 3 if self.on_host else 0
@@ -165,6 +171,7 @@ class Planner:
             height=height,
             width=width,
             visual_tokens=visual_tokens,
+            stamp_tokens=stamp_tokens,
             text_tokens=text_tokens,
             new_tokens=new_tokens,
             context=self.context,
@@ -193,7 +200,8 @@ class Planner:
 
     def fits_context(self, frames: int, height: int, width: int, *, text_tokens: int, new_tokens: int) -> bool:
         """Whether prompt and reply fit into the context. Counts tokens only, so it is cheap for any request."""
-        return self.video_processor.token_count(frames, height, width) + text_tokens + new_tokens <= self.context
+        clip = self.video_processor.token_count(frames, height, width) + self.stamp_tokens(frames)
+        return clip + text_tokens + new_tokens <= self.context
 
     def require_context(self, frames: int, height: int, width: int, *, text_tokens: int, new_tokens: int) -> None:
         """Check that prompt and reply fit into the context, at no cost.
@@ -203,10 +211,11 @@ class Planner:
         """
         size = {"text_tokens": text_tokens, "new_tokens": new_tokens}
         if not self.fits_context(frames, height, width, **size):
-            tokens = self.video_processor.token_count(frames, height, width)
+            tokens, stamps = self.video_processor.token_count(frames, height, width), self.stamp_tokens(frames)
             most = self.most_frames(height, width, **size, at_most=frames)
             raise DoesNotFitError(
                 f"{frames} frames of {width}x{height} take {tokens:,} visual tokens; with "
+                + f"{stamps:,} of time stamps, " * bool(stamps)
                 + f"{text_tokens:,} of text and " * bool(text_tokens)
                 + f"up to {new_tokens:,} new tokens they exceed the context of {self.context:,} tokens of the "
                 f"language model: {_advice(most)}"

@@ -41,7 +41,8 @@ def lines(plan: Plan, machine: Machine, samples: int | None = None) -> list[str]
     dtype = str(plan.planner.dtype).removeprefix("torch.")
     rows = {
         "clip": f"{plan.frames} frames of {plan.width}x{plan.height}",
-        "visual tokens": f"{plan.visual_tokens:,} ({per_frame:,.4g} per frame)",
+        "visual tokens": f"{plan.visual_tokens:,} ({per_frame:,.4g} per frame)"
+        + f", and {plan.stamp_tokens:,} of time stamps" * bool(plan.stamp_tokens),
         "context": f"{plan.tokens:,} of {plan.context:,} tokens with {plan.text_tokens:,} of text and "
         f"{plan.new_tokens:,} of the reply",
         "compute": f"vision {_flops(plan.flops['vision'])}, prompt {_flops(plan.flops['prefill'])}, "

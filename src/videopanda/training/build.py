@@ -22,7 +22,8 @@ from videopanda.hub import folder_of
 from videopanda.models.families import DEFAULT, changed_config, fresh_config, model_class, processor_class
 from videopanda.models.fields import with_fields
 from videopanda.models.load import check_checkpoint, require_finite
-from videopanda.training.chat_template import visual_chat_template
+from videopanda.training.chat_template import visual_chat_template, with_system_prompt
+from videopanda.training.stages import StageConfig
 
 PLACEHOLDERS = ["<video>", "<image>"]
 
@@ -170,6 +171,8 @@ def change_checkpoint(out: str | Path, checkpoint: str | Path, fields: Mapping[s
     for name in before | after:  # what is None is in neither
         if before.get(name) != after.get(name):
             setattr(processor.video_processor, name, after.get(name))
+    if "timestamps" in fields:
+        processor.timestamps = config.timestamps
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     checksums.record(folder)
@@ -203,6 +206,15 @@ def change_fields(model: Any, fields: Mapping[str, Any], folder: Path) -> None:
     changed = changed_config(model.config, fields)
     for part in {name.partition(".")[0] for name in fields}:
         setattr(model.config, f"{part}_config", getattr(changed, f"{part}_config"))
+
+
+def as_trained(model: Any, processor: Any, settings: StageConfig) -> None:
+    """Store what prompts of the training look like in processor and configuration, so that answers use the same."""
+    processor.video_processor.num_frames = settings.num_frames
+    if settings.system_prompt:
+        processor.chat_template = with_system_prompt(processor.chat_template, settings.system_prompt)
+    if settings.timestamps:
+        processor.timestamps = model.config.timestamps = settings.timestamps
 
 
 def read_template(name: str | None) -> str | None:

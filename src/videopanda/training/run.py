@@ -34,7 +34,6 @@ from videopanda.models.load import load_checkpoint
 from videopanda.training.adapter import ADAPTER, add_adapter, load_quantized, merge
 from videopanda.training.arguments import arguments
 from videopanda.training.callbacks import EarlyStop, RunStoppedError, StallWatchdog, StopOnSignal
-from videopanda.training.chat_template import with_system_prompt
 from videopanda.training.distill import (
     Distillation,
     DistillVideoLanguage,
@@ -155,7 +154,8 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
         if settings.scenes_vocabulary:
             nano.grow_vocabulary(model, processor, settings.scenes_vocabulary)
         build.change_fields(model, settings.model_fields, folder)
-        return model, _as_trained(processor, settings)
+        build.as_trained(model, processor, settings)
+        return model, processor
     if settings.lora_rank:
         raise ValueError(f"LoRA needs a trained checkpoint, but {folder} is a plain language model")
     logger.info("adding a fresh vision part to %s", folder)
@@ -171,15 +171,8 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
         clips = [dataset[i] for i in range(min(64, len(dataset)))]
         pixel_values = Collator(processor, settings.max_length, text=False)(clips)["pixel_values_videos"]
         whiten_patch_embedding(patch_embedding(model, pixel_values), pixel_values, seed=settings.seed)
-    return model, _as_trained(processor, settings)
-
-
-def _as_trained(processor: Any, settings: StageConfig) -> Any:
-    """Store the frame sampling and system prompt of the training in the processor, so answers use the same."""
-    processor.video_processor.num_frames = settings.num_frames
-    if settings.system_prompt:
-        processor.chat_template = with_system_prompt(processor.chat_template, settings.system_prompt)
-    return processor
+    build.as_trained(model, processor, settings)
+    return model, processor
 
 
 def make_task(settings: StageConfig, model: Any, processor: Any, folder: Path | None) -> tuple[Task, Collator]:

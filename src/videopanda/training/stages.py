@@ -38,6 +38,7 @@ class StageConfig:
     early_stop: int = 0  # validations without a better loss after which training ends, with the best weights; 0 = never
     num_frames: int = 8  # frames that the model sees of every clip
     max_length: int = 2048  # tokens per row; conversations that do not fit are left out whole
+    timestamps: Literal["", "none", "frame"] = ""  # "frame" writes "<1.5 seconds>" before each frame; "" = as the model
     system_prompt: str = ""  # put into the chat template of the model; "" = leave the template as it is
     official_flip: bool = False  # mirror half of the clips, as the official frame transform does
     scenes_max_things: int = 4

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..compression_config import CompressionConfig
-from ..configuration import check_choice, check_counts, check_placeholders, text_config_of
+from ..configuration import TIMESTAMPS, check_choice, check_counts, check_placeholders, text_config_of
 from ..merge_schedule import MergeSchedule
 
 SPLITS = ("none", "norm", "norm+ffn", "all")
@@ -205,6 +205,7 @@ class ElvaConfig(PreTrainedConfig):
         modality_split: parameters of the language model that visual tokens have of their own; see `VisualParameters`.
         pre_buffer_layers: how many of the first layers of `text_config` are new, in front of a pretrained language
             model, as in NEO; see `for_new_model`.
+        timestamps: "frame": the processor of a new model puts the time of every frame in front of its tokens.
     """
 
     model_type = "elva"
@@ -241,6 +242,7 @@ class ElvaConfig(PreTrainedConfig):
         frame_attention: Literal["causal", "both"] = "causal",
         modality_split: Literal["none", "norm", "norm+ffn", "all"] = "none",
         pre_buffer_layers: int = 0,
+        timestamps: Literal["none", "frame"] = "none",
         tie_word_embeddings: bool = False,
         **kwargs: Any,
     ):
@@ -264,6 +266,7 @@ class ElvaConfig(PreTrainedConfig):
         MergeSchedule.of(merge_config).check(text_config.num_hidden_layers)
         check_choice("frame_attention", frame_attention, ("causal", "both"))
         check_choice("modality_split", modality_split, SPLITS)
+        check_choice("timestamps", timestamps, TIMESTAMPS)
         check_counts(least=0, pre_buffer_layers=pre_buffer_layers)
         if pre_buffer_layers and pre_buffer_layers >= text_config.num_hidden_layers:
             raise ValueError(f"pre_buffer_layers {pre_buffer_layers} leave no layer of the language model")
@@ -280,6 +283,7 @@ class ElvaConfig(PreTrainedConfig):
         self.frame_attention = frame_attention
         self.modality_split = modality_split
         self.pre_buffer_layers = pre_buffer_layers
+        self.timestamps = timestamps
         super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
 
     @classmethod

@@ -15,7 +15,8 @@ class ElvaProcessor(VisualProcessor):
     @classmethod
     def for_config(cls, config: ElvaConfig, tokenizer: Any, chat_template: str | None = None) -> "ElvaProcessor":
         """Return the processor of a new model, which states the clip's length in the prompt."""
-        return cls(cls.video_processor_for(config), tokenizer, chat_template, time_prompt=True)
+        told = {"time_prompt": True, "timestamps": config.timestamps}
+        return cls(cls.video_processor_for(config), tokenizer, chat_template, **told)
 
     @staticmethod
     def video_processor_for(config: ElvaConfig) -> ElvaVideoProcessor:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..compression_config import CompressionConfig
-from ..configuration import check_choice, check_counts, check_placeholders, text_config_of
+from ..configuration import TIMESTAMPS, check_choice, check_counts, check_placeholders, text_config_of
 
 # What transformers' Auto classes find in this folder.
 AUTO_MAP = {
@@ -298,6 +298,7 @@ class VideoPandaConfig(PreTrainedConfig):
         compression_config: fewer tokens between STAB and projector; see `CompressionConfig`. Default: none.
         video_token_id, image_token_id: ids of the placeholders `<video>` and `<image>`, real entries of the vocabulary.
         initializer_range: standard deviation of fresh linear weights of STAB and projector.
+        timestamps: "frame": the processor of a new model puts the time of every frame in front of its tokens.
     """
 
     model_type = "videopanda"
@@ -321,9 +322,11 @@ class VideoPandaConfig(PreTrainedConfig):
         image_token_id: int = 32001,
         initializer_range: float = 0.02,
         tie_word_embeddings: bool = False,
+        timestamps: Literal["none", "frame"] = "none",
         **kwargs: Any,
     ):
         text_config = text_config_of(text_config, "llama")
+        check_choice("timestamps", timestamps, TIMESTAMPS)
         if stab_config is None:
             stab_config = VideoPandaStabConfig()
         elif isinstance(stab_config, dict):
@@ -337,6 +340,7 @@ class VideoPandaConfig(PreTrainedConfig):
         self.video_token_id = video_token_id
         self.image_token_id = image_token_id
         self.initializer_range = initializer_range
+        self.timestamps = timestamps
         super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
 
     @classmethod
