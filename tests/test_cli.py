@@ -200,7 +200,7 @@ SURFACE = {
     ),
     "mcp": ({"--allow", "--model", "--device"}, set()),
     "pull": ({"--output"}, {"name"}),
-    "push": ({"--scores", "--license", "--limit", "--private", "--dry-run"}, {"checkpoint", "name"}),
+    "push": ({"--scores", "--license", "--limitation", "--private", "--dry-run"}, {"checkpoint", "name"}),
     "teach": (
         {"--question", "--output", "--model", "--lora", "--quantize", "--test-share", "--copies", "--seed", "--set"}
         | {"--json"},

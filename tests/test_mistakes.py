@@ -34,14 +34,18 @@ QUICK = [
     (13, "answer DEMO What? --max-tokens 5", r"No such option: --max-tokens.*--max-new-tokens"),
     (14, "answer DEMO What? --start 3 --end 1", r"end \(1\.0 s\) must be later than start \(3\.0 s\)"),
     (15, "answer DEMO What? --start 30", r"start is 30\.0 s, and the video lasts only 4\.000 s"),
-    (16, "answer DEMO What? --start noon", r"a time is written in seconds, or as 1:30, not 'noon'"),
+    (16, "answer DEMO What? --start noon", r"expected a time in seconds, or one such as 1:30, got 'noon'"),
     (18, "answer DEMO What? --num-frames 0", r"'--num-frames'.*greater than or equal to 1"),
     (19, "answer DEMO EMPTY", r"the question is empty"),
     (20, "answer tone.wav What?", r"tone\.wav.*no video stream"),
     (22, "answer fake.mp4 What?", r"fake\.mp4.*invalid data"),
     (23, "answer empty.mp4 What?", r"empty\.mp4.*the file is empty"),
     (24, "answer emptydir What?", r"emptydir.*no images"),
-    (25, "answer https://example.com/a.mp4 What?", r"fetched only from hosts that you name.*--allow-host example\.com"),
+    (
+        25,
+        "answer https://example.com/a.mp4 What?",
+        r"fetched only from hosts that you allow.*--allow-host example\.com",
+    ),
     (25, "answer https://127.0.0.1/a.mp4 What? --allow-host 127.0.0.1", r"does not resolve to public addresses only"),
     (25, "answer DEMO What? --server http://127.0.0.1:9", r"no server at http://127\.0\.0\.1:9: start one"),
     (27, "serve --port 99999", r"'--port'.*less than or equal to 65535"),
@@ -49,7 +53,7 @@ QUICK = [
     (27, "serve --files photos --port FREE", r"photos is neither empty nor a folder of uploads"),
     (27, "serve --media-root nothere --port FREE", r"--media-root nothere: no such folder"),
     (27, "serve --api-keys empty.mp4", r"empty\.mp4 contains no API key"),
-    (28, "train fintune --config nano", r"no stage 'fintune': choose one of language, prealign, spatial"),
+    (28, "train fintune --config nano", r"unknown stage 'fintune': choose one of language, prealign, spatial"),
     (
         29,
         "train finetune --config nanoo --output o1",
@@ -70,14 +74,14 @@ QUICK = [
     (46, "evaluate score own rows.json nothere.jsonl --output s.jsonl", r"nothere\.jsonl|unknown benchmark"),
     (48, "data label emptydir out --question Which?", r"emptydir contains 0 classes of clips.*at least 2 are needed"),
     (49, "scenes make NANO --num 2", r"contains other files: choose a new folder"),
-    (51, "init --backbone llama2 out/f", r"no language model at llama2: on the Hub a name is OWNER/llama2"),
+    (51, "init --backbone llama2 out/f", r"no language model at llama2: pass a folder, or a Hub name OWNER/llama2"),
     (52, "export NANO NANO", r"already exists: choose a new folder"),
     (54, "verify emptydir", r"emptydir is not a videopanda checkpoint: it has no config\.json"),
-    (54, "verify cut", r"cut/model\.safetensors is damaged or cut off: download or copy it again"),
+    (54, "verify cut", r"cut/model\.safetensors is damaged or truncated: download or copy it again"),
     (30, "train finetune --config trailing.json --output o1", r"trailing\.json is not valid JSON"),
     (31, "train finetune --config nano --output o1", r"needs a model to start from: pass --model DIR"),
     (55, "plan --duration 30 --num-frames 8 --fps 1", r"--num-frames and --fps are mutually exclusive"),
-    (57, "plan --duration abc", r"--duration is a time such as 90s, 30m or 1\.5h, not 'abc'"),
+    (57, "plan --duration abc", r"--duration must be a time such as 90s, 30m or 1\.5h, got 'abc'"),
     (59, "bench speed", r"No such command 'speed'; choose from decode, efficiency, elva, generate, train"),
 ]
 # A run of one step: what is tested is that it needs no --output.
@@ -238,5 +242,5 @@ def test_times_as_a_clock_shows_them(text, seconds):
 def test_other_times_are_refused(text):
     from videopanda.cli import checks
 
-    with pytest.raises(ValueError, match="a time is written in seconds"):
+    with pytest.raises(ValueError, match="expected a time in seconds"):
         checks.seconds(text)

@@ -318,7 +318,7 @@ def test_bad_input_is_one_line(ours, official, tmp_path, run):
     file.write_bytes(whole[:-100])
     code, out, err = run(ours)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "model.safetensors is damaged or cut off" in err
+    assert "model.safetensors is damaged or truncated" in err
     file.write_bytes(whole)
     (ours / "config.json").write_text('{"model_type": "llava"}')
     code, out, err = run(ours)

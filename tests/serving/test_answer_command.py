@@ -57,7 +57,7 @@ def test_what_a_server_refuses_is_one_line(server, tmp_path):
     (tmp_path / "frames").mkdir()
     asked = ("answer", CLIP, "What?")
     assert "model" in run(*asked, *MODEL, "--server", server.url)[2]
-    assert "is for --server" in run(*asked, "--api-key", "x")[2]
+    assert "requires --server" in run(*asked, "--api-key", "x")[2]
     assert "is a URL such as" in run(*asked, "--server", "localhost:8000")[2]
 
 
@@ -104,7 +104,7 @@ def test_a_url_of_an_allowed_host_is_fetched(monkeypatch, wanted):
         connect = lambda address, timeout: socket.create_connection(here, timeout)  # noqa: E731
         monkeypatch.setattr(fetch, "FetchPolicy", partial(fetch.FetchPolicy, look_up=resolve, connect=connect))
         url = "http://videos.example.org/a/clip.mp4?x=1"
-        assert "is not fetched" in run("answer", url, QUESTIONS[0], *MODEL, "--allow-host", "example.org")[2]
+        assert "cannot fetch" in run("answer", url, QUESTIONS[0], *MODEL, "--allow-host", "example.org")[2]
         answer = run("answer", url, QUESTIONS[0], *MODEL, "--allow-host", "*.example.org")
     assert answer == (0, wanted.splitlines()[0] + "\n", "")
 

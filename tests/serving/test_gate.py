@@ -82,10 +82,10 @@ def test_names_from_the_command_line():
     assert hosts == (*own, "v.example")
     assert origins == ("https://v.example:8443",)
     for url in ("v.example", "https://v.example/below", "ftp://v.example"):
-        with pytest.raises(ValueError, match="--public-url is scheme and host"):
+        with pytest.raises(ValueError, match="--public-url must be scheme and host"):
             cli._names("127.0.0.1", url, [], False)
     for origin in ("a.example", "https://a.example/"):
-        with pytest.raises(ValueError, match="--allow-origin is scheme and host"):
+        with pytest.raises(ValueError, match="--allow-origin must be scheme and host"):
             cli._names("127.0.0.1", None, [origin], False)
     with pytest.raises(ValueError, match="needs --api-keys"):
         cli._names("127.0.0.1", None, ["*"], False)

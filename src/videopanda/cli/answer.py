@@ -40,24 +40,25 @@ Start = Annotated[
 End = Annotated[float | None, typer.Option("--end", metavar="S", parser=seconds, help="End of the range, in seconds.")]
 Temperature = Annotated[
     float,
-    typer.Option("--temperature", metavar="X", min=0.0, help="Draw tokens at random; 0: the most likely."),
+    typer.Option("--temperature", metavar="X", min=0.0, help="Sampling temperature; 0 takes the most likely tokens."),
 ]
-AnswerSeed = Annotated[
-    int | None, typer.Option("--seed", metavar="S", min=0, help="Random seed, to repeat an answer drawn at random.")
-]
+AnswerSeed = Annotated[int | None, typer.Option("--seed", metavar="S", min=0, help="Random seed of the sampling.")]
 AllowHost = Annotated[
     list[str] | None,
     typer.Option(
         "--allow-host",
         metavar="HOST",
-        help="Host that a video may be fetched from; may be repeated.",
+        help="Fetch videos from this host; may be repeated.",
     ),
 ]
 
 
 def answer_verb(
     video: Video,
-    question: Annotated[list[str], typer.Argument(help="What to ask; several are asked apart.", show_default=False)],
+    question: Annotated[
+        list[str],
+        typer.Argument(help="Question about the video; several are answered independently.", show_default=False),
+    ],
     model: Model = None,
     num_frames: NumFrames = None,
     fps: Fps = None,
@@ -101,22 +102,27 @@ def answer_verb(
     """
     require_settings(set_)
     if stream + as_json > 1 or stream + explain > 1:
-        raise ValueError("--stream is for plain answers: leave out --json and --explain")
+        raise ValueError("--stream prints plain answers: omit --json and --explain")
     if picture is not None and not explain:
-        raise ValueError("--picture is for --explain")
+        raise ValueError("--picture requires --explain")
     if explain and (server or cache or max_visual_tokens):
-        raise ValueError("--explain needs all frames: leave out --server, --cache and --max-visual-tokens")
+        raise ValueError(
+            "--explain needs the model and all frames here: omit --server, --cache and --max-visual-tokens"
+        )
     if max_visual_tokens is not None and (num_frames is not None or cache is not None or server is not None):
         raise ValueError("--max-visual-tokens reads the whole clip at --fps: omit --num-frames, --cache and --server")
     if frames_by not in (None, "motion", "scenes"):
         raise ValueError(f"--frames-by must be motion or scenes, not {frames_by!r}")
     if frames_by is not None and (max_visual_tokens, fps, cache, start, end, server) != (None,) * 6:
-        raise ValueError("--frames-by chooses --num-frames frames of the whole file: omit the other choices")
+        raise ValueError(
+            "--frames-by chooses frames from the whole file: omit --fps, --start, --end, --cache, --server and "
+            "--max-visual-tokens"
+        )
     if server is None and api_key is not None:
-        raise ValueError("--api-key is for --server URL")
+        raise ValueError("--api-key requires --server")
     if server is not None and (model or device or dtype or cache or quantize_to or set_):
         raise ValueError(
-            "--model, --device, --dtype, --quantize, --set and --cache are the server's own: pass them to serve"
+            "--model, --device, --dtype, --quantize, --set and --cache do not work with --server: set them there"
         )
     model = require_checkpoint(model)
     require_device(device)
@@ -165,14 +171,14 @@ def chat_verb(
     seed: AnswerSeed = None,
     allow_host: AllowHost = None,
 ) -> None:
-    """Chat about a video: one question per line; an empty line ends the chat, Ctrl-C an answer.
+    """Chat about a video: one question per line. An empty line ends the chat, Ctrl-C stops an answer.
 
     Example:  videopanda chat clip.mp4
     """
     require_settings(set_)
     model = require_checkpoint(model)
     require_device(device)
-    with suppress(ImportError):  # not on every system; gives the arrow keys
+    with suppress(ImportError):  # line editing with the arrow keys, where the system has it
         import readline  # noqa: F401
     with _local(video, allow_host) as path:
         require_video(path, start, end, fps, num_frames)
@@ -210,13 +216,13 @@ def _chat_options(max_new_tokens: int, temperature: float, seed: int | None) -> 
 
 @contextmanager
 def _local(video: str, allowed: list[str] | None) -> Iterator[Path]:
-    """The file of a video, which is fetched first if it is a URL of an allowed host."""
+    """The file of a video; a URL of an allowed host is downloaded first."""
     address = urlsplit(video)
     if address.scheme not in ("http", "https"):
         yield Path(video)
         return
     if not allowed:
-        raise ValueError(f"videos are fetched only from hosts that you name: add  --allow-host {address.hostname}")
+        raise ValueError(f"videos are fetched only from hosts that you allow: add  --allow-host {address.hostname}")
     from videopanda.serving.errors import ForbiddenError
     from videopanda.serving.fetch import FetchPolicy, fetch
 
@@ -226,14 +232,14 @@ def _local(video: str, allowed: list[str] | None) -> Iterator[Path]:
             with path.open("wb") as file:
                 fetch(video, file.write, FetchPolicy(hosts=tuple(allowed)))
         except ForbiddenError as error:
-            raise ValueError(f"{video} is not fetched: {error}") from error
+            raise ValueError(f"cannot fetch {video}: {error}") from error
         yield path
 
 
 def _streamed(
     network: Any, processor: Any, path: Path, questions: list[str], options: dict[str, Any]
 ) -> Iterator[str | dict[str, Any]]:
-    """For each question the pieces of its answer, then its report. No question sees another."""
+    """For each question, the pieces of its answer and then its report. Questions do not see each other."""
     from videopanda.inference.answer import Chat
 
     chat = Chat(network, processor, path, **options)
@@ -252,7 +258,7 @@ def _explain(
     picture: Path | None,
     as_json: bool,
 ) -> None:
-    """Print each answer and what its frames contribute."""
+    """Print each answer and how much each frame contributes to it."""
     from videopanda.inference import explain
 
     reports = []
@@ -275,7 +281,7 @@ def _explain(
 
 
 def _print(answers: Iterator[str | dict[str, Any]], stream: bool, as_json: bool) -> None:
-    """Print answers: for each its pieces, if there are any, and its report."""
+    """Print answers: for each, its pieces, if there are any, and its report."""
     reports = []
     for part in answers:
         if isinstance(part, str):

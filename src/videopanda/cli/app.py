@@ -42,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 scenes_app = typer.Typer(
-    help="Scenes: a generated world with exact answers, for training and tests.", no_args_is_help=True
+    help="Scenes: a generated world with exact answers, for training and testing.", no_args_is_help=True
 )
 app.add_typer(scenes_app, name="scenes")
 app.add_typer(data_app, name="data")
@@ -77,7 +77,7 @@ def demo_verb(
         "videopanda_demo"
     ),
 ) -> None:
-    """Let the bundled model answer questions about the bundled clip, and show the frames it looked at.
+    """Let the bundled model answer questions about the bundled clip, and show the frames that it saw.
 
     Example:  videopanda demo --output out/demo
     """
@@ -101,7 +101,7 @@ def demo_verb(
     output.mkdir(parents=True, exist_ok=True)
     contact_sheet([SheetRow(video.frames, lines, video.timestamps)]).save(output / "contact_sheet.png")
     console().print(grid)
-    print(f"The frames it looked at: {output / 'contact_sheet.png'}")
+    print(f"the frames that it saw: {output / 'contact_sheet.png'}")
 
 
 @scenes_app.command("make")
@@ -110,31 +110,31 @@ def scenes_make_verb(
     num: Annotated[int, typer.Option("--num", metavar="N", min=1, help="Number of clips.")] = 1000,
     seed: Seed = 0,
     split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "train",
-    long: Annotated[bool, typer.Option("--long", help="Minutes to hours in which little happens.")] = False,
+    long: Annotated[bool, typer.Option("--long", help="Make clips of minutes to hours with few events.")] = False,
     minutes: Annotated[
-        str, typer.Option("--minutes", metavar="M,…", help="With --long: lengths, with --num clips of each.")
+        str, typer.Option("--minutes", metavar="M,…", help="With --long: lengths of the clips; --num clips of each.")
     ] = "",
     world: Annotated[
-        str, typer.Option("--world", metavar="NAME", help="scenes, or tabletop: solid things in perspective.")
+        str, typer.Option("--world", metavar="NAME", help="scenes, or tabletop (solid objects in perspective).")
     ] = "scenes",
 ) -> None:
     """Write scenes as mp4 files with questions and answers in the conversation format.
 
     Example:  videopanda scenes make data/scenes --num 1000 --seed 0
 
-    Needles in hours of video:  videopanda scenes make --long --minutes 1,10,60 --num 5 --split test data/long
+    Long clips with rare events:  videopanda scenes make --long --minutes 1,10,60 --num 5 --split test data/long
     """
     if minutes and not long:
-        raise ValueError("--minutes is for --long")
+        raise ValueError("--minutes requires --long")
     if long and world != "scenes":
-        raise ValueError("--long is made of scenes only: remove --world")
+        raise ValueError("--long supports only the world scenes: omit --world")
     if long:
         from videopanda.data.worlds.long.make import LENGTHS, make_long
 
         try:
             lengths = [float(part) for part in minutes.split(",")] if minutes else LENGTHS
         except ValueError as error:
-            raise ValueError(f"--minutes {minutes}: write numbers, as in 1,10,60") from error
+            raise ValueError(f"--minutes must be numbers such as 1,10,60, got {minutes!r}") from error
         folder = make_long(out, num, seed, split, lengths)
         print(f"{num * len(lengths)} long clips with questions: {folder / 'annotations.json'}")
         return
@@ -164,10 +164,11 @@ def init_verb(
     out: Annotated[Path, typer.Argument(help="New folder for the checkpoint.", show_default=False)],
     backbone: Annotated[
         str | None,
-        typer.Option("--backbone", metavar="DIR|NAME", help="Causal language model: folder, or name in the Hub cache."),
+        typer.Option("--backbone", metavar="DIR|NAME", help="Causal language model: folder or Hub name."),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option("--model", metavar="DIR", help="Instead: a trained model to change with --set.")
+        Path | None,
+        typer.Option("--model", metavar="DIR", help="Trained model to change with --set, instead of --backbone."),
     ] = None,
     family: Family = None,
     preset: Preset = "",
@@ -178,13 +179,13 @@ def init_verb(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the new weights.")] = 0,
 ) -> None:
-    """Make an untrained model from a language model and a new vision part: the start of training.
+    """Make an untrained model from a language model and a new vision part, as the start of training.
 
     Example:  videopanda init --backbone vicuna-7b-v1.5 --chat-template vicuna out/fresh
 
     Every field of the configuration can be set:  videopanda init --backbone DIR --set stab.row_tokens=false out/fresh
 
-    A compressor for a trained model:  videopanda init --model out/nano --set compression.kind=mamba out/nano-mamba
+    Add a compressor to a trained model:  videopanda init --model out/nano --set compression.kind=mamba out/nano-mamba
     """
     require_settings(set_)
     if (backbone is None) == (model is None):
@@ -212,7 +213,7 @@ def init_verb(
 
 @app.command("doctor")
 def doctor_verb(as_json: AsJson = False) -> None:
-    """Check the installation: versions and their tested bounds, GPU, decoders, extras; exit code 1 if it cannot work.
+    """Check the installation: versions, GPU, decoders, extras. Exit code 1 means that something needed is broken.
 
     Example:  videopanda doctor
     """

@@ -9,6 +9,8 @@ import typer
 from videopanda.cli.options import AsJson, Device, Model, console, quiet
 
 Rounds = Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Number of interleaved rounds.")]
+BenchDevice = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu or cuda.")]
+BenchDtype = Annotated[str, typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16.")]
 
 bench_app = typer.Typer(help="Measure what a model costs, compared with its peers.", no_args_is_help=True)
 
@@ -16,14 +18,14 @@ bench_app = typer.Typer(help="Measure what a model costs, compared with its peer
 @bench_app.command("efficiency")
 def efficiency_verb(
     models: Annotated[
-        str, typer.Option("--models", metavar="NAME,…", help="Which vision parts to compare. Default: all.")
+        str, typer.Option("--models", metavar="NAME,…", help="Vision parts to compare. Default: all.")
     ] = "",
     source: Annotated[
         str, typer.Option("--source", metavar="WxH", help="Size of the source video; decides the token grid.")
     ] = "448x448",
     rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Number of interleaved rounds.")] = 5,
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    device: BenchDevice = "cpu",
+    dtype: BenchDtype = "float32",
     compiled: Annotated[bool, typer.Option("--compile", help="Compile Video-Panda with torch.compile.")] = False,
     flops_only: Annotated[
         bool, typer.Option("--flops-only", help="Count parameters and multiply-accumulates; run nothing.")
@@ -31,7 +33,7 @@ def efficiency_verb(
     as_json: AsJson = False,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Also draw a bubble chart.")] = None,
 ) -> None:
-    """Parameters, multiply-accumulates, latency and memory of vision parts at their true shapes, in one run.
+    """Measure parameters, multiply-accumulates, latency and memory of vision parts at their true shapes, in one run.
 
     Weights are random. Latencies are interleaved; compare them as the ratios of one run, not across runs. On a CPU,
     Video-ChatGPT runs 10 of its 100 independent frames, and its time is scaled up.
@@ -43,7 +45,7 @@ def efficiency_verb(
 
     width, _, height = source.partition("x")
     if not (width.isdecimal() and height.isdecimal()):
-        raise ValueError(f"--source is a size such as 1280x720, got {source!r}")
+        raise ValueError(f"--source must be a size such as 1280x720, got {source!r}")
     names = models.split(",") if models else list(CONTENDERS)
     report = measure(
         names,
@@ -71,7 +73,7 @@ def decode_verb(
     minutes: Annotated[int, typer.Option("--minutes", metavar="N", min=1, help="Length of the long clip.")] = 60,
     as_json: AsJson = False,
 ) -> None:
-    """Time to read 8 frames of a short and of a long clip.
+    """Measure the time to read 8 frames of a short and a long clip.
 
     The decoders are PyAV and torchcodec; the bench writes its own clips, of one minute and of --minutes.
 
@@ -92,7 +94,9 @@ def decode_verb(
 @bench_app.command("generate")
 def generate_verb(
     model: Model = None,
-    video: Annotated[Path | None, typer.Option("--video", help="Clip to ask about. Default: the demo clip.")] = None,
+    video: Annotated[
+        Path | None, typer.Option("--video", metavar="FILE", help="Clip to ask about. Default: the demo clip.")
+    ] = None,
     rounds: Rounds = 5,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", metavar="N", min=2, help="Length of every answer, in tokens.")
@@ -100,9 +104,9 @@ def generate_verb(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time per answer and memory of the weights, plain and quantized.
+    """Measure time per answer and memory of the weights, plain and quantized.
 
-    The time to the first token, tokens per second, and a second question about the same clip.
+    Reports the time to the first token, tokens per second, and the time of a second question about the same clip.
 
     Answers always run to --max-new-tokens, so their text is meaningless.
 
@@ -123,14 +127,14 @@ def generate_verb(
 @bench_app.command("train")
 def train_verb(
     model: Model = None,
-    clips: Annotated[int, typer.Option("--clips", metavar="N", min=1, help="Clips of Scenes in a step.")] = 4,
+    clips: Annotated[int, typer.Option("--clips", metavar="N", min=1, help="Clips of Scenes per step.")] = 4,
     rounds: Rounds = 5,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time and peak memory of a training step.
+    """Measure time and peak memory of a training step.
 
-    With and without recomputed activations, in float32 and with bfloat16 autocast.
+    With and without activation checkpointing, in float32 and with bfloat16 autocast.
 
     Example:  videopanda bench train --clips 2
     """
@@ -151,18 +155,18 @@ def elva_verb(
         str, typer.Option("--backbone", metavar="NAME", help="Shape of the language model; weights are random.")
     ] = "smollm2-135m",
     num_frames: Annotated[
-        str, typer.Option("--num-frames", metavar="N,…", help="Numbers of frames, each a comparison.")
+        str, typer.Option("--num-frames", metavar="N,…", help="Numbers of frames to compare at, such as 32,128.")
     ] = "32",
     rounds: Rounds = 3,
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    device: BenchDevice = "cpu",
+    dtype: BenchDtype = "float32",
     flops_only: Annotated[bool, typer.Option("--flops-only", help="Count FLOPs; run nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Time to the first token with native frames: plain, with token merging, and at hybrid resolution.
+    """Measure the time to the first token with native frames: plain, with token merging, at hybrid resolution.
 
-    Beside them a SigLIP-shaped encoder in front of the same language model. On a CPU the encoder reads one frame, and
-    its time is scaled up. The figures published for a 7B model are printed next to ours.
+    The baseline is a SigLIP-shaped encoder in front of the same language model. On a CPU the encoder reads one frame,
+    and its time is scaled up. Published figures of a 7B model are printed next to ours.
 
     Example:  videopanda bench elva --flops-only
     """
@@ -172,7 +176,7 @@ def elva_verb(
     quiet()
     counts = [int(part) if part.isdecimal() else 0 for part in num_frames.split(",")]
     if min(counts) < 1:
-        raise ValueError(f"--num-frames is one or more positive numbers such as 32,128, got {num_frames!r}")
+        raise ValueError(f"--num-frames must be positive numbers such as 32,128, got {num_frames!r}")
     report = measure(backbone, counts, rounds, device=device, dtype=dtype, flops_only=flops_only)
     if as_json:
         print(json.dumps(report))

@@ -19,10 +19,10 @@ def require_extra(extra: str, *modules: str) -> None:
 
 
 def require_checkpoint(name: Path | None, *, plain: bool = False) -> Path | None:
-    """Check that a model is a checkpoint with complete weight files; returns its folder. None is the bundled one.
+    """Check that a model is a checkpoint with complete weight files; returns its folder. None means the bundled model.
 
-    A model on the Hub is downloaded to the cache, after a look at its configuration. `plain`: it may be a language
-    model without a vision part.
+    A model on the Hub is downloaded to the cache once its configuration has been checked. `plain` also accepts a
+    language model without a vision part.
     """
     if name is None:
         return None
@@ -32,7 +32,7 @@ def require_checkpoint(name: Path | None, *, plain: bool = False) -> Path | None
         first = folder_of(name, files=("*.json",))
         if not (first / "processor_config.json").is_file():
             raise ValueError(
-                f"{name} is not in the form that this command reads: if it is an official checkpoint, first run  "
+                f"{name} has no processor_config.json: if it is an official checkpoint, first run  "
                 f"videopanda pull {name} --output DIR"
             )
     folder = folder_of(name)
@@ -45,12 +45,12 @@ def require_checkpoint(name: Path | None, *, plain: bool = False) -> Path | None
         raise ValueError(f"{folder} is not a videopanda checkpoint: its config.json is damaged") from error
     for file in sorted(folder.glob("*.safetensors")):
         if not _is_whole(file):
-            raise ValueError(f"{file} is damaged or cut off: download or copy it again")
+            raise ValueError(f"{file} is damaged or truncated: download or copy it again")
     return folder
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a safetensors file has a readable header and all the bytes that it lists."""
+    """Whether a safetensors file has a readable header and all the bytes that the header lists."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -69,7 +69,7 @@ def require_language_model(name: str) -> None:
     from videopanda.hub import parse
 
     if not Path(name).is_dir() and parse(name) is None:
-        raise FileNotFoundError(f"no language model at {name}: on the Hub a name is OWNER/{Path(name).name}")
+        raise FileNotFoundError(f"no language model at {name}: pass a folder, or a Hub name OWNER/{Path(name).name}")
 
 
 def require_rows(data: str, media_root: Path | None) -> None:
@@ -124,7 +124,7 @@ def require_video(
     num_frames: int | None = None,
     questions: Sequence[str] = (),
 ) -> None:
-    """Check that the clip exists, its frames can be chosen so, and no question is empty."""
+    """Check that the clip exists and can be read, the choice of frames is valid, and no question is empty."""
     if fps is not None and num_frames is not None:
         raise ValueError("--num-frames and --fps are mutually exclusive")
     if not video.exists():
@@ -146,7 +146,7 @@ def seconds(text: str) -> float:
     except ValueError:
         parts = []
     if not 1 <= len(parts) <= 3 or not all(0 <= part < float("inf") for part in parts):
-        raise ValueError(f"a time is written in seconds, or as 1:30, not {text!r}")
+        raise ValueError(f"expected a time in seconds, or one such as 1:30, got {text!r}")
     total = 0.0
     for part in parts:
         total = 60 * total + part
@@ -160,7 +160,9 @@ def listen(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except socket.gaierror as error:
-        raise ValueError(f"--host {host} is not an address of this machine: {error.strerror}") from error
+        raise ValueError(
+            f"--host {host} is not an address of this machine: {error.strerror}; use 127.0.0.1, or 0.0.0.0 for all"
+        ) from error
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -66,14 +66,14 @@ def check_verb(
 
 @data_app.command("label")
 def label_verb(
-    clips: Annotated[Path, typer.Argument(help="Folder with a folder of clips per class.", show_default=False)],
+    clips: Annotated[Path, typer.Argument(help="Folder with one subfolder of clips per class.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
     question: Annotated[str, typer.Option("--question", metavar="TEXT", help="The question about every clip.")],
     test_share: Annotated[
         float, typer.Option("--test-share", metavar="X", help="Share of each class's recordings held out for testing.")
     ] = 0.2,
     copies: Annotated[
-        int, typer.Option("--copies", metavar="N", min=0, help="Altered copies of each training recording.")
+        int, typer.Option("--copies", metavar="N", min=0, help="Number of altered copies of each training recording.")
     ] = 0,
     seed: Annotated[
         int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the split and the alterations.")
@@ -105,11 +105,11 @@ def shard_verb(
     media_root: MediaRoot = None,
     format_: Format = "auto",
     manifest: Annotated[
-        Path | None, typer.Option("--manifest", metavar="FILE", help="Skip the rows that data check found bad.")
+        Path | None, typer.Option("--manifest", metavar="FILE", help="Skip the rows that `data check` found bad.")
     ] = None,
     max_bad_share: Annotated[
         float,
-        typer.Option("--max-bad-share", metavar="X", min=0, max=1, help="Refuse to skip a larger share than this."),
+        typer.Option("--max-bad-share", metavar="X", min=0, max=1, help="Fail if a larger share of the rows is bad."),
     ] = 0.01,
     samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Clips per shard.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the shard assignment.")] = 0,
@@ -139,7 +139,7 @@ def shard_verb(
 
 @data_app.command("features")
 def features_verb(
-    stage: Annotated[str, typer.Argument(help="Stage whose clips are encoded.", show_default=False)],
+    stage: Annotated[str, typer.Argument(help="Training stage whose clips are encoded.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Folder to write or resume.", show_default=False)],
     model: Annotated[Path, typer.Option("--model", metavar="DIR", help="Checkpoint that the stage starts from.")],
     config: Annotated[
@@ -165,7 +165,7 @@ def features_verb(
 @data_app.command("recaption")
 def recaption_verb(
     data: Annotated[str, typer.Argument(help="Annotations or a mixture.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="Rows to write or extend, JSON Lines.")],
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="JSON Lines file to write or resume.")],
     media_root: MediaRoot = None,
     format_: Format = "auto",
     base_url: Annotated[
@@ -173,10 +173,14 @@ def recaption_verb(
     ] = "",
     name: Annotated[str, typer.Option("--name", metavar="ID", help="Name of the model on that server.")] = "",
     model: Annotated[
-        Path | None, typer.Option("--model", metavar="DIR", help="A checkpoint folder, instead of a server.")
+        Path | None,
+        typer.Option("--model", metavar="DIR", help="Checkpoint folder to caption with, instead of a server."),
     ] = None,
     send: Annotated[
-        str, typer.Option("--send", metavar="WHAT", help="To the server: frames as pictures, or the video file.")
+        str,
+        typer.Option(
+            "--send", metavar="WHAT", help="What to send to the server: frames (as images) or video (the file)."
+        ),
     ] = "frames",
     prompt: Annotated[
         str, typer.Option("--prompt", metavar="TEXT", help="What to ask. Default: a detailed description.")
@@ -187,7 +191,7 @@ def recaption_verb(
 ) -> None:
     """Describe every clip of training data with a stronger model; the same command resumes.
 
-    Exit code 1 means that some clips have no caption; they are listed, and tried again by the next call.
+    Exit code 1 means that some clips have no caption; they are listed, and the next call tries them again.
 
     Example:  videopanda data recaption train.json --output new.jsonl --base-url http://host/v1 --name ID
     """
@@ -212,9 +216,7 @@ def recaption_verb(
     else:
         for path, reason in list(report.failed.items())[:3]:
             print(f"{path}: {reason}")
-        skipped = f", {report.skipped_rows} rows without a single clip" if report.skipped_rows else ""
-        print(
-            f"{report.written} captions written, {report.known} known, {len(report.failed)} failed{skipped}: {output}"
-        )
+        skipped = f", {report.skipped_rows} rows without exactly one clip" if report.skipped_rows else ""
+        print(f"{report.written} captions written, {report.known} kept, {len(report.failed)} failed{skipped}: {output}")
     if report.failed:
         raise typer.Exit(1)

@@ -1,13 +1,13 @@
-"""Error handling of the command: a user error is one line on stderr that names the fix, and exit code 2."""
+"""Error handling of the command: a user error becomes one line on stderr that names the fix, and exit code 2."""
 
 import sys
 from typing import Any
 
 import typer
 
-UsageError: Any = typer.BadParameter.__mro__[1]  # typer exports this subclass of it only
+UsageError: Any = typer.BadParameter.__mro__[1]  # typer exports only this subclass of it
 
-# The optional dependencies (extras) by the modules that they bring.
+# The extra that installs each optional module.
 _EXTRAS = {
     **dict.fromkeys(("fastapi", "uvicorn", "multipart", "prometheus_client"), "serve"),
     **dict.fromkeys(("peft", "torchdata", "sentencepiece", "google", "tensorboard", "matplotlib"), "train"),

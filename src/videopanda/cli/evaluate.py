@@ -33,7 +33,9 @@ from videopanda.cli.options import (
 evaluate_app = typer.Typer(help="Measure how often a model is right.", no_args_is_help=True)
 
 Bench = Annotated[str, typer.Argument(help="Name of the benchmark, such as mvbench.", show_default=False)]
-Annotations = Annotated[Path, typer.Argument(help="Its original annotations: folder or file.", show_default=False)]
+Annotations = Annotated[
+    Path, typer.Argument(help="Original annotations of the benchmark: folder or file.", show_default=False)
+]
 Predictions = Annotated[Path, typer.Argument(help="Predictions, JSON Lines.", show_default=False)]
 Errata = Annotated[
     str, typer.Option("--errata", metavar="MODE", help="Known errors: as-published, corrected or strict.")
@@ -57,14 +59,17 @@ def scenes_verb(
         typer.Option(
             "--media-root",
             metavar="DIR",
-            help="Write the clips to this folder, or take them from there. Default: the output folder.",
+            help="Write the clips to this folder, or reuse those in it. Default: the output folder.",
         ),
     ] = None,
     no_baselines: Annotated[
         bool, typer.Option("--no-baselines", help="Skip the baselines (six times faster).")
     ] = False,
     wordings: Annotated[
-        str, typer.Option("--wordings", metavar="NAME|FILE", help="Of the questions: written, held-out, or a file.")
+        str,
+        typer.Option(
+            "--wordings", metavar="NAME|FILE", help="Wordings of the questions: written, held-out, or a file."
+        ),
     ] = "written",
 ) -> None:
     """Accuracy on unseen test scenes, next to baselines without the video or with its frames changed.
@@ -91,7 +96,9 @@ def scenes_verb(
 def run_verb(
     bench: Annotated[
         list[str],
-        typer.Argument(help="Benchmarks and their annotations, NAME=PATH: mvbench=MVBench/json.", show_default=False),
+        typer.Argument(
+            help="Benchmarks and their annotations, NAME=PATH, such as mvbench=MVBench/json.", show_default=False
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder to write or resume.")],
     media_root: Annotated[
@@ -105,7 +112,9 @@ def run_verb(
     model: Model = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", metavar="N", min=1, help="Ask N questions of each benchmark, the same every time."),
+        typer.Option(
+            "--limit", metavar="N", min=1, help="Ask only N questions of each benchmark, the same ones every time."
+        ),
     ] = None,
     condition: Annotated[
         list[str] | None,
@@ -208,7 +217,7 @@ def predict_verb(
     fps: Fps = None,
     max_visual_tokens: MaxVisualTokens = None,
     last_frames: Annotated[
-        int, typer.Option("--last-frames", metavar="N", min=0, help="Show only the last N frames at --fps.")
+        int, typer.Option("--last-frames", metavar="N", min=0, help="Show only the last N frames, read at --fps.")
     ] = 0,
     frames_by: FramesBy = None,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Questions per batch.")] = 8,
@@ -218,9 +227,9 @@ def predict_verb(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the shuffled frames.")] = 0,
     engine: Annotated[
-        str, typer.Option("--engine", metavar="NAME", help="local (alone or under torchrun) or ray.")
+        str, typer.Option("--engine", metavar="NAME", help="local (one process, or torchrun) or ray.")
     ] = "local",
-    workers: Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Actors of the Ray engine.")] = 1,
+    workers: Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Number of Ray actors.")] = 1,
     cache: Cache = None,
     cache_size: CacheSize = "10GiB",
     as_json: AsJson = False,
@@ -235,9 +244,9 @@ def predict_verb(
     if frames_by not in (None, "motion", "scenes"):
         raise ValueError(f"--frames-by must be motion or scenes, not {frames_by!r}")
     if fps is not None and max_visual_tokens is None and not last_frames:
-        raise ValueError("--fps is for --max-visual-tokens and --last-frames")
+        raise ValueError("--fps requires --max-visual-tokens or --last-frames")
     if engine not in ("local", "ray"):
-        raise ValueError(f"unknown engine {engine!r}; choose local or ray")
+        raise ValueError(f"--engine must be local or ray, got {engine!r}")
     require_paths(path, media_root, prompts)
     model = require_checkpoint(model)
     from videopanda.evaluation.predict import PredictJob, predict
@@ -284,11 +293,17 @@ def score_verb(
     predictions: Predictions,
     output: Output,
     scorer: Annotated[
-        str | None, typer.Option("--scorer", metavar="NAME", help="Default: by the kind of each question.")
+        str | None,
+        typer.Option(
+            "--scorer", metavar="NAME", help="Scoring method. Default: the one for the type of each question."
+        ),
     ] = None,
     errata: Errata = "as-published",
     wordnet: Annotated[
-        Path | None, typer.Option("--wordnet", metavar="DIR", help="WordNet database, for synonyms and wups.")
+        Path | None,
+        typer.Option(
+            "--wordnet", metavar="DIR", help="Folder of the WordNet database, for the scorers synonyms and wups."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -313,13 +328,18 @@ def judge_verb(
     path: Annotations,
     predictions: Predictions,
     output: Output,
-    judge: Annotated[str | None, typer.Option("--judge", metavar="ID", help="Dated model name of the judge.")] = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", metavar="ID", help="Model name of the judge, including its date.")
+    ] = None,
     base_url: Annotated[str | None, typer.Option("--base-url", metavar="URL", help="OpenAI-compatible server.")] = None,
     local: Annotated[
         Path | None, typer.Option("--local", metavar="DIR", help="A Hugging Face chat model as the judge.")
     ] = None,
     imported: Annotated[
-        Path | None, typer.Option("--import", metavar="PATH", help="Import the verdicts of the official scripts.")
+        Path | None,
+        typer.Option(
+            "--import", metavar="PATH", help="Import verdicts of the official scripts from this file or folder."
+        ),
     ] = None,
     prompts: Annotated[
         Path | None, typer.Option("--prompts", metavar="FILE", help="JSON file with custom judge prompts.")
@@ -329,17 +349,17 @@ def judge_verb(
     retries: Annotated[int, typer.Option("--retries", metavar="N", min=0, help="Retries per call.")] = 5,
     timeout: Annotated[float, typer.Option("--timeout", metavar="S", min=0.1, help="Seconds for one call.")] = 60.0,
     price_in: Annotated[
-        float | None, typer.Option("--price-in", metavar="X", min=0, help="Price of a million tokens of prompts.")
+        float | None, typer.Option("--price-in", metavar="X", min=0, help="Price of a million prompt tokens.")
     ] = None,
     price_out: Annotated[
-        float | None, typer.Option("--price-out", metavar="X", min=0, help="Price of a million tokens of replies.")
+        float | None, typer.Option("--price-out", metavar="X", min=0, help="Price of a million completion tokens.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate what the run would cost.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Have a language model judge stored predictions. Replies are kept; the same command resumes.
 
-    Exit code 1 means that some could not be judged; they count as wrong and are listed.
+    Exit code 1 means that some predictions could not be judged; they count as wrong and are listed.
 
     Example:  videopanda evaluate judge msvd-qa MSVD full.jsonl --judge ID --base-url http://host/v1 --output j
     """
@@ -375,12 +395,12 @@ def judge_verb(
 
 @evaluate_app.command("needle")
 def needle_verb(
-    scores: Annotated[Path, typer.Argument(help="Scores of the questions.", show_default=False)],
+    scores: Annotated[Path, typer.Argument(help="File of scores.", show_default=False)],
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of the long scenes.")],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for needle.json and needle.png.")],
     as_json: AsJson = False,
 ) -> None:
-    """Draw accuracy on long scenes over the length of the clip and the depth of the needle.
+    """Plot accuracy on long scenes against the length of the clip and the position of the event in it.
 
     Example:  videopanda evaluate needle full.scores.jsonl --data data/long --output report
     """
@@ -400,7 +420,9 @@ def needle_verb(
 
 @evaluate_app.command("report")
 def report_verb(
-    scores: Annotated[list[Path], typer.Argument(help="Files of scores, each with its summary.", show_default=False)],
+    scores: Annotated[
+        list[Path], typer.Argument(help="Files of scores, each next to its summary.", show_default=False)
+    ],
     output: Annotated[
         Path, typer.Option("--output", metavar="DIR", help="Folder for Markdown, JSON and plots.")
     ] = Path("report"),

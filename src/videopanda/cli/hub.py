@@ -9,7 +9,7 @@ import typer
 from videopanda.cli.checks import require_checkpoint, require_paths
 from videopanda.cli.options import console, quiet
 
-_MAX_BYTES = 4 << 30  # of weights that `pull` runs, to stay within 6 GB of memory
+_MAX_BYTES = 4 << 30  # of weights; larger models are not run by `pull`, to stay within 6 GB of memory
 
 
 def pull_verb(
@@ -30,7 +30,7 @@ def pull_verb(
     quiet()
     if not (folder / "processor_config.json").is_file():
         if output is None:
-            raise ValueError(f"{name} is to be converted: name the new folder with --output DIR")
+            raise ValueError(f"{name} is an official checkpoint: name a folder for its conversion with --output DIR")
         if not (output / "config.json").is_file():
             from videopanda.models.families import converter
 
@@ -53,17 +53,19 @@ def push_verb(
     name: Annotated[str, typer.Argument(help="Name on the Hub: org/name.", show_default=False)],
     scores: Annotated[
         list[Path] | None,
-        typer.Option("--scores", metavar="FILE", help="Summary of evaluate score, for the card; may be repeated."),
+        typer.Option(
+            "--scores", metavar="FILE", help="Summary written by `evaluate score`, for the card; may be repeated."
+        ),
     ] = None,
-    license_: Annotated[str, typer.Option("--license", metavar="ID", help="Licence, such as apache-2.0.")] = "",
-    limit: Annotated[
+    license_: Annotated[str, typer.Option("--license", metavar="ID", help="License, such as apache-2.0.")] = "",
+    limitation: Annotated[
         list[str] | None,
-        typer.Option("--limit", metavar="TEXT", help="What the model cannot do, for the card; may be repeated."),
+        typer.Option("--limitation", metavar="TEXT", help="What the model cannot do, for the card; may be repeated."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the card and the names of the files.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the card and the file names.")] = False,
 ) -> None:
-    """Upload a checkpoint with the code it needs and a model card: its data, scores and limits, and no local paths.
+    """Upload a checkpoint with the code it needs and a model card (data, scores, limitations); never local paths.
 
     Example:  videopanda push out/mine org/name --scores out/mine-test/custom/full.scores.summary.json
     """
@@ -71,7 +73,7 @@ def push_verb(
 
     hub = parse(name)
     if hub is None or hub.revision or hub.subfolder:
-        raise ValueError(f"a name on the Hub is org/name, not {name!r}")
+        raise ValueError(f"expected a Hub name such as org/name, got {name!r}")
     if not checkpoint.is_dir():
         raise FileNotFoundError(f"no model folder at {checkpoint}")
     require_checkpoint(checkpoint)
@@ -80,13 +82,13 @@ def push_verb(
     from videopanda.checkpoints.model_card import local_paths, model_card
 
     quiet()
-    card = model_card(checkpoint, hub.repo, scores=scores or [], license_=license_, limits=limit or [])
+    card = model_card(checkpoint, hub.repo, scores=scores or [], license_=license_, limits=limitation or [])
     with TemporaryDirectory() as place:
         folder = Path(place, "model")
         export(checkpoint, folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
         if found := local_paths(folder):
-            raise ValueError(f"{checkpoint} names a place on this machine ({found[0]}): remove it there")
+            raise ValueError(f"{checkpoint} contains a path of this machine ({found[0]}): remove it before pushing")
         if dry_run:
             print(card)
             print("\n".join(sorted(file.name for file in folder.iterdir())))

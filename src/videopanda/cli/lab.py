@@ -13,7 +13,7 @@ lab_app = typer.Typer(help="Run the papers' tables, or your own, at a small scal
 
 TableName = Annotated[str, typer.Argument(help="Name of a table (see lab list), or a file.", show_default=False)]
 Budget = Annotated[str, typer.Option("--budget", metavar="NAME", help="Budget of the table: small or full.")]
-Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all trainings and evaluations.")]
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder for all training runs and evaluations.")]
 Results = Annotated[
     Path | None,
     typer.Option("--output", metavar="FILE", help="File of results to write or extend. Default: NAME.json in --runs."),
@@ -63,7 +63,7 @@ def run_verb(
     seeds: Annotated[
         int | None, typer.Option("--seeds", metavar="N", min=1, help="Seeds per row. Default: those of the budget.")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Cells to run at a time.")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Training runs at the same time.")] = 1,
     model: Annotated[
         Path | None,
         typer.Option("--model", metavar="DIR", help="Start from this language model instead of training one."),
@@ -111,7 +111,7 @@ def report_verb(
     ] = Path("report"),
     as_json: AsJson = False,
 ) -> None:
-    """Compare the rows of a table: intervals, differences to the full model, directions, blindness, cost.
+    """Compare the rows of a table: intervals, differences from the full model, use of the video, cost.
 
     Example:  videopanda lab report table4 --input benchmarks/lab/table4.json --output report
     """
@@ -138,9 +138,11 @@ def report_verb(
 @lab_app.command("teacher")
 def teacher_verb(
     kind: Annotated[str, typer.Option("--kind", metavar="NAME", help="video-text, image-text, video or image.")],
-    model: Annotated[Path, typer.Option("--model", metavar="DIR", help="Language model whose tokenizer reads texts.")],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder of the teacher.")],
-    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Steps of training.")] = 600,
+    model: Annotated[
+        Path, typer.Option("--model", metavar="DIR", help="Language model whose tokenizer the teacher uses.")
+    ],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the teacher.")],
+    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Training steps.")] = 600,
     batch: Annotated[int, typer.Option("--batch", metavar="N", min=2, help="Clips per step.")] = 64,
     clips: Annotated[int, typer.Option("--clips", metavar="N", min=2, help="Clips of Scenes to train on.")] = 4096,
 ) -> None:

@@ -25,7 +25,7 @@ Fps = Annotated[
 ]
 FramesBy = Annotated[
     str | None,
-    typer.Option("--frames-by", metavar="RULE", help="Choose frames by motion or scenes, told by sizes of packets."),
+    typer.Option("--frames-by", metavar="RULE", help="Choose frames by motion or scenes, judged by packet sizes."),
 ]
 MaxVisualTokens = Annotated[
     int | None,
@@ -33,7 +33,7 @@ MaxVisualTokens = Annotated[
         "--max-visual-tokens",
         metavar="N",
         min=1,
-        help="Look at the whole clip at --fps (default 1); merge what exceeds N tokens.",
+        help="Read the whole clip at --fps (default 1); merge tokens beyond N.",
     ),
 ]
 MaxNewTokens = Annotated[
@@ -47,7 +47,7 @@ Dtype = Annotated[
     typer.Option(
         "--dtype",
         metavar="TYPE",
-        help="float32, bfloat16, float16, or auto (bfloat16 where native).",
+        help="float32, bfloat16, float16, or auto (bfloat16 where the device has it).",
     ),
 ]
 MediaRoot = Annotated[
@@ -63,7 +63,9 @@ Set = Annotated[
 Change = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change merging or resolution, as in merge.layers=3,9; may be repeated."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change token merging or resolution, as in merge.layers=3,9; may be repeated.",
     ),
 ]
 Family = Annotated[
@@ -87,7 +89,7 @@ Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random se
 def load_model(
     model: Path | None, device: str | None = None, dtype: str | None = None, set_: list[str] | None = None
 ) -> Any:
-    """Load the model and its processor with some settings changed; say so when it is the bundled one."""
+    """Load a model with the settings applied, and its processor; prints a note if it is the bundled one."""
     model = require_checkpoint(model)
     from videopanda.inference.load import load
     from videopanda.models.fields import parse_settings
@@ -107,7 +109,7 @@ def size_in_bytes(text: str) -> int:
 
 
 def quiet() -> None:
-    """Silence progress bars of transformers, and logging and warnings of it and of what else we import."""
+    """Silence the progress bars of transformers, and the logs and warnings of transformers and other dependencies."""
     import warnings
     from logging import ERROR, getLogger
 
@@ -122,7 +124,7 @@ def quiet() -> None:
 
 
 def _is_worth_reading(record: Any) -> bool:
-    """Drops what DeepSpeed says on import on machines without a GPU; it sets its own level, so that cannot be used."""
+    """Drop what DeepSpeed logs on import without a GPU. It sets its own log level, so raising that has no effect."""
     return not record.getMessage().startswith("Setting accelerator to CPU")
 
 
@@ -130,4 +132,4 @@ def console() -> "Console":
     """Return the console that tables are printed on."""
     from rich.console import Console
 
-    return Console(highlight=False, markup=False)  # answers may hold square brackets
+    return Console(highlight=False, markup=False)  # answers may contain square brackets

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from videopanda.plan.planner import Plan, Planner
 
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
-_SOURCE_FPS = 30.0  # of a clip that is not there
+_SOURCE_FPS = 30.0  # assumed without a clip
 
 
 def plan_verb(
@@ -31,13 +31,16 @@ def plan_verb(
     preset: Preset = "",
     set_: Set = None,
     video: Annotated[
-        Path | None, typer.Option("--video", metavar="FILE", help="Plan questions about this clip.")
+        Path | None, typer.Option("--video", metavar="FILE", help="Clip that the question is about.")
     ] = None,
     duration: Annotated[
-        str | None, typer.Option("--duration", metavar="TIME", help="Length without a clip: 90s, 30m, 1.5h. See --fps.")
+        str | None,
+        typer.Option(
+            "--duration", metavar="TIME", help="Length of the clip, without --video: 90s, 30m, 1.5h. See --fps."
+        ),
     ] = None,
     resolution: Annotated[
-        str, typer.Option("--resolution", metavar="WxH", help="Size of the frames without a clip.")
+        str, typer.Option("--resolution", metavar="WxH", help="Size of the frames, without --video.")
     ] = "1280x720",
     num_frames: NumFrames = None,
     fps: Annotated[
@@ -50,17 +53,22 @@ def plan_verb(
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", metavar="N", min=0, help="Maximum length of an answer, in tokens.")
     ] = 64,
-    device: Annotated[str | None, typer.Option("--device", help="The device to plan for; need not be present.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="DEVICE", help="cpu or cuda: the device to plan for; need not be present."),
+    ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", help="float32, bfloat16 or float16. Default: float32 on cpu, else bfloat16."),
+        typer.Option(
+            "--dtype", metavar="TYPE", help="float32, bfloat16 or float16. Default: float32 on cpu, else bfloat16."
+        ),
     ] = None,
     fit: Annotated[
         str | None,
         typer.Option(
             "--fit",
             metavar="SIZE",
-            help="What fits into SIZE, say 24GiB: frames, or pixels with --num-frames.",
+            help="Find what fits into SIZE, such as 24GiB: frames, or pixels with --num-frames.",
         ),
     ] = None,
     samples: Annotated[
@@ -100,11 +108,11 @@ def plan_verb(
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in machines.ASSUMED:
-        raise ValueError(f"--device is cpu or cuda, not {device!r}")
+        raise ValueError(f"--device must be cpu or cuda, got {device!r}")
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     if dtype not in types:
-        raise ValueError(f"--dtype is one of {', '.join(types)}, not {dtype!r}")
+        raise ValueError(f"--dtype must be one of {', '.join(types)}, got {dtype!r}")
     if measure:
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("there is no GPU to measure: omit --device cuda")
@@ -133,7 +141,7 @@ def plan_verb(
 def _model(
     model: Path | None, backbone: str | None, family: str | None, preset: str, set_: list[str], seconds: float | None
 ) -> tuple[Any, Any, Callable[[int], int]]:
-    """Configuration and video processor of a saved or of a fresh model, and the text tokens of the times of frames."""
+    """Configuration and video processor of a saved or a new model, and the text tokens of the frame times."""
     from videopanda.models.families import DEFAULT, changed_config, processor_class
     from videopanda.models.fields import parse_settings
 
@@ -143,10 +151,10 @@ def _model(
 
         config = config_of(backbone, family or DEFAULT, preset, fields)
         if getattr(config, "timestamps", "none") != "none":
-            raise ValueError("a tokenizer counts time stamps: make the model with init, and plan it with --model")
+            raise ValueError("counting timestamps needs a tokenizer: create the model with  videopanda init, then use --model")
         return config, processor_class(config).video_processor_for(config), lambda frames: 0
     if family or preset:
-        raise ValueError("--family and --preset are for new models (--backbone): a saved one has its own")
+        raise ValueError("--family and --preset require --backbone: a saved model has its own")
     from transformers import AutoProcessor
 
     from videopanda.inference.load import BUNDLED_MODEL
@@ -179,18 +187,18 @@ def _clip(video: Path | None, duration: str | None, resolution: str) -> tuple[in
         return first.height, first.width, first.duration, first.source_fps
     size = re.fullmatch(r"(\d+)x(\d+)", resolution)
     if not size:
-        raise ValueError(f"--resolution is a size such as 1280x720, not {resolution!r}")
+        raise ValueError(f"--resolution must be a size such as 1280x720, got {resolution!r}")
     seconds = None
     if duration is not None:
         time = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", duration)
         if not time:
-            raise ValueError(f"--duration is a time such as 90s, 30m or 1.5h, not {duration!r}")
+            raise ValueError(f"--duration must be a time such as 90s, 30m or 1.5h, got {duration!r}")
         seconds = float(time[1]) * _SECONDS[time[2]]
     return int(size[2]), int(size[1]), seconds, _SOURCE_FPS
 
 
 def _frames(processor: Any, frames: int | None, fps: float | None, seconds: float | None, source_fps: float) -> int:
-    """How many frames the model is shown."""
+    """Number of frames that the model sees."""
     from videopanda.plan.planner import shown_frames
 
     if fps is None:
@@ -199,7 +207,7 @@ def _frames(processor: Any, frames: int | None, fps: float | None, seconds: floa
     if seconds is None:
         raise ValueError("--fps needs --video or --duration")
     if not fps > 0:
-        raise ValueError(f"--fps must be a positive number, not {fps}")
+        raise ValueError(f"--fps must be a positive number, got {fps}")
     return max(1, round(seconds * fps))
 
 

@@ -21,19 +21,21 @@ def ask_server(
     drawing: Mapping[str, Any],
     api_key: str | None,
 ) -> Iterator[str | dict[str, Any]]:
-    """For each question the pieces of its answer as they come, then the report that `videopanda answer --json` prints.
+    """For each question, the pieces of its answer as they arrive, then the report that `answer --json` prints.
 
     Args:
-        choice: of frames: `num_frames`, `fps`, `start`, `end`.
-        drawing: `max_new_tokens`, `temperature`, `seed`.
+        choice: which frames: `num_frames`, `fps`, `start`, `end`.
+        drawing: sampling options: `max_new_tokens`, `temperature`, `seed`.
 
     Raises:
-        ValueError: no server answers, or it refuses; the message is the server's.
+        ValueError: the server does not answer, or returns an error, whose message is passed on.
     """
     if video.is_dir():
-        raise ValueError(f"{video} is a folder, and --server takes one file: leave out --server, or make a video of it")
+        raise ValueError(
+            f"--server needs a single file, but {video} is a folder: omit --server, or encode it as a video"
+        )
     if not server.startswith(("http://", "https://")):
-        raise ValueError(f"--server is a URL such as http://127.0.0.1:8000, not {server!r}")
+        raise ValueError(f"--server must be a URL such as http://127.0.0.1:8000, got {server!r}")
     caller = _Caller(server.rstrip("/").removesuffix("/v1"), {"Authorization": f"Bearer {api_key}"} if api_key else {})
     with caller.uploaded(video) as file:
         for question in questions:
@@ -76,7 +78,7 @@ def _answer(caller: "_Caller", body: Mapping[str, Any], question: str) -> Iterat
 
 
 class _Caller:
-    """Requests to one server, whose errors become one line."""
+    """Sends requests to one server; every failure becomes a one-line ValueError."""
 
     def __init__(self, server: str, headers: Mapping[str, str]):
         self.server, self.headers = server, headers
@@ -100,7 +102,7 @@ class _Caller:
 
     @contextmanager
     def uploaded(self, video: Path) -> Iterator[str]:
-        """The id of a file while it is on the server."""
+        """Upload a file and yield its id; it is deleted from the server afterwards."""
         mark = uuid4().hex
         name = video.name.replace("\\", "_").replace('"', "_")
         head = (

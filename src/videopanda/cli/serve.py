@@ -61,7 +61,9 @@ def serve_verb(
         Path | None,
         typer.Option("--files", metavar="DIR", help="Folder for uploads. Default: a folder in the system's /tmp."),
     ] = None,
-    keep: Annotated[float, typer.Option("--keep", metavar="H", min=0.0, help="Hours to keep an upload.")] = 24.0,
+    keep: Annotated[
+        float, typer.Option("--keep", metavar="H", min=0.0, help="Hours until an upload is deleted.")
+    ] = 24.0,
     max_upload: Annotated[
         int, typer.Option("--max-upload", metavar="MB", min=1, help="Maximum size of an upload.")
     ] = 512,
@@ -89,8 +91,8 @@ def serve_verb(
 ) -> None:
     """Serve a model: a web page to ask about videos, and an OpenAI-compatible API.
 
-    The page is at http://HOST:PORT/, the API below http://HOST:PORT/v1. Ctrl-C stops the server after the running
-    answers are complete. More in docs/serving.md.
+    The page is at http://HOST:PORT/, the API below http://HOST:PORT/v1. Ctrl-C finishes the running
+    answers, then stops the server. More in docs/serving.md.
 
     Example:  videopanda serve --model out/video-panda-7b --port 8000 --api-keys keys.txt
 
@@ -110,7 +112,7 @@ def serve_verb(
     file_limits = FileLimits(max_upload << 20, max_files << 30, keep * 3600)
     listener = listen(host, port)
     files = files or default_files(port)
-    FileStore(files, file_limits).close()  # refused now, not after the model is loaded
+    FileStore(files, file_limits).close()  # fails here if the folder cannot be used, before the model is loaded
     if not hosts and not keys:
         print(
             "videopanda: WARNING: no API key set; anyone who can reach this host can use the server (see --api-keys)",
@@ -156,7 +158,7 @@ def mcp_verb(
     model: Model = None,
     device: Device = None,
 ) -> None:
-    """Serve videos to agents over stdio, by the Model Context Protocol: describe, ask, analyze_moment, frames.
+    """Serve videos to agents over stdio with the Model Context Protocol. Tools: describe, ask, analyze_moment, frames.
 
     Example:  videopanda mcp --allow videos
     """
@@ -174,22 +176,24 @@ def mcp_verb(
 def _names(
     host: str, public_url: str | None, allowed: list[str], has_keys: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names by which the server may be addressed (none: any), and origins of pages that may use it.
+    """Allowed Host headers (empty: any), and origins of web pages that may use the server.
 
-    On loopback the names are fixed: otherwise a page whose name leads to 127.0.0.1 (DNS rebinding) could use it.
+    On loopback the names are fixed: otherwise a web page whose name resolves to 127.0.0.1 (DNS rebinding) could use it.
     """
     from urllib.parse import urlsplit
 
     for origin in allowed:
         if origin != "*" and (urlsplit(origin).path or not urlsplit(origin).netloc):
-            raise ValueError(f"--allow-origin is scheme and host, such as https://app.example.org, not {origin!r}")
+            raise ValueError(f"--allow-origin must be scheme and host, such as https://app.example.org, got {origin!r}")
     if "*" in allowed and not has_keys:
-        raise ValueError("--allow-origin * lets every web page use this server: it needs --api-keys")
+        raise ValueError("--allow-origin * lets every web page use this server: it requires --api-keys")
     names = ["localhost", "127.0.0.1", "::1", host]
     if public_url is not None:
         parts = urlsplit(public_url.rstrip("/"))
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path:
-            raise ValueError(f"--public-url is scheme and host, such as https://video.example.org, not {public_url!r}")
+            raise ValueError(
+                f"--public-url must be scheme and host, such as https://video.example.org, got {public_url!r}"
+            )
         names.append(parts.hostname)
         allowed = [*allowed, f"{parts.scheme}://{parts.netloc}"]
     on_loopback = host in ("localhost", "::1") or host.startswith("127.")

@@ -27,11 +27,11 @@ TrainQuantize = Annotated[
 ]
 T = TypeVar("T")
 
-# Known here so that a typo does not wait for torch.
+# Repeated here so that a typo is reported without importing torch.
 _STAGES = ("language", "prealign", "spatial", "spatiotemporal", "pretrain", "finetune")
 _PRESETS = ("paper", "scripts", "nano", "elva", "custom")
-_READ_AT_ONCE = 4 << 20  # bytes of annotations that are checked before torch is imported, which takes longer
-_STOPPED = 75  # "try again", by the old convention of sysexits; clusters requeue on it
+_READ_AT_ONCE = 4 << 20  # bytes; smaller annotation files are checked before torch is imported
+_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: clusters requeue on it
 
 
 def train_verb(
@@ -51,13 +51,11 @@ def train_verb(
     model: Annotated[Path | None, typer.Option("--model", metavar="DIR|NAME", help="Model to start from.")] = None,
     chat_template: Annotated[
         str | None,
-        typer.Option(
-            "--chat-template", metavar="FILE", help="Jinja file, or vicuna, for a plain language model without one."
-        ),
+        typer.Option("--chat-template", metavar="FILE", help="Chat template. Default: the tokenizer's own."),
     ] = None,
     output: Output = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be done and try two steps on a small model.")
+        bool, typer.Option("--dry-run", help="Show what the run would do, and try two steps on a small model.")
     ] = False,
     processes: Annotated[
         int, typer.Option("--processes", metavar="N", min=1, help="Number of processes to simulate in the dry run.")
@@ -68,7 +66,7 @@ def train_verb(
     Example:  videopanda train finetune --config nano --model out/pretrain --output out/finetune --set max_steps=200
     """
     if stage not in _STAGES:
-        raise ValueError(f"no stage {stage!r}: choose one of {', '.join(_STAGES)}")
+        raise ValueError(f"unknown stage {stage!r}: choose one of {', '.join(_STAGES)}")
     require_settings(set_)
     model = require_checkpoint(model, plain=True)
     if config not in _PRESETS and not Path(config).is_file():
@@ -90,7 +88,9 @@ def train_verb(
 
 
 def finetune_verb(
-    data: Annotated[str, typer.Option("--data", metavar="FILE", help="Conversations about clips, any known format.")],
+    data: Annotated[
+        str, typer.Option("--data", metavar="FILE", help="Conversations about clips, in any supported format.")
+    ],
     model: Annotated[Path, typer.Option("--model", metavar="DIR|NAME", help="Model to start from.")],
     media_root: MediaRoot = None,
     lora: Lora = False,
@@ -116,7 +116,7 @@ def finetune_verb(
 
 
 def teach_verb(
-    clips: Annotated[Path, typer.Argument(help="Folder with a folder of clips per class.", show_default=False)],
+    clips: Annotated[Path, typer.Argument(help="Folder with one subfolder of clips per class.", show_default=False)],
     question: Annotated[str, typer.Option("--question", metavar="TEXT", help="The question about every clip.")],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the model and the report.")],
     model: Model = None,
@@ -126,16 +126,18 @@ def teach_verb(
         float, typer.Option("--test-share", metavar="X", help="Share of each class's recordings held out for testing.")
     ] = 0.25,
     copies: Annotated[
-        int, typer.Option("--copies", metavar="N", min=0, help="Altered copies of each training recording.")
+        int, typer.Option("--copies", metavar="N", min=0, help="Number of altered copies of each training recording.")
     ] = 0,
-    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of split and training.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the split and the training.")
+    ] = 0,
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
     """Teach a model the classes of your clips, and measure it on recordings that it has never seen.
 
-    Labels, checks, splits by recording, trains until held-out clips get no better, and asks before and after, with and
-    without the video. The same command resumes.
+    Labels and checks the clips, splits them by recording, trains until accuracy on held-out clips stops improving, and
+    measures before and after, with and without the video. The same command resumes.
 
     Example:  videopanda teach clips --question "Which word is signed?" --output out/mine
     """
@@ -176,7 +178,7 @@ def _train(stage: str, config: str, set_: list[str], model: Path | None, output:
 
 
 def _told(work: Callable[[], T]) -> T:
-    """The result of training; a run that was stopped or diverged ends the command with its exit code."""
+    """Run the training and return its result; exits with 75 if the run was stopped, with 1 if it diverged."""
     from videopanda.training.callbacks import RunStoppedError
     from videopanda.training.run import shutdown_distributed
     from videopanda.training.trainer import DivergedError
@@ -197,6 +199,6 @@ def _told(work: Callable[[], T]) -> T:
 
 def _check_quantize(quantize: str, lora: bool) -> None:
     if quantize not in ("", "nf4"):
-        raise ValueError(f"--quantize must be nf4, got {quantize!r}")
+        raise ValueError(f"--quantize must be nf4 for training, got {quantize!r}")
     if quantize and not lora:
         raise ValueError("--quantize nf4 needs --lora: quantized weights cannot be trained")

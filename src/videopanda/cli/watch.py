@@ -14,14 +14,14 @@ from videopanda.cli.options import AsJson, Device, MaxNewTokens, MaxVisualTokens
 
 
 def _interval(text: str) -> float:
-    """Seconds of 5s, 2m, 1.5h or 5."""
+    """Parse 5s, 2m, 1.5h or 5 into seconds."""
     units = {"s": 1.0, "m": 60.0, "h": 3600.0}
     try:
         found = float(text[:-1]) * units[text[-1]] if text[-1:] in units else float(text)
     except ValueError:
         found = 0.0
     if not 0 < found < float("inf"):
-        raise ValueError(f"a time is written as 5s, 2m or 1h, not {text!r}")
+        raise ValueError(f"expected a time such as 5s, 2m or 1h, got {text!r}")
     return found
 
 
@@ -29,37 +29,41 @@ def watch_verb(
     source: Annotated[
         str,
         typer.Argument(
-            help="File, folder of images, - for stdin, FIFO, http(s) or rtsp address, camera (/dev/video0).",
+            help="File, folder of images, - for stdin, FIFO, http(s) or rtsp URL, camera (/dev/video0).",
             show_default=False,
         ),
     ],
     every: Annotated[
-        tuple[str, str], typer.Option("--every", metavar="TIME QUESTION", help="Ask this question again and again.")
+        tuple[str, str], typer.Option("--every", metavar="TIME QUESTION", help="Ask this question at this interval.")
     ] = ("", ""),
     when: Annotated[
         list[str] | None,
-        typer.Option("--when", metavar="QUESTION", help="Tell when the answer turns to yes, and back to no."),
+        typer.Option(
+            "--when", metavar="QUESTION", help="Report when the answer changes to yes, and back to no; may be repeated."
+        ),
     ] = None,
-    check: Annotated[str, typer.Option("--check", metavar="TIME", help="Time between two looks of --when.")] = "1s",
+    check: Annotated[str, typer.Option("--check", metavar="TIME", help="Interval at which --when is checked.")] = "1s",
     model: Model = None,
-    fps: Annotated[float, typer.Option("--fps", metavar="X", min=0.001, help="Frames per second to look at.")] = 1.0,
+    fps: Annotated[float, typer.Option("--fps", metavar="X", min=0.001, help="Frames per second to read.")] = 1.0,
     max_visual_tokens: MaxVisualTokens = None,
     window: Annotated[
-        int, typer.Option("--window", metavar="N", min=0, help="Last steps that are kept as they are.")
+        int, typer.Option("--window", metavar="N", min=0, help="Number of latest steps whose tokens are never merged.")
     ] = 4,
     last_frames: Annotated[
         int | None,
         typer.Option(
-            "--last-frames", metavar="N", min=1, help="Keep only the last N frames, and no memory of the rest."
+            "--last-frames", metavar="N", min=1, help="Keep only the last N frames, with no memory of earlier ones."
         ),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Wait for more at the end of a growing file.")] = False,
-    until: Annotated[str, typer.Option("--until", metavar="TIME", help="Stop after this time of the stream.")] = "",
+    follow: Annotated[
+        bool, typer.Option("--follow", help="At the end of the file, wait for more to be written.")
+    ] = False,
+    until: Annotated[str, typer.Option("--until", metavar="TIME", help="Stop at this time of the stream.")] = "",
     device: Device = None,
     max_new_tokens: MaxNewTokens = 64,
     as_json: AsJson = False,
 ) -> None:
-    """Watch a video that may never end: answers with time stamps, at constant memory.
+    """Watch a video that may never end: answers with timestamps, at constant memory.
 
     Example:  videopanda watch lobby.mp4 --every 5s "What happens?"
 
@@ -68,7 +72,7 @@ def watch_verb(
     model = require_checkpoint(model)
     require_device(device)
     if not every[0] and not when:
-        raise ValueError('nothing to ask: --every 5s "What happens?" or --when "Is there a red circle?"')
+        raise ValueError('nothing to ask: add --every 5s "What happens?" or --when "Is there a red circle?"')
     if every[0] and not every[1].strip():
         raise ValueError("the question of --every is empty")
     between, looks, stop = _interval(every[0]) if every[0] else None, _interval(check), _interval(until or "1e9")
@@ -95,7 +99,7 @@ def watch_verb(
         last_frames=last_frames or 0,
         max_new_tokens=max_new_tokens,
     )
-    # The user named the address, so its own host is allowed, and no other.
+    # The user named this URL, so its host is allowed, and no other.
     hosts = [urlsplit(source).hostname or ""] if "://" in source else []
     with stream_video(source, fps=fps, follow=follow, hosts=hosts, background=rules.background) as stream:
         for event in watch(
@@ -113,7 +117,7 @@ def watch_verb(
     if as_json:
         print(json.dumps({"kind": "log", **asdict(log)}), flush=True)
     else:
-        lost = f", {log.dropped:,} frames not in memory any more" if log.dropped else ""
+        lost = f", {log.dropped:,} frames no longer in memory" if log.dropped else ""
         print(f"videopanda: {log.frames:,} frames in {len(log.steps)} steps{lost}", file=sys.stderr)
 
 
