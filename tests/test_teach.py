@@ -90,7 +90,7 @@ def test_what_the_numbers_cannot_show_is_said():
     report = _report("q", rows(*"ab" * 15), asked, "m")
     assert [warning.partition(":")[0] for warning in report["warnings"]] == [
         "training changed no answer",
-        "with the video it is hardly better than without it",
+        "accuracy is hardly better with the video than without it",
     ]
     copies = _report("q", rows(*"ab" * 15, kind="altered copy of a training recording"), asked, "m")
     assert any("copies of training clips" in warning for warning in copies["warnings"])

@@ -1,7 +1,7 @@
 """Train, verify, run and serve encoder-free video-language models.
 
-The public names are imported on first use, so that `import videopanda` stays light; beside those below, the classes of
-all model families:
+Public names are imported on first use, so that `import videopanda` stays light. They include the classes of all model
+families.
 
     import videopanda
     print(videopanda.answer("clip.mp4", "What colour is the circle?"))

@@ -197,15 +197,15 @@ def _warnings(report: Mapping[str, Any], changed: int) -> list[str]:
     found = []
     if report["test_recordings"] < FEW:
         found.append(
-            f"only {report['test_recordings']} test clips: below {FEW} an accuracy says little; add recordings"
+            f"only {report['test_recordings']} test clips: with fewer than {FEW}, accuracy says little; add recordings"
         )
     if not changed:
         found.append("training changed no answer: train longer or faster (--set epochs=…, --set vision_lr=…)")
     if any(kind.startswith("altered") for kind in report["kinds"]):
-        found.append("some test clips are copies of training clips: they show whether a recording is known, no more")
+        found.append("some test clips are copies of training clips: they only show whether a recording is recognized")
     gain = report["after"]["accuracy"] - max(report["without_video"]["accuracy"], report["most_frequent_class"])
     if gain < 0.1:
-        found.append("with the video it is hardly better than without it: it has not learned to look")
+        found.append("accuracy is hardly better with the video than without it: the model has not learned to look")
     return found
 
 

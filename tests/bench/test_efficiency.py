@@ -92,7 +92,7 @@ def test_interval():
     [
         (["clip"], {}, "no model 'clip'.*video-llava"),
         (["eve-star"], {"dtype": "int3"}, "no data type 'int3'.*bfloat16"),
-        (["eve-star"], {"device": "tpu"}, "no device 'tpu'"),
+        (["eve-star"], {"device": "tpu"}, "device 'tpu' is not available"),
     ],
 )
 def test_wrong_requests(names, settings, message):

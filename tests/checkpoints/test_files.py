@@ -215,7 +215,7 @@ def test_an_index_that_promises_more_is_noticed(tmp_path):
     save_file({"a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "two.safetensors")
     index["weight_map"]["b"] = "two.safetensors"
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="both hold a"):
+    with pytest.raises(CheckpointError, match="both contain a"):
         find_tensors(tmp_path)
 
 

@@ -135,4 +135,4 @@ def test_the_command_says_what_the_test_rows_are(tmp_path):
     assert "2 classes: 4 training rows, 2 test rows" in printed
     assert "whether a recording is recognized, not whether its class is" in printed
     code, _, err = run(*line, "--copies", 1)
-    assert (code, "already holds train.jsonl" in err) == (2, True)
+    assert (code, "already contains train.jsonl" in err) == (2, True)

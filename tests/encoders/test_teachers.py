@@ -198,7 +198,7 @@ def test_a_teacher_that_is_none_is_refused(name, message):
 
 def test_a_tower_that_is_not_known_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "videomae"}')
-    with pytest.raises(ValueError, match="of the kind 'videomae'; known are LanguageBindVideo"):
+    with pytest.raises(ValueError, match="type 'videomae', which is not supported; supported are LanguageBindVideo"):
         open_teacher(str(tmp_path))
 
 

@@ -76,7 +76,7 @@ def test_coordinates_need_the_length_and_then_agree():
 )
 def test_models_that_need_the_whole_clip_say_so(family, fields):
     model, processor = compressed(family, **fields)
-    with pytest.raises(ValueError, match="needs a whole clip"):
+    with pytest.raises(ValueError, match="needs the whole clip"):
         VideoSession(model, processor)
     with pytest.raises(ValueError, match="need the whole clip"):
         model.encode_chunk(processor.video_processor.place_chunk(clip(4)))
@@ -150,9 +150,9 @@ def test_frames_of_another_size_are_scaled_and_told():
     assert session.ask(QUESTION).visual_tokens == 4 * processor.video_processor.token_count(1, 30, 40)
     with pytest.raises(ValueError, match="comes after"):
         session.push(clip(1)[0], 2.0)
-    with pytest.raises(ValueError, match="a frame is uint8"):
+    with pytest.raises(ValueError, match="a frame must be uint8"):
         session.push(np.zeros((3, 3)), 9.0)
-    with pytest.raises(ValueError, match="no frame yet"):
+    with pytest.raises(ValueError, match="no frame has been pushed yet"):
         VideoSession(model, processor).ask(QUESTION)
 
 

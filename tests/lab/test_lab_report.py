@@ -125,7 +125,7 @@ def test_other_questions_are_refused(table):
         report(results(rows), table, "small")
     with pytest.raises(ValueError, match="no budget 'full'"):
         report(results(rows[:1]), table, "full")
-    with pytest.raises(ValueError, match="no rows of budget small"):
+    with pytest.raises(ValueError, match="no results for budget small"):
         report(results([]), table, "small")
 
 

@@ -139,7 +139,7 @@ def test_a_number_of_frames_is_whole(folder):
         ({"text": " \n"}, "`text` is empty"),
         ({"text": ["Hi", ""]}, "`text` is empty"),
         ({"text": []}, "`text` is empty"),
-        ({"text": "<video>", "videos": []}, "1 <video> markers, but 0"),
+        ({"text": "<video>", "videos": []}, "1 <video> placeholders, but 0"),
     ],
 )
 def test_inputs_that_are_none_or_empty(inputs, message):

@@ -116,7 +116,7 @@ def test_what_makes_no_sense_is_refused_in_a_line(client):
         (f"/{name}/frame", {"content": b""}, "body is empty"),
         (f"/{name}/frame", {"content": b"no picture"}, "cannot read this video"),
         (f"/{name}/frame", {"json": {"image": "%%%"}}, "data URL, or base64"),
-        (f"/{name}/ask", {"json": {"question": QUESTION}}, "no frame yet"),
+        (f"/{name}/ask", {"json": {"question": QUESTION}}, "no frame has been pushed yet"),
         (f"/{name}/ask", {"json": {"question": ""}}, "question"),
         ("", {"json": {"frames": 1}}, "frames"),
         ("", {"json": {"max_visual_tokens": 10**6}}, "at most 8192"),

@@ -138,7 +138,7 @@ def test_a_later_stage_switches_merging_on_and_its_model_keeps_it(folder, guided
     merge = AutoConfig.from_pretrained(out).merge_config
     assert (merge.layers, merge.random_keep) == ([1, 2], 0.5)
     assert AutoConfig.from_pretrained(guided).merge_config.layers == []
-    with pytest.raises(ValueError, match=r"embedding.patch_size is set when a model is made"):
+    with pytest.raises(ValueError, match=r"embedding.patch_size can only be set when a model is created"):
         train("finetune", "elva", [*sets, "embedding.patch_size=8"], guided, tmp_path / "no", False)
 
 

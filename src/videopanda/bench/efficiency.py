@@ -153,7 +153,7 @@ def measure(
     if dtype not in DTYPES:
         raise ValueError(f"no data type {dtype!r}: choose from {', '.join(DTYPES)}")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"there is no device {device!r} here: choose cpu" + (" or cuda" * torch.cuda.is_available()))
+        raise ValueError(f"device {device!r} is not available: choose cpu" + (" or cuda" * torch.cuda.is_available()))
     models: dict[str, dict[str, Any]] = {
         name: {**count(name, height, width), "frames": CONTENDERS[name].frames, "paper": PAPER.get(name)}
         for name in names

@@ -134,7 +134,7 @@ def find_tensors(folder: Path) -> dict[str, TensorLocation]:
         read = read_safetensors_header if path.suffix == ".safetensors" else read_bin_header
         for name, place in read(path).items():
             if name in found:
-                raise CheckpointError(f"{path.name} and {found[name].path.name} in {folder} both hold {name}")
+                raise CheckpointError(f"{path.name} and {found[name].path.name} in {folder} both contain {name}")
             found[name] = place
     lost = sorted(indexed - found.keys())
     if lost:

@@ -112,7 +112,7 @@ def write_labelled(
         raise ValueError(f"test_share must be between 0 and 1, and copies at least 0, not {test_share} and {copies}")
     out = Path(out)
     if (out / "train.jsonl").exists():
-        raise ValueError(f"{out} already holds train.jsonl: choose another folder")
+        raise ValueError(f"{out} already contains train.jsonl: choose another folder")
     splits = [split(label, paths, test_share, seed) for label, paths in find_classes(Path(folder)).items()]
     single = [part.label for part in splits if not part.test]
     if single and not copies:

@@ -99,7 +99,7 @@ class Remote:
                 model=self.name, messages=messages, temperature=0.0, max_tokens=MAX_NEW_TOKENS
             )
         except (self._errors.AuthenticationError, self._errors.PermissionDeniedError, self._errors.NotFoundError) as e:
-            raise ValueError(f"the server refuses: {e}") from e
+            raise ValueError(f"the server refused the request: {e}") from e
         except self._errors.OpenAIError as error:
             raise CaptionError(f"{error} {error.__cause__ or ''}".strip()) from error
         return (reply.choices[0].message.content or "").strip(), reply.model

@@ -31,7 +31,7 @@ def needle_report(scores: str | Path, data: str | Path) -> dict[str, Any]:
     file = Path(data) / "annotations.json"
     for row in json.loads(file.read_text(encoding="utf-8")):
         if "minutes" not in row or "depths" not in row:
-            raise ValueError(f"{file} is not of `videopanda scenes make --long`: its rows have no minutes and depths")
+            raise ValueError(f"{file} was not written by `videopanda scenes make --long`: rows lack minutes and depths")
         for number, (family, depth) in enumerate(zip(row["families"], row["depths"])):
             known[f"{row['id']}/{number}"] = row["minutes"], family, depth
     cells: dict[tuple[float, int], list[float]] = defaultdict(list)
@@ -40,7 +40,7 @@ def needle_report(scores: str | Path, data: str | Path) -> dict[str, Any]:
     for line in Path(scores).read_text(encoding="utf-8").splitlines():
         score = json.loads(line)
         if score["id"] not in known:
-            raise ValueError(f"{scores}: {score['id']!r} is no question of {file}")
+            raise ValueError(f"{scores}: {score['id']!r} is not a question of {file}")
         minutes, family, depth = known[score["id"]]
         right = float(score["metrics"].get("accuracy", 0.0))
         lengths[minutes].append(right)

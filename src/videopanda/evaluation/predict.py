@@ -104,8 +104,8 @@ class Predictor:
         special = (job.max_visual_tokens is not None, job.last_frames > 0, job.frames_by is not None)
         if sum(special) > 1 or (any(special) and (job.condition not in ("full", "no_video") or job.cache)):
             raise ValueError(
-                "max_visual_tokens, last_frames and frames_by are for the conditions full and no_video, one at a time "
-                "and without a cache"
+                "max_visual_tokens, last_frames and frames_by are mutually exclusive, and need the condition full or "
+                "no_video and no cache"
             )
         video_processor = self.processor.video_processor
         self.num_frames = job.num_frames or video_processor.num_frames

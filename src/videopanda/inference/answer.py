@@ -3,13 +3,13 @@
     import videopanda
     print(videopanda.answer("clip.mp4", "What color is the circle?"))
 
-    model, processor = videopanda.load("path/to/checkpoint")   # without a path: the small model of this package
+    model, processor = videopanda.load("path/to/checkpoint")   # without a path: the bundled model
     chat = videopanda.Chat(model, processor, "clip.mp4")
     for text in chat.stream("How many objects are there?"):
         print(text, end="", flush=True)
 
-Decoding is greedy unless asked otherwise. A clip is read and encoded once, however many questions follow; each question
-is answered exactly as if it were the only one. Prompts come from the chat template of the processor.
+Decoding is greedy unless asked otherwise. A clip is read and encoded once for any number of questions; each question is
+answered exactly as if it were the only one. Prompts come from the chat template of the processor.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from videopanda.video.read import read_video
 
 Message = dict[str, Any]  # of a chat template: {"role": …, "content": […]}
 
-_ONE_AT_A_TIME = threading.Lock()  # chats in several threads may share a model, whose masks are set by hooks
+_ONE_AT_A_TIME = threading.Lock()  # several threads may share a model, and hooks set its masks
 
 
 def question_messages(processor: Any, question: str, has_video: bool = True) -> list[Message]:
@@ -99,21 +99,21 @@ class Chat:
         print(text, end="", flush=True)
 
     `aask` and `astream` are the same for programs that use asyncio. The clip keeps its KV cache, so that later
-    questions prefill only the tokens after it. With a `cache`, a clip that any process has encoded before is not even
-    read.
+    questions prefill only the tokens after it. With a `cache`, a clip that any process has already encoded is not
+    even read.
 
     Args:
         video: anything that `read_video` takes, an object with `.frames`, `.timestamps` and `.duration`, or an
             `EncodedClip`, such as that of a `VideoSession`.
-        num_frames: number of frames, uniform in time; default the number that the processor was saved with.
+        num_frames: number of frames, uniform in time; default: the number saved with the processor.
         fps: frames per second of the video, instead of `num_frames`.
         start, end: range of the video, in seconds.
         max_new_tokens: maximum length of an answer.
-        sampling: how tokens are chosen; default greedily.
-        cache: visual tokens on disk, read and added to.
+        sampling: how tokens are chosen; default: greedily.
+        cache: visual tokens on disk, read and extended.
         keep_prefix: keep the KV cache of the clip for later questions.
-        max_visual_tokens: read the whole video at `fps` (default 1) in constant memory, and merge what exceeds this
-            many tokens; see `VideoSession`, also for `last_frames`.
+        max_visual_tokens: read the whole video at `fps` (default 1) in constant memory, and merge tokens beyond
+            this number; see `VideoSession`, also for `last_frames`.
         frames_by: choose `num_frames` frames of a file by "motion" or "scenes"; see `chosen_times`.
 
     Raises:
@@ -147,7 +147,9 @@ class Chat:
             self.clip, self._costs = video, {"decode": 0.0, "preprocess": 0.0, "encode": 0.0}
         elif max_visual_tokens is not None or last_frames:
             if num_frames is not None:
-                raise ValueError("max_visual_tokens and last_frames look at every second: give fps, not num_frames")
+                raise ValueError(
+                    "max_visual_tokens and last_frames read the whole video: pass fps instead of num_frames"
+                )
             with _ONE_AT_A_TIME:
                 self.clip, self._costs, _ = encode_long(
                     model,
@@ -192,14 +194,14 @@ class Chat:
     def stream(self, question: str) -> Generator[str, None, Answer]:
         """The answer to a question, given the earlier ones, piece by piece as it is generated.
 
-        The generator returns the `Answer`. A conversation that is left before its end keeps the turns before it.
+        The generator returns the `Answer`. If it is closed early, the conversation keeps only the earlier turns.
 
         Raises:
-            ValueError: the question is empty, or the answer before it is still being generated.
+            ValueError: the question is empty, or the previous answer is still being generated.
         """
         messages = [*self.messages, *question_messages(self.processor, question, has_video=not self.messages)]
         if not self._turn.acquire(blocking=False):
-            raise ValueError("this chat is still answering: finish or close the stream of the question before")
+            raise ValueError("this chat is still answering: exhaust or close the stream of the previous question first")
         try:
             began = time.perf_counter()
             events: deque[TextDelta | Finished | Failed] = deque()
@@ -231,7 +233,7 @@ class Chat:
             yield text
 
     def ask_each(self, questions: Sequence[str]) -> list[Answer]:
-        """Answer questions in one batch; none sees another, or the earlier conversation."""
+        """Answer questions in one batch; none sees the others or the earlier conversation."""
         began = time.perf_counter()
         requests = [self._request(question_messages(self.processor, question)) for question in questions]
         with _ONE_AT_A_TIME:

@@ -1,4 +1,4 @@
-"""Runs the language model for many sequences at a time: prompts are prefilled, then each step adds a token to all of
+"""Runs the language model for many sequences at once: prompts are prefilled, then each step adds a token to all of
 them.
 
     kv, logits_BV = prefill(model, layout, prompts)     # prompts, or what follows their cached prefixes
@@ -75,7 +75,7 @@ def prefill(model: Any, layout: CacheLayout, prompts: Sequence[Prompt]) -> tuple
     prefixes = [prompt.prefix for prompt in prompts if prompt.prefix is not None]
     if not prefixes:
         past = KVPrefix(layout.new_cache(), [queries_BN[:, :0]], starts)
-    else:  # the model writes into the cache: a prefix that is kept must stay as it is
+    else:  # the model writes into the cache, but a kept prefix must not change
         past = KVPrefix.stack(prefixes) if len(prefixes) > 1 else prefixes[0].clone()
     positions = past.extended(queries_BN)
     visuals: dict[str, list[EncodedVisual]] = {}

@@ -24,7 +24,7 @@ from videopanda.inference.visual_cache import TokenDiskCache, clip_key, is_store
 from videopanda.plan.planner import budget, planner_for, shown_frames
 from videopanda.video.read import Video, read_video
 
-MAX_PREFIXES_PER_CLIP = 2  # a clip is nearly always asked about after one and the same text
+MAX_PREFIXES_PER_CLIP = 2  # the text before a clip is nearly always the same
 
 PrefixKey = tuple[tuple[str, ...], tuple[int, ...]]
 
@@ -33,18 +33,18 @@ PrefixKey = tuple[tuple[str, ...], tuple[int, ...]]
 class EncodedClip:
     """A video or an image: prepared by the processor, then encoded.
 
-    key: names frames and kind; clips with one key have the same tokens.
+    key: identifies frames and kind; clips with the same key have the same tokens.
     kind: "video" or "image".
     placeholder_text: replaces `<video>` or `<image>` in the prompt.
     times: seconds at which the frames are first shown.
     indices: frame numbers in the file; None if no file was read.
     decoder: what decoded the file, with its version; None if no file was read.
-    inputs: what the processor made of the frames; dropped once they are encoded.
+    inputs: the processor's output; dropped once the clip is encoded.
     source_shape: frames, height and width of the source.
     tokens: projected visual tokens, (V, E); None before the clip is encoded.
     layout: where each token comes from, as reported by the model; see `EncodedVisual`.
     kv_prefixes: KV caches of prompts up to this clip, by the keys of all their clips and their token ids.
-    selection: why these frames: a line per frame, or per step of a memory; None for the rule of the model.
+    selection: why these frames were chosen: one line per frame or memory step; None for the model's own rule.
     frames: the decoded frames, uint8 (T, H, W, 3), where `encode_clip` has just read them.
     """
 
@@ -75,7 +75,7 @@ class EncodedClip:
         return sum(tensor.nbytes for tensor in tensors) + sum(kv.num_bytes for kv in self.kv_prefixes.values())
 
     def keep_prefix(self, key: PrefixKey, kv: KVPrefix) -> None:
-        """Keep the KV cache of a prompt up to this clip; the oldest ones make room."""
+        """Keep the KV cache of a prompt up to this clip; the oldest ones are evicted."""
         self.kv_prefixes[key] = kv
         while len(self.kv_prefixes) > MAX_PREFIXES_PER_CLIP:
             self.kv_prefixes.popitem(last=False)
@@ -95,7 +95,7 @@ class ClipSource:
         if self.num_frames is not None and self.fps is not None:
             raise ValueError("num_frames and fps are mutually exclusive")
         if self.fps is not None and not 0 < self.fps < math.inf:
-            raise ValueError(f"fps must be a positive number of frames per second, not {self.fps}")
+            raise ValueError(f"fps must be a positive number of frames per second, got {self.fps}")
         if hasattr(self.video, "frames") and not (self.num_frames is self.fps is self.start is self.end is None):
             raise ValueError("num_frames, fps, start and end choose frames of a file; these frames are already decoded")
 
@@ -164,7 +164,7 @@ def encode_clips(
 def encode_clip(
     model: Any, processor: Any, source: ClipSource, max_new_tokens: int, cache: TokenDiskCache | None = None
 ) -> tuple[EncodedClip, dict[str, float]]:
-    """Find a clip in the cache, or read and encode it; and the seconds of "decode", "preprocess" and "encode".
+    """Find a clip in the cache, or read and encode it. Also returns the seconds of "decode", "preprocess" and "encode".
 
     Raises:
         VideoReadError: the video cannot be read.
@@ -197,7 +197,7 @@ def require_fit(model: Any, processor: Any, shape: Sequence[int], max_new_tokens
 
 
 def _read(model: Any, processor: Any, source: ClipSource, max_new_tokens: int) -> Any:
-    """Read a video, unless it is decoded. Its duration is that of the chosen range."""
+    """Read a video, unless it is already decoded. Its duration is that of the chosen range."""
     if source.num_frames is None and source.fps is None:
         return source.video
     rules = processor.video_processor
@@ -208,7 +208,7 @@ def _read(model: Any, processor: Any, source: ClipSource, max_new_tokens: int) -
     planner = planner_for(model, rules)
     square = math.inf if source.num_frames is None else rules.most_tokens(source.num_frames)
     if square + max_new_tokens > planner.context and is_stored(source.video):
-        # Refused before all frames are decoded, which may take long and all memory.
+        # Refused before all frames are decoded, which may take much time and memory.
         first = read(num_frames=1)
         seconds = first.end - first.start
         if source.num_frames is None:
@@ -288,7 +288,7 @@ class ClipMemoryCache:
             return self._clips.get(key)
 
     def put(self, clip: EncodedClip) -> None:
-        """Add a clip, or count it again after it changed; the least recently used ones make room."""
+        """Add a clip, or recount one that changed; the least recently used ones are evicted."""
         with self._lock:
             self._clips[clip.key] = clip
             self._clips.move_to_end(clip.key)

@@ -1,4 +1,4 @@
-"""Turns tokens into text as they come: the deltas add up to the stripped text of all tokens."""
+"""Turns tokens into text as they arrive: the deltas add up to the stripped text of all tokens."""
 
 import re
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from tokenizers.decoders import DecodeStream
 
 _BYTE = re.compile("<0x[0-9A-F]{2}>")  # tokens of models with byte fallback
 _LAST_WORD = re.compile(r"\S*$")
-_INCOMPLETE = "\ufffd"  # what tokenizers write for bytes that are no whole character (yet)
+_INCOMPLETE = "\ufffd"  # what tokenizers write for incomplete characters
 
 
 class IncrementalDetokenizer:
     """The text of one reply.
 
-    Held back are white space at the end (the whole text is stripped), characters whose bytes are not complete, and what
-    may be the beginning of a stop string. `text` is everything given out, `stopped` whether a stop string came.
+    White space at the end is held back (the whole text is stripped), and so are incomplete characters and anything that
+    may be the beginning of a stop string. `text` is everything emitted, `stopped` whether a stop string was found.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()):
@@ -24,7 +24,7 @@ class IncrementalDetokenizer:
         self._decoded = ""
         self.text = ""
         self.stopped = False
-        # Tokenizers without a backend, and those that take blanks out of its text, are decoded from the start.
+        # Tokenizers without a backend, and those that remove spaces from its text, are decoded from the start.
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         probe = tokenizer("it 's it .", add_special_tokens=False)["input_ids"]
         if self._backend is not None and self._backend.decode(probe) != tokenizer.decode(probe):
@@ -60,7 +60,7 @@ class IncrementalDetokenizer:
             return ""
         if not self._bytes:
             return self._stream.step(self._backend, token) or ""  # type: ignore[arg-type]
-        # All bytes of a run are text, or none is: decoded with the token after it, and one that has text before it.
+        # A run of bytes is text as a whole or not at all, so it is decoded together with its neighbors.
         known = self._ids[: -len(self._bytes) - 1]
         first = next((i for i in reversed(range(len(known))) if self._decode(known[i:])), 0)
         before, after = self._decode(known[first:]), self._decode(self._ids[first:])

@@ -44,7 +44,7 @@ class Limits:
     max_queue: requests that may wait; None: any number.
     max_kv_tokens: size of the batch's KV cache, in tokens of all sequences with padding; None: as many as fit into the
         free memory when the limit is first needed.
-    cache_bytes: memory for clips that were asked about before, with their KV caches.
+    cache_bytes: memory for clips of earlier requests, with their KV caches.
     """
 
     max_num_seqs: int = 32
@@ -132,7 +132,7 @@ class ActiveSequence:
         self.stats.seconds["decode"] = request.decode_seconds
         self.cancelled = self.ended = False
         self.first_probabilities: tuple[float, ...] = ()
-        self.since = time.perf_counter()  # when it was queued, later when its first token was there
+        self.since = time.perf_counter()  # when it was queued; later, when its first token was generated
 
     def cancel(self) -> None:
         """Cancel the request; the engine drops the sequence before its next step."""
@@ -165,7 +165,7 @@ class Engine:
         self._eos_token_ids = eos_token_ids(model.generation_config)
         self._placeholders = {processor.video_token_id, processor.image_token_id}
         self._batch: Batch[ActiveSequence] = Batch(model, self._layout)
-        self._admitted: list[ActiveSequence] = []  # whose reply has not ended, in the batch or on their way there
+        self._admitted: list[ActiveSequence] = []  # replies that are not finished, in the batch or about to join it
         self._waiting: deque[ActiveSequence] = deque()
         self._lock = threading.RLock()  # of the queue
 
@@ -177,7 +177,7 @@ class Engine:
         planner = planner_for(self.model, self.processor.video_processor)
         per_token, per_sequence = planner.sequence_bytes()
         free = budget(self.model) - planner.weight_bytes - self.limits.cache_bytes
-        # A step writes the KV cache again, one token longer: for a moment there are two.
+        # A step rewrites the KV cache, one token longer: for a moment there are two copies.
         tokens = (free // 2 - self.limits.max_num_seqs * per_sequence) // max(1, per_token)
         return min(self.limits.max_num_seqs * self.context, max(1, tokens))
 
@@ -216,7 +216,7 @@ class Engine:
 
     def check_fit(self, prompt_tokens: int, max_new_tokens: int) -> None:
         """Check that a prompt and its reply fit into context and KV cache. Raises DoesNotFitError."""
-        # The memory is measured for a server when it starts, else only when sequences are to share it.
+        # A server measures memory at startup; otherwise it is measured only when sequences share it.
         limit = min(self.context, self.limits.max_kv_tokens or vars(self).get("max_kv_tokens", self.context))
         if prompt_tokens + max_new_tokens > limit:
             raise DoesNotFitError(
@@ -264,7 +264,7 @@ class Engine:
         except EngineStoppedError:
             raise
         except Exception as error:
-            if not self._admitted:  # there is nothing to end, so that the next step would fail, too
+            if not self._admitted:  # no sequence to fail: the next step would fail, too
                 raise
             self._batch = Batch(self.model, self._layout)
             self._fail(self._admitted, error)
@@ -487,5 +487,5 @@ def _end(sequences: Sequence[ActiveSequence], error: Exception) -> None:
         sequence.ended = True
         try:
             sequence.callback(Failed(error))
-        except Exception as failure:  # nobody listens any more
+        except Exception as failure:  # nobody is listening anymore
             _LOG.error("a callback failed", exc_info=failure)

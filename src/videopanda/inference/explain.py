@@ -1,4 +1,4 @@
-"""Which frames, and where in them, an answer rests on: what its probability falls to without their visual tokens.
+"""Which frames and regions an answer depends on: how far its probability falls without their visual tokens.
 
     explanation = explain(model, processor, "clip.mp4", "Which colour does the circle become?")
     explanation.frames[5].fall          # 0.93: without frame 5 the answer is nearly ruled out
@@ -25,7 +25,7 @@ from videopanda.inference.clip import encode_prepared, prepare_clips
 from videopanda.inference.kv_prefix import CacheLayout, KVPrefix
 from videopanda.inference.reply import Answer
 
-REGIONS = 4  # at most as many rows and columns of regions per frame
+REGIONS = 4  # maximum rows and columns of regions per frame
 FRAMES_WITH_REGIONS = 3  # the most important ones
 
 
@@ -43,7 +43,7 @@ class FrameEffect:
 
     fall: of the answer's probability: with all frames, minus without this one.
     alone: rise of its probability: with this frame only, minus with none.
-    weight: the same two on the logarithms of probabilities, added; what the ranking goes by.
+    weight: sum of the same two differences for log-probabilities; the ranking uses this.
     """
 
     time: float
@@ -55,7 +55,7 @@ class FrameEffect:
 
 @dataclass(frozen=True)
 class RegionEffect:
-    """A region that was knocked out in one frame; its box is in parts of the width and height of the picture."""
+    """A region that was knocked out in one frame; its box is in fractions of the picture's width and height."""
 
     frame: int
     left: float
@@ -92,7 +92,7 @@ class Explanation:
 def explain(
     model: Any, processor: Any, video: Any, question: str, *, regions: bool = True, **options: Any
 ) -> Explanation:
-    """Answer a question, and measure which frames and regions the answer rests on; `options` are those of `Chat`.
+    """Answer a question and measure which frames and regions the answer depends on; `options` are those of `Chat`.
 
     Raises:
         ValueError: the family does not say where its visual tokens come from, or as `ask`.
@@ -100,7 +100,7 @@ def explain(
     chat = Chat(model, processor, video, **options)
     answer, clip = chat.ask(question), chat.clip
     if clip.layout is None:
-        raise ValueError("this family of models does not say from which frame a visual token comes")
+        raise ValueError("this model family does not report which frame a visual token comes from")
     scorer = _Scorer(chat, answer)
     frame_V = clip.layout[:, 0].cpu()
     places = sorted(set(frame_V.tolist()) - {-1})
@@ -201,7 +201,7 @@ def _blank_tokens(chat: Chat) -> Tensor:
     """The visual tokens (V, E) of a clip of the same size and times that shows nothing: its mean color everywhere."""
     clip = chat.clip
     if clip.frames is None or clip.tokens is None:
-        raise ValueError("the frames of a clip from the cache are not at hand: explain without --cache")
+        raise ValueError("a clip from the disk cache has no frames: explain without a cache")
     color = np.mean([np.asarray(frame).mean((0, 1)) for frame in clip.frames], axis=0).round().astype(np.uint8)
     frames: Any = [np.broadcast_to(color, np.shape(frame)) for frame in clip.frames]
     if len({np.shape(frame) for frame in frames}) == 1:
@@ -209,7 +209,7 @@ def _blank_tokens(chat: Chat) -> Tensor:
     (blank,) = prepare_clips(chat.processor, [_Blank(frames, clip.times, 1.0)], clip.kind)
     encode_prepared(chat.engine.model, [blank])
     if blank.tokens is None or blank.tokens.shape != clip.tokens.shape:
-        raise ValueError("this family gives an empty clip of the same size other visual tokens")
+        raise ValueError("this model family gives an empty clip of the same size a different number of visual tokens")
     return blank.tokens
 
 
@@ -217,13 +217,13 @@ def picture(explanation: Explanation) -> Any:
     """The frames with a bar under each, and the regions that matter, as a PIL image.
 
     Raises:
-        ValueError: the frames are not at hand, since the clip came from the cache on disk.
+        ValueError: the clip came from the disk cache, which keeps no frames.
     """
     from videopanda.video.evidence_sheet import evidence_sheet
 
     answer = explanation.answer
     if answer.frames is None:
-        raise ValueError("the frames of a clip from the cache are not at hand: explain without --cache")
+        raise ValueError("a clip from the disk cache has no frames: explain without a cache")
     most = max((region.fall for region in explanation.regions), default=0.0) or 1.0
     boxes: dict[int, list[tuple[float, float, float, float, float]]] = {}
     for region in explanation.regions:

@@ -1,6 +1,6 @@
 """Loads a checkpoint folder for inference.
 
-model, processor = load("path/to/checkpoint")            # None: the small model that comes with the package
+model, processor = load("path/to/checkpoint")            # None: the bundled model
 """
 
 from collections.abc import Mapping
@@ -29,14 +29,14 @@ def load(
 
     Args:
         device: a torch device; default: CUDA if available, else the CPU.
-        dtype: one of `DTYPES`; "auto" is bfloat16 on a CPU that multiplies it natively. Default: float32 on a CPU, else
+        dtype: one of `DTYPES`; "auto" is bfloat16 on a CPU with native support for it. Default: float32 on a CPU, else
             the type in which the weights were saved.
         settings: changes that need no training, such as {"merge.layers": [3, 9, 17]}; see `changes.py`.
 
     Raises:
         FileNotFoundError: the folder or its weights are missing.
-        ValueError: the folder is not a checkpoint, or is incomplete; the device is not there; no such dtype
-            or setting.
+        ValueError: the folder is not a checkpoint, or is incomplete; the device is not available; no such
+            dtype or setting.
     """
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")

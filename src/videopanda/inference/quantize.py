@@ -17,14 +17,14 @@ FORMATS = ("int8", "int4")
 def quantize(model: Any, bits: str) -> None:
     """Give the linear maps of the language model's layers weights of 8 ("int8") or 4 bits ("int4"), in place.
 
-    4 bits are NormalFloat in blocks of 64 (QLoRA, 2305.14314); products are those of the unpacked weights.
+    4 bits are NormalFloat in blocks of 64 (QLoRA, 2305.14314); products use the dequantized weights.
 
     Raises:
         ValueError: there is no such format, or bitsandbytes is not installed.
     """
     if bits not in FORMATS:
         raise ValueError(f"the format must be int8 or int4, got {bits!r}")
-    # On a CPU it would report which kernels from the Hub it does without.
+    # On a CPU it would log which Hub kernels it does not use.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes as bnb
@@ -43,7 +43,7 @@ def quantize(model: Any, bits: str) -> None:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """What parameters and buffers take, with the scales of quantized weights."""
+    """Bytes of parameters and buffers, including the scales of quantized weights."""
     tensors = [*model.parameters(), *model.buffers()]
     for weight in list(tensors):
         scales = getattr(getattr(weight, "quant_state", None), "absmax", getattr(weight, "SCB", None))

@@ -88,7 +88,7 @@ class Sampler:
 
 
 def _draw(scores_V: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    # In 64 bits and below 0, where no temperature, however small, makes infinity or NaN of the best score.
+    # In float64 and with a maximum of 0, no temperature, however small, turns the best score into infinity or NaN.
     probabilities_V = ((scores_V - scores_V.max()) / sampling.temperature).softmax(0)
     probabilities_V, order_V = probabilities_V.sort(descending=True, stable=True)
     before_V = probabilities_V.cumsum(0) - probabilities_V

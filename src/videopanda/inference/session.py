@@ -6,14 +6,14 @@
         if frame.index % 250 == 0:
             print(session.ask("What has happened so far?"))
 
-Frames are encoded in chunks, with the state of the vision part carried from chunk to chunk, into a `TokenMemory`. What
-is asked between two chunks is answered from the frames so far, as if the stream ended there: the answer is that of the
-whole clip offline (`encode_long`, which is this session on a file).
+Frames are encoded in chunks, with the state of the vision part carried from chunk to chunk, into a `TokenMemory`. A
+question between two chunks is answered from the frames so far, as if the stream ended there: the answer equals that
+about the whole clip offline (`encode_long`, which runs this session on a file).
 
     clip, seconds = encode_long(model, processor, "lecture.mp4", fps=1, max_visual_tokens=2048)
     Chat(model, processor, clip).ask("Which topic comes second?")
 
-With `last_frames=N` only the last N frames are kept and encoded when something is asked: the baseline that every
+With `last_frames=N` only the last N frames are kept and encoded when something is asked: the baseline that any
 memory has to beat (SimpleStream, arXiv 2604.02317), and the only way to stream for models that need a whole clip.
 """
 
@@ -36,16 +36,16 @@ from videopanda.video.read import VideoReadError, read_video
 from videopanda.video.stream import stream_video
 
 MAX_VISUAL_TOKENS = 2048
-KEPT_TIMES = 100_000  # times of frames that are named in an answer
+KEPT_TIMES = 100_000  # frame times that an answer reports at most
 
 
 @dataclass(frozen=True)
 class SessionLog:
     """What a session did with its frames.
 
-    frames: seen so far; steps: of them, as (first second, last second, frames) of each step that is kept.
-    merged: merges so far; dropped: frames that are not in the memory any more, and the last stretches of them.
-    resized: frames that came in another size than the first one.
+    frames: number seen so far; steps: (first second, last second, frames) of each step that is kept.
+    merged: merges so far; dropped: frames no longer in memory; dropped_stretches: the latest of them, as time ranges.
+    resized: frames whose size differs from that of the first one.
     """
 
     frames: int
@@ -60,10 +60,10 @@ class VideoSession:
     """One stream and the questions about it.
 
     Args:
-        max_visual_tokens: tokens of the frames so far; default 2,048, or half of the context if that is less.
-        window: the last steps, which are kept as they are.
+        max_visual_tokens: maximum tokens of all frames so far; default 2,048, or half of the context if that is less.
+        window: number of latest steps that are never merged.
         last_frames: keep only this many frames, and encode them when something is asked; 0 for a memory of everything.
-        total_frames: length of the stream, where it is known; models with `stab.coordinates` need it.
+        total_frames: length of the stream, if known; models with `stab.coordinates` need it.
         max_new_tokens: maximum length of an answer.
 
     Raises:
@@ -98,12 +98,12 @@ class VideoSession:
             self._chunk = model.chunk_frames or 0
             if model.needs_total_frames and total_frames is None:
                 raise ValueError(
-                    "the tokens of this model tell their share of the clip (stab.coordinates), which a stream without "
-                    "end does not have: watch its last frames with last_frames=N"
+                    "the tokens of this model encode their relative time in the clip (stab.coordinates), which is "
+                    "undefined in an endless stream: watch its last frames with last_frames=N"
                 )
             if not self._chunk:
                 raise ValueError(
-                    "this model needs a whole clip (segments without end, a bidirectional compressor or FRAME tokens "
+                    "this model needs the whole clip (unbounded segments, a bidirectional compressor, or FRAME tokens "
                     "that see earlier ones): watch its last frames with last_frames=N"
                 )
         self._pending: deque[tuple[np.ndarray, float]] = deque(maxlen=last_frames or None)
@@ -119,9 +119,9 @@ class VideoSession:
             ValueError: it is not such an array, or its time is before that of the last one.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"a frame is uint8 (height, width, 3), got {image.dtype} {image.shape}")
+            raise ValueError(f"a frame must be uint8 (height, width, 3), got {image.dtype} {image.shape}")
         if self._times and seconds < self._times[-1]:
-            raise ValueError(f"a frame at {seconds:.3f} s comes after one at {self._times[-1]:.3f} s")
+            raise ValueError(f"frame times must not decrease: got {seconds:.3f} s after {self._times[-1]:.3f} s")
         size = image.shape[1], image.shape[0]
         self._size = self._size or size
         if size != self._size:
@@ -152,7 +152,7 @@ class VideoSession:
     def clip(self) -> EncodedClip:
         """The stream so far, encoded. Raises ValueError before the first frame."""
         if not self.num_frames:
-            raise ValueError("there is no frame yet")
+            raise ValueError("no frame has been pushed yet")
         if self._encoded is None or self._encoded[0] != self.num_frames:
             self._encoded = self.num_frames, self._last_clip() if self.last_frames else self._memory_clip()
         return self._encoded[1]

@@ -1,12 +1,12 @@
-"""A bounded number of visual tokens for a stream of any length: recent steps as they are, older ones merged.
+"""A bounded number of visual tokens for a stream of any length: recent steps unchanged, older ones merged.
 
     memory = TokenMemory(max_tokens=2048, window=8)
     memory.add(visual.tokens, visual.layout, [0.0, 1.0, 2.0, 3.0])      # times of the frames of this chunk
     memory.tokens, memory.layout, memory.spans
 
-A *step* is what the encoder makes of one frame, or of the frames that its compressor averages. When there are too many
+A *step* is the tokens of one frame, or of the frames that a compressor averages. When there are too many
 tokens, the two consecutive steps that are most similar become their mean, weighted by the frames that each stands for
-(MA-LMM, He et al., CVPR 2024, merges a memory bank the same way). So every frame has a share in the tokens, stretches
+(MA-LMM, He et al., CVPR 2024, merges a memory bank the same way). So every frame contributes to the tokens, stretches
 where nothing happens shrink first, and the cost of a step does not grow with the stream.
 
 Dimensions: V tokens; S tokens of a step; E width of the language model.
@@ -38,15 +38,15 @@ class TokenMemory:
 
     Args:
         max_tokens: tokens to keep at most.
-        window: the last steps, which are never merged.
+        window: number of latest steps that are never merged.
 
     Raises:
-        ValueError: the window is not smaller than what can be kept; told when the first step comes.
+        ValueError: the window does not leave room for a merged step; raised when the first step is added.
     """
 
     def __init__(self, max_tokens: int, window: int = 0):
         if max_tokens < 1 or window < 0:
-            raise ValueError(f"a memory of {max_tokens} tokens with a window of {window} steps makes no sense")
+            raise ValueError(f"max_tokens must be positive and window not negative, got {max_tokens} and {window}")
         self.max_tokens, self.window = max_tokens, window
         self.steps: list[Step] = []
         self._similar: list[float] = []  # of each step and the one after it
@@ -74,8 +74,8 @@ class TokenMemory:
     def _append(self, step: Step) -> None:
         if len(step.tokens) * (self.window + 1) > self.max_tokens:
             raise ValueError(
-                f"one frame takes {len(step.tokens)} tokens, so {self.max_tokens} are too few for a window of "
-                f"{self.window} frames and a memory: allow at least {len(step.tokens) * (self.window + 1)}"
+                f"one frame takes {len(step.tokens)} tokens, so {self.max_tokens} tokens are too few for a window of "
+                f"{self.window} frames and older ones: allow at least {len(step.tokens) * (self.window + 1)}"
             )
         if self.steps:
             self._similar.append(similarity(self.steps[-1], step))
@@ -85,7 +85,7 @@ class TokenMemory:
             self._shrink()
 
     def _shrink(self) -> None:
-        """Merge the most similar neighbours outside of the window, or drop the oldest step where none can merge."""
+        """Merge the most similar neighbors outside the window, or drop the oldest step if none can merge."""
         pairs = self._similar[: len(self.steps) - self.window - 1]
         best = max(range(len(pairs)), key=pairs.__getitem__, default=None)
         if best is None or pairs[best] == -torch.inf:

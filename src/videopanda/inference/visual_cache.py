@@ -30,8 +30,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-FORMAT = 3  # a part of every key: counts up when the arithmetic of the vision part or the entries change
-_STALE_SECONDS = 3600.0  # after which a file that is being written belongs to a process that died
+FORMAT = 3  # part of every key: incremented when the vision part's arithmetic or the format of entries changes
+_STALE_SECONDS = 3600.0  # a partly written file older than this belongs to a process that died
 _BYTES = (bytes, bytearray, memoryview)
 _LOG = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class TokenDiskCache:
     """A folder of entries, of at most `max_bytes` in total; the least recently used ones are evicted.
 
     Raises:
-        OSError: the folder cannot be made.
+        OSError: the folder cannot be created.
         ValueError: the size is not positive.
     """
 
@@ -75,7 +75,7 @@ class TokenDiskCache:
             if facts["sha256"] != _sha256(tensors, facts["facts"]):
                 raise SafetensorError("checksum mismatch")
             entry = Entry(tensors["tokens"], json.loads(facts["facts"]), tensors.get("layout"))
-        except FileNotFoundError:  # never written, or removed meanwhile: either way it can be made again
+        except FileNotFoundError:  # never written, or removed meanwhile
             return None
         except (SafetensorError, ValueError, KeyError) as error:
             _LOG.warning("%s is corrupt and will be regenerated: %s", file, error)
@@ -84,7 +84,7 @@ class TokenDiskCache:
         except OSError as error:
             _LOG.warning("%s cannot be read: %s", file, error)
             return None
-        with suppress(OSError):  # gone again, or of another user
+        with suppress(OSError):  # already removed, or owned by another user
             os.utime(file)
         return entry
 

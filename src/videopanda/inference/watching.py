@@ -1,10 +1,10 @@
-"""Questions that are asked again and again while a video comes in.
+"""Questions that are asked repeatedly while a video comes in.
 
     for event in watch(session, stream, every=5.0, question="What happens?", conditions=["Is there a red circle?"]):
         print(event.time, event.kind, event.text)
 
-A condition becomes true after two yes in a row, and false after two no in a row, so that a single wrong answer raises
-no alarm. The event names the second of the first of them.
+A condition becomes true after two consecutive "yes" answers and false after two "no" answers, so that a single wrong
+answer raises no alarm. The event has the time of the first of the two.
 """
 
 import re
@@ -18,7 +18,7 @@ _YES = re.compile(r"\W*(yes|true)\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Event:
-    """time: seconds of the stream. seen: at which it was noticed. frames, visual_tokens: that the answer rests on."""
+    """time: second of the stream. seen: when it was noticed. frames, visual_tokens: what the answer is based on."""
 
     time: float
     kind: Literal["answer", "began", "ended", "note"]
@@ -39,7 +39,7 @@ class Condition:
     _count: int = field(default=0, repr=False)
 
     def update(self, seconds: float, answer: str) -> float | None:
-        """Take the answer at a second; the second at which the condition changed, once that is certain."""
+        """Add an answer; returns the second at which the condition changed, once that is certain."""
         if bool(_YES.match(answer)) == self.is_true:
             self._since, self._count = None, 0
             return None

@@ -38,10 +38,10 @@ def report(results: Mapping[str, Any], table: Table, budget: str) -> dict[str, A
             found.setdefault(line["row"], {})[line["seed"]] = line
     if not found:
         there = sorted({line["budget"] for line in results["rows"]})
-        raise ValueError(f"no rows of budget {budget}" + (f", but of {', '.join(there)}" if there else ""))
+        raise ValueError(f"no results for budget {budget}" + (f", only for {', '.join(there)}" if there else ""))
     tests = {line["test"] for seeds in found.values() for line in seeds.values()}
     if len(tests) > 1:
-        raise ValueError(f"the rows of budget {budget} were asked about {len(tests)} different sets of questions")
+        raise ValueError(f"the rows of budget {budget} were evaluated on {len(tests)} different sets of questions")
     test = results["tests"][tests.pop()]
     rows = [
         _row(row, found[row.name], found.get(table.compare, {}), test, table) for row in table.rows if row.name in found

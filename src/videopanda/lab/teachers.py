@@ -125,7 +125,7 @@ def train_teacher(
         ValueError: an unknown kind, or a batch that is larger than the number of clips.
     """
     if kind not in KINDS:
-        raise ValueError(f"unknown kind {kind!r} of teacher: choose from {', '.join(KINDS)}")
+        raise ValueError(f"unknown teacher kind {kind!r}: choose from {', '.join(KINDS)}")
     if not 2 <= batch <= clips:
         raise ValueError(f"a batch must have between 2 and {clips} clips, not {batch}")
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The shared base of all processors: text with markers, and visuals that fill them. Part of exported folders."""
+"""The shared base of all processors: text with placeholders, and their visuals. Part of exported folders."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -88,13 +88,13 @@ class VisualProcessor(ProcessorMixin):
         return [*self.tokenizer.model_input_names, *own.model_input_names, *own.image_input_names]
 
     def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> BatchFeature:
-        """Tokenize texts with `<video>` and `<image>` markers and process the visuals that belong to them.
+        """Tokenize texts with `<video>` and `<image>` placeholders and process the visuals that belong to them.
 
-        Visuals fill the markers in order, across all texts; nested lists are checked text by text. Texts that already
-        start with the start token get no second one.
+        Visuals replace the placeholders in order, across all texts; nested lists are checked text by text. Texts that
+        already begin with the start token get no second one.
 
         Raises:
-            ValueError: when markers and visuals differ in number, or truncation would cut visual tokens.
+            ValueError: when placeholders and visuals differ in number, or truncation would cut visual tokens.
         """
         images = None if not flatten_images(images) else images
         videos = None if not flatten_videos(videos) else videos
@@ -107,7 +107,7 @@ class VisualProcessor(ProcessorMixin):
     def validate_inputs(
         self, images: Any = None, text: Any = None, videos: Any = None, *args: Any, **kwargs: Any
     ) -> None:
-        """Check that markers and visuals agree in number."""
+        """Check that there are as many placeholders as visuals."""
         if images is None and text is None and videos is None:
             raise ValueError("There is nothing to process: give text, videos or images.")
         if text is None:
@@ -116,7 +116,7 @@ class VisualProcessor(ProcessorMixin):
         if not all(isinstance(entry, str) for entry in texts):
             raise ValueError("`text` must be a string or a list of strings.")
         if not texts or not all(entry.strip() for entry in texts):
-            raise ValueError("`text` is empty: give a question, with one marker per visual.")
+            raise ValueError("`text` is empty: give a question, with one placeholder per visual.")
         for token, visuals, flatten in (
             (self.video_token, videos, flatten_videos),
             (self.image_token, images, flatten_images),
@@ -124,13 +124,13 @@ class VisualProcessor(ProcessorMixin):
             markers = [entry.count(token) for entry in texts]
             given = flatten(visuals)
             if sum(markers) != len(given):
-                raise ValueError(f"The text has {sum(markers)} {token} markers, but {len(given)} were given.")
+                raise ValueError(f"The text has {sum(markers)} {token} placeholders, but {len(given)} were given.")
             nested = isinstance(visuals, list | tuple) and all(isinstance(item, list | tuple) for item in visuals)
             if nested and len(visuals) == len(texts) and given:
                 for number, (marked, item) in enumerate(zip(markers, visuals)):
                     if marked != len(flatten(item)):
                         raise ValueError(
-                            f"Text {number} has {marked} {token} markers, but {len(flatten(item))} were given for it."
+                            f"Text {number} has {marked} {token} placeholders, but {len(flatten(item))} given for it."
                         )
 
     def save_pretrained(

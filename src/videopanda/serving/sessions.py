@@ -148,7 +148,7 @@ async def open_session(request: Request, body: SessionRequest) -> dict[str, Any]
         raise NotFoundError(f"unknown model {body.model!r}; this server serves {service.settings.name!r}", "model")
     limits, engine = service.sessions.limits, service.engine
     if (body.max_visual_tokens or 0) > limits.max_visual_tokens:
-        raise ServeError(f"max_visual_tokens is at most {limits.max_visual_tokens}", "max_visual_tokens")
+        raise ServeError(f"max_visual_tokens must be at most {limits.max_visual_tokens}", "max_visual_tokens")
     try:
         video = VideoSession(
             engine.model,
@@ -310,7 +310,7 @@ async def _handle(service: Any, opened: OpenSession, text: str) -> dict[str, Any
             return await _ask(service, opened, AskRequest(**fields))
     except ValidationError as error:
         raise ServeError(f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
-    raise ServeError(f"the type of a message is frame or ask, not {message.type!r}", "type")
+    raise ServeError(f"the type of a message must be frame or ask, got {message.type!r}", "type")
 
 
 __all__ = ["OpenSession", "SessionLimits", "SessionStore", "router"]

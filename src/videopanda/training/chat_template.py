@@ -1,4 +1,4 @@
-"""Extends chat templates of language models with markers for videos and images."""
+"""Extends chat templates of language models with placeholders for videos and images."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ from jinja2 import TemplateError
 
 from videopanda.models.prompts import VICUNA_CHAT_TEMPLATE
 
-# Put in front of a template that knows only text: the parts of a message become one text with markers.
+# Put in front of a template that knows only text: the parts of a message become one text with placeholders.
 _FLATTEN = """\
 {#- Videos and images become markers. The template of the language model follows. -#}
 {%- set flat = namespace(messages=[]) -%}

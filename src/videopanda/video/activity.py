@@ -55,7 +55,7 @@ def activity_of(source: str | os.PathLike[str], timeout: float = math.inf) -> Ac
             for packet in container.demux(stream):
                 if packet.size and not packet.is_discard:
                     if packet.pts is None:
-                        raise UnreadableError("its packets have no time stamps: use num_frames or fps")
+                        raise UnreadableError("its packets have no timestamps: use num_frames or fps")
                     rows.append((packet.pts, packet.size, packet.is_keyframe))
         except (UnreadableError, OSError, av.FFmpegError) as error:
             raise VideoReadError(name, str(error)) from error

@@ -60,7 +60,7 @@ class Pictures:
         except (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, ArithmeticError, EOFError) as error:
             raise UnreadableError(f"{self._where(file)}{str(error) or type(error).__name__}") from error
         except MemoryError as error:
-            raise UnreadableError(f"{self._where(file)}decoding needs more memory than there is") from error
+            raise UnreadableError(f"{self._where(file)}decoding needs more memory than is available") from error
         except (RuntimeError, AttributeError, Image.DecompressionBombError) as error:
             raise UnreadableError(f"{self._where(file)}{str(error) or type(error).__name__}") from error
 

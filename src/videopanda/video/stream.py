@@ -200,7 +200,7 @@ class _Source:
     def check(self) -> None:
         """Refuse what cannot work before anything is opened."""
         if self.scheme and self.scheme not in ("http", "https", "rtsp"):
-            raise ValueError(f"{self.name}: only http, https and rtsp addresses are streamed")
+            raise ValueError(f"{self.name}: only http, https and rtsp URLs are streamed")
         if self.scheme:
             self.allow(self.name)
         elif not self.is_camera and self.name != "-" and not os.path.exists(self.name):

@@ -47,7 +47,7 @@ def ms_swift(row: Mapping[str, Any], number: int, source: str) -> Record:
         turns = []
         for turn in [*items(row, "history"), [text(row, "query"), text(row, "response")]]:
             if not isinstance(turn, list) or len(turn) != 2:
-                raise RowError("schema", "'history' must hold pairs of question and answer")
+                raise RowError("schema", "'history' must contain pairs of question and answer")
             turns += [Said("user", turn[0]), Said("assistant", turn[1])]
     return record_of(row, number, source, media_of(row, "videos", "images", used=["history"]), turns, "front")
 

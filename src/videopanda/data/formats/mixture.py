@@ -36,7 +36,7 @@ def read_mixture(file: Path, format: str = "auto", media_root: Path | None = Non
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from error
     entries = table.get("datasets") if isinstance(table, dict) else None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{file} must hold a list of entries under 'datasets'")
+        raise ValueError(f"{file} must contain a list of entries under 'datasets'")
     return [_entry(file, entry, format, media_root or file.parent) for entry in entries]
 
 

@@ -196,12 +196,12 @@ def mark(turns: Sequence[Turn], media: Sequence[Medium], missing: Literal["refus
     marker = f"<{media[0].kind}>" if media else "<video>"
     turns = [turn._replace(question=re.sub("<(?:image|video)>", marker, turn.question)) for turn in turns]
     if any(word in turn.answer for turn in turns for word in ("<video>", "<image>")):
-        raise RowError("extra_marker", "a visual marker in an answer")
+        raise RowError("extra_marker", "a visual placeholder in an answer")
     found = sum(turn.question.count(marker) for turn in turns)
     if found > len(media):
-        raise RowError("extra_marker", f"{found} visual markers for {len(media)} clips or images")
+        raise RowError("extra_marker", f"{found} visual placeholders for {len(media)} clips or images")
     if found < len(media) and missing == "refuse":
-        raise RowError("missing_marker", f"{found} visual markers for {len(media)} clips or images")
+        raise RowError("missing_marker", f"{found} visual placeholders for {len(media)} clips or images")
     turns = [turn._replace(question=place_marker(turn.question)) for turn in turns]
     if 0 < found < len(media):
         turns[0] = turns[0]._replace(question=marker * (len(media) - found) + turns[0].question)

@@ -218,7 +218,7 @@ class VideoPandaModel(VisualModelMixin, VideoPandaPreTrainedModel):
         if self.chunk_frames is None:
             raise ValueError("segments of unlimited length, or this compressor, need the whole clip")
         if config.coordinates and total_frames is None:
-            raise ValueError("stab.coordinates tells tokens their share of the clip, so its number of frames is needed")
+            raise ValueError("stab.coordinates needs the total number of frames of the clip")
         end = state.frames + frames
         whole_16 = placement.clone()
         whole_16[:, 4:] = max(end, total_frames or end)
