@@ -167,7 +167,7 @@ def test_compressed_tokens_merge_in_the_language_model_as_planned(family):
 def test_what_cannot_be_counted_is_refused():
     with pytest.raises(ValueError, match="merge either before the language model or in it"):
         compressed("elva", {"kind": "pool", "merge_tokens": 4}, merge_config={"layers": [1]})
-    with pytest.raises(ValueError, match="cannot be counted before"):
+    with pytest.raises(ValueError, match="not known in advance"):
         compressed("elva", {"kind": "pool"}, hybrid_config={"policy": "change", "every": 2})
 
 

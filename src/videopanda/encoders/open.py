@@ -121,8 +121,9 @@ def open_teacher(name: str, max_cells: int | None = 16, dtype: torch.dtype = tor
     if kind in ("siglip2", "siglip2_vision_model"):
         return _interpolating(folder, vision, max_cells, dtype, siglip2_features, HALF, HALF)
     raise ValueError(
-        f"teacher {name} has the model type {kind!r}, which is not supported; supported are LanguageBindVideo, "
-        "LanguageBindImage, clip, dinov2, siglip and siglip2. Others can be passed as module:function (docs/training.md)"
+        f"teacher {name} has the model type {kind!r}, which is not supported; supported are "
+        "LanguageBindVideo, LanguageBindImage, clip, dinov2, siglip and siglip2. Others can be passed as "
+        "module:function (docs/scale.md)"
     )
 
 

@@ -67,8 +67,8 @@ def check_countable(compression: CompressionConfig, policy: str, every: int) -> 
     """Raise ValueError where the number of compressed tokens would depend on the pixels."""
     if compression.is_active and every and policy in ("change", "random"):
         raise ValueError(
-            f"hybrid.policy={policy} chooses frames by their pixels, so the number of compressed tokens is not known in "
-            "advance: use hybrid.policy=every or ends, or compression.kind=none"
+            f"hybrid.policy={policy} chooses frames by their pixels, so the number of compressed tokens is "
+            "not known in advance: use hybrid.policy=every or ends, or compression.kind=none"
         )
 
 
