@@ -1,10 +1,10 @@
-"""Your own clips by one call: label, check, split by recording, train, measure on recordings never trained on.
+"""Train on your own clips in one call: label, check, split by recording, train, measure on unseen recordings.
 
     report = teach(Path("clips"), "Which word is signed?", Path("out/mine"))   # or: videopanda teach clips --question …
     report["after"]["accuracy"], report["without_video"]["accuracy"]
 
-Three parts of the recordings never mix: rows that are trained on, a tenth of these held out to stop training in time,
-and the test recordings, which are asked before and after, and without the video. Everything is kept in the output
+Three parts of the recordings never mix: rows to train on, a tenth of these held out for early stopping, and the test
+recordings, on which the model is measured before and after, and without the video. Everything is kept in the output
 folder, which is an ordinary model folder at the end; the same call resumes.
 """
 
@@ -33,7 +33,7 @@ from videopanda.video.read import read_video
 
 logger = logging.getLogger(__name__)
 
-FEW = 20  # test recordings below which an accuracy says little
+FEW = 20  # with fewer test recordings, accuracy says little
 _ERRORS_SHOWN = 12
 _OTHER = "other"
 # By parameters in millions, up to: passes over the data at most, learning rate. A small model needs many large steps.
@@ -59,9 +59,9 @@ def teach(
     Args:
         clips: a folder of clips per class, see `data.class_folders`.
         question: asked about every clip; the class is the answer.
-        model: to start from; None is the bundled one.
+        model: the model to start from; None is the bundled one.
         lora, quantize: train adapters, on weights of 4 bits.
-        test_share: of the recordings of each class, held out of training.
+        test_share: share of each class's recordings held out of training.
         copies: altered copies of each training recording.
         settings: further settings of training, `key=value`.
 
@@ -98,7 +98,7 @@ def teach(
 
 
 def _require_same(file: Path, asked: dict[str, Any]) -> None:
-    """Refuse to mix two ways of teaching in one folder."""
+    """Refuse to mix different settings in one folder."""
     if file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
         if other := [name for name in asked if before.get(name) != asked[name]]:
@@ -111,7 +111,7 @@ def _require_same(file: Path, asked: dict[str, Any]) -> None:
 
 
 def _scaled(model: Path, rows: Path, lora: bool) -> list[str]:
-    """Length and learning rates for the size of the model; training stops earlier if held-out clips get no better."""
+    """Length and learning rates for the size of the model; training stops earlier if held-out clips stop improving."""
     size = sum(file.stat().st_size for file in model.glob("*.safetensors")) / 2e6  # in two bytes each, or fewer
     check_checkpoint(model)
     passes, rate = next((passes, rate) for most, passes, rate in _SIZES if size <= most)
@@ -258,6 +258,6 @@ def _write(report: Mapping[str, Any], output: Path, data: Path) -> None:
 
 
 def next_commands(output: Path) -> str:
-    """What one does with the model, as commands."""
+    """Commands for what to do next with the model."""
     folder = shlex.quote(str(output))
     return f"videopanda serve --model {folder}\nvideopanda push {folder} ORG/NAME"

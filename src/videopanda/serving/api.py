@@ -95,7 +95,7 @@ class Service:
             raise NotFoundError(f"unknown model {request.model!r}; this server serves {self.settings.name!r}", "model")
         began = time.perf_counter()
         messages, visuals = await self.media.conversation(request, owner)
-        # A longer reply than the server gives ends with finish_reason "length", as one that was asked for.
+        # A request above the server's limit ends with finish_reason "length", like one at its own limit.
         most = MAX_NEW_TOKENS if request.max_new_tokens is None else request.max_new_tokens
         prompt = await asyncio.to_thread(build_prompt, self.engine.processor, messages, visuals)
         try:
@@ -106,7 +106,7 @@ class Service:
             prompt,
             visuals,
             min(most, self.settings.max_tokens, room),
-            # Greedy unless asked otherwise, as the library.
+            # Greedy by default, as in the library.
             sampling=Sampling(
                 request.sampling_temperature, 1.0 if request.top_p is None else request.top_p, request.seed
             ),
@@ -199,7 +199,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
         question = await _unless_gone(request, service.question(body, owner_of_request(request)))
         events = service.events(question)
         if body.stream:
-            first = await _unless_gone(request, anext(events))  # what cannot be answered has a status of its own
+            first = await _unless_gone(request, anext(events))  # errors before the stream starts get their own status
             usage = body.stream_options is not None and body.stream_options.include_usage
             return StreamingResponse(_stream(head, first, events, usage), media_type="text/event-stream")
         end = await _unless_gone(request, _last(events))
@@ -257,7 +257,7 @@ async def _stream(
         if usage:
             yield chunk({}, choices=[], usage=_usage(event.stats))
         yield "data: [DONE]\n\n"
-    except (ServeError, RuntimeError) as error:  # too late for a status
+    except (ServeError, RuntimeError) as error:  # too late for a status code
         yield f"data: {json.dumps(_error_of(error)[1])}\n\n"
     finally:
         await events.aclose()
@@ -350,7 +350,7 @@ _FULL = StorageError("the disk of the server is full: delete files or retry late
 
 async def _on_os_error(request: Request, error: Exception) -> Response:
     if not _is_full(error):
-        raise error  # logged, and answered with 500
+        raise error  # logged, answered with status 500
     return await _on_serve_error(request, _FULL)
 
 

@@ -22,7 +22,7 @@ from videopanda.video.read import Video, VideoLimits
 
 _HEADER_BYTES = 1 << 20
 _START_SECONDS = 60.0
-_GRACE_SECONDS = 2.0  # a worker stops at its time limit; one that does not is killed this much later
+_GRACE_SECONDS = 2.0  # a worker that does not stop at its time limit is killed this many seconds later
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class DecoderPool:
         except (OSError, EOFError) as error:
             raise UnfitError("cannot read this video: the decoder crashed on it") from error
         finally:
-            if not answered:  # its late answer belongs to no request
+            if not answered:  # a late answer would belong to no request
                 await worker.kill()
             self._free.put_nowait(worker)
         if "reason" in header:

@@ -38,10 +38,10 @@ def main() -> None:
     # Frames go through the only copy of stdout: whatever a library prints goes to stderr.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the server, which ends its workers
     _confine(int(sys.argv[1]))
     with suppress(VideoReadError):
-        read_video(b"no video", num_frames=1)  # loads the decoders, so that this is not counted as reading
+        read_video(b"no video", num_frames=1)  # loads the decoders now, so that this time does not count as reading
     _send({}, b"", out)
     for line in sys.stdin.buffer:
         _answer(json.loads(line), out)

@@ -32,11 +32,11 @@ _REDIRECTS = {HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.FOUND, HTTPStatus.SEE_OTH
 }
 _HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # everything else in IPv6 has a special meaning
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # all other IPv6 ranges have special meanings
 _NOT_PUBLIC = [  # which older releases of Python call global
     ipaddress.ip_network(name) for name in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2001:db8::/32", "3fff::/20")
 ]
-_RESOLVERS = ThreadPoolExecutor(4, thread_name_prefix="resolve")  # a look-up cannot be interrupted, only left alone
+_RESOLVERS = ThreadPoolExecutor(4, thread_name_prefix="resolve")  # a DNS lookup cannot be interrupted, only abandoned
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from videopanda.serving.uploads import FileStore, LocalMedia, Upload, open_media
 from videopanda.video.order import one_frame_order, shuffled_order
 from videopanda.video.read import Video
 
-_ONE = {"num_frames": 1}  # how a picture is read
+_ONE = {"num_frames": 1}  # arguments for reading an image
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class _Shown:
 
     @property
     def key(self) -> str:
-        """Names content and sampling: equal keys, equal frames."""
+        """Identifies content and sampling: equal keys mean equal frames."""
         digests = [file.sha256 for file in self.files]
         digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
         return f"{'image' if self.is_image else 'video'} {digest} {sorted(self.sampling.items())} {self.fps}"
@@ -83,7 +83,7 @@ class MediaLoader:
         self._in_use: set[LocalMedia] = set()  # by tasks, which close them
         self._decoded: weakref.WeakValueDictionary[str, EncodedClip] = weakref.WeakValueDictionary()
         self._slots = asyncio.Semaphore(pool.limits.workers)
-        self._fetchers = ThreadPoolExecutor(8, thread_name_prefix="fetch")  # slow hosts block only one another
+        self._fetchers = ThreadPoolExecutor(8, thread_name_prefix="fetch")  # so slow hosts only delay each other
 
     async def conversation(self, request: ChatRequest, owner: str) -> tuple[list[Message], list[EncodedClip]]:
         """Messages for the chat template, and the visuals for their placeholders. Raises ServeError."""
@@ -99,7 +99,7 @@ class MediaLoader:
                         with _named(place):
                             shown.append(await self._find(place, part, request, owner, opened))
                         content.append({"type": "image" if shown[-1].is_image else "video"})
-                # Videos and images come before the text, in whatever order they were sent: so models were trained.
+                # Videos and images come before the text, in any order of the parts: models were trained this way.
                 content += [{"type": "text", "text": part.text} for part in message.content if part.type == "text"]
                 turns.append({"role": message.role, "content": content})
             turns = self.rules.fold(turns)
@@ -208,7 +208,7 @@ class MediaLoader:
                     visuals.append(await self._visual(one))
                     if (clip := visuals[-1]).source_shape is not None and not one.is_image:
                         tokens += self.processor.video_processor.token_count(*clip.source_shape)
-                        if len(visuals) > 1 and tokens > self.rules.context:  # one alone is the engine's to refuse
+                        if len(visuals) > 1 and tokens > self.rules.context:  # the engine refuses a single one
                             raise ContextLengthError(
                                 f"the videos up to this one take {tokens:,} tokens, and the model's context length is "
                                 f"{self.rules.context:,}: use fewer frames"
@@ -234,7 +234,7 @@ class MediaLoader:
     def _done(self, key: str, task: asyncio.Task[EncodedClip]) -> None:
         del self._decoding[key]
         if not task.cancelled():
-            task.exception()  # told to whoever waits; if nobody does, that is no error
+            task.exception()  # whoever is waiting gets the error; if nobody is, it can be ignored
 
     async def _decode(self, key: str, shown: _Shown) -> EncodedClip:
         try:
@@ -247,9 +247,9 @@ class MediaLoader:
                 file.close()
         video = videos[0] if shown.fps is None else _joined(videos, shown.fps)
         order = _order(baseline, len(video))
-        if baseline is not None:  # other frames in the same places: the model is told the times of the places
+        if baseline is not None:  # other frames in the same places: the prompt keeps the times of the places
             video = replace(video, frames=video.frames[order], indices=video.indices[order])
-        video = replace(video, duration=video.end - video.start)  # what the model is told, as `videopanda answer` does
+        video = replace(video, duration=video.end - video.start)  # stated in the prompt, as by `videopanda answer`
         kind: Literal["video", "image"] = "image" if shown.is_image else "video"
         (clip,) = await asyncio.to_thread(prepare_clips, self.processor, [video], kind, [key])
         clip.times = tuple(clip.times[i] for i in order) if baseline is not None else clip.times

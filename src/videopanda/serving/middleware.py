@@ -30,7 +30,7 @@ _HEADERS = [
 _DRAIN_SECONDS = 5.0
 _CHATS = ("/v1/chat/completions", "/v1/responses")
 _PATHS = (*_CHATS, "/v1/files", "/v1/models", "/v1/streaming", "/health", "/metrics", "/static", "/examples")
-_SMALL_BODY = 1 << 20  # bodies up to this size are always received, whatever else is on its way
+_SMALL_BODY = 1 << 20  # bodies up to this size are always accepted, whatever else is being received
 
 
 def error_body(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class GateLimits:
     """Limits of the gate. keys: API keys; none: no key is required.
     hosts: host names that requests may name; none: any. This blocks pages whose host name resolves to this server (DNS
         rebinding).
-    origins: origins of web pages that may use the server, besides its own; "*": all.
+    origins: origins of web pages that may use the server, in addition to its own; "*": all.
     json_bytes, upload_bytes: of one body. receiving_bytes: of all bodies being received, except small ones.
     max_chats: running and waiting chats. They count once their body is complete.
     body_seconds, body_rate: seconds for a body, plus one second for each `body_rate` bytes.
@@ -142,7 +142,7 @@ class RequestGate:
         if self._keys and scope["path"].startswith("/v1"):
             given = header(b"authorization")
             owner = owner_of(given.removeprefix("Bearer ").strip()) if given.startswith("Bearer ") else ""
-            # Digests are compared, all of them and in constant time: how long it takes tells nothing about a key.
+            # Digests are compared, all of them and in constant time: the time taken reveals nothing about a key.
             if not sum(hmac.compare_digest(owner, key) for key in self._keys):
                 message = "an API key is required: send the header  Authorization: Bearer KEY"
                 raise _RefusedError(401, message, "authentication_error", "invalid_api_key")
@@ -174,7 +174,7 @@ class _Body:
 
     async def _next(self) -> Any:
         if self._ended:
-            return await self._receive()  # the client going away
+            return await self._receive()  # the client disconnected
         limits = self._gate.limits
         deadline = self._began + limits.body_seconds + self._size / limits.body_rate
         try:

@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 from videopanda.serving.errors import ContextLengthError, ServeError
 
 TEMPLATE_SECONDS = 5.0
-SLICE = 1 << 15  # characters that are tokenized at a time, so that a giant text is refused after its first slices
+SLICE = 1 << 15  # characters tokenized at once, so that a giant text is refused after its first slices
 
 Message = dict[str, Any]
 
@@ -85,7 +85,7 @@ class PromptRules:
             tokens += len(
                 self.processor.tokenizer([text[start : start + SLICE]], add_special_tokens=False).input_ids[0]
             )
-            if tokens - 2 * count > self.context:  # a cut may make two tokens of one
+            if tokens - 2 * count > self.context:  # a cut may split one token into two
                 raise ContextLengthError(
                     f"the text of this conversation has more than {self.context} tokens, the model's context length: "
                     "shorten it",

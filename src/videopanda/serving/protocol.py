@@ -228,7 +228,7 @@ class ChatMessage(Strict):
 
 # -- the request -------------------------------------------------------------------------------------------------------
 class StreamOptions(Strict):
-    """What a stream contains besides the text."""
+    """What a stream contains in addition to the text."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] | None = None
@@ -243,7 +243,7 @@ class ResponseFormat(Strict):
     @classmethod
     def _no_json(cls, value: Any) -> Any:
         if isinstance(value, Mapping) and value.get("type") in ("json_object", "json_schema"):
-            raise ValueError("JSON modes are not supported, replies are plain text: leave the format out")
+            raise ValueError("JSON modes are not supported; replies are plain text: omit the format")
         return value
 
 

@@ -1,6 +1,7 @@
 """OpenAI's Responses API, as another form of a chat completion: the request, the reply, and the events of a stream.
 
-Responses are not stored: a conversation is sent whole, as input items with the content parts of either API.
+Responses are not stored: every request contains the whole conversation, as input items with the content parts of
+either API.
 """
 
 import json
@@ -83,7 +84,7 @@ def _message(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _part(part: Any) -> Any:
-    """A content part of the Responses API as one of chat completions; others stay as they are."""
+    """A content part of the Responses API as one of chat completions; others are unchanged."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind in ("input_text", "output_text"):
         return {"type": "text", "text": part.get("text")}
@@ -174,7 +175,7 @@ async def stream(
         yield event("response.output_item.done", output_index=0, item=done["output"][0])
         kind = "response.incomplete" if done["status"] == "incomplete" else "response.completed"
         yield event(kind, response={**done, "videopanda": about(current.stats)})
-    except (ValueError, RuntimeError) as error:  # too late for a status
+    except (ValueError, RuntimeError) as error:  # too late for a status code
         problem = failed(error)["error"]
         yield event("error", code=problem["code"], message=problem["message"], param=problem["param"])
     finally:

@@ -1,4 +1,4 @@
-"""The paths below /v1/streaming/sessions: a video that is still coming, frame by frame or in chunks, and questions.
+"""The paths below /v1/streaming/sessions: a video that is still arriving, in frames or chunks, and questions about it.
 
     POST   /v1/streaming/sessions               {"max_visual_tokens": 2048}       → {"id": "session-…", …}
     POST   /v1/streaming/sessions/{id}/frame    a JPEG or PNG, ?timestamp=12.5, or {"image": data URL, "timestamp": …}
@@ -37,7 +37,7 @@ _MAX_FPS = 30.0
 
 @dataclass(frozen=True)
 class SessionLimits:
-    """most: sessions at a time. idle_seconds: after which one is freed. max_visual_tokens: that one may ask for."""
+    """most: open sessions. idle_seconds: time until an unused one is closed. max_visual_tokens: maximum per session."""
 
     most: int = 32
     idle_seconds: float = 300.0

@@ -26,7 +26,7 @@ from typing import IO
 
 from videopanda.serving.errors import NotFoundError, ServeError, TooLargeError, UnfitError
 
-MARKER = "videopanda-uploads"  # the file that says whose folder it is; its lock says that a server runs
+MARKER = "videopanda-uploads"  # marks a folder of uploads; its lock shows that a server is running
 HEAD_BYTES = 512
 _OWN_NAME = re.compile(r"(file-[0-9a-f]{24}|[0-9a-f]{32})(\.json)?")
 
@@ -36,7 +36,7 @@ _SIGNATURES: tuple[tuple[str, str, re.Pattern[bytes]], ...] = tuple(
     for kind, mime, pattern in (
         ("video", "video/mp4", rb"....ftyp(?!heic|heix|mif1|msf1|avif|avis)"),
         ("video", "video/quicktime", rb"....(?:moov|mdat|wide|free|skip)"),
-        ("video", "video/webm", rb"\x1a\x45\xdf\xa3"),  # Matroska as well
+        ("video", "video/webm", rb"\x1a\x45\xdf\xa3"),  # also Matroska
         ("video", "video/x-msvideo", rb"RIFF....AVI "),
         ("video", "video/mp2t", rb"\x47.{187}\x47"),
         ("video", "video/mp2t", rb".{4}\x47.{191}\x47"),
@@ -280,7 +280,7 @@ class Upload:
         if self._store.num_bytes + self._size > limits.total_bytes:
             raise TooLargeError("upload storage is full: delete files or retry later")
         view = memoryview(chunk)
-        while view:  # unbuffered: a full disk is noticed here, and may take a part of the bytes first
+        while view:  # unbuffered: a full disk is noticed here, possibly after a part of the bytes
             view = view[self._opened.write(view) :]
         self._digest.update(chunk)
         self._head += chunk[: HEAD_BYTES - len(self._head)]

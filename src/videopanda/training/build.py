@@ -60,7 +60,7 @@ def build_model(
     except FileNotFoundError as error:
         raise ValueError(f"no language model at {backbone}: {error}") from error
     text = _text_config(backbone, fields)
-    # What is wrong is told before weights are read.
+    # Report errors before weights are read.
     fresh_config(family, preset, fields, text_config=text, video_token_id=0, image_token_id=1)
     language_model, tokenizer = _load_backbone(backbone, text, dtype)
     template = visual_chat_template(tokenizer, chat_template)
@@ -138,7 +138,7 @@ def make_checkpoint(
 
 
 def change_checkpoint(out: str | Path, checkpoint: str | Path, fields: Mapping[str, str], seed: int = 0) -> list[str]:
-    """Save a trained model with other settings, such as a compressor that it did not have, in the folder `out`.
+    """Save a trained model with changed settings, such as a new compressor, in the folder `out`.
 
     New vision modules get fresh weights; all others keep theirs. The processor keeps its own settings, except those
     that follow from the changed ones. Returns lines that describe the result.
@@ -168,7 +168,7 @@ def change_checkpoint(out: str | Path, checkpoint: str | Path, fields: Mapping[s
     processor = AutoProcessor.from_pretrained(checkpoint)
     rules = processor_class(config)
     before, after = (rules.video_processor_for(settings).to_dict() for settings in (old, config))
-    for name in before | after:  # what is None is in neither
+    for name in before | after:  # None values are in neither
         if before.get(name) != after.get(name):
             setattr(processor.video_processor, name, after.get(name))
     if "timestamps" in fields:
@@ -270,7 +270,7 @@ def _load_backbone(backbone: str | Path, config: Any, dtype: torch.dtype | Liter
         missing = sorted(report["missing_keys"])
         raise ValueError(f"{backbone} is incomplete: it lacks {missing[0]} ({len(missing)} weights in all)")
     require_finite(language_model, backbone)
-    language_model.config._name_or_path = Path(backbone).name  # no path of this machine in the checkpoint
+    language_model.config._name_or_path = Path(backbone).name  # keeps local paths out of the checkpoint
     return language_model, tokenizer
 
 
@@ -289,7 +289,7 @@ def _add_placeholders(language_model: Any, tokenizer: Any) -> None:
 
 @torch.no_grad()
 def _check_logits(model: Any, language_model: Any) -> None:
-    """Raise where the language model does more than decoder and linear head, which would be lost silently."""
+    """Refuse a language model that is more than decoder and linear head: the rest would be silently lost."""
     model.eval()
     if model.lm_head.bias is not None:
         raise ValueError(f"the output head of {type(language_model).__name__} has a bias, which is not supported")

@@ -43,7 +43,7 @@ class StallWatchdog(TrainerCallback):
         self._moved(in_step=True)
 
     def on_step_end(self, args, state, control, **kwargs):
-        """The step is done; the next batch is awaited."""
+        """The step is done; waiting for the next batch."""
         self._moved(in_step=False)
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -29,7 +29,7 @@ from videopanda.training.run import frame_sampling, make_dataset, make_head, run
 from videopanda.training.stages import StageConfig, make_config
 
 MOST_PROCESSES = 4  # of the trial
-TIMEOUT = 600.0  # seconds that the trial may take
+TIMEOUT = 600.0  # time limit of the trial, in seconds
 _WIDTH = 64
 # An H100's dense bfloat16 rate, and the share of it that training of this kind reaches.
 _FLOPS, _SHARE = 989e12, 0.4
@@ -116,7 +116,7 @@ def _fresh(settings: StageConfig, text: Any, folder: Path) -> Any:
 
 
 def try_steps(stage: str, config: str, set_: list[str], folder: Path | None, processes: int) -> str:
-    """Run two steps of the stage on at most four processes over gloo; describes the result.
+    """Run two steps of the stage on at most four processes over gloo; returns a description of the result.
 
     Raises:
         ValueError: the trial failed or hung; the message contains the end of its output.

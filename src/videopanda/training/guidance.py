@@ -4,7 +4,7 @@
     losses = guidance(hidden_VE, layout_V4, video_V, teacher_BTGGD, times_BT)      # {"tube_loss": …, "frame_loss": …}
     task = GuidedVideoLanguage(guidance, teacher)                                  # both, beside the text's
 
-*Tube*: each place of the picture, averaged over time, is pulled towards the teacher's (squared distance of unit
+*Tube*: each place of the picture, averaged over time, is pulled toward the teacher's (squared distance of unit
 vectors). *Frame*: each frame, averaged over its places, must find its own teacher frame among all frames of the global
 batch.
 
@@ -72,7 +72,7 @@ class VideoGuidance(nn.Module):
         grid_F2 = layout_C4.new_full((len(teacher_BTGGD) * frames, 2), -1)
         grid_F2.scatter_reduce_(0, frame_C[:, None].expand(-1, 2), layout_C4[:, 1:3], "amax")
         grids_G2, grid_C = torch.unique(grid_F2[frame_C] + 1, dim=0, return_inverse=True)
-        # The head runs without any video, too: all ranks must reduce the same gradients.
+        # The head also runs without any video: all ranks must reduce the same gradients.
         total, count = self.tube_head(hidden_CE[:0]).float().sum(), 0
         for number, (rows, columns) in enumerate(grids_G2.tolist()):  # frames of one size together
             mine_C = grid_C == number
@@ -204,7 +204,7 @@ class WholeFrames(FrameProcessor):
 
 def _mean(summed: Tensor, count: int) -> Tensor:
     """The share of this rank in a mean over all ranks, times their number: data-parallel training averages over ranks,
-    and each place or frame of any rank shall weigh alike.
+    and every place or frame must have the same weight, whatever its rank.
     """
     counts = gathered(torch.tensor([[count]], device=summed.device))
     return summed * len(counts) / counts.sum().clamp(min=1)

@@ -79,10 +79,10 @@ def _texts(num_scenes: int, seed: int) -> Iterator[str]:
 
 
 def grow_vocabulary(model: Any, processor: Any, size: int, num_scenes: int = 1500, seed: int = 0) -> None:
-    """Add tokens, up to `size`, for words that the tokenizer cuts into pieces: those of Scenes in other words.
+    """Add tokens, up to `size`, for words that the tokenizer splits, such as those of rephrased questions.
 
-    Ids and merges that exist stay as they are, and new merges are applied after them, as byte-pair encoding goes on
-    where it was stopped. The embedding of a new token starts as the mean of those of the two that it joins.
+    Existing ids and merges stay unchanged, and new merges are applied after them, as if byte-pair encoding had
+    continued. The embedding of a new token starts as the mean of those of the two that it joins.
     """
     tokenizer = processor.tokenizer.backend_tokenizer
     state = json.loads(tokenizer.to_str())

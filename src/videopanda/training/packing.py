@@ -22,7 +22,7 @@ from videopanda.training.stages import StageConfig
 logger = logging.getLogger(__name__)
 
 _MASKED_TYPES = {"full_attention", "sliding_attention"}
-_LENGTH, _SHARED = 12, 5  # tokens of each sequence in the check, and of what they have in common
+_LENGTH, _SHARED = 12, 5  # tokens per sequence in the check, and of their common prefix
 
 
 def attention_windows(config: Any) -> dict[str, int | None] | None:
@@ -83,7 +83,7 @@ def checked_windows(model: Any) -> Mapping[str, int | None] | None:
         try:
             packed = _states(decoder, ids, masks, positions)[0]
         except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):
-            return None  # takes no masks of this form
+            return None  # does not accept masks of this form
         of_second = torch.cat([packed[:_SHARED], packed[_LENGTH:]])
         return windows if _equal(packed[:_LENGTH], alone[0]) and _equal(of_second, alone[1]) else None
     finally:

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: one live line on a terminal, one line per log entry elsewhere.
+"""The progress display of a training run: one live line on a terminal, one line per log entry elsewhere.
 
 step 400/2000  loss 0.812 (text 0.701, align 1.110)  31.2 rows/s  4:10 left  held out: 71.9% right, 20.3% without video
 """
@@ -49,7 +49,7 @@ class ProgressLine(TrainerCallback):
             self.bar.update(self.bar.task_ids[0], completed=state.global_step, description=self.text(state))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Take in new numbers, and print them where there is no terminal."""
+        """Update the numbers, and print them if there is no terminal."""
         logs = logs or {}
         if "validation_accuracy" in logs:
             self.validation = f"held out: {logs['validation_accuracy']:.1%} right"

@@ -72,14 +72,14 @@ logger = logging.getLogger(__name__)
 def train(
     stage: str, config: str, set_: list[str], model: Path | None, output: Path | None, resume: bool = True
 ) -> Path:
-    """Run one stage, from where an earlier run with the same settings ended; returns the folder of the trained model.
+    """Run one stage, continuing an earlier run with the same settings; returns the folder of the trained model.
 
     Raises:
         ValueError: unknown stage, setting or value, no starting model, or the output folder is in use.
     """
     folder = output or Path("out") / stage
     settings = make_config(stage, config, set_)
-    args = arguments(settings, folder)  # knows the other processes, if there are any
+    args = arguments(settings, folder)  # connects to the other processes, if there are any
     if args.process_index == 0:
         check_unused(folder, resume)
     settings = for_backbone(settings.on(args.world_size), model)
@@ -95,7 +95,7 @@ def train(
 
 
 def custom_settings(data: str, media_root: Path | None, lora: bool, quantize: bool) -> list[str]:
-    """What `videopanda finetune` changes in the preset `custom`."""
+    """The changes of `videopanda finetune` to the preset `custom`."""
     settings = [f"data={data}", f"media_root={media_root or ''}"]
     if not torch.cuda.is_available():
         settings.append("dtype=float32")  # several times faster than bfloat16 on most CPUs

@@ -113,7 +113,7 @@ def _damage(checkpoint: Path) -> str | None:
 
 
 def seal(checkpoint: Path) -> None:
-    """Force a checkpoint to the disk, then declare it complete, with a digest of every file."""
+    """Flush a checkpoint to disk, then mark it complete, with a digest of every file."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     digests = {str(path.relative_to(checkpoint)): file_sha256(path) for path in files}
     for path in (*files, *(path for path in checkpoint.rglob("*") if path.is_dir()), checkpoint, checkpoint.parent):
@@ -130,7 +130,7 @@ def no_half_files(output: Path, part: Path, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # the latter two for a full disk
         shutil.rmtree(part, ignore_errors=True)
         free = shutil.disk_usage(output).free / 1e9
         raise OSError(

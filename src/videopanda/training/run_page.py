@@ -86,7 +86,7 @@ def _validation(measured: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _commands(output: Path) -> str:
-    """What one does with a trained model, as commands."""
+    """Commands for what to do next with a trained model."""
     folder = shlex.quote(str(output))
     return "\n".join(
         [

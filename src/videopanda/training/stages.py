@@ -28,80 +28,80 @@ class StageConfig:
     stage: str
     # Data: "scenes" (drawn on the fly), a file of conversations, a mixture, or a folder of shards (docs/data.md).
     data: str = "scenes"
-    data_format: str = "auto"  # of the file, where its content does not tell
-    media_root: str = ""  # folder that video paths are relative to; default the file's own folder
-    data_share: float = 1.0  # part of the samples that is used, chosen by (id, seed)
+    data_format: str = "auto"  # annotation format, if it cannot be detected
+    media_root: str = ""  # folder that video paths are relative to; default: the file's own folder
+    data_share: float = 1.0  # share of the samples to use, chosen by (id, seed)
     group_by_clip: bool = False  # all conversations about a clip in one row
-    manifest: str = ""  # of `videopanda data check`: what it calls bad is left out
-    max_bad_share: float = 0.01  # larger parts of all rows are not left out, but an error
+    manifest: str = ""  # written by `videopanda data check`: rows that it lists as bad are skipped
+    max_bad_share: float = 0.01  # a larger share of bad rows is an error
     validation: int = 64  # clips (at most a tenth of all) held out to measure loss and accuracy on; 0 = none
     early_stop: int = 0  # validations without a better loss after which training ends, with the best weights; 0 = never
     num_frames: int = 8  # frames that the model sees of every clip
-    max_length: int = 2048  # tokens per row; conversations that do not fit are left out whole
+    max_length: int = 2048  # tokens per row; conversations that do not fit are dropped entirely
     timestamps: Literal["", "none", "frame"] = ""  # "frame" writes "<1.5 seconds>" before each frame; "" = as the model
     system_prompt: str = ""  # put into the chat template of the model; "" = leave the template as it is
     official_flip: bool = False  # mirror half of the clips, as the official frame transform does
     scenes_max_things: int = 4
-    scenes_ramp: float = 0.0  # share of the stage in which the number of things grows from 1 to the maximum
+    scenes_ramp: float = 0.0  # share of the stage during which the number of objects grows from 1 to the maximum
     scenes_plain: float = 0.0  # share of scenes on a plain background
-    scenes_captions: int = 2  # captions per clip, beside its questions
-    scenes_wordings: float = 0.0  # share of questions in other words; above 0, some cannot be answered from the clip
-    scenes_outside: float = 0.0  # share of clips that show no scene; every question about them is declined
-    scenes_vocabulary: int = 0  # grow the tokenizer to this many tokens by the words of these questions; 0 = keep it
-    scenes_themes: str = ""  # names with commas; "" = all
-    scenes_text: Literal["frames", "whole"] = "frames"  # what stage `language` reads: descriptions of frames, of clips
-    # A fresh vision part, where the starting folder is a bare language model; see `fresh_config`.
+    scenes_captions: int = 2  # captions per clip, in addition to its questions
+    scenes_wordings: float = 0.0  # share of rephrased questions; above 0, some cannot be answered from the clip
+    scenes_outside: float = 0.0  # share of clips of another world; the answer is always that the model cannot tell
+    scenes_vocabulary: int = 0  # grow the tokenizer to this many tokens with words of these questions; 0 = keep it
+    scenes_themes: str = ""  # comma-separated names; "" = all
+    scenes_text: Literal["frames", "whole"] = "frames"  # what stage `language` reads: descriptions of frames or clips
+    # A new vision part, if the starting folder is a plain language model; see `fresh_config`.
     model_family: str = DEFAULT
     model_preset: str = ""  # "" = the first one of the family
     model_fields: dict[str, str] = field(default_factory=dict)  # dotted names, as in --set NAME.FIELD=VALUE
-    chat_template: str = ""  # file or "vicuna"; "" = the one of the tokenizer
-    whiten_patches: bool = False  # start a fresh patch embedding as a whitening of the first 64 clips
+    chat_template: str = ""  # file or "vicuna"; "" = the tokenizer's own
+    whiten_patches: bool = False  # initialize a new patch embedding by whitening the patches of the first 64 clips
     # Loss.
-    text_weight: float = 1.0  # of the cross-entropy on answers; 0 = the language model does not run
-    distill_weight: float = 0.0  # of the distillation of a video teacher (Video-Panda paper, Eq. 19)
+    text_weight: float = 1.0  # weight of the cross-entropy on answers; 0 = the language model does not run
+    distill_weight: float = 0.0  # weight of the distillation of a video teacher (Video-Panda paper, Eq. 19)
     distill_distance: Literal["cosine", "mse"] = "cosine"
     distill_head: Literal["fused", "last_layer"] = "fused"  # the released head, or the paper's wording
-    teacher: str = ""  # folder of weights, or module:function (docs/training.md)
-    teacher_features: str = ""  # folder of `videopanda data features`: the teacher itself does not run
-    tube_weight: float = 0.0  # of the guidance by a teacher (docs/elva.md): places over time
-    frame_weight: float = 0.0  # and single frames against those of all clips
-    align_weight: float = 0.0  # of the alignment of visual tokens with words, for data that knows what a cell shows
-    align_to: Literal["cells", "phrases"] = "cells"  # words of each cell, or of each frame's caption, cells unknown
-    # LoRA on the language model; vision modules are trained whole, unless their learning rate is 0.
+    teacher: str = ""  # folder of weights, or module:function (docs/scale.md)
+    teacher_features: str = ""  # folder written by `videopanda data features`; the teacher itself does not run
+    tube_weight: float = 0.0  # weight of the teacher's guidance (docs/elva.md) of places over time
+    frame_weight: float = 0.0  # and of single frames, contrasted with those of all clips
+    align_weight: float = 0.0  # weight of aligning visual tokens with words, for data with per-cell labels
+    align_to: Literal["cells", "phrases"] = "cells"  # words of each cell, or of each frame's caption
+    # LoRA on the language model; vision modules are trained fully unless their learning rate is 0.
     lora_rank: int = 0  # 0 = the language model itself is trained
     lora_alpha: int = 0  # 0 = twice the rank
     lora_dropout: float = 0.0
-    quantize: Literal["none", "nf4"] = "none"  # of the frozen language model in memory
+    quantize: Literal["none", "nf4"] = "none"  # format of the frozen language model in memory
     # Learning rate per part; warm-up, then cosine to zero.
-    vision_lr: float = 4e-5  # of everything but the language model
+    vision_lr: float = 4e-5  # everything except the language model
     language_model_lr: float = 4e-5
-    module_lr: dict[str, float] = field(default_factory=dict)  # of single vision modules, as in --set lr.projector=0
+    module_lr: dict[str, float] = field(default_factory=dict)  # single vision modules, as in --set lr.projector=0
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
     adam_beta2: float = 0.999
     max_grad_norm: float = 1.0  # 0 = no clipping; the first gradients of a fresh vision part are large
     # Length and batch.
     epochs: float = 1.0
-    max_steps: int = 0  # 0 = as many as the epochs make
+    max_steps: int = 0  # 0 = as many as `epochs` requires
     batch_size: int = 8  # rows per process and step
     accumulation: int = 1
-    global_batch: int = 0  # rows per step of all processes together; other than 0, it sets the accumulation
-    group_by_length: bool = False  # similar lengths into one batch, as many tokens for every rank
+    global_batch: int = 0  # rows per step over all processes; if not 0, it determines the accumulation
+    group_by_length: bool = False  # batch samples of similar length, and give every rank about as many tokens
     # Machine.
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the arithmetic; weights and optimiser stay float32
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; weights and optimizer stay float32
     compile: bool = False
     gradient_checkpointing: bool = False
-    sync_batch_norm: bool = False  # statistics of batch norms over the clips of all processes, not of each
+    sync_batch_norm: bool = False  # batch-norm statistics over the clips of all processes
     num_workers: int = 0
     seed: int = 42
-    strategy: Literal["ddp", "fsdp2", "zero2", "zero3"] = "ddp"  # where several processes train
+    strategy: Literal["ddp", "fsdp2", "zero2", "zero3"] = "ddp"  # used with several processes
     # Records.
     log_steps: int = 10
     save_steps: int = 200
-    keep_checkpoints: int = 2  # the one before is there in case the newest is damaged
+    keep_checkpoints: int = 2  # the previous one is kept in case the newest is damaged
     save_dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights in the output folder
-    report_to: str = ""  # tensorboard, wandb, trackio; several with commas
-    stall_seconds: float = 600.0  # without a step, after which a rank says what it waits for; 0 = never
+    report_to: str = ""  # tensorboard, wandb or trackio; several with commas
+    stall_seconds: float = 600.0  # a rank without a step for this long reports what it is doing; 0 = never
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
@@ -273,7 +273,7 @@ _NANO = StageConfig(
     model_preset="nano",
     max_length=448,
     scenes_captions=1,
-    batch_size=4,  # many small steps: looking things up is learned by their number, not by that of rows
+    batch_size=4,  # many small steps: lookups are learned with the number of steps, not of rows
     adam_beta2=0.99,
     compile=True,
     num_workers=1,
@@ -299,8 +299,8 @@ NANO = {
         align_weight=0.1, save_dtype="bfloat16",
     ),
 }  # fmt: skip
-# With a teacher as guide (docs/elva.md). Stages, data and losses are published; learning rates, batches and frames are
-# those of EVE and Video-Panda. Nothing merges until the last stage, which draws another share for every step.
+# With guidance by a teacher (docs/elva.md). Stages, data and losses are published; learning rates, batches and frames
+# are those of EVE and Video-Panda. Nothing merges until the last stage, which draws a new share for every step.
 _GUIDED = StageConfig(
     "spatial",
     data="elva_image.json",
@@ -374,7 +374,7 @@ def make_config(stage: str, preset: str | Path = "paper", overrides: Sequence[st
             raise ValueError(unknown(key, types))
     settings = replace(table[stage], **changes)
     if changes["model_fields"] or not changes.keys().isdisjoint(("model_family", "model_preset")):
-        # What can be told of them without the language model.
+        # What can be checked without the language model.
         told = {key: value for key, value in settings.model_fields.items() if not key.startswith("text.")}
         fresh_config(settings.model_family, settings.model_preset, told)
     return settings

@@ -174,7 +174,7 @@ class StageTrainer(Trainer):
     def _init_training_state(self, *args: Any) -> tuple[int, int]:
         """Resume after the last batch of the checkpoint: the loader knows its position, so no batch is read twice."""
         epochs, batches = super()._init_training_state(*args)
-        if self.state.global_step >= args[0]:  # the last step is made: no epoch is left
+        if self.state.global_step >= args[0]:  # the last step is done: no epoch is left
             return args[2], 0
         if batches:
             file = Path(args[3], f"loader_{self.args.process_index}_of_{self.args.world_size}.pt")
@@ -183,7 +183,7 @@ class StageTrainer(Trainer):
         return epochs, 0
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step < self.state.max_steps:  # a run that was killed after its last step makes no other
+        if self.state.global_step < self.state.max_steps:  # a run killed after its last step makes no further one
             super()._run_epoch(*args, **kwargs)
 
     # -- a step --------------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ class StageTrainer(Trainer):
         batches = ValidationBatches(self.validation, self.collator, self.stage.batch_size, *place)
         sums: dict[str, Tensor] = {}
         model.eval()
-        # Compiled for training; to compile again for this would cost more than it saves.
+        # Compiled for training; compiling again for evaluation would cost more than it saves.
         with torch.compiler.set_stance("force_eager"), self.accelerator.autocast():
             for counts, by_condition in batches.read(self.stage.num_workers):
                 for suffix, batch in by_condition.items():
@@ -272,7 +272,7 @@ class StageTrainer(Trainer):
             if total[1]:
                 metrics |= named(total, suffix)
         self.log(metrics)
-        self.clock += time.monotonic() - start  # no time of training
+        self.clock += time.monotonic() - start  # does not count as training time
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -309,7 +309,7 @@ class StageTrainer(Trainer):
         output = Path(str(self.args.output_dir))
         checkpoint = output / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
-            shutil.rmtree(checkpoint, ignore_errors=True)  # of a save that was cut off
+            shutil.rmtree(checkpoint, ignore_errors=True)  # left by an interrupted save
         self.accelerator.wait_for_everyone()
         with no_half_files(output, checkpoint, checkpoint.name):
             super()._save_checkpoint(model, trial)

@@ -1,7 +1,7 @@
 """Loss and accuracy on clips held out of training, with and without the video.
 
 Answers are teacher-forced: `validation_accuracy` is the share of answers whose every token is the most likely one, that
-is, which greedy decoding reproduces exactly; `validation_token_accuracy` is that of single tokens. The suffix
+is, which greedy decoding reproduces exactly; `validation_token_accuracy` is the share of single tokens. The suffix
 `_no_video` marks the same for questions without the video: what a model knows without looking.
 """
 
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from videopanda.data.collate import IGNORE, Collator
 from videopanda.data.sample import Sample, Turn
 
-MAX_SAMPLES = 256  # that one evaluation looks at
+MAX_SAMPLES = 256  # per evaluation
 CONDITIONS = {"": "with the video", "_no_video": "without"}
 
 

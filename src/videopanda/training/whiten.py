@@ -1,9 +1,9 @@
 """Initializes the patch embedding as a whitening of the training pictures.
 
 Pixels of one patch are strongly correlated: nearly all their variance is brightness, and shape is in the remainder.
-A fresh linear embedding passes that imbalance on, and learning shape waits until it is undone. With whitened patches
-every direction starts with the same variance. Measured on Scenes (the released block alone, 150 steps of 64 clips): the
-shape in a cell is right for 65 % of the cells with it, for 42 % without.
+A fresh linear embedding passes this imbalance on, and shape is learned only once it has been undone. With whitened
+patches every direction starts with the same variance. Measured on Scenes (the released block alone, 150 steps of 64 clips): the
+shape in a cell is correct for 65 % of the cells with whitening, and for 42 % without.
 """
 
 from typing import Any
