@@ -213,7 +213,9 @@ def init_verb(
 
 @app.command("doctor")
 def doctor_verb(as_json: AsJson = False) -> None:
-    """Check the installation: versions, GPU, decoders, extras. Exit code 1 means that something needed is broken.
+    """Check the installation: versions, GPU, decoders, extras.
+
+    Exit code 1 means that something needed is broken.
 
     Example:  videopanda doctor
     """

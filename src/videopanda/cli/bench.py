@@ -33,7 +33,7 @@ def efficiency_verb(
     as_json: AsJson = False,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Also draw a bubble chart.")] = None,
 ) -> None:
-    """Measure parameters, multiply-accumulates, latency and memory of vision parts at their true shapes, in one run.
+    """Measure parameters, multiply-accumulates, latency and memory of vision parts at their true shapes.
 
     Weights are random. Latencies are interleaved; compare them as the ratios of one run, not across runs. On a CPU,
     Video-ChatGPT runs 10 of its 100 independent frames, and its time is scaled up.

@@ -307,8 +307,9 @@ def score_verb(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score stored predictions offline, without a judge. Every question counts, including those without a usable
-    answer.
+    """Score stored predictions offline, without a judge.
+
+    Every question counts, including those without a usable answer.
 
     Example:  videopanda evaluate score mvbench MVBench/json predictions.jsonl --output scores.jsonl
     """

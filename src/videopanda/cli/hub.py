@@ -65,7 +65,9 @@ def push_verb(
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the card and the file names.")] = False,
 ) -> None:
-    """Upload a checkpoint with the code it needs and a model card (data, scores, limitations); never local paths.
+    """Upload a checkpoint with the code it needs and a model card.
+
+    The card describes data, scores and limitations. A checkpoint that contains local paths is refused.
 
     Example:  videopanda push out/mine org/name --scores out/mine-test/custom/full.scores.summary.json
     """

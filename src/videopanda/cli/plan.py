@@ -82,7 +82,7 @@ def plan_verb(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a question about a clip costs (tokens, FLOPs, memory, time) and what would fit. No weights are needed.
+    """Show what a question about a clip costs (tokens, FLOPs, memory, time) and what would fit, without weights.
 
     Tokens, FLOPs and memory are counted by running the model's own code on the meta device, so they match the real
     model. Times are based on a machine profile written by --measure; otherwise assumed rates are used and marked. Exit

@@ -158,7 +158,9 @@ def mcp_verb(
     model: Model = None,
     device: Device = None,
 ) -> None:
-    """Serve videos to agents over stdio with the Model Context Protocol. Tools: describe, ask, analyze_moment, frames.
+    """Serve videos to agents with the Model Context Protocol over stdio.
+
+    Tools: describe, ask, analyze_moment, frames.
 
     Example:  videopanda mcp --allow videos
     """

@@ -2,8 +2,8 @@
 
 Pixels of one patch are strongly correlated: nearly all their variance is brightness, and shape is in the remainder.
 A fresh linear embedding passes this imbalance on, and shape is learned only once it has been undone. With whitened
-patches every direction starts with the same variance. Measured on Scenes (the released block alone, 150 steps of 64 clips): the
-shape in a cell is correct for 65 % of the cells with whitening, and for 42 % without.
+patches every direction starts with the same variance. Measured on Scenes (the released block alone, 150 steps of 64
+clips): the shape in a cell is correct for 65 % of the cells with whitening, and for 42 % without.
 """
 
 from typing import Any
