@@ -1,7 +1,7 @@
 """Registers our models with transformers' Auto classes, without importing transformers before it is needed.
 
 `install()` watches the imports of transformers and of this package: as soon as an Auto module is loaded and none of
-these imports is in progress any more, our classes are registered in it. Auto modules that are already loaded are
+these imports is in progress anymore, our classes are registered in it. Auto modules that are already loaded are
 handled at once. Processors get `read_video` the same way, because models do not decode video themselves.
 """
 

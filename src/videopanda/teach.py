@@ -20,7 +20,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from videopanda.data.class_folders import write_labelled
+from videopanda.data.class_folders import write_labeled
 from videopanda.data.doctor import check
 from videopanda.evaluation.predict import PredictJob, predict
 from videopanda.evaluation.predictions import Prediction, read_predictions
@@ -77,7 +77,7 @@ def teach(
     asked |= {"test_share": test_share, "copies": copies, "seed": seed, "settings": list(settings)}
     _require_same(output / "teach_settings.json", asked)
     if not (data / "train.jsonl").exists():
-        write_labelled(clips, data, question, test_share, copies, seed)
+        write_labeled(clips, data, question, test_share, copies, seed)
     files = [data / "train.jsonl", data / "test.jsonl"]
     checked = check([str(file) for file in files], data / "manifest.jsonl")
     if checked.bad_clips:

@@ -9,7 +9,7 @@ import pytest
 
 from command import run
 from media import write_video
-from videopanda.data.class_folders import SEEN, UNSEEN, alter, write_labelled
+from videopanda.data.class_folders import SEEN, UNSEEN, alter, write_labeled
 from videopanda.data.conversations import ConversationDataset
 from videopanda.video.read import read_video
 
@@ -37,7 +37,7 @@ def content(out: Path, row: dict) -> bytes:
 
 def test_whole_recordings_are_held_out(tmp_path):
     clips = sorted_clips(tmp_path / "clips", thank_you=5, sad=2)
-    counts = write_labelled(clips, tmp_path / "out", "Which word?", test_share=0.4, copies=1, progress=False)
+    counts = write_labeled(clips, tmp_path / "out", "Which word?", test_share=0.4, copies=1, progress=False)
     assert counts == {"classes": 2, "train": 8, "test": 3, "test_unseen_recordings": 3, "test_altered_copies": 0}
     train, test = rows(tmp_path / "out" / "train.jsonl"), rows(tmp_path / "out" / "test.jsonl")
     assert Counter(map(label, test)) == {"thank you": 2, "sad": 1}
@@ -57,7 +57,7 @@ def test_whole_recordings_are_held_out(tmp_path):
 def test_a_single_recording_is_tested_on_copies_that_are_not_trained_on(tmp_path):
     for number, name in enumerate(("happy", "sad")):
         write_video(tmp_path / f"{name}.mp4", range(1000 * number, 1000 * number + 24), fps=12)
-    counts = write_labelled(tmp_path, tmp_path / "out", "Which word?", copies=5, progress=False)
+    counts = write_labeled(tmp_path, tmp_path / "out", "Which word?", copies=5, progress=False)
     assert (counts["train"], counts["test"], counts["test_altered_copies"]) == (12, 2, 2)
     train, test = rows(tmp_path / "out" / "train.jsonl"), rows(tmp_path / "out" / "test.jsonl")
     assert {row["kind"] for row in test} == {SEEN}
@@ -68,7 +68,7 @@ def test_a_single_recording_is_tested_on_copies_that_are_not_trained_on(tmp_path
 def test_equal_arguments_choose_the_same(tmp_path):
     clips = sorted_clips(tmp_path / "clips", a=6, b=7)
     for name, seed in (("one", 0), ("two", 0), ("three", 1)):
-        write_labelled(clips, tmp_path / name, "Which?", 0.3, seed=seed, progress=False)
+        write_labeled(clips, tmp_path / name, "Which?", 0.3, seed=seed, progress=False)
     one, two, three = ((tmp_path / name / "test.jsonl").read_text() for name in ("one", "two", "three"))
     assert one == two
     assert one != three
@@ -76,7 +76,7 @@ def test_equal_arguments_choose_the_same(tmp_path):
 
 def test_rows_can_be_trained_on(tmp_path):
     clips = sorted_clips(tmp_path / "clips", a=2, b=2)
-    write_labelled(clips, tmp_path / "out", "Which?", copies=1, progress=False)
+    write_labeled(clips, tmp_path / "out", "Which?", copies=1, progress=False)
     code, printed, _ = run(
         "data", "check", tmp_path / "out" / "train.jsonl", "--manifest", tmp_path / "m.jsonl", "--workers", 1
     )
@@ -114,14 +114,14 @@ def test_alterations_stay_within_what_is_said(tmp_path):
 )
 def test_folders_that_cannot_be_split_are_refused(make, words, tmp_path):
     with pytest.raises(ValueError, match=words):
-        write_labelled(make(tmp_path / "clips"), tmp_path / "out", "Which?", progress=False)
+        write_labeled(make(tmp_path / "clips"), tmp_path / "out", "Which?", progress=False)
 
 
 @pytest.mark.parametrize(("fields", "words"), [({"test_share": 1.0}, "between 0 and 1"), ({"question": " "}, "empty")])
 def test_arguments_are_checked(fields, words, tmp_path):
     clips = sorted_clips(tmp_path / "clips", a=2, b=2)
     with pytest.raises(ValueError, match=words):
-        write_labelled(clips, tmp_path / "out", **{"question": "Which?", **fields}, progress=False)
+        write_labeled(clips, tmp_path / "out", **{"question": "Which?", **fields}, progress=False)
 
 
 def test_the_command_says_what_the_test_rows_are(tmp_path):

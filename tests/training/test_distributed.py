@@ -72,7 +72,7 @@ def run_on(folder: Path, strategy: str) -> None:
     run_clips(folder, resume=True, strategy=strategy, **FIELDS)
 
 
-def run_synchronised(folder: Path, strategy: str) -> None:
+def run_synchronized(folder: Path, strategy: str) -> None:
     run_alike(folder, batch_size=1, strategy=strategy, sync_batch_norm=True)
 
 
@@ -89,7 +89,7 @@ def run_validated(folder: Path, strategy: str) -> None:
 JOBS = [
     *((run_whole, 4, strategy) for strategy in STRATEGIES),
     *((run, 2, strategy) for strategy in STRATEGIES for run in (run_until_stopped, run_on)),
-    (run_synchronised, 2, "ddp"),
+    (run_synchronized, 2, "ddp"),
     *((run_validated, 2, strategy) for strategy in ("ddp", "fsdp2", "zero2")),
 ]
 
@@ -117,7 +117,7 @@ def _work(root: Path, number: int, run, processes: int, strategy: str) -> None:
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     store = dist.PrefixStore(f"job {number}", store)
     dist.init_process_group("gloo", store=store, rank=int(os.environ["RANK"]), world_size=processes)
-    name = {run_synchronised: "synchronised", run_validated: f"validated-{strategy}"}.get(run, strategy)
+    name = {run_synchronized: "synchronized", run_validated: f"validated-{strategy}"}.get(run, strategy)
     run(folder_of(root, processes, name), strategy)
     shutdown_distributed()
 
@@ -180,9 +180,9 @@ def test_another_run_starts_from_a_checkpoint(root, strategy, tmp_path):
     assert np.abs(one - other).max() <= 1e-5  # measured worst: 4.8e-7
 
 
-def test_synchronised_batch_norm_sees_the_clips_of_all_processes(root, tmp_path):
+def test_synchronized_batch_norm_sees_the_clips_of_all_processes(root, tmp_path):
     """Two processes with a row each are one with both rows; where a row is text alone, the other one's clip decides."""
-    found = folder_of(root, 2, "synchronised")
+    found = folder_of(root, 2, "synchronized")
     run_alike(tmp_path / "together", batch_size=2)
     run_alike(tmp_path / "apart", batch_size=1, accumulation=2)
     # measured worst: 9.6e-7

@@ -1,4 +1,4 @@
-"""Time to the first token of a native video model, plain, merging and at hybrid resolution, beside an encoder.
+"""Time to the first token of a native video model, plain, merging and at hybrid resolution, compared with an encoder.
 
     report = measure("smollm2-135m", (32,), rounds=3)
 
@@ -190,7 +190,7 @@ def _measured(backbone: str, frames: int, rounds: int, device: str, dtype: torch
 def _with_peak(
     name: str, call: Callable[[], float], device: torch.device, peaks: dict[str, int | None]
 ) -> Callable[[], float]:
-    """The same call, which also notes its peak memory."""
+    """The same call, which also records its peak memory."""
 
     def run() -> float:
         found: list[float] = []

@@ -1,4 +1,4 @@
-"""The cost of a training step: time and peak memory, with and without recomputed activations, float32 and bfloat16."""
+"""Time and peak memory of a training step, with and without activation checkpointing, float32 and bfloat16."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +50,7 @@ def measure(model: Path | None, rows: int, rounds: int, device: str | None = Non
     def timed(name: str) -> Callable[[], float]:
         return lambda: seconds(lambda: step(*WAYS[name]))
 
-    step(*WAYS["float32"])  # makes the optimiser's states
+    step(*WAYS["float32"])  # creates the optimizer states
     peaks = {name: peak_bytes(timed(name), place) for name in WAYS}
     taken = in_turns({name: timed(name) for name in WAYS}, rounds)
     found = [

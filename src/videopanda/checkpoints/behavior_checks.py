@@ -1,4 +1,4 @@
-"""What is seen when the model runs: greedy answers with and without a cache, alone and in a batch."""
+"""Checks that run the model: greedy answers with and without a cache, alone and in a batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

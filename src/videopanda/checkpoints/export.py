@@ -8,7 +8,7 @@ from videopanda.models.load import check_checkpoint
 
 _FILES = ("config.json", "processor_config.json")
 _SUFFIXES = (".json", ".jinja", ".txt", ".model", ".safetensors", ".md")
-_RECORDS = ("run.json", "conversion.json")  # of how the folder was made, with places on that machine
+_RECORDS = ("run.json", "conversion.json")  # records of how the folder was made, which contain local paths
 
 
 def export(checkpoint: str | Path, out: str | Path) -> list[str]:

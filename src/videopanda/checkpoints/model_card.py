@@ -22,7 +22,7 @@ def model_card(
     Args:
         name: on the Hub, `org/name`.
         scores: summaries that `videopanda evaluate score` wrote.
-        license_: identifier of the Hub, such as apache-2.0; "" leaves it out.
+        license_: identifier of the Hub, such as apache-2.0; "" omits it.
         limits: what else it cannot do.
 
     Raises:
@@ -84,7 +84,7 @@ def _scores(files: Sequence[Path]) -> str:
 
 
 def local_paths(folder: Path) -> list[str]:
-    """Names of this machine in the JSON files and the card of a folder, each with its file."""
+    """Local paths in the JSON files and the card of a folder, each with its file."""
     found = []
 
     def look(file: str, value: Any) -> None:

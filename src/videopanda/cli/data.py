@@ -84,9 +84,9 @@ def label_verb(
 
     Example:  videopanda data label clips out/my --question "Which word is signed?"
     """
-    from videopanda.data.class_folders import write_labelled
+    from videopanda.data.class_folders import write_labeled
 
-    counts = write_labelled(clips, out, question, test_share, copies, seed)
+    counts = write_labeled(clips, out, question, test_share, copies, seed)
     if as_json:
         print(json.dumps(counts))
         return

@@ -1,4 +1,4 @@
-"""How even training data is: which answers a question gets, and which words its answers hold.
+"""How even training data is: which answers a question gets, and which words the answers contain.
 
 A model learns what is frequent: the Video-Panda paper blames 7,807 dogs against 5,050 cats for a wrong answer.
 """
@@ -28,7 +28,7 @@ class Balance:
 
     answers: short answers (at most five words), by how often they are given.
     questions: of every question that is asked often with short answers, how often it got each.
-    words: rows whose answers hold a word; function words are left out.
+    words: rows whose answers contain a word; function words are left out.
     """
 
     rows: int = 0

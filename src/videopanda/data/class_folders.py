@@ -1,6 +1,6 @@
 """Makes training and test rows from clips sorted by class: the quickest way to your own data.
 
-write_labelled("clips", "out/my", "Which word is signed?")     # or: videopanda data label clips out/my --question …
+write_labeled("clips", "out/my", "Which word is signed?")     # or: videopanda data label clips out/my --question …
 
 clips/happy/a.mp4, clips/happy/b.mp4, clips/sad/c.mp4     a folder per class
 clips/happy.mp4, clips/sad.mp4                            or one recording per class, named by it
@@ -77,7 +77,7 @@ def split(label: str, paths: list[Path], test_share: float, seed: int) -> Split:
     return Split(label, tuple(sorted(chosen[count:])), tuple(sorted(chosen[:count])))
 
 
-def write_labelled(
+def write_labeled(
     folder: str | Path,
     out: str | Path,
     question: str,

@@ -73,7 +73,7 @@ def check(
 ) -> Report:
     """Check annotations and all clips that they name; `out` is the manifest to write or resume.
 
-    `words` are counted in the answers, besides the most frequent ones.
+    `words` are counted in the answers, in addition to the most frequent ones.
 
     Reads the same frames of every clip, or of a row's part of it, as training with `num_frames` and uniform sampling; a
     processor with another `frame_sampling` reads different ones.

@@ -4,7 +4,7 @@
     {"type": "row", "source": "train.json", "row": 17, "id": "x17", "kind": "roles", "reason": "turns must ..."}
     {"type": "source", "source": "train.json", "sha256": ..., "rows": 500, "bad": 1}
 
-While a check runs, clips are appended as they come, so an interrupted check can be resumed. At the end the file is
+While a check runs, clips are appended one by one, so an interrupted check can be resumed. At the end the file is
 rewritten: clips in order of their paths, then every bad row and the counts of each annotation file.
 """
 
@@ -105,7 +105,7 @@ def read_manifest(path: str | Path, clips: bool = True) -> Iterator[Entry]:
 
 
 def append(path: Path, entries: Iterable[Entry]) -> None:
-    """Append entries as they come, each with one write: a kill leaves at most one partial line."""
+    """Append entries one by one, each with one write: a kill leaves at most one partial line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:

@@ -86,7 +86,7 @@ def _content_sha256(path: Path) -> str:
 
 
 def probe_all(jobs: Iterable[Job], workers: int, work: Callable[[Job], Clip] = probe) -> Iterator[Clip]:
-    """Results as they come. With one worker, in this process; else a clip that kills its process is a bad clip."""
+    """Results as they arrive. With one worker, in this process; else a clip that kills its process is a bad clip."""
     if workers == 1:
         yield from map(work, jobs)
         return

@@ -49,7 +49,7 @@ class Job:
 
     @property
     def key(self) -> tuple[str, float | None, float | None]:
-        """What tells one clip from another."""
+        """Identifies the clip."""
         return self.medium.path, self.medium.start, self.medium.end
 
 
@@ -83,7 +83,7 @@ class Remote:
         try:
             self._client = openai.OpenAI(**given)
         except openai.OpenAIError:
-            self._client = openai.OpenAI(**given, api_key="none")  # servers of one's own need none
+            self._client = openai.OpenAI(**given, api_key="none")  # local servers need none
 
     def describe(self, path: Path, video: Video, prompt: str) -> tuple[str, str]:
         """Ask the server once per clip; busy and broken servers are retried with exponential backoff."""

@@ -153,7 +153,7 @@ class ShardDataset:
         return other
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of another epoch."""
+        """Switch to the order of another epoch."""
         within = shuffling.hash_keys(self._keys, self.seed, epoch)
         shards = shuffling.hash_keys(self._places[:, 0].astype(np.uint64), self.seed, epoch)
         self._order = np.lexsort((within, shards))

@@ -172,9 +172,9 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
         return 0.0, 1.0
     z = 1.959964
     share, z2 = correct / total, z * z / total
-    centre = (share + z2 / 2) / (1 + z2)
+    center = (share + z2 / 2) / (1 + z2)
     half = z * math.sqrt(share * (1 - share) / total + z2 / (4 * total)) / (1 + z2)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def table(report: dict[str, Any]) -> Table:

@@ -120,18 +120,18 @@ def interval(values: Sequence[np.ndarray], clips: np.ndarray) -> dict[str, Any]:
     Returns:
         "mean", "ci95" and "detectable": the true difference that a test at 5 % finds with a probability of 80 %.
     """
-    centre = float(np.mean(values))
+    center = float(np.mean(values))
     per_question = np.mean(values, axis=0)
-    sums = np.bincount(np.unique(clips, return_inverse=True)[1], weights=per_question - centre)
+    sums = np.bincount(np.unique(clips, return_inverse=True)[1], weights=per_question - center)
     count = len(sums)
     squares = Z**2 * count / (count - 1) * float((sums**2).sum()) / len(clips) ** 2 if count > 1 else math.inf
     if len(values) > 1:
         spread = stdev(float(seed.mean()) for seed in values) / math.sqrt(len(values))
         squares += (_t(len(values) - 1) * spread) ** 2
     half = math.sqrt(squares)
-    low, high = centre - half, centre + half
+    low, high = center - half, center + half
     return {
-        "mean": round(centre, 4),
+        "mean": round(center, 4),
         "ci95": [round(low, 4), round(high, 4)] if math.isfinite(half) else None,
         "detectable": round(half * (Z + POWER) / Z, 4) if math.isfinite(half) else None,
     }

@@ -140,9 +140,9 @@ def _differences(found: dict[str, Any]) -> bytes:
     rows = [row for row in found["rows"] if "difference" in row]
     figure, axes = plt.subplots(figsize=(8, 1.5 + 0.45 * max(1, len(rows))), layout="constrained")
     for place, row in enumerate(rows):
-        centre = 100 * row["difference"]["mean"]
+        center = 100 * row["difference"]["mean"]
         low, high = (100 * end for end in row["difference"]["ci95"] or [row["difference"]["mean"]] * 2)
-        axes.errorbar(centre, place, xerr=[[centre - low], [high - centre]], fmt="o", color="#222222", capsize=3)
+        axes.errorbar(center, place, xerr=[[center - low], [high - center]], fmt="o", color="#222222", capsize=3)
         for value in row["published_difference"].values():
             axes.plot(value, place, "x", color="#e07b00")
     axes.axvline(0, color="0.7", linewidth=1)
@@ -156,7 +156,7 @@ def _differences(found: dict[str, Any]) -> bytes:
 def _costs(found: dict[str, Any]) -> bytes:
     """Accuracy against what it costs, in the manner of Figure 1 of the Video-Panda paper."""
     figure, grid = plt.subplots(2, 2, figsize=(10, 7), sharey=True, layout="constrained")
-    colours = plt.get_cmap("tab20")
+    colors = plt.get_cmap("tab20")
     for axes, (name, (label, unit)) in zip(grid.flat, _COSTS.items()):
         for number, row in enumerate(found["rows"]):
             if name in row["cost"]:
@@ -164,7 +164,7 @@ def _costs(found: dict[str, Any]) -> bytes:
                 low, high = (100 * end for end in row["accuracy"]["ci95"] or [row["accuracy"]["mean"]] * 2)
                 axes.errorbar(
                     unit * row["cost"][name], value, yerr=[[value - low], [high - value]], fmt="o", capsize=2,
-                    color=colours(number % 20), label=row["row"],
+                    color=colors(number % 20), label=row["row"],
                 )  # fmt: skip
         axes.set_xlabel(label)
         axes.grid(color="0.92")

@@ -161,7 +161,7 @@ class VisualModelMixin:
         Returns: `last_hidden_state` (B, N, E); merged tokens repeat the token they were merged into.
 
         Raises:
-            ValueError: placeholders and features differ in number, or inputs do not go together.
+            ValueError: placeholders and features differ in number, or inputs are inconsistent.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`.")
@@ -176,7 +176,7 @@ class VisualModelMixin:
         if inputs_embeds is not None and encoded:
             raise ValueError("Visual inputs need `input_ids`: the placeholders show where the features go.")
         embeds_BNE = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-        # One token after a cache was generated and is never a placeholder: to look would wait for the device.
+        # One token after a cache was generated and is never a placeholder: checking would synchronize with the device.
         if input_ids is not None and (encoded or input_ids.shape[1] > 1 or cache is None or not cache.get_seq_length()):
             embeds_BNE = self.spliced(embeds_BNE, input_ids, encoded)
         if input_ids is not None and encoded:

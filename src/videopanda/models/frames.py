@@ -34,7 +34,7 @@ def flatten_videos(videos: Any) -> list[Any]:
     """Flatten the accepted forms of `videos` to a list with one entry per video; None means no videos.
 
     One video is an object with `frames`, an array or tensor of four dimensions, a list of frames (PIL images or arrays
-    of three dimensions), or the path or address of a file. Lists of videos may be nested, as chat templates nest them
+    of three dimensions), or the path or URL of a file. Lists of videos may be nested, as chat templates nest them
     by conversation.
     """
     if videos is None:
@@ -259,7 +259,7 @@ class FrameProcessor(VideoProcessorMixin):
         return replace(video, frames=video.frames[:1], indices=video.indices[:1]) if video.is_still else video
 
     def fetch_images(self, images: Any) -> Any:
-        """Read images that are given as files, addresses or data URLs; others stay as they are."""
+        """Read images given as files, URLs or data URLs; others are unchanged."""
         if isinstance(images, list | tuple):
             return [self.fetch_images(image) for image in images]
         return read_picture(images, self.background) if isinstance(images, str | Path) else images

@@ -91,7 +91,7 @@ class VisualGenerationMixin(GenerationMixin):
             inputs: from `place_chunk` of the video processor: `chunk_frames` frames or a multiple; the last chunk of a
                 clip may have any number.
             state: None at the start. A state may be continued several times.
-            total_frames: of the whole clip; needed only by models whose tokens tell their share of the clip.
+            total_frames: of the whole clip; needed only by models whose tokens encode their relative time in the clip.
 
         Raises:
             ValueError: this model needs the whole clip, or the number of its frames.

@@ -17,7 +17,7 @@ from PIL import Image
 
 from .pictures import to_pixels
 
-_TIMEOUT = 60.0  # seconds for an address to answer
+_TIMEOUT = 60.0  # seconds for a server to answer
 _LONGEST_PATH = 4096
 _read_video: Callable[..., Any] | None = None
 
@@ -29,7 +29,7 @@ def use_reader(read_video: Callable[..., Any]) -> None:
 
 
 def check_sampling(num_frames: int | None, fps: float | None) -> None:
-    """Raise ValueError, as `read_video` does, for a choice of frames that makes no sense."""
+    """Raise ValueError, as `read_video` does, for an invalid choice of frames."""
     if num_frames is not None and fps is not None:
         raise ValueError("give exactly one of num_frames= or fps=")
     if num_frames is not None and not (isinstance(num_frames, int | np.integer) and num_frames >= 1):
@@ -39,7 +39,7 @@ def check_sampling(num_frames: int | None, fps: float | None) -> None:
 
 
 def read_file(source: str | Path, **arguments: Any) -> Any:
-    """Read frames of a file or an http address with `read_video`, which has the same arguments and errors.
+    """Read frames of a file or an http URL with `read_video`, which has the same arguments and errors.
 
     Raises:
         ValueError: there is no reader, as in an exported folder without the package.
@@ -53,7 +53,7 @@ def read_file(source: str | Path, **arguments: Any) -> Any:
 
 
 def read_picture(source: str | Path, background: Sequence[int]) -> np.ndarray:
-    """Read a picture from a file, an http address or a data URL (or bare base64); uint8 (H, W, 3).
+    """Read a picture from a file, an http URL or a data URL (or bare base64); uint8 (H, W, 3).
 
     Raises:
         ValueError: the source is a video, or not a readable picture. Errors of `read_video` if that is used.

@@ -158,7 +158,7 @@ class VisualProcessor(ProcessorMixin):
         return features, [self.placeholder_text(features, i, "image") for i in range(count)]
 
     def placeholder_text(self, inputs: Any, i: int, kind: Literal["video", "image"] = "video") -> str:
-        """Return what replaces the marker of visual `i` of a batch: its tokens, with the times that are wanted."""
+        """Return what replaces the placeholder of visual `i` of a batch: its tokens, and its times if wanted."""
         layout = self.video_processor.token_layout(inputs, i, kind)
         if kind == "image":
             return self.image_token * len(layout)

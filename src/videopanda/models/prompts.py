@@ -48,7 +48,7 @@ VICUNA_CHAT_TEMPLATE = """\
 def place_marker(message: str) -> str:
     """Move `<video>` or `<image>` (or a run of one of them) from the end of a message to its start.
 
-    The released model was trained this way. It then gets its own line. Elsewhere a marker is not moved.
+    The released model was trained this way. It then gets its own line. Elsewhere a placeholder is not moved.
     """
     match = re.fullmatch("(.*?)((?:<video>)+|(?:<image>)+)", message, re.DOTALL)
     return f"{match[2]}\n{match[1].strip()}" if match else message

@@ -6,7 +6,7 @@ from torch import Tensor
 
 CELL, CONTEXT, ROW_END, PADDING = range(4)  # kinds of visual tokens, in column 3 of a layout
 
-# The model's inputs for each kind of visual: pixels, and a tensor of integers that tells where they lie.
+# The model's inputs for each kind of visual: pixels, and an integer tensor that locates them.
 VISUAL_INPUTS = {"video": ("pixel_values_videos", "video_placement"), "image": ("pixel_values", "image_placement")}
 
 

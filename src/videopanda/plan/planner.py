@@ -24,7 +24,7 @@ from videopanda.models.merging import ARGUMENT as MERGER
 from videopanda.models.merging import Merger, VisualPlaces, add_layer_hooks
 from videopanda.plan.trace import trace
 
-TEXT_TOKENS = 64  # of a prompt beside its clip, where nothing better is known
+TEXT_TOKENS = 64  # tokens of a prompt in addition to its clip, if unknown
 NEW_TOKENS = 64  # of a reply
 
 

@@ -373,8 +373,8 @@ def _run(
         collator.windows = checked_windows(model)
         collator.additive_mask |= adds_masks(model.get_decoder())
         logger.info("%s", packing_report(model.config, collator.windows))
-    for norm in (module for module in model.modules() if hasattr(module, "synchronised")):
-        norm.synchronised = stage.sync_batch_norm
+    for norm in (module for module in model.modules() if hasattr(module, "synchronized")):
+        norm.synchronized = stage.sync_batch_norm
     if stage.compile:
         compile_blocks(model)
     if stage.gradient_checkpointing:

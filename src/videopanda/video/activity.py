@@ -40,7 +40,7 @@ def activity_of(source: str | os.PathLike[str], timeout: float = math.inf) -> Ac
     """Read the packets of a file.
 
     Raises:
-        VideoReadError: it cannot be read, is a picture, or has no time stamps.
+        VideoReadError: it cannot be read, is a picture, or has no timestamps.
     """
     name, rows = os.fspath(source), []
     with ExitStack() as stack:

@@ -31,9 +31,9 @@ _Matrix = tuple[int, int, int, int]
 
 # Without a list of keyframes, targets further apart than this are reached by a seek instead of decoding on.
 SEEK_SECONDS = 10.0
-# Tags that are not UTF-8 do not matter here. PyAV reads them as they are from 19 on; before, it has to be told to.
+# Tags that are not UTF-8 do not matter here. PyAV accepts them from 19 on; older releases need this.
 _METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
-# FFmpeg's own decoders of these drop the transparency that Matroska stores beside the pictures.
+# FFmpeg's own decoders of these drop the transparency that Matroska stores next to the pictures.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 

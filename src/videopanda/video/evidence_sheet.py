@@ -1,4 +1,4 @@
-"""Draws which frames an answer rests on: the frames in a row, a bar under each, and the regions that matter in them.
+"""Draws which frames an answer depends on: the frames in a row, a bar under each, and the regions that matter in them.
 
 evidence_sheet(frames, times, falls, boxes, "What shape is it?  circle").save("evidence.png")
 """

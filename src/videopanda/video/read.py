@@ -230,7 +230,7 @@ def read_video(
     timeout: seconds after which reading is given up (math.inf for never).
     limits: refuse sources and requests that are larger.
 
-    Raises ValueError for a request that makes no sense or lies outside the duration, and `VideoReadError` for a source
+    Raises ValueError for a request that is invalid or outside the duration, and `VideoReadError` for a source
     that is missing, not a video, cut short before a needed frame, damaged between the keyframe before a needed frame
     and that frame, of changing picture size, or too slow. Damage that the codec itself conceals cannot be detected.
     """
@@ -255,7 +255,7 @@ def read_video(
         with outcome:
             outcome.value = _read(source, name, request, decoder, deadline)
 
-    # A thread of its own, because a read from a hanging file cannot be interrupted, only left behind.
+    # A thread of its own, because a read from a hanging file cannot be interrupted, only abandoned.
     thread = threading.Thread(target=work, name="read_video", daemon=True)
     thread.start()
     try:

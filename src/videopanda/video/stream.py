@@ -3,10 +3,10 @@
     with stream_video("lobby.mp4", fps=1) as stream:
         for frame in stream:                       # frame.image uint8 (H, W, 3), frame.time in seconds
             ...
-        print(stream.notes)                        # gaps, jumps, stalls, reconnects, changes of size: what was told
+        print(stream.notes)                        # gaps, jumps, stalls, reconnects, changes of size
 
 The frames of a file are those of `read_video(source, fps=fps)`. Nothing is read ahead: a slow consumer makes the source
-wait. Times never fall back: where the clock of a source starts again, they continue from the last frame; where a
+wait. Times never decrease: where the clock of a source starts again, they continue from the last frame; where a
 connection was lost, the time that passed counts.
 """
 
@@ -95,17 +95,17 @@ def stream_video(
 
     Args:
         source: a file; a folder of images; "-" or a FIFO, for a format that needs no seeking (MPEG-TS, Matroska, FLV,
-            fragmented MP4); an http(s) address of a file or an HLS playlist; rtsp://…; a camera such as /dev/video0
+            fragmented MP4); an http(s) URL of a file or an HLS playlist; rtsp://…; a camera such as /dev/video0
             (v4l2; not tested, as is rtsp).
         fps: the frames shown at 0, 1/fps, 2/fps, … ; None: every frame.
         follow: wait for more at the end of a file that is still being written.
         hosts: where http, https and rtsp may connect to, by name; also what playlists and redirects lead to.
-        stall_seconds: without data for so long, a note tells it.
-        give_up_seconds: without data for so long, a growing file or a pipe ends, and a network source or camera is an
+        stall_seconds: a note is added after this time without data.
+        give_up_seconds: without data for this time, a growing file or pipe ends, and a network source or camera is an
             error.
         background: RGB color under transparent pixels.
         image_fps: rate of a folder of images.
-        on_note: called with every note, besides `notes`.
+        on_note: called with every note, in addition to `notes`.
 
     Raises:
         ValueError: a rate that is not positive, or a host that is not allowed.
@@ -179,7 +179,7 @@ class _Clock:
         return moment
 
     def sized(self, image: np.ndarray) -> None:
-        """Tell of a change of size."""
+        """Note a change of size."""
         size = image.shape[1], image.shape[0]
         if self.size is not None and size != self.size:
             self.tell("size", f"frames changed from {self.size[0]}x{self.size[1]} to {size[0]}x{size[1]}")
@@ -207,7 +207,7 @@ class _Source:
             raise VideoReadError(self.name, "No such file or directory")
 
     def allow(self, url: str) -> None:
-        """Raise ValueError for an address whose host is not allowed."""
+        """Raise ValueError for a URL whose host is not allowed."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https", "rtsp") or parts.hostname not in self.hosts:
             raise ValueError(f"{url} is not allowed: name its host in `hosts`")
@@ -294,7 +294,7 @@ class _Source:
         return av.open(**open_source(self.name, Deadline(math.inf), stack).opener())
 
     def _fetch(self, url: str, stack: ExitStack) -> Any:
-        """Open an address of an allowed host; playlists name others."""
+        """Open a URL of an allowed host; playlists name others."""
         self.allow(url)
         opener = urllib.request.build_opener(_NoRedirect(self.allow))
         return stack.enter_context(opener.open(url, timeout=self.stall))
@@ -307,13 +307,13 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         self.allow = allow
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        """Check the new address."""
+        """Check the new URL."""
         self.allow(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 class _Growing:
-    """A pipe, or a file that is still being written: `read` waits for data, tells of stalls, and gives up."""
+    """A pipe, or a file that is still being written: `read` waits for data, reports stalls, and gives up."""
 
     def __init__(self, source: _Source, stack: ExitStack, is_fifo: bool):
         self.name, self._source, self._is_file = source.name, source, not is_fifo and source.name != "-"

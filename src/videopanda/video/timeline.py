@@ -135,7 +135,7 @@ def scan(opener: Opener, deadline: Deadline, full: bool = False, most: int | Non
     """
     container, stream = open_container(opener, deadline)
     with container:
-        # The header of a stream whose clock may start again tells nothing of it.
+        # The header of a stream does not show whether its clock starts again.
         if not full and container.size > SCAN_BYTES and not _may_leap(container) and container.format.name != "flv":
             timeline = _from_header(container, stream)
             if timeline is not None:

@@ -3,8 +3,8 @@
     {"messages": [{"role": "user", "content": "<video>What is shown?"}, {"role": "assistant", "content": "A cat."}],
      "videos": ["clips/x1.mp4"]}
 
-LLaMA-Factory wants a marker for every clip; its `dataset_info.json` may give columns and roles other names (`Names`).
-ms-swift puts clips without a marker first, and also has the older form `query`, `response`, `history`.
+LLaMA-Factory expects a placeholder for every clip; `dataset_info.json` may rename columns and roles (`Names`).
+ms-swift puts clips without a placeholder first, and also has the older form `query`, `response`, `history`.
 """
 
 from collections.abc import Mapping

@@ -185,13 +185,13 @@ def refuse_unused(row: Mapping[str, Any], used: Iterable[str]) -> None:
 
 
 def mark(turns: Sequence[Turn], media: Sequence[Medium], missing: Literal["refuse", "front"]) -> tuple[Turn, ...]:
-    """Check the visual markers in questions against the media, which are all of one kind.
+    """Check the visual placeholders in questions against the media, which are all of one kind.
 
-    `<image>` for a video, a common practice, becomes `<video>`. A marker at the end of a question moves to
-    its front. `missing` decides about media without a marker: they are refused, or placed first.
+    `<image>` for a video, a common practice, becomes `<video>`. A placeholder at the end of a question moves to
+    its front. `missing` decides about media without a placeholder: they are refused, or placed first.
 
     Raises:
-        RowError: more or (if refused) fewer markers than media, a marker in an answer.
+        RowError: more or (if refused) fewer placeholders than media, or one in an answer.
     """
     marker = f"<{media[0].kind}>" if media else "<video>"
     turns = [turn._replace(question=re.sub("<(?:image|video)>", marker, turn.question)) for turn in turns]
@@ -262,7 +262,7 @@ def media_of(
     """The videos of a row, with its range and the rate of folders of frames, or its images.
 
     Args:
-        used: keys that the format reads besides, so that they are not refused.
+        used: further keys that the format reads, so that they are not refused.
 
     Raises:
         RowError: both kinds, a key that changes the row's meaning and is not supported, a wrong range or rate.

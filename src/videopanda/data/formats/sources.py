@@ -24,7 +24,7 @@ FORMATS: dict[str, Reader] = {
     "ms_swift": ms_swift,
 }
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
-_LOOKED_AT = 20  # rows that the format is told from
+_LOOKED_AT = 20  # rows used to detect the format
 
 
 @dataclass(frozen=True)

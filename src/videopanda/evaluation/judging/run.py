@@ -23,7 +23,7 @@ from videopanda.evaluation.judging.judge import (
 from videopanda.evaluation.judging.official import read_verdicts
 from videopanda.evaluation.judging.protocols import Prompt, sha256
 from videopanda.evaluation.predictions import Prediction, only_writer
-from videopanda.evaluation.scoring.score import Status, check_output, read_all, summarise, write_scores
+from videopanda.evaluation.scoring.score import Status, check_output, read_all, summarize, write_scores
 
 VERSION = "1"
 
@@ -130,7 +130,7 @@ def _finish(
     tasks = ", ".join(sorted({unit.aspect for unit in work.units}))
     entry = {"task": tasks, "name": "judge", "version": VERSION, "sha256": digest, "judge": info}
     judged = {item.id for unit in work.units for item in unit.items}
-    summary = {**summarise(work.loaded, rows, work.predictions, work.malformed, judged, [entry]), **more}
+    summary = {**summarize(work.loaded, rows, work.predictions, work.malformed, judged, [entry]), **more}
     write_scores(out, rows, summary)
     return summary
 

@@ -51,7 +51,7 @@ class _Mark:
     x: float  # millions of parameters
     value: float
     radius: float  # points
-    colour: str
+    color: str
     low: float
     high: float
 
@@ -67,9 +67,9 @@ def plot_vision_size(table: dict[str, Any], metric: str, path: Path) -> None:
     published = [e for e in table["published"] if e["vision_parameters"] and metric in e["metrics"] and not e["part"]]
     for entry in published:
         x, value, area = entry["vision_parameters"] / 1e6, entry["metrics"][metric], _area(entry["finetuning_samples"])
-        colour = _PUBLISHED[entry["other_data"]]
-        axes.scatter(x, value, area, colour, alpha=0.55, edgecolors="white")
-        marks.append(_Mark(entry["model"], x, value, math.sqrt(area / math.pi), colour, value, value))
+        color = _PUBLISHED[entry["other_data"]]
+        axes.scatter(x, value, area, color, alpha=0.55, edgecolors="white")
+        marks.append(_Mark(entry["model"], x, value, math.sqrt(area / math.pi), color, value, value))
     for model in table["models"]:
         part = next(iter(model["conditions"].values()))
         if model["vision_parameters"] and metric in part["metrics"]:
@@ -131,7 +131,7 @@ def _place_names(axes: Any, marks: Sequence[_Mark]) -> None:
     for mark in sorted(marks, key=lambda mark: -mark.radius):
         places = []
         for distance in (3, 14, 28, 42):
-            line = {"arrowstyle": "-", "color": mark.colour, "lw": 0.6} if distance > 3 else None
+            line = {"arrowstyle": "-", "color": mark.color, "lw": 0.6} if distance > 3 else None
             for dx, dy in around:
                 gap = (mark.radius + distance) * (0.75 if dx and dy else 1.0)
                 text = axes.annotate(
@@ -142,7 +142,7 @@ def _place_names(axes: Any, marks: Sequence[_Mark]) -> None:
                     ha=sides[dx][0],
                     va=sides[dy][1],
                     fontsize="small",
-                    color=mark.colour,
+                    color=mark.color,
                     arrowprops=line,
                 )
                 text.update_positions(renderer)

@@ -141,7 +141,7 @@ def _with_group_scores(loaded: Loaded, scores: list[Score]) -> list[Score]:
     ]
 
 
-def summarise(
+def summarize(
     loaded: Loaded,
     scores: Sequence[Score],
     predictions: Sequence[Prediction],
@@ -283,7 +283,7 @@ def score_file(
     items = [item for item in loaded.items if item.has_answer and item.task in scorers]
     used = [(task, scorers[task]) for task in dict.fromkeys(item.task for item in items)]
     entries = [{"task": task, "name": s.name, "version": s.version, "sha256": s.sha256} for task, s in used]
-    summary = summarise(loaded, scores, read, malformed, {item.id for item in items}, entries)
+    summary = summarize(loaded, scores, read, malformed, {item.id for item in items}, entries)
     summary["most_frequent_answer"] = most_frequent_answer(items, scorers)
     write_scores(out, scores, summary)
     return summary

@@ -85,7 +85,7 @@ class ElvaEmbeddingConfig(PreTrainedConfig):
             learned vectors.
         frame_link: FRAME tokens also attend to the FRAME tokens of the same and of earlier frames.
         kind: "vpel", or another embedding to compare with: "convolution" (two convolutions, as EVEv2), "linear" (one
-            linear map of raw pixels with factorised positions, as Gemma 4).
+            linear map of raw pixels with factorized positions, as Gemma 4).
         max_side: rows and columns that the position tables of "linear" hold.
         coordinates: add to every token where it is in the picture and in the clip, as waves of relative positions.
     """
@@ -262,7 +262,7 @@ class ElvaConfig(PreTrainedConfig):
             )
         check_countable(compression_config, hybrid_config.policy, hybrid_config.every)
         check_placeholders(video_token_id, image_token_id, text_config.vocab_size)
-        cell_limit(max_frame_cells, max_frame_pixels, embedding_config.cell_size)  # refuses what makes no sense
+        cell_limit(max_frame_cells, max_frame_pixels, embedding_config.cell_size)  # rejects invalid combinations
         MergeSchedule.of(merge_config).check(text_config.num_hidden_layers)
         check_choice("frame_attention", frame_attention, ("causal", "both"))
         check_choice("modality_split", modality_split, SPLITS)

@@ -1,4 +1,4 @@
-"""Turns text, videos and images into ELVA's inputs: a marker in the text becomes one token per visual feature."""
+"""Turns text, videos and images into ELVA's inputs: a placeholder in the text becomes one token per visual feature."""
 
 from typing import Any
 

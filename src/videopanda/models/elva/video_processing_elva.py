@@ -80,7 +80,7 @@ class ElvaVideoProcessor(FrameProcessor):
         self.compression = compression
         if frame_sampling != "uniform":
             raise ValueError(f"`frame_sampling` must be 'uniform', got {frame_sampling!r}.")
-        cell_limit(max_frame_cells, max_frame_pixels, self.cell_size)  # refuses what makes no sense
+        cell_limit(max_frame_cells, max_frame_pixels, self.cell_size)  # rejects invalid combinations
         if num_frames < 1:
             raise ValueError(f"`num_frames` must be at least 1, got {num_frames}.")
 

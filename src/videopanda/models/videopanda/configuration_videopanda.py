@@ -171,7 +171,7 @@ class VideoPandaStabConfig(PreTrainedConfig):
         downsampling: Literal["lsd", "average", "half_resolution", "perceiver"] = "lsd",  # 2 × 2 patches → one token
         downsample_first: bool = False,  # downsample in front of LSTE
         row_tokens: bool = True,  # a learned token after each row of visual tokens
-        coordinates: bool = False,  # tell every token its frame, row and column; not in the paper
+        coordinates: bool = False,  # encode frame, row and column in every token; not in the paper
         dropout: float = 0.5,  # inside the GSTRA MLP and the fusion, in training only
         layer_norm_eps: float = 1e-5,
         **kwargs: Any,
@@ -250,7 +250,7 @@ class VideoPandaStabConfig(PreTrainedConfig):
         Eq. 2: three plain convolutions and no batch norm. Eq. 4: single-head attention with scale 1/√D. Eq. 5: a
         learned query for windows. Eqs. 11 to 13: one summary per video, from the downsampled tokens. Eq. 14: a free
         weight per channel and a linear map. Padding is excluded everywhere. docs/fidelity.md lists what the paper
-        leaves open and how it is read here.
+        leaves open and how it is interpreted here.
         """
         return cls(**{**STAB_PRESETS["paper"], **overrides})
 

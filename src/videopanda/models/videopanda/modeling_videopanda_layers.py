@@ -115,14 +115,14 @@ class _SumOverProcesses(torch.autograd.Function):
 class MaskedBatchNorm(nn.Module):
     """Batch norm over the last axis whose statistics cover only the positions of a mask.
 
-    Statistics are those of this process, or with `synchronised` those of all processes, which then must run this module
+    Statistics are those of this process, or with `synchronized` those of all processes, which then must run this module
     equally often; the official code takes them per video. A batch without any positions uses the running statistics.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__()
         self.eps, self.momentum = eps, momentum
-        self.synchronised = False
+        self.synchronized = False
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.running_mean: Tensor
@@ -156,7 +156,7 @@ class MaskedBatchNorm(nn.Module):
 
     def total(self, x: Tensor) -> Tensor:
         """The sum over all processes, if statistics are synchronized."""
-        return _SumOverProcesses.apply(x) if self.synchronised and dist.is_initialized() else x
+        return _SumOverProcesses.apply(x) if self.synchronized and dist.is_initialized() else x
 
     def affine(self, mean_D: Tensor, var_D: Tensor) -> tuple[Tensor, Tensor]:
         """The factor and the summand of every channel, in float32."""

@@ -77,7 +77,7 @@ class LocalSpatioTemporalEncoding(nn.Module):
         return linear(x_ZLHWD, weight_UD, bias_U)
 
     def position_branch(self, x_ZLHWD: Tensor) -> Tensor:
-        """Depth-wise 3 × 3 × 3 convolution as one spatial convolution for each of the three neighbour frames.
+        """Depth-wise 3 × 3 × 3 convolution as one spatial convolution for each of the three neighboring frames.
 
         At inference on a CPU a single 3-D convolution is faster; its gradient is slow.
         """
@@ -284,7 +284,7 @@ class ContextFusion(nn.Module):
         d = config.hidden_size
         gated = config.fusion == "gated"
         self.gated = gated
-        # QUIRK(ckpt): released weights store the gate before its sigmoid, and normalise in front of the linear map.
+        # QUIRK(ckpt): released weights store the gate before its sigmoid, and normalize before the linear map.
         self.balance = nn.Parameter(torch.full((d,), 0.0 if gated else 0.5)) if config.fsra else None
         self.norm = nn.LayerNorm(d, eps=config.layer_norm_eps) if gated else nn.Identity()
         self.dropout = nn.Dropout(config.dropout if gated else 0.0)
@@ -436,9 +436,9 @@ class VideoPandaStab(nn.Module):
         context_BTD = None if self.fsra is None else self.fsra(tokens_BTRCD, grid)
         if self.gstra is not None and self.fusion is not None:
             if config.gstra_input == "full":
-                segment_BTD = self.summarise(self.gstra, encoded_BTHWD, mask_BTHW)
+                segment_BTD = self.summarize(self.gstra, encoded_BTHWD, mask_BTHW)
             else:
-                segment_BTD = self.summarise(self.gstra, tokens_BTRCD, grid.sends & grid.visible)
+                segment_BTD = self.summarize(self.gstra, tokens_BTRCD, grid.sends & grid.visible)
             context_BTD = self.fusion(segment_BTD, context_BTD)
         return self.lay_out(self.locate(tokens_BTRCD, grid, placement_B6, first), context_BTD, grid, layout)
 
@@ -469,7 +469,7 @@ class VideoPandaStab(nn.Module):
         x_ZLHWD = lste(x_ZLHWD, mask_ZLHW1)
         return x_ZLHWD.reshape(x_BTHWD.shape[0], -1, *x_BTHWD.shape[2:])[:, : x_BTHWD.shape[1]]
 
-    def summarise(self, gstra: nn.Module, x_BTHWD: Tensor, mask_BTHW: Tensor | None) -> Tensor:
+    def summarize(self, gstra: nn.Module, x_BTHWD: Tensor, mask_BTHW: Tensor | None) -> Tensor:
         """Run GSTRA on all segments and give each frame (B, T, D) the summary of its segment."""
         b, t = x_BTHWD.shape[:2]
         x_ZLHWD = self.to_segments(x_BTHWD)

@@ -1,4 +1,4 @@
-"""Turns text, videos and images into model inputs: a marker in the text becomes one token per visual feature."""
+"""Turns text, videos and images into model inputs: a placeholder in the text becomes one token per visual feature."""
 
 import json
 from pathlib import Path

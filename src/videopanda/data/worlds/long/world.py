@@ -52,7 +52,7 @@ class Visit:
     kind: Kind
     start: float
     end: float
-    height: float  # of its centre
+    height: float  # of its center
 
 
 @dataclass(frozen=True)

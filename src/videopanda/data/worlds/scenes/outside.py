@@ -128,10 +128,10 @@ class _Passer:
 
 
 def _natural(rng: np.random.Generator) -> tuple[int, ...]:
-    """Mostly earthy and greyish, seldom bright."""
-    grey = rng.uniform(10, 240)
+    """Mostly earthy and grayish, seldom bright."""
+    gray = rng.uniform(10, 240)
     tint = rng.normal(0, 1, 3) * rng.choice([6.0, 20.0, 50.0], p=[0.4, 0.4, 0.2]) + (6, 0, -6)
-    return tuple(int(v) for v in np.clip(grey + tint, 0, 255))
+    return tuple(int(v) for v in np.clip(gray + tint, 0, 255))
 
 
 def _leaves(rng: np.random.Generator, width: int, height: int) -> Image.Image:

@@ -81,7 +81,7 @@ def place(x: float, y: float) -> str:
 
 
 def region(scene: Scene, thing: Thing, second: float) -> str:
-    """The place of a thing's centre."""
+    """The place of a thing's center."""
     (x, y), (width, height) = thing.position(second), scene.extent
     return place(x / width, y / height)
 

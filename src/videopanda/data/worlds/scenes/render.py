@@ -94,7 +94,7 @@ def coverage(scene: Scene, second: float, rows: int, columns: int) -> np.ndarray
 
 
 def signed_distance(shape: str, u: np.ndarray, v: np.ndarray, r: float) -> np.ndarray:
-    """Distance in pixels to the outline, negative inside. `u`, `v`: offsets from the centre, `r`: half the size."""
+    """Distance in pixels to the outline, negative inside. `u`, `v`: offsets from the center, `r`: half the size."""
     if shape == "circle":
         return np.hypot(u, v) - r
     if shape == "square":

@@ -61,12 +61,12 @@ class Thing:
         return f"{self.colour} {self.shape}"
 
     def position(self, second: float) -> tuple[float, float]:
-        """Centre (x, y) at `second`."""
+        """Center (x, y) at `second`."""
         times, xs, ys = zip(*self.path)
         return float(np.interp(second, times, xs)), float(np.interp(second, times, ys))
 
     def positions(self, seconds: np.ndarray) -> np.ndarray:
-        """Centres at many times, (N, 2)."""
+        """Centers at many times, (N, 2)."""
         times, xs, ys = zip(*self.path)
         return np.stack([np.interp(seconds, times, xs), np.interp(seconds, times, ys)], axis=1)
 
@@ -93,7 +93,7 @@ class Background:
     colours: tuple[tuple[int, int, int], tuple[int, int, int]]
     scale: float  # size of its pattern, in shorter sides
     pan: tuple[float, float]  # how fast the pattern slides (a moving camera), in shorter sides per second
-    noise: int  # largest deviation of the sensor noise, in grey levels
+    noise: int  # largest deviation of the sensor noise, in gray levels
     seed: int
 
 
@@ -158,7 +158,7 @@ def make_scene(seed: int, split: str, index: int, difficulty: Difficulty | None 
 
 
 def _make_background(rng: np.random.Generator, plain: bool) -> Background:
-    # Dim and nearly grey, so that every colour stands out from it.
+    # Dim and nearly gray, so that every colour stands out from it.
     def shade() -> tuple[int, int, int]:
         return tuple(int(c) for c in np.clip(rng.uniform(10, 70) + rng.uniform(-10, 10, 3), 0, 80))  # type: ignore[return-value]
 

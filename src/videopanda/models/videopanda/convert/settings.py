@@ -195,7 +195,7 @@ def _shape(places: dict[str, TensorLocation], names: Sequence[str], what: str) -
 def _read_preprocessor(folder: Path, official: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     """The preprocessor that the configuration points at, by a path that starts in the official source tree.
 
-    It is looked for in the checkpoint, in the folders around it and where the command runs. EVE's own is left aside:
+    It is looked for in the checkpoint, in the folders around it and where the command runs. EVE's own is ignored:
     its canvas is not that of Video-Panda, and pre-alignment starts with Video-Panda's.
     """
     if official["model_type"] == "eve":
