@@ -1,4 +1,4 @@
-"""What is installed, whether it works, and how to mend it: `videopanda doctor`.
+"""What is installed, whether it works, and how to fix it: `videopanda doctor`.
 
 The tested bounds are those of the package's own metadata (`pyproject.toml`); nothing is repeated here.
 """
@@ -16,9 +16,9 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ASSETS = Path(__file__).parent / "assets"
-# What a package is imported as, where that is not its own name.
+# Import names that differ from package names.
 MODULES = {"pillow": "PIL", "pyyaml": "yaml", "protobuf": "google.protobuf", "python-multipart": "python_multipart"}
-# Packages that transformers imports as soon as they are there, and that fail beside another build of torch.
+# Packages that transformers imports if they are installed, and that fail with another build of torch.
 POISON = ("torchvision", "torchaudio")
 LEAST_DISK = 5 << 30  # bytes; a 7B checkpoint takes 14 GB, the bundled model nothing
 
@@ -27,7 +27,7 @@ LEAST_DISK = 5 << 30  # bytes; a 7B checkpoint takes 14 GB, the bundled model no
 class Check:
     """One line of the report.
 
-    state: "ok"; "missing" (not needed by everybody), "untested" (outside the tested bounds), "low" (space); "broken" is
+    state: "ok"; "missing" (optional), "untested" (outside the tested bounds), "low" (space); "broken" is
         something that is needed and does not work.
     fix: what to do about it, one line; empty where there is nothing to do.
     """
@@ -54,7 +54,7 @@ def _python() -> Iterator[Check]:
 
 
 def _requirements(extra: str = "") -> list[Requirement]:
-    """What the package itself, or one of its extras, asks for."""
+    """The requirements of the package itself, or of one of its extras."""
     found = map(Requirement, metadata.requires("videopanda") or [])
     if extra:
         return [one for one in found if one.marker and one.marker.evaluate({"extra": extra})]

@@ -72,7 +72,7 @@ def folder_of(name: str | Path, *, pickled: bool = False, files: tuple[str, ...]
             hub.repo,
             revision=hub.revision,
             allow_patterns=[f"{place}{pattern}" for pattern in patterns],
-            ignore_patterns=[f"{place}*/*"],  # patterns match in subfolders as well, which hold other models
+            ignore_patterns=[f"{place}*/*"],  # patterns also match in subfolders, which contain other models
         )
         return Path(root, hub.subfolder)
 
@@ -103,7 +103,7 @@ def folder_of(name: str | Path, *, pickled: bool = False, files: tuple[str, ...]
 
 
 def _elsewhere(hub: HubName) -> str:
-    """Where a repository has models, if not where they were looked for."""
+    """Where a repository has models, if not in the requested place."""
     from huggingface_hub import HfApi
 
     files = [Path(file) for file in HfApi().list_repo_files(hub.repo, revision=hub.revision)]
@@ -122,7 +122,7 @@ def name_of(folder: Path) -> str:
 
 
 def upload(folder: Path, repo: str, private: bool = False) -> str:
-    """Upload a folder to a repository, which is made if it does not exist; returns its address.
+    """Upload a folder to a repository, which is created if it does not exist; returns its URL.
 
     Raises:
         ValueError: the Hub refuses, or cannot be reached.

@@ -2,7 +2,7 @@
 
     videopanda mcp --allow videos      # for a client: {"command": "videopanda", "args": ["mcp", "--allow", "videos"]}
 
-Tools read only files below the allowed folders, links resolved.
+Tools read only files below the allowed folders, after resolving links.
 """
 
 import io
@@ -49,7 +49,7 @@ def make_server(loaded: tuple[Any, Any], allowed: Sequence[Path], name: str = "v
     server = MCPServer(name, instructions="Answers questions about video files, and shows their frames.")
 
     def tool(function: Callable[..., Any]) -> None:
-        """Offer a function; what a caller can put right is told, with its reason."""
+        """Offer a function as a tool; errors that a caller can correct are returned with their reason."""
 
         @wraps(function)
         def told(**arguments: Any) -> Any:

@@ -33,7 +33,7 @@ class TemporalLayer(CLIPEncoderLayer):
         x_XLD = x_XLD + self.temporal_embedding
         x_XLD = x_XLD + self.temporal_attn(self.temporal_layer_norm1(x_XLD), None)[0]
         x_FND = x_XLD.unflatten(0, (-1, tokens)).transpose(1, 2).flatten(0, 1)
-        # transformers takes None, "all see all", though the type of its argument does not say so.
+        # transformers accepts None for full attention, although the type of its argument does not allow it.
         return super().forward(x_FND, attention_mask, **kwargs)  # type: ignore[arg-type]
 
 
@@ -49,7 +49,7 @@ class LanguageBindTower(nn.Module):
 
     def __init__(self, config: CLIPVisionConfig, num_frames: int):
         super().__init__()
-        if config._attn_implementation is None:  # only whole models of transformers choose for themselves
+        if config._attn_implementation is None:  # only complete models choose it themselves
             config._attn_implementation = "sdpa"
         self.config, self.num_frames = config, num_frames
         self.embeddings = CLIPVisionEmbeddings(config)
@@ -82,7 +82,7 @@ class LanguageBindTower(nn.Module):
 def tower_weights(state: dict[str, T]) -> dict[str, T]:
     """The tower's weights from a published file, renamed for `LanguageBindTower`.
 
-    Known layouts: the full model (`vision_model.*` beside `text_model.*`), official Video-Panda checkpoints
+    Known layouts: the full model (`vision_model.*` and `text_model.*`), official Video-Panda checkpoints
     (`model.video_teacher.video_tower.*`), and a tower alone, as transformers saves it.
 
     Raises:

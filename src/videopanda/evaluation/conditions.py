@@ -2,7 +2,7 @@
 it.
 
 full          the clip
-no_video      nothing: what can be guessed from the question and, where the prompt tells it, the length of the clip
+no_video      nothing: what can be guessed from the question and, where the prompt states it, the length of the clip
 one_frame     its middle frame in every place
 shuffled      its frames in a random order that is not the right one
 reversed      its frames from the last to the first
@@ -126,11 +126,11 @@ def show(source: ClipRef, condition: str, num_frames: int, sampling: Any, seed: 
 
 
 def rearrange(video: Video | Clip, order: np.ndarray) -> Clip:
-    """Other frames of a clip in the same places: time stamps and duration stay as they are."""
+    """Other frames of a clip in the same places: timestamps and duration are unchanged."""
     return Clip(video.frames[order], tuple(float(t) for t in video.timestamps), video.duration)
 
 
 def told_length(processor: Any, clip: Video | Clip) -> str:
-    """What the prompt says about a clip besides its tokens: "12.5 seconds: ", the times of its frames, or nothing."""
+    """What the prompt says about a clip in addition to its tokens: "12.5 seconds: ", frame times, or nothing."""
     inputs = processor.video_processor(videos=[clip], return_tensors="pt", return_metadata=True)
     return str(processor.placeholder_text(inputs, 0)).replace(processor.video_token, "")

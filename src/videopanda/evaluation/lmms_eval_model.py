@@ -81,11 +81,11 @@ class VideoPanda(lmms):
         return clip
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Not offered: our scores come from generated text."""
+        """Not supported: our scores come from generated text."""
         raise NotImplementedError("videopanda answers generate_until tasks only")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Not offered."""
+        """Not supported."""
         raise NotImplementedError("videopanda answers generate_until tasks only")
 
 

@@ -172,7 +172,7 @@ class Predictor:
         choice = (self.num_frames, self.processor.video_processor.frame_sampling) if stamped else (1, "uniform")
         try:
             clip = show(source, "full", *choice, 0).clip
-        except (VideoReadError, ValueError):  # a question without a video can be asked all the same
+        except (VideoReadError, ValueError):  # a question can also be asked without its video
             return ""
         assert not isinstance(clip, EncodedClip)
         return told_length(self.processor, clip)
@@ -250,7 +250,7 @@ class Predictor:
                 answers[place] = {"prediction": result.text}
             elif isinstance(result.error, ValueError):  # a prompt that is too long
                 answers[place] = {"prediction": None, "failure": "error", "reason": str(result.error)}
-            else:  # out of memory, or a fault of this program: a later run asks again
+            else:  # out of memory, or a bug of this program: a later run asks again
                 raise result.error
         return answers
 
@@ -274,7 +274,7 @@ def stored(out: Path, own: Path, job: PredictJob, protocol: Protocol) -> dict[st
     ids = {question.item.id for batch in job.batches for question in batch}
     found: dict[str, Prediction] = {}
     wanted = json.loads(json.dumps(asdict(protocol)))
-    for file in (*parts(out), out):  # in this order: a part goes when it stands in `out`
+    for file in (*parts(out), out):  # in this order: a part is removed once it is in `out`
         try:
             rows = list(read_predictions(file))
         except AnnotationError:  # not there yet, or gone since the parts were listed
@@ -283,7 +283,7 @@ def stored(out: Path, own: Path, job: PredictJob, protocol: Protocol) -> dict[st
             if isinstance(row, Rejected):
                 if file == own:
                     raise ValueError(f"{own} contains rows that are not predictions: {row.place}: {row.reason}")
-                continue  # a line that another process is just writing
+                continue  # a line that another process is writing
             there = asdict(row.protocol) if row.protocol else {}
             other = [name for name, value in wanted.items() if there.get(name) != value]
             if other or row.id not in ids:
@@ -302,7 +302,7 @@ def finish(out: Path, job: PredictJob, protocol: Protocol) -> dict[str, Predicti
     rows = {id_: found[id_] for id_ in order}
     content = "".join(row.as_json() + "\n" for row in rows.values())
     if not out.exists() or out.read_text(encoding="utf-8") != content:
-        joined = out.with_name(f"{out.name}.{uuid.uuid4().hex}")  # several processes may see the end at once
+        joined = out.with_name(f"{out.name}.{uuid.uuid4().hex}")  # several processes may finish at the same time
         joined.write_text(content, encoding="utf-8", newline="\n")
         joined.replace(out)
     for part in parts(out):

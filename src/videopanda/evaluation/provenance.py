@@ -1,4 +1,4 @@
-"""What determines a model's answers besides the question: its weights and the package versions."""
+"""What determines a model's answers in addition to the question: its weights and the package versions."""
 
 import hashlib
 import platform

@@ -1,4 +1,4 @@
-"""Whole evaluations by one call: predictions with the clip and without, scores, one report. It resumes where it ended.
+"""Whole evaluations in one call: predictions with and without the clip, scores, one report. The same call resumes.
 
 run([Bench("mvbench", Path("MVBench/json"), Path("MVBench/video"))], Path("out/evaluation"), model, limit=50)
 # or: videopanda evaluate run mvbench=MVBench/json --media-root mvbench=MVBench/video --limit 50 --output …

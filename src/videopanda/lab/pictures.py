@@ -58,7 +58,7 @@ def where_they_differ(
         test: folder of the clips and questions.
 
     Returns:
-        None where both are right about the same questions.
+        None if both answer the same questions correctly.
     """
     right = [_right(folder) for _, folder in (full, other)]
     said = [_said(folder) for _, folder in (full, other)]

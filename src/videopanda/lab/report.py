@@ -1,11 +1,11 @@
-"""What a file of results says: means, intervals, paired differences to the row that is compared with, and directions.
+"""The findings of a file of results: means, intervals, paired differences from the reference row, and directions.
 
     found = report(results, read("table4"), "full")
     found["rows"][1]["difference"]           # {"mean": -0.021, "ci95": [-0.05, 0.008], "detectable": 0.041}
 
-An interval covers two sources of chance: which clips were asked about, and which seed the training had. Questions about
-one clip are right and wrong together, so clips count, not questions. Both parts are added in squares; what only a seed
-and a clip together explain is in both, so the interval is rather too wide than too narrow. With one seed the second
+An interval covers two sources of randomness: which clips were asked about, and which seed the training had. Answers
+about one clip are correlated, so clips are counted, not questions. Both variances are added; the interaction of seed
+and clip is in both, so the interval is too wide rather than too narrow. With one seed the second
 part is unknown, and the report says so.
 """
 
@@ -26,7 +26,7 @@ Direction = Literal["agrees", "disagrees", "undecided", "mixed", "not published"
 
 
 def report(results: Mapping[str, Any], table: Table, budget: str) -> dict[str, Any]:
-    """Measure all rows that are there for a budget.
+    """Measure all rows of a budget.
 
     Raises:
         ValueError: there is none, or rows were asked about different questions.
@@ -111,7 +111,7 @@ def _costs(seeds: Mapping[int, dict[str, Any]]) -> list[str]:
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
 def interval(values: Sequence[np.ndarray], clips: np.ndarray) -> dict[str, Any]:
-    """Mean over seeds and questions, its 95 % interval, and the smallest true value that would have been told from 0.
+    """Mean over seeds and questions, its 95 % interval, and the smallest true value that would have been detected.
 
     Args:
         values: for every seed the values of all questions, (Q,) each.

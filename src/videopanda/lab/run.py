@@ -1,4 +1,4 @@
-"""Runs a table: a cell is a chain of trainings and one evaluation, each a `videopanda` command with its own folder.
+"""Runs a table: a cell is training stages and one evaluation, each a `videopanda` command with its own folder.
 
     run(read("table4"), "small", Path("out/lab"), Path("table4.json"), seeds=3, jobs=2)
 
@@ -65,7 +65,7 @@ class Unit:
 
     @property
     def command(self) -> str:
-        """For people and records, without the places of this machine."""
+        """For people and records, without local paths."""
         root = f"{self.folder.parent}{os.sep}"
         parts = (part.replace(root, "") for part in self.arguments)
         return " ".join(["videopanda", *(Path(part).name if os.path.isabs(part) else part for part in parts)])
@@ -147,7 +147,7 @@ def _digest(identity: Any, origin: str) -> str:
 
 
 def _origin(start: Path | None) -> str:
-    """What tells one language model from another."""
+    """Identifies the language model."""
     if start is None:
         return ""
     files = sorted(start.glob("*.safetensors"))
@@ -188,7 +188,7 @@ def run(
                     key = {"row": cell.row, "seed": cell.seed, "budget": budget}
                     row = file.find(key, cell.units) or measured(cell.units, key, file)
                     say(f"{cell.name}: {100 * row['accuracy']:.1f} % ({runner.left()})")
-            finally:  # where a cell has failed, the others stop, too
+            finally:  # if a cell fails, the others stop, too
                 runner.stop()
     finally:
         for number, handler in handlers.items():
@@ -273,14 +273,14 @@ class _Runner:
 
 
 def _reason(log: Path) -> str:
-    """The error that a command has told, or whatever it said last."""
+    """The error message of a command, or the last line of its output."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     told = [line for line in lines if line.startswith("videopanda: ")]
     return "".join((told or lines)[-1:])
 
 
 def _steps(folder: Path) -> int:
-    """The step that a training has logged last."""
+    """The last step that a training run has logged."""
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     try:

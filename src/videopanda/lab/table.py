@@ -4,7 +4,7 @@
     chain = table.chain("no row token", seed=0, budget="small")
     chain[-1].settings                        # {"seed": "45", "max_steps": "400", …}
 
-A table is a YAML file (a JSON file is one, too); docs/lab.md explains its keys. `base` names another table: keys that
+A table is a YAML file (a JSON file also works); docs/lab.md explains its keys. `base` names another table: keys that
 are not in the file are taken from there.
 """
 
@@ -73,7 +73,7 @@ class Table:
     shared: stages that are trained once for all seeds.
     fields, settings: of all rows, as in `Row`.
     teachers: by name, how each is trained (lab/teachers.py); the setting `teacher` may name one.
-    columns: families of questions that the report shows besides the accuracy over all.
+    columns: families of questions that the report shows in addition to the overall accuracy.
     """
 
     name: str

@@ -3,7 +3,7 @@
     train_teacher("video-text", Path("out/language"), Path("out/teacher"), steps=600, batch=64, clips=4096)
 
 All have the same tower (1.2 million parameters with attention over time), data and number of steps, and learn by
-telling pairs apart in a batch (InfoNCE). They differ in what belongs together:
+distinguishing pairs in a batch (InfoNCE). They differ in what belongs together:
 
 video-text   a clip and its caption; in every second step a frame and the description of that moment
 image-text   a frame and the description of that moment
@@ -142,7 +142,7 @@ def train_teacher(
     losses = []
     for step in range(steps):
         chosen = rng.choice(clips, batch, replace=False)
-        # LanguageBind learns from pictures, too: they say more about single cells.
+        # LanguageBind also learns from images: they say more about single cells.
         single = kind.startswith("image") or (kind == "video-text" and step % 2 == 1)
         with torch.autocast("cpu", torch.bfloat16):
             loss = model.loss(*pair(chosen, int(rng.integers(FRAMES)) if single else None))

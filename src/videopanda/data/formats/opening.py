@@ -39,8 +39,8 @@ def open_sources(data: str | Path, format: str = "auto", media_root: str | Path 
 
 def _plain(file: Path, format: str, root: Path | None) -> Source:
     # DATA_ROOT/train of the official README has the media next to the folder of annotations.
-    beside = file.parent.parent if file.parent.name == "train_json" else file.parent
-    return Source(file, detect(file) if format == "auto" else format, root or beside)
+    media = file.parent.parent if file.parent.name == "train_json" else file.parent
+    return Source(file, detect(file) if format == "auto" else format, root or media)
 
 
 def _official(folder: Path) -> list[Path]:

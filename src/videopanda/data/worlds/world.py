@@ -45,7 +45,7 @@ def open_world(name: str) -> World:
     """The world of this name. A renderer is imported only for its own world.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no such world.
         ImportError: its renderer is not installed.
     """
     if name not in WORLDS:

@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar
 _CHUNK = 1 << 20  # characters
 _PARQUET_ROWS = 1024
 _BETWEEN = (" ", "\t", "\r", "\n", ",")  # what stands between the rows of an array
-# A comma in front of a closing bracket, which JSON forbids and result files of the field have; strings are passed over.
+# A comma in front of a closing bracket, which JSON forbids but common result files have; strings are skipped.
 _TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])')
 _SURROGATE = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as Python carries it
 T = TypeVar("T")
@@ -115,7 +115,7 @@ def _names(keys: Sequence[str]) -> str:
 def each(
     rows: Iterable[AnnotationRow | Rejected], make: Callable[[AnnotationRow], Iterable[T]]
 ) -> Iterator[T | Rejected]:
-    """What `make` makes of each row. Rows refused with an `AnnotationRowError` are listed like rejected ones."""
+    """The result of `make` for each row. Rows refused with an `AnnotationRowError` are listed like rejected ones."""
     for row in rows:
         if isinstance(row, Rejected):
             yield row

@@ -49,7 +49,7 @@ ERRATA = tuple(
 
 
 def read(path: Path) -> Iterator[Item | Rejected]:
-    """Read the task files of a folder, or one of them; other JSON files beside them are passed over."""
+    """Read the task files of a folder, or one of them; other JSON files next to them are skipped."""
     files = [path] if path.is_file() else [f for f in find(path, "*.json*", "*.parquet") if _task(f) in FOLDERS]
     for file in files or find(path, *(f"{task}.json" for task in FOLDERS)):
         yield from items(rows(file), partial(_item, task=_task(file), number=RunningNumber()))

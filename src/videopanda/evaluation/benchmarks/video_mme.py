@@ -4,7 +4,7 @@
     video/<videoID>.mp4, subtitle/<videoID>.srt
 
 `video-mme-subtitles` is the protocol that shows subtitles; 744 of the videos have some, and an item without says so by
-having none. Only lines at the times of the shown frames belong into the prompt (`subtitles.at_times`). The official
+having none. Only lines at the times of the shown frames belong in the prompt (`subtitles.at_times`). The official
 result files, which group questions by video, are read as annotations, too.
 """
 

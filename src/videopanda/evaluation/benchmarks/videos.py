@@ -21,7 +21,7 @@ class Videos:
         self.folder = folder
         self._files: defaultdict[str, list[Path]] = defaultdict(list)
         seen: set[str] = set()
-        # Links are followed, for videos often lie on another disk; a link to a folder that was seen could never end.
+        # Links are followed, since videos are often on another disk; a link to a visited folder would never end.
         for place, folders, files in os.walk(folder, followlinks=True):
             if (real := os.path.realpath(place)) in seen:
                 folders.clear()

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 MAX_TOKENS = 128  # of a verdict; the objects that are asked for take about twenty
 SETTINGS = {"temperature": 0.0, "seed": 0, "max_tokens": MAX_TOKENS}
-REASONING_TOKENS = 4096  # for models that think before they answer: thoughts count, too
+REASONING_TOKENS = 4096  # for models that think before they answer, whose thoughts count, too
 _LONGEST_WAIT = 30.0  # seconds between two tries
 
 
@@ -56,7 +56,7 @@ class RemoteJudge:
         except ImportError as error:
             raise ValueError("judges need the OpenAI client: pip install 'videopanda[eval]'") from error
         self.name, self.retries = name, retries
-        self.settings = dict(SETTINGS)  # less what the model has refused
+        self.settings = dict(SETTINGS)  # without what the model has refused
         self._errors = openai
         given: dict[str, Any] = {"base_url": base_url, "timeout": timeout, "max_retries": 0}
         try:
@@ -64,7 +64,7 @@ class RemoteJudge:
         except openai.OpenAIError as error:
             if base_url is None:
                 raise ValueError("set OPENAI_API_KEY, or pass a server with --base-url") from error
-            self._client = openai.OpenAI(**given, api_key="none")  # servers of one's own need none
+            self._client = openai.OpenAI(**given, api_key="none")  # local servers need none
 
     def ask(self, messages: list[dict[str, str]]) -> Reply:
         """Ask with temperature 0, if the model accepts it."""
@@ -76,7 +76,7 @@ class RemoteJudge:
                 final = False
             except _NoCompletionError as error:
                 reason, wait, final = str(error), None, False
-            except self._errors.APIConnectionError as error:  # time-outs are of this kind, too
+            except self._errors.APIConnectionError as error:  # includes timeouts
                 reason, wait = f"{error} {error.__cause__ or ''}".strip(), None
                 final = not isinstance(error, self._errors.APITimeoutError)
             except (
@@ -96,7 +96,7 @@ class RemoteJudge:
         try:
             said = json.loads(content)
             text, usage = _content(said["choices"][0]["message"]), said.get("usage") or {}
-            if not text and self.settings.get("max_tokens") == MAX_TOKENS:  # which its thoughts have used up
+            if not text and self.settings.get("max_tokens") == MAX_TOKENS:  # used up by its thinking
                 self.settings = {**self.settings, "max_tokens": REASONING_TOKENS}
                 return self._ask_once(messages)
             tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
@@ -108,7 +108,7 @@ class RemoteJudge:
         """The response; retries without settings that the model refuses (as reasoning models do)."""
         while True:
             settings = self.settings
-            # As text: the client trusts its server and would hand on anything, and ours may be broken.
+            # As text: the client trusts its server and passes on anything, but this server may be broken.
             body = {"model": self.name, "messages": messages, **settings}
             try:
                 return self._client.post("/chat/completions", cast_to=str, body=body)

@@ -2,7 +2,7 @@
 
     verdicts = ask_all(calls, RemoteJudge("judge-2026-01-01", "http://localhost:8000/v1"), Path("replies.jsonl"))
 
-Raw replies are appended to a file as they come. It is the cache, too: a verdict is found by the content of its call
+Raw replies are appended to a file as they arrive. It is also the cache: a verdict is found by the content of its call
 (model, settings, messages), so an interrupted run resumes where it stopped, and equal calls are made once.
 """
 
@@ -23,7 +23,7 @@ from videopanda.evaluation.judging.protocols import Prompt, metrics_of, parse
 from videopanda.evaluation.predictions import Prediction, append_lines, check_appendable, watched
 from videopanda.evaluation.scoring.score import Score, Status
 
-ATTEMPTS = 3  # replies of a judge to one call that cannot be read, before it is given up
+ATTEMPTS = 3  # unreadable replies to one call before giving up
 _CHARACTERS_PER_TOKEN = 4  # of English, roughly
 _TOKENS_PER_VERDICT = 24
 
@@ -162,7 +162,7 @@ def ask_all(calls: Iterable[Call], judge: Judge, replies: Replies, concurrency: 
         try:
             for done in watched([pool.submit(work, call) for call in open_calls.values()], "calls"):
                 done.result()
-        finally:  # after an interruption what is under way is kept, and nothing else is asked
+        finally:  # after an interruption, pending replies are kept and no new calls are made
             gone.set()
     return failed
 

@@ -67,10 +67,10 @@ def read_run(path: Path) -> Run:
     Raises:
         ValueError: one of them is missing or damaged, or the predictions were of several protocols.
     """
-    beside = path.with_suffix(".summary.json")
-    if not beside.is_file():
-        raise ValueError(f"{path}: its summary {beside.name} is missing; `videopanda evaluate score` writes both")
-    summary = dict(read_object(beside))
+    summary_file = path.with_suffix(".summary.json")
+    if not summary_file.is_file():
+        raise ValueError(f"{path}: its summary {summary_file.name} is missing; `videopanda evaluate score` writes both")
+    summary = dict(read_object(summary_file))
     scores = []
     for row in rows(path):
         if isinstance(row, Rejected):
@@ -81,7 +81,7 @@ def read_run(path: Path) -> Run:
         if len(scores) != summary["questions"]:
             raise ValueError(f"{path} has {len(scores)} scores, but its summary has {summary['questions']}")
     except (KeyError, TypeError) as error:
-        raise AnnotationError(f"{beside} is not a summary of scores") from error
+        raise AnnotationError(f"{summary_file} is not a summary of scores") from error
     if len(protocols) > 1:
         raise ValueError(f"{path}: its predictions come from {len(protocols)} different protocols, not a single run")
     run = Run(path, summary, tuple(scores), protocols[0] if protocols else {})

@@ -56,7 +56,7 @@ def _has(table: dict[str, Any], division: str) -> bool:
 
 # -- Markdown ----------------------------------------------------------------------------------------------------------
 def markdown(table: dict[str, Any], plots: Sequence[str] = ()) -> str:
-    """One benchmark: its ruler, the table of models, the blindness battery, types, what was lost, published numbers."""
+    """One benchmark: how it was scored, the table of models, the baselines, types, what was lost, published numbers."""
     main = headline(table)
     parts = [f"## {table['title']}", _ruler(table), _models(table), _battery(table, main)]
     conditions = [part for model in table["models"] for part in model["conditions"].values()]

@@ -1,1 +1,1 @@
-"""Long scenes: minutes to hours in which little happens, and questions about what does."""
+"""Long scenes: minutes to hours with few events, and questions about them."""

@@ -1,4 +1,4 @@
-"""The long world: visits of coloured shapes in hours of nothing, before any pixel is drawn.
+"""The long world: rare visits of coloured shapes in hours of video, before any pixel is drawn.
 
     story = make_story(seed=0, split="test", index=3, minutes=30)
     story.visits, story.lamp, make_questions(story)
@@ -6,8 +6,8 @@
 A *visit* is one shape that appears for a few seconds; it has a colour, a shape, a size and a motion. Two kinds of visit
 are *needles*, which questions are about. Distractors share the needle's colour, shape, size or motion, three of
 four at most: no single attribute, and no pair of them, gives a needle away. A *lamp* in the corner changes its colour
-a few times, for questions about now and before. Everything is a pure function of (seed, split, index, minutes), and the
-splits have random numbers of their own.
+a few times, for questions about now and before. Everything is a pure function of (seed, split, index, minutes), and
+each split has its own random numbers.
 
 Units: seconds; in space the shorter side of the frame, origin top left.
 """

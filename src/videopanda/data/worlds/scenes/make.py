@@ -59,7 +59,7 @@ def make(
     out = Path(out)
     header = {"world": world, "seed": seed, "split": split, "num": num, "version": __version__}
     drawn = open_world(world)
-    drawn.make_scene(seed, split, 0)  # a wrong split is told before anything is written
+    drawn.make_scene(seed, split, 0)  # rejects a wrong split before anything is written
     _check_same_world(out / "scenes.json", header)
     if (out / "annotations.json").exists() and not (out / "scenes.json").exists():
         raise ValueError(f"{out / 'annotations.json'} was not written by this command: use a new folder")
@@ -123,7 +123,7 @@ def write_annotations(
     records = [_record(open_world(world).make_scene(seed, split, index), asked) for index, asked in questions]
     lines = ",\n".join(json.dumps(record, allow_nan=False) for record in records)
     path, text = folder / "annotations.json", f"[\n{lines}\n]\n"
-    # A folder of `make` may grow; another file of this name is somebody else's.
+    # A folder of `make` may grow; a different file of this name belongs to someone else.
     if path.exists() and not (folder / "scenes.json").exists() and path.read_bytes() != text.encode():
         raise ValueError(f"{path} exists and has other questions: use a new folder")
     _write_text(path, text)

@@ -1,4 +1,4 @@
-"""Questions about scenes in other words, and the sentence that declines.
+"""Rephrased questions about scenes, and the sentence that declines.
 
     reworded(Question("colour", "What colour is the circle?", "red"), "train", rng).question
     # "could you tell me which hue the disc has"
@@ -122,7 +122,7 @@ def reworded(question: Question, part: str, rng: np.random.Generator, plain: boo
 
 
 def read_wordings(path: Path) -> dict[str, list[str]]:
-    """Wordings of somebody else: a JSON object {intent: [template, …]} with the slots of `wordings.json`.
+    """Wordings from a file: a JSON object {intent: [template, …]} with the slots of `wordings.json`.
 
     Raises:
         ValueError: not such an object, an intent that is unknown or missing, or a template with other slots.

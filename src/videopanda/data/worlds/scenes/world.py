@@ -87,7 +87,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Background:
-    """What lies behind the things."""
+    """The background of the objects."""
 
     kind: str  # one of BACKGROUNDS
     colours: tuple[tuple[int, int, int], tuple[int, int, int]]

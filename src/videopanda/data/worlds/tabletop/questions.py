@@ -1,7 +1,7 @@
 """Questions with true answers, and captions, for a scene on the table.
 
 Fifteen families, each asked only where the scene makes the answer certain, with answers balanced by construction as in
-Scenes. What goes on in the air or inside the box is asked about; the direction of a move only under a still camera.
+Scenes. Questions are also about things in the air or in the box; the direction of a move only with a still camera.
 """
 
 from collections import Counter
@@ -137,7 +137,7 @@ def _ask_shape(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 
 def _ask_material(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     for thing in scene.things:
-        # Teapots and pandas are plain, so a name would tell.
+        # Teapots and pandas are plain, so a name would give it away.
         if thing.shape in PATTERNED and sum(other.colour == thing.colour for other in scene.things) == 1:
             wording = _pick(rng, "What pattern does the {} object have?", "What is the pattern of the {} object?")
             yield Question("material", wording.format(thing.colour), thing.material)
