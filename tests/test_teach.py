@@ -46,7 +46,7 @@ def test_one_command_from_clips_to_a_measured_model(place):
     report = json.loads((out / "teach.json").read_text())
     assert report["test_recordings"] == len(rows["test"]) == 4
     assert set(report["classes"]) == {"left hand", "right hand"}
-    assert f"below {FEW}" in err
+    assert f"fewer than {FEW}" in err
     for part in ("videopanda serve --model", "videopanda push", "most frequent class", "teach.html"):
         assert part in printed
     assert "Confusions" in (out / "teach.html").read_text()

@@ -148,4 +148,4 @@ def test_scores_become_a_heat_map(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "annotations.json").write_text('[{"id": "a"}]')
     code, _, err = run("evaluate", "needle", tmp_path / "s.jsonl", "--data", tmp_path / "other", "--output", tmp_path)
-    assert (code, "no minutes and depths" in err) == (2, True)
+    assert (code, "lack minutes and depths" in err) == (2, True)

@@ -58,7 +58,7 @@ def test_what_a_server_refuses_is_one_line(server, tmp_path):
     asked = ("answer", CLIP, "What?")
     assert "model" in run(*asked, *MODEL, "--server", server.url)[2]
     assert "requires --server" in run(*asked, "--api-key", "x")[2]
-    assert "is a URL such as" in run(*asked, "--server", "localhost:8000")[2]
+    assert "must be a URL such as" in run(*asked, "--server", "localhost:8000")[2]
 
 
 def test_a_seed_repeats_a_drawn_answer():

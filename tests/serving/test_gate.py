@@ -87,7 +87,7 @@ def test_names_from_the_command_line():
     for origin in ("a.example", "https://a.example/"):
         with pytest.raises(ValueError, match="--allow-origin must be scheme and host"):
             cli._names("127.0.0.1", None, [origin], False)
-    with pytest.raises(ValueError, match="needs --api-keys"):
+    with pytest.raises(ValueError, match="requires --api-keys"):
         cli._names("127.0.0.1", None, ["*"], False)
     assert cli._names("127.0.0.1", None, ["*"], True)[1] == ("*",)
 
