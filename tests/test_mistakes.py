@@ -35,6 +35,10 @@ QUICK = [
     (14, "answer DEMO What? --start 3 --end 1", r"end \(1\.0 s\) must be later than start \(3\.0 s\)"),
     (15, "answer DEMO What? --start 30", r"start is 30\.0 s, and the video lasts only 4\.000 s"),
     (16, "answer DEMO What? --start noon", r"expected a time in seconds, or one such as 1:30, got 'noon'"),
+    (17, "answer DEMO What? --dtype int8", r"--dtype must be float32, bfloat16, float16 or auto, got 'int8'"),
+    (17, "answer DEMO What? --quantize int7", r"--quantize must be int8 or int4, got 'int7'"),
+    (17, "answer ftp://x.org/a.mp4 What?", r"only http and https URLs can be fetched, got 'ftp://x\.org/a\.mp4'"),
+    (17, "demo --output empty.mp4", r"empty\.mp4: File exists"),
     (18, "answer DEMO What? --num-frames 0", r"'--num-frames'.*greater than or equal to 1"),
     (19, "answer DEMO EMPTY", r"the question is empty"),
     (20, "answer tone.wav What?", r"tone\.wav.*no video stream"),
@@ -219,6 +223,13 @@ def test_a_missing_extra_is_named(monkeypatch, place):
     code, _, err = run("serve")
     assert code == 2
     assert err.splitlines()[-1] == "videopanda: error: this needs uvicorn: pip install 'videopanda[serve]'"
+
+
+def test_the_command_knows_the_types_of_the_library():
+    from videopanda.cli import options
+    from videopanda.inference import load
+
+    assert options.DTYPES == load.DTYPES
 
 
 def test_checks_know_the_stages_and_presets_of_training():

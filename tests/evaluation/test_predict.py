@@ -369,7 +369,7 @@ def test_the_command_predicts(job, whole, tmp_path):
     code, printed, _ = run(*arguments(job, out), "--json")
     assert json.loads(printed) == {"questions": 12, "answered": 12, "failures": {}, "complete": True, "out": str(out)}
     for extra, message in [
-        (["--engine", "spark"], "unknown engine 'spark'"),
+        (["--engine", "spark"], "--engine must be local or ray, got 'spark'"),
         (["--condition", "blind"], "unknown condition"),
         (["--media-root", str(tmp_path / "none")], "no such file or folder"),
         (["--num-frames", "8"], "another run (num_frames 4)"),

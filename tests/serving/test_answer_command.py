@@ -77,7 +77,7 @@ def test_dtypes():
     code, _, err = run("answer", CLIP, "What?", *MODEL, "--dtype", "float8")
     assert (code, err) == (
         2,
-        "videopanda: error: dtype must be one of float32, bfloat16, float16, auto, not 'float8'\n",
+        "videopanda: error: --dtype must be float32, bfloat16, float16 or auto, got 'float8'\n",
     )
     assert run("answer", CLIP, *QUESTIONS, *MODEL, "--dtype", "bfloat16")[0] == 0
 

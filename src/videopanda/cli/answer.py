@@ -11,8 +11,16 @@ from urllib.parse import urlsplit
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint, require_device, require_settings, require_video, seconds
+from videopanda.cli.checks import (
+    require_checkpoint,
+    require_choice,
+    require_device,
+    require_settings,
+    require_video,
+    seconds,
+)
 from videopanda.cli.options import (
+    DTYPES,
     AsJson,
     Cache,
     CacheSize,
@@ -111,8 +119,9 @@ def answer_verb(
         )
     if max_visual_tokens is not None and (num_frames is not None or cache is not None or server is not None):
         raise ValueError("--max-visual-tokens reads the whole clip at --fps: omit --num-frames, --cache and --server")
-    if frames_by not in (None, "motion", "scenes"):
-        raise ValueError(f"--frames-by must be motion or scenes, not {frames_by!r}")
+    require_choice("--frames-by", frames_by, "motion", "scenes")
+    require_choice("--quantize", quantize_to, "int8", "int4")
+    require_choice("--dtype", dtype, *DTYPES)
     if frames_by is not None and (max_visual_tokens, fps, cache, start, end, server) != (None,) * 6:
         raise ValueError(
             "--frames-by chooses frames from the whole file: omit --fps, --start, --end, --cache, --server and "
@@ -176,6 +185,7 @@ def chat_verb(
     Example:  videopanda chat clip.mp4
     """
     require_settings(set_)
+    require_choice("--dtype", dtype, *DTYPES)
     model = require_checkpoint(model)
     require_device(device)
     with suppress(ImportError):  # line editing with the arrow keys, where the system has it
@@ -217,10 +227,12 @@ def _chat_options(max_new_tokens: int, temperature: float, seed: int | None) -> 
 @contextmanager
 def _local(video: str, allowed: list[str] | None) -> Iterator[Path]:
     """The file of a video; a URL of an allowed host is downloaded first."""
-    address = urlsplit(video)
-    if address.scheme not in ("http", "https"):
+    if "://" not in video:
         yield Path(video)
         return
+    address = urlsplit(video)
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise ValueError(f"only http and https URLs can be fetched, got {video!r}")
     if not allowed:
         raise ValueError(f"videos are fetched only from hosts that you allow: add  --allow-host {address.hostname}")
     from videopanda.serving.errors import ForbiddenError

@@ -87,6 +87,7 @@ def demo_verb(
     from videopanda.video.contact_sheet import SheetRow, contact_sheet
     from videopanda.video.read import read_video
 
+    output.mkdir(parents=True, exist_ok=True)
     asked = json.loads((_ASSETS / "demo.json").read_text(encoding="utf-8"))["questions"]
     network, processor = load_model(None)
     video = read_video(_ASSETS / "demo.mp4", num_frames=processor.video_processor.num_frames)
@@ -98,7 +99,6 @@ def demo_verb(
     for item, answer in zip(asked, answers):
         grid.add_row(item["question"], answer.answer, item["answer"])
         lines.append(f"{item['question']}  {answer.answer}  (truth: {item['answer']})")
-    output.mkdir(parents=True, exist_ok=True)
     contact_sheet([SheetRow(video.frames, lines, video.timestamps)]).save(output / "contact_sheet.png")
     console().print(grid)
     print(f"the frames that it saw: {output / 'contact_sheet.png'}")

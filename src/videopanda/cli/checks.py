@@ -81,6 +81,12 @@ def require_rows(data: str, media_root: Path | None) -> None:
         raise FileNotFoundError(f"no video at {missing[0]}: pass the folder of the clips with --media-root")
 
 
+def require_choice(option: str, value: str | None, *choices: str) -> None:
+    """Check that an option has one of its values; None and "" are its default."""
+    if value and value not in choices:
+        raise ValueError(f"{option} must be {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
+
+
 def require_device(device: str | None) -> None:
     """Check that the installed torch supports a device; torch itself checks whether the device exists."""
     if device is not None and device.startswith("cuda") and version("torch").endswith("+cpu"):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint
+from videopanda.cli.checks import require_checkpoint, require_choice, require_paths
 from videopanda.cli.options import AsJson, MediaRoot, Set, console, quiet
 
 data_app = typer.Typer(help="Check and prepare training data.", no_args_is_help=True)
@@ -49,8 +49,7 @@ def check_verb(
 
     from videopanda.data.doctor import check, tables
 
-    if sampling not in ("uniform", "released"):
-        raise ValueError(f"--sampling must be uniform or released, not {sampling!r}")
+    require_choice("--sampling", sampling, "uniform", "released")
     processes = workers or os.cpu_count() or 1
     listed = [word.strip() for word in words.split(",") if word.strip()]
     report = check(data, manifest, format_, media_root, against, processes, num_frames, sampling, listed)  # type: ignore[arg-type]
@@ -196,8 +195,6 @@ def recaption_verb(
     Example:  videopanda data recaption train.json --output new.jsonl --base-url http://host/v1 --name ID
     """
     from dataclasses import asdict
-
-    from videopanda.cli.checks import require_checkpoint, require_paths
 
     if bool(base_url) == bool(model):
         raise ValueError("choose the model with either --base-url and --name, or --model")

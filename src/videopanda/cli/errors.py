@@ -53,6 +53,8 @@ def _explained(error: Exception) -> str | None:
     if isinstance(error, ImportError):
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         return extra and f"this needs {error.name}: pip install 'videopanda[{extra}]'"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     reason = str(error).strip().splitlines()
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory: {reason[0] if reason else 'use fewer frames or a smaller batch'}"

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint, require_device, require_paths
+from videopanda.cli.checks import require_checkpoint, require_choice, require_device, require_paths
 from videopanda.cli.options import (
     AsJson,
     Cache,
@@ -241,12 +241,10 @@ def predict_verb(
     from videopanda.evaluation.benchmarks.table import benchmark
 
     benchmark(bench)
-    if frames_by not in (None, "motion", "scenes"):
-        raise ValueError(f"--frames-by must be motion or scenes, not {frames_by!r}")
+    require_choice("--frames-by", frames_by, "motion", "scenes")
     if fps is not None and max_visual_tokens is None and not last_frames:
         raise ValueError("--fps requires --max-visual-tokens or --last-frames")
-    if engine not in ("local", "ray"):
-        raise ValueError(f"--engine must be local or ray, got {engine!r}")
+    require_choice("--engine", engine, "local", "ray")
     require_paths(path, media_root, prompts)
     model = require_checkpoint(model)
     from videopanda.evaluation.predict import PredictJob, predict

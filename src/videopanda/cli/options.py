@@ -42,6 +42,7 @@ MaxNewTokens = Annotated[
 Device = Annotated[
     str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, … Default: cuda if there is one, else cpu.")
 ]
+DTYPES = ("float32", "bfloat16", "float16", "auto")  # repeated here so that a typo is reported without importing torch
 Dtype = Annotated[
     str | None,
     typer.Option(

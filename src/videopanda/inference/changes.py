@@ -43,7 +43,10 @@ def change(model: Any, processor: Any, settings: Mapping[str, Any]) -> None:
         elif key in of_rules:
             pixels[of_rules[key]] = convert(key, value, types[of_rules[key]])
         else:
-            raise ValueError(unknown(key, [*known, *of_rules]))
+            message = unknown(key, [*known, *of_rules])
+            if "did you mean" not in message:
+                message += f": without training, only {', '.join([*known, *of_rules])} can be changed"
+            raise ValueError(message)
     if merge:
         schedule = replace(model.model.schedule() or MergeSchedule(()), **merge)
         schedule.check(model.config.text_config.num_hidden_layers)
