@@ -51,7 +51,7 @@ def folder_of(name: str | Path, *, pickled: bool = False, files: tuple[str, ...]
     hub = parse(name)
     if hub is None:
         if not Path(name).is_dir():
-            raise FileNotFoundError(f"no model folder at {name}")
+            raise FileNotFoundError(f"no model folder at {name}, and it is not a Hub name such as org/name")
         return Path(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (

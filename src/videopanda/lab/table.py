@@ -186,7 +186,7 @@ def _with_base(name: str | Path) -> tuple[dict[str, Any], Path]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping with the keys title, compare, rows and budgets")
+        raise ValueError(f"{path} must contain a mapping with the keys title, compare, rows and budgets")
     base = values.pop("base", None)
     return ({**_with_base(base)[0], **values} if base else values), path
 

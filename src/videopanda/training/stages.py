@@ -386,5 +386,5 @@ def _read_settings(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold one JSON object {{setting: value}}")
+        raise ValueError(f"{path} must contain one JSON object {{setting: value}}")
     return values

@@ -46,7 +46,7 @@ class TensorPlan:
     weights: our names and where their values lie, in the order of the source.
     added_rows: names whose first axis grows by this many rows of zeros, for `<video>` and `<image>`.
     head: tensors of the distillation head by name.
-    aliases: pairs of places that must hold the same values.
+    aliases: pairs of places that must contain the same values.
     reinitialized: our names that start from their initial value, because EVE does not have them.
     """
 
