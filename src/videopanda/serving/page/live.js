@@ -10,7 +10,7 @@ let live = null; // { id, seen, camera, ended: AbortController }
 
 /** Opens the dialog and starts the camera. Throws what the browser or the server say against it. */
 export async function startLive(model, lastFrames) {
-  if (!navigator.mediaDevices) throw new Error("The browser gives a camera only to pages at https or localhost.");
+  if (!navigator.mediaDevices) throw new Error("Browsers allow the camera only on https pages and on localhost.");
   const camera = await navigator.mediaDevices.getUserMedia({ video: true });
   const session = { camera, ended: new AbortController() };
   try {
