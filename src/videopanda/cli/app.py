@@ -17,6 +17,7 @@ from videopanda.cli.bench import bench_app
 from videopanda.cli.checks import (
     require_checkpoint,
     require_extra,
+    require_folder,
     require_language_model,
     require_new,
     require_paths,
@@ -87,6 +88,7 @@ def demo_verb(
     from videopanda.video.contact_sheet import SheetRow, contact_sheet
     from videopanda.video.read import read_video
 
+    require_folder(output)
     output.mkdir(parents=True, exist_ok=True)
     asked = json.loads((_ASSETS / "demo.json").read_text(encoding="utf-8"))["questions"]
     network, processor = load_model(None)

@@ -107,6 +107,12 @@ def require_new(*outputs: Path) -> None:
             raise ValueError(f"{output} already exists: choose a new folder")
 
 
+def require_folder(output: Path | None) -> None:
+    """Check that an output can be a folder."""
+    if output is not None and output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file: choose a folder")
+
+
 def require_json(file: Path) -> None:
     """Check that a file is JSON."""
     try:

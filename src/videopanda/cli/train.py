@@ -10,6 +10,7 @@ import typer
 from videopanda.cli.checks import (
     require_checkpoint,
     require_extra,
+    require_folder,
     require_json,
     require_paths,
     require_rows,
@@ -68,6 +69,7 @@ def train_verb(
     if stage not in _STAGES:
         raise ValueError(f"unknown stage {stage!r}: choose one of {', '.join(_STAGES)}")
     require_settings(set_)
+    require_folder(output)
     model = require_checkpoint(model, plain=True)
     if config not in _PRESETS and not Path(config).is_file():
         raise ValueError(f"--config {config}: neither a file nor one of {', '.join(_PRESETS)}")
@@ -104,6 +106,7 @@ def finetune_verb(
     """
     _check_quantize(quantize, lora)
     require_settings(set_)
+    require_folder(output)
     require_paths(data, media_root)
     start = require_checkpoint(model)
     if not set_ and Path(data).is_file() and Path(data).stat().st_size < _READ_AT_ONCE:
@@ -145,6 +148,7 @@ def teach_verb(
 
     _check_quantize(quantize, lora)
     require_settings(set_)
+    require_folder(output)
     require_paths(clips)
     require_extra("train", "matplotlib", "torchdata", *(["peft"] if lora else []))
     start = require_checkpoint(model)
