@@ -77,6 +77,12 @@ QUICK = [
     (43, "finetune --data rows.json --output o2", r"Missing option '--model'; see  videopanda finetune --help"),
     (44, "evaluate predict msvdqa . --output x.jsonl", r"unknown benchmark 'msvdqa'; did you mean 'msvd-qa'\?"),
     (46, "evaluate score own rows.json nothere.jsonl --output s.jsonl", r"nothere\.jsonl|unknown benchmark"),
+    (46, "evaluate scenes --wordings fancy", r"--wordings must be written, held-out or a file, got 'fancy'"),
+    (
+        46,
+        "data recaption rows.json --output c.jsonl --base-url u --name n --send all",
+        r"--send must be frames or video",
+    ),
     (48, "data label emptydir out --question Which?", r"emptydir contains 0 classes of clips.*at least 2 are needed"),
     (49, "scenes make NANO --num 2", r"contains other files: choose a new folder"),
     (51, "init --backbone llama2 out/f", r"no language model at llama2: pass a folder, or a Hub name OWNER/llama2"),

@@ -311,7 +311,7 @@ def test_malformed_rows_are_listed_and_the_rest_is_read(tmp_path):
 )
 def test_a_bad_row_is_rejected_with_its_reason(name, row, reason, tmp_path):
     good = load(name, WRITERS[name](tmp_path / "good")).items[0]
-    with pytest.raises(AnnotationError, match="contains no questions") as error:
+    with pytest.raises(AnnotationError, match="contains no usable questions") as error:
         load(name, write_json(tmp_path / "action_sequence.json", [row]))
     assert reason in str(error.value)
     assert good.id

@@ -198,6 +198,7 @@ def recaption_verb(
 
     if bool(base_url) == bool(model):
         raise ValueError("choose the model with either --base-url and --name, or --model")
+    require_choice("--send", send, "frames", "video")
     if bool(base_url) != bool(name):
         raise ValueError("--base-url needs --name, the name of a model on that server")
     require_checkpoint(model)

@@ -76,6 +76,8 @@ def scenes_verb(
 
     Example:  videopanda evaluate scenes --num 240 --output out/scenes
     """
+    if wordings not in ("written", "held-out") and not Path(wordings).is_file():
+        raise ValueError(f"--wordings must be written, held-out or a file, got {wordings!r}")
     from videopanda.evaluation.scenes_report import scenes_report, table
 
     loaded = load_model(model)

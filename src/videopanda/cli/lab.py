@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint, require_extra
+from videopanda.cli.checks import require_checkpoint, require_extra, require_paths
 from videopanda.cli.options import AsJson, console, quiet
 
 lab_app = typer.Typer(help="Run the papers' tables, or your own, at a small scale.", no_args_is_help=True)
@@ -116,6 +116,7 @@ def report_verb(
     Example:  videopanda lab report table4 --input benchmarks/lab/table4.json --output report
     """
     require_extra("train", "matplotlib")
+    require_paths(input_)
     quiet()
     from videopanda.lab.pictures import write_pictures
     from videopanda.lab.report import report

@@ -192,10 +192,11 @@ def _with_base(name: str | Path) -> tuple[dict[str, Any], Path]:
 
 
 def _table(name: str, values: dict[str, Any]) -> Table:
-    rows = tuple(_made(Row, row, "row") for row in values.pop("rows", None) or [])
-    budgets = {
-        key: _made(Budget, budget, f"budget {key}") for key, budget in (values.pop("budgets", None) or {}).items()
-    }
+    listed, named = values.pop("rows", None) or [], values.pop("budgets", None) or {}
+    if not isinstance(listed, list) or not isinstance(named, dict):
+        raise ValueError("rows must be a list, and budgets a mapping")
+    rows = tuple(_made(Row, row, "row") for row in listed)
+    budgets = {key: _made(Budget, budget, f"budget {key}") for key, budget in named.items()}
     table = _made(Table, {"name": name, **values, "rows": rows, "budgets": budgets}, "table")
     if not rows or not budgets:
         raise ValueError("a table needs rows and budgets (or a base that has budgets)")

@@ -192,7 +192,7 @@ def load(name: str, path: str | Path, mode: str = "as-published", limit: int | N
             kept.append(outcome)
     if not by_id:
         reasons = f"; first: {rejected[0].place}: {rejected[0].reason}" if rejected else ""
-        raise AnnotationError(f"{path} contains no questions of {entry.title} ({len(rejected)} rows rejected{reasons})")
+        raise AnnotationError(f"{path} contains no usable questions of {name} ({len(rejected)} rows rejected{reasons})")
     found = {erratum: tuple(ids) for erratum, ids in errata.items()}
     items = _limited(kept, limit)
     return Loaded(name, mode, items, tuple(rejected), tuple(duplicates), found, len(kept) - len(items))
