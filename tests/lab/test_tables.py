@@ -131,6 +131,7 @@ def test_a_teacher_is_trained_before_the_stage_that_needs_it(tmp_path):
         (("stages: [pretrain]", "stages: [train]"), "no stage 'train'"),
         (("questions: 12", "questions: 0"), "at least 1"),
         (("seeds: 1, ", ""), "missing 1 required positional argument: 'seeds'"),
+        (("rows:", "rows: 3\nothers:"), "rows must be a list"),
         (("rows:", "rows"), "not valid YAML"),
     ],
 )

@@ -151,7 +151,9 @@ def _model(
 
         config = config_of(backbone, family or DEFAULT, preset, fields)
         if getattr(config, "timestamps", "none") != "none":
-            raise ValueError("counting timestamps needs a tokenizer: create the model with  videopanda init, then use --model")
+            raise ValueError(
+                "counting timestamps needs a tokenizer: create the model with  videopanda init, then use --model"
+            )
         return config, processor_class(config).video_processor_for(config), lambda frames: 0
     if family or preset:
         raise ValueError("--family and --preset require --backbone: a saved model has its own")
