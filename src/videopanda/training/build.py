@@ -202,7 +202,7 @@ def change_fields(model: Any, fields: Mapping[str, Any], folder: Path) -> None:
     adjustable = getattr(type(model.config), "adjustable", ())
     for name in fields:
         if name.partition(".")[0] not in adjustable:
-            raise ValueError(f"{name} can only be set when a model is created, by  videopanda init")
+            raise ValueError(f"{name} can only be set when a model is created, and {folder} already exists: use init")
     changed = changed_config(model.config, fields)
     for part in {name.partition(".")[0] for name in fields}:
         setattr(model.config, f"{part}_config", getattr(changed, f"{part}_config"))

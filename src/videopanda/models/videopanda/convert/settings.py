@@ -58,7 +58,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is already a videopanda checkpoint: it needs no conversion")
     if kind not in MODEL_TYPES:
         raise CheckpointError(
-            f"{folder} has the architecture {kind!r}; supported are official {' and '.join(MODEL_TYPES)} ones"
+            f"{folder} has the architecture {kind!r}; only official checkpoints of {' and '.join(MODEL_TYPES)} "
+            "can be converted"
         )
     return config
 
