@@ -40,7 +40,7 @@ MaxNewTokens = Annotated[
     int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Maximum length of an answer, in tokens.")
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, … Default: cuda if there is one, else cpu.")
+    str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, … Default: cuda if available, else cpu.")
 ]
 DTYPES = ("float32", "bfloat16", "float16", "auto")  # repeated here so that a typo is reported without importing torch
 Dtype = Annotated[

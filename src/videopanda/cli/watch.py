@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import typer
 
 from videopanda.cli.checks import require_checkpoint, require_device
-from videopanda.cli.options import AsJson, Device, MaxNewTokens, MaxVisualTokens, Model, load_model
+from videopanda.cli.options import Device, MaxNewTokens, MaxVisualTokens, Model, load_model
 
 
 def _interval(text: str) -> float:
@@ -61,7 +61,7 @@ def watch_verb(
     until: Annotated[str, typer.Option("--until", metavar="TIME", help="Stop at this time of the stream.")] = "",
     device: Device = None,
     max_new_tokens: MaxNewTokens = 64,
-    as_json: AsJson = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per event on stdout.")] = False,
 ) -> None:
     """Watch a video that may never end: answers with timestamps, at constant memory.
 
