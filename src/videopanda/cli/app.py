@@ -82,14 +82,14 @@ def demo_verb(
 
     Example:  videopanda demo --output out/demo
     """
+    require_folder(output)
+    output.mkdir(parents=True, exist_ok=True)
     from rich.table import Table
 
     from videopanda.inference.answer import ask
     from videopanda.video.contact_sheet import SheetRow, contact_sheet
     from videopanda.video.read import read_video
 
-    require_folder(output)
-    output.mkdir(parents=True, exist_ok=True)
     asked = json.loads((_ASSETS / "demo.json").read_text(encoding="utf-8"))["questions"]
     network, processor = load_model(None)
     video = read_video(_ASSETS / "demo.mp4", num_frames=processor.video_processor.num_frames)
