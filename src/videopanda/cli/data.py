@@ -45,11 +45,11 @@ def check_verb(
 
     Example:  videopanda data check train.json --media-root videos --manifest manifest.jsonl --against test_q.json
     """
+    require_choice("--sampling", sampling, "uniform", "released")
     import os
 
     from videopanda.data.doctor import check, tables
 
-    require_choice("--sampling", sampling, "uniform", "released")
     processes = workers or os.cpu_count() or 1
     listed = [word.strip() for word in words.split(",") if word.strip()]
     report = check(data, manifest, format_, media_root, against, processes, num_frames, sampling, listed)  # type: ignore[arg-type]
