@@ -63,9 +63,7 @@ def _explained(error: Exception) -> str | None:
 
 def _usage(error: Any) -> str:
     """What is wrong with the command line, and the valid alternatives."""
-    text = " ".join(error.format_message().split()).replace(
-        "Value error, ", ""
-    )  # a prefix of pydantic, which typer uses
+    text = " ".join(error.format_message().split()).replace("Value error, ", "")  # a prefix of pydantic
     command = error.ctx.command if error.ctx else None
     if command is None or "Did you mean" in text or "ossible options" in text:
         return text
