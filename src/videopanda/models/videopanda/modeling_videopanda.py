@@ -207,7 +207,7 @@ class VideoPandaModel(VisualModelMixin, VideoPandaPreTrainedModel):
 
     @property
     def needs_total_frames(self) -> bool:
-        """Coordinates tell a token its share of the clip."""
+        """Coordinates encode the relative time of a token in the clip."""
         return self.config.stab_config.coordinates
 
     def encode_chunk(
