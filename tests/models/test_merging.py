@@ -188,20 +188,35 @@ def test_an_unreachable_threshold_changes_no_bit(family):
     assert torch.equal(output.last_hidden_state, plain.last_hidden_state)
 
 
-def test_a_static_clip_collapses_to_one_frame():
-    model, (embeds, is_visual, layouts, mask) = model_of("qwen2"), batch()
-    clip = is_visual[1].nonzero().squeeze(1)
-    per_frame = len(clip) // 5
-    embeds[1, clip] = embeds[1, clip[:per_frame]].repeat(5, 1)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_static_clip_collapses_to_one_frame(family):
+    """One token is left per place and grid, with the number of its frames; row 0 has two clips, one of mixed grids."""
+    model, (embeds, is_visual, layouts, mask) = model_of(family), batch()
+    first: dict = {}
+    for b, n, clip, (row, column, kind, grid) in tokens_in_order(is_visual, layouts):
+        embeds[b, n] = embeds[first.setdefault((clip, row, column, kind, grid), (b, n))]
     schedule = MergeSchedule((0,), threshold=0.999, mode="threshold")
     _, merger = run(model, embeds, is_visual, layouts, mask, schedule)
-    kept = merger.place[-1][1] != PADDING
-    assert int(kept.sum()) == 3
-    assert merger.counts[-1][1, kept].tolist() == [5.0, 5.0, 5.0]
+    kept = merger.place[-1] != PADDING
+    found = [merger.counts[-1][b, kept[b]].tolist() for b in range(2)]
+    assert [sorted(counts) for counts in found] == [[2.0] * 2 + [3.0] * 4 + [4.0] * 6, [5.0] * 3]
+    marks = [int((layout[:, 3] != CELL).sum()) for layout in layouts]
+    left = (~merger.is_padding[-1]).sum(1).tolist()
+    assert left == [9 + sum(marks[:2]) + 12, 8 + marks[2] + 3]  # text, FRAME and LINE, one cell per place
 
 
-def test_unmerging_restores_the_shape_with_copies():
-    model, (embeds, is_visual, layouts, mask) = model_of("llama"), batch()
+def tokens_in_order(is_visual: Tensor, layouts: list[Tensor]):
+    """Row, column, clip and (row, column, kind, grid) of every visual token."""
+    places = is_visual.nonzero().tolist()
+    for clip, layout in enumerate(layouts):
+        grids = {t: layout[layout[:, 0] == t][:, 1:3].amax(0) for t in layout[:, 0].tolist()}
+        for t, row, column, kind in layout.tolist():
+            yield (*places.pop(0), clip, (row, column, kind, tuple(grids[t].tolist())))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unmerging_restores_the_shape_with_copies(family):
+    model, (embeds, is_visual, layouts, mask) = model_of(family), batch()
     output, merger = run(model, embeds, is_visual, layouts, mask, SCHEDULES["ratio"])
     merged = output.last_hidden_state
     whole = merger.unmerge(merged)
@@ -227,8 +242,9 @@ def test_a_later_text_never_changes_merging(family):
         assert torch.equal(one.target, two.target)
 
 
-def test_a_row_merges_alike_alone_and_in_a_batch():
-    model, (embeds, is_visual, layouts, mask) = model_of("qwen3"), batch()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_merges_alike_alone_and_in_a_batch(family):
+    model, (embeds, is_visual, layouts, mask) = model_of(family), batch()
     output, merger = run(model, embeds, is_visual, layouts, mask, SCHEDULES["ratio"])
     kept = mask[1] == 1
     alone, _ = run(model, embeds[1:, kept], is_visual[1:, kept], layouts[2:], mask[1:, kept], SCHEDULES["ratio"])
@@ -236,11 +252,12 @@ def test_a_row_merges_alike_alone_and_in_a_batch():
     torch.testing.assert_close(got, alone.last_hidden_state[0], atol=1e-5, rtol=0)  # measured: 1e-6
 
 
-def test_recomputed_activations_merge_alike():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recomputed_activations_merge_alike(family):
     embeds, is_visual, layouts, mask = batch()
     gradients = []
     for recompute in (False, True):
-        model = model_of("qwen2").train()
+        model = model_of(family).train()
         if recompute:
             enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
@@ -251,8 +268,9 @@ def test_recomputed_activations_merge_alike():
     torch.testing.assert_close(*gradients, atol=1e-6 * float(gradients[0].abs().max()), rtol=0)
 
 
-def test_the_cache_remembers_positions_per_layer():
-    model, (embeds, is_visual, layouts, mask) = model_of("llama"), batch()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_cache_remembers_positions_per_layer(family):
+    model, (embeds, is_visual, layouts, mask) = model_of(family), batch()
     cache = MergedCache(model.config)
     _, merger = run(model, embeds, is_visual, layouts, mask, SCHEDULES["ratio"], use_cache=True, **{CACHE_NAME: cache})
     lengths = [layer.keys.shape[2] for layer in cache.layers]

@@ -12,11 +12,11 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from media import write_video
 from tiny import randomize, tiny_config, tiny_processor
+from videopanda.checkpoints.tensors import HEAD_FILE
 from videopanda.models.prompts import TRAINING_SYSTEM_PROMPT
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration
 from videopanda.training.run import make_dataset, make_features, make_task, train
 from videopanda.training.stages import PAPER, SCRIPTS, make_config
-from videopanda.training.trainer import HEAD_FILE
 
 SETTINGS = [
     *("batch_size=2", "global_batch=0", "max_steps=3", "dtype=float32", "log_steps=1", "save_steps=2"),

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 CHUNK_BYTES = 1 << 24  # read at a time
+HEAD_FILE = "distillation_head.safetensors"  # heads that compare with a teacher, next to the weights of a model
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer
 
-from videopanda.checkpoints.tensors import CheckpointError, find_tensors
+from videopanda.checkpoints.tensors import HEAD_FILE, CheckpointError, find_tensors
 from videopanda.data.collate import Collator
 from videopanda.data.loader import Batch, BatchStream, EpochDataset, Loader, make_loader
 from videopanda.data.sample import Sample
@@ -26,7 +26,6 @@ from videopanda.training.stages import StageConfig
 from videopanda.training.tasks import Task
 from videopanda.training.validation import CONDITIONS, ValidationBatches, answer_sums, named
 
-HEAD_FILE = "distillation_head.safetensors"  # as `videopanda convert` writes it
 _ADAPTER_FILE = "adapter_model.safetensors"
 
 

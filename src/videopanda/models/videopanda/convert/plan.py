@@ -10,13 +10,12 @@ from typing import Any
 import torch
 
 from videopanda.checkpoints.checksums import checksum
-from videopanda.checkpoints.tensors import DTYPE_NAMES, CheckpointError, TensorLocation, find_tensors
+from videopanda.checkpoints.tensors import DTYPE_NAMES, HEAD_FILE, CheckpointError, TensorLocation, find_tensors
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration
 from videopanda.models.videopanda.convert.names import TensorAction, action_for
 from videopanda.models.videopanda.convert.settings import Settings, read_config, read_settings
 
 TEMPORAL = ("model.stab.lste.", "model.stab.gstra.", "model.stab.fusion.")  # what EVE does not have
-HEAD_FILE = "distillation_head.safetensors"
 
 
 @dataclass(frozen=True)

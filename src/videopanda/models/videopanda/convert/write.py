@@ -12,10 +12,10 @@ from transformers import set_seed
 
 from videopanda.checkpoints import checksums
 from videopanda.checkpoints.shards import SHARD_BYTES, Outgoing, write_shards
-from videopanda.checkpoints.tensors import CheckpointError, TensorLocation, chunks_of
+from videopanda.checkpoints.tensors import HEAD_FILE, CheckpointError, TensorLocation, chunks_of
 from videopanda.models.prompts import VICUNA_CHAT_TEMPLATE
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration, VideoPandaProcessor
-from videopanda.models.videopanda.convert.plan import HEAD_FILE, TensorPlan, tensor_plan
+from videopanda.models.videopanda.convert.plan import TensorPlan, tensor_plan
 
 REPORT_FILE = "conversion.json"
 
