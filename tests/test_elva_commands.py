@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from command import run
+from media import write_video
 from tiny import tiny_model, tiny_processor, tiny_tokenizer
 from tiny_elva import elva
 from videopanda.inference.answer import ask
@@ -99,12 +100,32 @@ def test_any_checkpoint_merges_by_a_switch(tmp_path):
     ("settings", "message"),
     [
         (["merge.layers=9"], "merge layers must be increasing numbers in [0, 3], got [9]"),
+        (["merge.layers=-1"], "merge layers must be increasing numbers in [0, 3], got [-1]"),
+        (["merge.layers=2,1"], "merge layers must be increasing numbers in [0, 3], got [2, 1]"),
+        (["merge.layers=1.5"], "merge layers must be increasing numbers in [0, 3], got [1.5]"),
+        (["merge.layers=first"], "merge.layers must be a list"),
         (["merge.keep=0"], "merge keep must be in (0, 1], got 0.0"),
-        (["merge.kep=0.5"], "unknown setting 'merge.kep': did you mean 'merge.keep'?"),
+        (["merge.keep=-0.5"], "merge keep must be in (0, 1], got -0.5"),
+        (["merge.keep=nan"], "merge keep must be in (0, 1], got nan"),
         (["merge.keep=half"], "merge.keep must be a number, not 'half'"),
-        (["hybrid.scale=0"], "hybrid.scale must be in (0, 1], got 0.0"),
-        (["patch_size=8"], "unknown setting 'patch_size'"),
+        (["merge.kep=0.5"], "unknown setting 'merge.kep': did you mean 'merge.keep'?"),
         (["merge.keep"], "--set merge.keep: write it as key=value"),
+        (["merge.mode=best"], "merge mode must be ratio or threshold, got 'best'"),
+        (["merge.mode=threshold", "merge.threshold=nan"], "merge threshold must be a number, got nan"),
+        (["merge.mode=threshold", "merge.deep_layers=2"], "merge deep_layers [2] must be among the layers [1]"),
+        (["merge.threshold=0.9"], "merge.threshold has no effect without merge.mode=threshold"),
+        (["merge.mode=threshold", "merge.keep=0.9"], "merge.keep has no effect without merge.deep_layers"),
+        (["merge.layers=[]", "merge.keep=0.9"], "merge.keep has no effect without merge.layers"),
+        (["hybrid.every=-1"], "`every` must be an integer of at least 0, got -1"),
+        (["hybrid.every=2.5"], "hybrid.every must be a whole number, not '2.5'"),
+        (["hybrid.every=3", "hybrid.scale=0"], "hybrid.scale must be in (0, 1], got 0.0"),
+        (["hybrid.every=3", "hybrid.scale=nan"], "hybrid.scale must be in (0, 1], got nan"),
+        (["hybrid.every=3", "hybrid.policy=some"], "hybrid.policy must be one of every, ends, change, random"),
+        (["hybrid.policy=ends"], "hybrid.policy has no effect while hybrid.every is 0"),
+        (["max_frame_cells=0"], "`max_frame_cells` must be a positive integer"),
+        (["max_frame_pixels=9"], "must hold a cell of 8 × 8 pixels, got 9"),
+        (["num_frames=0"], "`num_frames` must be at least 1"),
+        (["patch_size=8"], "unknown setting 'patch_size'"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_one_line(world, settings, message):
@@ -117,6 +138,10 @@ def test_a_setting_that_makes_no_sense_is_one_line(world, settings, message):
     [
         ("merge.layers=4", "in [0, 3], got [4]"),
         ("merge.keep=0", "merge keep must be in (0, 1]"),
+        ("merge.threshold=nan", "merge threshold must be a number, got nan"),
+        ("merge.random_keep=2", "merge.random_keep must be in [0, 1]"),
+        ("merge.wher=1", "unknown setting 'merge.wher'"),
+        ("hybrid.scale=0", "hybrid.scale must be in (0, 1]"),
         ("max_frame_pixels=9", "must hold a cell of 8 × 8 pixels"),
         ("hybrid.every=-2", "every` must be"),
     ],
@@ -125,6 +150,25 @@ def test_a_new_model_that_makes_no_sense_is_one_line(world, tmp_path, setting, m
     given = ("--backbone", world / "text", "--chat-template", "vicuna", "--family", "elva")
     code, _, err = run("init", tmp_path / "new", *given, *sets(*SMALL, "merge.layers=1", setting))
     assert (code, message in err, len(err.strip().splitlines())) == (2, True, 1), err
+
+
+def test_a_clip_smaller_than_a_patch_is_one_line(world, tmp_path):
+    clip = write_video(tmp_path / "flat.mp4", range(8), size=(64, 6))
+    code, _, err = run("answer", clip, "What?", "--model", world / "fresh")
+    message = "a frame of 64 × 6 pixels is smaller than a patch of 8 × 8"
+    assert (code, message in err, len(err.strip().splitlines())) == (2, True, 1), err
+
+
+def test_the_bundled_model_merges_by_its_name():
+    """Fewer tokens are read by the layers after the merge, the answer is that of the schedule set by hand."""
+    settings = {"merge.layers": [2], "merge.keep": 0.5}
+    model, processor = load(None, "cpu", settings=settings)
+    (expected,) = ask(model, processor, DEMO, ["What moves?"], max_new_tokens=8)
+    code, out, err = run("answer", DEMO, "What moves?", "--model", "nano", "--max-new-tokens", 8,
+                         *sets("merge.layers=2", "merge.keep=0.5"))  # fmt: skip
+    assert (code, out.strip()) == (0, expected.answer), err
+    plan = planner_for(model, processor.video_processor).plan(8, 120, 160)
+    assert plan.layer_tokens[2] < 0.7 * plan.layer_tokens[1] == 0.7 * plan.visual_tokens
 
 
 def test_a_language_model_with_states_is_refused_by_the_switch(tmp_path):

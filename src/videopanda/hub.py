@@ -14,6 +14,7 @@ from typing import NamedTuple
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<subfolder>[\w./-]+))?")
 FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 PICKLED = ("*.bin",)
+BUNDLED = ("nano",)  # folders of `assets`
 
 
 class HubName(NamedTuple):
@@ -36,7 +37,8 @@ def parse(name: str | Path) -> HubName | None:
 
 
 def folder_of(name: str | Path, *, pickled: bool = False, files: tuple[str, ...] = FILES) -> Path:
-    """The folder of a model: a local one, or that of a Hub model in the cache, where missing files are downloaded.
+    """The folder of a model: a local one, that of a bundled model by its name ("nano"), or that of a Hub model in the
+    cache, where missing files are downloaded.
 
     An interrupted download resumes where it ended. With HF_HUB_OFFLINE=1 only the cache is used.
 
@@ -50,9 +52,11 @@ def folder_of(name: str | Path, *, pickled: bool = False, files: tuple[str, ...]
     """
     hub = parse(name)
     if hub is None:
-        if not Path(name).is_dir():
-            raise FileNotFoundError(f"no model folder at {name}, and it is not a Hub name such as org/name")
-        return Path(name)
+        if Path(name).is_dir():
+            return Path(name)
+        if str(name) in BUNDLED:
+            return Path(__file__).parent / "assets" / name
+        raise FileNotFoundError(f"no model folder at {name}, and it is not a Hub name such as org/name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         EntryNotFoundError,

@@ -143,7 +143,7 @@ def test_the_report_has_exactly_these_keys(run, checkpoint):
     assert report["num_questions"] == 24
     assert report["num_clips"] == len(select_questions(24, seed=0))
     digest = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
-    assert report["model"] == {"path": str(checkpoint), "sha256": digest}
+    assert report["model"] == {"path": str(checkpoint), "sha256": digest, "settings": {}}
     assert set(report["protocol"]) == {"split", "frames", "sampling", "decoder", "generation", "scoring"}
     assert report["protocol"]["frames"] == 8
     assert json.loads((out / "report.json").read_text()) == report

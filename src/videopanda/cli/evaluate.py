@@ -10,11 +10,18 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint, require_choice, require_device, require_paths
+from videopanda.cli.checks import (
+    require_checkpoint,
+    require_choice,
+    require_device,
+    require_paths,
+    require_settings,
+)
 from videopanda.cli.options import (
     AsJson,
     Cache,
     CacheSize,
+    Change,
     Device,
     Fps,
     FramesBy,
@@ -71,6 +78,7 @@ def scenes_verb(
             "--wordings", metavar="NAME|FILE", help="Wordings of the questions: written, held-out, or a file."
         ),
     ] = "written",
+    set_: Change = None,
 ) -> None:
     """Accuracy on unseen test scenes, next to baselines without the video or with its frames changed.
 
@@ -78,9 +86,10 @@ def scenes_verb(
     """
     if wordings not in ("written", "held-out") and not Path(wordings).is_file():
         raise ValueError(f"--wordings must be written, held-out or a file, got {wordings!r}")
+    require_settings(set_)
     from videopanda.evaluation.scenes_report import scenes_report, table
 
-    loaded = load_model(model)
+    loaded = load_model(model, set_=set_)
     with ExitStack() as stack:
         folder = output or Path(stack.enter_context(TemporaryDirectory()))
         report = scenes_report(
@@ -132,6 +141,7 @@ def run_verb(
     max_new_tokens: MaxNewTokens = 64,
     device: Device = None,
     cache: Cache = None,
+    set_: Change = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask, score and report several benchmarks, with baselines. The same command resumes an interrupted run.
@@ -140,6 +150,7 @@ def run_verb(
     """
     from videopanda.evaluation.benchmarks.table import benchmark
 
+    require_settings(set_)
     roots = {name: folder for name, _, folder in (root.rpartition("=") for root in media_root or [])}
     chosen = []
     for entry in bench:
@@ -155,6 +166,7 @@ def run_verb(
     require_device(device)
     quiet()
     from videopanda.evaluation.run import DEFAULT_CONDITIONS, Bench, run, table
+    from videopanda.models.fields import parse_settings
 
     measured = run(
         [Bench(*one) for one in chosen],
@@ -168,6 +180,7 @@ def run_verb(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         cache=cache.resolve() if cache else None,
+        settings=parse_settings(set_ or []),
     )
     if as_json:
         print(json.dumps(measured))
@@ -234,6 +247,7 @@ def predict_verb(
     workers: Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Number of Ray actors.")] = 1,
     cache: Cache = None,
     cache_size: CacheSize = "10GiB",
+    set_: Change = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a model all questions of a benchmark. The same command resumes an interrupted run.
@@ -247,11 +261,13 @@ def predict_verb(
     if fps is not None and max_visual_tokens is None and not last_frames:
         raise ValueError("--fps requires --max-visual-tokens or --last-frames")
     require_choice("--engine", engine, "local", "ray")
+    require_settings(set_)
     require_paths(path, media_root, prompts)
     model = require_checkpoint(model)
     from videopanda.evaluation.predict import PredictJob, predict
     from videopanda.evaluation.processes import distributed_rank
     from videopanda.evaluation.prompts import read_prompts
+    from videopanda.models.fields import parse_settings
 
     quiet()
     job = PredictJob(
@@ -272,6 +288,7 @@ def predict_verb(
         prompts=read_prompts(prompts),
         cache=cache.resolve() if cache else None,
         cache_bytes=size_in_bytes(cache_size),
+        settings=parse_settings(set_ or []),
     )
     rank, world_size, device = distributed_rank()
     report = predict(

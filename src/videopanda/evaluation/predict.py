@@ -11,7 +11,7 @@ import hashlib
 import json
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -39,6 +39,7 @@ from videopanda.evaluation.prompts import Prompts
 from videopanda.evaluation.provenance import versions, weights_sha256
 from videopanda.hub import name_of
 from videopanda.inference.answer import build_prompt, question_messages
+from videopanda.inference.changes import changes_of
 from videopanda.inference.clip import EncodedClip, encode_clips
 from videopanda.inference.engine import Engine, Failed, GenerateRequest, Limits
 from videopanda.inference.load import BUNDLED_MODEL
@@ -74,6 +75,7 @@ class PredictJob:
     cache: Path | None = None  # folder of visual tokens; answers do not depend on it
     cache_bytes: int = 10 * 2**30
     limit: int | None = None  # ask only this many questions, the same ones every time
+    settings: Mapping[str, Any] = field(default_factory=dict)  # to change in the model that is loaded for this job
 
     @cached_property
     def batches(self) -> list[list[Asked]]:
@@ -98,7 +100,7 @@ class Predictor:
 
     def __init__(self, job: PredictJob, device: str | None = None, loaded: tuple[Any, Any] | None = None):
         self.job = job
-        self.model, self.processor = loaded or load_model(job.model, device)
+        self.model, self.processor = loaded or load_model(job.model, device, settings=job.settings)
         self.engine = Engine(self.model, self.processor, Limits(max_num_seqs=job.batch_size))
         self.cache = TokenDiskCache(job.cache, job.cache_bytes) if job.cache else None
         special = (job.max_visual_tokens is not None, job.last_frames > 0, job.frames_by is not None)
@@ -124,6 +126,7 @@ class Predictor:
             generation={"do_sample": False, "max_new_tokens": job.max_new_tokens, "batch_size": job.batch_size},
             seed=job.seed,
             versions=versions(),
+            settings=changes_of(self.model),
         )
 
     def _sampling(self) -> str:

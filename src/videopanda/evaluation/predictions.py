@@ -54,6 +54,7 @@ class Protocol:
     generation: Mapping[str, Any] = field(default_factory=dict)  # max_new_tokens, do_sample, ...
     seed: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)  # of packages
+    settings: Mapping[str, Any] = field(default_factory=dict)  # changed when the model was loaded: {"merge.keep": 0.5}
 
 
 @dataclass(frozen=True)

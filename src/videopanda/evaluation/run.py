@@ -4,7 +4,7 @@ run([Bench("mvbench", Path("MVBench/json"), Path("MVBench/video"))], Path("out/e
 # or: videopanda evaluate run mvbench=MVBench/json --media-root mvbench=MVBench/video --limit 50 --output …
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ def run(
     batch_size: int = 8,
     max_new_tokens: int = 64,
     cache: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Ask, score and report; everything is kept in `output`, and what is there already is not asked again.
 
@@ -55,6 +56,7 @@ def run(
         conditions: what is shown: "full", and baselines (`evaluation.conditions`).
         limit: ask only this many questions of each benchmark, the same ones every time.
         loaded: the model and its processor, if the caller already has them.
+        settings: changes of the model that need no training, see `inference.load.load`; with `loaded` they are its own.
 
     Returns:
         The report, see `reporting.report`; `not_scored` lists benchmarks whose answers need a judge.
@@ -84,7 +86,7 @@ def run(
         ]
     for job in (job for each in jobs.values() for job in each):
         _check(job)
-    loaded = loaded or load(model, device)
+    loaded = loaded or load(model, device, settings=settings)
     progress, scores, judged = Console(stderr=True), [], []
     for name, each in jobs.items():
         for job in each:

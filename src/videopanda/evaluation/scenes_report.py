@@ -111,7 +111,11 @@ def scenes_report(
         "failures": _failures(folder / "full.jsonl"),
         "wordings": Path(wordings).name,
         "seed": seed,
-        "model": {"path": str(model or BUNDLED_MODEL), "sha256": protocol["model_sha256"]},
+        "model": {
+            "path": str(model or BUNDLED_MODEL),
+            "sha256": protocol["model_sha256"],
+            "settings": protocol["settings"],
+        },
         "protocol": {
             "split": TEST,
             "frames": protocol["num_frames"],

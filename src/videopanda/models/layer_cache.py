@@ -78,7 +78,8 @@ def check_layers(language_model: Any, purpose: str = "token merging") -> None:
         raise ValueError(f"{purpose} needs attention in every layer, and {config.model_type} has {min(kinds)}")
     if config._attn_implementation not in ("sdpa", "eager"):
         raise ValueError(
-            f"{purpose} needs attn_implementation sdpa or eager, and the model uses {config._attn_implementation}"
+            f"{purpose} needs attn_implementation sdpa or eager, and the model uses {config._attn_implementation}: "
+            "load it with one of these, or switch this off in config.json"
         )
 
 

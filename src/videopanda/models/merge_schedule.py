@@ -1,7 +1,7 @@
 """When and how far a language model merges visual tokens (`merging.py`). Part of exported folders; needs no torch."""
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite
 from typing import Any, Literal
 
 
@@ -36,6 +36,8 @@ class MergeSchedule:
             raise ValueError(f"merge layers must be increasing numbers in [0, {num_layers - 1}], got {layers}")
         if not 0.0 < self.keep <= 1.0:
             raise ValueError(f"merge keep must be in (0, 1], got {self.keep}")
+        if not isfinite(self.threshold):
+            raise ValueError(f"merge threshold must be a number, got {self.threshold}")
         if self.mode not in ("ratio", "threshold"):
             raise ValueError(f"merge mode must be ratio or threshold, got {self.mode!r}")
         if not set(self.deep_layers) <= set(layers):

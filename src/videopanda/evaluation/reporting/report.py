@@ -26,7 +26,7 @@ RESAMPLES = 2000
 _DRAWS = 1 << 20  # at a time: a few megabytes
 _DIGITS = 6
 # What may differ between the models and conditions of a table.
-_FREE = frozenset({"model", "model_sha256", "vision_parameters", "condition", "versions"})
+_FREE = frozenset({"model", "model_sha256", "vision_parameters", "condition", "versions", "settings"})
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class Run:
 
     @property
     def model(self) -> str:
-        """Name of the model, or of the file if the predictions do not name one."""
-        return self.protocol.get("model") or self.file.name.partition(".")[0]
+        """Name of the model with its changed settings, or of the file if the predictions do not name one."""
+        changed = " ".join(f"{name}={json.dumps(value)}" for name, value in self.protocol.get("settings", {}).items())
+        return (self.protocol.get("model") or self.file.name.partition(".")[0]) + f", {changed}" * bool(changed)
 
     @property
     def condition(self) -> str:
