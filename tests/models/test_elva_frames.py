@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tiny import tiny_processor
 from tiny_elva import elva, frames, model_inputs
 from videopanda.data.worlds.scenes.dataset import Clip
 from videopanda.inference.answer import ask
@@ -70,6 +71,28 @@ def test_a_policy_lowers_the_same_frames_wherever_it_is_asked(policy):
     assert count == len(visual.tokens) == rules.token_count(8, 24, 40) == len(rules.token_layout(layout, 0))
     (answer,) = ask(model, processor, clip, ["What?"], max_new_tokens=2)
     assert answer.visual_tokens == count
+
+
+def test_without_a_number_all_frames_stay_high():
+    for policy in ("every", "ends", "change", "random"):
+        rules = ElvaVideoProcessor(patch_size=4, hybrid_policy=policy, hybrid_every=0)
+        assert rules.high_frames(5, frames(1)).all()
+        assert rules.token_count(5, 24, 40) == 5 * frame_tokens(3, 5)
+
+
+def test_frames_at_scales_of_their_own():
+    """As training draws them: sizes by the scales, the policy aside, counted and encoded alike."""
+    model, processor = elva(merge={"layers": []}, hybrid_config={"every": 3})
+    rules = processor.video_processor
+    scales = [np.array([1.0, 0.5, 0.75, 0.2, 1.0]), np.array([0.5, 0.9, 1.0])]
+    inputs = rules(videos=[frames(1), frames(2, 3, 16, 16)], frame_scales=scales)
+    grids = inputs["video_placement"]
+    assert grids[grids[:, 0] == 0][:, 2:].tolist() == [[2, 4], [1, 2], [2, 3], [1, 1], [2, 4]]
+    assert grids[grids[:, 0] == 1][:, 2:].tolist() == [[1, 1], [2, 2], [2, 2]]
+    for i, visual in enumerate(model.encode(inputs)):
+        assert len(visual.tokens) == len(rules.token_layout(inputs, i))
+    with pytest.raises(ValueError, match="cannot be scaled one by one"):
+        tiny_processor().video_processor(videos=[frames(1)], frame_scales=[np.ones(5)])
 
 
 def test_by_change_the_frames_after_a_cut_stay_high():

@@ -71,6 +71,11 @@ def is_flipped(sample_id: str, video: int, seed: int) -> bool:
     return bool(np.random.default_rng([seed, zlib.crc32(sample_id.encode()), video]).random() < 0.5)
 
 
+def frame_scales(sample_id: str, video: int, frames: int, least: float, seed: int) -> np.ndarray:
+    """Sides of the frames of a clip relative to full ones, drawn in [least, 1]: the same in every process and epoch."""
+    return np.random.default_rng([seed, zlib.crc32(sample_id.encode()), video, 1]).uniform(least, 1, frames)
+
+
 @dataclass
 class Packed:
     """Token ids of one sample: a shared prefix, then one segment per conversation."""
@@ -104,6 +109,8 @@ class Collator:
             `teacher_origin` (B, 2), row and column of each picture on the teacher's canvas, if it has one.
         teacher_features: returns precomputed teacher features instead.
         frame_times: also return `frame_times` (B, T), the second at which each frame is shown.
+        resolution: least side of a frame relative to a full one, and a seed: each frame of a video gets a size of its
+            own (`frame_scales`). The teacher sees full frames. Needs a family whose frames may differ in size.
     """
 
     def __init__(
@@ -121,6 +128,7 @@ class Collator:
         teacher_processor: Any = None,
         teacher_features: Callable[[Sequence[Sample]], dict[str, torch.Tensor]] | None = None,
         frame_times: bool = False,
+        resolution: tuple[float, int] | None = None,
     ):
         self.processor = processor
         self.tokenizer = processor if not hasattr(processor, "video_processor") else processor.tokenizer
@@ -133,7 +141,9 @@ class Collator:
         self.additive_mask = additive_mask
         self.flip_seed = flip_seed
         self.teacher_processor, self.teacher_features = teacher_processor, teacher_features
-        self.frame_times = frame_times
+        self.frame_times, self.resolution = frame_times, resolution
+        if resolution is not None and not getattr(getattr(processor, "video_processor", None), "mixed_sizes", False):
+            raise ValueError("random_resolution needs a model whose frames may differ in size: set random_resolution=0")
         if flip_seed is not None and getattr(processor.video_processor, "canvas", "") != "square":
             raise ValueError(
                 "Mirroring needs a square canvas: on a tight one the picture would move within the canvas."
@@ -157,7 +167,18 @@ class Collator:
         expansions: list[str] = []
         videos = [video for sample in samples for video in sample.videos]
         if videos:
-            visual = self.processor.video_processor(videos=videos, return_tensors="pt", return_metadata=True)
+            scales = (
+                None
+                if self.resolution is None
+                else [
+                    frame_scales(sample.id, i, len(getattr(video, "frames", video)), *self.resolution)
+                    for sample in samples
+                    for i, video in enumerate(sample.videos)
+                ]
+            )
+            visual = self.processor.video_processor(
+                videos=videos, return_tensors="pt", return_metadata=True, frame_scales=scales
+            )
             expansions = [self.processor.placeholder_text(visual, i) for i in range(len(videos))]
             batch.update({k: v for k, v in visual.items() if k in self.processor.video_processor.model_input_names})
             if self.teacher_processor is not None:

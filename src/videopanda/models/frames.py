@@ -147,6 +147,10 @@ class FrameProcessor(VideoProcessorMixin):
         """Make the model's inputs, by name, of uint8 clips (T, H, W, 3)."""
         raise NotImplementedError
 
+    def place_scaled(self, clips: Sequence[Any], scales: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        """As `place`, with the sides of each frame scaled. Raises ValueError unless frames may differ in size."""
+        raise ValueError("all frames of a video have the same size in this model, so they cannot be scaled one by one")
+
     def frames_of(self, video: Any) -> np.ndarray | list[np.ndarray]:
         """The frames of one video; see `to_uint8_frames`. Raises ValueError for sizes that the family cannot mix."""
         frames = to_uint8_frames(video, self.background)
@@ -204,6 +208,7 @@ class FrameProcessor(VideoProcessorMixin):
         fps: float | None = None,
         return_tensors: str | None = None,
         return_metadata: bool | None = None,
+        frame_scales: Sequence[np.ndarray] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Process one video or any nesting of them; see `flatten_videos` for what counts as a video.
@@ -211,7 +216,7 @@ class FrameProcessor(VideoProcessorMixin):
         `video_metadata` holds one entry per video (frame rate, duration); `num_frames` or `fps` overrides the sampling.
         A file is read by `videopanda.read_video`, with its rules and errors; without sampling, all its frames are read.
         With `return_metadata` the result also has `video_metadata`: duration, frame rate and chosen indices of each
-        video.
+        video. `frame_scales` (T,) of each video are the sides of its frames relative to the full ones, in (0, 1].
         """
         if kwargs:
             raise ValueError(f"{', '.join(sorted(kwargs))}: set this when the processor is created, not per call.")
@@ -238,7 +243,8 @@ class FrameProcessor(VideoProcessorMixin):
                 entry.frames_indices = indices.tolist()
             clips.append(frames)
             metadata.append(entry)
-        features = BatchFeature(self.place(clips), tensor_type=return_tensors)
+        placed = self.place(clips) if frame_scales is None else self.place_scaled(clips, frame_scales)
+        features = BatchFeature(placed, tensor_type=return_tensors)
         if return_metadata:
             features["video_metadata"] = metadata
         return features

@@ -166,11 +166,7 @@ def change_checkpoint(out: str | Path, checkpoint: str | Path, fields: Mapping[s
             raise ValueError(f"the weights of {checkpoint} do not fit {', '.join(fields)}: see {name}")
     require_finite(model, checkpoint)
     processor = AutoProcessor.from_pretrained(checkpoint)
-    rules = processor_class(config)
-    before, after = (rules.video_processor_for(settings).to_dict() for settings in (old, config))
-    for name in before | after:  # None values are in neither
-        if before.get(name) != after.get(name):
-            setattr(processor.video_processor, name, after.get(name))
+    _follow(processor, old, config)
     if "timestamps" in fields:
         processor.timestamps = config.timestamps
     model.save_pretrained(folder)
@@ -193,7 +189,16 @@ def _new_folder(out: str | Path) -> Path:
     return folder
 
 
-def change_fields(model: Any, fields: Mapping[str, Any], folder: Path) -> None:
+def _follow(processor: Any, old: Any, new: Any) -> None:
+    """Give a processor the settings that follow from changes of the model's configuration; it keeps all others."""
+    rules = processor_class(new)
+    before, after = (rules.video_processor_for(config).to_dict() for config in (old, new))
+    for name in before | after:  # None values are in neither
+        if before.get(name) != after.get(name):
+            setattr(processor.video_processor, name, after.get(name))
+
+
+def change_fields(model: Any, processor: Any, fields: Mapping[str, Any], folder: Path) -> None:
     """Change settings of a trained model that change none of its weights; the trained model keeps them.
 
     Raises:
@@ -204,6 +209,7 @@ def change_fields(model: Any, fields: Mapping[str, Any], folder: Path) -> None:
         if name.partition(".")[0] not in adjustable:
             raise ValueError(f"{name} can only be set when a model is created, and {folder} already exists: use init")
     changed = changed_config(model.config, fields)
+    _follow(processor, model.config, changed)
     for part in {name.partition(".")[0] for name in fields}:
         setattr(model.config, f"{part}_config", getattr(changed, f"{part}_config"))
 

@@ -3,8 +3,7 @@
     videopanda train pretrain --config nano --model out/prealign --output out/pretrain
 
 The loop, mixed precision, checkpoints and resuming are the Hugging Face Trainer's. Every checkpoint is an ordinary
-model folder; `metrics.jsonl`, `run.json`, `curves.png` and `index.html`, which shows them, are
-written next to it.
+model folder; `metrics.jsonl`, `run.json`, `curves.png` and `index.html`, which shows them, are written next to it.
 """
 
 import logging
@@ -22,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoProcessor, PrinterCallback, set_seed
 
 from videopanda.checkpoints import checksums
+from videopanda.checkpoints.tensors import HEAD_FILE
 from videopanda.data.collate import Collator
 from videopanda.data.conversations import ConversationDataset, Sampling
 from videopanda.data.loader import EpochDataset
@@ -62,7 +62,7 @@ from videopanda.training.run_page import write_page, write_samples
 from videopanda.training.stages import StageConfig, make_config
 from videopanda.training.tasks import Task, VideoLanguage
 from videopanda.training.teacher_features import FeatureFolder, write_features
-from videopanda.training.trainer import HEAD_FILE, StageTrainer, TaskModule
+from videopanda.training.trainer import StageTrainer, TaskModule
 from videopanda.training.validation import MAX_SAMPLES, line_of
 from videopanda.training.whiten import patch_embedding, whiten_patch_embedding
 
@@ -101,9 +101,7 @@ def custom_settings(data: str, media_root: Path | None, lora: bool, quantize: bo
         settings.append("dtype=float32")  # several times faster than bfloat16 on most CPUs
     if lora:
         settings += ["lora_rank=16", "language_model_lr=0.0002"]
-    if quantize:
-        settings.append("quantize=nf4")
-    return settings
+    return settings + ["quantize=nf4"] * quantize
 
 
 def make_features(stage: str, config: str, set_: list[str], model: Path, out: Path) -> int:
@@ -153,7 +151,7 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
         model, processor = load_quantized(folder) if quantized else load_checkpoint(folder, torch.float32)
         if settings.scenes_vocabulary:
             nano.grow_vocabulary(model, processor, settings.scenes_vocabulary)
-        build.change_fields(model, settings.model_fields, folder)
+        build.change_fields(model, processor, settings.model_fields, folder)
         build.as_trained(model, processor, settings)
         return model, processor
     if settings.lora_rank:
@@ -462,6 +460,7 @@ def make_collator(stage: StageConfig, processor: Any, **fields: Any) -> Collator
         frame_phrases=stage.align_weight > 0 and stage.align_to == "phrases",
         additive_mask=stage.compile,
         flip_seed=stage.seed if stage.official_flip else None,
+        resolution=(stage.random_resolution, stage.seed) if stage.random_resolution else None,
         **fields,
     )
 

@@ -41,6 +41,7 @@ class StageConfig:
     timestamps: Literal["", "none", "frame"] = ""  # "frame" writes "<1.5 seconds>" before each frame; "" = as the model
     system_prompt: str = ""  # put into the chat template of the model; "" = leave the template as it is
     official_flip: bool = False  # mirror half of the clips, as the official frame transform does
+    random_resolution: float = 0.0  # least side relative to a full frame, drawn for every frame; 0 = all are full
     scenes_max_things: int = 4
     scenes_ramp: float = 0.0  # share of the stage during which the number of objects grows from 1 to the maximum
     scenes_plain: float = 0.0  # share of scenes on a plain background
@@ -127,7 +128,7 @@ class StageConfig:
             raise ValueError(f"global_batch must not be negative, got {self.global_batch}")
         if not 0 < self.data_share <= 1:
             raise ValueError(f"data_share must be in (0, 1], not {self.data_share}")
-        for name in ("scenes_wordings", "scenes_outside"):
+        for name in ("scenes_wordings", "scenes_outside", "random_resolution"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
         if not 0 <= self.max_bad_share <= 1:
@@ -151,6 +152,8 @@ class StageConfig:
             raise ValueError(
                 "official_flip mirrors the picture but not the words that align_weight uses: choose one of the two"
             )
+        if self.random_resolution and self.align_weight and self.align_to == "cells":
+            raise ValueError("random_resolution changes what a cell shows: set align_to=phrases, or align_weight=0")
         if self.strategy == "zero3" and self.align_weight > 0:
             raise ValueError("align_weight needs the full embedding matrix, which ZeRO-3 shards: use one or the other")
         if self.strategy == "zero3" and self.save_dtype != "float32":
@@ -323,7 +326,7 @@ GUIDED = {
     ),
     "finetune": replace(
         _GUIDED, stage="finetune", data="elva_tune.json", num_frames=32, vision_lr=2e-5, language_model_lr=2e-5,
-        global_batch=128, batch_size=1, max_length=8192,
+        global_batch=128, batch_size=1, max_length=8192, random_resolution=0.5,
         model_fields={"merge.layers": "3,9,17", "merge.random_keep": "0.3"},
     ),
 }  # fmt: skip

@@ -41,7 +41,7 @@ class ValidationBatches(Dataset):
         self.collator = copy.copy(collator)
         self.collator.teacher_processor = self.collator.teacher_features = self.collator.flip_seed = None
         self.collator.cell_words = self.collator.frame_phrases = False
-        self.collator.frame_times, self.collator.pad_to = False, None
+        self.collator.frame_times, self.collator.pad_to, self.collator.resolution = False, None, None
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
 
     def __len__(self) -> int:

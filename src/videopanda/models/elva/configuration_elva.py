@@ -119,6 +119,8 @@ class ElvaEmbeddingConfig(PreTrainedConfig):
             raise ValueError(f"embedding.hidden_size {hidden_size} is not a multiple of num_heads {num_heads}")
         check_choice("reduction", reduction, ("attention", "mean"))
         check_choice("kind", kind, ("vpel", "convolution", "linear"))
+        if kind != "vpel" and (frame_link or not markers or reduction != "attention"):
+            raise ValueError(f"embedding.frame_link, markers and reduction are of kind vpel and do nothing with {kind}")
         super().__init__(**kwargs)
 
     @property
@@ -218,7 +220,10 @@ class ElvaConfig(PreTrainedConfig):
             "initializer_range": 0.06,
         },
     }
-    adjustable = ("merge",)  # sections of fields that change no weights: a later stage of training may set them
+    adjustable = (
+        "merge",
+        "hybrid",
+    )  # sections of fields that change no weights: a later stage of training may set them
     sub_configs = {  # noqa: RUF012
         "text_config": AutoConfig,
         "embedding_config": ElvaEmbeddingConfig,

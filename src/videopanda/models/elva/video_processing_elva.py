@@ -108,17 +108,19 @@ class ElvaVideoProcessor(FrameProcessor):
         """Cells per side of the largest square frame."""
         return int(self.frame_cells**0.5)
 
-    def grids(self, num_frames: int, height: int, width: int, is_high_T: np.ndarray | None = None) -> np.ndarray:
+    def grids(self, num_frames: int, height: int, width: int, scale_T: np.ndarray | None = None) -> np.ndarray:
         """Rows and columns of cells of each frame of a clip, (T, 2).
 
         Args:
-            is_high_T: frames at the high resolution; default: the policy's choice without seeing the frames.
+            scale_T: sides relative to the high resolution; default: the policy's choice without seeing the frames.
         """
-        rows, columns = grid_of(height, width, self.cell_size, self.frame_cells)
-        if is_high_T is None:
-            is_high_T = self.high_frames(num_frames)
-        low = [max(1, round(side * self.hybrid_scale)) for side in (rows, columns)]
-        return np.where(is_high_T[:, None], [rows, columns], low)
+        sides_2 = np.array(grid_of(height, width, self.cell_size, self.frame_cells))
+        scale_T = self.scales(num_frames) if scale_T is None else scale_T
+        return np.maximum(1, np.rint(scale_T[:, None] * sides_2)).astype(int)
+
+    def scales(self, num_frames: int, frames: Iterable[np.ndarray] | None = None) -> np.ndarray:
+        """Sides of every frame relative to the high resolution, (T,); see `high_frames`."""
+        return np.where(self.high_frames(num_frames, frames), 1.0, self.hybrid_scale)
 
     def high_frames(self, num_frames: int, frames: Iterable[np.ndarray] | None = None) -> np.ndarray:
         """Which frames keep the high resolution, bool (T,). The first and the last one always do.
@@ -151,7 +153,7 @@ class ElvaVideoProcessor(FrameProcessor):
 
     def token_count(self, num_frames: int, height: int, width: int, kind: Literal["video", "image"] = "video") -> int:
         """Count the tokens of a clip of `num_frames` frames, or of an image, of `height` × `width` source pixels."""
-        grids_T2 = self.grids(num_frames, height, width, None if kind == "video" else np.ones(num_frames, bool))
+        grids_T2 = self.grids(num_frames, height, width, None if kind == "video" else np.ones(num_frames))
         return self._count(grids_T2)
 
     def _count(self, grids_T2: np.ndarray) -> int:
@@ -180,18 +182,24 @@ class ElvaVideoProcessor(FrameProcessor):
 
     def place(self, clips: Sequence[Sequence[np.ndarray]], is_image: bool = False) -> dict[str, torch.Tensor]:
         """Resize, normalize and cut clips into cells, (C, 4, 3·p·p), with (F, 4) rows that describe the frames."""
+        scales = [np.ones(len(clip)) if is_image else self.scales(len(clip), clip) for clip in clips]
+        return dict(zip(self.image_input_names if is_image else self.model_input_names, self._placed(clips, scales)))
+
+    def place_scaled(self, clips: Sequence[Any], scales: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        """As `place`, with these sides relative to the high resolution instead of those of the policy."""
+        return dict(zip(self.model_input_names, self._placed(clips, scales)))
+
+    def _placed(
+        self, clips: Sequence[Sequence[np.ndarray]], scales: Sequence[np.ndarray]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if not clips:
             raise ValueError("There is no video or image to process.")
         grids, cells = [], []
-        for clip in clips:
-            high_T = np.ones(len(clip), bool) if is_image else self.high_frames(len(clip), clip)
-            grid_T2 = np.concatenate(
-                [self.grids(1, frame.shape[0], frame.shape[1], high_T[t : t + 1]) for t, frame in enumerate(clip)]
-            )
-            cells += [self._cells(frame, int(rows), int(columns)) for frame, (rows, columns) in zip(clip, grid_T2)]
-            grids.append(grid_T2)
-        pixels, rows = self.image_input_names if is_image else self.model_input_names
-        return {pixels: torch.from_numpy(np.concatenate(cells)), rows: _rows(grids)}
+        for clip, scale_T in zip(clips, scales, strict=True):
+            one = [self.grids(1, *frame.shape[:2], scale_T[t : t + 1]) for t, frame in enumerate(clip)]
+            grids.append(np.concatenate(one))
+            cells += [self._cells(frame, *map(int, grid)) for frame, grid in zip(clip, grids[-1], strict=True)]
+        return torch.from_numpy(np.concatenate(cells)), _rows(grids)
 
     def _cells(self, frame: np.ndarray, rows: int, columns: int) -> np.ndarray:
         """The cells of one frame in reading order, float32 (rows · columns, 4, 3·p·p)."""
