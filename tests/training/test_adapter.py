@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clips import Clips, metrics
+from clips import Clips, metrics, timed
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from tiny import clip, tiny_config, tiny_model, tiny_processor
+from tiny_elva import batch, elva, frames, model_inputs
+from videopanda.data.sample import Sample
 from videopanda.models.load import load_checkpoint
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration
 from videopanda.training.adapter import ADAPTER, add_adapter, load_quantized
@@ -35,9 +37,16 @@ def start(tmp_path_factory) -> Path:
     return folder
 
 
+class TimedClips(Clips):
+    """The same, with the times of frames, which the prompts of some models state."""
+
+    def __getitem__(self, index: int) -> Sample:
+        return timed(super().__getitem__(index))
+
+
 def train(start: Path, out: Path, settings: StageConfig) -> Path:
     model, processor = load_checkpoint(start, torch.float32)
-    return run_stage(settings, add_adapter(model, settings), processor, Clips(), out)
+    return run_stage(settings, add_adapter(model, settings), processor, TimedClips(), out)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +112,7 @@ def test_a_run_with_an_adapter_resumes(start, tuned, tmp_path):
     shutil.copytree(tuned / "checkpoint-2", tmp_path / "checkpoint-2")
     shutil.copy(tuned / "run.json", tmp_path)
     model, processor = load_checkpoint(start, torch.float32)
-    run_stage(stage(), add_adapter(model, stage()), processor, Clips(), tmp_path, resume=True)
+    run_stage(stage(), add_adapter(model, stage()), processor, TimedClips(), tmp_path, resume=True)
     one, other = (load_file(folder / ADAPTER / "adapter_model.safetensors") for folder in (tmp_path, tuned))
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
     assert np.isfinite(json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["loss"])
@@ -145,3 +154,26 @@ def test_a_model_with_missing_weights_is_refused(start, tmp_path):
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"is not a complete videopanda checkpoint: it lacks model\.stab\.row_token"):
         load_checkpoint(tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize("fields", [{"modality_split": "norm"}, {"modality_split": "all"}, {"pre_buffer_layers": 1}])
+def test_an_adapter_is_refused_where_visual_tokens_have_weights_in_the_layers(fields):
+    """They would be trained beside the copies that PEFT makes, and the merged model would answer differently."""
+    model, _ = elva(merge={"layers": []}, **fields)
+    with pytest.raises(ValueError, match="LoRA does not work with modality_split or pre_buffer_layers"):
+        add_adapter(model, stage())
+
+
+def test_an_adapter_of_a_model_that_merges_is_merged_exactly(tmp_path):
+    """The folder answers as the adapted model did, whose tokens merge."""
+    for part in elva(merge={"layers": [1, 2]}):
+        part.save_pretrained(tmp_path / "start")
+    out = train(tmp_path / "start", tmp_path / "out", stage())
+    model, processor = load_checkpoint(out, torch.float32)
+    adapted = PeftModel.from_pretrained(load_checkpoint(tmp_path / "start", torch.float32)[0], out / ADAPTER)
+    inputs = model_inputs(batch(processor, [frames(1), frames(2, 3)], ["What?", "How many?"]))
+    start = load_checkpoint(tmp_path / "start", torch.float32)[0]
+    with torch.no_grad():
+        merged, loaded, before = (net.eval()(**inputs).logits[:, -1] for net in (model, adapted, start))
+    assert (loaded - before).abs().max() > 1e-2
+    assert (loaded - merged).abs().max() <= 1e-4  # measured worst: 1e-6

@@ -72,6 +72,9 @@ class VisualGenerationMixin(GenerationMixin):
         pixels, placement = (inputs[name] for name in VISUAL_INPUTS[kind])
         return self.model.encode(pixels.to(self.device, self.dtype), placement, kind)
 
+    def check_adaptable(self) -> None:
+        """Check that a low-rank adapter on the language model can be merged into its weights. Raises ValueError."""
+
     @property
     def chunk_frames(self) -> int | None:
         """A clip may be encoded in chunks that are multiples of this many frames; None: only as a whole."""

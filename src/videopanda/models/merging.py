@@ -3,8 +3,7 @@
     merger = Merger(MergeSchedule(layers=(3, 9, 17), keep=0.5), visual_places(ids, layouts))
     add_layer_hooks(language_model)                                  # once per model
     output = language_model(inputs_embeds=..., token_merger=merger)  # deeper layers run on fewer tokens
-    hidden = merger.unmerge(output.last_hidden_state)                # (B, N, E) again: merged tokens get their
-    survivor's
+    hidden = merger.unmerge(output.last_hidden_state)                # (B, N, E) again, merged tokens as copies
 
 Tokens at the same place of consecutive frames are compared by cosine; a run of similar ones collapses into its
 earliest member, as the mean weighted by the number of tokens each represents. The survivor keeps its rotary position.

@@ -49,9 +49,12 @@ def add_adapter(model: Any, stage: StageConfig) -> Any:
     """Wrap a model in a `PeftModel` with the settings of the stage.
 
     Raises:
-        ValueError: the language model has no linear maps of the usual names.
+        ValueError: the language model has no linear maps of the usual names, or the model has parts that an adapter
+            does not fit.
     """
     from peft import LoraConfig, get_peft_model
+
+    model.check_adaptable()
 
     paths = vision_paths(model)
     rates = stage.learning_rates(paths)

@@ -194,6 +194,18 @@ class ElvaForConditionalGeneration(VisualGenerationMixin, ElvaPreTrainedModel):
             found["visual_parameters"] = self.model.visual_parameters
         return found
 
+    def check_adaptable(self) -> None:
+        """Check that LoRA fits. Raises ValueError for parameters of the layers that are trained whole.
+
+        Visual parameters and pre-buffer layers are parts of decoder layers: an adapter would act on all tokens while it
+        is trained, and on text alone once it is merged.
+        """
+        if self.config.modality_split != "none" or self.config.pre_buffer_layers:
+            raise ValueError(
+                "LoRA does not work with modality_split or pre_buffer_layers, whose weights in the decoder layers are "
+                "trained whole: set lora_rank=0, or make the model without them"
+            )
+
     def no_video(self) -> dict[str, Tensor]:
         """Inputs of one video without frames: it runs the vision modules and yields no tokens."""
         patch = self.config.embedding_config.patch_size

@@ -237,13 +237,11 @@ class ElvaVideoEmbedding(nn.Module):
     def _linked(self, frame_Fc: Tensor, video_F: Tensor) -> Tensor:
         """FRAME tokens attend to those of the same and of earlier frames of their video, (F, c)."""
         heads, tokens_Fc = self.config.num_heads, self.norm(frame_Fc)
-        q, k, v = (part(tokens_Fc).unflatten(1, (heads, -1)).transpose(0, 1) for part in self._projections())
+        parts = self.attention.q, self.attention.k, self.attention.v
+        q, k, v = (part(tokens_Fc).unflatten(1, (heads, -1)).transpose(0, 1) for part in parts)
         seen_FF = (video_F[:, None] == video_F).tril()
         read_HFW = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_FF)
         return self.attention.o(read_HFW.transpose(0, 1).flatten(1))
-
-    def _projections(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        return self.attention.q, self.attention.k, self.attention.v
 
 
 __all__ = ["ElvaVideoEmbedding", "SharedCrossAttention", "TokenPlaces", "token_layout", "token_places"]
