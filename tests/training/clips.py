@@ -47,6 +47,19 @@ class Disturbed(Clips):
         return super().__getitem__(index)
 
 
+class Timed:
+    """Frames that know when they are shown, as a decoded clip does."""
+
+    def __init__(self, frames: np.ndarray):
+        self.frames, self.duration = frames, 4.0
+        self.timestamps = tuple(np.arange(len(frames)) * 4.0 / len(frames))
+
+
+def timed(sample: Sample) -> Sample:
+    """The sample with times, and an answer of as many tokens as all others have."""
+    return Sample(sample.id, tuple(map(Timed, sample.videos)), (((f"Question {sample.id}?", "yes"),),))
+
+
 STAGE = StageConfig(
     "pretrain",
     data="clips",

@@ -8,25 +8,26 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from clips import Disturbed
+from clips import Disturbed, Timed, timed
 from safetensors.torch import load_file
 from transformers import AutoConfig, SiglipVisionConfig, SiglipVisionModel
 
 from media import write_video
 from tiny import randomize, tiny_config, tiny_tokenizer
+from videopanda.checkpoints.tensors import HEAD_FILE
 from videopanda.data.sample import Sample
 from videopanda.models.elva import ElvaConfig, ElvaForConditionalGeneration, ElvaProcessor
 from videopanda.training.callbacks import RunStoppedError
 from videopanda.training.guidance import last_hidden_state
 from videopanda.training.run import make_features, make_task, run_stage, shutdown_distributed, train
-from videopanda.training.stages import GUIDED, StageConfig, make_config
-from videopanda.training.trainer import HEAD_FILE
+from videopanda.training.stages import GUIDED, make_config
 
 SETTINGS = (
     *("global_batch=0", "batch_size=2", "max_steps=3", "dtype=float32", "log_steps=1", "save_steps=2"),
@@ -80,9 +81,9 @@ def settings(folder: Path, *more: str) -> list[str]:
     return [*SETTINGS, f"data={folder / 'rows.json'}", f"teacher={folder / 'teacher'}", *more]
 
 
-def trace(folder: Path) -> np.ndarray:
+def trace(folder: Path, names: tuple[str, ...] = ("loss", *PARTS)) -> np.ndarray:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return np.array([[row[name] for name in ("loss", *PARTS)] for row in rows if "loss" in row])
+    return np.array([[row[name] for name in names] for row in rows if "loss" in row])
 
 
 @pytest.fixture(scope="module")
@@ -151,49 +152,58 @@ def test_guidance_needs_text_and_no_other_teacher():
 
 
 # -- resuming and several processes ------------------------------------------------------------------------------------
-STAGE = {**make_config("spatiotemporal", "elva", [*SETTINGS, "validation=0"]).as_dict(), "data": "clips"}
-
-
 def stop() -> None:
     os.kill(os.getpid(), signal.SIGUSR1)
-
-
-class Timed:
-    """Frames that know when they are shown, as a decoded clip does."""
-
-    def __init__(self, frames: np.ndarray):
-        self.frames, self.duration = frames, 4.0
-        self.timestamps = tuple(np.arange(len(frames)) * 4.0 / len(frames))
 
 
 class Decoded(Disturbed):
     """All answers have as many tokens: the mean over a batch is that over the means of its rows."""
 
+    def __init__(self, index: int, disturb, still: bool = False):
+        super().__init__(index, disturb)
+        self.still = still
+
     def __getitem__(self, index: int) -> Sample:
-        sample = super().__getitem__(index)
-        return Sample(sample.id, tuple(map(Timed, sample.videos)), (((f"Question {index}?", "yes"),),))
+        """Still: images and single frames in turns."""
+        sample = timed(super().__getitem__(index))
+        if not self.still or not sample.videos:
+            return sample
+        (clip,) = sample.videos
+        first = Timed(clip.frames[:1])
+        return replace(sample, videos=(first,)) if index % 2 else replace(sample, videos=(), images=(first,))
 
 
-def run_guided(folder: Path, teacher: Path, resume: bool = False, disturb=None, keep: float = 0.0, **fields) -> Path:
+def run_guided(
+    folder: Path, teacher: Path, name: str = "spatiotemporal", resume: bool = False, disturb=None, **fields
+) -> Path:
+    """A stage of the curriculum; the last one merges a random share, at a random resolution."""
     torch.set_num_threads(1)
-    stage = StageConfig(**{**STAGE, "teacher": str(teacher), "save_steps": 3, **fields})
-    model = elva(merge_config={"layers": [2], "random_keep": keep})
+    frozen = ["language_model_lr=0"] * (name == "prealign")
+    stage = make_config(name, "elva", [*SETTINGS, *frozen])
+    stage = replace(stage, data="clips", save_steps=3, model_fields={}, teacher=str(teacher), **fields)
+    model = elva(merge_config={"layers": [2], "random_keep": 0.4} if name == "finetune" else None)
     processor = processor_of(model)
     task, collator = make_task(stage, model, processor, None)
-    dataset = Decoded(5, disturb or (lambda: None))
+    dataset = Decoded(5, disturb or (lambda: None), still=name in ("prealign", "spatial"))
     return run_stage(stage, model, processor, dataset, folder, resume, task, collator)
 
 
-def test_a_stopped_run_resumes_bit_for_bit(folder, tmp_path):
+@pytest.mark.parametrize("name", GUIDED)
+def test_a_stopped_stage_resumes_bit_for_bit(name, folder, tmp_path):
     teacher = folder / "teacher"
-    run_guided(tmp_path / "whole", teacher, max_steps=6, keep=0.4)
+    run_guided(tmp_path / "whole", teacher, name, max_steps=6)
     with pytest.raises(RunStoppedError):
-        run_guided(tmp_path / "part", teacher, disturb=stop, max_steps=6, keep=0.4)
-    run_guided(tmp_path / "part", teacher, resume=True, max_steps=6, keep=0.4)
-    assert np.array_equal(trace(tmp_path / "part"), trace(tmp_path / "whole"))
-    for name in ("model.safetensors", HEAD_FILE):
-        one, other = (load_file(tmp_path / run / name) for run in ("whole", "part"))
+        run_guided(tmp_path / "part", teacher, name, disturb=stop, max_steps=6)
+    run_guided(tmp_path / "part", teacher, name, resume=True, max_steps=6)
+    parts = ("loss", *PARTS) if name == "spatiotemporal" else ("loss",)
+    assert np.array_equal(trace(tmp_path / "part", parts), trace(tmp_path / "whole", parts))
+    for file in ("model.safetensors", *[HEAD_FILE] * (name == "spatiotemporal")):
+        one, other = (load_file(tmp_path / run / file) for run in ("whole", "part"))
         assert [key for key in one if not torch.equal(one[key], other[key])] == []
+    start, one = elva().state_dict(), load_file(tmp_path / "part" / "model.safetensors")
+    moved = {key.split(".")[1] for key in one if not torch.equal(one[key], start[key])}
+    assert ("language_model" in moved) is (name != "prealign")
+    assert "embedding" in moved
 
 
 def test_two_processes_learn_what_one_does(folder, tmp_path):
