@@ -196,9 +196,11 @@ class ElvaVideoProcessor(FrameProcessor):
             raise ValueError("There is no video or image to process.")
         grids, cells = [], []
         for clip, scale_T in zip(clips, scales, strict=True):
-            one = [self.grids(1, *frame.shape[:2], scale_T[t : t + 1]) for t, frame in enumerate(clip)]
-            grids.append(np.concatenate(one))
-            cells += [self._cells(frame, *map(int, grid)) for frame, grid in zip(clip, grids[-1], strict=True)]
+            grid_T2 = np.concatenate(
+                [self.grids(1, frame.shape[0], frame.shape[1], scale_T[t : t + 1]) for t, frame in enumerate(clip)]
+            )
+            cells += [self._cells(frame, int(rows), int(columns)) for frame, (rows, columns) in zip(clip, grid_T2)]
+            grids.append(grid_T2)
         return torch.from_numpy(np.concatenate(cells)), _rows(grids)
 
     def _cells(self, frame: np.ndarray, rows: int, columns: int) -> np.ndarray:
