@@ -17,7 +17,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ from videopanda.models.merge_schedule import MergeSchedule
 from videopanda.plan.planner import planner_for
 from videopanda.video.read import read_video
 
-KEEPS = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.25)
+MAIN = 0.5  # the operating point of the paper
+KEEPS = (0.9, 0.75, 0.6, MAIN, 0.4, 0.3, 0.25)
 UNMERGED, HIGH = "unmerged", "high alone"
 FILE = "curve.json"
 SPLIT = "test"
@@ -84,8 +85,17 @@ def right_of(file: Path) -> Right:
 def merging_row(options: argparse.Namespace, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Ask all questions with one schedule."""
     model, processor = load(options.model, "cpu", settings=settings)
-    folder, shared = options.output / name.replace(" ", "-"), options.output / "scenes"
-    scenes_report(folder, (model, processor), options.model, options.num, options.seed, False, None, 1, False, shared)
+    folder = options.output / name.replace(" ", "-")
+    scenes_report(
+        folder,
+        (model, processor),
+        options.model,
+        options.num,
+        options.seed,
+        baselines=False,
+        workers=1,
+        media_root=options.media_root,
+    )
     right = right_of(folder / "full.scores.jsonl")
     base = right_of(options.output / UNMERGED / "full.scores.jsonl")
     plan = planner_for(model, processor.video_processor).plan(processor.video_processor.num_frames, 96, 128)
@@ -101,7 +111,7 @@ def merging_row(options: argparse.Namespace, name: str, settings: Mapping[str, A
 def speeds(options: argparse.Namespace, ways: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Seconds from the decoded frames of a clip of `--speed-frames` to the first token, and the speed-up, in turns."""
     model, processor = load(options.model, "cpu")
-    file = min((options.output / "scenes" / "clips").glob("*.mp4"))
+    file = min((options.media_root / "clips").glob("*.mp4"))
     video = read_video(file, num_frames=options.speed_frames)
     layout = CacheLayout.of(model.config.get_text_config())
 
@@ -223,6 +233,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--media-root", type=Path, help="scenes of the same number and seed that exist already")
     parser.add_argument("--num", type=int, default=2000, help="questions per schedule")
     parser.add_argument("--long", type=int, default=1200, help="questions about long clips")
     parser.add_argument("--seed", type=int, default=11)
@@ -241,8 +252,9 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         own = getattr(config, "merge_config", None)
         options.layers = (own and own.layers) or sorted({*depths(config.get_text_config().num_hidden_layers)})
     options.output.mkdir(parents=True, exist_ok=True)
+    options.media_root = options.media_root or options.output / "scenes"
     file = options.output / FILE
-    settings = {name: value for name, value in vars(options).items() if name not in ("model", "output")}
+    settings = {name: value for name, value in vars(options).items() if name not in ("model", "output", "media_root")}
     settings["model_sha256"] = weights_sha256(options.model)
     record: dict[str, Any] = {
         "what": __doc__.splitlines()[0],
@@ -269,14 +281,20 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             print(part, name, json.dumps(row), flush=True)
 
     ways = schedules(options.layers)
-    for name, way in ways.items():
-        if name not in record["merging"]:
-            keep("merging", {name: merging_row(options, name, way)})
+
+    def merge(names: Iterable[str]) -> None:
+        for name in names:
+            if name not in record["merging"]:
+                keep("merging", {name: merging_row(options, name, ways[name])})
+
+    merge([UNMERGED, f"keep {MAIN:g}"])  # what is asked first, first
     for name, way in hybrid_ways(options).items():
         if name not in record["hybrid"]:
             keep("hybrid", {name: hybrid_row(options, name, way)})
     if not record["speed"]:
         keep("speed", speeds(options, ways))
+    merge(ways)
+    record["merging"] = {name: record["merging"][name] for name in ways}
     return record
 
 
