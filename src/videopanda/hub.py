@@ -1,6 +1,7 @@
 """Models by their name on the Hub, through huggingface_hub: its cache, its progress, HF_ENDPOINT, offline mode, tokens.
 
     folder_of("org/name")                     # a local folder as it is; else the files of a Hub model, downloaded once
+    folder_of("nano")                         # a model that comes with this package, unless there is such a folder
     folder_of("org/name@v1.0:subfolder")      # a revision, and a folder in the repository
 
 Files are chosen by what they are: configurations, tokenizers, templates and safetensors. Code is never downloaded, and
@@ -37,8 +38,8 @@ def parse(name: str | Path) -> HubName | None:
 
 
 def folder_of(name: str | Path, *, pickled: bool = False, files: tuple[str, ...] = FILES) -> Path:
-    """The folder of a model: a local one, that of a bundled model by its name ("nano"), or that of a Hub model in the
-    cache, where missing files are downloaded.
+    """The folder of a model: a local one, one of this package, or that of a Hub model in the cache, where missing files
+    are downloaded.
 
     An interrupted download resumes where it ended. With HF_HUB_OFFLINE=1 only the cache is used.
 
