@@ -1,9 +1,11 @@
 """The benches of decoding, generation and training run on real clips and models, and report what they promise."""
 
+import io
 import json
 
 import av
 import pytest
+from rich.console import Console
 
 from videopanda.bench import decoding, generating, stepping
 from videopanda.bench.report import rows_table
@@ -16,7 +18,22 @@ def check(report, ratio):
     assert report["machine"]["cores"] > 0
     for row in report["rows"]:
         assert 0 < row[ratio]["low"] <= row[ratio]["median"] <= row[ratio]["high"]
-    assert rows_table(report, "title").row_count == len(report["rows"])
+    console = Console(width=80, file=io.StringIO())
+    console.print(rows_table(report, "title"))
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert all(f"{row[ratio]['median']:.3g}" in text for row in report["rows"])
+
+
+def test_columns_that_do_not_fit_follow_in_a_second_table():
+    value = {"median": 12.345, "low": 11.111, "high": 13.333}
+    rows = [{"way": name, **{f"figure_{n}": value for n in range(8)}} for name in ("plain", "merged, hybrid")]
+    report = {"machine": {"gpu": "", "processor": "CPU", "threads": 1}, "settings": {"rounds": 1}, "rows": rows}
+    console = Console(width=80, file=io.StringIO())
+    console.print(rows_table(report, "title"))
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert (text.count("merged, hybrid"), text.count("(11.1–13.3)")) == (2, 16)
 
 
 def test_decoding(tmp_path):

@@ -58,7 +58,8 @@ def test_every_benchmark_runs_through(name, model, tmp_path):
     assert not {"missing_prediction", "missing_video", "error"} & set(summary["statuses"])
     code, printed, _ = run("evaluate", "report", out, "--output", tmp_path / "report")
     assert code == 0
-    assert f"## {inspected['title']}" in printed
+    assert f"## {inspected['title']}" in (tmp_path / "report" / "report.md").read_text()
+    assert f"{tmp_path / 'report' / 'report.md'}" in printed
     measured = json.loads((tmp_path / "report" / "report.json").read_text())["benchmarks"][0]
     assert measured["models"][0]["conditions"]["full"]["questions"] == summary["questions"]
 
@@ -78,5 +79,6 @@ def test_scenes_with_the_whole_battery(model, tmp_path):
     header = (
         "| model | full | no video | one frame | shuffled | reversed | wrong video | most frequent answer | chance |"
     )
-    assert header in printed
+    assert header in (tmp_path / "report" / "report.md").read_text()
+    assert "wrong" in printed
     assert (tmp_path / "report" / "scenes.vision_size.png").stat().st_size > 5000

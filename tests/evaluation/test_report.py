@@ -1,17 +1,20 @@
 """Protects the report: its numbers and intervals, what it refuses to mix, and that losses and baselines are shown."""
 
+import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from benchmark_files import VIDEO_MME_ROW, question, write_json, write_lines
+from rich.console import Console
 
 from command import run
 from videopanda.evaluation.predictions import CONDITIONS
 from videopanda.evaluation.reporting.published import PUBLISHED
 from videopanda.evaluation.reporting.report import bootstrap, measure, report
-from videopanda.evaluation.reporting.write import markdown, write
+from videopanda.evaluation.reporting.write import markdown, overview, write
 from videopanda.evaluation.scoring.score import score_file
 
 IDS = [f"v_{i}" for i in range(40)]
@@ -268,9 +271,26 @@ def test_damaged_scores_are_refused(battery, tmp_path):
 def test_the_command_reports(battery, tmp_path):
     code, out, err = run("evaluate", "report", *battery, "--output", tmp_path / "out")
     assert (code, err) == (0, "")
-    assert "Does it look at the video?" in out
+    assert re.search(r"MSVD-QA +40 +100.0 +100–100 +65.0 +–", out)
     code, out, _ = run("evaluate", "report", *battery, "--output", tmp_path / "out", "--json")
     assert json.loads(out) == report(battery)
+
+
+def test_the_printed_table_fits_80_columns_and_names_the_models(battery):
+    (table,) = report(battery)["benchmarks"]
+    (model,) = table["models"]
+    whole = model["conditions"]["full"]
+    names = ("video-panda-7b-finetuned", "video-llava-7b")
+    models = [{**model, "model": name, "conditions": dict.fromkeys(CONDITIONS, whole)} for name in names]
+    several = [{**table, "title": title, "models": models} for title in ("Video-MME with subtitles", "MVBench")]
+    console = Console(width=80, file=io.StringIO())
+    console.print(overview({"benchmarks": several}))
+    printed = console.file.getvalue()
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "…" not in printed
+    first = "".join(line[:17].strip() for line in printed.splitlines())  # a long name goes on in the next line
+    for name in (*names, "MVBench"):
+        assert name in first
 
 
 def test_published_numbers_name_their_protocol():

@@ -1,57 +1,96 @@
 """The output of `videopanda bench`: tables, and a bubble chart of latency over parameters."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
+from rich import box
+from rich.console import Group
 from rich.table import Table
 
+_WIDEST_NAME = 20
 
-def table(report: dict[str, Any]) -> Table:
-    """Each model with its measured figures, next to those of the paper's Table 3."""
+
+def table(report: dict[str, Any]) -> Group:
+    """Each model with its measured figures, and a line with those of the paper's Table 3."""
     settings, machine = report["settings"], report["machine"]
     title = f"Vision parts, {settings['source']} pixels"
-    timed = any("latency_ms" in row for row in report["models"].values())
-    if timed:
+    if any("latency_ms" in row for row in report["models"].values()):
         where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
         title += f", {settings['dtype']}, {where}, {settings['rounds']} rounds"
-    grid = Table(title=title, title_justify="left")
-    for column in ("model", "frames", "params", "MACs", "latency", "× video-panda", "peak memory", "paper's Table 3"):
-        grid.add_column(column, justify="left" if column == "model" else "right")
+    lines: list[tuple[str, ...]] = [
+        ("model", "frames", "params,\nM", "MACs,\nG", "latency,\nms", "× video-panda", "peak,\nMiB")
+    ]
     for name, row in report["models"].items():
-        latency, ratio, peak, paper = (
-            row.get(key) for key in ("latency_ms", "times_video_panda", "peak_bytes", "paper")
+        lines.append(
+            (
+                fill(name, _WIDEST_NAME),
+                str(row["frames"]),
+                f"{row['params'] / 1e6:.1f}",
+                f"{row['macs'] / 1e9:.1f}",
+                _median(row.get("latency_ms"), ".0f"),
+                _median(row.get("times_video_panda"), ".3g"),
+                _cell("peak_bytes", row.get("peak_bytes")),
+            )
         )
-        grid.add_row(
-            name,
-            str(row["frames"]),
-            f"{row['params'] / 1e6:.1f} M",
-            f"{row['macs'] / 1e9:.1f} G",
-            "–" if latency is None else f"{latency['median']:.0f} ms ({latency['low']:.0f}–{latency['high']:.0f})",
-            "–" if ratio is None else f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})",
-            "–" if peak is None else f"{peak / 2**20:.0f} MiB",
-            "–" if paper is None else f"{paper['params']} M, {paper['macs']} G, {paper['latency_ms']} ms",
-        )
-    return grid
+        if paper := row.get("paper"):
+            lines.append(
+                ("  its Table 3", "", str(paper["params"]), str(paper["macs"]), str(paper["latency_ms"]), "", "")
+            )
+    return _grids(title, lines)
 
 
-def rows_table(report: dict[str, Any], title: str) -> Table:
-    """A report of rows: medians with their intervals, sizes in MiB."""
+def rows_table(report: dict[str, Any], title: str) -> Group:
+    """A report of rows: medians with their intervals."""
     machine = report["machine"]
     where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
-    grid = Table(title=f"{title}, {where}, {report['settings']['rounds']} rounds", title_justify="left")
-    for number, key in enumerate(report["rows"][0]):
-        grid.add_column(key.replace("_bytes", "").replace("_", " "), justify="right" if number else "left")
-    for row in report["rows"]:
-        grid.add_row(*(_cell(key, value) for key, value in row.items()))
-    return grid
+    header = [fill(key.replace("_bytes", ", MiB").replace("_", " "), 10) for key in report["rows"][0]]
+    lines = [[_cell(key, value) for key, value in row.items()] for row in report["rows"]]
+    return _grids(f"{title}, {where}, {report['settings']['rounds']} rounds", [header, *lines])
+
+
+def _grids(title: str, lines: Sequence[Sequence[str]]) -> Group:
+    """Tables of at most 80 columns: what does not fit follows in another one, with the first column again.
+
+    No cell is shortened: half of a name, or of a figure, is worse than none.
+    """
+    names, *columns = zip(*lines)
+    blocks, room = [[names]], 0
+    for column in columns:
+        if room < _width(column):
+            blocks.append([names])
+            room = 80 - 2 - _width(names)
+        blocks[-1].append(column)
+        room -= _width(column)
+    grids = []
+    for block in blocks[1:]:
+        grid = Table(title=None if grids else title, title_justify="left", box=box.SIMPLE, padding=0)
+        for number, (header, *_) in enumerate(block):
+            grid.add_column(header, justify="right" if number else "left", no_wrap=True)
+        for cells in list(zip(*block))[1:]:
+            grid.add_row(*cells)
+        grids.append(grid)
+    return Group(*grids)
+
+
+def _width(column: Sequence[str]) -> int:
+    """Of the widest line, with the space after it."""
+    return 1 + max(len(line) for cell in column for line in cell.splitlines())
 
 
 def _cell(key: str, value: Any) -> str:
+    if value is None or isinstance(value, dict):
+        return _median(value, ".3g")
+    return f"{value / 2**20:.1f}" if key.endswith("_bytes") else fill(str(value), _WIDEST_NAME)
+
+
+def _median(value: dict[str, float] | None, form: str) -> str:
+    """A median, with its interval in the next line."""
     if value is None:
         return "–"
-    if isinstance(value, dict):
-        return f"{value['median']:.3g} ({value['low']:.3g}–{value['high']:.3g})"
-    return f"{value / 2**20:.1f} MiB" if key.endswith("_bytes") else str(value)
+    median, low, high = (format(value[key], form) for key in ("median", "low", "high"))
+    return f"{median}\n({low}–{high})"
 
 
 def draw(report: dict[str, Any], file: Path) -> None:

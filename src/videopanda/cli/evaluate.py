@@ -448,15 +448,17 @@ def report_verb(
 ) -> None:
     """Build tables and plots from score files: intervals, question types, baselines, published numbers.
 
+    Prints the headlines; everything else is in report.md.
+
     Example:  videopanda evaluate report full.scores.jsonl no_video.scores.jsonl --output report
     """
     from videopanda.evaluation.reporting.report import report
-    from videopanda.evaluation.reporting.write import markdown, write
+    from videopanda.evaluation.reporting.write import overview, write
 
     measured = report(scores)
     files = write(measured, output)
     if as_json:
         print(json.dumps(measured))
         return
-    print("\n\n".join(markdown(table) for table in measured["benchmarks"]))
-    print(f"\nwritten: {', '.join(map(str, files))}")
+    console().print(overview(measured))
+    print(f"written: {', '.join(map(str, files))}")

@@ -9,16 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console, Group
-from rich.table import Table
 
 from videopanda.evaluation.benchmarks.table import benchmark
 from videopanda.evaluation.predict import PredictJob, predict
-from videopanda.evaluation.predictions import CONDITIONS
 from videopanda.evaluation.reporting.report import report
-from videopanda.evaluation.reporting.write import headline, write
-from videopanda.evaluation.scoring.score import OUT_OF_FIVE, score_file
+from videopanda.evaluation.reporting.write import overview, write
+from videopanda.evaluation.scoring.score import score_file
 from videopanda.evaluation.scoring.scorers import DEFAULTS
 from videopanda.inference.load import load
 
@@ -119,30 +116,6 @@ def _can_score(job: PredictJob) -> bool:
 
 
 def table(measured: dict[str, Any]) -> Group:
-    """The headline of every benchmark under every condition, 80 columns wide; points of judges from 0 to 5."""
-    conditions = [
-        condition
-        for condition in CONDITIONS
-        if any(condition in model["conditions"] for part in measured["benchmarks"] for model in part["models"])
-    ]
-    grid = Table(title="Percent right", title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    grid.add_column("benchmark", overflow="fold")
-    for name in ("n", "full", "95 %", *(name.replace("_", "\n") for name in conditions if name != "full"), "chance"):
-        grid.add_column(name, justify="right", no_wrap=True)
-    for part in measured["benchmarks"]:
-        main, (model,) = headline(part), part["models"]
-        values = {name: model["conditions"][name]["metrics"][main] for name in conditions}
-        scale = 1 if main in OUT_OF_FIVE else 100
-        full = values.pop("full", None)
-        interval = "–".join(f"{scale * end:.0f}" for end in full["ci95"]) if full and full["ci95"] else "–"
-        shown = [f"{scale * full['value']:.1f}" if full else "–", interval]
-        shown += [f"{scale * value['value']:.1f}" for value in values.values()]
-        chance = part["chance"]
-        grid.add_row(
-            part["title"],
-            f"{next(iter(model['conditions'].values()))['questions']:,}",
-            *shown,
-            "–" if chance is None else f"{100 * chance:.1f}",
-        )
+    """The headlines, and which benchmarks have none."""
     notes = [f"{name}: its answers need a judge; see  videopanda evaluate judge" for name in measured["not_scored"]]
-    return Group(grid, *notes)
+    return Group(overview(measured), *notes)

@@ -1,9 +1,16 @@
-"""The report as Markdown, JSON and plots: `report.md`, `report.json` and one or two PNG files per benchmark."""
+"""The report as Markdown, JSON and plots: `report.md`, `report.json` and one or two PNG files per benchmark.
+
+`overview` is what the commands print.
+"""
 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
+
+from rich import box
+from rich.table import Table
 
 from videopanda.evaluation.outputs import begins_with, check_replaceable, object_with, replace_file
 from videopanda.evaluation.predictions import CONDITIONS
@@ -11,6 +18,7 @@ from videopanda.evaluation.reporting.plots import plot_types, plot_vision_size
 from videopanda.evaluation.reporting.report import metric_of
 from videopanda.evaluation.scoring.score import OUT_OF_FIVE
 
+_WIDEST_NAME = 16  # what is longer goes on in the next line
 _LISTED = 20  # ids per kind of loss; report.json has all
 
 
@@ -52,6 +60,43 @@ def headline(table: dict[str, Any]) -> str:
 
 def _has(table: dict[str, Any], division: str) -> bool:
     return any(part[division] for model in table["models"] for part in model["conditions"].values())
+
+
+def overview(report: dict[str, Any]) -> Table:
+    """The headline of every benchmark and model under every condition, at most 80 columns wide.
+
+    Percent; points of judges from 0 to 5.
+    """
+    models = list(dict.fromkeys(model["model"] for part in report["benchmarks"] for model in part["models"]))
+    conditions = [
+        condition
+        for condition in CONDITIONS
+        if any(condition in model["conditions"] for part in report["benchmarks"] for model in part["models"])
+    ]
+    title = "Percent right" + (f": {models[0]}" if len(models) == 1 else "")
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE, padding=0)
+    grid.add_column("benchmark", no_wrap=True)
+    for name in ("n", "full", "95 %", *(name.replace("_", "\n") for name in conditions if name != "full"), "chance"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for part in report["benchmarks"]:
+        if len(models) > 1:
+            grid.add_row(fill(part["title"], _WIDEST_NAME))
+        for model in part["models"]:
+            name = model["model"] if len(models) > 1 else part["title"]
+            grid.add_row(fill(name, _WIDEST_NAME), *_headlines(part, model, conditions))
+    return grid
+
+
+def _headlines(part: dict[str, Any], model: dict[str, Any], conditions: Sequence[str]) -> list[str]:
+    main, chance = headline(part), part["chance"]
+    scale, digits = (1, 2) if main in OUT_OF_FIVE else (100, 1)
+    found = {name: _metric(model, name, main) for name in conditions}
+    shown = {name: f"{scale * value['value']:.{digits}f}" if value else "–" for name, value in found.items()}
+    whole = found.get("full")
+    interval = "–".join(f"{scale * end:.{digits - 1}f}" for end in whole["ci95"]) if whole and whole["ci95"] else "–"
+    asked = next(iter(model["conditions"].values()))["questions"]
+    others = [value for name, value in shown.items() if name != "full"]
+    return [f"{asked:,}", shown.get("full", "–"), interval, *others, "–" if chance is None else f"{100 * chance:.1f}"]
 
 
 # -- Markdown ----------------------------------------------------------------------------------------------------------
