@@ -93,10 +93,10 @@ def _with_images(messages: Sequence[Message], clips: Sequence[EncodedClip]) -> l
 class Chat:
     """A conversation about one video, which is read and encoded once.
 
-    chat = Chat(model, processor, "clip.mp4")
-    chat.ask("How many objects are there?").answer
-    for text in chat.stream("Which one is the largest?"):      # sees the first question and its answer
-        print(text, end="", flush=True)
+        chat = Chat(model, processor, "clip.mp4")
+        chat.ask("How many objects are there?").answer
+        for text in chat.stream("Which one is the largest?"):      # sees the first question and its answer
+            print(text, end="", flush=True)
 
     `aask` and `astream` are the same for programs that use asyncio. The clip keeps its KV cache, so that later
     questions prefill only the tokens after it. With a `cache`, a clip that any process has already encoded is not
@@ -107,7 +107,8 @@ class Chat:
             `EncodedClip`, such as that of a `VideoSession`.
         num_frames: number of frames, uniform in time; default: the number saved with the processor.
         fps: frames per second of the video, instead of `num_frames`.
-        start, end: range of the video, in seconds.
+        start: second of the video from which it is looked at.
+        end: second up to which it is looked at.
         max_new_tokens: maximum length of an answer.
         sampling: how tokens are chosen; default: greedily.
         cache: visual tokens on disk, read and extended.
