@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import instructor
 import openai
@@ -32,6 +33,7 @@ import litellm
 pytestmark = pytest.mark.timeout(600)  # a server has to start
 QUESTION = "Could you tell me what color the red thing turns into?"
 KEY = "none"
+JS = Path(__file__).parent / "js"
 
 
 class Color(BaseModel):
@@ -194,3 +196,15 @@ def test_instructor(client, uploaded, wanted):
                 model="nano", messages=turn(video(data_url())), response_model=Color, max_retries=0
             )
         assert "400" in str(caught.value)
+
+
+# -- JavaScript --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["openai", "ai"])
+def test_javascript(server, wanted, name):
+    """The tests are in `js/`; node's own runner prints them."""
+    if not (JS / "node_modules").exists():
+        pytest.skip("no JavaScript clients: npm ci --prefix tests/serving/js")
+    command = ["node", JS / f"{name}.test.js", server.url, DEMO, QUESTION, wanted]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "# fail 0" in done.stdout
