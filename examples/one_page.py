@@ -126,6 +126,7 @@ class Eyes(nn.Module):
         super().__init__()
         widths = (6, 24, 48, 96, features)
         self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
+        self.norms = nn.ModuleList(nn.GroupNorm(8, width) for width in widths[1:])
         self.norm = nn.LayerNorm(features)
         self.place = nn.Parameter(torch.randn(V, features) * 0.02)  # tells a token its frame, row and column
 
@@ -134,8 +135,8 @@ class Eyes(nn.Module):
         clips = pixels.float() / 128 - 1
         change = clips - torch.cat([clips[:, :1], clips[:, :-1]], dim=1)
         x = torch.cat([clips, change], dim=2).flatten(0, 1)  # (B T, 6, SIDE, SIDE)
-        for layer in self.layers:
-            x = F.gelu(layer(x))
+        for layer, norm in zip(self.layers, self.norms):
+            x = F.gelu(norm(layer(x)))
         return self.norm(x.flatten(2).transpose(1, 2).reshape(len(pixels), V, -1)) + self.place
 
 
@@ -265,7 +266,7 @@ def scores(found: list[tuple[Question, str, str]]) -> dict[str, dict[str, float]
 def main() -> None:
     """Train, examine, show."""
     parser = argparse.ArgumentParser(description="A video-language model on one page.")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--batch-size", type=int, default=16, help="clips in a step")
     parser.add_argument("--lr", type=float, default=1.5e-3, help="highest learning rate")
     parser.add_argument("--clips", type=int, default=200, help="unseen clips at the end")
@@ -286,11 +287,9 @@ def main() -> None:
     for name, row in table.items():
         print(f"{name:18}{row['questions']:10}{row['right']:8}{row['no_video']:10}{row['most_frequent_answer']:22}")
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cost = {
-        "minutes": round((time.monotonic() - began) / 60, 1),
-        "core_minutes": round(sum(part.ru_utime + part.ru_stime for part in used) / 60, 1),
-    }
-    print(f"{cost['minutes']} minutes, {cost['core_minutes']} minutes of a core")
+    seconds = {"wall": time.monotonic() - began, "cores": sum(part.ru_utime + part.ru_stime for part in used)}
+    cost = {f"minutes_{name}": round(value / 60, 1) for name, value in seconds.items()}
+    print(f"{cost['minutes_wall']} minutes, {cost['minutes_cores']} minutes of a core")
     if options.output:
         settings = {name: value for name, value in vars(options).items() if name != "output"}
         text = json.dumps({"settings": settings, **cost, "weights": size, "scores": table}, indent=2)

@@ -74,7 +74,7 @@ def test_every_command_of_a_tutorial_parses(line):
     parse(line)
 
 
-@pytest.mark.parametrize("file", [file for file in TUTORIALS if "```python" in file.read_text("utf-8")], ids=str)
+@pytest.mark.parametrize("file", [file for file in TUTORIALS if "```python" in file.read_text("utf-8")], ids=lambda file: file.stem)
 def test_the_python_of_a_tutorial_runs(file, tmp_path, monkeypatch):
     shutil.copy(DEMO, tmp_path / "clip.mp4")
     monkeypatch.chdir(tmp_path)

@@ -8,7 +8,7 @@ import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { generateText, Output, streamText } from "ai";
 import { z } from "zod";
-import { apiKey, baseURL, bytes, dataUrl, question, wanted } from "./setup.js";
+import { apiKey, baseURL, bytes, question, wanted } from "./setup.js";
 
 const openai = createOpenAI({ baseURL, apiKey });
 const compatible = createOpenAICompatible({ name: "videopanda", baseURL, apiKey });
