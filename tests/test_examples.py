@@ -1,6 +1,7 @@
 """Protects `examples/`: the notebook runs in a kernel, and the model on one page trains and answers."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,13 +24,14 @@ def test_the_notebook_runs_in_a_kernel(tmp_path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbclient.NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
-    (answer,) = shown["answer"]
+    (answer,) = [output for output in shown["answer"] if output.output_type == "execute_result"]
     assert "<b>white</b>" in answer.data["text/html"]
     assert '<img alt="frames"' in answer.data["text/html"]
-    assert shown["fields"][0].text.startswith("circle\n")
+    assert any(output.get("text", "").startswith("circle\n") for output in shown["fields"])
     assert "image/png" in shown["explain"][0].data
-    streams = [output for outputs in shown.values() for output in outputs if output.output_type == "stream"]
-    assert [output.text for output in streams if output.name == "stderr"] == []  # no warnings
+    said = "".join(output.text for outputs in shown.values() for output in outputs if output.get("name") == "stderr")
+    assert [line for line in said.splitlines() if not re.search("tqdm|Loading weights|^$", line)] == []  # no warnings
+    assert "circle" in "".join(output.text for output in shown["chat"] if output.get("name") == "stdout")
 
 
 def test_one_page_can_be_read_in_a_sitting():
@@ -46,4 +48,4 @@ def test_one_page_trains_and_answers(tmp_path):
     assert {"colour", "shape", "all"} <= set(scores)
     assert scores["all"]["questions"] == sum(row["questions"] for name, row in scores.items() if name != "all") > 6
     assert all(0 <= row["right"] <= 100 for row in scores.values())
-    assert "step     3 of 3" in done.stdout
+    assert "step 3 of 3" in done.stdout

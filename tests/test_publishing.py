@@ -74,9 +74,10 @@ def test_every_command_of_a_tutorial_parses(line):
     parse(line)
 
 
-@pytest.mark.parametrize("file", [file for file in TUTORIALS if "```python" in file.read_text("utf-8")], ids=lambda file: file.stem)
-def test_the_python_of_a_tutorial_runs(file, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["camera", "own_clips"])
+def test_the_python_of_a_tutorial_runs(name, tmp_path, monkeypatch):
+    text = (DOCS / "tutorials" / f"{name}.md").read_text("utf-8")
     shutil.copy(DEMO, tmp_path / "clip.mp4")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "block.py").write_text("\n".join(blocks(file.read_text("utf-8"), "python")), encoding="utf-8")
+    (tmp_path / "block.py").write_text("\n".join(blocks(text, "python")), encoding="utf-8")
     runpy.run_path("block.py", run_name="__main__")
