@@ -37,7 +37,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "checkpoints.verify": ({".", "", "models", "inference"}, {"torch", "rich"}),
     "checkpoints.behavior_checks": ({".", "", "models", "inference"}, {"torch", "numpy"}),
     "training": (
-        {".", "", "data", "models", "encoders", "checkpoints", "hub"},
+        {".", "", "data", "models", "encoders", "checkpoints", "hub", "video"},
         {"torch", "transformers", "accelerate", "tokenizers", "safetensors", "peft", "jinja2", "numpy", "matplotlib"}
         | {"rich"},
     ),

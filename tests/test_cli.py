@@ -79,7 +79,7 @@ SURFACE = {
     ),
     "convert": ({"--allow", "--json"}, {"source", "target"}),
     "doctor": ({"--json"}, set()),
-    "data": (set(), {"check", "features", "label", "recaption", "shard"}),
+    "data": (set(), {"cache", "check", "features", "label", "recaption", "shard"}),
     "data check": (
         {
             "--media-root",

@@ -144,7 +144,7 @@ def test_a_key_changes_with_everything_that_decides_the_tokens(loaded, path, tmp
     frames = [Clip(clip(8, seed=seed), tuple(range(8)), seconds) for seed, seconds in ((0, 8.0), (1, 8.0), (0, 9.0))]
     for video in frames:
         key(video=video)
-    monkeypatch.setattr("videopanda.inference.visual_cache.metadata.version", lambda name: "999")
+    monkeypatch.setattr("videopanda.video.disk_cache.metadata.version", lambda name: "999")
     key()
     assert len(set(keys)) == len(keys)
 

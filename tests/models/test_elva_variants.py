@@ -12,12 +12,15 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tiny import tiny_tokenizer
 from tiny_elva import batch, elva, frames, greedy_by_recompute, model_inputs
-from videopanda.data.collate import attention_masks
+from videopanda.data.collate import Collator
+from videopanda.data.row_masks import row_masks
+from videopanda.data.sample import Sample
 from videopanda.data.worlds.scenes.dataset import Clip
 from videopanda.inference.answer import ask
 from videopanda.models.elva import ElvaConfig, ElvaForConditionalGeneration
 from videopanda.models.modality import split_parts
 from videopanda.training.build import build_model
+from videopanda.training.packing import set_rows
 
 FAMILIES = ["llama", "qwen2", "qwen3", "phi3"]
 QUESTIONS = ["What colour is the circle?", "How many?", "Which way does it go, and when?"]
@@ -79,12 +82,40 @@ def test_packed_conversations_are_as_alone(name):
     tails = [one[shared:] for one in ids]
     joined = torch.cat([ids[0], tails[1]])[None]
     places = torch.tensor([[*range(len(ids[0])), *range(shared, len(ids[1]))]])
-    segments = torch.tensor([[0] * shared + [1] * len(tails[0]) + [2] * len(tails[1])])
-    mask = attention_masks(segments, places, {"full_attention": None})
+    segments = [0] * shared + [1] * len(tails[0]) + [2] * len(tails[1])
+    mask = row_masks([[(segments, places[0].tolist())]], len(segments), {"full_attention": None})
     pixels = {name: x for name, x in rows[0].items() if name in ("pixel_values_videos", "video_placement")}
     packed = model(input_ids=joined, position_ids=places, attention_mask=mask, **pixels).logits[0]
     for row, part in zip(rows, (packed[: len(ids[0])], torch.cat([packed[:shared], packed[len(ids[0]) :]]))):
         torch.testing.assert_close(part, model(**row).logits[0], atol=1e-5, rtol=0)  # measured: 8e-7
+
+
+@pytest.mark.parametrize("merge", [PLAIN, MERGING], ids=["plain", "merging"])
+@pytest.mark.parametrize("name", VARIANTS)
+@torch.no_grad()
+def test_clips_that_share_a_row_are_as_alone(name, merge):
+    """Ragged frames, one to three questions a clip; where layers change masks, the row has one of all its tokens."""
+    model, processor = variant(name, merge=merge)
+    collator, samples = Collator(processor, 4096, fill_rows=True), []
+    for count, pixels in enumerate(CLIPS, start=1):
+        video = Clip(pixels, tuple(range(len(pixels))), float(len(pixels)))
+        samples.append(Sample(str(count), (video,), tuple(((question, "red"),) for question in QUESTIONS[:count])))
+    set_rows(collator, model)
+    assert collator.by_clip is (merge is PLAIN and "frame_attention" not in VARIANTS[name])
+    row = collator(samples)
+    labels = row.pop("labels")
+    assert len(labels) == 1
+    found, start = model(**row).logits[0], 0
+    for sample in samples:
+        singles = [Collator(processor, 4096)([Sample("x", sample.videos, (turns,))]) for turns in sample.conversations]
+        visual = processor.video_processor(videos=list(sample.videos), return_tensors="pt", return_metadata=True)
+        part = collator.pack(sample, [processor.placeholder_text(visual, 0)])
+        for k, single in enumerate(singles):
+            columns = [start + i for i, segment in enumerate(part.segments) if segment in (0, k + 1)]
+            del single["labels"]
+            torch.testing.assert_close(found[columns], model(**single).logits[0], atol=1e-5, rtol=0)  # measured: 1.4e-6
+        start += len(part)
+    assert start == len(found)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

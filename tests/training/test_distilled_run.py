@@ -15,7 +15,8 @@ from tiny import randomize, tiny_config, tiny_processor
 from videopanda.checkpoints.tensors import HEAD_FILE
 from videopanda.models.prompts import TRAINING_SYSTEM_PROMPT
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration
-from videopanda.training.run import make_dataset, make_features, make_task, train
+from videopanda.training.datasets import make_dataset
+from videopanda.training.run import make_features, make_task, train
 from videopanda.training.stages import PAPER, SCRIPTS, make_config
 
 SETTINGS = [

@@ -9,10 +9,18 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tiny import clip, randomize, tiny_config, tiny_processor
-from videopanda.data.collate import ALL_LAYERS, IGNORE, Collator
+from videopanda.data.collate import IGNORE, Collator, filled
+from videopanda.data.row_masks import ALL_LAYERS
 from videopanda.data.sample import Sample
 from videopanda.models.videopanda import VideoPandaConfig, VideoPandaForConditionalGeneration
-from videopanda.training.packing import attention_windows, checked_windows, for_backbone, packing_report
+from videopanda.training.packing import (
+    attends_by_clip,
+    attention_windows,
+    checked_windows,
+    for_backbone,
+    packing_report,
+    set_rows,
+)
 from videopanda.training.stages import CUSTOM
 
 WINDOW = 16
@@ -71,7 +79,8 @@ def logits(model, batch) -> torch.Tensor:
 
 def alone(processor, sample: Sample, k: int) -> dict:
     """Conversation k as an ordinary row, as `generate` would get it: no padding, no packing, no mask."""
-    batch = Collator(processor, 4096)([Sample("alone", sample.videos, sample.conversations[k : k + 1])])
+    one = Sample("alone", sample.videos, sample.conversations[k : k + 1], images=sample.images)
+    batch = Collator(processor, 4096)([one])
     del batch["attention_mask"], batch["position_ids"]
     return batch
 
@@ -86,14 +95,17 @@ def row_of(processor, windows, sample: Sample, k: int) -> tuple[int, list[int]]:
 
 
 def test_the_model_decides_what_a_row_may_hold(family):
-    name, model, _, windows = family
+    name, model, processor, windows = family
     assert attention_windows(model.config) == windows
     assert checked_windows(model) == windows
     expected = f"one conversation each: {name} cannot keep several apart in one row"
     if windows is not None:
         window = f", attention window {WINDOW}" if any(windows.values()) else ""
         expected = f"conversations about one clip share a row{window}"
-    assert packing_report(model.config, windows) == f"rows            {expected}"
+    collator = Collator(processor, 4096)
+    set_rows(collator, model)
+    assert collator.windows == windows
+    assert packing_report(model.config, collator) == f"rows            {expected}"
 
 
 def test_packed_is_alone(family):
@@ -101,27 +113,94 @@ def test_packed_is_alone(family):
     _, model, processor, windows = family
     batch = Collator(processor, 4096, windows=windows)([OTHER, SAMPLE])
     assert len(batch["input_ids"]) == (4 if windows is None else 2)
+    places = {("other", 0): row_of(processor, windows, OTHER, 0)}
+    for k in range(3):
+        number, columns = row_of(processor, windows, SAMPLE, k)
+        places["clip", k] = (1 + number, columns)
+    compare(model, processor, batch, [OTHER, SAMPLE], places)
+
+
+def compare(model, processor, batch, samples, places) -> None:
+    """Each conversation in a batch, at its row and columns, against itself alone: logits, and gradients of the loss."""
     together = logits(model, batch)
-    singles = [(OTHER, 0), *((SAMPLE, k) for k in range(3))]
+    singles = [(sample, k) for sample in samples for k in range(len(sample.conversations))]
     for sample, k in singles:
         single = alone(processor, sample, k)
-        number, places = row_of(processor, windows, sample, k)
-        number += sample is SAMPLE
-        assert batch["input_ids"][number, places].tolist() == single["input_ids"][0].tolist()
-        torch.testing.assert_close(together[number, places], logits(model, single)[0], rtol=0, atol=LOGITS)
+        number, columns = places[sample.id, k]
+        assert batch["input_ids"][number, columns].tolist() == single["input_ids"][0].tolist()
+        torch.testing.assert_close(together[number, columns], logits(model, single)[0], rtol=0, atol=LOGITS)
     model.model.language_model.train()
     model.zero_grad()
-    model(**batch).loss.backward()
+    loss = model(**batch).loss
+    loss.backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    count = (batch["labels"] != IGNORE).sum()
+    count, total = 0, 0.0
     for sample, k in singles:
-        model(**alone(processor, sample, k), num_items_in_batch=count).loss.backward()
+        count += (alone(processor, sample, k)["labels"][:, 1:] != IGNORE).sum()
+    for sample, k in singles:
+        one = model(**alone(processor, sample, k), num_items_in_batch=count).loss
+        one.backward()
+        total += one.item()
     model.model.language_model.eval()
+    assert loss.item() == pytest.approx(total, abs=3e-6)  # of about 7; measured worst: 6.2e-7
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             error = (found[name] - parameter.grad).abs().max() / parameter.grad.abs().max().clamp(min=1e-3)
             assert error <= GRADIENTS, name
+
+
+# Clips of several lengths with one question and with several, a chat of text, and an image.
+MIXED = [
+    OTHER,
+    SAMPLE,
+    Sample("text", (), ((("Who are you?", "A model."), ("Really?", "Yes")),)),
+    Sample("image", (), ((("What is this?", "a square"),), (("How many?", "one"),)), images=(CLIP[0],)),
+    Sample("long", (clip(9, 40, 30, seed=3),), ((("How long?", "nine frames"), ("And now?", "still nine")),)),
+]
+ROOM = 640  # tokens of a row: MIXED needs three
+
+
+@pytest.mark.parametrize("way", ["one mask", "by clip"])
+def test_several_clips_in_one_row_are_as_alone(family, way):
+    name, model, processor, windows = family
+    collator = Collator(processor, ROOM, fill_rows=True)
+    if windows is None:
+        with pytest.raises(ValueError, match=f"{name} cannot keep several clips apart in one row: --set pack_rows=fal"):
+            set_rows(collator, model)
+        return
+    set_rows(collator, model)
+    assert collator.by_clip
+    collator.by_clip = way == "by clip"
+    batch = collator(MIXED)
+    packed = [collator.pack(s, expansions(processor, s)) for s in MIXED]
+    rows = [packed] if collator.by_clip else filled(packed, ROOM)
+    assert len(batch["input_ids"]) == len(rows) == (1 if collator.by_clip else 3)
+    if collator.by_clip:
+        assert batch["input_ids"].shape[1] == sum(map(len, packed))  # no padding
+    places, samples = {}, iter(MIXED)
+    for number, row in enumerate(rows):
+        start = 0
+        for part in row:
+            sample = next(samples)
+            for k in range(len(sample.conversations)):
+                columns = [start + i for i, segment in enumerate(part.segments) if segment in (0, k + 1)]
+                places[sample.id, k] = (number, columns)
+            start += len(part)
+    try:
+        compare(model, processor, batch, MIXED, places)
+    finally:
+        model.get_decoder().set_attn_implementation("sdpa")
+
+
+def expansions(processor, sample: Sample) -> list[str]:
+    """What the collator puts at the markers of a sample."""
+    single = Collator(processor, 4096)([Sample("x", sample.videos, sample.conversations[:1], images=sample.images)])
+    count = {kind: int((single["input_ids"] == getattr(processor, f"{kind}_token_id")).sum()) for kind in KINDS}
+    return [f"<{kind}>" * count[kind] for kind in KINDS if count[kind]]
+
+
+KINDS = ("video", "image")
 
 
 def test_no_conversation_sees_another(family):
@@ -154,18 +233,19 @@ def language_model(kind: str, **fields):
 
 
 @pytest.mark.parametrize(
-    ("kind", "fields", "by_config", "on_the_model"),
+    ("kind", "fields", "by_config", "on_the_model", "by_clip"),
     [
-        ("gpt2", {"n_embd": 48, "n_head": 4, "n_layer": 2}, {ALL_LAYERS: None}, {ALL_LAYERS: None}),
-        ("bloom", {"n_layer": 2, "n_head": 4}, {ALL_LAYERS: None}, None),  # positions from the mask (ALiBi)
-        ("gemma2", {**SLIDING, "num_key_value_heads": 2}, BY_TYPE, BY_TYPE),  # eager attention adds its mask
-        ("mamba", {"state_size": 8}, None, None),
+        ("gpt2", {"n_embd": 48, "n_head": 4, "n_layer": 2}, {ALL_LAYERS: None}, {ALL_LAYERS: None}, True),
+        ("bloom", {"n_layer": 2, "n_head": 4}, {ALL_LAYERS: None}, None, False),  # positions from the mask (ALiBi)
+        ("gemma2", {**SLIDING, "num_key_value_heads": 2}, BY_TYPE, BY_TYPE, False),  # eager attention adds its mask
+        ("mamba", {"state_size": 8}, None, None, False),
     ],
 )
-def test_other_language_models_are_tried(kind, fields, by_config, on_the_model):
+def test_other_language_models_are_tried(kind, fields, by_config, on_the_model, by_clip):
     model = language_model(kind, **fields)
     assert attention_windows(model.config) == by_config
     assert checked_windows(model) == on_the_model
+    assert (on_the_model is not None and attends_by_clip(model, on_the_model)) is by_clip
 
 
 def test_a_model_that_sees_the_future_is_refused():

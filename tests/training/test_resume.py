@@ -8,9 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from clips import Disturbed, metrics, run_clips
+from clips import Clips, Disturbed, metrics, run_clips
 from safetensors.torch import load_file
 
 from videopanda.training.callbacks import RunStoppedError, StallWatchdog
@@ -55,6 +56,29 @@ def test_a_killed_run_goes_on_bit_identically(whole, tmp_path, step):
     assert trace(tmp_path) == trace(whole)
     one, other = load_file(tmp_path / "model.safetensors"), load_file(whole / "model.safetensors")
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+class Mixed(Clips):
+    """Clips that are known to be longer than text."""
+
+    def lengths(self) -> np.ndarray:
+        return np.array([30 if i % 6 == 5 else 380 for i in range(len(self))])
+
+
+def test_a_run_with_several_clips_in_a_row_goes_on_bit_identically(tmp_path, caplog):
+    """Two rows of three clips and some text each, four steps; the second run is stopped inside the first epoch."""
+    fields = {"batch_size": 2, "max_steps": 4, "max_length": 1200, "pack_rows": True, "gradient_checkpointing": True}
+    with caplog.at_level("INFO"):
+        run_clips(tmp_path / "whole", dataset=Mixed(), **fields)
+    assert "several clips share a row of at most 1,200 tokens, each with attention to itself" in caplog.text
+    assert len(trace(tmp_path / "whole")) == 4
+    stopping = Disturbed(43, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    stopping.lengths = Mixed().lengths
+    with pytest.raises(RunStoppedError):
+        run_clips(tmp_path / "stopped", dataset=stopping, **fields)
+    assert 0 < len(trace(tmp_path / "stopped")) < 4
+    run_clips(tmp_path / "stopped", dataset=Mixed(), resume=True, **fields)
+    assert trace(tmp_path / "stopped") == trace(tmp_path / "whole")
 
 
 def test_a_checkpoint_that_is_not_complete_does_not_count(whole, tmp_path):

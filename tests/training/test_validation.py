@@ -15,8 +15,9 @@ from videopanda.data.collate import IGNORE, Collator
 from videopanda.data.conversations import ConversationDataset
 from videopanda.data.sample import Sample
 from videopanda.data.shards import ShardDataset, write_shards
+from videopanda.training.datasets import make_dataset, make_validation
 from videopanda.training.plots import PANELS, points_of
-from videopanda.training.run import make_dataset, make_validation, run_stage
+from videopanda.training.run import run_stage
 from videopanda.training.stages import StageConfig, make_config
 from videopanda.training.validation import ValidationBatches, answer_sums, line_of, named, without_videos
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from videopanda.cli.checks import require_checkpoint, require_choice, require_paths
-from videopanda.cli.options import AsJson, MediaRoot, Set, console, quiet
+from videopanda.cli.options import AsJson, MediaRoot, Set, console, quiet, size_in_bytes
 
 data_app = typer.Typer(help="Check and prepare training data.", no_args_is_help=True)
 
@@ -134,6 +134,35 @@ def shard_verb(
     )
     written = write_shards(dataset, out, samples)
     print(f"{written['samples']} clips with their conversations in {written['shards']} shards: {out}")
+
+
+@data_app.command("cache")
+def cache_verb(
+    folder: Annotated[Path, typer.Argument(help="Folder of decoded frames or visual tokens.", show_default=False)],
+    cache_size: Annotated[
+        str, typer.Option("--cache-size", metavar="SIZE", help="Evict the least recently used entries above this size.")
+    ] = "",
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all entries.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how much a cache holds, bound it, or empty it; runs that use it may continue.
+
+    The setting frame_cache=DIR of `videopanda train` fills one with decoded frames, --cache of `answer` and `evaluate`
+    one with visual tokens.
+
+    Example:  videopanda data cache out/frames --cache-size 20GiB
+    """
+    from videopanda.video.disk_cache import evict, files_in
+
+    if not folder.is_dir():
+        raise ValueError(f"no cache at {folder}")
+    if clear or cache_size:
+        evict(folder, 0 if clear else size_in_bytes(cache_size))
+    sizes = [size for _, size, _ in files_in(folder)]
+    if as_json:
+        print(json.dumps({"entries": len(sizes), "bytes": sum(sizes)}))
+    else:
+        print(f"{len(sizes):,} entries, {sum(sizes) / 1e9:.2f} GB: {folder}")
 
 
 @data_app.command("features")

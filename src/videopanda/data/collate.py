@@ -6,7 +6,9 @@ so every question is answered exactly as if it were alone, but the clip is encod
     position   0 … P-1      P … P+a      P … P+b
     content    <video>…     question 1   question 2      (question 2 does not see question 1)
 
-A language model whose layers cannot be masked like this gets one conversation per row (`training/packing.py`).
+With `fill_rows` a row holds several samples, one after the other: positions start again at 0 with each of them, and
+none sees another. A language model whose layers cannot be masked like this gets one conversation per row
+(`training/packing.py`).
 """
 
 import zlib
@@ -19,13 +21,12 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 
+from videopanda.data.row_masks import FULL_ATTENTION, clip_masks, row_masks
 from videopanda.data.sample import Sample, Turn, to_messages
 from videopanda.models.visual import CELL
 
 IGNORE = -100
 MAX_CELL_WORDS = 5
-ALL_LAYERS = ""  # layer type under which a mask for every layer stands
-FULL_ATTENTION: Mapping[str, int | None] = {ALL_LAYERS: None}
 
 
 def render(
@@ -98,6 +99,8 @@ class Collator:
         supervise: "answers" puts the loss on answers and their end marker; "all" on every token that is not visual.
         windows: attention window in tokens (None: unlimited) of each layer type of the language model, or of
             `ALL_LAYERS` where it takes one mask for all. None puts every conversation in its own row.
+        fill_rows: put samples into the same row, in their order, as long as `max_length` allows.
+        by_clip: put all samples of a batch into one row without padding, for `training/clip_attention.py`.
         pad_to: rows are padded to this length (static shapes for compilation); default: the longest row.
         text: if false, only the visual tensors are made.
         cell_words: also return words for every visual token, for videos that know them (`Clip.cell_words`).
@@ -119,6 +122,8 @@ class Collator:
         max_length: int,
         supervise: Literal["answers", "all"] = "answers",
         windows: Mapping[str, int | None] | None = FULL_ATTENTION,
+        fill_rows: bool = False,
+        by_clip: bool = False,
         pad_to: int | None = None,
         text: bool = True,
         cell_words: bool = False,
@@ -135,6 +140,7 @@ class Collator:
         self.max_length = max_length
         self.supervise = supervise
         self.windows = windows
+        self.fill_rows, self.by_clip = fill_rows, by_clip
         self.pad_to = pad_to
         self.text = text
         self.cell_words, self.frame_phrases = cell_words, frame_phrases
@@ -156,10 +162,11 @@ class Collator:
         """Keys: input_ids, labels, position_ids (B, L), attention_mask and, with videos or images, the outputs of the
         video processor.
 
-        The attention mask is (B, L) where no row holds several conversations, else (B, 1, L, L), one for each layer
-        type if `windows` has several. `cell_words` (V, K) holds up to K token ids for each visual token of the batch,
-        -100 where there is none. `phrases` (J, 2 + K) holds the number of the video, that of the frame and up to K
-        token ids for every thing that a frame shows.
+        The attention mask is (B, L) where every row holds one conversation, else (B, 1, L, L), one for each layer type
+        if `windows` has several; with `by_clip` it is that of `clip_masks`, and `clips` is returned too. `cell_words`
+        (V, K) holds up to K token ids for each visual token of the batch, -100 where there is none. `phrases`
+        (J, 2 + K) holds the number of the video, that of the frame and up to K token ids for every thing that a frame
+        shows.
         """
         if self.windows is None:
             samples = [replace(sample, conversations=(turns,)) for sample in samples for turns in sample.conversations]
@@ -212,11 +219,11 @@ class Collator:
         if not self.text:
             return batch
         left, left_images = iter(expansions), iter(of_images)
-        rows = [
+        packed = [
             self.pack(sample, [*islice(left, len(sample.videos)), *islice(left_images, len(sample.images))])
             for sample in samples
         ]
-        batch.update(self._pad(rows))
+        batch.update(self._rows(packed))
         return batch
 
     def pack(self, sample: Sample, expansions: Sequence[str]) -> Packed:
@@ -287,53 +294,42 @@ class Collator:
             self._word_ids[word] = self.tokenizer.encode(f" {word}", add_special_tokens=False)[0]
         return self._word_ids[word]
 
-    def _pad(self, rows: Sequence[Packed]) -> dict[str, Any]:
-        length = self.pad_to or max(len(row) for row in rows)
-        fill = {"ids": self.tokenizer.pad_token_id, "labels": IGNORE, "positions": 0, "segments": -1}
-        columns = {
-            name: torch.tensor([getattr(row, name) + [value] * (length - len(row)) for row in rows])
-            for name, value in fill.items()
-        }
+    def _rows(self, packed: Sequence[Packed]) -> dict[str, Any]:
+        """Put packed samples into rows, padded to the longest one."""
+        rows = [list(packed)] if self.by_clip else filled(packed, self.max_length if self.fill_rows else 0)
+        counts = [sum(map(len, row)) for row in rows]
+        length = self.pad_to or max(counts)
+        columns: dict[str, Any] = {}
+        for name, fill in (("ids", self.tokenizer.pad_token_id), ("labels", IGNORE), ("positions", 0)):
+            joined = [[value for part in row for value in getattr(part, name)] for row in rows]
+            columns[name] = torch.tensor([row + [fill] * (length - len(row)) for row in joined])
+        for labels, row in zip(columns["labels"], rows):
+            starts = np.cumsum([len(part) for part in row[:-1]], dtype=np.int64)
+            labels[starts] = IGNORE  # the token before belongs to another sample: it must not predict this one
+        batch = {"input_ids": columns["ids"], "labels": columns["labels"], "position_ids": columns["positions"]}
+        if self.by_clip:
+            assert self.windows is not None
+            masks, clips = clip_masks([(part.segments, part.positions) for part in packed], self.windows)
+            return {**batch, "attention_mask": masks, "clips": clips}
         # Rows of one conversation need no mask but that of padding, under which a model masks as it does in `generate`.
-        attention_mask: Any = (columns["segments"] >= 0).long()
-        if self.windows is not None and any(row.segments[-1] > 1 for row in rows):
-            attention_mask = attention_masks(
-                columns["segments"], columns["positions"], self.windows, self.additive_mask
-            )
-        return {
-            "input_ids": columns["ids"],
-            "labels": columns["labels"],
-            "position_ids": columns["positions"],
-            "attention_mask": attention_mask,
-        }
+        attention_mask: Any = (torch.arange(length) < torch.tensor(counts)[:, None]).long()
+        if self.windows is not None and any(len(row) > 1 or row[0].segments[-1] > 1 for row in rows):
+            parts = [[(part.segments, part.positions) for part in row] for row in rows]
+            attention_mask = row_masks(parts, length, self.windows, self.additive_mask)
+        return {**batch, "attention_mask": attention_mask}
 
 
-def attention_masks(
-    segments: torch.Tensor, positions: torch.Tensor, windows: Mapping[str, int | None], additive: bool = False
-) -> torch.Tensor | dict[str, torch.Tensor]:
-    """Masks (B, 1, L, L) of packed rows, by layer type: a token sees its own conversation and the prefix before it.
-
-    A window counts positions, so a conversation sees as much of the prefix as it does alone, wherever it is in the row.
-
-    Args:
-        segments: (B, L), 0 in the prefix, k in conversation k, -1 in padding.
-        positions: (B, L), of each token in its own conversation.
-        windows: as in `Collator`; a single mask is returned for `ALL_LAYERS`.
-    """
-    same = segments[:, :, None] == segments[:, None, :]
-    in_prefix = (segments[:, None, :] == 0) & (segments[:, :, None] >= 0)
-    # Padding attends to padding: a query without any key would turn into NaN.
-    visible = (same | in_prefix).tril()
-    masks, longest = {}, int(positions.max()) + 1
-    for kind, window in windows.items():
-        mask = visible
-        if window is not None and window < longest:
-            near = positions.to(torch.int32)
-            mask = visible & (near[:, :, None] - near[:, None, :] < window)
-        if additive:
-            mask = torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo().min)
-        masks[kind] = mask[:, None]
-    return masks.get(ALL_LAYERS, masks)
+def filled(packed: Sequence[Packed], room: int) -> list[list[Packed]]:
+    """Samples in rows of at most `room` tokens, in their order; a longer one has a row to itself."""
+    rows: list[list[Packed]] = []
+    left = 0
+    for sample in packed:
+        if not rows or len(sample) > left:
+            rows.append([])
+            left = room
+        rows[-1].append(sample)
+        left -= len(sample)
+    return rows
 
 
 def _common_prefix(rows: Sequence[Sequence[int]]) -> int:

@@ -3,7 +3,7 @@
     dataset = ConversationDataset("annotations.json", num_frames=8, seed=0)
     dataset[0].conversations        # ((("<video>\nWhat colour is the circle?", "red"), ...),)
 
-Opening reads and checks every row, and keeps eight numbers about each; a row is read again, and its clip decoded, on
+Opening reads and checks every row, and keeps ten numbers about each; a row is read again, and its clip decoded, on
 access. So files of any size work, and access from many processes is safe.
 """
 
@@ -23,11 +23,13 @@ from videopanda.data.formats.opening import open_sources
 from videopanda.data.formats.record import Medium, Record, RowError
 from videopanda.data.formats.sources import Source
 from videopanda.data.sample import Sample
+from videopanda.video.disk_cache import FrameCache
 from videopanda.video.read import Sampling, Video, VideoSource, read_video
 
 logger = logging.getLogger(__name__)
 
-TOKENS_PER_CLIP = 1232  # eight frames of 16:9 in the released model
+# Visual tokens of a medium where nobody tells: eight frames of 16:9 in the released model, and one.
+VISUAL_TOKENS = {"video": 1232, "image": 154}
 
 
 class ConversationDataset:
@@ -43,6 +45,9 @@ class ConversationDataset:
         max_bad_share: the largest share of all rows that may be skipped.
         held_out: number of clips (files, at most a tenth of all) whose rows are kept for `validation()` instead of
             training.
+        cache: keeps decoded frames; None decodes a clip whenever it is read.
+
+    `visual_tokens` says how long a video and an image are, for `lengths`; set it to what the model's processor counts.
 
     Raises:
         ValueError: bad rows that no manifest lists, or too many of them; no rows.
@@ -63,15 +68,18 @@ class ConversationDataset:
         max_bad_share: float = 0.01,
         held_out: int = 0,
         sampling: Sampling = "uniform",
+        cache: FrameCache | None = None,
     ):
-        self.num_frames, self.seed, self.sampling = num_frames, seed, sampling
+        self.num_frames, self.seed, self.sampling, self.cache = num_frames, seed, sampling, cache
         self.sources = open_sources(path, format, media_root)
         listed = manifests.bad_rows(manifest, self.sources) if manifest else None
         rows = _Rows(self.sources, listed)
         rows.report(str(path), max_bad_share)
         ids, before = shuffling.disambiguate_keys(np.array(rows.ids, np.uint64))
         self._places = np.array([rows.source, rows.number, rows.start, rows.stop, before], np.int64).T  # (R, 5)
-        self._lengths = np.array(rows.lengths, np.int64)
+        self._lengths = np.array(rows.lengths, np.int64)  # of the text
+        self._media = np.array([rows.videos, rows.images], np.int64)  # (2, R)
+        self.visual_tokens = dict(VISUAL_TOKENS)
         keys = np.array(rows.clips, np.uint64) if group_by_clip else ids
         trained, held = shuffling.hold_out(np.array(rows.media, np.uint64), np.array(rows.media_counts), held_out)
         self._held = keys, np.flatnonzero(held)
@@ -111,8 +119,12 @@ class ConversationDataset:
         return len(self._keys)
 
     def lengths(self) -> np.ndarray:
-        """Approximate number of tokens of each sample, (N,), in the order of the epoch."""
-        totals = np.add.reduceat(self._lengths[self._rows], self._bounds[:-1]) if len(self) else self._lengths
+        """Approximate number of tokens of each sample, (N,), in the order of the epoch; its clips count once."""
+        if not len(self):
+            return np.empty(0, np.int64)
+        text = np.add.reduceat(self._lengths[self._rows], self._bounds[:-1])
+        videos, images = self._media[:, self._rows[self._bounds[:-1]]]
+        totals = text + videos * self.visual_tokens["video"] + images * self.visual_tokens["image"]
         return totals[self._order]
 
     def files(self, index: int) -> list[str]:
@@ -139,7 +151,7 @@ class ConversationDataset:
         name, source, record = rows[0]
         videos, images = (
             tuple(
-                read_clip(source.locate(medium), medium, self.num_frames, self.sampling)
+                read_clip(source.locate(medium), medium, self.num_frames, self.sampling, self.cache)
                 for medium in record.media
                 if medium.kind == kind
             )
@@ -148,7 +160,9 @@ class ConversationDataset:
         return Sample(name, videos, tuple(record.turns for _, _, record in rows), record.system, images)
 
 
-def read_clip(file: VideoSource, medium: Medium, num_frames: int, sampling: Sampling) -> Video:
+def read_clip(
+    file: VideoSource, medium: Medium, num_frames: int, sampling: Sampling, cache: FrameCache | None = None
+) -> Video:
     """Frames of a clip, or of the row's part of it, with the duration of that part: as for an answer.
 
     An image is one frame.
@@ -159,7 +173,7 @@ def read_clip(file: VideoSource, medium: Medium, num_frames: int, sampling: Samp
     """
     if medium.kind == "image":
         return read_video(file, num_frames=1)
-    part = read_video(
+    part = (cache.read_video if cache else read_video)(
         file, num_frames=num_frames, sampling=sampling, start=medium.start, end=medium.end, image_fps=medium.fps
     )
     return replace(part, duration=part.end - part.start)
@@ -178,9 +192,8 @@ def media_keys(record: Record) -> list[int]:
 
 
 def length_of(record: Record) -> int:
-    """Approximate number of tokens of a record; clips have not been probed, so their length is estimated."""
-    words = sum(len(text.split()) for turn in record.turns for text in turn[:2])
-    return words * 4 // 3 + TOKENS_PER_CLIP * len(record.media)
+    """Approximate number of tokens of the text of a record, with about ten of a chat template for every turn."""
+    return sum(len(text.split()) for turn in record.turns for text in turn[:2]) * 4 // 3 + 10 * len(record.turns)
 
 
 class _Rows:
@@ -191,6 +204,7 @@ class _Rows:
         self.source, self.number, self.start, self.stop = array("q"), array("q"), array("q"), array("q")
         self.ids, self.clips, self.lengths = array("Q"), array("Q"), array("q")
         self.media, self.media_counts = array("Q"), array("q")  # keys of the files of all rows, and how many a row has
+        self.videos, self.images = array("q"), array("q")  # how many of either kind
         self.total = 0
         self.bad: Counter[str] = Counter()
         self.first: list[str] = []
@@ -206,6 +220,7 @@ class _Rows:
                     continue
                 assert isinstance(record, Record)
                 self.media.extend(media_keys(record))
+                images = sum(medium.kind == "image" for medium in record.media)
                 for column, value in (
                     (self.source, place),
                     (self.number, row.number),
@@ -215,6 +230,8 @@ class _Rows:
                     (self.clips, clip_key(record, source)),
                     (self.lengths, length_of(record)),
                     (self.media_counts, len(record.media)),
+                    (self.videos, len(record.media) - images),
+                    (self.images, images),
                 ):
                     column.append(value)
 

@@ -18,6 +18,7 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from videopanda.data.rows import Rows, filled_rows
 from videopanda.data.sample import Sample
 from videopanda.data.shuffling import hash_keys
 
@@ -60,6 +61,8 @@ class BatchStream(IterableDataset):
         rank, world_size: select the batches of this process.
         accumulation: the number of batches is rounded down to a multiple of it.
         group_by_length: put samples of similar length into the same step, and balance token counts across ranks.
+        row_tokens: fill rows with samples up to this many tokens, by the lengths that the data set tells; `batch_size`
+            is then a number of rows. 0: one sample per row.
         reading: folder in which every worker notes the files it is reading.
 
     `state_dict` is the epoch and the number of batches yielded so far (by this worker, if there are workers); after
@@ -75,20 +78,29 @@ class BatchStream(IterableDataset):
         accumulation: int = 1,
         group_by_length: bool = False,
         reading: Path | None = None,
+        row_tokens: int = 0,
     ):
         if not 0 <= rank < world_size or batch_size < 1:
             numbers = f"batch_size={batch_size}, rank={rank}, world_size={world_size}"
             raise ValueError(f"{numbers}: batch_size must be at least 1 and rank between 0 and world_size - 1")
         self.dataset, self.batch_size, self.rank, self.world_size = dataset, batch_size, rank, world_size
         self.accumulation, self.group_by_length, self.reading = accumulation, group_by_length, reading
+        self.row_tokens = row_tokens
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Start another epoch."""
         self.epoch, self.given = epoch, 0
         self.dataset.set_epoch(epoch)
-        lengths = self.dataset.lengths() if self.group_by_length else None
-        self.order = batch_order(len(self.dataset), self.batch_size, self.world_size, self.accumulation, lengths)
+        sizes = self.batch_size, self.world_size, self.accumulation
+        if self.row_tokens:
+            self.rows = filled_rows(self.dataset.lengths(), self.row_tokens)
+            shuffled = np.argsort(hash_keys(np.arange(len(self.rows)), epoch))  # they come with the longest first
+            self.order = shuffled[batch_order(len(self.rows), *sizes)]
+        else:
+            self.rows = Rows.of_one_sample(len(self.dataset))
+            lengths = self.dataset.lengths() if self.group_by_length else None
+            self.order = batch_order(len(self.rows), *sizes, lengths)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -98,7 +110,7 @@ class BatchStream(IterableDataset):
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         for number in range(first + self.given * step, len(self), step):
             samples = []
-            for index in self.order[number, self.rank].tolist():
+            for index in (index for row in self.order[number, self.rank] for index in self.rows[row]):
                 self._note(first, self.dataset.files(index) if self.reading else ())
                 samples.append(self.dataset[index])
             self._note(first, ())

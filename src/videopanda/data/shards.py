@@ -27,10 +27,11 @@ from typing import Any
 import numpy as np
 
 from videopanda.data import shuffling
-from videopanda.data.conversations import ConversationDataset, length_of, media_keys, read_clip
+from videopanda.data.conversations import VISUAL_TOKENS, ConversationDataset, length_of, media_keys, read_clip
 from videopanda.data.formats.record import Medium
 from videopanda.data.manifest import file_sha256
 from videopanda.data.sample import Sample, Turn
+from videopanda.video.disk_cache import FrameCache
 from videopanda.video.read import Sampling, Video, VideoReadError
 
 _TABLE = "shards.json"
@@ -85,8 +86,9 @@ def _write_shard(dataset: ConversationDataset, chosen: range, path: Path) -> Non
                 else:
                     _add(tar, f"{index:09d}.{k}{place.suffix}", place.read_bytes())
             lengths = [length_of(record) for _, _, record in rows]
+            images = sum(medium.kind == "image" for medium in first.media)
             line = {"ids": content["ids"], "source": first.source, "lengths": lengths, "media": media_keys(first)}
-            lines.append(json.dumps({**line, "start": start, "stop": tar.offset}))
+            lines.append(json.dumps({**line, "images": images, "start": start, "stop": tar.offset}))
     os.replace(part, path)
     _replace(path.with_suffix(".jsonl"), "\n".join(lines) + "\n")  # only now is the shard complete
 
@@ -108,7 +110,7 @@ class ShardDataset:
 
     Args:
         folder: what `write_shards` wrote, complete.
-        num_frames, seed, share, sampling: as of `ConversationDataset`.
+        num_frames, seed, share, sampling, cache: as of `ConversationDataset`.
         group_by_clip: return all conversations about a clip together; otherwise each is a separate sample.
         held_out: as of `ConversationDataset`. Shards that do not list their clips hold none out.
 
@@ -127,14 +129,17 @@ class ShardDataset:
         group_by_clip: bool = False,
         held_out: int = 0,
         sampling: Sampling = "uniform",
+        cache: FrameCache | None = None,
     ):
         self.folder, self.num_frames, self.seed, self.sampling = Path(folder), num_frames, seed, sampling
+        self.cache = cache
         units = list(_units(self.folder, group_by_clip))
         keys, _ = shuffling.disambiguate_keys(np.array([unit[0] for unit in units], np.uint64))
-        # Each row: shard, start, stop, number of the conversation or -1, length.
-        places = np.array([unit[1:6] for unit in units], np.int64).reshape(-1, 5)
-        media = np.array([key for unit in units for key in unit[6]], np.uint64)
-        trained, held = shuffling.hold_out(media, np.array([len(unit[6]) for unit in units], np.int64), held_out)
+        # Each row: shard, start, stop, number of the conversation or -1, tokens of the text, videos, images.
+        places = np.array([unit[1:8] for unit in units], np.int64).reshape(-1, 7)
+        media = np.array([key for unit in units for key in unit[8]], np.uint64)
+        self.visual_tokens = dict(VISUAL_TOKENS)
+        trained, held = shuffling.hold_out(media, np.array([len(unit[8]) for unit in units], np.int64), held_out)
         self._held = keys[held], places[held]
         kept = np.flatnonzero(trained)
         kept = kept[shuffling.subset(keys[kept], seed, share)]
@@ -167,8 +172,9 @@ class ShardDataset:
         return len(self._order)
 
     def lengths(self) -> np.ndarray:
-        """About how many tokens each sample has, (N,), in the order of the epoch."""
-        return self._places[self._order, 4]
+        """As of `ConversationDataset`."""
+        text, videos, images = self._places[self._order, 4:].T
+        return text + videos * self.visual_tokens["video"] + images * self.visual_tokens["image"]
 
     def files(self, index: int) -> list[str]:
         """The shard of a sample, and where it begins in it."""
@@ -178,7 +184,7 @@ class ShardDataset:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        shard, start, stop, k, _ = map(int, self._places[self._order[index]])
+        shard, start, stop, k, *_ = map(int, self._places[self._order[index]])
         path = self.folder / f"{shard:06d}.tar"
         with path.open("rb") as file:
             file.seek(start)
@@ -208,19 +214,21 @@ class ShardDataset:
         files = {key.partition(".")[2]: data for key, data in members.items() if key.partition(".")[0] == str(number)}
         try:
             if len(files) == 1:
-                return read_clip(next(iter(files.values())), medium, self.num_frames, self.sampling)
+                return read_clip(next(iter(files.values())), medium, self.num_frames, self.sampling, self.cache)
             with tempfile.TemporaryDirectory() as folder:
                 for frame, data in files.items():
                     if frame in ("", ".", "..") or set(frame) & set("/\\\0"):
                         raise VideoReadError(name, f"a frame is named {frame!r}, which is a path and not a name")
                     (Path(folder) / frame).write_bytes(data)
-                return read_clip(folder, medium, self.num_frames, self.sampling)
+                return read_clip(folder, medium, self.num_frames, self.sampling, self.cache)
         except VideoReadError as error:
             raise VideoReadError(name, error.reason) from error
 
 
-def _units(folder: Path, group_by_clip: bool) -> Iterator[tuple[int, int, int, int, int, int, list[int]]]:
-    """(key, shard, start, stop, conversation or -1 for all, length, keys of its files) of every possible sample."""
+def _units(folder: Path, group_by_clip: bool) -> Iterator[tuple[int, int, int, int, int, int, int, int, list[int]]]:
+    """(key, shard, start, stop, conversation or -1 for all, tokens of the text, videos, images, keys of its files) of
+    every possible sample.
+    """
     table = folder / _TABLE
     if not table.is_file():
         raise ValueError(f"{folder} has no {_TABLE}: write shards with `videopanda data shard`")
@@ -231,10 +239,12 @@ def _units(folder: Path, group_by_clip: bool) -> Iterator[tuple[int, int, int, i
         with index.open(encoding="utf-8") as lines:
             for line in lines:
                 values = json.loads(line)
-                names, lengths = values["ids"], values["lengths"]
+                names, lengths, images = values["ids"], values["lengths"], values.get("images", 0)
+                files = values.get("media", [])
                 if group_by_clip:
                     names, lengths = names[:1], [sum(lengths)]
                 for k, (name, length) in enumerate(zip(names, lengths)):
                     key = shuffling.key_of(values["source"], name)
                     conversation = -1 if group_by_clip else k
-                    yield key, shard, values["start"], values["stop"], conversation, length, values.get("media", [])
+                    place = shard, values["start"], values["stop"], conversation
+                    yield key, *place, length, len(files) - images, images, files

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from videopanda.inference.kv_prefix import KVPrefix
-from videopanda.inference.visual_cache import TokenDiskCache, clip_key, is_stored, vision_key
+from videopanda.inference.visual_cache import TokenDiskCache, clip_key, vision_key
 from videopanda.plan.planner import budget, planner_for, shown_frames
+from videopanda.video.disk_cache import is_stored
 from videopanda.video.read import Video, read_video
 
 MAX_PREFIXES_PER_CLIP = 2  # the text before a clip is nearly always the same

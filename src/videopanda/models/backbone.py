@@ -91,6 +91,12 @@ class VisualModelMixin:
         """When and how far to merge in the next forward pass."""
         return self.merge_schedule
 
+    @property
+    def changes_masks(self) -> bool:
+        """Whether decoder layers see other columns, or through other masks, than the model is given."""
+        schedule = self.schedule()
+        return schedule is not None and bool(schedule.layers)
+
     def adopt(self, language_model: nn.Module) -> None:
         """Take over a pretrained language model, which parts of a family may start from."""
         self.language_model = language_model

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
@@ -19,6 +20,7 @@ from .visual import VISUAL_INPUTS, ChunkState, EncodedVisual
 
 # transformers 5.24 renamed the argument and the output; the language model has to be called by the installed name.
 CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+LOSS_LOGITS = 1 << 26  # 256 MiB in float32: 440 positions of a vocabulary of 152,000
 
 
 def splice(embeds_BNE: Tensor, input_ids_BN: Tensor, token_id: int, features_VE: Tensor, kind: str) -> Tensor:
@@ -79,6 +81,11 @@ class VisualGenerationMixin(GenerationMixin):
     def chunk_frames(self) -> int | None:
         """A clip may be encoded in chunks that are multiples of this many frames; None: only as a whole."""
         return self.model.chunk_frames
+
+    @property
+    def changes_masks(self) -> bool:
+        """Whether decoder layers see other columns, or through other masks, than the model is given."""
+        return self.model.changes_masks
 
     @property
     def needs_total_frames(self) -> bool:
@@ -167,8 +174,17 @@ class VisualGenerationMixin(GenerationMixin):
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
 
-    def answer_loss(self, hidden_BNE: Tensor, labels_BN: Tensor, num_items: Tensor | int | None = None) -> Tensor:
+    def answer_loss(
+        self,
+        hidden_BNE: Tensor,
+        labels_BN: Tensor,
+        num_items: Tensor | int | None = None,
+        most_logits: int = LOSS_LOGITS,
+    ) -> Tensor:
         """Cross-entropy, its sum over `num_items` or the mean; the head runs on supervised positions only.
+
+        At most `most_logits` logits exist at once. Where there are more, the backward pass computes them again, part by
+        part, so memory does not grow with the number of answers times the vocabulary.
 
         Placeholders are inputs, never answers: the loss is as if the vocabulary had none (the official one has none),
             and labels that contain them (such as a copy of `input_ids`) are ignored there.
@@ -176,10 +192,21 @@ class VisualGenerationMixin(GenerationMixin):
         placeholders = torch.tensor([self.config.video_token_id, self.config.image_token_id], device=labels_BN.device)
         targets_BN = F.pad(labels_BN[:, 1:], (0, 1), value=-100)
         supervised_BN = (targets_BN != -100) & ~torch.isin(targets_BN, placeholders)
-        logits_SW = self.compute_logits(hidden_BNE[supervised_BN]).float()
-        logits_SW = logits_SW.index_fill(1, placeholders.to(logits_SW.device), float("-inf"))
-        total = F.cross_entropy(logits_SW, targets_BN[supervised_BN].to(logits_SW.device), reduction="sum")
-        return total / (supervised_BN.sum().clamp(min=1) if num_items is None else num_items)
+        hidden_SE, targets_S = hidden_BNE[supervised_BN], targets_BN[supervised_BN]
+
+        def summed(hidden_KE: Tensor, targets_K: Tensor) -> Tensor:
+            logits_KW = self.compute_logits(hidden_KE).float()
+            logits_KW = logits_KW.index_fill(1, placeholders.to(logits_KW.device), float("-inf"))
+            return F.cross_entropy(logits_KW, targets_K.to(logits_KW.device), reduction="sum")
+
+        at_once = max(1, most_logits // self.config.get_text_config().vocab_size)
+        if len(targets_S) <= at_once:
+            total = summed(hidden_SE, targets_S)
+        else:
+            parts = zip(hidden_SE.split(at_once), targets_S.split(at_once))
+            sums = [checkpoint(summed, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+            total = torch.stack(sums).sum()
+        return total / (len(targets_S) or 1 if num_items is None else num_items)
 
     def compute_logits(self, hidden_XE: Tensor) -> Tensor:
         """Head of the language model, with the logit scale or soft cap of its family."""

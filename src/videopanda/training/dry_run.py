@@ -18,14 +18,16 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
+from videopanda.data.rows import filled_rows
 from videopanda.encoders.open import open_teacher
 from videopanda.models.families import config_class, fresh_config, model_class, processor_class
 from videopanda.models.fields import with_fields
 from videopanda.training import build, nano
 from videopanda.training.chat_template import visual_chat_template
+from videopanda.training.datasets import frame_sampling, make_dataset
 from videopanda.training.freezing import PartReport, set_stage, vision_modules
 from videopanda.training.packing import for_backbone
-from videopanda.training.run import frame_sampling, make_dataset, make_head, run_stage, shutdown_distributed
+from videopanda.training.run import make_head, run_stage, shutdown_distributed
 from videopanda.training.stages import StageConfig, make_config
 
 MOST_PROCESSES = 4  # of the trial
@@ -54,11 +56,14 @@ def plan(stage: str, config: str, set_: list[str], folder: Path | None, processe
         count = sum(parameter.numel() for parameter in head.parameters())
         reports.append(PartReport("distillation head", count, settings.vision_lr, count))
     rows = settings.batch_size * settings.accumulation * processes
-    steps = settings.max_steps or int(len(dataset) // rows * settings.epochs)
     visual = 0
     if model_class(config_) is not None:
         visual = processor_class(config_).video_processor_for(config_).token_count(settings.num_frames, 1080, 1920)
-    tokens = visual + 150
+    tokens, held = visual + 150, len(dataset)
+    if settings.pack_rows:
+        dataset.visual_tokens["video"] = visual
+        tokens, held = settings.max_length, len(filled_rows(dataset.lengths(), settings.max_length))
+    steps = settings.max_steps or int(held // rows * settings.epochs)
     total = sum(report.num_parameters for report in reports)
     trained = sum(report.num_trainable for report in reports)
     shards = {"ddp": (1, 1), "zero2": (1, processes), "zero3": (processes, processes), "fsdp2": (processes, processes)}

@@ -18,22 +18,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoProcessor, PrinterCallback, set_seed
+from transformers import AutoConfig, PrinterCallback, set_seed
 
 from videopanda.checkpoints import checksums
 from videopanda.checkpoints.tensors import HEAD_FILE
 from videopanda.data.collate import Collator
-from videopanda.data.conversations import ConversationDataset, Sampling
 from videopanda.data.loader import EpochDataset
 from videopanda.data.sample import Sample
-from videopanda.data.shards import ShardDataset
-from videopanda.data.worlds.scenes.dataset import ScenesDataset
 from videopanda.encoders.open import Teacher, open_teacher
 from videopanda.models.families import model_class
 from videopanda.models.load import load_checkpoint
 from videopanda.training.adapter import ADAPTER, add_adapter, load_quantized, merge
 from videopanda.training.arguments import arguments
 from videopanda.training.callbacks import EarlyStop, RunStoppedError, StallWatchdog, StopOnSignal
+from videopanda.training.datasets import count_tokens, frame_sampling, make_dataset, make_validation
 from videopanda.training.distill import (
     Distillation,
     DistillVideoLanguage,
@@ -44,7 +42,7 @@ from videopanda.training.distill import (
 )
 from videopanda.training.freezing import set_stage, vision_modules
 from videopanda.training.guidance import GuidedVideoLanguage, VideoGuidance, WholeFrames
-from videopanda.training.packing import adds_masks, checked_windows, for_backbone, packing_report
+from videopanda.training.packing import for_backbone, packing_report, set_rows
 from videopanda.training.progress import ProgressLine
 from videopanda.training.run_folder import (
     MetricsFile,
@@ -87,6 +85,7 @@ def train(
         settings = replace(settings, compile=False)
     dataset = make_dataset(settings, frame_sampling(settings, model))
     start, processor = _start(settings, model, dataset)
+    count_tokens(dataset, processor, settings)
     if settings.lora_rank:
         start = add_adapter(start, settings)
     task, collator = make_task(settings, start, processor, model)
@@ -121,19 +120,6 @@ def make_features(stage: str, config: str, set_: list[str], model: Path, out: Pa
     sampling = frame_sampling(settings, model)
     ranks = args.process_index, args.world_size
     return write_features(settings, make_dataset(settings, sampling), sampling, batch, teacher, out, *ranks)
-
-
-def frame_sampling(settings: StageConfig, folder: Path | None) -> Sampling:
-    """The rule by which the model chooses frames of a file, in training as in answering."""
-    if folder is None or settings.stage == "language" or model_class(AutoConfig.from_pretrained(folder)) is None:
-        return "uniform"  # as that of a fresh model
-    rule = AutoProcessor.from_pretrained(folder).video_processor.frame_sampling
-    if settings.data == "scenes" and rule != "uniform":
-        raise ValueError(
-            f"Scenes are drawn at evenly spaced times, but {folder} samples frames by the rule {rule!r}: write clips "
-            "with `videopanda scenes make` and pass them with --set data=FILE"
-        )
-    return rule
 
 
 def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[Any, Any]:
@@ -253,66 +239,6 @@ def _load_head(head: torch.nn.Module, folder: Path | None) -> None:
     head.load_state_dict(found)
 
 
-def make_validation(settings: StageConfig, dataset: Any) -> Any:
-    """The samples held out of `make_dataset`, or None."""
-    if not settings.held_out:
-        return None
-    held_out = dataset.validation(settings.held_out) if settings.data == "scenes" else dataset.validation()
-    if held_out is None:
-        logger.info("%-16snone: the data has fewer than ten clips", "validation")
-    return held_out
-
-
-def make_dataset(settings: StageConfig, sampling: Sampling = "uniform") -> Any:
-    """The samples of a stage, in their final order; frames are chosen by the rule `sampling` of `read_video`."""
-    if settings.data != "scenes":
-        if settings.align_weight:
-            raise ValueError("annotation files carry no per-cell labels: use --set align_weight=0 or data=scenes")
-        share, group = settings.data_share, settings.group_by_clip
-        if Path(settings.data, "shards.json").is_file():
-            if settings.manifest:
-                raise ValueError("shards never contain bad rows: pass the manifest to `videopanda data shard`")
-            return ShardDataset(
-                settings.data,
-                settings.num_frames,
-                settings.seed,
-                share=share,
-                group_by_clip=group,
-                held_out=settings.held_out,
-                sampling=sampling,
-            )
-        return ConversationDataset(
-            settings.data,
-            settings.media_root,
-            settings.num_frames,
-            settings.seed,
-            format=settings.data_format,
-            share=share,
-            group_by_clip=group,
-            manifest=settings.manifest or None,
-            max_bad_share=settings.max_bad_share,
-            held_out=settings.held_out,
-            sampling=sampling,
-        )
-    if not settings.max_steps:
-        raise ValueError("the Scenes stream is infinite: set the length with --set max_steps=N")
-    processes = arguments(settings, Path("out")).world_size
-    return ScenesDataset(
-        num=settings.max_steps * settings.batch_size * settings.accumulation * processes,
-        seed=settings.seed,
-        num_frames=settings.num_frames,
-        captions=settings.scenes_captions,
-        text_only=settings.stage == "language",
-        described=settings.scenes_text,
-        themes=settings.themes,
-        max_things=settings.scenes_max_things,
-        ramp=settings.scenes_ramp,
-        plain=settings.scenes_plain,
-        wordings=settings.scenes_wordings,
-        outside=settings.scenes_outside,
-    )
-
-
 def run_stage(
     stage: StageConfig,
     model: Any,
@@ -368,9 +294,8 @@ def _run(
     for report in reports:
         logger.info("%s", report)
     if collator.text:
-        collator.windows = checked_windows(model)
-        collator.additive_mask |= adds_masks(model.get_decoder())
-        logger.info("%s", packing_report(model.config, collator.windows))
+        set_rows(collator, model)
+        logger.info("%s", packing_report(model.config, collator))
     for norm in (module for module in model.modules() if hasattr(module, "synchronized")):
         norm.synchronized = stage.sync_batch_norm
     if stage.compile:
@@ -453,6 +378,7 @@ def make_collator(stage: StageConfig, processor: Any, **fields: Any) -> Collator
         processor,
         stage.max_length,
         supervise="all" if stage.stage == "language" else "answers",
+        fill_rows=stage.pack_rows,
         pad_to=stage.max_length if stage.compile else None,
         text=stage.text_weight > 0,
         cell_words=stage.align_weight > 0 and stage.align_to == "cells",

@@ -28,6 +28,7 @@ _COMPLETE = "complete"  # SHA-256 of every file of a checkpoint; written last
 # Settings that may differ when a run is resumed: locations and logging.
 _MAY_CHANGE = {
     *("data", "media_root", "manifest", "teacher", "teacher_features"),
+    *("frame_cache", "frame_cache_gb"),
     *("log_steps", "save_steps", "keep_checkpoints", "report_to", "stall_seconds"),
 }
 

@@ -88,12 +88,15 @@ class StageConfig:
     accumulation: int = 1
     global_batch: int = 0  # rows per step over all processes; if not 0, it determines the accumulation
     group_by_length: bool = False  # batch samples of similar length, and give every rank about as many tokens
+    pack_rows: bool = False  # several clips in one row, up to max_length tokens; rows need no grouping by length then
     # Machine.
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; weights and optimizer stay float32
     compile: bool = False
     gradient_checkpointing: bool = False
     sync_batch_norm: bool = False  # batch-norm statistics over the clips of all processes
     num_workers: int = 0
+    frame_cache: str = ""  # folder that keeps decoded frames between epochs and runs; "" = decode every time
+    frame_cache_gb: float = 50.0  # that it may hold
     seed: int = 42
     strategy: Literal["ddp", "fsdp2", "zero2", "zero3"] = "ddp"  # used with several processes
     # Records.
@@ -145,6 +148,7 @@ class StageConfig:
             "tube_weight",
             "frame_weight",
             "stall_seconds",
+            "frame_cache_gb",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -170,6 +174,8 @@ class StageConfig:
             raise ValueError(
                 "tube_weight and frame_weight require text_weight > 0, align_weight = 0 and distill_weight = 0"
             )
+        if self.pack_rows and self.data == "scenes":
+            raise ValueError("rows of Scenes are full, one clip with all its questions each: set pack_rows=false")
         if unknown := set(self.loggers) - {"tensorboard", "wandb", "trackio"}:
             raise ValueError(f"report_to must name tensorboard, wandb or trackio, not {sorted(unknown)[0]!r}")
 

@@ -158,12 +158,12 @@ class StageTrainer(Trainer):
             stage.accumulation,
             stage.group_by_length,
             Path(str(self.args.output_dir), "reading") if stage.stall_seconds else None,
+            stage.max_length if stage.pack_rows else 0,
         )
         if not len(stream):
             rows = stage.batch_size * self.args.world_size * stage.accumulation
-            raise ValueError(
-                f"{len(self.dataset)} samples are fewer than one optimizer step of {rows}: lower batch_size"
-            )
+            held = f"{len(self.dataset)} samples in {len(stream.rows)} rows"
+            raise ValueError(f"{held} are fewer than one optimizer step of {rows} rows: lower batch_size")
         self.loader = make_loader(stream, self._collate, stage.num_workers, self.args.dataloader_pin_memory)
         return self.loader
 

@@ -104,6 +104,11 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
         add_layer_hooks(self.language_model)
         return found
 
+    @property
+    def changes_masks(self) -> bool:
+        """See `VisualModelMixin.changes_masks`; frames that are open inside need their whole mask, too."""
+        return super().changes_masks or self.config.frame_attention != "causal"
+
     def schedule(self) -> MergeSchedule:
         """When and how far the language model merges; in training `keep` may be redrawn (`merge.random_keep`)."""
         merge = self.config.merge_config
