@@ -1,7 +1,7 @@
 """Models by their name on the Hub, through huggingface_hub: its cache, its progress, HF_ENDPOINT, offline mode, tokens.
 
     folder_of("org/name")                     # a local folder as it is; else the files of a Hub model, downloaded once
-    folder_of("nano")                         # a model that comes with this package, unless there is such a folder
+    folder_of("nano-long")                    # a model that comes with this package, unless there is such a folder
     folder_of("org/name@v1.0:subfolder")      # a revision, and a folder in the repository
 
 Files are chosen by what they are: configurations, tokenizers, templates and safetensors. Code is never downloaded, and
@@ -15,7 +15,7 @@ from typing import NamedTuple
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<subfolder>[\w./-]+))?")
 FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 PICKLED = ("*.bin",)
-BUNDLED = ("nano",)  # folders of `assets`
+BUNDLED = ("nano", "nano-long")  # folders of `assets`
 
 
 class HubName(NamedTuple):

@@ -29,6 +29,7 @@ from videopanda.cli.options import (
     Dtype,
     Fps,
     FramesBy,
+    LookTwice,
     MaxNewTokens,
     MaxVisualTokens,
     Model,
@@ -72,6 +73,7 @@ def answer_verb(
     fps: Fps = None,
     max_visual_tokens: MaxVisualTokens = None,
     frames_by: FramesBy = None,
+    look_twice: LookTwice = False,
     start: Start = None,
     end: End = None,
     device: Device = None,
@@ -102,7 +104,7 @@ def answer_verb(
 
     Example:  videopanda answer clip.mp4 "Which way does the red circle move?" --json
 
-    Hours of video:  videopanda answer --fps 1 --max-visual-tokens 2048 lecture.mp4 "What comes last?"
+    Hours of video:  videopanda answer --fps 1 --model nano-long long.mp4 "Which colour has the small cross?"
 
     Without waiting for a model to load:  videopanda answer clip.mp4 "How many?" --server http://127.0.0.1:8000
 
@@ -117,7 +119,14 @@ def answer_verb(
         raise ValueError(
             "--explain needs the model and all frames here: omit --server, --cache and --max-visual-tokens"
         )
-    if max_visual_tokens is not None and (num_frames is not None or cache is not None or server is not None):
+    if look_twice and (explain or stream or (frames_by, cache, start, end, server) != (None,) * 5):
+        raise ValueError(
+            "--look-twice chooses frames of the whole file: omit --frames-by, --start, --end, --cache, --server, "
+            "--explain and --stream"
+        )
+    if max_visual_tokens is not None and (
+        (num_frames is not None and not look_twice) or cache is not None or server is not None
+    ):
         raise ValueError("--max-visual-tokens reads the whole clip at --fps: omit --num-frames, --cache and --server")
     require_choice("--frames-by", frames_by, "motion", "scenes")
     require_choice("--quantize", quantize_to, "int8", "int4")
@@ -156,6 +165,13 @@ def answer_verb(
         if explain:
             del options["cache"]
             _explain(network, processor, path, question, options, picture, as_json)
+            return
+        if look_twice:
+            from videopanda.inference.look_twice import ask_twice
+
+            chosen = {"num_frames": num_frames, "fps": fps, "max_visual_tokens": max_visual_tokens}
+            answers = ask_twice(network, processor, path, question, **chosen, **_chat_options(**drawing))
+            _print((one.as_dict() for one in answers), stream, as_json)
             return
         if stream:
             _print(_streamed(network, processor, path, question, options), stream, as_json)

@@ -25,6 +25,7 @@ from videopanda.cli.options import (
     Device,
     Fps,
     FramesBy,
+    LookTwice,
     MaxNewTokens,
     MaxVisualTokens,
     MediaRoot,
@@ -235,6 +236,7 @@ def predict_verb(
         int, typer.Option("--last-frames", metavar="N", min=0, help="Show only the last N frames, read at --fps.")
     ] = 0,
     frames_by: FramesBy = None,
+    look_twice: LookTwice = False,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Questions per batch.")] = 8,
     max_new_tokens: MaxNewTokens = 64,
     prompts: Annotated[
@@ -258,8 +260,8 @@ def predict_verb(
 
     benchmark(bench)
     require_choice("--frames-by", frames_by, "motion", "scenes")
-    if fps is not None and max_visual_tokens is None and not last_frames:
-        raise ValueError("--fps requires --max-visual-tokens or --last-frames")
+    if fps is not None and max_visual_tokens is None and not last_frames and not look_twice:
+        raise ValueError("--fps requires --max-visual-tokens, --last-frames or --look-twice")
     require_choice("--engine", engine, "local", "ray")
     require_settings(set_)
     require_paths(path, media_root, prompts)
@@ -282,6 +284,7 @@ def predict_verb(
         max_visual_tokens=max_visual_tokens,
         last_frames=last_frames,
         frames_by=frames_by,  # type: ignore[arg-type]
+        look_twice=look_twice,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         seed=seed,

@@ -27,6 +27,10 @@ FramesBy = Annotated[
     str | None,
     typer.Option("--frames-by", metavar="RULE", help="Choose frames by motion or scenes, judged by packet sizes."),
 ]
+LookTwice = Annotated[
+    bool,
+    typer.Option("--look-twice", help="Look at everything coarsely, then closely where the question points to."),
+]
 MaxVisualTokens = Annotated[
     int | None,
     typer.Option(

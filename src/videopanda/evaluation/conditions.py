@@ -21,6 +21,7 @@ from videopanda.evaluation.benchmarks.item import Item
 from videopanda.evaluation.benchmarks.videos import Videos
 from videopanda.evaluation.predictions import CONDITIONS
 from videopanda.inference.clip import EncodedClip
+from videopanda.inference.look_twice import FirstLook
 from videopanda.video.order import one_frame_order, shuffled_order
 from videopanda.video.read import Video, read_video
 
@@ -49,7 +50,7 @@ class Asked:
 class Shown:
     """Frames as they are shown, and where they come from."""
 
-    clip: Video | Clip | EncodedClip  # the last where it is encoded as it is read
+    clip: Video | Clip | EncodedClip | FirstLook  # the last two where it is encoded as it is read
     indices: tuple[int, ...]  # in the file, in the order shown
     times: tuple[float, ...]  # seconds
     decoder: str

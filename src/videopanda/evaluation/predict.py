@@ -44,6 +44,7 @@ from videopanda.inference.clip import EncodedClip, encode_clips
 from videopanda.inference.engine import Engine, Failed, GenerateRequest, Limits
 from videopanda.inference.load import BUNDLED_MODEL
 from videopanda.inference.load import load as load_model
+from videopanda.inference.look_twice import FirstLook, first_look, second_look
 from videopanda.inference.session import encode_long
 from videopanda.inference.visual_cache import TokenDiskCache
 from videopanda.video.activity import Rule, chosen_times
@@ -68,6 +69,7 @@ class PredictJob:
     max_visual_tokens: int | None = None  # encode the whole clip at `fps` into a memory of this size
     last_frames: int = 0  # encode the last frames at `fps`, and nothing else
     frames_by: Rule | None = None  # choose `num_frames` frames by motion or scenes
+    look_twice: bool = False  # choose `num_frames` frames for each question, by a first look at the whole clip
     batch_size: int = 8
     max_new_tokens: int = 64
     seed: int = 0  # of the shuffled frames
@@ -103,11 +105,12 @@ class Predictor:
         self.model, self.processor = loaded or load_model(job.model, device, settings=job.settings)
         self.engine = Engine(self.model, self.processor, Limits(max_num_seqs=job.batch_size))
         self.cache = TokenDiskCache(job.cache, job.cache_bytes) if job.cache else None
-        special = (job.max_visual_tokens is not None, job.last_frames > 0, job.frames_by is not None)
+        in_memory = job.max_visual_tokens is not None and not job.look_twice
+        special = (in_memory, job.last_frames > 0, job.frames_by is not None, job.look_twice)
         if sum(special) > 1 or (any(special) and (job.condition not in ("full", "no_video") or job.cache)):
             raise ValueError(
-                "max_visual_tokens, last_frames and frames_by are mutually exclusive, and need the condition full or "
-                "no_video and no cache"
+                "max_visual_tokens, last_frames, frames_by and look_twice are mutually exclusive, and need the condition "
+                "full or no_video and no cache"
             )
         video_processor = self.processor.video_processor
         self.num_frames = job.num_frames or video_processor.num_frames
@@ -132,6 +135,8 @@ class Predictor:
     def _sampling(self) -> str:
         """How frames are chosen, in words."""
         job = self.job
+        if job.look_twice:
+            return "two looks" + f", the first in {job.max_visual_tokens} visual tokens" * bool(job.max_visual_tokens)
         if job.max_visual_tokens is not None:
             return f"{job.fps:g} fps, at most {job.max_visual_tokens} visual tokens"
         if job.last_frames:
@@ -152,6 +157,20 @@ class Predictor:
             end=source.end,
         )
         return Shown(clip, (), tuple(start for start, *_ in log.steps), "pyav")
+
+    def _look(self, source: ClipRef) -> Shown:
+        """The first look at a whole file."""
+        if source.start is not None or source.end is not None:
+            raise ValueError("look_twice reads whole files, and this question is about a part of one")
+        first = first_look(
+            self.model,
+            self.processor,
+            source.path,
+            num_frames=self.num_frames,
+            fps=self.job.fps,
+            max_visual_tokens=self.job.max_visual_tokens,
+        )
+        return Shown(first, (), first.clip.times, "pyav")
 
     def answers(self, numbers: Iterable[int]) -> Iterator[list[Prediction]]:
         """Answer batches; while the model works on one, the videos of the next are read."""
@@ -177,7 +196,7 @@ class Predictor:
             clip = show(source, "full", *choice, 0).clip
         except (VideoReadError, ValueError):  # a question can also be asked without its video
             return ""
-        assert not isinstance(clip, EncodedClip)
+        assert not isinstance(clip, EncodedClip | FirstLook)
         return told_length(self.processor, clip)
 
     def _read_one(self, source: ClipRef) -> _Read:
@@ -185,6 +204,8 @@ class Predictor:
             return "missing_video", "no file of this name, or several, below the folder of videos"
         sampling = self.processor.video_processor.frame_sampling
         try:
+            if self.job.look_twice:
+                return self._look(source)
             if self.job.max_visual_tokens is not None or self.job.last_frames:
                 return self._read_whole(source)
             if self.job.frames_by is not None:
@@ -200,14 +221,22 @@ class Predictor:
     def _answer(self, batch: Sequence[Asked], videos: dict[ClipRef, _Read]) -> list[Prediction]:
         readable = {source: video for source, video in videos.items() if isinstance(video, Shown)}
         clips = {source: video.clip for source, video in readable.items() if isinstance(video.clip, EncodedClip)}
-        shown = {source: video.clip for source, video in readable.items() if source not in clips}
+        looks = {source: video.clip for source, video in readable.items() if isinstance(video.clip, FirstLook)}
+        shown = {source: video.clip for source, video in readable.items() if source not in clips | looks}
         if shown:
             clips.update(zip(shown, encode_clips(self.model, self.processor, list(shown.values()), self.cache)))
         rows: list[Prediction] = []
         prompts: dict[int, tuple[list[Any], EncodedClip | None]] = {}  # by the place of the row
         for question in batch:
             row, messages = self._ask(question, videos[question.source])
-            if messages is not None:
+            if messages is not None and question.source in looks:
+                text = messages[0]["content"][-1]["text"]
+                clip, _ = second_look(
+                    self.model, self.processor, looks[question.source], text, num_frames=self.num_frames
+                )
+                row = replace(row, frame_indices=clip.indices, frame_times=clip.times, decoder=clip.decoder)
+                prompts[len(rows)] = messages, clip
+            elif messages is not None:
                 prompts[len(rows)] = messages, clips.get(question.source)
             rows.append(row)
         for place, answer in self._reply(prompts).items():

@@ -114,7 +114,8 @@ class Chat:
         cache: visual tokens on disk, read and extended.
         keep_prefix: keep the KV cache of the clip for later questions.
         max_visual_tokens: read the whole video at `fps` (default 1) in constant memory, and merge tokens beyond
-            this number; see `VideoSession`, also for `last_frames`.
+            this number; see `VideoSession`, also for `last_frames`. Default: with `fps`, what the model was trained
+            with.
         frames_by: choose `num_frames` frames of a file by "motion" or "scenes"; see `chosen_times`.
 
     Raises:
@@ -144,6 +145,9 @@ class Chat:
         self.processor, self.max_new_tokens, self.sampling = processor, max_new_tokens, sampling
         self.engine = Engine(model, processor, keep_prefixes=keep_prefix)
         self.messages: list[Message] = []
+        other_choices = (num_frames, max_visual_tokens, cache, frames_by) != (None,) * 4 or last_frames
+        if fps is not None and not other_choices and not hasattr(video, "frames"):
+            max_visual_tokens = processor.video_processor.max_visual_tokens
         if isinstance(video, EncodedClip):
             self.clip, self._costs = video, {"decode": 0.0, "preprocess": 0.0, "encode": 0.0}
         elif max_visual_tokens is not None or last_frames:

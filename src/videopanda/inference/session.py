@@ -60,7 +60,8 @@ class VideoSession:
     """One stream and the questions about it.
 
     Args:
-        max_visual_tokens: maximum tokens of all frames so far; default 2,048, or half of the context if that is less.
+        max_visual_tokens: maximum tokens of all frames so far; default what the model was trained with, else 2,048, or
+            half of the context if that is less.
         window: number of latest steps that are never merged.
         last_frames: keep only this many frames, and encode them when something is asked; 0 for a memory of everything.
         total_frames: length of the stream, if known; models with `stab.coordinates` need it.
@@ -85,7 +86,8 @@ class VideoSession:
         self.total_frames, self.last_frames = total_frames, last_frames
         context = model.config.text_config.max_position_embeddings
         if max_visual_tokens is None:
-            max_visual_tokens = min(MAX_VISUAL_TOKENS, context // 2)
+            trained = processor.video_processor.max_visual_tokens
+            max_visual_tokens = trained or min(MAX_VISUAL_TOKENS, context // 2)
         if max_visual_tokens >= context:
             raise ValueError(f"{max_visual_tokens:,} visual tokens exceed the context of {context:,} tokens")
         self.memory = TokenMemory(max_visual_tokens, window)

@@ -123,6 +123,11 @@ class FrameProcessor(VideoProcessorMixin):
     frame_sampling: str
     background: list[int]
     compression: dict[str, Any] | None = None  # fields of the `CompressionConfig` of the model; None: no compressor
+    max_visual_tokens: int | None = None  # of the memory that the model was trained with, if it was
+
+    def coarse(self) -> "FrameProcessor":
+        """A processor that shows frames at a quarter of the resolution; this one, where frames have one size only."""
+        return self
 
     @property
     def frames_per_step(self) -> int:

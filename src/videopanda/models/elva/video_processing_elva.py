@@ -5,6 +5,7 @@ Dimensions: B videos; F frames of all of them; C cells of all frames; P = 4 patc
 
 import zlib
 from collections.abc import Iterable, Sequence
+from copy import copy
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -33,6 +34,8 @@ class ElvaVideoProcessor(FrameProcessor):
         image_mean, image_std: per channel, for values in [0, 1].
         background: uint8 color under transparent pixels; white by default.
         compression: how the model reduces tokens, as a dictionary of `CompressionConfig`; None: not at all.
+        max_visual_tokens: with `fps`, clips are read into a memory of this many tokens, for models that were trained
+            with one; None: only where it is asked for.
     """
 
     mixed_sizes = True
@@ -60,6 +63,7 @@ class ElvaVideoProcessor(FrameProcessor):
         image_std: list[float] | None = None,
         background: list[int] | None = None,
         compression: dict[str, Any] | None = None,
+        max_visual_tokens: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -78,6 +82,7 @@ class ElvaVideoProcessor(FrameProcessor):
         self.image_std = list(image_std or [0.5, 0.5, 0.5])
         self.background = list(background or WHITE)
         self.compression = compression
+        self.max_visual_tokens = max_visual_tokens
         if frame_sampling != "uniform":
             raise ValueError(f"`frame_sampling` must be 'uniform', got {frame_sampling!r}.")
         cell_limit(max_frame_cells, max_frame_pixels, self.cell_size)  # rejects invalid combinations
@@ -97,6 +102,12 @@ class ElvaVideoProcessor(FrameProcessor):
             hybrid_scale=hybrid.scale,
             compression=config.compression_config.fields(),
         )
+
+    def coarse(self) -> "ElvaVideoProcessor":
+        """A processor that shows frames with a quarter of the cells."""
+        less = copy(self)
+        less.max_frame_cells = max(1, self.frame_cells // 4)
+        return less
 
     @property
     def frame_cells(self) -> int:

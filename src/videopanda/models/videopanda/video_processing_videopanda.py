@@ -45,6 +45,8 @@ class VideoPandaVideoProcessor(FrameProcessor):
         background: uint8 color under transparent pixels of files and PIL images; white by default.
         row_tokens, context_token, image_context_token: what the model adds to a frame or image; see `for_stab`.
         compression: how the model reduces tokens, as a dictionary of `CompressionConfig`; None: not at all.
+        max_visual_tokens: with `fps`, clips are read into a memory of this many tokens, for models that were trained
+            with one; None: only where it is asked for.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class VideoPandaVideoProcessor(FrameProcessor):
         context_token: bool = True,
         image_context_token: bool = True,
         compression: dict[str, Any] | None = None,
+        max_visual_tokens: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -82,6 +85,7 @@ class VideoPandaVideoProcessor(FrameProcessor):
         self.context_token = context_token
         self.image_context_token = image_context_token
         self.compression = compression
+        self.max_visual_tokens = max_visual_tokens
         if set(self.size) != {"height", "width"} or self.size["height"] != self.size["width"]:
             raise ValueError(
                 f"`size` must be a square canvas such as {{'height': 448, 'width': 448}}, got {self.size}."

@@ -12,7 +12,7 @@ Frames without a visit are drawn once and encoded as copies, so hours are writte
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -42,10 +42,14 @@ _LAMP = slice(3, 13)  # pixels, in both directions
 
 def frames(story: Story) -> Iterator[np.ndarray]:
     """All frames, uint8 (HEIGHT, WIDTH, 3), at FPS per second."""
+    return pictures(story, (number / FPS for number in range(round(story.seconds * FPS))))
+
+
+def pictures(story: Story, seconds: Iterable[float]) -> Iterator[np.ndarray]:
+    """What is shown at some seconds, in order: uint8 (HEIGHT, WIDTH, 3)."""
     visits = iter(story.visits)
     visit, empty, lamp = next(visits, None), None, ""
-    for number in range(round(story.seconds * FPS)):
-        second = number / FPS
+    for second in seconds:
         if empty is None or story.lamp_at(second) != lamp:
             lamp = story.lamp_at(second)
             empty = np.broadcast_to(_BACKGROUND, (HEIGHT, WIDTH, 3)).copy()

@@ -41,8 +41,11 @@ class Kind:
     @property
     def name(self) -> str:
         """How questions call it."""
-        motion = {"still": "stands still"}.get(self.motion, f"moves {self.motion}")
-        return f"{self.size} {self.colour} {self.shape} that {motion}"
+        return f"{self.size} {self.colour} {self.shape} that {_motion(self)}"
+
+
+def _motion(kind: Kind) -> str:
+    return "stands still" if kind.motion == "still" else f"moves {kind.motion}"
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,43 @@ def _lamp(rng: np.random.Generator, seconds: float) -> tuple[tuple[float, str], 
     return tuple((round(float(moment), 2), str(colour)) for moment, colour in zip([0.0, *moments], colours))
 
 
+def which(kind: Kind) -> str:
+    """The question for the colour of a kind."""
+    return f"Which colour has the {kind.size} {kind.shape} that {_motion(kind)}?"
+
+
+def count(kind: Kind) -> str:
+    """The question how often a kind appears."""
+    return f"How many times does a {kind.name} appear?"
+
+
+def when(kind: Kind) -> str:
+    """The question in which fifth of the clip a kind appears."""
+    return f"In which fifth of the video does the {kind.name} appear: first, second, third, fourth or fifth?"
+
+
+def order(a: Kind, b: Kind) -> tuple[str, list[Kind]]:
+    """The question which of two kinds appears first, and the kinds as it names them."""
+    named = sorted([a, b], key=lambda kind: kind.name)
+    return f"Which appears first: the {named[0].name}, or the {named[1].name}? Answer with its colour.", named
+
+
+def part_of(depth: float) -> str | None:
+    """The fifth in which a share of the clip lies; None near a border, where the answer would depend on rounding."""
+    near = min(abs(5 * depth - border) for border in range(1, 5)) <= 0.1
+    return None if near else PARTS[min(4, int(5 * depth))]
+
+
+def lamp_questions(story: Story) -> list[LongQuestion]:
+    """What the lamp shows at the end, and what it showed before that."""
+    last = story.lamp[-1][1]
+    before = f"Which colour had the lamp in the corner before it turned {last}?"
+    return [
+        LongQuestion("now", "Which colour has the lamp in the corner at the end?", last, None, None),
+        LongQuestion("before", before, story.lamp[-2][1], story.lamp[-1][0] / story.seconds, None),
+    ]
+
+
 def make_questions(story: Story) -> list[LongQuestion]:
     """One question of each family that the story answers for certain."""
     main, other = story.needles
@@ -175,30 +215,17 @@ def make_questions(story: Story) -> list[LongQuestion]:
     first = shown[0]
     depth = (first.start + first.end) / 2 / story.seconds if len(shown) == 1 else None
     length = first.end - first.start
-    motion = {"still": "stands still"}.get(main.motion, f"moves {main.motion}")
     questions = [
-        LongQuestion(
-            "which", f"Which colour has the {main.size} {main.shape} that {motion}?", main.colour, depth, length
-        ),
-        LongQuestion("count", f"How many times does a {main.name} appear?", str(len(shown)), None, None),
-        LongQuestion("now", "Which colour has the lamp in the corner at the end?", story.lamp[-1][1], None, None),
-        LongQuestion(
-            "before",
-            f"Which colour had the lamp in the corner before it turned {story.lamp[-1][1]}?",
-            story.lamp[-2][1],
-            story.lamp[-1][0] / story.seconds,
-            None,
-        ),
+        LongQuestion("which", which(main), main.colour, depth, length),
+        LongQuestion("count", count(main), str(len(shown)), None, None),
+        *lamp_questions(story),
     ]
     if depth is not None:
-        part = PARTS[min(4, int(5 * depth))]
-        text = f"In which fifth of the video does the {main.name} appear: first, second, third, fourth or fifth?"
-        # Near a border between two fifths the answer would depend on rounding.
-        if min(abs(5 * depth - border) for border in range(1, 5)) > 0.1:
-            questions.append(LongQuestion("when", text, part, depth, length))
-        names = sorted([main, other], key=lambda kind: kind.name)
-        earlier = min(names, key=lambda kind: story.times(kind)[0].start)
-        text = f"Which appears first: the {names[0].name}, or the {names[1].name}? Answer with its colour."
+        part = part_of(depth)
+        if part is not None:
+            questions.append(LongQuestion("when", when(main), part, depth, length))
+        text, named = order(main, other)
+        earlier = min(named, key=lambda kind: story.times(kind)[0].start)
         questions.append(LongQuestion("order", text, earlier.colour, depth, length))
     return questions
 
