@@ -45,6 +45,42 @@ print(json.dumps({
 }))
 """
 
+# The same as a stream, frame by frame.
+STREAM = """
+import json, resource, sys, time
+import numpy as np
+import psutil
+import videopanda
+from videopanda.inference.session import VideoSession
+model, processor = videopanda.load(sys.argv[2] or None, "cpu")
+session = VideoSession(model, processor, max_visual_tokens=2048, total_frames=7200)
+this, spent, memory, kept = psutil.Process(), [], [], []
+for second in range(7200):
+    frame = np.full((72, 96, 3), 128, np.uint8)
+    place = int(min(second % 60, 5) / 5 * 60)
+    frame[20:40, place : place + 20] = (200, 30 + second // 60 % 200, 30)
+    began = time.process_time()
+    session.push(frame, float(second))
+    spent.append(time.process_time() - began)
+    if second % 60 == 59:
+        memory.append(this.memory_info().rss / 2**20)
+        kept.append(session.num_bytes / 2**20)
+answer = session.ask(sys.argv[3])
+tenth, chunks = len(spent) // 10, np.array(spent).reshape(-1, 4).sum(1) / 4
+last = np.polyfit(np.arange(60), memory[-60:], 1)[0] * 60
+print(json.dumps({
+    "frames": session.num_frames, "visual_tokens": answer.visual_tokens,
+    "cpu_ms_per_frame": 1000 * sum(spent) / len(spent),
+    "frames_per_cpu_second": len(spent) / sum(spent),
+    "median_of_last_tenth_over_first": float(np.median(chunks[-tenth // 4:]) / np.median(chunks[: tenth // 4])),
+    "median_of_last_tenth_over_second": float(
+        np.median(chunks[-tenth // 4:]) / np.median(chunks[tenth // 4 : tenth // 2])),
+    "rss_mib_after_1_minute_1_hour_2_hours": [round(memory[i], 1) for i in (0, 59, 119)],
+    "rss_mib_per_hour_in_the_last_hour": float(last),
+    "kept_mib_after_1_hour_2_hours": [round(kept[i], 3) for i in (59, 119)],
+}))
+"""
+
 
 def write(path: Path, seconds: int) -> None:
     """A square on gray that moves for 5 seconds of every minute."""
@@ -64,7 +100,7 @@ def main() -> None:
     """Measure and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="", help="checkpoint folder; default: the bundled model")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("long.json"))
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("long-file.json"))
     options = parser.parse_args()
     results = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -84,6 +120,9 @@ def main() -> None:
                 "load_average": load,
             }
             results[name] = figures
+        command = [sys.executable, "-c", STREAM, "", options.model, QUESTION]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        results["2 hours as a stream"] = json.loads(done.stdout.splitlines()[-1])
     short, long = (results[name]["peak_mib"] for name in SECONDS)
     record = {
         "command": "python benchmarks/long_file.py" + (f" --model {options.model}" if options.model else ""),
