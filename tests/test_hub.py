@@ -10,7 +10,7 @@ import pytest
 
 from hub_server import TOKEN, Hub
 from tiny import tiny_model, tiny_processor
-from videopanda.hub import HubName, name_of, parse
+from videopanda.hub import BUNDLED, HubName, folder_of, name_of, parse
 from videopanda.inference.load import BUNDLED_MODEL
 
 CLIP = BUNDLED_MODEL.parent / "demo.mp4"
@@ -73,6 +73,17 @@ def test_a_folder_that_exists_is_no_name(tmp_path, monkeypatch):
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert parse("org/name") is None
+
+
+def test_bundled_models_have_names_unless_there_is_such_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in BUNDLED:
+        assert (folder_of(name) / "model.safetensors").is_file()
+    assert folder_of("nano") == BUNDLED_MODEL
+    (tmp_path / "nano").mkdir()
+    assert folder_of("nano") == Path("nano")
+    with pytest.raises(FileNotFoundError, match="come with the package: nano"):
+        folder_of("nanno")
 
 
 def test_a_folder_of_the_cache_is_called_as_on_the_hub(tmp_path):

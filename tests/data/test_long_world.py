@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from command import run
 from videopanda.data.worlds.long.make import FROZEN, frames, make_long, record
+from videopanda.data.worlds.long.practice import practice_questions
 from videopanda.data.worlds.long.world import (
     FAMILIES,
     FPS,
@@ -59,6 +60,33 @@ def test_answers_are_exact_and_no_attribute_gives_a_needle_away(index, minutes, 
     if "order" in answers:
         first = min((story.times(kind)[0].start, kind.colour) for kind in story.needles)[1]
         assert answers["order"].answer == first
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 999), st.sampled_from([1.0, 3.0, 20.0]))
+def test_questions_to_practise_are_answered_by_the_visits(index, minutes):
+    story = make_story(0, "train", index, minutes)
+    asked = practice_questions(story, np.random.default_rng(index))
+    assert {question.family for question in asked} >= {"which", "count", "now", "before"}
+    assert len(asked) == len({question.question for question in asked}) <= 17
+    kinds = {visit.kind.name: [other for other in story.visits if other.kind == visit.kind] for visit in story.visits}
+    for question in asked:
+        named = sorted((name for name in kinds if name in question.question), key=question.question.index)
+        if question.family == "which":
+            shown = {kind for kind in kinds if kind.split(" ", 2)[0] in question.question}
+            fits = [kinds[name][0].kind for name in shown
+                    if f"{kinds[name][0].kind.size} {name.split(' ', 2)[2]}" in question.question]  # fmt: skip
+            assert [kind.colour for kind in fits] == [question.answer]
+        elif question.family == "count":
+            assert str(len(kinds[named[0]])) == question.answer
+        elif question.family == "when":
+            (visit,) = kinds[named[0]]
+            assert PARTS.index(question.answer) == int(5 * (visit.start + visit.end) / 2 / story.seconds)
+        elif question.family == "order":
+            (a,), (b,) = (kinds[name] for name in named)
+            assert question.answer == min(a, b, key=lambda visit: visit.start).kind.colour
+        else:
+            assert question in make_questions(story)
 
 
 def test_distractors_share_every_attribute_somewhere():

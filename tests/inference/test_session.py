@@ -113,6 +113,25 @@ def test_a_file_is_encoded_as_the_stream_of_it_and_as_the_whole_clip(tmp_path):
     assert log.dropped == 36
 
 
+def test_a_model_that_was_trained_with_a_memory_reads_files_into_it(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", range(120), fps=2)
+    model, processor = compressed("videopanda", {"kind": "pool", "pool_time": 4})
+    processor.video_processor.max_visual_tokens = 300
+    processor.save_pretrained(tmp_path / "processor")
+    again = type(processor).from_pretrained(tmp_path / "processor")
+    assert again.video_processor.max_visual_tokens == 300
+    (answer,) = ask(model, again, path, [QUESTION], fps=1, max_new_tokens=4)
+    assert answer.visual_tokens <= 300
+    assert sum(int(line.rpartition(": ")[2]) for line in answer.selection) == 60
+    assert VideoSession(model, again).memory.max_tokens == 300
+    (given,) = ask(model, processor, path, [QUESTION], fps=1, max_visual_tokens=200, max_new_tokens=4)
+    assert given.visual_tokens <= 200
+    processor.video_processor.max_visual_tokens = None
+    (whole,) = ask(model, processor, path, [QUESTION], fps=1, max_new_tokens=4)
+    assert whole.selection is None
+    assert whole.visual_tokens > 300
+
+
 def test_a_change_in_any_second_changes_the_tokens():
     model, processor = compressed("elva")
     frames = np.repeat(clip(1), 90, axis=0)

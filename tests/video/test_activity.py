@@ -1,5 +1,5 @@
-"""Protects the choice of frames by the sizes of packets: more where something moves, one for every scene, and a reason
-for each."""
+"""Protects the choice of frames by the sizes of packets and by motion vectors: more where something moves, one for
+every scene, and a reason for each."""
 
 from fractions import Fraction
 
@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from compressed import compressed
+from media import write_video
 from videopanda.data.worlds.scenes.render import write_frames
 from videopanda.inference.answer import ask
-from videopanda.video.activity import activity_of, chosen_times
+from videopanda.video.activity import activity_of, chosen_times, vectors_of
 from videopanda.video.read import VideoReadError, read_video
 
 
@@ -43,6 +44,33 @@ def test_motion_draws_frames(tmp_path):
     assert max(times) > 15
 
 
+def test_motion_vectors_tell_how_far_things_move(tmp_path):
+    path = clip(tmp_path / "a.mp4", (10, 14))
+    times, motion = vectors_of(path)
+    np.testing.assert_allclose(times, np.arange(200) / 10, atol=1e-6)
+    moving = (times > 10.15) & (times < 13.95)
+    assert 1 <= motion[moving].mean() <= 4  # the texture slides by a pixel per frame, and references are near
+    assert motion[~moving].mean() < 0.1 * motion[moving].mean()
+    chosen, reasons = chosen_times(path, 12, "vectors")
+    assert sum(9.5 <= moment <= 14.5 for moment in chosen) >= 8
+    assert min(chosen) < 9
+    assert max(chosen) > 15
+    assert "motion (lengths of motion vectors)" in reasons[0]
+
+
+def test_flicker_has_no_vectors_and_a_codec_without_them_says_so(tmp_path):
+    def frames():
+        for number in range(60):
+            yield np.full((72, 96, 3), 40 + 150 * (number % 2), np.uint8)
+
+    write_frames(frames(), (96, 72), Fraction(10), tmp_path / "flicker.mp4")
+    assert activity_of(tmp_path / "flicker.mp4").sizes[1:].min() > 10
+    assert vectors_of(tmp_path / "flicker.mp4")[1].max() < 0.5
+    write_video(tmp_path / "a.mkv", range(5), codec="ffv1")
+    with pytest.raises(VideoReadError, match="tells no motion vectors: choose frames by motion"):
+        chosen_times(tmp_path / "a.mkv", 4, "vectors")
+
+
 def test_every_scene_has_a_frame_and_gaps_are_filled(tmp_path):
     cuts = (3.0, 4.5, 12.0)
     times, reasons = chosen_times(clip(tmp_path / "a.mp4", cuts=cuts), 6, "scenes")
@@ -74,6 +102,6 @@ def test_what_has_no_packets_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("no video")
     with pytest.raises(VideoReadError):
         chosen_times(tmp_path / "a.txt", 4, "motion")
-    with pytest.raises(ValueError, match="motion or scenes"):
+    with pytest.raises(ValueError, match="motion, scenes or vectors"):
         chosen_times(clip(tmp_path / "a.mp4"), 4, "speed")
     assert len(read_video(tmp_path / "a.mp4", timestamps=[0.0])) == 1

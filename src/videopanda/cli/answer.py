@@ -128,7 +128,7 @@ def answer_verb(
         (num_frames is not None and not look_twice) or cache is not None or server is not None
     ):
         raise ValueError("--max-visual-tokens reads the whole clip at --fps: omit --num-frames, --cache and --server")
-    require_choice("--frames-by", frames_by, "motion", "scenes")
+    require_choice("--frames-by", frames_by, "motion", "scenes", "vectors")
     require_choice("--quantize", quantize_to, "int8", "int4")
     require_choice("--dtype", dtype, *DTYPES)
     if frames_by is not None and (max_visual_tokens, fps, cache, start, end, server) != (None,) * 6:

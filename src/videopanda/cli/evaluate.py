@@ -259,7 +259,7 @@ def predict_verb(
     from videopanda.evaluation.benchmarks.table import benchmark
 
     benchmark(bench)
-    require_choice("--frames-by", frames_by, "motion", "scenes")
+    require_choice("--frames-by", frames_by, "motion", "scenes", "vectors")
     if fps is not None and max_visual_tokens is None and not last_frames and not look_twice:
         raise ValueError("--fps requires --max-visual-tokens, --last-frames or --look-twice")
     require_choice("--engine", engine, "local", "ray")

@@ -25,7 +25,7 @@ Fps = Annotated[
 ]
 FramesBy = Annotated[
     str | None,
-    typer.Option("--frames-by", metavar="RULE", help="Choose frames by motion or scenes, judged by packet sizes."),
+    typer.Option("--frames-by", metavar="RULE", help="Choose frames by motion, scenes or vectors."),
 ]
 LookTwice = Annotated[
     bool,

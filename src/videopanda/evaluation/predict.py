@@ -68,7 +68,7 @@ class PredictJob:
     fps: float = 1.0  # with one of the next two
     max_visual_tokens: int | None = None  # encode the whole clip at `fps` into a memory of this size
     last_frames: int = 0  # encode the last frames at `fps`, and nothing else
-    frames_by: Rule | None = None  # choose `num_frames` frames by motion or scenes
+    frames_by: Rule | None = None  # choose `num_frames` frames by a rule of `chosen_times`
     look_twice: bool = False  # choose `num_frames` frames for each question, by a first look at the whole clip
     batch_size: int = 8
     max_new_tokens: int = 64

@@ -1,29 +1,34 @@
-"""Where a video changes, from the sizes of its packets: nothing is decoded.
+"""Where a video changes, from the sizes of its packets, without decoding, or from the motion vectors of its codec.
 
     times, reasons = chosen_times("lecture.mp4", num_frames=8, rule="motion")
     video = read_video("lecture.mp4", timestamps=times)
 
 An encoder spends bytes on what it cannot predict, so the size of a packet between keyframes measures motion, and one
 that is many times larger than its neighbors is a new scene. Keyframes are large by nature; they count as their
-neighbors do, unless an encoder put one where none was due.
+neighbors do, unless an encoder put one where none was due. Motion vectors tell motion apart from flicker and new
+scenes, but exist only while a frame is decoded (PyAV, side data `MOTION_VECTORS`); no picture is converted for them.
 """
 
 import math
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.stream import VideoStream
 
 from videopanda.video.container import Deadline, UnreadableError, open_container
 from videopanda.video.read import VideoReadError
 from videopanda.video.source import open_source
 
-Rule = Literal["motion", "scenes"]
-RULES = ("motion", "scenes")
-UNIFORM_SHARE = 0.25  # of the frames that "motion" spreads evenly, so that still stretches are looked at, too
+Rule = Literal["motion", "scenes", "vectors"]
+RULES = ("motion", "scenes", "vectors")
+UNIFORM_SHARE = 0.25  # of the frames by motion are spread evenly, so that still stretches are looked at, too
 SCENE_TIMES = 4.0  # a packet this many times the median size starts a new scene
 
 
@@ -36,13 +41,9 @@ class Activity:
     is_key: np.ndarray
 
 
-def activity_of(source: str | os.PathLike[str], timeout: float = math.inf) -> Activity:
-    """Read the packets of a file.
-
-    Raises:
-        VideoReadError: it cannot be read, is a picture, or has no timestamps.
-    """
-    name, rows = os.fspath(source), []
+@contextmanager
+def _opened(source: str | os.PathLike[str], timeout: float) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and its video. Raises VideoReadError, also for what goes wrong inside."""
     with ExitStack() as stack:
         try:
             deadline = Deadline(timeout)
@@ -51,19 +52,61 @@ def activity_of(source: str | os.PathLike[str], timeout: float = math.inf) -> Ac
                 raise UnreadableError("pictures have no packets to choose frames by: use num_frames or fps")
             container, stream = open_container(opened.opener, deadline)
             stack.callback(container.close)
-            tick = float(stream.time_base or 1)  # a closed container has none
-            for packet in container.demux(stream):
-                if packet.size and not packet.is_discard:
-                    if packet.pts is None:
-                        raise UnreadableError("its packets have no timestamps: use num_frames or fps")
-                    rows.append((packet.pts, packet.size, packet.is_keyframe))
+            yield container, stream
         except (UnreadableError, OSError, av.FFmpegError) as error:
-            raise VideoReadError(name, str(error)) from error
+            raise VideoReadError(os.fspath(source), str(error)) from error
+
+
+def activity_of(source: str | os.PathLike[str], timeout: float = math.inf) -> Activity:
+    """Read the packets of a file.
+
+    Raises:
+        VideoReadError: it cannot be read, is a picture, or has no timestamps.
+    """
+    rows = []
+    with _opened(source, timeout) as (container, stream):
+        tick = float(stream.time_base or 1)  # a closed container has none
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                if packet.pts is None:
+                    raise UnreadableError("its packets have no timestamps: use num_frames or fps")
+                rows.append((packet.pts, packet.size, packet.is_keyframe))
     if not rows:
-        raise VideoReadError(name, "no video frames")
+        raise VideoReadError(os.fspath(source), "no video frames")
     rows.sort()
     stamps, sizes, is_key = (np.array(column) for column in zip(*rows))
     return Activity((stamps - stamps[0]) * tick, sizes.astype(float), is_key.astype(bool))
+
+
+def vectors_of(source: str | os.PathLike[str], timeout: float = math.inf) -> tuple[np.ndarray, np.ndarray]:
+    """Start in seconds of every frame, and how many pixels its parts moved on average; (T,).
+
+    That is since the frames from which they are predicted, one to a few frames away. Frames and parts that are coded
+    without reference to others count as still.
+
+    Raises:
+        VideoReadError: it cannot be read, has no timestamps, or its codec tells no motion vectors.
+    """
+    times, motion, has_vectors = [], [], False
+    with _opened(source, timeout) as (container, stream):
+        stream.codec_context.options = {"flags2": "+export_mvs"}
+        for frame in container.decode(stream):
+            if frame.time is None:
+                raise UnreadableError("its frames have no timestamps: use num_frames or fps")
+            vectors, moved = frame.side_data.get(SideDataType.MOTION_VECTORS), 0.0
+            if vectors is not None:
+                has_vectors, parts = True, vectors.to_ndarray()
+                length = np.hypot(parts["motion_x"], parts["motion_y"]) / np.maximum(parts["motion_scale"], 1)
+                area = parts["w"].astype(float) * parts["h"]
+                moved = float((length * area).sum() / max(area.sum(), frame.width * frame.height))
+            times.append(frame.time)
+            motion.append(moved)
+        if times and not has_vectors:
+            raise UnreadableError("its codec tells no motion vectors: choose frames by motion instead")
+    if not times:
+        raise VideoReadError(os.fspath(source), "no video frames")
+    order = np.argsort(times, kind="stable")
+    return np.array(times)[order] - min(times), np.array(motion)[order]
 
 
 def chosen_times(source: str | os.PathLike[str], num_frames: int, rule: Rule) -> tuple[list[float], list[str]]:
@@ -74,11 +117,18 @@ def chosen_times(source: str | os.PathLike[str], num_frames: int, rule: Rule) ->
         ValueError: an unknown rule, or no frames.
     """
     if rule not in RULES:
-        raise ValueError(f"frames are chosen by {' or '.join(RULES)}, not {rule!r}")
+        raise ValueError(f"frames are chosen by {', '.join(RULES[:-1])} or {RULES[-1]}, not {rule!r}")
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, not {num_frames}")
+    if rule == "vectors":
+        times, motion = vectors_of(source)
+        places, reasons = _by_motion(motion, num_frames, "lengths of motion vectors")
+        return [float(times[place]) for place in places], reasons
     activity = activity_of(source)
-    places, reasons = (_by_motion if rule == "motion" else _by_scenes)(activity, num_frames)
+    if rule == "motion":
+        places, reasons = _by_motion(_even_sizes(activity), num_frames, "bytes of packets")
+    else:
+        places, reasons = _by_scenes(activity, num_frames)
     return [float(activity.times[place]) for place in places], reasons
 
 
@@ -89,15 +139,15 @@ def _even_sizes(activity: Activity) -> np.ndarray:
     return np.where(activity.is_key & (len(inter) > 0), usual, activity.sizes)
 
 
-def _by_motion(activity: Activity, num_frames: int) -> tuple[list[int], list[str]]:
-    """Middles of parts with equal shares of the bytes, a quarter of which are spread evenly."""
-    sizes = _even_sizes(activity)
-    count = len(sizes)
-    weight = (1 - UNIFORM_SHARE) * sizes / max(sizes.sum(), 1.0) + UNIFORM_SHARE / count
+def _by_motion(sizes: np.ndarray, num_frames: int, unit: str) -> tuple[list[int], list[str]]:
+    """Middles of parts with equal shares of the sum of `sizes`, a quarter of which are spread evenly."""
+    count, total_size = len(sizes), sizes.sum()
+    moving = sizes / total_size if total_size else np.full(count, 1 / count)
+    weight = (1 - UNIFORM_SHARE) * moving + UNIFORM_SHARE / count
     total = weight.cumsum()
     wanted = (np.arange(num_frames) + 0.5) / num_frames * total[-1]
     places = np.unique(np.searchsorted(total, wanted).clip(max=count - 1))
-    text = f"in the middle of one of {num_frames} parts with equal shares of motion (bytes of packets)"
+    text = f"in the middle of one of {num_frames} parts with equal shares of motion ({unit})"
     return places.tolist(), [text] * len(places)
 
 
@@ -129,4 +179,4 @@ def _by_scenes(activity: Activity, num_frames: int) -> tuple[list[int], list[str
     return places, [chosen[place] for place in places]
 
 
-__all__ = ["RULES", "Activity", "activity_of", "chosen_times"]
+__all__ = ["RULES", "Activity", "activity_of", "chosen_times", "vectors_of"]
