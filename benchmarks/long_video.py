@@ -2,23 +2,24 @@
 
     python benchmarks/long_video.py --data out/long --output benchmarks/long-video.json --picture docs/images/needle.png
 
-Asks all questions about the first clips of each length of the frozen test split (`videopanda scenes make --long`),
-which are written to --data. Methods (all with the same weights; none but "memory" was trained for):
+Asks all questions about the first clips of each length of the frozen test split (`videopanda scenes make --long`).
+Methods, all with the same weights, which were trained for "memory":
 
 memory        every second, at most 2,048 visual tokens, steps merged by similarity: `answer --fps 1`
 memory 512    the same with at most 512 tokens
-pooling       every second; as many consecutive frames are averaged as 2,048 tokens require (compression.pool_time)
+pooling       every second; as many consecutive steps are averaged as 2,048 tokens require (compression.pool_time)
 sampling      every second; every n-th step is kept (compression.keep_every)
-tome          every second; similar cells of four steps merge (compression.merge_tokens), then as pooling
+tome          every second; similar cells of four steps merge (compression.merge_tokens), after pooling to the budget
 uniform 8, uniform 64, uniform all     frames at even distances: 8, 64, and as many as 2,048 tokens allow
-motion 64     64 frames by the sizes of packets
-look twice    the memory first, then 64 frames where the question points to
 last 4        the last 4 seconds: the baseline of streaming
 blind         the question and the length of the clip alone
+file          "memory", from H.264 files that are written to --data and read by the command's own path
+motion 64     64 frames by the sizes of packets of these files
+look twice    "file" first, then 64 frames where the question points to
 
-"pooling", "sampling" and "tome" are computed on drawn frames, from which chunks that repeat are encoded once; "drawn"
-is "memory" computed in the same way, which tells what the difference to decoded H.264 amounts to. Results are added to
-a .jsonl file beside the output, and a run that is repeated continues from there.
+All but the last three are shown frames as they are drawn: chunks that repeat are encoded once, so hours cost seconds.
+"file" tells what the difference to decoded video amounts to; it and the methods after it are asked about fewer clips.
+Results are added to a .jsonl file beside the output, and a run that is repeated continues from there.
 """
 
 import argparse
@@ -30,14 +31,17 @@ from collections import defaultdict
 from collections.abc import Callable
 from datetime import date
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from nano_long import CHUNK, Encoder, Seen, remembered
 from torch import Tensor
 
-from videopanda.data.worlds.long.make import FROZEN, frames, name_of
+from videopanda.data.worlds.long.make import FROZEN, frames, name_of, pictures
 from videopanda.data.worlds.long.world import FPS, HEIGHT, WIDTH, LongQuestion, Story, make_questions, make_story
 from videopanda.data.worlds.scenes.render import write_frames
 from videopanda.evaluation.needle import DEPTHS, write_needle
@@ -51,7 +55,7 @@ from videopanda.models.compression import group_means, merge_similar, pooled_gro
 from videopanda.models.compression_config import CompressionConfig
 
 BUDGET = 2048
-CLIPS = "1:20,3:20,10:20,30:12,60:8,120:6"
+CLIPS = {"memory": "1:20,3:20,10:20,30:20,60:20,120:20", "file": "1:10,3:10,10:10,30:4,60:2,120:1"}
 
 
 def file_of(story: Story, data: Path) -> Path:
@@ -66,13 +70,36 @@ def file_of(story: Story, data: Path) -> Path:
 
 
 def from_file(**options: Any) -> Callable[..., list[str]]:
-    """Answers of `Chat` with these options."""
+    """Answers of `Chat` about a file, with these options."""
 
     def answers(model: Any, processor: Any, story: Story, questions: list[str], data: Path) -> list[str]:
         chat = Chat(model, processor, file_of(story, data), max_new_tokens=6, **options)
         return [answer.answer for answer in chat.ask_each(questions)]
 
     return answers
+
+
+def frames_at(times: Callable[[Story], list[float]], seconds: float | None = None) -> Callable[..., list[str]]:
+    """Answers of `Chat` about the frames at some seconds, of a clip as long as the story or as told."""
+
+    def answers(model: Any, processor: Any, story: Story, questions: list[str], data: Path) -> list[str]:
+        moments = [int(moment * FPS) / FPS for moment in times(story)]
+        shown = np.stack(list(pictures(story, moments)))
+        video = SimpleNamespace(frames=shown, timestamps=np.array(moments), duration=seconds or story.seconds)
+        chat = Chat(model, processor, video, max_new_tokens=6)
+        return [answer.answer for answer in chat.ask_each(questions)]
+
+    return answers
+
+
+def evenly(count: int) -> Callable[[Story], list[float]]:
+    """The middles of so many equal parts; all frames, where there are fewer."""
+
+    def times(story: Story) -> list[float]:
+        parts = min(count, round(story.seconds * FPS))
+        return [(i + 0.5) * story.seconds / parts for i in range(parts)]
+
+    return times
 
 
 def twice(model: Any, processor: Any, story: Story, questions: list[str], data: Path) -> list[str]:
@@ -83,7 +110,7 @@ def twice(model: Any, processor: Any, story: Story, questions: list[str], data: 
 
 def blind(model: Any, processor: Any, story: Story, questions: list[str], data: Path) -> list[str]:
     """Answers to the questions alone, with the length of the clip as the prompt tells it."""
-    told = processor.video_text(0, story.seconds)
+    told = processor.video_text(torch.zeros(0, 4), story.seconds, None)
     prompts = [
         build_prompt(processor, question_messages(processor, told + text, has_video=False)) for text in questions
     ]
@@ -107,7 +134,7 @@ def from_drawn(reduce: Callable[[Any, Encoder, Seen], tuple[Tensor, Tensor]]) ->
             tokens, layout = reduce(model, encoder, encoder(story))
         finally:
             model.model.stab.coordinates = encoder.coordinates
-        text = processor.video_text(len(tokens), story.seconds)
+        text = processor.video_text(layout, story.seconds, None)
         clip = EncodedClip(name_of(story), "video", text, tokens=tokens, layout=layout)
         prompts = [build_prompt(processor, question_messages(processor, text), [clip]) for text in questions]
         return replies(model, processor, [GenerateRequest(prompt, [clip], 6) for prompt in prompts])
@@ -122,9 +149,9 @@ def numbered(encoder: Encoder, count: int) -> Tensor:
     return layout
 
 
-def in_memory(model: Any, encoder: Encoder, seen: Seen) -> tuple[Tensor, Tensor]:
+def in_memory(model: Any, encoder: Encoder, seen: Seen, budget: int) -> tuple[Tensor, Tensor]:
     """`TokenMemory`, as from files."""
-    kept = remembered(encoder, model.model.projector(encoder.steps(seen)), BUDGET)
+    kept = remembered(encoder, model.model.projector(encoder.steps(seen)), budget)
     return kept.flatten(0, 1), numbered(encoder, len(kept))
 
 
@@ -160,19 +187,20 @@ def tome(model: Any, encoder: Encoder, seen: Seen) -> tuple[Tensor, Tensor]:
 
 METHODS: dict[str, Callable[..., list[str]]] = {
     "blind": blind,
-    "last 4": from_file(last_frames=4),
-    "uniform 8": from_file(num_frames=8),
-    "uniform 64": from_file(num_frames=64),
-    "memory": from_file(fps=1.0, max_visual_tokens=BUDGET),
-    "motion 64": from_file(num_frames=64, frames_by="motion"),
-    "drawn": from_drawn(in_memory),
+    "last 4": frames_at(lambda story: [story.seconds - 4 + i for i in range(4)], 4.0),
+    "uniform 8": frames_at(evenly(8)),
+    "memory": from_drawn(partial(in_memory, budget=BUDGET)),
+    "uniform 64": frames_at(evenly(64)),
     "pooling": from_drawn(pooled),
     "sampling": from_drawn(sampled),
     "tome": from_drawn(tome),
+    "memory 512": from_drawn(partial(in_memory, budget=512)),
+    "uniform all": frames_at(evenly(BUDGET // 9 * CHUNK)),
+    "file": from_file(fps=1.0, max_visual_tokens=BUDGET),
+    "motion 64": from_file(num_frames=64, frames_by="motion"),
     "look twice": twice,
-    "memory 512": from_file(fps=1.0, max_visual_tokens=512),
-    "uniform all": from_file(num_frames=BUDGET // 9 * CHUNK),
 }
+OF_FILES = ("file", "motion 64", "look twice")
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -226,7 +254,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="nano-long")
     parser.add_argument("--data", type=Path, required=True, help="folder of clips")
-    parser.add_argument("--clips", default=CLIPS, help="minutes:clips, …")
+    parser.add_argument("--clips", help="minutes:clips, …; default: what the figures were made with")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--picture", type=Path)
@@ -236,8 +264,9 @@ def main() -> None:
     rows = [json.loads(line) for line in rows_file.read_text().splitlines()] if rows_file.exists() else []
     done = {(row["method"], row["clip"]) for row in rows}
     model, processor = load(options.model, "cpu")
-    counts = {float(minutes): int(clips) for minutes, clips in (part.split(":") for part in options.clips.split(","))}
     for method in options.methods.split(","):
+        clips_of = (options.clips or CLIPS["file" if method in OF_FILES else "memory"]).split(",")
+        counts = {float(minutes): int(clips) for minutes, clips in (part.split(":") for part in clips_of)}
         for minutes, clips in counts.items():
             for index in range(clips):
                 story = make_story(FROZEN["seed"], FROZEN["split"], index, minutes)

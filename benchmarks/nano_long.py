@@ -30,7 +30,16 @@ from videopanda.data.collate import IGNORE, Collator, attention_masks
 from videopanda.data.sample import Sample, Turn
 from videopanda.data.worlds.long.make import pictures
 from videopanda.data.worlds.long.practice import practice_questions
-from videopanda.data.worlds.long.world import HEIGHT, SIZES, WIDTH, LongQuestion, Story, make_questions, make_story
+from videopanda.data.worlds.long.world import (
+    HEIGHT,
+    PARTS,
+    SIZES,
+    WIDTH,
+    LongQuestion,
+    Story,
+    make_questions,
+    make_story,
+)
 from videopanda.data.worlds.scenes.world import COLOURS, SHAPES
 from videopanda.inference.token_memory import TokenMemory
 from videopanda.models.load import load_checkpoint
@@ -52,7 +61,7 @@ VALIDATION = {1.0: 12, 3.0: 12, 10.0: 6, 30.0: 3}  # minutes and clips
 @dataclass(frozen=True)
 class Seen:
     """A clip before its projection. content: (K, P, D) distinct steps without coordinates; number: (S,) which of them
-    each step shows; words: what the cells of each distinct step show, (K, P, 3) token ids.
+    each step shows; words: what the cells of each distinct step show, (K, P, 4) token ids.
     """
 
     story: Story
@@ -76,7 +85,7 @@ class Encoder:
         self.idle: dict[str, Tensor] = {}
         self.is_cell = self.layout[:, 3] == CELL
         self.where = self._places()
-        names = ("nothing", "top", "left", *SIZES, *SHAPES, *COLOURS)
+        names = ("nothing", "top", "left", *SIZES, *SHAPES, *COLOURS, *PARTS)
         self.word = {name: processor.tokenizer.encode(f" {name}", add_special_tokens=False)[0] for name in names}
 
     def _places(self) -> Tensor:
@@ -143,8 +152,8 @@ class Encoder:
         return Seen(story, content.half(), torch.tensor([place[key] for key in keys]), words, len(own))
 
     def _words(self, story: Story, chunk: list[float]) -> Tensor:
-        """What each token of a step shows, (P, 3): words for the cell of a visit, the lamp, or nothing."""
-        words = torch.full((len(self.layout), 3), IGNORE)
+        """What each token of a step shows, (P, 4): words for the cell of a visit and its time, the lamp, or nothing."""
+        words = torch.full((len(self.layout), 4), IGNORE)
         words[self.is_cell, 0] = self.word["nothing"]
         space = self.model.config.compression_config.pool_space
         for t in chunk:
@@ -153,14 +162,15 @@ class Encoder:
                 x = {"still": 0.5, "right": 0.25 + 0.5 * done, "left": 0.75 - 0.5 * done}[kind.motion]
                 r, c = int(visit.height * self.rows) // space, int(x * self.columns) // space
                 here = (self.layout[:, 1] == r) & (self.layout[:, 2] == c) & self.is_cell
-                words[here] = torch.tensor([self.word[kind.size], self.word[kind.colour], self.word[kind.shape]])
+                part = PARTS[min(4, int(5 * t / story.seconds))]
+                words[here] = torch.tensor([self.word[name] for name in (kind.size, kind.colour, kind.shape, part)])
                 # Its edges reach into the cells around, of which nothing is said.
                 near = self.is_cell & ~here & (words[:, 0] == self.word["nothing"])
                 words[near & ((self.layout[:, 1] - r).abs() <= 1) & ((self.layout[:, 2] - c).abs() <= 1)] = IGNORE
         corner = (self.layout[:, 1] == 0) & (self.layout[:, 2] == 0) & self.is_cell
         if not bool((words[corner, 1] >= 0).any()):
             lamp = self.word[story.lamp_at(chunk[-1])]
-            words[corner] = torch.tensor([lamp, self.word["top"], self.word["left"]])
+            words[corner, :3] = torch.tensor([lamp, self.word["top"], self.word["left"]])
         return words
 
     def steps(self, seen: Seen) -> Tensor:
@@ -191,12 +201,11 @@ def batch_of(
     encoder: Encoder, collator: Collator, seen: Seen, kept_MPE: Tensor, questions: list[LongQuestion]
 ) -> dict[str, Any]:
     """One row: the clip, then its questions."""
-    count = kept_MPE.shape[0] * kept_MPE.shape[1]
     layout = encoder.layout.repeat(len(kept_MPE), 1)
     layout[:, 0] = torch.arange(len(kept_MPE)).repeat_interleave(kept_MPE.shape[1])
     turns = tuple((Turn(question.question, question.answer),) for question in questions)
     sample = Sample("long", (None,), turns)
-    row = collator.pack(sample, [encoder.processor.video_text(count, seen.story.seconds)])
+    row = collator.pack(sample, [encoder.processor.video_text(layout, seen.story.seconds, None)])
     positions = torch.tensor([row.positions])
     return {
         "input_ids": torch.tensor([row.ids]),
@@ -298,6 +307,7 @@ def main() -> None:
         model.load_state_dict(state["model"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
+        scheduler.base_lrs = [options.lr]
         first = state["step"]
 
     def note(**values: Any) -> None:

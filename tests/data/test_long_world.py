@@ -144,6 +144,11 @@ def test_the_files_show_what_is_asked_about(tmp_path):
         lamp = np.array(COLOURS[story.lamp_at(moment)])
         assert np.abs(frame[6:10, 6:10].mean((0, 1)) - lamp).max() < 40
     assert sum(1 for _ in frames(story)) == round(60 * FPS)
+    told = json.loads((folder / "long.json").read_text())
+    text = (folder / "README.md").read_text()
+    assert told["digest"] == hashlib.sha256((folder / "annotations.json").read_bytes()).hexdigest()
+    assert told["digest"] in text
+    assert "of 1 minutes, 1 of each length, split `test`, seed 0" in text
     before = clip.stat().st_mtime_ns
     make_long(tmp_path / "long", 1, 0, "test", (1.0,))
     assert clip.stat().st_mtime_ns == before

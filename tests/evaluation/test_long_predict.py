@@ -42,5 +42,5 @@ def test_predictions_are_the_answers_of_the_library(tmp_path, folder, choice, sa
 
 def test_one_way_at_a_time(tmp_path, folder):
     job = PredictJob("scenes", folder, folder, max_visual_tokens=200, frames_by="motion")
-    with pytest.raises(ValueError, match="one at a time"):
+    with pytest.raises(ValueError, match="mutually exclusive"):
         predict(job, tmp_path / "p.jsonl", loaded=compressed("elva"))

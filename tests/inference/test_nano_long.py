@@ -1,5 +1,4 @@
-"""The bundled nano-long: a file of minutes at one frame per second, by name, better than without the video and than eight
-frames of it."""
+"""The bundled nano-long: files at one frame per second, by name, and better answers than from eight frames of them."""
 
 import json
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,9 +13,11 @@ from compressed import FAMILIES, compressed
 from tiny import clip, realign
 from videopanda.checkpoints.export import export
 from videopanda.inference.answer import ask
+from videopanda.models.compression_config import CompressionConfig
 from videopanda.models.families import changed_config, model_class
 from videopanda.models.load import load_checkpoint
 from videopanda.models.merging import MergeSchedule
+from videopanda.models.visual import CELL
 from videopanda.plan.planner import Planner
 from videopanda.training.build import change_checkpoint
 from videopanda.training.freezing import set_stage
@@ -176,3 +179,58 @@ def test_every_field_is_reachable_by_name():
     config = changed_config(model.config, {"compression.kind": "mamba2", "compression.queries": "true"})
     assert config.compression_config.queries
     assert sum(p.numel() for p in model_class(config)(config).vision_modules()["compressor"].parameters()) > 0
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.floats(0.05, 1.0), st.sampled_from([0, 3]), st.integers(1, 6), st.integers(24, 60), st.integers(24, 60))
+def test_cells_that_are_left_out_are_planned(keep, merge, frames, height, width):
+    fields = {"kind": "pool", "pool_time": 1, "keep_changed": keep, "merge_tokens": merge}
+    model, processor = compressed("elva", fields, merge_config={"layers": []})
+    rules = processor.video_processor
+    planned = rules.token_count(frames, height, width)
+    inputs = rules(videos=[clip(2, 30, 40), clip(frames, height, width)], return_tensors="pt", num_frames=frames)
+    with torch.no_grad():
+        visuals = model.encode(inputs)
+    assert len(visuals[1].tokens) == len(visuals[1].layout) == len(rules.token_layout(inputs, 1)) == planned
+    assert len(visuals[0].tokens) == rules.token_count(min(2, frames), 30, 40)
+    assert Planner(model.config, rules, torch.float32).plan(frames, height, width).visual_tokens == planned
+
+
+def test_what_does_not_change_is_left_out_and_the_rest_is_as_before():
+    fields = {"kind": "pool", "pool_time": 1, "keep_changed": 0.3}
+    frames = np.repeat(clip(1, 24, 32), 3, axis=0)  # 3 x 4 cells of 8 pixels
+    frames[1, :8, 8:24] = 255 - frames[1, :8, 8:24]
+    frames[2] = frames[1]
+    frames[2, 16:, 24:] = 255 - frames[2, 16:, 24:]
+    made = {}
+    for name, compression in (("all", {"kind": "pool", "pool_time": 1}), ("changed", fields)):
+        model, processor = compressed("elva", compression, merge_config={"layers": []})
+        with torch.no_grad():
+            (made[name],) = model.encode(processor.video_processor(videos=[frames], return_tensors="pt", num_frames=3))
+    layout = made["changed"].layout
+    cells = {frame: [(row, column) for t, row, column, kind in layout.tolist() if t == frame and kind == CELL]
+             for frame in range(3)}  # fmt: skip
+    assert len(cells[0]) == 12
+    assert len(cells[1]) == len(cells[2]) == 4  # ceil(0.3 x 12)
+    assert {(0, 1), (0, 2)} <= set(cells[1])
+    assert (2, 3) in cells[2]
+    places = {tuple(place): row for row, place in enumerate(made["all"].layout.tolist())}
+    same = torch.tensor([places[tuple(place)] for place in layout.tolist()])
+    is_cell = layout[:, 3] == CELL  # LINE and FRAME tokens read the cells that are there
+    torch.testing.assert_close(made["changed"].tokens[is_cell], made["all"].tokens[same][is_cell], atol=1e-6, rtol=0)
+
+
+def test_leaving_out_cells_is_refused_where_it_cannot_be():
+    with pytest.raises(ValueError, match="embedded alone"):
+        compressed("videopanda", {"kind": "pool", "pool_time": 1, "keep_changed": 0.5})
+    with pytest.raises(ValueError, match="counts whole frames"):
+        compressed("elva", {"kind": "pool", "pool_time": 1, "keep_changed": 0.5}, merge_config={"layers": [1]})
+    for fields in ({"pool_time": 2}, {"pool_time": 1, "pool_space": 2}):
+        with pytest.raises(ValueError, match="pool_time=1, pool_space=1"):
+            CompressionConfig(kind="pool", keep_changed=0.5, **fields)
+    with pytest.raises(ValueError, match="at most 1"):
+        CompressionConfig(kind="pool", pool_time=1, keep_changed=1.5)
+    with pytest.raises(ValueError, match="changes nothing without"):
+        CompressionConfig(keep_changed=0.5)
+    model, _ = compressed("elva", {"kind": "pool", "pool_time": 1, "keep_changed": 0.5}, merge_config={"layers": []})
+    assert model.chunk_frames is None

@@ -109,8 +109,8 @@ class Predictor:
         special = (in_memory, job.last_frames > 0, job.frames_by is not None, job.look_twice)
         if sum(special) > 1 or (any(special) and (job.condition not in ("full", "no_video") or job.cache)):
             raise ValueError(
-                "max_visual_tokens, last_frames, frames_by and look_twice are mutually exclusive, and need the condition "
-                "full or no_video and no cache"
+                "max_visual_tokens, last_frames, frames_by and look_twice are mutually exclusive, and need the "
+                "condition full or no_video and no cache"
             )
         video_processor = self.processor.video_processor
         self.num_frames = job.num_frames or video_processor.num_frames

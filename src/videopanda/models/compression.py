@@ -1,4 +1,5 @@
-"""Fewer visual tokens before the language model: pooling, Mamba and pooling (STORM), pooled queries (BIMBA), ToMe.
+"""Fewer visual tokens before the language model: pooling, Mamba and pooling (STORM), pooled queries (BIMBA), ToMe, and
+cells left out that do not change (EVS).
 
     compressor = Compressor(CompressionConfig(kind="mamba", pool_time=4), width=1024)
     tokens_VD, layout_V4, visual_V, state = compressor(tokens_VD, layout_V4, visual_V)
@@ -222,15 +223,46 @@ def _merged(config: CompressionConfig, layout_G4: Tensor, visual_G: Tensor) -> t
 def compressed_layout(config: CompressionConfig, layout_V4: Tensor, visual_V: Tensor | None = None) -> Tensor:
     """The layout of the compressed tokens of one or more visuals, before any is computed: this is what counts tokens.
 
-    Where similar cells merge, their number is exact, but which of a clip's cells survive depends on the pixels.
+    Where similar cells merge, or those that do not change are left out, their number is exact, but which of a clip's
+    cells survive depends on the pixels.
     """
     if not config.is_active or not len(layout_V4):
         return layout_V4
     visual_V = layout_V4.new_zeros(len(layout_V4)) if visual_V is None else visual_V
+    if config.keep_changed < 1:
+        stays_V = changed_cells(layout_V4, visual_V, config.keep_changed)
+        layout_V4, visual_V = layout_V4[stays_V], visual_V[stays_V]
     groups = pooled_groups(layout_V4, visual_V, config.pool_time, config.pool_space)
     kept_G = _sampled(config, groups)
     layout_G4, visual_G = groups.layout[kept_G], groups.visual[kept_G]
     return _merged(config, layout_G4, visual_G)[0] if config.merge_tokens else layout_G4
+
+
+def changed_cells(layout_V4: Tensor, visual_V: Tensor, keep: float, change_C: Tensor | None = None) -> Tensor:
+    """Which tokens stay, bool (V,): all but the cells that changed least since the frame before.
+
+    Of a frame that follows one of the same grid, ceil(keep · cells) cells stay; of others all.
+
+    Args:
+        layout_V4, visual_V: as in `Compressor.forward`, of all cells.
+        change_C: how much each cell changed, (C,), on the CPU; None where only the number of tokens matters.
+    """
+    is_cell_V = layout_V4[:, 3] == CELL
+    key_V2 = torch.stack([visual_V, layout_V4[:, 0]], 1)
+    key_F2, frame_V = torch.unique_consecutive(key_V2, dim=0, return_inverse=True)
+    frames, frame_C = len(key_F2), frame_V[is_cell_V]
+    count_F = torch.bincount(frame_C, minlength=frames)
+    grid_F2 = layout_V4.new_full((frames, 2), -1)
+    grid_F2.scatter_reduce_(0, frame_V[:, None].expand(-1, 2), layout_V4[:, 1:3], "amax")
+    alike_F = F.pad((grid_F2[1:] == grid_F2[:-1]).all(1) & (key_F2[1:, 0] == key_F2[:-1, 0]), (1, 0))
+    kept_F = torch.where(alike_F, (keep * count_F - 1e-9).ceil().long(), count_F)
+    order_C = torch.arange(len(frame_C)) if change_C is None else change_C.argsort(descending=True, stable=True)
+    order_C = order_C[frame_C[order_C].argsort(stable=True)]
+    rank_C = torch.empty_like(order_C)
+    rank_C[order_C] = torch.arange(len(order_C)) - (count_F.cumsum(0) - count_F)[frame_C]
+    stays_V = ~is_cell_V
+    stays_V[is_cell_V] = rank_C < kept_F[frame_C]
+    return stays_V
 
 
 def interleaved(
@@ -336,6 +368,7 @@ __all__ = [
     "Compressor",
     "CompressorState",
     "Groups",
+    "changed_cells",
     "compressed_layout",
     "group_means",
     "init_compressor",

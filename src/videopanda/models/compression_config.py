@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 
 class CompressionConfig(PreTrainedConfig):
-    """Tokens are mixed, then pooled over time and space, then thinned out, then merged.
+    """Cells that do not change are left out, then tokens are mixed, pooled over time and space, thinned out and merged.
 
     Args:
         kind: "none" changes nothing; "pool" averages; "mamba" and "mamba2" let tokens exchange information in reading
@@ -27,6 +27,9 @@ class CompressionConfig(PreTrainedConfig):
         merge_tokens: merge the most similar cells of every `merge_frames` pooled frames until this many remain (ToMe);
             0 for none.
         merge_frames: pooled frames of a clip within which cells merge.
+        keep_changed: share of the cells of every frame but the first that is kept, those whose pixels differ most from
+            the frame before (EVS, arXiv 2510.14624); nothing is computed of the others. For families that embed cells
+            alone, and with pool_time=1 and pool_space=1.
     """
 
     model_type = "videopanda_compression"
@@ -43,6 +46,7 @@ class CompressionConfig(PreTrainedConfig):
         keep_every: int = 1,
         merge_tokens: int = 0,
         merge_frames: int = 4,
+        keep_changed: float = 1.0,
         **kwargs: Any,
     ):
         self.kind = kind
@@ -55,6 +59,7 @@ class CompressionConfig(PreTrainedConfig):
         self.keep_every = keep_every
         self.merge_tokens = merge_tokens
         self.merge_frames = merge_frames
+        self.keep_changed = keep_changed
         if kind not in ("none", "pool", "mamba", "mamba2"):
             raise ValueError(f"compression.kind must be none, pool, mamba or mamba2, got {kind!r}")
         for name in ("mixer_layers", "state_size", "pool_time", "pool_space", "keep_every", "merge_frames"):
@@ -63,6 +68,13 @@ class CompressionConfig(PreTrainedConfig):
                 raise ValueError(f"compression.{name} must be a positive integer, got {value!r}")
         if isinstance(merge_tokens, bool) or not isinstance(merge_tokens, int) or merge_tokens < 0:
             raise ValueError(f"compression.merge_tokens must be 0 or a positive integer, got {merge_tokens!r}")
+        if isinstance(keep_changed, bool) or not 0 < keep_changed <= 1:
+            raise ValueError(f"compression.keep_changed must be above 0 and at most 1, got {keep_changed!r}")
+        if self.is_active and keep_changed < 1 and (pool_time > 1 or pool_space > 1 or queries):
+            raise ValueError(
+                "compression.keep_changed leaves out cells by their pixels, so pooled cells could not be counted: "
+                "set compression.pool_time=1, pool_space=1 and queries=false"
+            )
         for name, changed in (
             ("queries", queries),
             ("bidirectional", bidirectional),
@@ -71,7 +83,7 @@ class CompressionConfig(PreTrainedConfig):
             if changed and not self.has_mixers:
                 raise ValueError(f"compression.{name} needs compression.kind=mamba or mamba2, which mix tokens")
         fields = ("pool_time", pool_time != 4), ("pool_space", pool_space > 1), ("keep_every", keep_every > 1)
-        for name, changed in (*fields, ("merge_tokens", merge_tokens > 0)):
+        for name, changed in (*fields, ("merge_tokens", merge_tokens > 0), ("keep_changed", keep_changed < 1)):
             if changed and kind == "none":
                 raise ValueError(f"compression.{name} changes nothing without compression.kind=pool, mamba or mamba2")
         super().__init__(**kwargs)
@@ -94,7 +106,7 @@ class CompressionConfig(PreTrainedConfig):
     @property
     def needs_whole_clip(self) -> bool:
         """Whether tokens depend on later frames without bound, so that a clip cannot be compressed in chunks."""
-        return self.bidirectional or self.queries
+        return self.bidirectional or self.queries or self.keep_changed < 1
 
     @property
     def segment_frames(self) -> int:

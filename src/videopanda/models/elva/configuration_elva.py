@@ -265,6 +265,10 @@ class ElvaConfig(PreTrainedConfig):
                 "tokens merge either before the language model or in it: "
                 "set compression.merge_tokens=0 or merge.layers=[]"
             )
+        if compression_config.keep_changed < 1 and merge_config.layers:
+            raise ValueError(
+                "merging in the language model counts whole frames: set compression.keep_changed=1 or merge.layers=[]"
+            )
         check_countable(compression_config, hybrid_config.policy, hybrid_config.every)
         check_placeholders(video_token_id, image_token_id, text_config.vocab_size)
         cell_limit(max_frame_cells, max_frame_pixels, embedding_config.cell_size)  # rejects invalid combinations

@@ -14,13 +14,13 @@ from transformers import AutoModel
 from transformers import initialization as init
 
 from ..backbone import VisualModelMixin, VisualPreTrainedModel, layouts_of
-from ..compression import Compressor, init_compressor
+from ..compression import Compressor, changed_cells, init_compressor
 from ..generation import VisualGenerationMixin
 from ..layer_cache import check_layers
 from ..merge_schedule import MergeSchedule
 from ..merging import FRAMES, PADDING, VISUAL, add_layer_hooks
 from ..modality import VisualParameters
-from ..visual import ChunkState, EncodedVisual
+from ..visual import CELL, ChunkState, EncodedVisual
 from .configuration_elva import ElvaConfig, frame_tokens
 from .modeling_elva_embedding import ElvaVideoEmbedding, token_layout
 
@@ -128,12 +128,19 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
         expected = int((frames_F4[:, 2] * frames_F4[:, 3]).sum())
         if expected != len(cells_CPX):
             raise ValueError(f"The frames have {expected} cells, but pixels of {len(cells_CPX)} were given.")
-        tokens_Vc, layout_V4 = self.embedding.features(cells_CPX, frames_F4), token_layout(frames_F4)
+        layout_V4, kept_C, keep = token_layout(frames_F4), None, self.config.compression_config.keep_changed
+        lengths_F = frame_tokens(frames_F4[:, 2], frames_F4[:, 3])
+        visual_V = torch.repeat_interleave(frames_F4[:, 0], lengths_F)
+        if keep < 1 and len(frames_F4):
+            change_C = None if cells_CPX.is_meta else change_of(cells_CPX, frames_F4).cpu()
+            stays_V = changed_cells(layout_V4, visual_V, keep, change_C)
+            kept_C = stays_V[layout_V4[:, 3] == CELL]
+            layout_V4, visual_V = layout_V4[stays_V], visual_V[stays_V]
+            cells_CPX = cells_CPX.index_select(0, kept_C.nonzero().squeeze(1).to(cells_CPX.device))
+        tokens_Vc = self.embedding.features(cells_CPX, frames_F4, kept_C)
         if not len(frames_F4):  # one video without frames, see `no_video`
             return [EncodedVisual(self.embedding.output(tokens_Vc), layout_V4)]
-        lengths_F = frame_tokens(frames_F4[:, 2], frames_F4[:, 3])
-        per_video = torch.zeros(int(frames_F4[-1, 0]) + 1, dtype=torch.long).index_add(0, frames_F4[:, 0], lengths_F)
-        layouts = list(layout_V4.split(per_video.tolist()))
+        layouts = list(layout_V4.split(torch.bincount(visual_V, minlength=int(frames_F4[-1, 0]) + 1).tolist()))
         if self.compressor is not None:
             tokens_Vc, layouts = self.compressor.clips(tokens_Vc, layouts)
         tokens_VE = self.embedding.output(tokens_Vc)
@@ -158,6 +165,15 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
             tokens, layout_V4, compressor = self.compressor.chunk(tokens, layout_V4, state.compressor)
         visual = EncodedVisual(self.embedding.output(tokens), layout_V4)
         return visual, ChunkState(state.frames + len(placement), compressor)
+
+
+def change_of(cells_CPX: Tensor, frames_F4: Tensor) -> Tensor:
+    """Mean difference of the pixels of each cell from those of the same cell of the frame before, (C,); from any other
+    cell where that frame has another grid.
+    """
+    size_F = (frames_F4[:, 2] * frames_F4[:, 3]).to(cells_CPX.device)
+    before_C = torch.arange(len(cells_CPX), device=cells_CPX.device) - torch.repeat_interleave(size_F, size_F)
+    return (cells_CPX - cells_CPX[before_C.clamp(min=0)]).abs().mean((1, 2))
 
 
 def frame_numbers(

@@ -38,6 +38,15 @@ class TokenPlaces(NamedTuple):
     line: Tensor
     frame: Tensor
 
+    def only(self, kept_C: Tensor) -> "TokenPlaces":
+        """The places of what remains if only some cells are kept; rows and frames stay."""
+        stays_V = torch.ones(len(self.cell) + len(self.line) + len(self.frame), dtype=torch.bool, device=kept_C.device)
+        stays_V[self.cell[~kept_C]] = False
+        place_V = stays_V.cumsum(0) - 1
+        of_cell = (self.row_of_cell[kept_C], self.frame_of_cell[kept_C], self.column_of_cell[kept_C])
+        places = (place_V[self.cell[kept_C]], place_V[self.line], place_V[self.frame])
+        return TokenPlaces(*of_cell, self.frame_of_row, self.row_in_frame, *places)
+
 
 def token_places(grids_F4: Tensor) -> TokenPlaces:
     """Compute the places of all tokens from the grids of the frames."""
@@ -186,14 +195,16 @@ class ElvaVideoEmbedding(nn.Module):
         """Map the cells of ragged frames to tokens (V, E); see `features`."""
         return self.output(self.features(cells_CPX, grids_F4))
 
-    def features(self, cells_CPX: Tensor, grids_F4: Tensor) -> Tensor:
+    def features(self, cells_CPX: Tensor, grids_F4: Tensor, kept_C: Tensor | None = None) -> Tensor:
         """Map the cells of ragged frames to tokens (V, c) of the embedding's own width.
 
         Args:
             cells_CPX: patches of all cells in reading order, (C, 4, 3·p·p).
             grids_F4: (F, 4), see above; on the CPU, so that shapes are known without waiting for the device.
+            kept_C: which cells of these grids are given, bool, on the CPU; None: all.
         """
-        places = TokenPlaces(*(place.to(cells_CPX.device) for place in token_places(grids_F4)))
+        known = token_places(grids_F4) if kept_C is None else token_places(grids_F4).only(kept_C)
+        places = TokenPlaces(*(place.to(cells_CPX.device) for place in known))
         blocks = 1 if torch.is_grad_enabled() else max(1, -(-len(cells_CPX) // CELLS_AT_ONCE))
         row_C = places.row_in_frame[places.row_of_cell]
         parts = zip(*(part.tensor_split(blocks) for part in (cells_CPX, row_C, places.column_of_cell)))

@@ -333,6 +333,8 @@ class VideoPandaConfig(PreTrainedConfig):
             stab_config = VideoPandaStabConfig(**stab_config)
         if not isinstance(compression_config, CompressionConfig):
             compression_config = CompressionConfig(**(compression_config or {}))
+        if compression_config.keep_changed < 1:
+            raise ValueError("compression.keep_changed needs cells that are embedded alone; LSTE reads their neighbors")
         check_placeholders(video_token_id, image_token_id, text_config.vocab_size)
         self.text_config = text_config
         self.stab_config = stab_config

@@ -5,6 +5,7 @@
 
     data/long/clips/test-0-10m-3.mp4 …
     data/long/annotations.json        [{"id", "video", "conversations", "families", "minutes", "depths", …}, …]
+    data/long/README.md               a data card
     data/long/long.json               seed, split, minutes, version, and the SHA-256 digest of annotations.json
 
 Frames without a visit are drawn once and encoded as copies, so hours are written in seconds of computing per hour.
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from videopanda.data.worlds.long.card import card
 from videopanda.data.worlds.long.world import (
     FPS,
     HEIGHT,
@@ -101,7 +103,9 @@ def make_long(
     records = [record(story) for story in stories]
     text = "[\n" + ",\n".join(json.dumps(entry) for entry in records) + "\n]\n"
     digest = hashlib.sha256(text.encode()).hexdigest()
-    known.write_text(json.dumps({**header, "digest": digest}, indent=2) + "\n", encoding="utf-8")
+    header["digest"] = digest
+    known.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+    (out / "README.md").write_text(card(header), encoding="utf-8")
     for story in stories:
         path = clips / f"{name_of(story)}.mp4"
         if not path.exists():
