@@ -82,7 +82,7 @@ def test_bundled_models_have_names_unless_there_is_such_a_folder(tmp_path, monke
     assert folder_of("nano") == BUNDLED_MODEL
     (tmp_path / "nano").mkdir()
     assert folder_of("nano") == Path("nano")
-    with pytest.raises(FileNotFoundError, match="nor nano or nano-long"):
+    with pytest.raises(FileNotFoundError, match="no model folder at nanno"):
         folder_of("nanno")
 
 

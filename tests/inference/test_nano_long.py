@@ -8,6 +8,7 @@ import pytest
 from command import run
 from videopanda.data.worlds.long.make import make_long
 from videopanda.data.worlds.long.world import make_questions, make_story
+from videopanda.hub import folder_of
 from videopanda.inference.answer import ask
 from videopanda.inference.load import load
 
@@ -49,3 +50,6 @@ def test_it_comes_with_its_memory():
     assert processor.video_processor.max_visual_tokens == 2048
     assert model.chunk_frames == processor.video_processor.frames_per_step == 4
     assert model.config.text_config.max_position_embeddings >= 2048 + 256
+    files = list(folder_of("nano-long").iterdir())
+    assert sum(file.stat().st_size for file in files) <= 24_000_000
+    assert {"README.md", "checksums.json", "config.json", "model.safetensors"} <= {file.name for file in files}

@@ -167,7 +167,7 @@ def test_frames_of_another_size_are_scaled_and_told():
     session.push(clip(1, 60, 80)[0], 3.0)
     assert session.log.resized == 1
     assert session.ask(QUESTION).visual_tokens == 4 * processor.video_processor.token_count(1, 30, 40)
-    with pytest.raises(ValueError, match="comes after"):
+    with pytest.raises(ValueError, match="must not decrease"):
         session.push(clip(1)[0], 2.0)
     with pytest.raises(ValueError, match="a frame must be uint8"):
         session.push(np.zeros((3, 3)), 9.0)

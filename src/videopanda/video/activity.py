@@ -19,6 +19,7 @@ from typing import Literal
 import av
 import numpy as np
 from av.container import InputContainer
+from av.sidedata.motionvectors import MotionVectors
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.stream import VideoStream
 
@@ -94,7 +95,7 @@ def vectors_of(source: str | os.PathLike[str], timeout: float = math.inf) -> tup
             if frame.time is None:
                 raise UnreadableError("its frames have no timestamps: use num_frames or fps")
             vectors, moved = frame.side_data.get(SideDataType.MOTION_VECTORS), 0.0
-            if vectors is not None:
+            if isinstance(vectors, MotionVectors):
                 has_vectors, parts = True, vectors.to_ndarray()
                 length = np.hypot(parts["motion_x"], parts["motion_y"]) / np.maximum(parts["motion_scale"], 1)
                 area = parts["w"].astype(float) * parts["h"]

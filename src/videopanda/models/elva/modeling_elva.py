@@ -128,7 +128,8 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
         expected = int((frames_F4[:, 2] * frames_F4[:, 3]).sum())
         if expected != len(cells_CPX):
             raise ValueError(f"The frames have {expected} cells, but pixels of {len(cells_CPX)} were given.")
-        layout_V4, kept_C, keep = token_layout(frames_F4), None, self.config.compression_config.keep_changed
+        kept_C: Tensor | None = None
+        layout_V4, keep = token_layout(frames_F4), self.config.compression_config.keep_changed
         lengths_F = frame_tokens(frames_F4[:, 2], frames_F4[:, 3])
         visual_V = torch.repeat_interleave(frames_F4[:, 0], lengths_F)
         if keep < 1 and len(frames_F4):
