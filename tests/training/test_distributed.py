@@ -11,21 +11,26 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from clips import Clips, held_out, metrics, run_clips
+from clips import Clips, held_out, metrics, run_clips, timed
 from safetensors.torch import load_file
+from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from tiny import tiny_model
+from tiny import randomize, tiny_model
+from tiny_elva import elva
+from videopanda.checkpoints.tensors import HEAD_FILE
 from videopanda.data.sample import Sample
 from videopanda.models.load import load_checkpoint
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration, VideoPandaProcessor
 from videopanda.training.callbacks import RunStoppedError
-from videopanda.training.run import shutdown_distributed
+from videopanda.training.run import make_task, run_stage, shutdown_distributed
+from videopanda.training.stages import make_config
 
 # What only this strategy writes: accelerate falls back to DDP without a word.
 WRITES = {
@@ -58,6 +63,13 @@ class Alike(Clips):
         return Sample(sample.id, sample.videos, (((f"Question {index}?", "yes"),),))
 
 
+class Timed(Clips):
+    """The same, with the times of frames."""
+
+    def __getitem__(self, index: int) -> Sample:
+        return timed(super().__getitem__(index))
+
+
 # -- what the processes do ---------------------------------------------------------------------------------------------
 def run_whole(folder: Path, strategy: str) -> None:
     run_clips(folder, strategy=strategy, **FIELDS)
@@ -86,12 +98,39 @@ def run_validated(folder: Path, strategy: str) -> None:
     run_clips(folder, held_out=held_out(), strategy=strategy, batch_size=1, max_steps=2)
 
 
+def run_native(folder: Path, strategy: str) -> None:
+    native(folder, strategy=strategy, batch_size=1)
+
+
+def native(folder: Path, **fields) -> Path:
+    """An ELVA that merges with parameters per modality, guided by a teacher, its activations recomputed. In the third
+    step one of two processes has no clip.
+    """
+    torch.set_num_threads(1)
+    stage = make_config("spatiotemporal", "elva", NATIVE)
+    stage = replace(stage, data="clips", teacher=str(folder.parent / "teacher"), **fields)
+    model, processor = load_checkpoint(folder.parent / "split", torch.float32)
+    task, collator = make_task(stage, model, processor, None)
+    return run_stage(stage, model, processor, Timed(), folder, False, task, collator)
+
+
+NATIVE = (
+    *("global_batch=0", "max_steps=4", "save_steps=2", "dtype=float32", "log_steps=1", "group_by_length=false"),
+    *("vision_lr=0.001", "language_model_lr=0.001", "validation=0", "gradient_checkpointing=true"),
+)
+GUIDED = ("ddp", "fsdp2", "zero2")  # with zero3 a teacher in the loop is refused
 JOBS = [
     *((run_whole, 4, strategy) for strategy in STRATEGIES),
     *((run, 2, strategy) for strategy in STRATEGIES for run in (run_until_stopped, run_on)),
     (run_synchronized, 2, "ddp"),
     *((run_validated, 2, strategy) for strategy in ("ddp", "fsdp2", "zero2")),
+    *((run_native, 2, strategy) for strategy in GUIDED),
 ]
+NAMES = {
+    run_synchronized: "synchronized",
+    run_validated: "validated-{}",
+    run_native: "native-{}",
+}
 
 
 def folder_of(root: Path, processes: int, strategy: str) -> Path:
@@ -117,8 +156,7 @@ def _work(root: Path, number: int, run, processes: int, strategy: str) -> None:
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     store = dist.PrefixStore(f"job {number}", store)
     dist.init_process_group("gloo", store=store, rank=int(os.environ["RANK"]), world_size=processes)
-    name = {run_synchronized: "synchronized", run_validated: f"validated-{strategy}"}.get(run, strategy)
-    run(folder_of(root, processes, name), strategy)
+    run(folder_of(root, processes, NAMES.get(run, "{}").format(strategy)), strategy)
     shutdown_distributed()
 
 
@@ -126,6 +164,12 @@ def _work(root: Path, number: int, run, processes: int, strategy: str) -> None:
 def root(tmp_path_factory) -> Path:
     """All jobs are done here; a run of one process lies beside those of several."""
     root = tmp_path_factory.mktemp("distributed")
+    for part in elva("llama", {"layers": [1, 2]}, modality_split="norm+ffn"):
+        part.save_pretrained(root / "split")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    teacher = SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=24, patch_size=8))
+    randomize(teacher, scale=0.3)
+    teacher.save_pretrained(root / "teacher")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4"]
     paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -135,6 +179,7 @@ def root(tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr[-5000:]
     for rows in (2, 4):
         run_clips(folder_of(root, 1, f"alone{rows}"), accumulation=rows, **FIELDS)
+    native(folder_of(root, 1, "native"), batch_size=2)
     return root
 
 
@@ -203,6 +248,22 @@ def test_validation_is_over_all_processes(root, strategy, tmp_path):
     assert one["before"].keys() == other["before"].keys() >= {"validation_loss", "validation_loss_no_video"}
     assert one["after"]["step"] == 2
     assert max(abs(one["before"][name] - other["before"][name]) for name in one["before"]) <= 1e-5
+
+
+@pytest.mark.parametrize("strategy", GUIDED)
+def test_a_guided_model_that_merges_learns_what_one_process_does(root, strategy):
+    """Also its parameters per modality, of which a process without clips uses none; the heads are saved whole."""
+    found, alone = folder_of(root, 2, f"native-{strategy}"), folder_of(root, 1, "native")
+    for name in ("loss", "text_loss", "tube_loss", "frame_loss"):
+        one, other = (np.array([row[name] for row in metrics(folder)]) for folder in (found, alone))
+        assert len(one) == 4
+        assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max()
+    for file in ("model.safetensors", HEAD_FILE):
+        one, other, start = (load_file(folder / file) for folder in (found, alone, found / "checkpoint-2"))
+        assert one.keys() == other.keys()
+        assert max((one[name] - other[name]).abs().max().item() for name in one) <= 1e-4
+        assert any(not torch.equal(one[name], start[name]) for name in one)
+    assert any("visual_parameters" in name for name in load_file(found / "model.safetensors"))
 
 
 if __name__ == "__main__":

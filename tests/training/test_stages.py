@@ -188,6 +188,7 @@ def test_a_wrong_setting_in_a_file_is_told(tmp_path):
         ({"align_weight": 1.0}, "align_weight needs the full embedding matrix"),
         ({"lora_rank": 4}, "a LoRA adapter cannot be merged"),
         ({"save_dtype": "bfloat16"}, "zero3 saves weights in float32"),
+        ({"teacher": "siglip"}, "zero3 would shard the teacher as well"),
     ],
 )
 def test_what_zero3_cannot_do(fields, message):

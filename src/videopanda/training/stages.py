@@ -160,6 +160,11 @@ class StageConfig:
             raise ValueError("random_resolution changes what a cell shows: set align_to=phrases, or align_weight=0")
         if self.strategy == "zero3" and self.align_weight > 0:
             raise ValueError("align_weight needs the full embedding matrix, which ZeRO-3 shards: use one or the other")
+        if self.strategy == "zero3" and self.teacher and not self.teacher_features:
+            raise ValueError(
+                "zero3 would shard the teacher as well: write its features with `data features` and set "
+                "teacher_features, or use fsdp2, zero2 or ddp"
+            )
         if self.strategy == "zero3" and self.save_dtype != "float32":
             raise ValueError(f"zero3 saves weights in float32, not {self.save_dtype}: set save_dtype=float32")
         if self.early_stop and self.strategy != "ddp":
