@@ -1,6 +1,6 @@
 """A video-language model on one page: pixels → tokens → loss → a model that answers.
 
-    python examples/one_page.py                       # about 15 minutes on two CPU cores
+    python examples/one_page.py                       # about 7 minutes of a CPU core; docs/tutorials/one_page.md
     python examples/one_page.py --steps 20 --clips 8  # only to see that it runs
 
 The world is Scenes: clips of one or two shapes, made by this package together with true answers to four families of
