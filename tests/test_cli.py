@@ -40,7 +40,7 @@ SURFACE = {
     "": (
         {"--version", "--install-completion", "--show-completion"},
         {"answer", "chat", "convert", "data", "demo", "doctor", "export", "finetune", "init", "train", "scenes"}
-        | {"bench", "evaluate", "lab", "plan", "mcp", "pull", "push", "serve", "teach", "verify", "watch"},
+        | {"bench", "evaluate", "lab", "find", "plan", "mcp", "pull", "push", "serve", "teach", "verify", "watch"},
     ),
     "answer": (
         {"--model", "--num-frames", "--start", "--end", "--device", "--cache", "--cache-size", "--json"}
@@ -197,6 +197,10 @@ SURFACE = {
     "train": (
         {"--config", "--set", "--model", "--output", "--dry-run", "--processes", "--chat-template"},
         {"stage"},
+    ),
+    "find": (
+        {"--model", "--num-frames", "--fps", "--start", "--end", "--device", "--dtype", "--allow-host", "--json"},
+        {"video", "description"},
     ),
     "mcp": ({"--allow", "--model", "--device"}, set()),
     "pull": ({"--output"}, {"name"}),

@@ -25,6 +25,7 @@ __all__ = [
     "aanswer",
     "answer",
     "astream",
+    "find",
     "load",
     "read_video",
     "stream",
@@ -34,6 +35,7 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(("Chat", "aanswer", "answer", "astream", "stream"), "videopanda.inference.answer"),
     "Answer": "videopanda.inference.reply",
+    "find": "videopanda.inference.find",
     "load": "videopanda.inference.load",
     "read_video": "videopanda.video.read",
     "VideoSession": "videopanda.inference.session",
@@ -43,6 +45,7 @@ _HOME = {
 
 if TYPE_CHECKING:
     from videopanda.inference.answer import Chat, aanswer, answer, astream, stream
+    from videopanda.inference.find import find
     from videopanda.inference.load import load
     from videopanda.inference.reply import Answer
     from videopanda.inference.session import VideoSession

@@ -7,6 +7,7 @@ Tools read only files below the allowed folders, after resolving links.
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mcp.server.mcpserver import Image
 from mcp.server.mcpserver.exceptions import ToolError
 
 from videopanda.inference.answer import Chat
+from videopanda.inference.find import find as find_intervals
 from videopanda.video.contact_sheet import SheetRow, contact_sheet
 from videopanda.video.read import VideoReadError, read_video
 
@@ -39,7 +41,7 @@ class _Folders:
 
 
 def make_server(loaded: tuple[Any, Any], allowed: Sequence[Path], name: str = "videopanda") -> MCPServer:
-    """A server with the tools `describe`, `ask`, `analyze_moment` and `frames`.
+    """A server with the tools `describe`, `ask`, `analyze_moment`, `find` and `frames`.
 
     Args:
         loaded: model and processor.
@@ -106,6 +108,17 @@ def make_server(loaded: tuple[Any, Any], allowed: Sequence[Path], name: str = "v
             end: of the part, in seconds.
         """
         return asked(path, question, start, end)
+
+    @tool
+    def find(path: str, description: str) -> dict[str, Any]:
+        """Find when something happens in a video: intervals in seconds with a confidence, the most likely one first.
+
+        Args:
+            path: of the video, below an allowed folder.
+            description: a statement, such as "the red circle turns white".
+        """
+        found = find_intervals(folders.find(path), description, model=loaded)
+        return {"intervals": [asdict(interval) for interval in found.intervals], "most_likely": found.most_likely}
 
     @tool
     def frames(path: str, count: int = 8, start: float | None = None, end: float | None = None) -> Image:

@@ -7,12 +7,13 @@ import pytest
 from live import run_async
 
 from videopanda.inference.answer import ask
+from videopanda.inference.find import find
 from videopanda.inference.load import BUNDLED_MODEL, load
 
 mcp = pytest.importorskip("mcp", reason="no mcp: pip install 'videopanda[mcp]'")
 
 CLIP = BUNDLED_MODEL.parent / "demo.mp4"
-QUESTION = "Which colour does the circle become?"
+QUESTION, EVENT = "Which colour does the circle become?", "the circle turns white"
 
 
 def test_the_official_client_uses_every_tool(tmp_path):
@@ -35,17 +36,20 @@ def test_the_official_client_uses_every_tool(tmp_path):
             answer = await call("ask", question=QUESTION)
             moment = await call("analyze_moment", question=QUESTION, start=0.0, end=1.0)
             described, shown = await call("describe"), await call("frames", count=4)
+            found = await call("find", description=EVENT)
             outside = await session.call_tool("ask", {"path": str(CLIP), "question": QUESTION})
             linked = await session.call_tool("ask", {"path": "link.mp4", "question": QUESTION})
-            return names, answer, moment, described, shown, outside, linked
+            return names, answer, moment, described, shown, found, outside, linked
 
-    names, answer, moment, described, shown, outside, linked = run_async(asyncio.wait_for(use(), 120))
-    assert names == ["describe", "ask", "analyze_moment", "frames"]
+    names, answer, moment, described, shown, found, outside, linked = run_async(asyncio.wait_for(use(), 120))
+    assert names == ["describe", "ask", "analyze_moment", "find", "frames"]
     expected = ask(*load(None, "cpu"), CLIP, [QUESTION])[0]
     assert answer.structured_content["answer"] == expected.answer
     assert max(moment.structured_content["frame_times"]) < 1
     assert described.structured_content["duration"] == pytest.approx(4.0, abs=0.1)
     assert shown.content[0].type == "image"
+    intervals = find(CLIP, EVENT, model=load(None, "cpu")).intervals
+    assert [one["start"] for one in found.structured_content["intervals"]] == [one.start for one in intervals]
     for refused in (outside, linked):
         assert refused.is_error
         assert "no video" in refused.content[0].text

@@ -144,7 +144,7 @@ def answer_verb(
         )
     model = require_checkpoint(model)
     require_device(device)
-    with _local(video, allow_host) as path:
+    with local_video(video, allow_host) as path:
         require_video(path, start, end, fps, num_frames, question)
         choice = {"num_frames": num_frames, "fps": fps, "start": start, "end": end}
         drawing: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
@@ -206,7 +206,7 @@ def chat_verb(
     require_device(device)
     with suppress(ImportError):  # line editing with the arrow keys, where the system has it
         import readline  # noqa: F401
-    with _local(video, allow_host) as path:
+    with local_video(video, allow_host) as path:
         require_video(path, start, end, fps, num_frames)
         from videopanda.inference.answer import Chat
 
@@ -241,7 +241,7 @@ def _chat_options(max_new_tokens: int, temperature: float, seed: int | None) -> 
 
 
 @contextmanager
-def _local(video: str, allowed: list[str] | None) -> Iterator[Path]:
+def local_video(video: str, allowed: list[str] | None) -> Iterator[Path]:
     """The file of a video; a URL of an allowed host is downloaded first."""
     if "://" not in video:
         yield Path(video)

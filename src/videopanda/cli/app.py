@@ -26,6 +26,7 @@ from videopanda.cli.checks import (
 from videopanda.cli.data import data_app
 from videopanda.cli.errors import run
 from videopanda.cli.evaluate import evaluate_app
+from videopanda.cli.find import find_verb
 from videopanda.cli.hub import pull_verb, push_verb
 from videopanda.cli.lab import lab_app
 from videopanda.cli.options import AsJson, Family, Preset, Seed, Set, console, load_model, quiet
@@ -150,6 +151,7 @@ def scenes_make_verb(
     print(f"{num} clips with questions: {folder / 'annotations.json'}\ncontact sheet: {folder / 'contact_sheet.png'}")
 
 
+app.command("find")(find_verb)
 app.command("watch")(watch_verb)
 app.command("serve")(serve_verb)
 app.command("mcp")(mcp_verb)

@@ -160,7 +160,7 @@ def mcp_verb(
 ) -> None:
     """Serve videos to agents with the Model Context Protocol over stdio.
 
-    Tools: describe, ask, analyze_moment, frames.
+    Tools: describe, ask, analyze_moment, find, frames.
 
     Example:  videopanda mcp --allow videos
     """

@@ -34,7 +34,7 @@ from videopanda.video.read import read_video
 
 Message = dict[str, Any]  # of a chat template: {"role": …, "content": […]}
 
-_ONE_AT_A_TIME = threading.Lock()  # several threads may share a model, and hooks set its masks
+ONE_AT_A_TIME = threading.Lock()  # several threads may share a model, and hooks set its masks
 
 
 def question_messages(processor: Any, question: str, has_video: bool = True) -> list[Message]:
@@ -155,7 +155,7 @@ class Chat:
                 raise ValueError(
                     "max_visual_tokens and last_frames read the whole video: pass fps instead of num_frames"
                 )
-            with _ONE_AT_A_TIME:
+            with ONE_AT_A_TIME:
                 self.clip, self._costs, _ = encode_long(
                     model,
                     processor,
@@ -174,7 +174,7 @@ class Chat:
             times, reasons = chosen_times(video, num_frames or rules.num_frames, frames_by)
             read = read_video(video, timestamps=times, background=rules.background)
             chosen = time.perf_counter() - began
-            with _ONE_AT_A_TIME:
+            with ONE_AT_A_TIME:
                 source = ClipSource(read, None, None, None)
                 self.clip, self._costs = encode_clip(model, processor, source, max_new_tokens)
             self.clip.selection, self._costs["decode"] = tuple(reasons), chosen
@@ -182,7 +182,7 @@ class Chat:
             if num_frames is None and fps is None and not hasattr(video, "frames"):
                 num_frames = processor.video_processor.num_frames
             source = ClipSource(video, num_frames, start, end, fps)
-            with _ONE_AT_A_TIME:
+            with ONE_AT_A_TIME:
                 self.clip, self._costs = encode_clip(model, processor, source, max_new_tokens, cache)
         self._encode_seconds = self._costs.pop("encode")
         self._turn = threading.Lock()  # held while an answer is being generated
@@ -214,7 +214,7 @@ class Chat:
             try:
                 while True:
                     while not events:
-                        with _ONE_AT_A_TIME:
+                        with ONE_AT_A_TIME:
                             self.engine.step()
                     event = events.popleft()
                     if not isinstance(event, TextDelta):
@@ -241,7 +241,7 @@ class Chat:
         """Answer questions in one batch; none sees the others or the earlier conversation."""
         began = time.perf_counter()
         requests = [self._request(question_messages(self.processor, question)) for question in questions]
-        with _ONE_AT_A_TIME:
+        with ONE_AT_A_TIME:
             results = self.engine.generate(requests)
         timings = self._timings(began)
         return [self._answer(question, result, timings) for question, result in zip(questions, results)]
@@ -324,7 +324,7 @@ def answer(
     A list of videos gives a list with the answers about each. `model` is a folder, what `load` returned, or None for
     the bundled model; the last one used stays loaded. `options` are those of `Chat`; see `ask` for errors.
     """
-    loaded = _loaded(model)
+    loaded = loaded_model(model)
     questions = [question] if isinstance(question, str) else question
     videos = list(video) if isinstance(video, list | tuple) else [video]
     answers = [ask(*loaded, one, questions, **options) for one in videos]
@@ -336,7 +336,7 @@ def stream(
     video: Any, question: str, *, model: str | Path | tuple[Any, Any] | None = None, **options: Any
 ) -> Generator[str, None, Answer]:
     """The answer to one question about a video, piece by piece as it is generated. See `answer`."""
-    return (yield from Chat(*_loaded(model), video, keep_prefix=False, **options).stream(question))
+    return (yield from Chat(*loaded_model(model), video, keep_prefix=False, **options).stream(question))
 
 
 async def aanswer(video: Any, question: Any, **options: Any) -> Any:
@@ -350,7 +350,8 @@ async def astream(video: Any, question: str, **options: Any) -> AsyncGenerator[s
         yield text
 
 
-def _loaded(model: str | Path | tuple[Any, Any] | None) -> tuple[Any, Any]:
+def loaded_model(model: str | Path | tuple[Any, Any] | None) -> tuple[Any, Any]:
+    """Model and processor: as given, of a folder, or, for None, of this package; the last one stays loaded."""
     return model if isinstance(model, tuple) else _load_once(None if model is None else str(model))
 
 

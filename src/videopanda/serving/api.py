@@ -22,6 +22,7 @@ from videopanda.inference.answer import build_prompt
 from videopanda.inference.engine import MAX_NEW_TOKENS, Failed, Finished, GenerateRequest, RequestStats, TextDelta
 from videopanda.inference.engine_thread import EngineThread
 from videopanda.inference.errors import DoesNotFitError, EngineStoppedError, QueueFullError
+from videopanda.inference.find import NUM_FRAMES, Found, advance, check_description, search
 from videopanda.inference.sampling import Sampling
 from videopanda.serving import files, responses
 from videopanda.serving import sessions as streaming
@@ -41,7 +42,7 @@ from videopanda.serving.media import MediaLoader
 from videopanda.serving.metrics import Metrics
 from videopanda.serving.middleware import GateLimits, RequestGate, error_body
 from videopanda.serving.prompt import PromptRules
-from videopanda.serving.protocol import ChatRequest
+from videopanda.serving.protocol import ChatRequest, FindRequest
 from videopanda.serving.responses import ResponsesRequest
 from videopanda.serving.uploads import FileLimits, FileStore
 
@@ -113,6 +114,26 @@ class Service:
             stop=request.stop,
             decode_seconds=time.perf_counter() - began if visuals else 0.0,
         )
+
+    async def find(self, request: FindRequest, owner: str) -> Found:
+        """Search a video. Raises ServeError, and what the engine reports."""
+        if request.model not in (None, self.settings.name):
+            raise NotFoundError(f"unknown model {request.model!r}; this server serves {self.settings.name!r}", "model")
+        try:
+            check_description(request.description)
+        except ValueError as error:
+            raise ServeError(str(error), "description") from error
+        video = await self.media.frames(request.video, NUM_FRAMES, owner)
+        steps = search(self.engine.processor, video, request.description)
+        replies: Sequence[Finished] | None = None
+        while True:
+            try:
+                requests = await asyncio.to_thread(advance, steps, replies)
+            except ValueError as error:
+                raise UnfitError(str(error)) from error
+            if isinstance(requests, Found):
+                return requests
+            replies = await asyncio.gather(*(_last(self.events(one)) for one in requests))
 
     async def events(self, question: GenerateRequest) -> AsyncGenerator[TextDelta | Finished, None]:
         """The events of an answer; leaving early cancels it. Raises what the engine reports."""
@@ -227,6 +248,17 @@ async def create_response(request: Request, body: ResponsesRequest) -> Response:
     except _GoneError:
         return Response(status_code=499)
     return JSONResponse({**responses.response(head, "completed", end.text, end), "videopanda": _about(end.stats)})
+
+
+@router.post("/v1/find", response_model=None)
+async def find_moments(request: Request, body: FindRequest) -> Response:
+    """When something happens in a video; the intervals of `videopanda.find`."""
+    service = _service(request)
+    try:
+        found = await _unless_gone(request, service.find(body, owner_of_request(request)))
+    except _GoneError:
+        return Response(status_code=499)
+    return JSONResponse({"object": "find", "model": service.settings.name, **found.as_dict()})
 
 
 async def _last(events: AsyncIterator[TextDelta | Finished]) -> Finished:

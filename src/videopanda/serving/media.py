@@ -23,6 +23,7 @@ from videopanda.serving.errors import ContextLengthError, ForbiddenError, NotFou
 from videopanda.serving.fetch import FetchPolicy, fetch
 from videopanda.serving.prompt import PromptRules
 from videopanda.serving.protocol import (
+    ChatMessage,
     ChatRequest,
     FilePart,
     FrameChoice,
@@ -240,12 +241,11 @@ class MediaLoader:
         try:
             sampling = dict(shown.sampling)
             baseline = sampling.pop("baseline", None)
-            videos = [await self.pool.read(file.path, **sampling) for file in shown.files]
+            video = await self._read(replace(shown, sampling=sampling))
         finally:
             self._in_use.difference_update(shown.files)
             for file in shown.files:
                 file.close()
-        video = videos[0] if shown.fps is None else _joined(videos, shown.fps)
         order = _order(baseline, len(video))
         if baseline is not None:  # other frames in the same places: the prompt keeps the times of the places
             video = replace(video, frames=video.frames[order], indices=video.indices[order])
@@ -256,6 +256,28 @@ class MediaLoader:
         self._count(clip)
         self._decoded[key] = clip
         return clip
+
+    async def _read(self, shown: _Shown) -> Video:
+        videos = [await self.pool.read(file.path, **shown.sampling) for file in shown.files]
+        return videos[0] if shown.fps is None else _joined(videos, shown.fps)
+
+    async def frames(self, part: MediaPart, num_frames: int, owner: str) -> Video:
+        """The decoded frames of one part, `num_frames` unless it says otherwise. Raises ServeError."""
+        request = ChatRequest(messages=[ChatMessage(role="user", content=[part])])
+        opened: list[LocalMedia] = []
+        try:
+            with _named("video"):
+                shown = await self._find("video", part, request, owner, opened)
+                if shown.is_image or "baseline" in shown.sampling:
+                    raise ServeError("events are found in videos as they are: no image, and no baseline")
+                if not isinstance(part, FrameListPart):  # uniform in time, whatever the rule of the model
+                    most, choice = min(num_frames, self.pool.limits.limits.frames), request.choice_for(part)
+                    shown = replace(shown, sampling=choice if "fps" in choice else {"num_frames": most, **choice})
+                async with self._slots:
+                    return await self._read(shown)
+        finally:
+            for media in opened:
+                media.close()
 
     def _count(self, clip: EncodedClip) -> None:
         """Count the pixels of a clip for as long as they are in memory."""

@@ -247,6 +247,14 @@ class ResponseFormat(Strict):
         return value
 
 
+class FindRequest(Strict):
+    """POST /v1/find. `video` is a part of a message; fields that choose frames belong into it."""
+
+    video: Annotated[Annotated[MediaPart, Field(discriminator="type")], BeforeValidator(_normalized)]
+    description: Annotated[str, Field(min_length=1, max_length=10_000)]
+    model: Annotated[str, Field(max_length=300)] | None = None
+
+
 class ChatRequest(Strict):
     """POST /v1/chat/completions."""
 

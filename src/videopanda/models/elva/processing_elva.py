@@ -15,7 +15,7 @@ class ElvaProcessor(VisualProcessor):
     @classmethod
     def for_config(cls, config: ElvaConfig, tokenizer: Any, chat_template: str | None = None) -> "ElvaProcessor":
         """Return the processor of a new model, which states the clip's length in the prompt."""
-        told = {"time_prompt": True, "timestamps": config.timestamps}
+        told: dict[str, Any] = {"time_prompt": True, "timestamps": config.timestamps}
         return cls(cls.video_processor_for(config), tokenizer, chat_template, **told)
 
     @staticmethod

@@ -20,7 +20,7 @@ class VideoPandaProcessor(VisualProcessor):
     ) -> "VideoPandaProcessor":
         """Return the processor of a new model. If the model masks padding, the prompt states the clip's length."""
         video_processor = cls.video_processor_for(config)
-        told = {"time_prompt": config.stab_config.mask_padding, "timestamps": config.timestamps}
+        told: dict[str, Any] = {"time_prompt": config.stab_config.mask_padding, "timestamps": config.timestamps}
         return cls(video_processor, tokenizer, chat_template, **told)
 
     @staticmethod

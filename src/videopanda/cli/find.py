@@ -1,0 +1,61 @@
+"""The verb `videopanda find`. Heavy imports are inside the function."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from videopanda.cli.answer import AllowHost, End, Start, Video, local_video
+from videopanda.cli.checks import require_checkpoint, require_choice, require_device, require_video
+from videopanda.cli.options import DTYPES, AsJson, Device, Dtype, Fps, Model, NumFrames, load_model
+
+
+def find_verb(
+    video: Video,
+    description: Annotated[str, typer.Argument(help="What happens, as a statement.", show_default=False)],
+    model: Model = None,
+    num_frames: NumFrames = None,
+    fps: Fps = None,
+    start: Start = None,
+    end: End = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    allow_host: AllowHost = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find when something happens in a video: intervals, the most likely one first.
+
+    Times are as exact as the frames are close: 32 of the clip unless --num-frames or --fps says otherwise.
+
+    Example:  videopanda find clip.mp4 "the red circle turns white"
+    """
+    if not description.strip():
+        raise ValueError(
+            'the description is empty: say what happens, as in  find clip.mp4 "the red circle turns white"'
+        )
+    if num_frames == 1:
+        raise ValueError("a single frame has no before and after: ask for more with --num-frames")
+    require_choice("--dtype", dtype, *DTYPES)
+    model = require_checkpoint(model)
+    require_device(device)
+    with local_video(video, allow_host) as path:
+        require_video(path, start, end, fps, num_frames)
+        from videopanda.video.read import read_video
+
+        if read_video(path, num_frames=1, decoder="pyav").is_still:
+            raise ValueError(f"{path} is a still picture, in which nothing happens: pass a video")
+        from videopanda.inference.find import find
+
+        network, processor = load_model(model, device, dtype)
+        found = find(
+            path, description, model=(network, processor), num_frames=num_frames, fps=fps, start=start, end=end
+        )
+    if as_json:
+        print(json.dumps(found.as_dict()))
+        return
+    if not found.intervals:
+        print(f"not found: at no time does the model see this (at most {found.most_likely:.0%} likely)")
+        return
+    print(f"{'start':>10}  {'end':>10}  confidence")
+    for interval in found.intervals:
+        print(f"{interval.start:8.2f} s  {interval.end:8.2f} s  {interval.confidence:10.2f}")
