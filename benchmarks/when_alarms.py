@@ -1,4 +1,4 @@
-"""How fast and how reliably `watch --when` tells that something appeared: 50 streams of the long world.
+"""How fast and how reliably `watch --when` tells that something appeared: streams of the long world.
 
     python benchmarks/when_alarms.py --output benchmarks/when-alarms.json
 
@@ -77,7 +77,8 @@ def main() -> None:
                     vanished.append(last - end)
     low, high = wilson(len(appeared), shown)
     record = {
-        "command": f"python benchmarks/when_alarms.py --model {options.model} --last-frames {options.last_frames}",
+        "command": f"python benchmarks/when_alarms.py --model {options.model} --last-frames {options.last_frames} "
+        f"--num {options.num}",
         "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}, shared with other work; one thread",
         "date": date.today().isoformat(),
         "streams": streams,

@@ -64,7 +64,7 @@ def test_answers_are_exact_and_no_attribute_gives_a_needle_away(index, minutes, 
 
 @settings(max_examples=40)
 @given(st.integers(0, 999), st.sampled_from([1.0, 3.0, 20.0]))
-def test_questions_to_practise_are_answered_by_the_visits(index, minutes):
+def test_practice_questions_are_answered_by_the_visits(index, minutes):
     story = make_story(0, "train", index, minutes)
     asked = practice_questions(story, np.random.default_rng(index))
     assert {question.family for question in asked} >= {"which", "count", "now", "before"}
