@@ -111,6 +111,7 @@ def test_the_ways_to_write_true_and_false(text, value):
         ("max_steps=3.5", "max_steps must be a whole number, not '3.5'"),
         ("vision_lr=fast", "vision_lr must be a number, not 'fast'"),
         ("lr.stab=fast", "lr.stab must be a number, not 'fast'"),
+        ("merge.layers=1", "unknown setting 'merge.layers' in family videopanda: family elva has it"),
         ("stab.row_token=false", "unknown setting 'stab.row_token': did you mean 'stab.row_tokens'?"),
         ("stab.row_tokens=maybe", "stab.row_tokens must be true or false, not 'maybe'"),
         (

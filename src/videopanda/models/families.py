@@ -66,8 +66,22 @@ def fresh_config(family: str, preset: str, fields: Mapping[str, Any], **given: A
     name = preset or next(iter(kind.presets))
     if name not in kind.presets:
         raise ValueError(f"preset must be one of {', '.join(kind.presets)}, not {name!r}")
-    values = with_fields(kind, {**kind.presets[name], **given}, fields)
+    try:
+        values = with_fields(kind, {**kind.presets[name], **given}, fields)
+    except ValueError as error:
+        if other := next((other for other in folders() if other != family and _takes(other, fields)), None):
+            raise ValueError(f"{error} in family {family}: family {other} has it") from None
+        raise
     return kind.for_new_model(**values) if hasattr(kind, "for_new_model") else kind(**values)
+
+
+def _takes(family: str, fields: Mapping[str, Any]) -> bool:
+    kind = config_class(family)
+    try:
+        with_fields(kind, next(iter(kind.presets.values())), fields)
+    except ValueError:
+        return False
+    return True
 
 
 def changed_config(config: PreTrainedConfig, fields: Mapping[str, Any]) -> Any:
