@@ -15,7 +15,7 @@ from typing import NamedTuple
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<subfolder>[\w./-]+))?")
 FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 PICKLED = ("*.bin",)
-BUNDLED = ("nano", "nano-long")  # folders of `assets`
+BUNDLED = ("nano", "nano-long", "nano-elva")  # folders of `assets`
 
 
 class HubName(NamedTuple):

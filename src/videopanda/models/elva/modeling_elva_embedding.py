@@ -139,7 +139,8 @@ class ElvaCoordinates(nn.Module):
 
     def forward(self, places: TokenPlaces, grids_F4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is added to patch (C, c), LINE (R, c) and FRAME (F, c) tokens: time; time and row; all three axes."""
-        frames_F = torch.bincount(grids_F4[:, 0])[grids_F4[:, 0]]
+        frames_F = torch.bincount(grids_F4[:, 0])[grids_F4[:, 0]].to(self.projection.weight.device)
+        grids_F4 = grids_F4.to(frames_F.device)
         when_Fc, row_Rc, column_Cc = (
             self.waves(number, count) @ weight.T
             for weight, number, count in zip(
@@ -221,7 +222,7 @@ class ElvaVideoEmbedding(nn.Module):
         if self.config.kind == "vpel" and self.config.frame_link:
             frame_Fc = frame_Fc + self._linked(frame_Fc, grids_F4[:, 0].to(frame_Fc.device))
         if self.config.coordinates:
-            at_Cc, at_Rc, at_Fc = self.coordinates(places, grids_F4.to(frame_Fc.device))
+            at_Cc, at_Rc, at_Fc = self.coordinates(places, grids_F4)
             tokens_Cc, line_Rc, frame_Fc = tokens_Cc + at_Cc, line_Rc + at_Rc, frame_Fc + at_Fc
         tokens_Vc = tokens_Cc.new_empty(len(places.cell) + len(places.line) + len(places.frame), tokens_Cc.shape[1])
         tokens_Vc = tokens_Vc.index_copy(0, places.cell, tokens_Cc)
