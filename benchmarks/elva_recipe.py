@@ -16,6 +16,7 @@ import torch
 from videopanda.data.collate import Collator
 from videopanda.data.worlds.scenes.dataset import ScenesDataset
 from videopanda.models.load import load_checkpoint
+from videopanda.models.merge_schedule import MergeSchedule
 
 CLIPS = 24
 
@@ -25,6 +26,7 @@ def attention_to_video(folder: Path) -> list[float]:
     """The share of attention that text pays to visual tokens, for every layer."""
     model, processor = load_checkpoint(folder, torch.float32)
     model.get_decoder().set_attn_implementation("eager")
+    model.model.merge_schedule = MergeSchedule(())  # every visual token is there in every layer
     data = ScenesDataset(CLIPS, split="validation", num_frames=processor.video_processor.num_frames, captions=0)
     collate, shares = Collator(processor, 2048), []
     for i in range(CLIPS):
