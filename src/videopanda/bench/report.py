@@ -63,7 +63,7 @@ def _grids(title: str, lines: Sequence[Sequence[str]]) -> Group:
             room = 80 - 2 - _width(names)
         blocks[-1].append(column)
         room -= _width(column)
-    grids = []
+    grids: list[Table] = []
     for block in blocks[1:]:
         grid = Table(title=None if grids else title, title_justify="left", box=box.SIMPLE, padding=0)
         for number, (header, *_) in enumerate(block):

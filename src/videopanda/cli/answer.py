@@ -169,7 +169,7 @@ def answer_verb(
         if look_twice:
             from videopanda.inference.look_twice import ask_twice
 
-            chosen = {"num_frames": num_frames, "fps": fps, "max_visual_tokens": max_visual_tokens}
+            chosen: dict[str, Any] = {"num_frames": num_frames, "fps": fps, "max_visual_tokens": max_visual_tokens}
             answers = ask_twice(network, processor, path, question, **chosen, **_chat_options(**drawing))
             _print((one.as_dict() for one in answers), stream, as_json)
             return

@@ -30,8 +30,10 @@ def part_masks(part: Part, windows: Mapping[str, int | None]) -> dict[str, Tenso
     longest = int(positions.max()) + 1
     masks = {}
     for kind, window in windows.items():
-        near = window is None or window >= longest
-        masks[kind] = visible if near else visible & (positions[:, None] - positions < window)
+        if window is None or window >= longest:
+            masks[kind] = visible
+        else:
+            masks[kind] = visible & (positions[:, None] - positions < window)
     return masks
 
 

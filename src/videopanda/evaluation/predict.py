@@ -191,9 +191,9 @@ class Predictor:
         stamped = self.processor.timestamps != "none"
         if source.path is None or not (self.processor.time_prompt or stamped):
             return ""
-        choice = (self.num_frames, self.processor.video_processor.frame_sampling) if stamped else (1, "uniform")
+        sampling = self.processor.video_processor.frame_sampling if stamped else "uniform"
         try:
-            clip = show(source, "full", *choice, 0).clip
+            clip = show(source, "full", self.num_frames if stamped else 1, sampling, 0).clip
         except (VideoReadError, ValueError):  # a question can also be asked without its video
             return ""
         assert not isinstance(clip, EncodedClip | FirstLook)
@@ -234,7 +234,8 @@ class Predictor:
                 clip, _ = second_look(
                     self.model, self.processor, looks[question.source], text, num_frames=self.num_frames
                 )
-                row = replace(row, frame_indices=clip.indices, frame_times=clip.times, decoder=clip.decoder)
+                row = replace(row, frame_times=clip.times)
+                row = replace(row, frame_indices=clip.indices or (), decoder=clip.decoder or "")
                 prompts[len(rows)] = messages, clip
             elif messages is not None:
                 prompts[len(rows)] = messages, clips.get(question.source)

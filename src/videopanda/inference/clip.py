@@ -266,7 +266,12 @@ def _cached(model: Any, processor: Any, cache: TokenDiskCache, key: str) -> Enco
 
 def _keep(cache: TokenDiskCache, key: str, processor: Any, clip: EncodedClip) -> None:
     assert clip.tokens is not None
-    facts = {"kind": clip.kind, "frame_times": clip.times, "frame_indices": clip.indices, "decoder": clip.decoder}
+    facts: dict[str, Any] = {
+        "kind": clip.kind,
+        "frame_times": clip.times,
+        "frame_indices": clip.indices,
+        "decoder": clip.decoder,
+    }
     token = processor.image_token if clip.kind == "image" else processor.video_token
     runs = re.findall(f"(.*?)((?:{re.escape(token)})+)", clip.placeholder_text, re.DOTALL)
     facts["placeholder"] = [[text, len(run) // len(token)] for text, run in runs]

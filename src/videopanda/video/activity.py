@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -94,7 +94,8 @@ def vectors_of(source: str | os.PathLike[str], timeout: float = math.inf) -> tup
         for frame in container.decode(stream):
             if frame.time is None:
                 raise UnreadableError("its frames have no timestamps: use num_frames or fps")
-            vectors, moved = frame.side_data.get(SideDataType.MOTION_VECTORS), 0.0
+            side_data: Any = frame.side_data  # its annotations know only names as keys
+            vectors, moved = side_data.get(SideDataType.MOTION_VECTORS), 0.0
             if isinstance(vectors, MotionVectors):
                 has_vectors, parts = True, vectors.to_ndarray()
                 length = np.hypot(parts["motion_x"], parts["motion_y"]) / np.maximum(parts["motion_scale"], 1)

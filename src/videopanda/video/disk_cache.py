@@ -202,7 +202,7 @@ def _packed(video: Video) -> bytes:
         {name: value for name, value in values.items() if name not in arrays}, default=lambda x: x.item()
     )
     file = io.BytesIO()
-    np.savez(file, facts=np.array(facts), **arrays)
+    np.savez(file, facts=np.array(facts), **arrays)  # type: ignore[arg-type]  # none is called `allow_pickle`
     return file.getvalue()
 
 
