@@ -20,7 +20,8 @@ def nano_elva():
 
 
 def test_it_answers_by_its_name():
-    code, out, err = run("answer", "--model", "nano-elva", BUNDLED_MODEL.parent / "demo.mp4", "What shape is the red object?", "--json")
+    clip = BUNDLED_MODEL.parent / "demo.mp4"
+    code, out, err = run("answer", "--model", "nano-elva", clip, "What shape is the red object?", "--json")
     assert code == 0, err
     told = json.loads(out)
     assert (told["answer"], told["visual_tokens"], len(told["frame_times"])) == ("circle", 76, 4)
