@@ -50,6 +50,7 @@ SURFACE = {
             "--fps",
             "--max-visual-tokens",
             "--frames-by",
+            "--look-twice",
             "--dtype",
             "--temperature",
             "--seed",
@@ -121,11 +122,13 @@ SURFACE = {
     "evaluate": (set(), {"inspect", "judge", "needle", "predict", "report", "run", "scenes", "score"}),
     "evaluate run": (
         {"--output", "--media-root", "--model", "--limit", "--condition", "--errata", "--num-frames", "--batch-size"}
-        | {"--max-new-tokens", "--device", "--cache", "--json"},
+        | {"--max-new-tokens", "--device", "--cache", "--json", "--set"},
         {"bench"},
     ),
     "evaluate predict": (
         {
+            "--look-twice",
+            "--set",
             "--output",
             "--media-root",
             "--model",
@@ -159,7 +162,8 @@ SURFACE = {
     "evaluate report": ({"--output", "--json"}, {"scores"}),
     "evaluate score": ({"--output", "--scorer", "--errata", "--wordnet", "--json"}, {"bench", "path", "predictions"}),
     "evaluate scenes": (
-        {"--model", "--media-root", "--num", "--seed", "--json", "--output", "--no-baselines", "--wordings"},
+        {"--model", "--media-root", "--num", "--seed", "--json", "--output", "--no-baselines", "--wordings"}
+        | {"--set"},
         set(),
     ),
     "init": ({"--backbone", "--model", "--family", "--preset", "--set", "--chat-template", "--seed"}, {"out"}),

@@ -47,11 +47,11 @@ def test_a_server_describes_every_clip_once_and_a_torn_file_is_continued(scenes,
         ]
         code, out, err = run(*arguments)
         assert code == 0, err
-        assert "3 captions written, 0 known, 0 failed" in out
+        assert "3 captions written, 0 kept, 0 failed" in out
         whole = sorted(output.read_bytes().splitlines())
         output.write_bytes(b"\n".join(output.read_bytes().splitlines()[:2]) + b'\n{"id": "torn')
         code, out, _ = run(*arguments)
-        assert "1 captions written, 2 known" in out
+        assert "1 captions written, 2 kept" in out
         assert sorted(output.read_bytes().splitlines()) == whole
     finally:
         server.stop()

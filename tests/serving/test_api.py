@@ -139,7 +139,7 @@ def test_frames_are_chosen_by_the_request(client, uploaded):
 
 def test_sampling_length_and_stop_strings(client, uploaded):
     def text(**fields):
-        reply = ask(client, file(uploaded), "Tell me everything.", max_tokens=30, **fields)
+        reply = ask(client, file(uploaded), "Describe the video.", max_tokens=30, **fields)
         return reply.choices[0].message.content, reply.choices[0].finish_reason
 
     drawn = [text(temperature=2.0, seed=seed)[0] for seed in (1, 2, 1)]

@@ -127,5 +127,5 @@ def test_what_makes_no_sense_is_refused_in_a_line(client):
         assert part in reply.json()["error"]["message"]
     client.post(f"{PATH}/{name}/frame?timestamp=5", content=png(clip(1)[0]))
     late = client.post(f"{PATH}/{name}/frame?timestamp=2", content=png(clip(1)[0]))
-    assert "comes after" in late.json()["error"]["message"]
+    assert "must not decrease" in late.json()["error"]["message"]
     client.delete(f"{PATH}/{name}")

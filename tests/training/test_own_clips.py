@@ -48,8 +48,8 @@ def chain(clips: Path, out: Path, *settings: str, copies: int = 0) -> dict[str, 
         )
         good("evaluate", "score", "custom", test, predictions, "--scorer", "exact", "--output", scores)
         summaries[name] = json.loads(scores.with_suffix(".summary.json").read_text())
-    printed = good("evaluate", "report", out / "after.scores.jsonl", "--output", out / "report")
-    assert "## Custom questions" in printed
+    good("evaluate", "report", out / "after.scores.jsonl", "--output", out / "report")
+    assert "## Custom questions" in (out / "report" / "report.md").read_text()
     return summaries
 
 
