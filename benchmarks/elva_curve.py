@@ -123,7 +123,7 @@ def speeds(options: argparse.Namespace, ways: Mapping[str, Mapping[str, Any]]) -
         prefill(model, layout, [Prompt(prompt, [clip])])[1].argmax().item()
 
     calls: dict[str, Callable[[], float]] = {
-        name: lambda own=own: seconds(lambda: first_token(own))  # type: ignore[misc]
+        name: lambda own=own: seconds(lambda: first_token(own))  # type: ignore[misc]  # bound for each row
         for name, own in ways.items()
     }
     in_turns(calls, 1)  # warm up

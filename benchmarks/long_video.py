@@ -121,7 +121,7 @@ def replies(model: Any, processor: Any, requests: list[GenerateRequest]) -> list
     """What the model answers."""
     results = Engine(model, processor).generate(requests)
     assert not any(isinstance(result, Failed) for result in results), results
-    return [result.text for result in results]  # type: ignore[union-attr]
+    return [result.text for result in results]  # type: ignore[union-attr]  # a failure ends the run here
 
 
 def from_drawn(reduce: Callable[[Any, Encoder, Seen], tuple[Tensor, Tensor]]) -> Callable[..., list[str]]:

@@ -234,8 +234,7 @@ class Predictor:
                 clip, _ = second_look(
                     self.model, self.processor, looks[question.source], text, num_frames=self.num_frames
                 )
-                row = replace(row, frame_times=clip.times)
-                row = replace(row, frame_indices=clip.indices or (), decoder=clip.decoder or "")
+                row = replace(row, frame_times=clip.times, frame_indices=clip.indices or (), decoder=clip.decoder or "")
                 prompts[len(rows)] = messages, clip
             elif messages is not None:
                 prompts[len(rows)] = messages, clips.get(question.source)

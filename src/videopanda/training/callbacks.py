@@ -103,7 +103,7 @@ class EarlyStop(TrainerCallback):
     def restore(self) -> None:
         """Put the best weights back."""
         for name, tensor in self.kept.items():
-            (self.trained.get(name, self.statistics.get(name))).copy_(tensor)  # type: ignore[union-attr]
+            (self.trained.get(name, self.statistics.get(name))).copy_(tensor)  # type: ignore[union-attr]  # one of both has it
 
 
 class StopOnSignal(TrainerCallback):

@@ -117,7 +117,7 @@ def make_scene(seed: int, split: str, index: int, max_things: int = 4) -> Scene:
         box=stage.box,
         camera=str(rng.choice(list(CAMERA_MOVES))) if theme == "camera" and rng.random() < 0.8 else None,
         floor=str(rng.choice(FLOORS)),
-        floor_colour=tuple(int(v) for v in np.clip(gray + rng.uniform(-15, 15, 3), 70, 200)),  # type: ignore[arg-type]
+        floor_colour=tuple(int(v) for v in np.clip(gray + rng.uniform(-15, 15, 3), 70, 200)),  # type: ignore[arg-type]  # three
         light=(float(rng.uniform(-60, 60)), float(rng.uniform(40, 65))),
         draw_seed=int(rng.integers(2**31)),
     )
