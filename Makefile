@@ -90,7 +90,7 @@ test-newest:
 	$(PYTHON) -m venv --clear $(NEWEST)
 	$(NEWEST)/bin/python $(PIP) --upgrade $(TORCH_FROM) torch
 	$(NEWEST)/bin/python locks/newest.py > $(NEWEST)/requirements.txt
-	$(NEWEST)/bin/python $(PIP) --upgrade --requirement $(NEWEST)/requirements.txt
+	$(NEWEST)/bin/python $(PIP) --upgrade --requirement $(NEWEST)/requirements.txt --requirement locks/base.in
 	$(NEWEST)/bin/python $(PIP) --no-deps --no-build-isolation --editable .
 	$(NEWEST)/bin/python -m pip list --disable-pip-version-check
 	$(NEWEST)/bin/python -m pytest -n 2
