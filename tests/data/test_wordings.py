@@ -97,8 +97,8 @@ def test_a_guess_is_affirmed_if_and_only_if_it_is_true(asked, monkeypatch):
             text = re.escape(template).replace(r"\{guess\}", "(?P<guess>[a-z0-9 ]+?)").replace(r"\{other\}", ".+?")
             for name, value in slots.items():
                 text = text.replace(rf"\{{{name}\}}", re.escape(value))
-            if match := re.fullmatch(rf"{text}\?", found.question, re.IGNORECASE):
-                guesses.add(match["guess"])
+            if match := re.fullmatch(rf"{text}\??", found.question, re.IGNORECASE):
+                guesses.add(match["guess"].lower())
         guess = min(guesses, key=len)  # of "right" and "to the right"
         assert found.answer == ("yes" if guess == question.answer else "no"), found.question
         seen[intent.name] += 1

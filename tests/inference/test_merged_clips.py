@@ -23,7 +23,11 @@ from videopanda.serving.api import ServerSettings, create_app
 from videopanda.video.read import read_video
 
 FAMILIES = ["llama", "qwen2", "qwen3", "phi3"]
-MERGES = {"ratio": {"layers": [1, 3]}, "threshold": {"layers": [0, 2], "mode": "threshold", "threshold": 0.3}}
+MERGES = {
+    "ratio": {"layers": [1, 3]},
+    "drop": {"layers": [1, 3], "mode": "drop"},
+    "threshold": {"layers": [0, 2], "mode": "threshold", "threshold": 0.3},
+}
 QUESTIONS = ["What colour is the circle?", "How many?", "Which way does it go, and when?"]
 STEPS = 6
 

@@ -33,6 +33,7 @@ SCHEDULES = {
     "ratio": MergeSchedule((1, 3), 0.5),
     "embeddings": MergeSchedule((0, 2), 0.6),
     "threshold": MergeSchedule((1, 2), threshold=0.4, mode="threshold"),
+    "drop": MergeSchedule((0, 1, 3), 0.5, mode="drop"),
     "deep": MergeSchedule((1, 3), 0.5, 0.4, "threshold", deep_layers=(3,)),
 }
 
@@ -76,6 +77,8 @@ def batch(seed: int = 0) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
 # -- the slow reference: one row, one place, one token at a time -------------------------------------------------------
 def reference_merge(tokens: list, stage: int, number: int, schedule: MergeSchedule, first_counts: dict) -> list:
     """Merge a list of (hidden, position, place, n); `place` is None or (visual, row, column, grid)."""
+    if schedule.mode == "drop":
+        return reference_drop(tokens, stage, schedule, first_counts)
     pairs = []
     by_place: dict = {}
     for i, (hidden, _, place, _) in enumerate(tokens):
@@ -108,6 +111,21 @@ def reference_merge(tokens: list, stage: int, number: int, schedule: MergeSchedu
         mean = sum(tokens[i][0] * tokens[i][3] for i in members) / total if len(members) > 1 else tokens[first][0]
         merged.append((mean, tokens[first][1], tokens[first][2], total))
     return merged
+
+
+def reference_drop(tokens: list, stage: int, schedule: MergeSchedule, first_counts: dict) -> list:
+    """Of the patch tokens of each visual, the k that are first in their k equal parts; they count for their part."""
+    kept: list = []
+    for visual in first_counts:
+        mine = [i for i, token in enumerate(tokens) if token[2] is not None and token[2][0] == visual]
+        k = max(1, ceil(schedule.keep ** (stage + 1) * first_counts[visual] - 1e-9))
+        parts: dict[int, list[int]] = {}
+        for rank, i in enumerate(mine):
+            parts.setdefault(rank * k // len(mine), []).append(i)
+        assert len(parts) == k
+        kept += [(part[0], sum(tokens[i][3] for i in part)) for part in parts.values()]
+    kept += [(i, token[3]) for i, token in enumerate(tokens) if token[2] is None]
+    return [(*tokens[i][:3], count) for i, count in sorted(kept)]
 
 
 def reference(model, embeds: Tensor, is_visual: Tensor, layouts: list[Tensor], mask: Tensor, schedule) -> list[list]:
@@ -286,7 +304,7 @@ def test_the_cache_remembers_positions_per_layer(family):
         (MergeSchedule((3, 1)), "increasing"),
         (MergeSchedule((1, 9)), r"in \[0, 4\]"),
         (MergeSchedule((1,), keep=0.0), "keep must be in"),
-        (MergeSchedule((1,), mode="best"), "ratio or threshold"),
+        (MergeSchedule((1,), mode="best"), "ratio, threshold or drop"),
         (MergeSchedule((1,), deep_layers=(2,)), "among the layers"),
     ],
 )

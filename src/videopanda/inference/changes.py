@@ -69,7 +69,7 @@ def _check_effect(schedule: MergeSchedule, given: Mapping[str, Any]) -> None:
     """Raise ValueError for a field that was given and changes nothing."""
     if not schedule.layers:
         idle, needed = given.keys() - {"layers"}, "merge.layers"
-    elif schedule.mode == "ratio":
+    elif schedule.mode != "threshold":
         idle, needed = given.keys() & {"threshold", "deep_layers"}, "merge.mode=threshold"
     else:
         idle, needed = given.keys() & {"keep"} if not schedule.deep_layers else set(), "merge.deep_layers"

@@ -14,13 +14,14 @@ class MergeSchedule:
         patch tokens of a visual.
     threshold: cosine from which tokens are similar (mode "threshold").
     mode: "ratio" merges the most similar pairs until the target is met exactly, or only one token per place remains.
-        "threshold" merges every similar pair; in `deep_layers` it continues to the target.
+        "threshold" merges every similar pair; in `deep_layers` it continues to the target. "drop" keeps patch tokens
+        at even distances and drops the others, as HiCo (VideoChat-Flash, arXiv 2501.00574) does in shallow layers.
     """
 
     layers: tuple[int, ...]
     keep: float = 0.5
     threshold: float = 0.6
-    mode: Literal["ratio", "threshold"] = "ratio"
+    mode: Literal["ratio", "threshold", "drop"] = "ratio"
     deep_layers: tuple[int, ...] = ()
 
     @classmethod
@@ -38,19 +39,20 @@ class MergeSchedule:
             raise ValueError(f"merge keep must be in (0, 1], got {self.keep}")
         if not isfinite(self.threshold):
             raise ValueError(f"merge threshold must be a number, got {self.threshold}")
-        if self.mode not in ("ratio", "threshold"):
-            raise ValueError(f"merge mode must be ratio or threshold, got {self.mode!r}")
+        if self.mode not in ("ratio", "threshold", "drop"):
+            raise ValueError(f"merge mode must be ratio, threshold or drop, got {self.mode!r}")
         if not set(self.deep_layers) <= set(layers):
             raise ValueError(f"merge deep_layers {list(self.deep_layers)} must be among the layers {layers}")
 
     def patches_after(self, stage: int, patches: int, places: int) -> int:
-        """Patch tokens of a visual after merge `stage` (1, 2, …) in mode "ratio".
+        """Patch tokens of a visual after merge `stage` (1, 2, …) in the modes "ratio" and "drop".
 
         Args:
             patches: patch tokens before any merge.
-            places: distinct places (grid and cell), of which each keeps one token.
+            places: distinct places (grid and cell), of which each keeps one token where tokens merge.
         """
-        return min(patches, max(places, ceil(self.keep**stage * patches - 1e-9)))
+        least = 1 if self.mode == "drop" else places
+        return min(patches, max(least, ceil(self.keep**stage * patches - 1e-9)))
 
 
 __all__ = ["MergeSchedule"]

@@ -7,8 +7,9 @@
 
 Tokens at the same place of consecutive frames are compared by cosine; a run of similar ones collapses into its
 earliest member, as the mean weighted by the number of tokens each represents. The survivor keeps its rotary position.
-Text and the tokens of frames and rows never merge. The language model's own layers run unchanged: hooks shorten the
-sequence between them and gather masks and rotary embeddings alike.
+Text and the tokens of frames and rows never merge. With mode "drop", tokens are dropped at even distances instead. The
+language model's own layers run unchanged: hooks shorten the sequence between them and gather masks and rotary
+embeddings alike.
 
 Dimensions: B sequences; N tokens before merging, M after; E width; X = B·N flattened; P mergeable tokens.
 """
@@ -78,6 +79,7 @@ class Merge:
     source: (B, M) column before the merge of each column after it; 0 where `is_padding`.
     target: (B, N) column after the merge of each column before it; for merged tokens that of the survivor.
     is_padding: (B, M) columns that hold nothing: shorter rows are padded on the left.
+    is_drop: survivors keep their values, and the others are gone.
     """
 
     members: Tensor
@@ -85,6 +87,7 @@ class Merge:
     source: Tensor
     target: Tensor
     is_padding: Tensor
+    is_drop: bool = False
 
 
 def plan_merge(
@@ -100,7 +103,6 @@ def plan_merge(
         threshold: cosine from which consecutive tokens merge; None for no threshold.
         is_padding_BN: columns that hold nothing.
     """
-    B, N = place_BN.shape
     flat_P = (place_BN.flatten() != PADDING).nonzero().squeeze(1)
     order_P = torch.argsort(place_BN.flatten()[flat_P], stable=True)
     members_P, visual_P = flat_P[order_P], visual_P[order_P]
@@ -121,8 +123,25 @@ def plan_merge(
         rank_P = torch.empty_like(ranked_P)
         rank_P[ranked_P] = torch.arange(len(ranked_P), device=ranked_P.device) - first_V[visual_P[ranked_P]]
         joins_P = follows_P & (joins_P | (rank_P < surplus_V[visual_P]))
-    if not bool(joins_P.any()):
-        return None
+    return _merge_of(members_P, joins_P, is_padding_BN) if bool(joins_P.any()) else None
+
+
+def plan_drop(place_BN: Tensor, visual_P: Tensor, targets: Tensor, is_padding_BN: Tensor) -> Merge | None:
+    """Keep `targets` patch tokens per visual, at even distances in the sequence. Returns None where all stay.
+
+    Args: as of `plan_merge`. A token that is dropped counts as part of the one before it that is kept.
+    """
+    members_P = (place_BN.flatten() != PADDING).nonzero().squeeze(1)
+    sizes_V = torch.bincount(visual_P, minlength=len(targets))
+    rank_P = torch.arange(len(members_P), device=members_P.device) - (sizes_V.cumsum(0) - sizes_V)[visual_P]
+    slot_P = rank_P * targets[visual_P] // sizes_V[visual_P]
+    joins_P = F.pad((slot_P[1:] == slot_P[:-1]) & (visual_P[1:] == visual_P[:-1]), (1, 0), value=False)
+    return _merge_of(members_P, joins_P, is_padding_BN, is_drop=True) if bool(joins_P.any()) else None
+
+
+def _merge_of(members_P: Tensor, joins_P: Tensor, is_padding_BN: Tensor, is_drop: bool = False) -> Merge:
+    """The merge in which each member that joins goes into the one before it."""
+    B, N = is_padding_BN.shape
     run_P = (~joins_P).cumsum(0) - 1
     kept_X = ~is_padding_BN.flatten()
     kept_X[members_P[joins_P]] = False
@@ -139,7 +158,7 @@ def plan_merge(
     columns_BN = torch.arange(N, device=kept_BN.device).expand(B, N)
     source_BM[rows_BN[kept_BN], column_BN[kept_BN]] = columns_BN[kept_BN]
     is_padding_BM = torch.arange(M, device=kept_BN.device) < (M - counts_B)[:, None]
-    return Merge(members_P, run_P, source_BM, target_X.view(B, N), is_padding_BM)
+    return Merge(members_P, run_P, source_BM, target_X.view(B, N), is_padding_BM, is_drop)
 
 
 def merge_tokens(hidden_BNE: Tensor, counts_BN: Tensor, merge: Merge) -> tuple[Tensor, Tensor]:
@@ -148,16 +167,15 @@ def merge_tokens(hidden_BNE: Tensor, counts_BN: Tensor, merge: Merge) -> tuple[T
     runs = int(merge.run[-1]) + 1
     weight_P = counts_X[merge.members]
     total_R = weight_P.new_zeros(runs).index_add(0, merge.run, weight_P)
-    size_R = torch.bincount(merge.run, minlength=runs)
-    merged_P = size_R[merge.run] > 1  # tokens that stay alone keep their bits
-    run_P, members_P = merge.run[merged_P], merge.members[merged_P]
-    share_P1 = (weight_P[merged_P] / total_R[run_P])[:, None]
-    mean_RE = flat_XE.new_zeros(runs, flat_XE.shape[1], dtype=torch.float32)
-    mean_RE = mean_RE.index_add(0, run_P, share_P1 * flat_XE[members_P].float())
-    first_P = F.pad(merge.run[1:] != merge.run[:-1], (1, 0), value=True)
-    survivors_R = merge.members[first_P]
-    several_R = size_R > 1
-    flat_XE = flat_XE.index_copy(0, survivors_R[several_R], mean_RE[several_R].to(flat_XE.dtype))
+    survivors_R = merge.members[F.pad(merge.run[1:] != merge.run[:-1], (1, 0), value=True)]
+    if not merge.is_drop:
+        several_R = torch.bincount(merge.run, minlength=runs) > 1  # tokens that stay alone keep their bits
+        merged_P = several_R[merge.run]
+        run_P, members_P = merge.run[merged_P], merge.members[merged_P]
+        share_P1 = (weight_P[merged_P] / total_R[run_P])[:, None]
+        mean_RE = flat_XE.new_zeros(runs, flat_XE.shape[1], dtype=torch.float32)
+        mean_RE = mean_RE.index_add(0, run_P, share_P1 * flat_XE[members_P].float())
+        flat_XE = flat_XE.index_copy(0, survivors_R[several_R], mean_RE[several_R].to(flat_XE.dtype))
     counts_X = counts_X.index_copy(0, survivors_R, total_R)
     tokens_BME = gather_columns(flat_XE.view_as(hidden_BNE), merge.source)
     return tokens_BME, gather_columns(counts_X.view_as(counts_BN), merge.source)
@@ -222,11 +240,14 @@ class Merger:
     def _decide(self, stage: int, number: int, hidden_BNE: Tensor) -> None:
         schedule, place_BN, visual_P = self.schedule, self.place[-1], self.visual[-1]
         targets = None
-        if schedule.mode == "ratio" or number in schedule.deep_layers:
-            share = torch.ceil(schedule.keep ** (stage + 1) * self._patches_V.double() - 1e-9).long()
-            targets = torch.minimum(torch.maximum(share, self._places_V), self._patches_V)
-        threshold = schedule.threshold if schedule.mode == "threshold" else None
-        merge = plan_merge(hidden_BNE, place_BN, visual_P, targets, threshold, self.is_padding[-1])
+        if schedule.mode != "threshold" or number in schedule.deep_layers:
+            counts = zip(self._patches_V.tolist(), self._places_V.tolist())
+            targets = self._patches_V.new_tensor([schedule.patches_after(stage + 1, *pair) for pair in counts])
+        if targets is not None and schedule.mode == "drop":
+            merge = plan_drop(place_BN, visual_P, targets, self.is_padding[-1])
+        else:
+            threshold = schedule.threshold if schedule.mode == "threshold" else None
+            merge = plan_merge(hidden_BNE, place_BN, visual_P, targets, threshold, self.is_padding[-1])
         self.merges.append(merge)
         if merge is None:
             for history in (self.place, self.visual, self.is_padding, self.counts):
@@ -244,7 +265,7 @@ class Merger:
 
     @property
     def planned_columns(self) -> list[int]:
-        """Columns of one row after each merge of mode "ratio", which are known before anything runs."""
+        """Columns of one row after each merge in the modes "ratio" and "drop", known before anything runs."""
         patches, places = self._patches_V.tolist(), self._places_V.tolist()
         others = self.place[0].shape[1] - sum(patches)
         patches_after = self.schedule.patches_after
@@ -362,5 +383,6 @@ __all__ = [
     "gather_columns",
     "merge_tokens",
     "open_frames",
+    "plan_drop",
     "plan_merge",
 ]

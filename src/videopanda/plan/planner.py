@@ -273,7 +273,7 @@ class Planner:
         How many similar tokens a threshold merges depends on the clip, so none is counted.
         """
         schedule = self.model.model.schedule()
-        if schedule is None or not schedule.layers or schedule.mode != "ratio":
+        if schedule is None or not schedule.layers or schedule.mode == "threshold":
             return ()
         layout = self.video_processor.token_layout(self.video_processor.layout([(frames, height, width)]), 0)
         places = VisualPlaces.of(torch.ones(1, len(layout), dtype=torch.bool), [layout])

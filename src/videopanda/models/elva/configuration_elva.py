@@ -144,7 +144,7 @@ class ElvaMergeConfig(PreTrainedConfig):
         layers: list[int] | None = None,
         keep: float = 0.5,
         threshold: float = 0.6,
-        mode: Literal["ratio", "threshold"] = "ratio",
+        mode: Literal["ratio", "threshold", "drop"] = "ratio",
         deep_layers: list[int] | None = None,
         random_keep: float = 0.0,
         **kwargs: Any,
