@@ -32,7 +32,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.worlds.tabletop.render": ({".", "data"}, {"numpy", "panda3d"}),
     "data.recaption": ({".", "data", "inference", "video"}, {"PIL", "openai"}),  # a model of one's own, or a server
     "data.worlds.long": ({".", "data.worlds.scenes"}, {"numpy"}),
-    "encoders": ({".", "checkpoints", "hub"}, {"torch", "transformers"}),
+    "encoders": ({".", "checkpoints", "hub", "models"}, {"torch", "transformers"}),
     "checkpoints": ({".", "", "models"}, {"torch"}),
     "checkpoints.verify": ({".", "", "models", "inference"}, {"torch", "rich"}),
     "checkpoints.behavior_checks": ({".", "", "models", "inference"}, {"torch", "numpy"}),

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from tiny import clip, randomize
-from videopanda.encoders.languagebind import LanguageBindTower
 from videopanda.encoders.open import Teacher, internvideo2, open_teacher
+from videopanda.models.languagebind import LanguageBindTower
 from videopanda.models.videopanda import VideoPandaVideoProcessor
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -13,7 +13,7 @@ from golden_checks.findings import Findings
 from golden_checks.stab import Weights, placement_of_mask, read_pixels, to_cells
 from tiny import layouts_of
 from videopanda.data.collate import IGNORE
-from videopanda.encoders.languagebind import LanguageBindTower, tower_weights
+from videopanda.models.languagebind import LanguageBindTower, tower_weights
 from videopanda.models.videopanda import VideoPandaConfig, VideoPandaForConditionalGeneration, VideoPandaStabConfig
 from videopanda.models.videopanda.convert.names import action_for
 from videopanda.training.distill import (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from micro import write_table
+from micro import TABLE, write_table
 
 from videopanda.lab.report import direction, interval, report
 from videopanda.lab.table import read
@@ -101,6 +101,20 @@ def test_only_seeds_that_both_rows_have_are_compared(table):
     assert found["seeds"] == [0, 1]
     assert found["accuracy"]["mean"] == 0.5
     assert found["difference"]["mean"] == 0
+
+
+def test_a_row_can_name_the_row_that_it_is_compared_with(tmp_path):
+    text = TABLE + "  - {name: neither, compare: no row token, published: {Bench: 40}}\n"
+    table = read(write_table(tmp_path, text))
+    full, none = np.ones(QUESTIONS), np.zeros(QUESTIONS)
+    half = (np.arange(QUESTIONS) % 2).astype(float)
+    rows = [line("full", 0, full), line("no row token", 0, half), line("neither", 0, none)]
+    found = report(results(rows), table, "small")
+    assert [row.get("difference", {}).get("mean") for row in found["rows"]] == [None, -0.5, -0.5]
+    assert found["rows"][2]["published_difference"] == {"Bench": -10}
+    assert "| neither | no row token | -50.0" in markdown(found)
+    with pytest.raises(ValueError, match="no row 'nobody'"):
+        read(write_table(tmp_path, text.replace("compare: no row token", "compare: nobody")))
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_sheets_are_written_for_rows_whose_runs_exist(test_set, tmp_path):
         {"row": "no row token", "seed": 0, "budget": "small", "runs": ["pretrain-2", "evaluate-2"]},
         {"row": "gone", "seed": 0, "budget": "small", "runs": ["pretrain-3", "evaluate-3"]},
     ]
-    rows = [{"row": line["row"], "seeds": [0]} for line in lines]
+    rows = [{"row": line["row"], "compare": "full", "seeds": [0]} for line in lines]
     found = {"table": "micro", "budget": "small", "compare": "full", "questions": 12, "rows": rows}
     assert write_pictures(lines, found, runs, tmp_path / "out") == ["micro.no-row-token.png"]
     assert np.asarray(Image.open(tmp_path / "out" / "micro.no-row-token.png")).std() > 10

@@ -52,8 +52,22 @@ def test_every_row_builds_a_model_and_freezes_what_its_stages_say(name):
         for stage in stages:
             if stage.stage != "language":
                 set_stage(model, stage.learning_rates(vision_modules(model)))
-        tokens = processor_class(config).video_processor_for(config).token_count(stages[-1].num_frames, 144, 192)
-        assert 0 < tokens < stages[-1].max_length
+        seen = processor_class(config).video_processor_for(config)
+        assert 0 < seen.token_count(stages[-1].num_frames, 144, 192) < stages[-1].max_length
+        for stage in stages:  # as `make_task` would refuse when the stage begins
+            assert not (seen.compression and (stage.align_weight or stage.distill_weight or stage.is_guided)), row.name
+            assert bool(stage.distill_weight or stage.is_guided) == bool(stage.teacher), row.name
+
+
+def test_a_frozen_encoder_is_trained_first_and_named_as_a_folder(tmp_path):
+    found = {cell.row: cell.units for cell in cells(read("peers"), "small", tmp_path, 1)}
+    kinds = [unit.kind for unit in found["frozen video encoder"]]
+    assert kinds == ["language", "teacher", "prealign", "pretrain", "evaluate"]
+    teacher, prealign, pretrain = found["frozen video encoder"][1:4]
+    assert f"encoder={teacher.folder}" in prealign.arguments
+    assert not any(word.startswith("encoder=") for word in pretrain.arguments)
+    assert found["video encoder, trained along"][2] == prealign  # shared
+    assert found["frozen image encoder"][1] != teacher
 
 
 def test_no_two_rows_of_a_table_are_the_same_experiment():

@@ -10,16 +10,25 @@ import torch.nn.functional as F
 from clips import STAGE, Clips, held_out, metrics
 
 from tiny import clip, tiny_model, tiny_processor
+from tiny_elva import elva
 from videopanda.data import shuffling
 from videopanda.data.collate import IGNORE, Collator
 from videopanda.data.conversations import ConversationDataset
 from videopanda.data.sample import Sample
 from videopanda.data.shards import ShardDataset, write_shards
+from videopanda.models.merge_schedule import MergeSchedule
 from videopanda.training.datasets import make_dataset, make_validation
 from videopanda.training.plots import PANELS, points_of
 from videopanda.training.run import run_stage
 from videopanda.training.stages import StageConfig, make_config
-from videopanda.training.validation import ValidationBatches, answer_sums, line_of, named, without_videos
+from videopanda.training.validation import (
+    ValidationBatches,
+    answer_sums,
+    attention_shares,
+    line_of,
+    named,
+    without_videos,
+)
 
 SAMPLES = [
     Sample("one", (clip(8, seed=1),), ((("<video>\nWhat colour?", "red"), ("Sure?", "yes")), (("How many?", "2"),))),
@@ -215,6 +224,28 @@ def test_every_sample_is_measured_once_whatever_the_processes(world_size, worker
     assert total["_no_video"][3] == total[""][3] == 5
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("make", [lambda: (tiny_model(), tiny_processor()), elva], ids=["stab", "merging"])
+def test_the_attention_to_a_video_is_that_of_the_text_after_it(make):
+    model, processor = make()
+    before = model.get_decoder().config._attn_implementation
+    batches = ValidationBatches(SAMPLES, Collator(processor, 4096), 2, 0, 1).single()
+    assert [batch["input_ids"].shape[0] for batch in batches] == [1, 1, 1]
+    with attention_shares(model) as measure:
+        found = [measure(batch).item() for batch in batches]
+    assert model.get_decoder().config._attn_implementation == before
+    assert not any(layer.self_attn._forward_hooks for layer in model.get_decoder().layers)
+    model.get_decoder().set_attn_implementation("eager")
+    model.model.merge_schedule = MergeSchedule(())
+    for batch, share in zip(batches, found):
+        ids = batch["input_ids"][0].tolist()
+        video = [i for i, token in enumerate(ids) if token == model.config.video_token_id]
+        weights = torch.stack(model(**batch, output_attentions=True, use_cache=False).attentions)[:, 0]
+        expected = weights[:, :, video[-1] + 1 :][..., video].sum(-1).mean().item()
+        assert share == pytest.approx(expected, rel=1e-6)  # measured worst: equal up to rounding
+        assert 0 < share < 1
+
+
 # -- a run -------------------------------------------------------------------------------------------------------------
 def run(folder, resume=False, **fields):
     torch.set_num_threads(1)
@@ -237,6 +268,7 @@ def test_a_run_measures_itself_before_during_and_after(whole):
     assert [row["step"] for row in found] == [0, 1, 2, 3, 4, 5]
     keys = {"loss", "accuracy", "token_accuracy", "loss_no_video", "accuracy_no_video", "token_accuracy_no_video"}
     assert {f"validation_{key}" for key in keys} <= found[0].keys()
+    assert all(0 < row["validation_attention_to_video"] < 1 for row in found)
     assert found[-1]["validation_loss"] < found[0]["validation_loss"]
     assert found[0]["validation_loss"] != found[0]["validation_loss_no_video"]
     record = json.loads((whole / "run.json").read_text())["validation"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from videopanda.encoders.languagebind import LanguageBindTower
+from videopanda.models.languagebind import LanguageBindTower
 
 SIDE = 224  # pixels
 

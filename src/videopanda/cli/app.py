@@ -176,6 +176,9 @@ def init_verb(
     ] = None,
     family: Family = None,
     preset: Preset = "",
+    encoder: Annotated[
+        str, typer.Option("--encoder", metavar="DIR|NAME", help="Pretrained tower, for a family that has one.")
+    ] = "",
     set_: Set = None,
     chat_template: Annotated[
         str | None,
@@ -194,8 +197,8 @@ def init_verb(
     require_settings(set_)
     if (backbone is None) == (model is None):
         raise ValueError("give either --backbone, a language model, or --model, a trained model to change")
-    if model is not None and (family or preset or chat_template):
-        raise ValueError("--family, --preset and --chat-template are for a new model, not for --model")
+    if model is not None and (family or preset or encoder or chat_template):
+        raise ValueError("--family, --preset, --encoder and --chat-template are for a new model, not for --model")
     model = require_checkpoint(model)
     if backbone is not None:
         require_language_model(backbone)
@@ -212,6 +215,7 @@ def init_verb(
         print("\n".join(change_checkpoint(out, model, parse_settings(set_ or []), seed=seed)))
         return
     fresh: dict[str, Any] = {"family": family or DEFAULT, "preset": preset, "fields": parse_settings(set_ or [])}
+    fresh["encoder"] = encoder
     print("\n".join(make_checkpoint(out, backbone, **fresh, chat_template=chat_template, seed=seed)))
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, CLIPVisionConfig, SiglipVisionModel
 
 from videopanda.checkpoints.tensors import find_tensors
-from videopanda.encoders.languagebind import LanguageBindTower, tower_weights
 from videopanda.hub import folder_of, parse
+from videopanda.models.languagebind import LanguageBindTower, tower_weights
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -163,14 +163,22 @@ def _interpolating(
 ) -> Teacher:
     def build() -> nn.Module:
         if features is siglip_features:
-            return SiglipVisionModel.from_pretrained(folder, dtype=torch.float32)
-        model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+            return _loaded(SiglipVisionModel, folder)
+        model = _loaded(AutoModel, folder)
         return model.vision_model if features is siglip2_features and hasattr(model, "vision_model") else model
 
     # A configuration file holds what differs from the defaults, which are 768 channels and patches of 14 or 16.
     patch = vision.get("patch_size", 14 if features is dinov2_features else 16)
     side = max_cells or vision.get("image_size", 224) // patch
     return Teacher(build, features, vision.get("hidden_size", 768), patch * side, mean, std, dtype)
+
+
+def _loaded(kind: Any, folder: Path) -> Any:
+    """A model of a folder. Raises ValueError for weights that are missing, which would stay random."""
+    model, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(name for name in report["missing_keys"] if "mask_token" not in name):
+        raise ValueError(f"{folder} is incomplete: it lacks {missing[0]} ({len(missing)} weights in all)")
+    return model
 
 
 def dinov2_features(model: Any, pixels_BTCHW: Tensor) -> Tensor:

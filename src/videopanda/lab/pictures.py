@@ -34,17 +34,18 @@ def write_pictures(lines: Sequence[dict[str, Any]], found: dict[str, Any], runs:
             evaluations[line["row"], line["seed"]] = folder
     written = []
     for row in found["rows"]:
-        seeds = [seed for seed in row["seeds"] if {(row["row"], seed), (found["compare"], seed)} <= evaluations.keys()]
-        if row["row"] == found["compare"] or not seeds:
+        name, compare = row["row"], row["compare"]
+        seeds = [seed for seed in row["seeds"] if {(name, seed), (compare, seed)} <= evaluations.keys()]
+        if name == compare or not seeds:
             continue
-        full, other = (evaluations[name, seeds[0]] for name in (found["compare"], row["row"]))
+        full, other = (evaluations[each, seeds[0]] for each in (compare, name))
         test = clips_folder(runs, found["questions"])
-        sheet = where_they_differ((found["compare"], full), (row["row"], other), test) if test.is_dir() else None
+        sheet = where_they_differ((compare, full), (name, other), test) if test.is_dir() else None
         if sheet:
-            name = f"{found['table']}.{''.join(c if c.isalnum() else '-' for c in row['row'])}.png"
+            file = f"{found['table']}.{''.join(c if c.isalnum() else '-' for c in name)}.png"
             out.mkdir(parents=True, exist_ok=True)
-            sheet.save(out / name)
-            written.append(name)
+            sheet.save(out / file)
+            written.append(file)
     return written
 
 

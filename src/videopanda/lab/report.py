@@ -44,7 +44,9 @@ def report(results: Mapping[str, Any], table: Table, budget: str) -> dict[str, A
         raise ValueError(f"the rows of budget {budget} were evaluated on {len(tests)} different sets of questions")
     test = results["tests"][tests.pop()]
     rows = [
-        _row(row, found[row.name], found.get(table.compare, {}), test, table) for row in table.rows if row.name in found
+        _row(row, found[row.name], found.get(row.compare or table.compare, {}), test, table)
+        for row in table.rows
+        if row.name in found
     ]
     return {
         "table": table.name,
@@ -69,7 +71,7 @@ def _row(
     table: Table,
 ) -> dict[str, Any]:
     own = {seed: _right(line) for seed, line in seeds.items()}
-    shared = sorted(seeds.keys() & full.keys())
+    shared, compare = sorted(seeds.keys() & full.keys()), row.compare or table.compare
     families = np.array(test["families"])
     clips = np.array(test["clips"])
     measured: dict[str, Any] = {
@@ -79,20 +81,21 @@ def _row(
         "families": {},
         "battery": {name: round(mean(line["battery"][name] for line in seeds.values()), 4) for name in _battery(seeds)},
         "cost": {name: mean(line["cost"][name] for line in seeds.values()) for name in _costs(seeds)},
+        "compare": compare,
         "published": dict(row.published),
         "note": row.note,
     }
     for family in dict.fromkeys(test["families"]):
         asked = families == family
         measured["families"][family] = interval([right[asked] for right in own.values()], clips[asked])
-    if row.name != table.compare and shared:
+    if row.name != compare and shared:
         pairs = [own[seed] - _right(full[seed]) for seed in shared]
         measured["difference"] = interval(pairs, clips)
         measured["family_differences"] = {
             family: interval([pair[families == family] for pair in pairs], clips[families == family])
             for family in measured["families"]
         }
-        measured["published_difference"] = published_difference(row, table.row(table.compare))
+        measured["published_difference"] = published_difference(row, table.row(compare))
         measured["direction"] = direction(measured["difference"], measured["published_difference"])
     return measured
 

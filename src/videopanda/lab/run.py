@@ -30,6 +30,7 @@ from videopanda.training.stages import make_config
 QUESTIONS_SEED = 0  # the same questions for all rows and seeds: differences are paired
 COST_FILE = "lab.json"  # in the folder of a unit: seconds that it took, of all its sessions
 LOG_FILE = "lab.log"  # output of its command
+_TOWERS = ("teacher", "encoder")  # settings that may name a teacher of the table
 _STOPPED = 75  # exit code of a training that stopped at a signal after a checkpoint
 
 
@@ -111,11 +112,12 @@ def _cell(table: Table, row: str, seed: int, budget: str, runs: Path, start: Pat
             raise ValueError(f"stage {training.stage} needs a language model: name one with --model")
         config = make_config(training.stage, training.config, training.options)
         settings = dict(training.settings)
-        if config.teacher in table.teachers:
-            teacher = _teacher(table, config.teacher, *language, runs)
-            units += [teacher] if teacher not in units else []
-            settings["teacher"] = str(teacher.folder)
-        named = {key: Path(value).name if key == "teacher" else value for key, value in settings.items()}
+        for key in _TOWERS:
+            if getattr(config, key) in table.teachers:
+                teacher = _teacher(table, getattr(config, key), *language, runs)
+                units += [teacher] if teacher not in units else []
+                settings[key] = str(teacher.folder)
+        named = {key: Path(value).name if key in _TOWERS else value for key, value in settings.items()}
         origin = _digest([training.stage, training.config, named], origin)
         folder = runs / f"{training.stage}-{origin}"
         arguments = ["train", training.stage, "--config", training.config]

@@ -29,6 +29,7 @@ class Row:
     stages: changed settings by stage.
     steps: factor on the number of steps by stage, as 0.5 for half of the data.
     without: stages that are left out.
+    compare: the row that this one is compared with, if it is not that of the table.
     published: the paper's numbers by benchmark.
     """
 
@@ -37,6 +38,7 @@ class Row:
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     steps: Mapping[str, float] = field(default_factory=dict)
     without: Sequence[str] = ()
+    compare: str = ""
     published: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
 
@@ -68,7 +70,7 @@ class Training:
 class Table:
     """See the module.
 
-    compare: the row that all others are compared with.
+    compare: the row that the others are compared with.
     stages: the stages of every row, in order.
     shared: stages that are trained once for all seeds.
     fields, settings: of all rows, as in `Row`.
@@ -202,7 +204,8 @@ def _table(name: str, values: dict[str, Any]) -> Table:
         raise ValueError("a table needs rows and budgets (or a base that has budgets)")
     if len({row.name for row in rows}) < len(rows):
         raise ValueError("two rows have the same name")
-    table.row(table.compare)
+    for compared in (table.compare, *(row.compare for row in rows if row.compare)):
+        table.row(compared)
     known = {
         "stages": set(table.stages),
         "shared": set(table.shared),

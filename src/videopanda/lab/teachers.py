@@ -29,9 +29,9 @@ from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPVisio
 from videopanda.data.worlds.scenes.dataset import TRAINING_THEMES, draw
 from videopanda.data.worlds.scenes.questions import describe, describe_moment
 from videopanda.data.worlds.scenes.world import Difficulty, Scene, make_scene
-from videopanda.encoders.languagebind import LanguageBindTower
 from videopanda.encoders.open import Teacher
 from videopanda.models.families import DEFAULT, fresh_config, processor_class
+from videopanda.models.languagebind import LanguageBindTower
 from videopanda.training.run_folder import write_text
 from videopanda.training.whiten import whiten_patch_embedding
 

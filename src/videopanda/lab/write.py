@@ -44,7 +44,6 @@ def write(found: dict[str, Any], out: Path, pictures: Sequence[str] = ()) -> lis
 # -- Markdown ----------------------------------------------------------------------------------------------------------
 def markdown(found: dict[str, Any], pictures: Sequence[str] = ()) -> str:
     """The whole page."""
-    compare = found["compare"]
     seeds = sorted({len(row["seeds"]) for row in found["rows"]})
     counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     intro = (
@@ -56,7 +55,7 @@ def markdown(found: dict[str, Any], pictures: Sequence[str] = ()) -> str:
         intro += " **Rows with one seed: the interval covers the clips only, not the chance of the training.**"
     if found["missing"]:
         intro += f" Not run yet: {', '.join(found['missing'])}."
-    parts = [intro, _accuracies(found), f'## Against "{compare}"\n\n{_against(found)}']
+    parts = [intro, _accuracies(found), f"## Differences\n\n{_against(found)}"]
     if found["columns"]:
         parts.append(f"## By family of questions\n\n{_families(found)}")
     parts += [f"## Does it look at the video?\n\n{_battery(found)}", f"## What it costs\n\n{_cost_table(found)}"]
@@ -86,12 +85,14 @@ def _against(found: dict[str, Any]) -> str:
         if "difference" in row:
             there = ", ".join(f"{name} {value:+g}" for name, value in row["published_difference"].items())
             least = row["difference"]["detectable"]
-            rows.append([row["row"], _value(row["difference"], "+"), _percent(least), there or "–", row["direction"]])
+            against = [row["row"], row["compare"], _value(row["difference"], "+"), _percent(least)]
+            rows.append([*against, there or "–", row["direction"]])
     note = (
         "A difference is that of the same questions and seeds. *Would have been seen*: the smallest true difference "
         "that this many clips and seeds find four times out of five. *Undecided*: the interval contains 0."
     )
-    return f"{_grid(['row', 'difference here', 'would have been seen', 'published', 'direction'], rows)}\n\n{note}"
+    header = ["row", "against", "difference here", "would have been seen", "published", "direction"]
+    return f"{_grid(header, rows)}\n\n{note}"
 
 
 def _families(found: dict[str, Any]) -> str:
@@ -146,9 +147,13 @@ def _differences(found: dict[str, Any]) -> bytes:
         for value in row["published_difference"].values():
             axes.plot(value, place, "x", color="#e07b00")
     axes.axvline(0, color="0.7", linewidth=1)
-    axes.set_yticks(range(len(rows)), [row["row"] for row in rows])
+    names = [row["row"] + (f' (against "{row["compare"]}")' * (row["compare"] != found["compare"])) for row in rows]
+    axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(f'points against "{found["compare"]}"; dots with 95 % intervals: here, crosses: published')
+    axes.set_xlabel(
+        f'points against "{found["compare"]}" where no other row is named; '
+        "dots with 95 % intervals: here, crosses: published"
+    )
     axes.set_title(found["title"], fontsize="medium")
     return _png(figure)
 

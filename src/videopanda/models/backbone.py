@@ -30,6 +30,7 @@ class VisualPreTrainedModel(PreTrainedModel):
     """Capability flags, and folders that carry their code."""
 
     config_class: type
+    pretrained_modules: tuple[str, ...] = ()  # vision modules that start from weights of their own; see `rates_of`
     base_model_prefix = "model"
     main_input_name = "input_ids"
     input_modalities = ["video", "image", "text"]  # noqa: RUF012

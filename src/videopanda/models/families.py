@@ -62,17 +62,26 @@ def fresh_config(family: str, preset: str, fields: Mapping[str, Any], **given: A
     Raises:
         ValueError: unknown family, preset or field, or a wrong value.
     """
+    kind, values = config_class(family), fresh_fields(family, preset, fields, **given)
+    return kind.for_new_model(**values) if hasattr(kind, "for_new_model") else kind(**values)
+
+
+def fresh_fields(family: str, preset: str, fields: Mapping[str, Any], **given: Any) -> dict[str, Any]:
+    """The arguments of that configuration, whose values are not checked together.
+
+    Raises:
+        ValueError: unknown family, preset or field, or a value of the wrong type.
+    """
     kind = config_class(family)
     name = preset or next(iter(kind.presets))
     if name not in kind.presets:
         raise ValueError(f"preset must be one of {', '.join(kind.presets)}, not {name!r}")
     try:
-        values = with_fields(kind, {**kind.presets[name], **given}, fields)
+        return with_fields(kind, {**kind.presets[name], **given}, fields)
     except ValueError as error:
         if other := next((other for other in folders() if other != family and _takes(other, fields)), None):
             raise ValueError(f"{error} in family {family}: family {other} has it") from None
         raise
-    return kind.for_new_model(**values) if hasattr(kind, "for_new_model") else kind(**values)
 
 
 def _takes(family: str, fields: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ import torch
 
 from videopanda.models.families import model_class
 from videopanda.models.load import check_checkpoint, load_checkpoint
+from videopanda.training.freezing import rates_of
 from videopanda.training.stages import StageConfig
 
 ADAPTER = "adapter"  # sub-folder of the output
@@ -57,7 +58,7 @@ def add_adapter(model: Any, stage: StageConfig) -> Any:
     model.check_adaptable()
 
     paths = vision_paths(model)
-    rates = stage.learning_rates(paths)
+    rates = rates_of(stage, model)
     config = LoraConfig(
         r=stage.lora_rank,
         lora_alpha=stage.lora_alpha or 2 * stage.lora_rank,

@@ -3,6 +3,7 @@
 model, processor = build_model("vicuna-7b-v1.5", seed=0, family="videopanda", preset="released")
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +19,9 @@ from transformers import (
 )
 
 from videopanda.checkpoints import checksums
-from videopanda.hub import folder_of
-from videopanda.models.families import DEFAULT, changed_config, fresh_config, model_class, processor_class
+from videopanda.encoders.open import open_teacher
+from videopanda.hub import folder_of, parse
+from videopanda.models.families import DEFAULT, changed_config, config_class, fresh_config, model_class, processor_class
 from videopanda.models.fields import with_fields
 from videopanda.models.load import check_checkpoint, require_finite
 from videopanda.training.chat_template import visual_chat_template, with_system_prompt
@@ -35,6 +37,7 @@ def build_model(
     family: str = DEFAULT,
     preset: str = "",
     fields: Mapping[str, Any] | None = None,
+    encoder: str = "",
     chat_template: str | None = None,
     dtype: torch.dtype | Literal["auto"] = torch.float32,
 ) -> tuple[Any, Any]:
@@ -47,21 +50,23 @@ def build_model(
     Args:
         backbone: folder or Hub name of a causal language model with its tokenizer.
         family, preset, fields: see `fresh_config`.
+        encoder: folder or Hub name of the pretrained tower, for a family that has one.
         chat_template: jinja text or "vicuna"; default: the template of the tokenizer.
         dtype: of all weights; "auto" is that of the language model.
 
     Raises:
         ValueError: the language model does not exist, is not supported, or has no chat template; an unknown family,
-            preset or field, or a wrong value.
+            preset or field, or a wrong value; an encoder is missing, or not a tower that the family knows.
     """
     fields = fields or {}
+    vision = encoder_fields(family, encoder)
     try:
         backbone = folder_of(backbone)
     except FileNotFoundError as error:
         raise ValueError(f"no language model at {backbone}: {error}") from error
     text = _text_config(backbone, fields)
     # Report errors before weights are read.
-    fresh_config(family, preset, fields, text_config=text, video_token_id=0, image_token_id=1)
+    fresh_config(family, preset, fields, **vision, text_config=text, video_token_id=0, image_token_id=1)
     language_model, tokenizer = _load_backbone(backbone, text, dtype)
     template = visual_chat_template(tokenizer, chat_template)
     set_seed(seed)
@@ -71,6 +76,7 @@ def build_model(
         family,
         preset,
         {key: value for key, value in fields.items() if not key.startswith("text.")},
+        **vision,
         text_config=language_model.config,
         video_token_id=video_token_id,
         image_token_id=image_token_id,
@@ -82,6 +88,9 @@ def build_model(
     for part in model.vision_modules().values():
         part.to_empty(device="cpu")
         part.apply(model._init_weights)
+    if encoder:
+        model.model.encoder = _read_encoder(encoder)
+    for part in model.vision_modules().values():
         part.to(language_model.dtype)
     model.model.adopt(language_model.base_model)
     _check_logits(model, language_model)
@@ -99,6 +108,7 @@ def make_checkpoint(
     family: str = DEFAULT,
     preset: str = "",
     fields: Mapping[str, Any] | None = None,
+    encoder: str = "",
     chat_template: str | None = None,
     seed: int = 0,
 ) -> list[str]:
@@ -116,6 +126,7 @@ def make_checkpoint(
         family=family,
         preset=preset,
         fields=fields,
+        encoder=encoder,
         chat_template=read_template(chat_template),
         dtype="auto",
     )
@@ -124,7 +135,8 @@ def make_checkpoint(
     checksums.record(folder)
     text = model.config.get_text_config()
     parts = {f"language model, {text.model_type}": model.model.language_model}
-    parts |= {f"{name}, fresh": module for name, module in model.vision_modules().items()}
+    for name, module in model.vision_modules().items():
+        parts[f"{name}, {'pretrained' if name in model.pretrained_modules else 'fresh'}"] = module
     counts = [sum(parameter.numel() for parameter in module.parameters()) for module in parts.values()]
     if not model.config.tie_word_embeddings:
         counts[0] += model.lm_head.weight.numel()
@@ -221,6 +233,39 @@ def as_trained(model: Any, processor: Any, settings: StageConfig) -> None:
         processor.chat_template = with_system_prompt(processor.chat_template, settings.system_prompt)
     if settings.timestamps:
         processor.timestamps = model.config.timestamps = settings.timestamps
+
+
+def encoder_fields(family: str, encoder: str) -> dict[str, Any]:
+    """The fields of a new model's configuration that follow from the folder of its pretrained tower.
+
+    Raises:
+        ValueError: a family with a tower needs one, others have none; or the folder is none of a known tower.
+    """
+    kind = config_class(family)
+    if not hasattr(kind, "of_encoder"):
+        if encoder:
+            raise ValueError(
+                f"family {family} has no pretrained encoder: leave out --encoder, or set encoder= to nothing"
+            )
+        return {}
+    if not encoder:
+        raise ValueError(f"family {family} needs a pretrained encoder: --encoder DIR, or in training --set encoder=DIR")
+    path = _encoder_folder(encoder) / "config.json"
+    try:
+        return kind.of_encoder(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"encoder {encoder}: {error}") from error
+
+
+def _encoder_folder(encoder: str) -> Path:
+    return folder_of(encoder, pickled=True) if parse(encoder) else Path(encoder)
+
+
+def _read_encoder(encoder: str) -> Any:
+    try:
+        return open_teacher(encoder, None).build()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"encoder {encoder}: its weights are not those of its configuration: {error}") from error
 
 
 def read_template(name: str | None) -> str | None:

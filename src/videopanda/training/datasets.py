@@ -73,6 +73,7 @@ def make_dataset(settings: StageConfig, sampling: Sampling = "uniform") -> Any:
         seed=settings.seed,
         num_frames=settings.num_frames,
         captions=settings.scenes_captions,
+        brief=settings.scenes_brief,
         text_only=settings.stage == "language",
         described=settings.scenes_text,
         themes=settings.themes,

@@ -25,7 +25,7 @@ from videopanda.models.fields import with_fields
 from videopanda.training import build, nano
 from videopanda.training.chat_template import visual_chat_template
 from videopanda.training.datasets import frame_sampling, make_dataset
-from videopanda.training.freezing import PartReport, set_stage, vision_modules
+from videopanda.training.freezing import PartReport, rates_of, set_stage
 from videopanda.training.packing import for_backbone
 from videopanda.training.run import make_head, run_stage, shutdown_distributed
 from videopanda.training.stages import StageConfig, make_config
@@ -49,7 +49,7 @@ def plan(stage: str, config: str, set_: list[str], folder: Path | None, processe
     settings = for_backbone(settings, folder)
     dataset = make_dataset(settings, frame_sampling(settings, folder))
     model, config_ = _on_paper(settings, folder)
-    reports = set_stage(model, settings.learning_rates(vision_modules(model)))
+    reports = set_stage(model, rates_of(settings, model))
     if settings.distill_weight:
         with torch.device("meta"):
             head, _ = make_head(settings, config_.get_text_config(), _teacher_size(settings))
@@ -117,7 +117,8 @@ def _fresh(settings: StageConfig, text: Any, folder: Path) -> Any:
     names = zip(("video_token_id", "image_token_id"), build.PLACEHOLDERS)
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in names}
     family, preset = settings.model_family, settings.model_preset
-    return fresh_config(family, preset, settings.model_fields, text_config=text, **ids)
+    given = {"text_config": text, **ids, **build.encoder_fields(family, settings.encoder)}
+    return fresh_config(family, preset, settings.model_fields, **given)
 
 
 def try_steps(stage: str, config: str, set_: list[str], folder: Path | None, processes: int) -> str:
@@ -181,13 +182,14 @@ def _small(settings: StageConfig, folder: Path | None, out: Path) -> tuple[Any, 
         family=settings.model_family,
         preset=settings.model_preset,
         fields={**settings.model_fields, **_narrow(config_class(settings.model_family))},
+        encoder=settings.encoder,
         chat_template=build.read_template(settings.chat_template),
     )
 
 
 def _narrow(config: Any) -> dict[str, int]:
     """The fields that make the vision part of a family as narrow as the language model of the trial."""
-    parts = {name.removesuffix("_config"): kind for name, kind in config.sub_configs.items() if name != "text_config"}
+    parts = {name.removesuffix("_config"): kind for name, kind in config.sub_configs.items() if kind is not AutoConfig}
     return {f"{name}.hidden_size": _WIDTH for name, kind in parts.items() if hasattr(kind(), "hidden_size")}
 
 

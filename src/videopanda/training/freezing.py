@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from videopanda.training.stages import StageConfig
+
 _ADAPTED = "base_model.model."  # where PEFT keeps the model that it adapts
 
 
@@ -31,6 +33,17 @@ class PartReport:
 def vision_modules(model: Any) -> dict[str, nn.Module]:
     """The vision modules of a model, also inside a `PeftModel`; none of a plain language model."""
     return getattr(model, "vision_modules", dict)()
+
+
+def rates_of(stage: StageConfig, model: Any) -> dict[str, float]:
+    """Learning rate of every part of a model. Pretrained vision modules are frozen unless the stage names them.
+
+    Raises:
+        ValueError: `lr.NAME` names an unknown module.
+    """
+    pretrained = getattr(model, "pretrained_modules", ())
+    rates = stage.learning_rates(vision_modules(model))
+    return {name: 0.0 if name in pretrained and name not in stage.module_lr else rate for name, rate in rates.items()}
 
 
 def _parts(model: nn.Module) -> dict[int, str]:

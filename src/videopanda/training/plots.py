@@ -7,11 +7,12 @@ from pathlib import Path
 PANELS = {
     "loss": {"loss": "training", "validation_loss": "validation", "validation_loss_no_video": "without video"},
     "answers right": {"validation_accuracy": "validation", "validation_accuracy_no_video": "without video"},
+    "attention of text to video": {"validation_attention_to_video": ""},
     "learning rate": {"learning_rate": ""},
     "gradient norm": {"grad_norm": ""},
     "rows per second": {"rows_per_second": ""},
 }
-_LINEAR = ("answers right", "learning rate")
+_LINEAR = ("answers right", "attention of text to video", "learning rate")
 
 
 def plot_curves(metrics: Path, picture: Path, title: str) -> None:

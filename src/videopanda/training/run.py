@@ -40,7 +40,7 @@ from videopanda.training.distill import (
     StoredFeatures,
     every_fourth_layer,
 )
-from videopanda.training.freezing import set_stage, vision_modules
+from videopanda.training.freezing import rates_of, set_stage
 from videopanda.training.guidance import GuidedVideoLanguage, VideoGuidance, WholeFrames
 from videopanda.training.packing import for_backbone, packing_report, set_rows
 from videopanda.training.progress import ProgressLine
@@ -149,6 +149,7 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
         family=settings.model_family,
         preset=settings.model_preset,
         fields=settings.model_fields,
+        encoder=settings.encoder,
         chat_template=build.read_template(settings.chat_template),
     )
     if settings.whiten_patches and dataset is not None:
@@ -290,7 +291,7 @@ def _run(
     collator: Collator,
     validation: Sequence[Sample] | None,
 ) -> Path:
-    reports = set_stage(model, stage.learning_rates(vision_modules(model)))
+    reports = set_stage(model, rates_of(stage, model))
     for report in reports:
         logger.info("%s", report)
     if collator.text:

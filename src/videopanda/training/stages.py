@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from videopanda.data.worlds.scenes.dataset import TRAINING_THEMES
 from videopanda.data.worlds.scenes.world import THEMES
-from videopanda.models.families import DEFAULT, fresh_config
-from videopanda.models.fields import convert, parse_settings, unknown
+from videopanda.models.families import DEFAULT, config_class, fresh_config, fresh_fields
+from videopanda.models.fields import argument_types, convert, parse_settings, unknown
 from videopanda.models.prompts import TRAINING_SYSTEM_PROMPT
 
 STAGES = ("language", "prealign", "spatial", "spatiotemporal", "pretrain", "finetune")
@@ -46,6 +46,7 @@ class StageConfig:
     scenes_ramp: float = 0.0  # share of the stage during which the number of objects grows from 1 to the maximum
     scenes_plain: float = 0.0  # share of scenes on a plain background
     scenes_captions: int = 2  # captions per clip, in addition to its questions
+    scenes_brief: bool = False  # captions only name the things, as captions of the web do
     scenes_wordings: float = 0.0  # share of rephrased questions; above 0, some cannot be answered from the clip
     scenes_outside: float = 0.0  # share of clips of another world; the answer is always that the model cannot tell
     scenes_vocabulary: int = 0  # grow the tokenizer to this many tokens with words of these questions; 0 = keep it
@@ -55,6 +56,7 @@ class StageConfig:
     model_family: str = DEFAULT
     model_preset: str = ""  # "" = the first one of the family
     model_fields: dict[str, str] = field(default_factory=dict)  # dotted names, as in --set NAME.FIELD=VALUE
+    encoder: str = ""  # folder of the pretrained tower of a new model, for the family that has one
     chat_template: str = ""  # file or "vicuna"; "" = the tokenizer's own
     whiten_patches: bool = False  # initialize a new patch embedding by whitening the patches of the first 64 clips
     # Loss.
@@ -152,6 +154,8 @@ class StageConfig:
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.encoder and self.whiten_patches:
+            raise ValueError("whiten_patches would overwrite the pretrained encoder: set whiten_patches=false")
         if self.official_flip and self.align_weight > 0:
             raise ValueError(
                 "official_flip mirrors the picture but not the words that align_weight uses: choose one of the two"
@@ -375,6 +379,7 @@ def make_config(stage: str, preset: str | Path = "paper", overrides: Sequence[st
         raise ValueError(f"preset {preset} has no stage {stage!r}: choose one of {', '.join(table)}")
     values |= parse_settings(overrides)
     types = {found.name: found.type for found in fields(StageConfig) if found.name not in _NOT_SET}
+    of_model = argument_types(config_class(values.get("model_family", table[stage].model_family)))
     changes: dict[str, Any] = {"model_fields": dict(table[stage].model_fields), "module_lr": {}}
     for key, value in values.items():
         head, dot, name = key.partition(".")
@@ -384,13 +389,16 @@ def make_config(stage: str, preset: str | Path = "paper", overrides: Sequence[st
             changes["model_fields"][key] = value
         elif key in types:
             changes[key] = convert(key, value, types[key])
+        elif key in of_model:
+            changes["model_fields"][key] = value
         else:
-            raise ValueError(unknown(key, types))
+            raise ValueError(unknown(key, [*types, *of_model]))
     settings = replace(table[stage], **changes)
     if changes["model_fields"] or not changes.keys().isdisjoint(("model_family", "model_preset")):
         # What can be checked without the language model.
         told = {key: value for key, value in settings.model_fields.items() if not key.startswith("text.")}
-        fresh_config(settings.model_family, settings.model_preset, told)
+        check = fresh_fields if settings.encoder else fresh_config  # whose folder says what values are possible
+        check(settings.model_family, settings.model_preset, told)
     return settings
 
 

@@ -20,11 +20,11 @@ from videopanda.data.collate import Collator
 from videopanda.data.loader import Batch, BatchStream, EpochDataset, Loader, make_loader
 from videopanda.data.sample import Sample
 from videopanda.data.shuffling import key_of
-from videopanda.training.freezing import parameter_groups, vision_modules
+from videopanda.training.freezing import parameter_groups, rates_of, vision_modules
 from videopanda.training.run_folder import complete_checkpoints, no_half_files, seal
 from videopanda.training.stages import StageConfig
 from videopanda.training.tasks import Task
-from videopanda.training.validation import CONDITIONS, ValidationBatches, answer_sums, named
+from videopanda.training.validation import CONDITIONS, ValidationBatches, answer_sums, attention_shares, named
 
 _ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -190,7 +190,7 @@ class StageTrainer(Trainer):
         """AdamW with one parameter group per part."""
         if self.optimizer is None:
             stage = self.stage
-            rates = stage.learning_rates(vision_modules(self.module.model))
+            rates = rates_of(stage, self.module.model)
             groups = parameter_groups(self.module.model, rates, stage.weight_decay, self.module.head)
             fused = all(p.dtype == torch.float32 for group in groups for p in group["params"])
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, self.stage.adam_beta2), eps=1e-8, fused=fused)
@@ -264,12 +264,21 @@ class StageTrainer(Trainer):
                     found = model(self._prepare_inputs({**batch, "number": 0}))["sums"]
                     sums[suffix] = sums.get(suffix, 0.0) + found * counts
                 self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            shares = torch.zeros(2, device=self.args.device)  # sum and number
+            if vision_modules(self.module.model) and self.stage.strategy != "fsdp2":  # whose ranks run in step
+                with attention_shares(self.module.model) as measure:
+                    for batch in batches.single():
+                        if (share := measure(self._prepare_inputs(batch))) is not None:
+                            shares += torch.stack([share, torch.ones_like(share)])
         model.train()
         metrics: dict[str, float] = {}
         for suffix in CONDITIONS:  # the same reductions on all processes, whichever of them had clips
             total = self.accelerator.reduce(torch.as_tensor(sums.get(suffix, torch.zeros(5)), device=self.args.device))
             if total[1]:
                 metrics |= named(total, suffix)
+        share, count = self.accelerator.reduce(shares).tolist()
+        if count:
+            metrics["validation_attention_to_video"] = share / count
         self.log(metrics)
         self.clock += time.monotonic() - start  # does not count as training time
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

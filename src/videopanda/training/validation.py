@@ -3,12 +3,15 @@
 Answers are teacher-forced: `validation_accuracy` is the share of answers whose every token is the most likely one, that
 is, which greedy decoding reproduces exactly; `validation_token_accuracy` is the share of single tokens. The suffix
 `_no_video` marks the same for questions without the video: what a model knows without looking.
+`validation_attention_to_video` is the share of attention that the text after a clip pays to it: it rises when a model
+begins to look.
 """
 
 import copy
 import gc
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from videopanda.data.collate import IGNORE, Collator
 from videopanda.data.sample import Sample, Turn
+from videopanda.models.merge_schedule import MergeSchedule
 
 MAX_SAMPLES = 256  # per evaluation
+ATTENTION_SAMPLES = 8  # per process and evaluation, one question each
 CONDITIONS = {"": "with the video", "_no_video": "without"}
 
 
@@ -65,6 +70,15 @@ class ValidationBatches(Dataset):
         finally:
             gc.unfreeze()
 
+    def single(self) -> list[dict[str, Any]]:
+        """Some clips of this process, each alone with one question."""
+        collator = copy.copy(self.collator)
+        collator.fill_rows = collator.by_clip = False
+        own = [sample for sample in self.samples[: self.count] if sample.videos][self.rank :: self.world_size]
+        return [
+            collator([replace(sample, conversations=sample.conversations[:1])]) for sample in own[:ATTENTION_SAMPLES]
+        ]
+
 
 def without_videos(sample: Sample) -> Sample:
     """The sample as text alone: no clips, and no `<video>` or `<image>` where they were."""
@@ -93,6 +107,42 @@ def answer_sums(model: Any, batch: Mapping[str, Any]) -> Tensor:
     # `answer` and `right` are in the same order: the columns that `kept` drops hold no supervised token.
     wrong = torch.zeros(count, device=right.device).index_add(0, answer, (~right).float())
     return torch.stack([loss, loss.new_tensor(right.numel()), right.sum(), loss.new_tensor(count), (wrong == 0).sum()])
+
+
+@contextmanager
+def attention_shares(model: Any) -> Iterator[Callable[[Mapping[str, Any]], Tensor | None]]:
+    """A function that measures one clip: the attention that the text after it pays to its tokens, mean over layers,
+    heads and text tokens, a scalar; None if no layer has attention. Nothing merges meanwhile.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # below a LoRA adapter
+    decoder, schedule = base.get_decoder(), base.model.merge_schedule
+    before = decoder.config._attn_implementation
+    found: list[Tensor] = []
+
+    def measure(batch: Mapping[str, Any]) -> Tensor | None:
+        is_visual = batch["input_ids"][0] == base.config.video_token_id
+        is_after = torch.arange(len(is_visual), device=is_visual.device) > is_visual.nonzero().max()
+        found.clear()
+
+        def keep(_module: Any, _inputs: Any, output: Any) -> None:
+            found.append(output[1][0].float().mean(0)[is_after][:, is_visual].sum(1).mean())
+
+        layers = [layer.self_attn for layer in decoder.layers if hasattr(layer, "self_attn")]
+        handles = [layer.register_forward_hook(keep) for layer in layers]
+        try:
+            base(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return torch.stack(found).mean() if found else None
+
+    decoder.set_attn_implementation("eager")
+    base.model.merge_schedule = MergeSchedule(())
+    try:
+        yield measure
+    finally:
+        decoder.set_attn_implementation(before)
+        base.model.merge_schedule = schedule
 
 
 def named(sums: Tensor, suffix: str) -> dict[str, float]:

@@ -15,6 +15,7 @@ from videopanda.data.worlds.scenes.outside import outside_frames, unanswerable
 from videopanda.data.worlds.scenes.questions import (
     DESCRIBE,
     Question,
+    brief_captions,
     describe,
     make_captions,
     make_questions,
@@ -93,6 +94,7 @@ class ScenesDataset:
     split: str = "train"
     num_frames: int = 8
     captions: int = 2  # of the clip and of single frames, per sample
+    brief: bool = False  # captions only name the things
     chats: float = 0.15  # share of samples in which some questions form one longer conversation
     text_only: bool = False  # no video: its description stands in the question
     described: Literal["frames", "whole"] = "frames"  # that description: of every frame, or of the clip as a whole
@@ -149,7 +151,7 @@ class ScenesDataset:
         # Asked twice, in other words and pairs: rare questions are worth more than common ones of yet another clip.
         drawn = {q.question: q for _ in range(2) for q in make_questions(scene, rng)}
         questions = balanced([drawn[text] for text in rng.permutation(sorted(drawn))])
-        captions = make_captions(scene, self.num_frames)
+        captions = brief_captions(scene) if self.brief else make_captions(scene, self.num_frames)
         captions = [captions[i] for i in rng.permutation(len(captions))[: self.captions]]
         turns = [Turn(q.question, q.answer) for q in (*captions, *questions)]
         if rng.random() < self.chats and len(turns) > 4:

@@ -59,6 +59,11 @@ def make_captions(scene: Scene, num_frames: int) -> list[Question]:
     return captions(describe(scene), [describe_moment(scene, time) for time in times])
 
 
+def brief_captions(scene: Scene) -> list[Question]:
+    """The caption of a clip as short as those of the web: what is there, and not where, when, or what it does."""
+    return captions(f"{', '.join(dict.fromkeys(f'a {thing.name}' for thing in scene.things))}.", [])
+
+
 def frame_times(duration: float, num_frames: int) -> list[float]:
     """Seconds of `num_frames` frames that are uniform in time."""
     return [(i + 0.5) * duration / num_frames for i in range(num_frames)]

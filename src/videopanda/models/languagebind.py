@@ -1,4 +1,4 @@
-"""The vision towers of LanguageBind on transformers' CLIP (arXiv 2310.01852).
+"""The vision towers of LanguageBind on transformers' CLIP (arXiv 2310.01852). Part of exported folders.
 
 LanguageBind-Image is a CLIP tower. LanguageBind-Video adds to every layer, before its spatial attention, a temporal
 attention at each place. Parameters are named as in the published weights.
@@ -94,3 +94,6 @@ def tower_weights(state: dict[str, T]) -> dict[str, T]:
             found.pop("embeddings.position_ids", None)  # a counter that old versions of transformers saved
             return found
     raise ValueError("no CLIP or LanguageBind tower in the weights: vision_model.* is missing")
+
+
+__all__ = ["LanguageBindTower", "TemporalLayer", "tower_weights"]
