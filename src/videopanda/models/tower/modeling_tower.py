@@ -65,7 +65,8 @@ class TowerModel(VisualModelMixin, TowerPreTrainedModel):
         """
         clips = pixels.unsqueeze(1) if kind == "image" else pixels
         rows = placement.tolist()
-        groups = [self._grouped(clip[:frames]) for clip, (*_, frames) in zip(clips, rows, strict=True)]
+        # The tower cannot run on nothing: a clip of no frames gives it one, whose tokens are not taken.
+        groups = [self._grouped(clip[: max(frames, 1)]) for clip, (*_, frames) in zip(clips, rows, strict=True)]
         features_FGGD = self.features(torch.cat(groups))
         tokens, start = [], 0
         for group, (top, left, height, width, frames) in zip(groups, rows):
@@ -121,7 +122,7 @@ class TowerForConditionalGeneration(VisualGenerationMixin, TowerPreTrainedModel)
         """Inputs of one video without frames: it runs the vision modules and yields no tokens."""
         side = self.config.frame_size
         return {
-            "pixel_values_videos": torch.zeros(1, 0, 3, side, side),
+            "pixel_values_videos": torch.zeros(1, 1, 3, side, side),
             "video_placement": torch.tensor([[0, 0, 1, 1, 0]]),
         }
 
