@@ -1,5 +1,7 @@
 """Protects the tables: every row of every shipped table can be built and trained, and a wrong one is told."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from micro import TABLE, write_language_model, write_table
@@ -177,6 +179,15 @@ def test_a_table_of_ones_own_needs_few_lines(tmp_path):
     assert code == 0
     assert out.count("videopanda train language") == 1
     assert out.count("videopanda train pretrain") == 2
+
+
+def test_the_tables_of_the_page_are_complete(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "lab.md").read_text(encoding="utf-8")
+    examples = [block.partition("```")[0] for block in text.split("```yaml\n")[1:]]
+    assert len(examples) == 3
+    for example in examples:
+        (tmp_path / "mine.yaml").write_text(example, encoding="utf-8")
+        assert cells(read(tmp_path / "mine.yaml"), "full", tmp_path, 1)
 
 
 def test_the_list_names_every_table():

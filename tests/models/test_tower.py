@@ -80,6 +80,13 @@ def clips(*sizes: tuple[int, int, int]) -> list[np.ndarray]:
     return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
 
+def test_distillation_needs_a_canvas_of_cells(text, tmp_path):
+    encoder = languagebind(tmp_path / "encoder")
+    _, processor = new(text, encoder)
+    with pytest.raises(ValueError, match="set distill_weight=0, and tube_weight or frame_weight"):
+        open_teacher(str(encoder), 5).video_processor(processor.video_processor)
+
+
 @pytest.mark.parametrize("make_encoder", [languagebind, dinov2, siglip])
 def test_features_are_those_of_the_teacher_of_this_folder(make_encoder, text, tmp_path):
     encoder = make_encoder(tmp_path / "encoder")

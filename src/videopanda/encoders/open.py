@@ -75,8 +75,13 @@ def teacher_video_processor(student: Any, image_size: int = 224) -> Any:
     is up to the caller: student and teacher must see the same picture (the official code draws independently for each).
 
     Raises:
-        ValueError: the canvas is not a whole number of pixels per cell.
+        ValueError: the canvas is not a whole number of pixels per cell, or the student has no such canvas.
     """
+    if not hasattr(student, "pad_frames"):
+        raise ValueError(
+            "distill_weight compares cells on a square canvas, which this family does not have: "
+            "set distill_weight=0, and tube_weight or frame_weight (docs/elva.md)"
+        )
     return type(student)(
         size={"height": image_size, "width": image_size},
         patch_size=image_size // (2 * student.max_cells),
