@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from videopanda.data.worlds.scenes.dataset import draw
+from videopanda.data.worlds.scenes.dataset import ScenesDataset, draw
 from videopanda.data.worlds.scenes.make import MAX_PER_FAMILY, clip_questions, ensure_clip, make
-from videopanda.data.worlds.scenes.questions import FAMILIES, make_questions
+from videopanda.data.worlds.scenes.questions import DESCRIBE, FAMILIES, make_questions
 from videopanda.data.worlds.scenes.render import Renderer
 from videopanda.data.worlds.scenes.world import Difficulty, make_scene
 from videopanda.video.contact_sheet import SheetRow, contact_sheet
@@ -158,6 +158,16 @@ def test_make_writes_conversations_with_ground_truth(tmp_path):
     with Image.open(folder / "contact_sheet.png") as sheet:
         assert sheet.width > 8 * 60
         assert sheet.height > 3 * 120
+
+
+def test_brief_captions_name_the_things_and_say_no_more():
+    data, brief = (ScenesDataset(12, captions=1, chats=0, brief=brief) for brief in (False, True))
+    assert [sample.videos[0].scene for sample in data] == [sample.videos[0].scene for sample in brief]
+    for sample in brief:
+        ((question, answer, *_),) = sample.conversations[0]
+        assert question == DESCRIBE
+        named = [f"a {thing.name}" for thing in sample.videos[0].scene.things]
+        assert sorted(set(named)) == sorted(answer.removesuffix(".").split(", "))
 
 
 def test_make_goes_on_where_it_stopped(tmp_path):

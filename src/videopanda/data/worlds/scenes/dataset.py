@@ -5,7 +5,7 @@ dataset[0].videos[0].frames.shape, dataset[0].conversations
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -94,7 +94,9 @@ class ScenesDataset:
     split: str = "train"
     num_frames: int = 8
     captions: int = 2  # of the clip and of single frames, per sample
-    brief: bool = False  # captions only name the things
+    brief: bool = field(
+        default=False, repr=False
+    )  # captions only name the things; runs compare this setting themselves
     chats: float = 0.15  # share of samples in which some questions form one longer conversation
     text_only: bool = False  # no video: its description stands in the question
     described: Literal["frames", "whole"] = "frames"  # that description: of every frame, or of the clip as a whole
