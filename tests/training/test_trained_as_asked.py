@@ -16,6 +16,7 @@ from videopanda.data.shards import ShardDataset, write_shards
 from videopanda.models.load import load_checkpoint
 from videopanda.models.prompts import ANSWERING_SYSTEM_PROMPT, TRAINING_SYSTEM_PROMPT
 from videopanda.training import run
+from videopanda.training.arguments import arguments
 from videopanda.training.stages import make_config
 from videopanda.video.read import VideoReadError, read_video
 
@@ -123,3 +124,10 @@ def test_without_a_compiler_training_falls_back(monkeypatch, caplog, tmp_path):
         assert run._can_compile() is False
     assert "the first step takes about a minute" in caplog.text
     assert "torch.compile does not work here, training continues without it (is g++ installed?)" in caplog.text
+
+
+@pytest.mark.parametrize(("short", "kind"), [("CP", "context"), ("SP", "sequence"), ("TP", "tensor")])
+def test_rows_are_not_split_over_processes(monkeypatch, tmp_path, short, kind):
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{short}_SIZE", "2")  # as `accelerate launch` says it
+    with pytest.raises(ValueError, match=f"{kind} parallelism is not supported: remove --parallelism_config_"):
+        arguments(make_config("pretrain"), tmp_path)

@@ -15,7 +15,12 @@ from videopanda.training.stages import StageConfig
 def arguments(
     stage: StageConfig, output: Path, wrapped: Sequence[str] = (), evaluate: Literal["no", "steps"] = "no"
 ) -> TrainingArguments:
-    """The arguments of a stage. `wrapped` names the classes of the layers that FSDP shards one by one."""
+    """The arguments of a stage. `wrapped` names the classes of the layers that FSDP shards one by one.
+
+    Raises:
+        ValueError: DeepSpeed is needed and not installed, or the launcher asks to split rows over processes.
+    """
+    refuse_split_rows()
     cuda, several = torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1")) > 1  # as launchers say it
     sharded: dict[str, Any] = {}
     if stage.strategy == "fsdp2" and several:
@@ -59,6 +64,19 @@ def arguments(
         ddp_find_unused_parameters=False,
         **sharded,
     )
+
+
+def refuse_split_rows() -> None:
+    """Raise ValueError if `accelerate launch` asks for a kind of parallelism that would silently train something else.
+
+    Its ring attention knows causal masks only; rows here have questions that share a clip and do not see each other.
+    """
+    for short, kind in {"CP": "context", "SP": "sequence", "TP": "tensor"}.items():
+        if int(os.environ.get(f"PARALLELISM_CONFIG_{short}_SIZE", "1")) > 1:
+            raise ValueError(
+                f"{kind} parallelism is not supported: remove --parallelism_config_{short.lower()}_size; for long rows "
+                "use --set strategy=fsdp2 --set gradient_checkpointing=true"
+            )
 
 
 def deepspeed_config(stage: StageConfig) -> dict[str, Any]:
