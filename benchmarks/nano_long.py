@@ -282,6 +282,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--align", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=14)
+    parser.add_argument("--start-share", type=float, default=0.0, help="of LENGTHS; above 0 to train a model further")
     parser.add_argument("--reuse", type=int, default=2, help="times that a clip comes, with other questions")
     parser.add_argument("--save-minutes", type=float, default=6.0)
     parser.add_argument("--threads", type=int, default=1)
@@ -330,7 +331,8 @@ def main() -> None:
             index = block * 32 + place % 32
             if index not in reused:
                 reused = {key: value for key, value in reused.items() if key // 32 == block}
-                reused[index] = draw(encoder, options.seed, index, step / options.steps)
+                share = options.start_share + (1 - options.start_share) * step / options.steps
+                reused[index] = draw(encoder, options.seed, index, share)
             seen, rng = reused[index], np.random.default_rng([options.seed, number, 15])
             projected = model.model.projector(encoder.steps(seen))
             kept = remembered(encoder, projected, budget_of(encoder, seen, rng))
