@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videopanda.data.collate import IGNORE, Collator, attention_masks
+from videopanda.data.collate import IGNORE, Collator
+from videopanda.data.row_masks import FULL_ATTENTION, row_masks
 from videopanda.data.sample import Sample, Turn
 from videopanda.data.worlds.long.make import pictures
 from videopanda.data.worlds.long.practice import practice_questions
@@ -211,7 +212,7 @@ def batch_of(
         "input_ids": torch.tensor([row.ids]),
         "labels": torch.tensor([row.labels]),
         "position_ids": positions,
-        "attention_mask": attention_masks(torch.tensor([row.segments]), positions, {"": None}),
+        "attention_mask": row_masks([[(row.segments, row.positions)]], len(row.ids), FULL_ATTENTION),
         "mm_encoder_outputs": {"video": [EncodedVisual(kept_MPE.flatten(0, 1), layout)]},
     }
 

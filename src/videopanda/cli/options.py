@@ -122,7 +122,8 @@ def quiet() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    getLogger("bitsandbytes").setLevel(ERROR)
+    for name in ("bitsandbytes", "torch.utils.cpp_extension"):  # the second: a CUDA build of torch without a GPU
+        getLogger(name).setLevel(ERROR)
     getLogger("DeepSpeed").addFilter(_is_worth_reading)
     for name in ("accelerate", "peft", "torch", "torchdata", "transformers"):
         warnings.filterwarnings("ignore", module=rf"{name}\b")
