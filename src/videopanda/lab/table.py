@@ -29,7 +29,7 @@ class Row:
     stages: changed settings by stage.
     steps: factor on the number of steps by stage, as 0.5 for half of the data.
     without: stages that are left out.
-    compare: the row that this one is compared with, if it is not that of the table.
+    compare: the row that this one is compared with, if it is not that of the table; itself: none.
     published: the paper's numbers by benchmark.
     """
 

@@ -147,14 +147,17 @@ def _differences(found: dict[str, Any]) -> bytes:
         for value in row["published_difference"].values():
             axes.plot(value, place, "x", color="#e07b00")
     axes.axvline(0, color="0.7", linewidth=1)
-    names = [row["row"] + (f' (against "{row["compare"]}")' * (row["compare"] != found["compare"])) for row in rows]
+    names = [row["row"] + (f'\n(against "{row["compare"]}")' * (row["compare"] != found["compare"])) for row in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(
-        f'points against "{found["compare"]}" where no other row is named; '
-        "dots with 95 % intervals: here, crosses: published"
+    others = ", where no other row is named" if any(row["compare"] != found["compare"] for row in rows) else ""
+    axes.grid(axis="x", color="0.92")
+    axes.set_axisbelow(True)
+    figure.supxlabel(
+        f'points against "{found["compare"]}"{others}\ndots with 95 % intervals: here, crosses: published',
+        fontsize="medium",
     )
-    axes.set_title(found["title"], fontsize="medium")
+    figure.suptitle(found["title"], fontsize="medium")
     return _png(figure)
 
 
