@@ -25,7 +25,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "plan": ({".", "models", "hub"}, {"torch", "transformers", "psutil", "rich"}),
     "inference": (
         {".", "", "models", "plan", "video", "hub"},
-        {"torch", "transformers", "tokenizers", "safetensors", "bitsandbytes", "numpy"},
+        {"torch", "transformers", "tokenizers", "safetensors", "bitsandbytes", "llguidance", "numpy"},
     ),
     "data": ({".", "", "video", "models"}, {"torch", "torchdata", "numpy", "PIL", "rich", "yaml", "jinja2"}),
     "data.worlds.scenes.render": ({"."}, {"numpy", "PIL", "av"}),  # encodes clips

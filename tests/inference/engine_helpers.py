@@ -7,7 +7,8 @@ import queue
 import torch
 
 from videopanda.inference.answer import build_prompt, question_messages
-from videopanda.inference.engine import ActiveSequence, Engine, Failed, Finished, GenerateRequest, TextDelta
+from videopanda.inference.engine import Engine
+from videopanda.inference.request import ActiveSequence, Failed, Finished, GenerateRequest, TextDelta
 
 PATIENCE = 120  # seconds; the machine may be busy
 

@@ -13,9 +13,10 @@ from videopanda.data.worlds.scenes.make import make
 from videopanda.evaluation.predict import PredictJob, predict
 from videopanda.inference.answer import Chat, ask, build_prompt, question_messages
 from videopanda.inference.clip import ClipSource, encode_clip
-from videopanda.inference.engine import Engine, GenerateRequest
+from videopanda.inference.engine import Engine
 from videopanda.inference.engine_thread import EngineThread
 from videopanda.inference.load import BUNDLED_MODEL, load
+from videopanda.inference.request import GenerateRequest
 from videopanda.serving.api import ServerSettings, create_app
 from videopanda.video.read import read_video
 

@@ -16,10 +16,11 @@ from videopanda.inference import engine as engine_module
 from videopanda.inference.answer import ask, build_prompt, question_messages
 from videopanda.inference.batch import Batch
 from videopanda.inference.clip import ClipMemoryCache, encode_clips, prepare_clips
-from videopanda.inference.engine import Engine, Failed, GenerateRequest, Limits, TextDelta
+from videopanda.inference.engine import Engine, Limits
 from videopanda.inference.engine_thread import EngineThread
 from videopanda.inference.errors import DoesNotFitError, EngineStoppedError, QueueFullError
 from videopanda.inference.load import BUNDLED_MODEL, load
+from videopanda.inference.request import Failed, GenerateRequest, TextDelta
 from videopanda.inference.sampling import Sampler, Sampling
 from videopanda.plan.planner import planner_for
 from videopanda.video.read import read_video

@@ -1,6 +1,7 @@
 """Protects explanations: exact, cheaper than asking again from the start, and true for a needle in known frames."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import torch
 from command import run
 from tiny import clip, tiny_model, tiny_processor
 from videopanda.data.worlds.scenes.dataset import Clip
+from videopanda.inference import engine
 from videopanda.inference import explain as module
 from videopanda.inference.answer import Chat, build_prompt, question_messages
-from videopanda.inference.explain import _regions, _Scorer, explain
+from videopanda.inference.clip import encode_prepared
+from videopanda.inference.explain import _blank, _regions, explain
 from videopanda.inference.load import BUNDLED_MODEL, load
 
 CLIP = BUNDLED_MODEL.parent / "demo.mp4"
@@ -39,29 +42,42 @@ def by_hand(chat, answer, tokens):
 def test_each_frame_is_scored_as_by_a_plain_forward_pass(nano):
     chat = Chat(*nano, CLIP)
     answer = chat.ask(QUESTION)
-    scorer = _Scorer(chat, answer)
     tokens, layout = chat.clip.tokens, chat.clip.layout
-    assert scorer.log_probability(None) == pytest.approx(by_hand(chat, answer, tokens), abs=2e-4)
-    for frame in (0, 3, 7):
-        mask = layout[:, 0] == frame
-        changed = torch.where(mask[:, None], scorer.blank_VE, tokens)
-        assert scorer.log_probability(mask) == pytest.approx(by_hand(chat, answer, changed), abs=2e-4)
-        # measured worst difference of all eight frames: 1.2e-7
+    blank = _blank(chat.processor, chat.clip, chat.clip.frames)
+    encode_prepared(chat.engine.model, [blank])
+    found = explain(*nano, CLIP, QUESTION, regions=False)
+    whole = by_hand(chat, answer, tokens)
+    assert math.log(found.probability) == pytest.approx(whole, abs=2e-4)
+    assert math.log(found.empty) == pytest.approx(by_hand(chat, answer, blank.tokens), abs=2e-4)
+    for place in (0, 3, 7):
+        is_frame = (layout[:, 0] == place)[:, None]
+        without = by_hand(chat, answer, torch.where(is_frame, blank.tokens, tokens))
+        alone = by_hand(chat, answer, torch.where(is_frame, tokens, blank.tokens))
+        frame = found.frames[place]
+        assert frame.fall == pytest.approx(math.exp(whole) - math.exp(without), abs=2e-4)
+        assert frame.alone == pytest.approx(math.exp(alone) - found.empty, abs=2e-4)
+        assert frame.weight == pytest.approx(whole - without + alone - math.log(found.empty), abs=4e-4)
+        # measured worst difference of all eight frames: 2.3e-6
 
 
 def test_what_precedes_a_frame_is_prefilled_once(nano, monkeypatch):
     lengths = []
-    original = module.prefill
+    original = engine.prefill
     monkeypatch.setattr(
-        module,
+        engine,
         "prefill",
-        lambda model, layout, prompts: lengths.append(len(prompts[0].ids)) or original(model, layout, prompts),
+        lambda model, layout, prompts: (
+            lengths.extend(len(one.ids) for one in prompts) or original(model, layout, prompts)
+        ),
     )
     explain(*nano, CLIP, QUESTION, regions=False)
-    assert len(lengths) == 2 + 2 * 8
-    without = lengths[2::2]
-    assert lengths[0] > without[0] > without[7]
-    assert without[7] < lengths[0] / 4
+    prefix, rest, of_the_blank, *again = lengths[:5]
+    assert prefix == of_the_blank
+    assert again == [rest, rest]
+    without, alone = lengths[5:13], lengths[13:]
+    assert rest < without[0] < prefix / 4
+    assert without == sorted(set(without))
+    assert len(alone) == 8
 
 
 def test_the_frames_after_a_change_of_colour_matter(nano):

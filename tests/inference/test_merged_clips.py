@@ -16,9 +16,10 @@ from videopanda.data.worlds.scenes.dataset import Clip
 from videopanda.inference.answer import Chat, build_prompt
 from videopanda.inference.batch import Prompt, prefill
 from videopanda.inference.clip import encode_clips
-from videopanda.inference.engine import Engine, GenerateRequest, Limits
+from videopanda.inference.engine import Engine, Limits
 from videopanda.inference.engine_thread import EngineThread
 from videopanda.inference.kv_prefix import CacheLayout
+from videopanda.inference.request import GenerateRequest
 from videopanda.serving.api import ServerSettings, create_app
 from videopanda.video.read import read_video
 

@@ -17,9 +17,10 @@ from videopanda.data.sample import Sample
 from videopanda.data.worlds.scenes.dataset import Clip
 from videopanda.inference.answer import Chat, build_prompt, question_messages
 from videopanda.inference.clip import encode_clips, prepare_clips
-from videopanda.inference.engine import Engine, GenerateRequest
+from videopanda.inference.engine import Engine
 from videopanda.inference.engine_thread import EngineThread
 from videopanda.inference.load import BUNDLED_MODEL, load
+from videopanda.inference.request import GenerateRequest
 from videopanda.inference.session import VideoSession
 from videopanda.inference.visual_cache import TokenDiskCache
 from videopanda.plan.planner import Planner

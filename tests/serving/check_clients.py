@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import instructor
 import openai
@@ -19,7 +20,7 @@ from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 from live import PATIENCE, run_async
 from pydantic import BaseModel
-from pydantic_ai import Agent, BinaryContent, UploadedFile
+from pydantic_ai import Agent, BinaryContent, NativeOutput, UploadedFile
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
@@ -39,7 +40,7 @@ JS = Path(__file__).parent / "js"
 class Color(BaseModel):
     """What a client with structured output asks for."""
 
-    color: str
+    color: Literal["blue", "green", "red", "white", "yellow"]
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +95,18 @@ def test_openai_asynchronously(url, wanted):
     assert run_async(ask()).choices[0].message.content == wanted
 
 
-def test_openai_is_refused_structured_output(client, uploaded):
-    with pytest.raises(openai.BadRequestError, match="response_format: JSON modes are not supported"):
-        client.chat.completions.parse(model="nano", messages=turn(file(uploaded)), response_format=Color)
+def test_openai_parses_structured_output(client, uploaded):
+    """Chat and responses, whole and streamed: one greedy reply."""
+    fields = {"model": "nano", "messages": turn(file(uploaded)), "response_format": Color}
+    whole = client.chat.completions.parse(**fields).choices[0].message
+    assert isinstance(whole.parsed, Color)
+    with client.chat.completions.stream(**fields) as stream:
+        assert stream.get_final_completion().choices[0].message.parsed == whole.parsed
+    parts = [{"type": "input_file", "file_id": uploaded.id}, {"type": "input_text", "text": QUESTION}]
+    asked = {"model": "nano", "input": [{"role": "user", "content": parts}], "text_format": Color}
+    assert client.responses.parse(**asked).output_parsed == whole.parsed
+    with client.responses.stream(**asked) as stream:
+        assert stream.get_final_response().output_parsed == whole.parsed
 
 
 # -- LiteLLM -----------------------------------------------------------------------------------------------------------
@@ -114,8 +124,7 @@ def test_litellm(url, uploaded, wanted):
         chunks = list(litellm_ask(url, part, stream=True, stream_options={"include_usage": True}))
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == wanted
         assert chunks[-1].usage.completion_tokens == reply.usage.completion_tokens
-    with pytest.raises(litellm.BadRequestError, match="response_format: JSON modes are not supported"):
-        litellm_ask(url, video(data_url()), response_format=Color)
+    Color.model_validate_json(litellm_ask(url, video(data_url()), response_format=Color).choices[0].message.content)
 
 
 # -- LangChain ---------------------------------------------------------------------------------------------------------
@@ -134,8 +143,7 @@ def test_langchain(url, uploaded, wanted):
         assert "".join(chunk.content for chunk in model.stream([message])) == wanted
     again = [message, reply, HumanMessage(QUESTION)]  # a reply comes back as part of the conversation
     assert model.invoke(again).content
-    with pytest.raises(openai.BadRequestError, match="response_format: JSON modes are not supported"):
-        model.with_structured_output(Color).invoke([message])
+    assert isinstance(model.with_structured_output(Color).invoke([message]), Color)
 
 
 # -- llm ---------------------------------------------------------------------------------------------------------------
@@ -171,6 +179,8 @@ def test_pydantic_ai(url, uploaded, wanted, kind):
                 streamed = [text async for text in stream.stream_text(delta=True, debounce_by=None)]
             with pytest.raises(NotImplementedError, match="ideo"):  # the client's own limit
                 await Agent(model).run([BinaryContent(DEMO.read_bytes(), media_type="video/mp4"), QUESTION])
+            typed = await Agent(model, output_type=NativeOutput(Color)).run([clip, QUESTION])
+            assert isinstance(typed.output, Color)
             with pytest.raises(ModelHTTPError, match="tools: tool calling is not supported"):
                 await Agent(model, output_type=Color).run([clip, QUESTION])
             return whole.output, "".join(streamed), whole.usage.output_tokens
@@ -181,21 +191,24 @@ def test_pydantic_ai(url, uploaded, wanted, kind):
 
 
 # -- instructor --------------------------------------------------------------------------------------------------------
-def test_instructor(client, uploaded, wanted):
-    """Text passes; every mode that needs constrained decoding or tools is refused, by name."""
-    for mode, reason in (
-        (instructor.Mode.JSON, "response_format: JSON modes are not supported"),
-        (instructor.Mode.JSON_SCHEMA, "response_format: JSON modes are not supported"),
-        (instructor.Mode.TOOLS, "tools: tool calling is not supported"),
-    ):
-        asking = instructor.from_openai(client, mode=mode)
-        plain = asking.chat.completions.create(model="nano", messages=turn(file(uploaded)), response_model=None)
-        assert plain.choices[0].message.content == wanted
-        with pytest.raises(InstructorRetryException, match=reason) as caught:
-            asking.chat.completions.create(
-                model="nano", messages=turn(video(data_url())), response_model=Color, max_retries=0
-            )
-        assert "400" in str(caught.value)
+@pytest.mark.parametrize("mode", [instructor.Mode.JSON, instructor.Mode.JSON_SCHEMA])
+def test_instructor(client, uploaded, wanted, mode):
+    """JSON modes are constrained decoding: the first reply is of the model, and no retry is needed."""
+    asking = instructor.from_openai(client, mode=mode).chat.completions
+    plain = asking.create(model="nano", messages=turn(file(uploaded)), response_model=None)
+    assert plain.choices[0].message.content == wanted
+    for part in (file(uploaded), video(data_url())):
+        fields = {"model": "nano", "messages": turn(part), "response_model": Color, "max_retries": 0}
+        assert isinstance(asking.create(**fields), Color)
+        *_, last = asking.create_partial(**fields)
+        Color.model_validate(last.model_dump())
+
+
+def test_instructor_is_refused_tools(client):
+    asking = instructor.from_openai(client, mode=instructor.Mode.TOOLS).chat.completions
+    with pytest.raises(InstructorRetryException, match="tools: tool calling is not supported") as caught:
+        asking.create(model="nano", messages=turn(video(data_url())), response_model=Color, max_retries=0)
+    assert "400" in str(caught.value)
 
 
 # -- JavaScript --------------------------------------------------------------------------------------------------------

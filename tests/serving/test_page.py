@@ -322,6 +322,59 @@ def test_the_truth_switch_shows_what_the_library_answers(page, nano, wanted):
     assert ("same answer without" in verdict.inner_text()) == (rows[0][1] == wanted[1])
 
 
+def test_why_shows_what_the_library_explains(page, nano):
+    """By keyboard; with pictures, regions and a sentence; kept over a reload; priced beside the next question."""
+    from videopanda.inference.explain import explain
+
+    found = explain(*nano, DEMO, ASKED[1])
+    page.upload(DEMO)
+    page.ask(ASKED[1], 0)
+    page.page.locator(".ask-why").focus()
+    page.page.keyboard.press("Enter")
+    why = page.page.locator(".why")
+    sync_api.expect(why.locator(".effects button")).to_have_count(8, timeout=PATIENCE)
+    sync_api.expect(why.locator("summary")).to_be_focused()
+    for button, frame in zip(why.locator(".effects button").all(), found.frames):
+        name = button.get_attribute("aria-label")
+        assert name.startswith(f"Frame at {frame.time:.2f} s: without it ")
+        told = [float(word.replace("−", "-")) for word in name.split(".")[1].split() if word[0] in "−+"]
+        assert told == pytest.approx([-100 * frame.fall, 100 * frame.alone], abs=0.6)
+    assert f"{100 * found.probability:.1f} % with the video" in why.inner_text()
+    enough = [f"{frame.time:.2f} s" for frame in found.frames if frame.alone >= 0.1]
+    assert why.locator(".verdict").inner_text().startswith(f"No single frame is needed: each of those at {enough[0]}")
+    page.page.wait_for_function("[...document.querySelectorAll('.why img')].every((one) => one.naturalWidth > 50)")
+    heights = page.page.eval_on_selector_all(".why .line span", "all => all.map((one) => parseFloat(one.style.height))")
+    assert int(np.argmax(heights)) == found.ranking[0]
+    sync_api.expect(page.page.locator("#cost")).to_contain_text("s for “Why?”")
+    why.locator(".effects button").nth(6).click()
+    page.page.wait_for_function("document.getElementById('player').currentTime > 2")
+    page.page.reload()
+    sync_api.expect(why.locator(".effects button")).to_have_count(8, timeout=PATIENCE)
+    page.page.wait_for_function("[...document.querySelectorAll('.why img')].every((one) => one.naturalWidth > 50)")
+
+
+def test_why_can_be_stopped_and_belongs_to_its_conversation(page, tmp_path):
+    held = []
+    page.upload(DEMO)
+    page.ask(ASKED[1], 0)
+    page.page.route("**/v1/explain", lambda route: held.append(route), times=1)
+    page.page.click(".ask-why")
+    sync_api.expect(page.answers().first.locator(".verdict")).to_contain_text("one by one")
+    page.page.keyboard.press("Escape")
+    sync_api.expect(page.page.locator(".ask-why")).to_be_visible()
+    assert page.page.locator(".why, .failed, .error").count() == 0
+    page.page.route("**/v1/explain", lambda route: held.append(route), times=1)
+    page.page.click(".ask-why")
+    sync_api.expect(page.page.locator("#stop")).to_be_enabled()
+    page.page.wait_for_timeout(200)
+    page.upload(ensure_clip(tmp_path, 3, "test", 2))
+    held.pop().continue_()
+    sync_api.expect(page.page.locator("#conversations")).not_to_contain_text("answering", timeout=PATIENCE)
+    assert page.page.locator(".why").count() == 0
+    page.page.locator("#conversations .name", has_text=ASKED[1]).click()
+    sync_api.expect(page.page.locator(".why .effects button")).to_have_count(8, timeout=PATIENCE)
+
+
 def test_code_to_copy_gives_the_same_answer(page, wanted):
     """What is copied is run, against the same server."""
     page.upload(DEMO)
@@ -397,6 +450,8 @@ def test_axe_finds_nothing(browser, server, scheme):
     page.page.check("#truth")
     page.ask(ASKED[3], 0)
     sync_api.expect(page.page.locator(".verdict")).to_contain_text("ideo", timeout=PATIENCE)
+    page.page.click(".ask-why")
+    sync_api.expect(page.page.locator(".why")).to_be_visible(timeout=PATIENCE)
     found += page.page.evaluate("axe.run()")["violations"]
     assert [(one["id"], one["impact"], [node["target"] for node in one["nodes"]]) for one in found] == []
     page.context.close()

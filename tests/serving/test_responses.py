@@ -77,7 +77,7 @@ def test_a_cut_answer_is_incomplete(client):
         ({"input": "Hi", "previous_response_id": "resp_1"}, "previous_response_id"),
         ({"input": [{"role": "user", "content": [{"type": "input_audio", "data": "x"}]}]}, "input.0.content"),
         ({"input": []}, "input"),
-        ({"input": "Hi", "text": {"format": {"type": "json_object"}}}, "text.format: JSON modes are not supported"),
+        ({"input": "Hi", "text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.json_schema.schema"),
     ],
 )
 def test_what_is_not_supported_is_refused(client, fields, said):

@@ -18,8 +18,9 @@ from lmms_eval.api.model import lmms
 
 from videopanda.inference.answer import Message, build_prompt
 from videopanda.inference.clip import EncodedClip, encode_clips
-from videopanda.inference.engine import MAX_NEW_TOKENS, Engine, Failed, GenerateRequest, Limits
+from videopanda.inference.engine import Engine, Limits
 from videopanda.inference.load import load
+from videopanda.inference.request import MAX_NEW_TOKENS, Failed, GenerateRequest
 from videopanda.video.read import VideoReadError, read_video
 
 logger = logging.getLogger(__name__)

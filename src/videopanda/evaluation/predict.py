@@ -41,10 +41,11 @@ from videopanda.hub import name_of
 from videopanda.inference.answer import build_prompt, question_messages
 from videopanda.inference.changes import changes_of
 from videopanda.inference.clip import EncodedClip, encode_clips
-from videopanda.inference.engine import Engine, Failed, GenerateRequest, Limits
+from videopanda.inference.engine import Engine, Limits
 from videopanda.inference.load import BUNDLED_MODEL
 from videopanda.inference.load import load as load_model
 from videopanda.inference.look_twice import FirstLook, first_look, second_look
+from videopanda.inference.request import Failed, GenerateRequest
 from videopanda.inference.session import encode_long
 from videopanda.inference.visual_cache import TokenDiskCache
 from videopanda.video.activity import Rule, chosen_times

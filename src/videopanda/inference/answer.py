@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any, overload
 
 from videopanda.inference.clip import ClipSource, EncodedClip, encode_clip
-from videopanda.inference.engine import MAX_NEW_TOKENS, Engine, Failed, Finished, GenerateRequest, TextDelta
+from videopanda.inference.engine import Engine
 from videopanda.inference.load import load
 from videopanda.inference.reply import Answer
+from videopanda.inference.request import MAX_NEW_TOKENS, ONE_AT_A_TIME, Failed, Finished, GenerateRequest, TextDelta
 from videopanda.inference.sampling import GREEDY, Sampling
 from videopanda.inference.session import encode_long
 from videopanda.inference.visual_cache import TokenDiskCache
@@ -33,8 +34,6 @@ from videopanda.video.activity import Rule, chosen_times
 from videopanda.video.read import read_video
 
 Message = dict[str, Any]  # of a chat template: {"role": …, "content": […]}
-
-ONE_AT_A_TIME = threading.Lock()  # several threads may share a model, and hooks set its masks
 
 
 def question_messages(processor: Any, question: str, has_video: bool = True) -> list[Message]:

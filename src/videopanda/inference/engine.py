@@ -15,8 +15,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -25,12 +25,19 @@ import torch
 from videopanda.inference.batch import Batch, Prompt, groups, prefill
 from videopanda.inference.clip import ClipMemoryCache, EncodedClip, PrefixKey, encode_prepared, require_fit
 from videopanda.inference.detokenizer import IncrementalDetokenizer
-from videopanda.inference.errors import DoesNotFitError, EngineStoppedError, QueueFullError
+from videopanda.inference.errors import ConstraintError, DoesNotFitError, EngineStoppedError, QueueFullError
 from videopanda.inference.kv_prefix import CacheLayout, KVPrefix, context_length
-from videopanda.inference.sampling import Sampler, Sampling, eos_token_ids
+from videopanda.inference.request import (
+    ActiveSequence,
+    Callback,
+    Failed,
+    Finished,
+    GenerateRequest,
+    TextDelta,
+)
+from videopanda.inference.sampling import Sampler, eos_token_ids
 from videopanda.plan.planner import budget, planner_for
 
-MAX_NEW_TOKENS = 64
 MAX_PREFILLS_PER_STEP = 4  # while other sequences wait for their next token
 
 _LOG = logging.getLogger(__name__)
@@ -51,97 +58,6 @@ class Limits:
     max_queue: int | None = None
     max_kv_tokens: int | None = None
     cache_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class GenerateRequest:
-    """A prompt that waits for a reply.
-
-    prompt_ids: token ids, with one placeholder per visual token; see `build_prompt`.
-    clips: what the placeholders stand for, in order.
-    stop: strings that end the reply; they are not part of it.
-    decode_seconds: what reading the files took, for the statistics.
-    first_tokens: token ids whose probabilities as the first token of the reply are reported.
-    """
-
-    prompt_ids: Sequence[int]
-    clips: Sequence[EncodedClip] = ()
-    max_new_tokens: int = MAX_NEW_TOKENS
-    sampling: Sampling = field(default_factory=Sampling)
-    stop: Sequence[str] = ()
-    decode_seconds: float = 0.0
-    first_tokens: Sequence[int] = ()
-
-
-@dataclass
-class RequestStats:
-    """What a reply cost.
-
-    cached_tokens: tokens of the prompt that were already in a KV cache.
-    seconds: "decode" (reading the files; 0 for clips in memory), "queue", "encode", "prefill", "generate"; steps are
-        shared with other sequences.
-    """
-
-    frame_times: list[tuple[float, ...]]
-    prompt_tokens: int
-    visual_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TextDelta:
-    """The next piece of a reply."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The end of a reply, with all of its text and its token ids, the end token included.
-
-    first_probabilities: of the request's `first_tokens`, whatever the sampling.
-    """
-
-    text: str
-    finish_reason: Literal["stop", "length"]
-    token_ids: tuple[int, ...]
-    stats: RequestStats
-    first_probabilities: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Failed:
-    """There will be no (more) reply."""
-
-    error: Exception
-
-
-Callback = Callable[[TextDelta | Finished | Failed], object]
-
-
-class ActiveSequence:
-    """A running or waiting request. Only the engine changes it, except for `cancel`."""
-
-    def __init__(self, request: GenerateRequest, callback: Callback, detokenizer: IncrementalDetokenizer):
-        self.request, self.callback, self.detokenizer = request, callback, detokenizer
-        self.ids = list(request.prompt_ids)
-        self.generator = request.sampling.generator()
-        self.stats = RequestStats([clip.times for clip in request.clips], len(self.ids))
-        self.stats.seconds["decode"] = request.decode_seconds
-        self.cancelled = self.ended = False
-        self.first_probabilities: tuple[float, ...] = ()
-        self.since = time.perf_counter()  # when it was queued; later, when its first token was generated
-
-    def cancel(self) -> None:
-        """Cancel the request; the engine drops the sequence before its next step."""
-        self.cancelled = True
-
-    @property
-    def max_tokens(self) -> int:
-        """Length of the sequence if the reply reaches its maximum length."""
-        return len(self.request.prompt_ids) + self.request.max_new_tokens
 
 
 class Engine:
@@ -379,12 +295,27 @@ class Engine:
         prompts = []
         for sequence in sequences:
             key = self._prefix_key(sequence.request)
-            if key in prefixes:
+            if sequence.request.changed is not None:
+                prompts.append(self._changed_prompt(sequence, prefixes.get(key)))
+            elif key in prefixes:
                 prompts.append(Prompt(sequence.ids[len(key[1]) :], (), prefixes[key]))
             else:
                 prompts.append(Prompt(sequence.ids, sequence.request.clips))
         for group in groups(prompts, self._layout):
             self._prefill_group([sequences[place] for place in group], [prompts[place] for place in group])
+
+    def _changed_prompt(self, sequence: ActiveSequence, prefix: KVPrefix | None) -> Prompt:
+        """A prompt with other visual tokens, after what the unchanged one has in common with it."""
+        (clip,), changed = sequence.request.clips, sequence.request.changed
+        assert changed is not None
+        places = [place for place, id_ in enumerate(sequence.ids) if id_ in self._placeholders]
+        start, first = places[changed.first], changed.first
+        if prefix is None or prefix.is_ragged or self._layout.has_states or start == 0:
+            prefix, start, first = None, 0, 0
+        sequence.stats.cached_tokens = start
+        layout = None if clip.layout is None else clip.layout[first:]
+        rest = replace(clip, tokens=changed.tokens[first:], layout=layout)
+        return Prompt(sequence.ids[start:], [rest], None if prefix is None else prefix.cut(start))
 
     def _prefill_group(self, sequences: list[ActiveSequence], prompts: list[Prompt]) -> None:
         began = time.perf_counter()
@@ -418,15 +349,25 @@ class Engine:
         self._batch.keep([sequence for sequence, token in zip(sequences, tokens) if self._emit(sequence, token)])
 
     def _choose(self, sequences: Sequence[ActiveSequence], logits_BV: torch.Tensor) -> list[int]:
-        return self._sampler(
+        for sequence, logits_V in zip(sequences, logits_BV):
+            if sequence.constraint is not None:
+                try:
+                    sequence.constraint.restrict(logits_V)
+                except ConstraintError as error:
+                    self._fail([sequence], error)
+        tokens = self._sampler(
             logits_BV,
             [sequence.ids for sequence in sequences],
             [sequence.request.sampling for sequence in sequences],
             [sequence.generator for sequence in sequences],
         )
+        rows = zip(sequences, tokens, logits_BV)
+        return [one.score(logits_V) if one.request.scored else token for one, token, logits_V in rows]
 
     def _emit(self, sequence: ActiveSequence, token: int) -> bool:
         """Add a token and emit its text. Returns whether the sequence continues."""
+        if sequence.ended:
+            return False
         try:
             return self._emit_text(sequence, token)
         except Exception as error:  # of the detokenizer or the callback
@@ -435,6 +376,8 @@ class Engine:
 
     def _emit_text(self, sequence: ActiveSequence, token: int) -> bool:
         sequence.ids.append(token)
+        if sequence.constraint is not None:
+            sequence.constraint.accept(token)
         stats, request = sequence.stats, sequence.request
         stats.completion_tokens += 1
         if delta := sequence.detokenizer.push(token):
@@ -449,7 +392,7 @@ class Engine:
         reply = tuple(sequence.ids[len(request.prompt_ids) :])
         reason: Literal["stop", "length"] = "stop" if ended else "length"
         text, first = sequence.detokenizer.text, sequence.first_probabilities
-        sequence.callback(Finished(text, reason, reply, stats, first))
+        sequence.callback(Finished(text, reason, reply, stats, first, sequence.log_probability))
         return False
 
     def _fail(self, sequences: Sequence[ActiveSequence], error: Exception) -> None:

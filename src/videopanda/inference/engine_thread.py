@@ -5,8 +5,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from videopanda.inference.engine import ActiveSequence, Callback, Engine, GenerateRequest, Limits
+from videopanda.inference.engine import Engine, Limits
 from videopanda.inference.errors import EngineStoppedError
+from videopanda.inference.request import ActiveSequence, Callback, GenerateRequest
 
 _LOG = logging.getLogger(__name__)
 

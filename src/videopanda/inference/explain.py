@@ -9,10 +9,13 @@ is made; what comes before the first changed token is prefilled once for all. Wh
 single one of them is missed. Therefore each frame is also shown alone, all others being empty; the ranking adds both,
 the first and the last term of a Shapley value. The vision part may carry traces of a frame into the tokens of its
 neighbors, which stay.
+
+The library and the server run one generator, `study`, which yields requests for an engine and gets their replies.
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,13 +23,13 @@ import torch
 from torch import Tensor
 
 from videopanda.inference.answer import Chat, build_prompt, question_messages
-from videopanda.inference.batch import Batch, Prompt, prefill
-from videopanda.inference.clip import encode_prepared, prepare_clips
-from videopanda.inference.kv_prefix import CacheLayout, KVPrefix
+from videopanda.inference.clip import EncodedClip, prepare_clips
 from videopanda.inference.reply import Answer
+from videopanda.inference.request import ChangedTokens, Failed, GenerateRequest, Steps, run
 
 REGIONS = 4  # maximum rows and columns of regions per frame
 FRAMES_WITH_REGIONS = 3  # the most important ones
+_TOGETHER = 8  # requests at a time
 
 
 class _Blank(NamedTuple):
@@ -66,11 +69,15 @@ class RegionEffect:
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """An answer, its probability, and what each frame, and regions of the most important ones, contribute."""
+class Effects:
+    """What each frame, and regions of the most important ones, contribute to the probability of an answer.
 
-    answer: Answer
+    probability: of the answer, with the whole clip.
+    empty: with a clip that shows nothing.
+    """
+
     probability: float
+    empty: float
     frames: tuple[FrameEffect, ...]
     regions: tuple[RegionEffect, ...]
 
@@ -79,14 +86,17 @@ class Explanation:
         """Places of the frames, the one that matters most first."""
         return sorted(range(len(self.frames)), key=lambda place: -self.frames[place].weight)
 
+
+@dataclass(frozen=True)
+class Explanation(Effects):
+    """An answer, and what it depends on."""
+
+    answer: Answer
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            **self.answer.as_dict(),
-            "probability": self.probability,
-            "frames": [asdict(frame) for frame in self.frames],
-            "regions": [asdict(region) for region in self.regions],
-        }
+        effects = asdict(Effects(self.probability, self.empty, self.frames, self.regions))
+        return {**self.answer.as_dict(), **effects}
 
 
 def explain(
@@ -99,32 +109,85 @@ def explain(
     """
     chat = Chat(model, processor, video, **options)
     answer, clip = chat.ask(question), chat.clip
-    if clip.layout is None:
+    if clip.frames is None:
+        raise ValueError("a clip from the disk cache has no frames: explain without a cache")
+    ids = build_prompt(processor, question_messages(processor, question), [clip])
+    effects = run(chat.engine, study(processor, clip, clip.frames, ids, answer.token_ids, regions))
+    return Explanation(**vars(effects), answer=answer)
+
+
+def study(
+    processor: Any,
+    clip: EncodedClip,
+    frames: Sequence[np.ndarray] | np.ndarray,
+    prompt_ids: Sequence[int],
+    reply: Sequence[int],
+    regions: bool = True,
+) -> Steps[Effects]:
+    """Yields requests that score a reply with frames or regions knocked out; returns their effects.
+
+    Args:
+        clip: the only one of the prompt, encoded.
+        frames: its frames, T of uint8 (H, W, 3).
+        prompt_ids, reply: token ids.
+
+    Raises:
+        ValueError: see `explain`; or what a request failed with.
+    """
+    if clip.layout is None or clip.tokens is None:
         raise ValueError("this model family does not report which frame a visual token comes from")
-    scorer = _Scorer(chat, answer)
-    frame_V = clip.layout[:, 0].cpu()
+    tokens_VE, blank = clip.tokens, _blank(processor, clip, frames)
+
+    def request(about: EncodedClip, changed: ChangedTokens | None = None) -> GenerateRequest:
+        return GenerateRequest(prompt_ids, [about], len(reply), scored=reply, changed=changed)
+
+    def log_probabilities(masks: Sequence[Tensor]) -> Steps[list[float]]:
+        """Without the tokens of each mask (V,)."""
+        found: list[float] = []
+        for at in range(0, len(masks), _TOGETHER):
+            requests = []
+            for mask_V in masks[at : at + _TOGETHER]:
+                changed_VE = torch.where(mask_V[:, None].to(tokens_VE.device), blank.tokens, tokens_VE)
+                requests.append(request(clip, ChangedTokens(changed_VE, int(mask_V.nonzero()[0]))))
+            found += _scores((yield requests))
+        return found
+
+    whole, nothing = _scores((yield [request(clip), request(blank)]))
+    if blank.tokens is None or blank.tokens.shape != tokens_VE.shape:
+        raise ValueError("this model family gives an empty clip of the same size a different number of visual tokens")
+    layout_V4 = clip.layout.cpu()
+    frame_V = layout_V4[:, 0]
     places = sorted(set(frame_V.tolist()) - {-1})
-    whole = scorer.log_probability(None)
-    nothing = scorer.log_probability(frame_V >= 0)
-    effects = {}
-    for place in places:
-        without, alone = scorer.log_probability(frame_V == place), scorer.log_probability(frame_V != place)
-        fall, rise = math.exp(whole) - math.exp(without), math.exp(alone) - math.exp(nothing)
-        effects[place] = (fall, rise, whole - without + alone - nothing)
-    indices = answer.frame_indices or [None] * len(answer.frame_times)
-    frames = tuple(
+    without = yield from log_probabilities([frame_V == place for place in places])
+    alone = yield from log_probabilities([frame_V != place for place in places])
+    effects = {
+        place: (
+            math.exp(whole) - math.exp(minus),
+            math.exp(only) - math.exp(nothing),
+            whole - minus + only - nothing,
+        )
+        for place, minus, only in zip(places, without, alone)
+    }
+    indices = clip.indices or [None] * len(clip.times)
+    shown = tuple(
         FrameEffect(moment, index, *effects.get(place, (0.0, 0.0, 0.0)))
-        for place, (moment, index) in enumerate(zip(answer.frame_times, indices))
+        for place, (moment, index) in enumerate(zip(clip.times, indices))
     )
-    explanation = Explanation(answer, math.exp(whole), frames, ())
+    found = Effects(math.exp(whole), math.exp(nothing), shown, ())
     if not regions:
-        return explanation
-    parts = []
-    for place in explanation.ranking[:FRAMES_WITH_REGIONS]:
-        for box, mask_V in _regions(clip.layout.cpu(), place):
-            value = scorer.log_probability(mask_V)
-            parts.append(RegionEffect(place, *box, math.exp(whole) - math.exp(value)))
-    return replace(explanation, regions=tuple(parts))
+        return found
+    parts = [(place, *part) for place in found.ranking[:FRAMES_WITH_REGIONS] for part in _regions(layout_V4, place)]
+    scores = yield from log_probabilities([mask_V for _, _, mask_V in parts])
+    falls = [math.exp(whole) - math.exp(score) for score in scores]
+    boxes = tuple(RegionEffect(place, *box, fall) for (place, box, _), fall in zip(parts, falls))
+    return Effects(found.probability, found.empty, shown, boxes)
+
+
+def _scores(replies: Sequence[Any]) -> list[float]:
+    for reply in replies:
+        if isinstance(reply, Failed):
+            raise reply.error
+    return [reply.log_probability for reply in replies]
 
 
 def _regions(layout_V4: Tensor, frame: int) -> list[tuple[tuple[float, float, float, float], Tensor]]:
@@ -148,82 +211,22 @@ def _regions(layout_V4: Tensor, frame: int) -> list[tuple[tuple[float, float, fl
     return found
 
 
-class _Scorer:
-    """Log-probabilities of one answer to one question, with some visual tokens knocked out."""
-
-    def __init__(self, chat: Chat, answer: Answer):
-        self.model, self.clip = chat.engine.model, chat.clip
-        self.layout = CacheLayout.of(self.model.config.text_config)
-        self.ids = build_prompt(chat.processor, question_messages(chat.processor, answer.question), [self.clip])
-        self.answer = answer.token_ids
-        token = chat.processor.image_token_id if self.clip.kind == "image" else chat.processor.video_token_id
-        self.columns = [place for place, id_ in enumerate(self.ids) if id_ == token]
-        self.blank_VE = _blank_tokens(chat)
-        self.whole: KVPrefix | None = None
-
-    @torch.inference_mode()
-    def log_probability(self, knocked_out_V: Tensor | None) -> float:
-        """Log-probability of the answer without these tokens; None: with all. The first call must be with all."""
-        assert self.clip.tokens is not None
-        if knocked_out_V is None:
-            prompt = Prompt(self.ids, [self.clip])
-        else:
-            mask_V1 = knocked_out_V[:, None].to(self.clip.tokens.device)
-            tokens_VE = torch.where(mask_V1, self.blank_VE, self.clip.tokens)
-            prompt = self._after_what_is_known(tokens_VE, int(knocked_out_V.nonzero()[0]))
-        (kv,), logits_BV = prefill(self.model, self.layout, [prompt])
-        if knocked_out_V is None:
-            self.whole = kv.clone()
-        return self._score(kv, logits_BV)
-
-    def _after_what_is_known(self, tokens_VE: Tensor, first: int) -> Prompt:
-        """The prompt from the first changed token on, after the KV cache of what precedes it."""
-        assert self.whole is not None
-        changed, start = self.clip, self.columns[first]
-        if self.whole.is_ragged or self.layout.has_states or start == 0:
-            return Prompt(self.ids, [replace(changed, tokens=tokens_VE)])
-        layout = None if changed.layout is None else changed.layout[first:]
-        rest = replace(changed, tokens=tokens_VE[first:], layout=layout)
-        return Prompt(self.ids[start:], [rest], self.whole.cut(start))
-
-    def _score(self, kv: KVPrefix, logits_BV: Tensor) -> float:
-        batch: Batch[str] = Batch(self.model, self.layout)
-        batch.join(["answer"], [kv])
-        total = 0.0
-        for place, token in enumerate(self.answer):
-            if place:
-                logits_BV = batch.step([self.answer[place - 1]])
-            total += float(logits_BV[0].float().log_softmax(-1)[token])
-        return total
-
-
-def _blank_tokens(chat: Chat) -> Tensor:
-    """The visual tokens (V, E) of a clip of the same size and times that shows nothing: its mean color everywhere."""
-    clip = chat.clip
-    if clip.frames is None or clip.tokens is None:
-        raise ValueError("a clip from the disk cache has no frames: explain without a cache")
-    color = np.mean([np.asarray(frame).mean((0, 1)) for frame in clip.frames], axis=0).round().astype(np.uint8)
-    frames: Any = [np.broadcast_to(color, np.shape(frame)) for frame in clip.frames]
-    if len({np.shape(frame) for frame in frames}) == 1:
-        frames = np.stack(frames)
-    (blank,) = prepare_clips(chat.processor, [_Blank(frames, clip.times, 1.0)], clip.kind)
-    encode_prepared(chat.engine.model, [blank])
-    if blank.tokens is None or blank.tokens.shape != clip.tokens.shape:
-        raise ValueError("this model family gives an empty clip of the same size a different number of visual tokens")
-    return blank.tokens
+def _blank(processor: Any, clip: EncodedClip, frames: Sequence[np.ndarray] | np.ndarray) -> EncodedClip:
+    """A clip of the same size and times that shows nothing: the mean color everywhere."""
+    color = np.mean([np.asarray(frame).mean((0, 1)) for frame in frames], axis=0).round().astype(np.uint8)
+    empty: Any = [np.broadcast_to(color, np.shape(frame)) for frame in frames]
+    if len({np.shape(frame) for frame in empty}) == 1:
+        empty = np.stack(empty)
+    (blank,) = prepare_clips(processor, [_Blank(empty, clip.times, 1.0)], clip.kind)
+    return blank
 
 
 def picture(explanation: Explanation) -> Any:
-    """The frames with a bar under each, and the regions that matter, as a PIL image.
-
-    Raises:
-        ValueError: the clip came from the disk cache, which keeps no frames.
-    """
+    """The frames with a bar under each, and the regions that matter, as a PIL image."""
     from videopanda.video.evidence_sheet import evidence_sheet
 
     answer = explanation.answer
-    if answer.frames is None:
-        raise ValueError("a clip from the disk cache has no frames: explain without a cache")
+    assert answer.frames is not None  # `explain` needed them
     most = max((region.fall for region in explanation.regions), default=0.0) or 1.0
     boxes: dict[int, list[tuple[float, float, float, float, float]]] = {}
     for region in explanation.regions:

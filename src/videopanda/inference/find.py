@@ -23,17 +23,18 @@ Dimensions: W windows; C candidate intervals.
 """
 
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from videopanda.inference.answer import ONE_AT_A_TIME, build_prompt, loaded_model, question_messages
+from videopanda.inference.answer import build_prompt, loaded_model, question_messages
 from videopanda.inference.clip import ClipSource, prepare_clips
-from videopanda.inference.engine import Engine, Failed, Finished, GenerateRequest
+from videopanda.inference.engine import Engine
+from videopanda.inference.request import Failed, Finished, GenerateRequest, Steps, run
 from videopanda.video.read import read_video
 
 NUM_FRAMES = 32  # of the whole video: times are as exact as these are close
@@ -49,8 +50,6 @@ _CHOICES = 4  # choices of frames of the whole video
 _TOGETHER = 8  # clips that are in memory at the same time
 
 Window = tuple[int, int]  # first frame, and the one after the last
-_T = TypeVar("_T")
-Search = Generator[list[GenerateRequest], Sequence[Finished | Failed], _T]
 
 
 @dataclass(frozen=True)
@@ -113,21 +112,7 @@ def find(
     if not hasattr(video, "frames"):
         choice: dict[str, Any] = {"num_frames": num_frames or NUM_FRAMES} if fps is None else {"fps": fps}
         video = read_video(video, start=start, end=end, background=processor.video_processor.background, **choice)
-    steps, engine = search(processor, video, description), Engine(network, processor)
-    requests = advance(steps, None)
-    while not isinstance(requests, Found):
-        with ONE_AT_A_TIME:
-            replies = engine.generate(requests)
-        requests = advance(steps, replies)
-    return requests
-
-
-def advance(steps: "Search[Found]", replies: Sequence[Finished | Failed] | None) -> "list[GenerateRequest] | Found":
-    """The next requests of a search, given the replies to the ones before, or what it found."""
-    try:
-        return next(steps) if replies is None else steps.send(replies)
-    except StopIteration as done:
-        return done.value
+    return run(Engine(network, processor), search(processor, video, description))
 
 
 def check_description(description: str) -> None:
@@ -136,7 +121,7 @@ def check_description(description: str) -> None:
         raise ValueError('the description is empty: say what happens, as in "the red circle turns white"')
 
 
-def search(processor: Any, video: Any, description: str) -> "Search[Found]":
+def search(processor: Any, video: Any, description: str) -> Steps[Found]:
     """Yields requests about windows of a decoded video, gets their replies, and returns what was found.
 
     Raises:
@@ -160,7 +145,7 @@ def search(processor: Any, video: Any, description: str) -> "Search[Found]":
     size = min(processor.video_processor.num_frames, max(2, count // 2))
     yes_tokens, edges, scores = _yes_tokens(processor), _edges(video), dict[Window, float]()
 
-    def ask(choices: Sequence[tuple[list[int], float]], messages: Any, **fields: Any) -> Search[list[Finished]]:
+    def ask(choices: Sequence[tuple[list[int], float]], messages: Any, **fields: Any) -> Steps[list[Finished]]:
         """Replies about clips: some of the frames, and the seconds that these stand for."""
         ends: list[Finished] = []
         for at in range(0, len(choices), _TOGETHER):
@@ -174,7 +159,7 @@ def search(processor: Any, video: Any, description: str) -> "Search[Found]":
                 ends.append(reply)
         return ends
 
-    def score(windows: Sequence[Window]) -> Search[None]:
+    def score(windows: Sequence[Window]) -> Steps[None]:
         parts = [(_spread(window, size), float(edges[window[1]] - edges[window[0]])) for window in windows]
         replies = yield from ask(parts, is_true, max_new_tokens=1, first_tokens=yes_tokens)
         scores.update(zip(windows, (sum(reply.first_probabilities) for reply in replies)))

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from videopanda.inference.answer import Chat, build_prompt, question_messages
 from videopanda.inference.clip import ClipSource, EncodedClip, encode_clip
-from videopanda.inference.engine import MAX_NEW_TOKENS
 from videopanda.inference.reply import Answer
+from videopanda.inference.request import MAX_NEW_TOKENS
 from videopanda.inference.session import encode_long
 from videopanda.models.merge_schedule import MergeSchedule
 from videopanda.models.visual import EncodedVisual

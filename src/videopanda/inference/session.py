@@ -28,8 +28,8 @@ import numpy as np
 import torch
 
 from videopanda.inference.clip import EncodedClip, encode_prepared, prepare_clips
-from videopanda.inference.engine import MAX_NEW_TOKENS
 from videopanda.inference.reply import Answer
+from videopanda.inference.request import MAX_NEW_TOKENS
 from videopanda.inference.token_memory import TokenMemory
 from videopanda.models.visual import ChunkState
 from videopanda.video.read import VideoReadError, read_video

@@ -5,11 +5,12 @@ import errno
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -19,14 +20,15 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from videopanda.inference.answer import build_prompt
-from videopanda.inference.engine import MAX_NEW_TOKENS, Failed, Finished, GenerateRequest, RequestStats, TextDelta
 from videopanda.inference.engine_thread import EngineThread
-from videopanda.inference.errors import DoesNotFitError, EngineStoppedError, QueueFullError
-from videopanda.inference.find import NUM_FRAMES, Found, advance, check_description, search
-from videopanda.inference.sampling import Sampling
-from videopanda.serving import files, responses
+from videopanda.inference.errors import ConstraintError, DoesNotFitError, EngineStoppedError, QueueFullError
+from videopanda.inference.grammar import Constraint, Grammars
+from videopanda.inference.request import MAX_NEW_TOKENS, Failed, Finished, GenerateRequest, RequestStats, TextDelta
+from videopanda.inference.sampling import Sampling, eos_token_ids
+from videopanda.serving import analyses, files, responses
 from videopanda.serving import sessions as streaming
 from videopanda.serving.decoder_pool import DecodeLimits, DecoderPool
+from videopanda.serving.disconnect import GONE, GoneError, unless_gone
 from videopanda.serving.errors import (
     BusyError,
     ContextLengthError,
@@ -42,7 +44,7 @@ from videopanda.serving.media import MediaLoader
 from videopanda.serving.metrics import Metrics
 from videopanda.serving.middleware import GateLimits, RequestGate, error_body
 from videopanda.serving.prompt import PromptRules
-from videopanda.serving.protocol import ChatRequest, FindRequest
+from videopanda.serving.protocol import ChatRequest
 from videopanda.serving.responses import ResponsesRequest
 from videopanda.serving.uploads import FileLimits, FileStore
 
@@ -52,7 +54,6 @@ _UPLOAD_CHUNK = 1 << 20
 _CLEANING_SECONDS = 60.0
 _THUMBNAIL_SIDE = 160
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,15 @@ class Service:
 
     async def question(self, request: ChatRequest, owner: str) -> GenerateRequest:
         """The engine's request. Raises ServeError."""
-        if request.model not in (None, self.settings.name):
-            raise NotFoundError(f"unknown model {request.model!r}; this server serves {self.settings.name!r}", "model")
+        self.check_model(request.model)
+        schema = request.schema_of_reply
+        constraint = None if schema is None else await asyncio.to_thread(self.constraint, schema)
         began = time.perf_counter()
         messages, visuals = await self.media.conversation(request, owner)
         # A request above the server's limit ends with finish_reason "length", like one at its own limit.
-        most = MAX_NEW_TOKENS if request.max_new_tokens is None else request.max_new_tokens
+        # JSON that is cut off is worth nothing.
+        default = MAX_NEW_TOKENS if constraint is None else self.settings.max_tokens
+        most = default if request.max_new_tokens is None else request.max_new_tokens
         prompt = await asyncio.to_thread(build_prompt, self.engine.processor, messages, visuals)
         try:
             room = self.engine.room_for(len(prompt))
@@ -113,27 +117,36 @@ class Service:
             ),
             stop=request.stop,
             decode_seconds=time.perf_counter() - began if visuals else 0.0,
+            constraint=constraint,
         )
 
-    async def find(self, request: FindRequest, owner: str) -> Found:
-        """Search a video. Raises ServeError, and what the engine reports."""
-        if request.model not in (None, self.settings.name):
-            raise NotFoundError(f"unknown model {request.model!r}; this server serves {self.settings.name!r}", "model")
+    def check_model(self, name: str | None) -> None:
+        """Raises NotFoundError for another model than the one that is served."""
+        if name not in (None, self.settings.name):
+            raise NotFoundError(f"unknown model {name!r}; this server serves {self.settings.name!r}", "model")
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        model = self.engine.model
+        ends = eos_token_ids(model.generation_config)
+        return Grammars(self.engine.processor.tokenizer, model.config.text_config.vocab_size, ends)
+
+    def constraint(self, schema: dict[str, Any]) -> Constraint:
+        """What a reply of this schema must be. Raises ServeError."""
         try:
-            check_description(request.description)
+            return self._grammars.of(schema)
+        except ImportError as error:
+            missing = "response_format: JSON modes need llguidance on the server: pip install llguidance"
+            raise ServeError(missing, "response_format") from error
         except ValueError as error:
-            raise ServeError(str(error), "description") from error
-        video = await self.media.frames(request.video, NUM_FRAMES, owner)
-        steps = search(self.engine.processor, video, request.description)
-        replies: Sequence[Finished] | None = None
-        while True:
-            try:
-                requests = await asyncio.to_thread(advance, steps, replies)
-            except ValueError as error:
-                raise UnfitError(str(error)) from error
-            if isinstance(requests, Found):
-                return requests
-            replies = await asyncio.gather(*(_last(self.events(one)) for one in requests))
+            raise ServeError(f"response_format: {error}", "response_format") from error
+
+    async def answer(self, question: GenerateRequest) -> Finished:
+        """The whole answer. Raises what the engine reports."""
+        async for event in self.events(question):
+            if isinstance(event, Finished):
+                return event
+        raise AssertionError("the stream of an answer ended without a final event")
 
     async def events(self, question: GenerateRequest) -> AsyncGenerator[TextDelta | Finished, None]:
         """The events of an answer; leaving early cancels it. Raises what the engine reports."""
@@ -158,31 +171,14 @@ class Service:
 
 def _as_serve_error(error: Exception) -> Exception:
     """An error of the engine as one with an HTTP status."""
-    statuses = {DoesNotFitError: UnfitError, QueueFullError: BusyError, EngineStoppedError: StoppedError}
+    statuses = {
+        DoesNotFitError: UnfitError,
+        ConstraintError: UnfitError,
+        QueueFullError: BusyError,
+        EngineStoppedError: StoppedError,
+    }
     kind = next((status for cause, status in statuses.items() if isinstance(error, cause)), None)
     return error if kind is None else kind(str(error))
-
-
-class _GoneError(Exception):
-    """The client disconnected."""
-
-
-async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T:
-    """The result of `work`, which is cancelled if the client disconnects. Raises _GoneError."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise _GoneError
-    finally:
-        task.cancel()
-        watch.cancel()
 
 
 def _usage(stats: RequestStats) -> dict[str, Any]:
@@ -217,15 +213,15 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     service = _service(request)
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.settings.name}
     try:
-        question = await _unless_gone(request, service.question(body, owner_of_request(request)))
-        events = service.events(question)
+        question = await unless_gone(request, service.question(body, owner_of_request(request)))
         if body.stream:
-            first = await _unless_gone(request, anext(events))  # errors before the stream starts get their own status
+            events = service.events(question)
+            first = await unless_gone(request, anext(events))  # errors before the stream starts get their own status
             usage = body.stream_options is not None and body.stream_options.include_usage
             return StreamingResponse(_stream(head, first, events, usage), media_type="text/event-stream")
-        end = await _unless_gone(request, _last(events))
-    except _GoneError:
-        return Response(status_code=499)
+        end = await unless_gone(request, service.answer(question))
+    except GoneError:
+        return Response(status_code=GONE)
     message = {"role": "assistant", "content": end.text, "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": end.finish_reason}
     answer = {**head, "object": "chat.completion", "choices": [choice], "usage": _usage(end.stats)}
@@ -238,34 +234,16 @@ async def create_response(request: Request, body: ResponsesRequest) -> Response:
     service = _service(request)
     head = {"id": responses.new_id(), "created_at": int(time.time()), "model": service.settings.name}
     try:
-        question = await _unless_gone(request, service.question(body.chat, owner_of_request(request)))
-        events = service.events(question)
+        question = await unless_gone(request, service.question(body.chat, owner_of_request(request)))
         if body.stream:
-            first = await _unless_gone(request, anext(events))
+            events = service.events(question)
+            first = await unless_gone(request, anext(events))
             streamed = responses.stream(head, first, events, _about, lambda error: _error_of(error)[1])
             return StreamingResponse(streamed, media_type="text/event-stream")
-        end = await _unless_gone(request, _last(events))
-    except _GoneError:
-        return Response(status_code=499)
+        end = await unless_gone(request, service.answer(question))
+    except GoneError:
+        return Response(status_code=GONE)
     return JSONResponse({**responses.response(head, "completed", end.text, end), "videopanda": _about(end.stats)})
-
-
-@router.post("/v1/find", response_model=None)
-async def find_moments(request: Request, body: FindRequest) -> Response:
-    """When something happens in a video; the intervals of `videopanda.find`."""
-    service = _service(request)
-    try:
-        found = await _unless_gone(request, service.find(body, owner_of_request(request)))
-    except _GoneError:
-        return Response(status_code=499)
-    return JSONResponse({"object": "find", "model": service.settings.name, **found.as_dict()})
-
-
-async def _last(events: AsyncIterator[TextDelta | Finished]) -> Finished:
-    async for event in events:
-        if isinstance(event, Finished):
-            return event
-    raise AssertionError("the stream of an answer ended without a final event")
 
 
 async def _stream(
@@ -447,6 +425,7 @@ def create_app(engine: EngineThread, settings: ServerSettings) -> FastAPI:
     app = FastAPI(title="videopanda", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     app.include_router(router)
+    app.include_router(analyses.router)
     app.include_router(files.router)
     app.include_router(streaming.router)
     app.mount("/static", StaticFiles(directory=_PAGE), name="static")

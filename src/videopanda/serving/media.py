@@ -261,16 +261,27 @@ class MediaLoader:
         videos = [await self.pool.read(file.path, **shown.sampling) for file in shown.files]
         return videos[0] if shown.fps is None else _joined(videos, shown.fps)
 
-    async def frames(self, part: MediaPart, num_frames: int, owner: str) -> Video:
-        """The decoded frames of one part, `num_frames` unless it says otherwise. Raises ServeError."""
-        request = ChatRequest(messages=[ChatMessage(role="user", content=[part])])
+    async def frames(
+        self,
+        part: MediaPart,
+        owner: str,
+        request: ChatRequest | None = None,
+        place: str = "video",
+        num_frames: int | None = None,
+    ) -> Video:
+        """The decoded frames of one part that an answer to a `request` uses. Raises ServeError.
+
+        With `num_frames`: that many of a video, unless the part says otherwise, uniform in time whatever the rule of
+        the model.
+        """
+        request = request or ChatRequest(messages=[ChatMessage(role="user", content=[part])])
         opened: list[LocalMedia] = []
         try:
-            with _named("video"):
-                shown = await self._find("video", part, request, owner, opened)
-                if shown.is_image or "baseline" in shown.sampling:
+            with _named(place):
+                shown = await self._find(place, part, request, owner, opened)
+                if num_frames is not None and (shown.is_image or "baseline" in shown.sampling):
                     raise ServeError("events are found in videos as they are: no image, and no baseline")
-                if not isinstance(part, FrameListPart):  # uniform in time, whatever the rule of the model
+                if num_frames is not None and not isinstance(part, FrameListPart):
                     most, choice = min(num_frames, self.pool.limits.limits.frames), request.choice_for(part)
                     shown = replace(shown, sampling=choice if "fps" in choice else {"num_frames": most, **choice})
                 async with self._slots:

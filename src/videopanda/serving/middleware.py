@@ -28,7 +28,7 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 _DRAIN_SECONDS = 5.0
-_CHATS = ("/v1/chat/completions", "/v1/responses", "/v1/find")
+_CHATS = ("/v1/chat/completions", "/v1/responses", "/v1/find", "/v1/explain")
 _PATHS = (*_CHATS, "/v1/files", "/v1/models", "/v1/streaming", "/health", "/metrics", "/static", "/examples")
 _SMALL_BODY = 1 << 20  # bodies up to this size are always accepted, whatever else is being received
 

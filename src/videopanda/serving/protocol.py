@@ -234,17 +234,26 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] | None = None
 
 
+class JsonSchema(Strict):
+    """A schema that the reply must match, whether `strict` or not."""
+
+    name: Annotated[str, Field(max_length=64)]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    description: str | None = None
+    strict: bool | None = None
+
+
 class ResponseFormat(Strict):
-    """Plain text only: nothing constrains the tokens to a grammar."""
+    """Plain text, any JSON object, or JSON of a schema."""
 
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_json(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and value.get("type") in ("json_object", "json_schema"):
-            raise ValueError("JSON modes are not supported; replies are plain text: omit the format")
-        return value
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "ResponseFormat":
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            raise ValueError("json_schema belongs to the type json_schema, and is required there")
+        return self
 
 
 class FindRequest(Strict):
@@ -338,3 +347,40 @@ class ChatRequest(Strict):
     def sampling_temperature(self) -> float:
         """The temperature, 0 means greedy decoding."""
         return 0.0 if (self.temperature or 0.0) < GREEDY_BELOW else float(self.temperature or 0.0)
+
+    @property
+    def schema_of_reply(self) -> dict[str, Any] | None:
+        """The JSON schema that the reply must match; None: plain text."""
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        return {"type": "object"} if wanted.json_schema is None else wanted.json_schema.schema_
+
+
+class ExplainRequest(ChatRequest):
+    """POST /v1/explain: the question, and whether `regions` of the most important frames are looked at, too."""
+
+    stream: Literal[False] = False
+    regions: bool = True
+
+    @model_validator(mode="after")
+    def _shows_one_thing(self) -> "ExplainRequest":
+        if len(self._visuals) != 1:
+            raise ValueError(f"an explanation is about one video or image: the messages contain {len(self._visuals)}")
+        if "baseline" in self.choice_for(self.visual[1]):
+            raise ValueError("only an answer about the video as it is can be explained: omit baseline")
+        return self
+
+    @property
+    def _visuals(self) -> list[tuple[str, MediaPart]]:
+        parts = [
+            (f"messages[{i}].content[{j}]", part)
+            for i, message in enumerate(self.messages)
+            for j, part in enumerate(message.content)
+        ]
+        return [(place, part) for place, part in parts if not isinstance(part, TextPart)]
+
+    @property
+    def visual(self) -> tuple[str, MediaPart]:
+        """Place and part of the video or image."""
+        return self._visuals[0]

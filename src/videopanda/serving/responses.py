@@ -9,18 +9,25 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
-from videopanda.inference.engine import Finished, RequestStats, TextDelta
+from videopanda.inference.request import Finished, RequestStats, TextDelta
 from videopanda.serving.protocol import ChatRequest, FrameChoice, Nothing, ResponseFormat, Strict
 
 _SAME = ("model", "temperature", "top_p", "stream", "metadata", "user", "safety_identifier", "prompt_cache_key")
 
 
+def _nested(value: Any) -> Any:
+    """A format of this API, whose schema has its fields beside the type, as one of chat completions."""
+    if not isinstance(value, Mapping) or value.get("type") != "json_schema":
+        return value
+    return {"type": "json_schema", "json_schema": {name: field for name, field in value.items() if name != "type"}}
+
+
 class TextOptions(Strict):
     """How text is returned."""
 
-    format: ResponseFormat | None = None
+    format: Annotated[ResponseFormat | None, BeforeValidator(_nested)] = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
@@ -35,8 +42,8 @@ class ResponsesRequest(Strict):
     top_p: float | None = None
     stream: bool = False
     video: FrameChoice = Field(default_factory=FrameChoice)
-    # Fields of OpenAI's API that have no effect here.
     text: TextOptions | None = None
+    # Fields of OpenAI's API that have no effect here.
     metadata: dict[str, Any] | None = None
     user: str | None = None
     safety_identifier: str | None = None
@@ -59,6 +66,7 @@ class ResponsesRequest(Strict):
         messages += [_message(item) for item in items]
         fields = {name: getattr(self, name) for name in _SAME}
         fields |= {"max_tokens": self.max_output_tokens, "video": self.video.model_dump(), "messages": messages}
+        fields["response_format"] = self.text and self.text.format
         try:
             self._chat = ChatRequest.model_validate(fields)
         except ValidationError as error:

@@ -25,7 +25,7 @@ from fastapi import APIRouter, Query, Request, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from videopanda.inference.answer import build_prompt, question_messages
-from videopanda.inference.engine import MAX_NEW_TOKENS, Finished, GenerateRequest
+from videopanda.inference.request import MAX_NEW_TOKENS, Finished, GenerateRequest
 from videopanda.inference.session import VideoSession
 from videopanda.serving.errors import BusyError, NotFoundError, ServeError, TooLargeError
 from videopanda.serving.files import owner_of_request

@@ -56,11 +56,26 @@ test("responses answer, whole and streamed", async () => {
   assert.equal(said, wanted);
 });
 
+const colors = ["blue", "green", "red", "white", "yellow"];
+const schema = {
+  type: "object", properties: { color: { enum: colors } }, required: ["color"], additionalProperties: false,
+};
+
+test("JSON is of the schema that was asked for", async () => {
+  const asked = { model, messages: messages()[0] };
+  const some = await client.chat.completions.create({ ...asked, response_format: { type: "json_object" } });
+  assert.equal(typeof JSON.parse(some.choices[0].message.content), "object");
+  const format = { type: "json_schema", json_schema: { name: "color", schema, strict: true } };
+  const reply = await client.chat.completions.parse({ ...asked, response_format: format });
+  assert(colors.includes(JSON.parse(reply.choices[0].message.content).color));
+});
+
 test("what the server cannot do is refused by name", async () => {
-  const asked = { model, messages: messages()[0], response_format: { type: "json_object" } };
+  const format = { type: "json_schema", json_schema: { name: "color", schema: { type: "colour" } } };
+  const asked = { model, messages: messages()[0], response_format: format };
   await assert.rejects(client.chat.completions.create(asked), (error) => {
     assert(error instanceof BadRequestError);
-    assert.match(error.message, /response_format: JSON modes are not supported/);
+    assert.match(error.message, /the schema cannot be enforced: Invalid type: colour/);
     return true;
   });
 });

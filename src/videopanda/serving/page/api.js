@@ -84,6 +84,9 @@ const chat = (body, signal) => api("/v1/chat/completions", {
   method: "POST", headers: { "Content-Type": "application/json" }, signal, body: JSON.stringify(body),
 });
 
+/** What an answer depends on: the server answers `body` again, and takes its frames away one by one. */
+export const explain = (body, signal) => posted("/v1/explain", body, signal);
+
 /** The text of a reply. */
 export async function reply(body, signal) {
   return (await (await chat(body, signal)).json()).choices[0].message.content;

@@ -15,6 +15,7 @@ export class Conversation {
     Object.assign(this, { id: newId(), created: Date.now(), clip: null, choice: {}, turns: [], ideas: [] }, kept);
     for (const turn of this.turns) if (turn.state === "running") turn.state = "stopped"; // the page was closed
     this.running = null;
+    this.explained = null; // the turn that is being explained
     this.problem = "";
   }
 
@@ -89,6 +90,20 @@ export async function check(conversation, turn, changed) {
     for (const baseline of baselinesFor(conversation, turn)) {
       turn.checks[baseline] = await api.reply(requestFor(conversation, { ...turn, turns, baseline }), signal);
       changed(turn);
+    }
+  });
+}
+
+/** What the answer of a turn depends on. The server gives the same answer again: it is greedy, or has its seed. */
+export async function explain(conversation, turn, changed) {
+  const turns = conversation.turns.slice(0, conversation.turns.indexOf(turn));
+  conversation.explained = turn;
+  await run(conversation, turn, changed, async (signal) => {
+    try {
+      await ensureUploaded(conversation.clip, signal);
+      turn.why = await api.explain(requestFor(conversation, { ...turn, turns }), signal);
+    } finally {
+      conversation.explained = null;
     }
   });
 }

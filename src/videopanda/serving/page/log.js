@@ -3,6 +3,7 @@
 import { BASELINES } from "./conversation.js";
 import { render } from "./markdown.js";
 import { seconds, seek } from "./timeline.js";
+import { showWhy } from "./why.js";
 
 const log = document.getElementById("log");
 let items = new WeakMap(); // turn -> the item of its answer
@@ -19,7 +20,7 @@ const button = (text, className, act) => {
   return made;
 };
 
-/** Shows all turns of a conversation. `acts` has what the buttons do: again, edit, check, copy. */
+/** Shows all turns of a conversation. `acts` has what the buttons do: again, edit, check, copy, why. */
 export function showLog(conversation, acts) {
   items = new WeakMap();
   log.replaceChildren();
@@ -42,6 +43,10 @@ export function showTurn(conversation, turn, acts) {
   if (isLowest) log.scrollTop = log.scrollHeight;
 }
 
+export function focusOnWhy(turn) {
+  items.get(turn).querySelector(".why summary").focus();
+}
+
 function showAnswer(conversation, turn, item, acts) {
   const isRunning = turn.state === "running";
   item.className = `assistant ${isRunning && !turn.answer ? "waiting" : ""} ${turn.state === "failed" ? "failed" : ""}`;
@@ -52,11 +57,14 @@ function showAnswer(conversation, turn, item, acts) {
   if (isRunning) return;
   item.dataset.known = turn.usage?.prompt_tokens_details.cached_tokens ?? 0;
   if (turn.state !== "failed") item.append(element("span", { className: "note", textContent: note(turn) }));
-  if (turn.checks) item.append(checks(turn, Boolean(conversation.running)));
+  if (turn.checks) item.append(checks(turn, Boolean(conversation.running) && conversation.explained !== turn));
+  if (conversation.explained === turn) item.append(element("p", { className: "verdict", textContent: "Taking the frames away one by one …" }));
+  if (turn.why) item.append(showWhy(conversation, turn));
   const buttons = element("span", { className: "acts" });
   if (turn.state === "done") {
     buttons.append(button("Copy", "copy-answer", () => acts.copy(turn)));
     buttons.append(button("Check against the video", "check", () => acts.check(turn)));
+    if (!turn.why) buttons.append(button("Why?", "ask-why", () => acts.why(turn)));
   }
   buttons.append(button(turn.state === "done" ? "Another answer" : "Try again", "again", () => acts.again(turn)));
   item.append(buttons);

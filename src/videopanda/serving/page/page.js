@@ -3,14 +3,15 @@
 //   conversation.js  what a conversation owns, and its requests      log.js       its turns, shown
 //   store.js         what the browser keeps                          timeline.js  which frames, and what they cost
 //   history.js       the list of conversations                       live.js      the camera
-//   api.js           requests to the server                          markdown.js, code.js
+//   api.js           requests to the server                          why.js       what an answer depends on
+//   markdown.js, code.js
 
 import * as api from "./api.js";
 import { copyCode, exportAsJson } from "./code.js";
-import { AGAIN_TEMPERATURE, Conversation, ask, check, ensureUploaded } from "./conversation.js";
+import { AGAIN_TEMPERATURE, Conversation, ask, check, ensureUploaded, explain } from "./conversation.js";
 import { showHistory } from "./history.js";
 import { listenLive, startLive } from "./live.js";
-import { showLog, showTurn } from "./log.js";
+import { focusOnWhy, showLog, showTurn } from "./log.js";
 import { dropConversation, keepClip, keepConversation, keepSetting, keptClip, keptConversations, setting } from "./store.js";
 import { hideTimeline, showPace, showTicks, showTimeline, startTimeline } from "./timeline.js";
 
@@ -85,7 +86,7 @@ async function showFramesOf(conversation) {
     const seen = await api.frames(conversation.clip.fileId, conversation.choice, signal);
     if (signal.aborted) return;
     problem("");
-    showTimeline(conversation, seen, { ...server.limits, pace: setting("pace", {})[server.model] ?? null });
+    showTimeline(conversation, seen, { ...server.limits, ...paces() });
   } catch (error) {
     if (!signal.aborted) throw error;
   }
@@ -151,7 +152,7 @@ function changedIn(conversation) {
       showControls();
     }
     if (!isSettled && turn.answer) return;
-    if (isSettled && turn.state === "done" && !turn.checks) measure(turn);
+    if (isSettled && turn.state === "done" && !turn.checks && !turn.why) measure(turn);
     keep(conversation);
     listConversations();
   };
@@ -163,8 +164,19 @@ function measure({ about, usage, model }) {
   const { decode = 0, encode = 0, prefill = 0 } = about.seconds;
   const pace = (decode + encode + prefill) / about.visual_tokens;
   keepSetting("pace", { ...setting("pace", {}), [model]: pace });
-  showPace(pace);
+  showPace(paces());
 }
+
+/** Seconds for each token of each request of an explanation, and how many of these are about regions of a frame. */
+function measureWhy({ why, model }) {
+  const { requests, visual_tokens: tokens, seconds, frames, regions } = why;
+  const pace = { pace: seconds / (requests * tokens), regions: regions.length / Math.min(frames.length, 3) };
+  keepSetting("why", { ...setting("why", {}), [model]: pace });
+  showPace(paces());
+}
+
+/** What was measured with this model. */
+const paces = () => ({ pace: setting("pace", {})[server.model] ?? null, why: setting("why", {})[server.model] ?? null });
 
 async function submit(question, sampling) {
   const conversation = current;
@@ -207,6 +219,16 @@ const acts = {
   },
   check(turn) {
     if (!current.running) check(current, turn, changedIn(current));
+  },
+  async why(turn) {
+    const conversation = current;
+    if (conversation.running) return;
+    const work = explain(conversation, turn, changedIn(conversation));
+    $("stop").focus(); // the button that was pressed is gone
+    await work;
+    if (!turn.why) return;
+    measureWhy(turn);
+    if (conversation === current && [document.body, $("stop")].includes(document.activeElement)) focusOnWhy(turn);
   },
   async copy(turn) {
     try {

@@ -4,7 +4,7 @@ const $ = (id) => document.getElementById(id);
 const LEAST_SECONDS = 0.1; // between the handles
 const PATIENCE = 250; // milliseconds without a change before the server is asked for the frames
 
-let shown = null; // { conversation, seen, maxFrames, context, pace }
+let shown = null; // { conversation, seen, maxFrames, context, pace, why }
 let changing = null;
 
 export const seconds = (value, digits = 2) => `${value.toFixed(digits)} s`;
@@ -65,11 +65,14 @@ function showPart() {
 }
 
 function showCost() {
-  const { seen, context, pace } = shown;
+  const { seen, context, pace, why } = shown;
   const tokens = seen.visual_tokens;
   const time = pace === null ? "" : `, about ${(pace * tokens).toFixed(1)} s to read`;
+  const count = seen.data.length;
+  const requests = why === null ? 0 : 2 + 2 * count + why.regions * Math.min(count, 3);
+  const reasons = requests ? `, about ${(why.pace * requests * tokens).toFixed(1)} s for “Why?”` : "";
   const excess = tokens >= context ? `: more than the ${context} that the model can hold` : "";
-  $("cost").textContent = `${seen.data.length}: ${tokens} tokens${time}${excess}`;
+  $("cost").textContent = `${count}: ${tokens} tokens${time}${reasons}${excess}`;
   $("cost").classList.toggle("excess", Boolean(excess));
 }
 
@@ -86,9 +89,9 @@ export function showTicks() {
   $("ticks").replaceChildren(...shown.seen.data.map(({ time }) => time).map(mark("tick")), ...looked.map(mark("tick looked")));
 }
 
-export function showPace(pace) {
+export function showPace(paces) {
   if (!shown || shown.conversation.clip.isImage) return;
-  shown.pace = pace;
+  Object.assign(shown, paces);
   showCost();
 }
 

@@ -1,0 +1,107 @@
+"""Protects explanations over HTTP: those of the library, about any turn, within the limits, and given up with the
+client.
+"""
+
+import http.client
+import json
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from live import PATIENCE
+from PIL import Image
+from test_api import ASKED, DEMO, client, data_url, file, uploaded, video  # noqa: F401
+
+from videopanda.inference.explain import explain
+
+pytestmark = pytest.mark.timeout(600)  # a server has to start
+QUESTION = ASKED[1]
+
+
+def post(server, body):
+    """Status and body."""
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{server.url}/v1/explain", json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def turn(*parts, text=QUESTION):
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+@pytest.fixture(scope="module")
+def nano():
+    from videopanda.inference.load import load
+
+    return load(None, device="cpu")
+
+
+def test_it_is_the_explanation_of_the_library(server, uploaded, nano):  # noqa: F811
+    choices = ({}, {"num_frames": 4, "start": 1.0})
+    for choice, regions in zip(choices, (True, False)):
+        status, found = post(server, {"messages": [turn({**file(uploaded), **choice})], "regions": regions})
+        wanted = explain(*nano, DEMO, QUESTION, regions=regions, **choice).as_dict()
+        assert (status, found["object"], found["answer"]) == (200, "explanation", wanted["answer"])
+        for name in ("probability", "empty"):
+            assert found[name] == pytest.approx(wanted[name], abs=1e-4)
+        for mine, theirs in zip(found["frames"], wanted["frames"], strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-3)
+        for mine, theirs in zip(found["regions"], wanted["regions"], strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-4)
+        # measured worst difference, of any weight: WORST
+    assert found["requests"] == 2 + 2 * 4
+    assert found["visual_tokens"] > 50
+    assert found["seconds"] > 0
+
+
+def test_a_later_turn_a_sampled_answer_and_an_image(server, client, uploaded, tmp_path):  # noqa: F811
+    earlier = [turn(file(uploaded)), {"role": "assistant", "content": "red"}]
+    fields = {"messages": [*earlier, turn(text=ASKED[0])], "temperature": 0.8, "seed": 3}
+    reply = client.chat.completions.create(model="nano", **fields)
+    status, found = post(server, {**fields, "regions": False})
+    assert (status, found["answer"]) == (200, reply.choices[0].message.content)
+    path = tmp_path / "red.png"
+    Image.new("RGB", (120, 80), (220, 30, 30)).save(path)
+    image = {"type": "image_url", "image_url": {"url": data_url(path, "image/png")}}
+    status, found = post(server, {"messages": [turn(image)]})
+    assert (status, len(found["frames"])) == (200, 1)
+    assert found["probability"] == pytest.approx(found["empty"], abs=1e-4)  # it is of one color itself
+    assert {region["frame"] for region in found["regions"]} == {0}
+
+
+def test_what_cannot_be_explained_is_refused_in_one_line(server, uploaded):  # noqa: F811
+    part = file(uploaded)
+    for body, status, said in (
+        ({"messages": [turn()]}, 400, "about one video or image: the messages contain 0"),
+        ({"messages": [turn(part, part)]}, 400, "the messages contain 2"),
+        ({"messages": [turn({**part, "baseline": "shuffled"})]}, 400, "omit baseline"),
+        ({"messages": [turn(part)], "stream": True}, 400, "stream"),
+        ({"messages": [turn(part)], "model": "other"}, 404, "unknown model"),
+        ({"messages": [turn(video("file-none"))]}, 404, "file"),
+        ({"messages": [turn(part)], "logprobs": True}, 400, "logprobs"),
+    ):
+        found, answer = post(server, body)
+        assert (found, said in answer["error"]["message"]) == (status, True), answer
+
+
+def test_it_ends_with_its_client(server, uploaded):  # noqa: F811
+    """The engine does no more than what it was asked before the client left."""
+    body = json.dumps({"messages": [turn({**file(uploaded), "num_frames": 32})]}).encode()
+    line = 'videopanda_requests_total{path="/v1/explain",status="499"}'
+    gone, tokens = server.metric(line), server.metric('videopanda_tokens_total{kind="prompt"}')
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    connection.request("POST", "/v1/explain", body, {"Content-Type": "application/json"})
+    while server.metric('videopanda_tokens_total{kind="prompt"}') == tokens:
+        time.sleep(0.02)
+    connection.close()
+    while server.metric(line) == gone:
+        time.sleep(0.02)
+    server.idle()
+    tokens = server.metric('videopanda_tokens_total{kind="prompt"}')
+    time.sleep(0.5)
+    assert server.metric('videopanda_tokens_total{kind="prompt"}') == tokens
