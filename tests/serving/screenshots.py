@@ -4,6 +4,7 @@ python tests/serving/screenshots.py docs/images
 """
 
 import io
+import re
 import shutil
 import sys
 import tempfile
@@ -65,9 +66,10 @@ def tour(browser: Browser, url: str, folder: Path) -> None:
     page.click("#theme")
     shoot(page, folder, "dark", whole=True)
     page.click("#theme")
-    page.locator(".ask-why").nth(0).click()
+    page.locator(".ask-why").nth(1).click()
     expect(page.locator(".why .effects button")).to_have_count(8, timeout=PATIENCE)
-    page.wait_for_function("[...document.querySelectorAll('.why img')].every((one) => one.naturalWidth > 50)")
+    for image in page.locator(".why img").all():
+        expect(image).to_have_attribute("src", re.compile("^data:image"), timeout=PATIENCE)
     page.locator(".why").evaluate("(why) => why.closest('.assistant').scrollIntoView()")
     page.evaluate("scrollTo(0, 0)")
     page.wait_for_timeout(500)

@@ -3,6 +3,7 @@ errors, keyboard, phone, dark. The check with axe runs if it is there: npm insta
 """
 
 import json
+import re
 import shutil
 import subprocess
 from itertools import pairwise
@@ -337,20 +338,22 @@ def test_why_shows_what_the_library_explains(page, nano):
     for button, frame in zip(why.locator(".effects button").all(), found.frames):
         name = button.get_attribute("aria-label")
         assert name.startswith(f"Frame at {frame.time:.2f} s: without it ")
-        told = [float(word.replace("−", "-")) for word in name.split(".")[1].split() if word[0] in "−+"]
+        told = [float(number.replace("−", "-")) for number in re.findall(r"([−+]\d+) %", name)[:2]]
         assert told == pytest.approx([-100 * frame.fall, 100 * frame.alone], abs=0.6)
     assert f"{100 * found.probability:.1f} % with the video" in why.inner_text()
     enough = [f"{frame.time:.2f} s" for frame in found.frames if frame.alone >= 0.1]
     assert why.locator(".verdict").inner_text().startswith(f"No single frame is needed: each of those at {enough[0]}")
-    page.page.wait_for_function("[...document.querySelectorAll('.why img')].every((one) => one.naturalWidth > 50)")
+    for image in why.locator("img").all():
+        sync_api.expect(image).to_have_attribute("src", re.compile("^data:image"), timeout=PATIENCE)
     heights = page.page.eval_on_selector_all(".why .line span", "all => all.map((one) => parseFloat(one.style.height))")
     assert int(np.argmax(heights)) == found.ranking[0]
     sync_api.expect(page.page.locator("#cost")).to_contain_text("s for “Why?”")
     why.locator(".effects button").nth(6).click()
-    page.page.wait_for_function("document.getElementById('player').currentTime > 2")
+    sync_api.expect(page.page.locator("#player")).to_have_js_property("currentTime", found.frames[6].time)
     page.page.reload()
     sync_api.expect(why.locator(".effects button")).to_have_count(8, timeout=PATIENCE)
-    page.page.wait_for_function("[...document.querySelectorAll('.why img')].every((one) => one.naturalWidth > 50)")
+    for image in why.locator("img").all():
+        sync_api.expect(image).to_have_attribute("src", re.compile("^data:image"), timeout=PATIENCE)
 
 
 def test_why_can_be_stopped_and_belongs_to_its_conversation(page, tmp_path):

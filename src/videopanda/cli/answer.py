@@ -298,7 +298,7 @@ def _explain(
             explain.picture(found).save(file)
         if as_json:
             continue
-        print(f"{found.answer}  (probability {found.probability:.1%})")
+        print(f"{found.answer}  (probability {found.probability:.1%}, with an empty clip {found.empty:.1%})")
         most = max(frame.weight for frame in found.frames) or 1.0
         print("      time  without it  alone  weight")
         for frame in found.frames:

@@ -147,6 +147,9 @@ def study(
         for at in range(0, len(masks), _TOGETHER):
             requests = []
             for mask_V in masks[at : at + _TOGETHER]:
+                if not mask_V.any():  # the only frame, kept alone
+                    requests.append(request(clip))
+                    continue
                 changed_VE = torch.where(mask_V[:, None].to(tokens_VE.device), blank.tokens, tokens_VE)
                 requests.append(request(clip, ChangedTokens(changed_VE, int(mask_V.nonzero()[0]))))
             found += _scores((yield requests))

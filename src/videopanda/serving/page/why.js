@@ -47,7 +47,7 @@ function conclusion({ probability, empty, frames }, isImage) {
   if (probability - empty < NOTICEABLE) return `The answer is about as likely with an empty ${isImage ? "image" : "video"}: it need not come from what is shown.`;
   if (isImage) return "The answer depends on the image.";
   const needed = frames.filter(({ fall }) => fall >= NOTICEABLE);
-  if (needed.length) return `The answer is less likely without ${needed.length > 1 ? "any of the frames" : "the frame"} at ${list(needed)}.`;
+  if (needed.length) return `Without ${needed.length > 1 ? "any one of the frames" : "the frame"} at ${list(needed)} the answer is less likely.`;
   const enough = frames.filter(({ alone }) => alone >= NOTICEABLE);
   if (enough.length > 1) return `No single frame is needed: each of those at ${list(enough)} makes the answer likely alone.`;
   if (enough.length) return `The frame at ${list(enough)} alone makes the answer likely.`;
