@@ -30,6 +30,7 @@ from videopanda.inference.request import ChangedTokens, Failed, GenerateRequest,
 REGIONS = 4  # maximum rows and columns of regions per frame
 FRAMES_WITH_REGIONS = 3  # the most important ones
 _TOGETHER = 8  # requests at a time
+_OTHER_TOKENS = "this model family gives an empty clip of the same size a different number of visual tokens"
 
 
 class _Blank(NamedTuple):
@@ -141,6 +142,11 @@ def study(
     def request(about: EncodedClip, changed: ChangedTokens | None = None) -> GenerateRequest:
         return GenerateRequest(prompt_ids, [about], len(reply), scored=reply, changed=changed)
 
+    whole, nothing = _scores((yield [request(clip), request(blank)]))
+    if blank.tokens is None or blank.tokens.shape != tokens_VE.shape:
+        raise ValueError(_OTHER_TOKENS)
+    blank_VE = blank.tokens
+
     def log_probabilities(masks: Sequence[Tensor]) -> Steps[list[float]]:
         """Without the tokens of each mask (V,)."""
         found: list[float] = []
@@ -150,14 +156,11 @@ def study(
                 if not mask_V.any():  # the only frame, kept alone
                     requests.append(request(clip))
                     continue
-                changed_VE = torch.where(mask_V[:, None].to(tokens_VE.device), blank.tokens, tokens_VE)
+                changed_VE = torch.where(mask_V[:, None].to(tokens_VE.device), blank_VE, tokens_VE)
                 requests.append(request(clip, ChangedTokens(changed_VE, int(mask_V.nonzero()[0]))))
             found += _scores((yield requests))
         return found
 
-    whole, nothing = _scores((yield [request(clip), request(blank)]))
-    if blank.tokens is None or blank.tokens.shape != tokens_VE.shape:
-        raise ValueError("this model family gives an empty clip of the same size a different number of visual tokens")
     layout_V4 = clip.layout.cpu()
     frame_V = layout_V4[:, 0]
     places = sorted(set(frame_V.tolist()) - {-1})
@@ -221,6 +224,9 @@ def _blank(processor: Any, clip: EncodedClip, frames: Sequence[np.ndarray] | np.
     if len({np.shape(frame) for frame in empty}) == 1:
         empty = np.stack(empty)
     (blank,) = prepare_clips(processor, [_Blank(empty, clip.times, 1.0)], clip.kind)
+    token = processor.image_token if clip.kind == "image" else processor.video_token
+    if blank.placeholder_text.count(token) != clip.placeholder_text.count(token):
+        raise ValueError(_OTHER_TOKENS)
     return blank
 
 

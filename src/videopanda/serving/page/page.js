@@ -330,7 +330,11 @@ function listen() {
       submit($("question").value);
     }
   });
-  document.addEventListener("keydown", (event) => { if (event.key === "Escape" && !document.querySelector("dialog[open]")) current.stop(); });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
+    if (current.running) current.stop();
+    else stopEditing();
+  });
   $("stop").addEventListener("click", () => current.stop());
   $("keep").addEventListener("click", stopEditing);
   $("truth").addEventListener("change", () => keepSetting("truth", $("truth").checked));

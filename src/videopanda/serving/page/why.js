@@ -77,8 +77,14 @@ function card({ frames, regions }, place, image, isImage) {
   if (isImage) return element("li", {}, picture, element("span", { className: "quiet", textContent: region(own) }));
   const bar = element("span", { className: "weight" }, document.createElement("span"));
   bar.firstChild.style.width = `${(100 * Math.max(0, weight)) / greatest(frames)}%`;
-  const button = element("button", { type: "button" }, picture, bar, element("span", { textContent: seconds(time) }), ...facts.map((textContent) => element("span", { className: "quiet", textContent })));
-  button.setAttribute("aria-label", `Frame at ${seconds(time)}: ${facts.join(", ")}. ${region(own)} Show it in the video`);
+  const spoken = (textContent) => element("span", { className: "hidden", textContent });
+  const [missing, only] = facts.map((textContent) => element("span", { className: "quiet", textContent }));
+  const button = element(
+    "button",
+    { type: "button" },
+    picture, bar, spoken("Frame at "), element("span", { textContent: seconds(time) }), spoken(": "), missing, spoken(", "), only,
+    spoken(`. ${region(own)} Show it in the video`),
+  );
   button.addEventListener("click", () => seek(time));
   return element("li", {}, button);
 }
