@@ -8,7 +8,7 @@ pytest.importorskip("llguidance", reason="no llguidance: pip install 'videopanda
 
 from videopanda.inference.answer import Chat, build_prompt, question_messages
 from videopanda.inference.engine import Engine, Limits
-from videopanda.inference.grammar import SCHEMA_CHARACTERS, Grammars
+from videopanda.inference.grammar import SCHEMA_CHARACTERS, Grammars, _closed
 from videopanda.inference.load import BUNDLED_MODEL, load
 from videopanda.inference.request import Failed, GenerateRequest
 from videopanda.inference.sampling import Sampling
@@ -92,6 +92,23 @@ def test_a_reply_that_is_cut_off_says_so(nano, grammars, asked):
     assert reply.finish_reason == "length"
     with pytest.raises(json.JSONDecodeError):
         json.loads(reply.text)
+
+
+def test_objects_have_no_properties_that_nothing_names(nano, grammars, asked):
+    """Otherwise nano, which may then write any key, does not end."""
+    inner = {"type": "object", "properties": {"right": {"type": "boolean"}}, "required": ["right"]}
+    schema = {
+        "$defs": {"Inner": inner},
+        "type": "object",
+        "properties": {"one": {"$ref": "#/$defs/Inner"}, "many": {"type": "array", "items": inner, "maxItems": 1}},
+        "required": ["one", "many"],
+    }
+    (reply,) = Engine(*nano).generate([asked(constraint=grammars.of(schema), max_new_tokens=80)])
+    value = json.loads(reply.text)
+    assert list(value) == ["one", "many"]
+    assert list(value["one"]) == ["right"]
+    parts = {"allOf": [{"type": "object", "properties": {name: {"const": 1}}} for name in "ab"]}
+    assert _closed(parts) == parts  # each part would exclude the property of the other
 
 
 def test_bad_schemas_end_in_one_line(grammars):

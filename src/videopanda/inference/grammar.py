@@ -5,7 +5,8 @@
 
 llguidance does it (the extra `serve`), by the bytes of each token, so that it works with any tokenizer of the Rust
 library. White space is fixed, ", " between items and ": " after keys, because a model that may always write another
-space sometimes does nothing else.
+space sometimes does nothing else. An object that names its properties has no others unless the schema mentions
+`additionalProperties`, as in vLLM, for the same reason.
 """
 
 import json
@@ -20,6 +21,9 @@ from videopanda.inference.errors import ConstraintError
 
 SCHEMA_CHARACTERS = 1 << 16
 _SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+# Keywords that say something about other properties. Parts of `allOf` are not closed: each would exclude the others'.
+_OPEN = {"additionalProperties", "patternProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf", "$ref"}
 
 
 class Constraint:
@@ -66,13 +70,31 @@ class Grammars:
         """JSON of a schema. Raises ValueError for one that is wrong, too large, or uses what cannot be enforced."""
         from llguidance import LLMatcher
 
-        text = json.dumps(schema)
+        text = json.dumps(_closed(schema))
         if len(text) > SCHEMA_CHARACTERS:
             raise ValueError(f"the schema has {len(text):,} characters; at most {SCHEMA_CHARACTERS:,} are accepted")
         matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_json_schema(text, overrides=_SPACES), log_level=0)
         if matcher.is_error():
             raise ValueError(f"the schema cannot be enforced: {_first_line(matcher.get_error())}")
         return Constraint(matcher)
+
+
+def _closed(schema: Any) -> Any:
+    """The same schema without properties that no part of it names."""
+    if not isinstance(schema, Mapping):
+        return schema
+    closed = dict(schema)
+    for name in ("properties", "$defs", "definitions"):
+        if isinstance(schema.get(name), Mapping):
+            closed[name] = {key: _closed(value) for key, value in schema[name].items()}
+    for name in ("anyOf", "oneOf", "prefixItems"):
+        if isinstance(schema.get(name), list):
+            closed[name] = [_closed(value) for value in schema[name]]
+    for name in ("items", "additionalProperties"):
+        closed |= {name: _closed(schema[name])} if name in schema else {}
+    if "properties" in schema and not schema.keys() & _OPEN:
+        closed["additionalProperties"] = False
+    return closed
 
 
 def _first_line(text: str) -> str:
