@@ -49,9 +49,9 @@ from videopanda.evaluation.scenes_report import wilson
 from videopanda.inference.answer import Chat, build_prompt, question_messages
 from videopanda.inference.clip import EncodedClip
 from videopanda.inference.engine import Engine
-from videopanda.inference.request import Failed, GenerateRequest
 from videopanda.inference.load import load
 from videopanda.inference.look_twice import ask_twice
+from videopanda.inference.request import Failed, GenerateRequest
 from videopanda.models.compression import group_means, merge_similar, pooled_groups
 from videopanda.models.compression_config import CompressionConfig
 

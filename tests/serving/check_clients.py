@@ -206,7 +206,7 @@ def test_instructor(client, uploaded, wanted):
     asking = instructor.from_openai(client, mode=instructor.Mode.JSON_SCHEMA).chat.completions
     fields = {"model": "nano", "messages": turn(video(data_url())), "response_model": Color, "max_retries": 0}
     *_, last = asking.create_partial(**fields)
-    assert Color.model_validate(last.model_dump()) == asking.create(**fields)
+    assert Color.model_validate(last.model_dump()).color == asking.create(**fields).color
 
 
 def test_instructor_is_refused_tools(client):
