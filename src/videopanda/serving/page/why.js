@@ -9,7 +9,7 @@ import { seconds, seek } from "./timeline.js";
 
 const NOTICEABLE = 0.1; // of a probability
 const METHOD = "Each frame was knocked out, and then kept alone, and the model computed how probable the same answer is. "
-  + "This shows what the answer depends on, not whether it is right. The bars add up both tests; a frame that others resemble is missed by neither.";
+  + "This shows what the answer depends on, not whether it is right. Numbers are percentage points. The bars add up both tests; a frame that others resemble is missed by neither.";
 
 const pictures = new WeakMap(); // turn -> promise of the pictures of its frames
 const closed = new WeakSet(); // turns whose explanation was folded
@@ -21,7 +21,7 @@ const element = (tag, properties, ...children) => {
 };
 
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
-const points = (value) => `${value < 0 ? "−" : "+"}${Math.abs(100 * value).toFixed(0)} %`;
+const points = (value) => `${value < -0.005 ? "−" : "+"}${Math.abs(100 * value).toFixed(0)}\u00a0%`;
 
 /** The explanation of a turn. */
 export function showWhy(conversation, turn) {
