@@ -230,10 +230,14 @@ def test_the_attention_to_a_video_is_that_of_the_text_after_it(make):
     model, processor = make()
     processor.time_prompt = False  # the clips are arrays without a length
     before = model.get_decoder().config._attn_implementation
-    batches = ValidationBatches(SAMPLES, Collator(processor, 4096), 2, 0, 1).single()
+    collator = Collator(processor, 4096)
+    batches = [batch for _, batch in ValidationBatches(SAMPLES, collator, 2, 0, 1).single()]
     assert [batch["input_ids"].shape[0] for batch in batches] == [1, 1, 1]
+    assert [[counts for counts, _ in ValidationBatches(SAMPLES, collator, 2, rank, 2).single()] for rank in (0, 1)] == [
+        [True, True], [True, False]
+    ]  # fmt: skip  # sharded processes must run in step
     with attention_shares(model) as measure:
-        found = [measure(batch).item() for batch in batches]
+        found = [measure(batch, lambda batch=batch: answer_sums(model, batch)).item() for batch in batches]
     assert model.get_decoder().config._attn_implementation == before
     assert not any(layer.self_attn._forward_hooks for layer in model.get_decoder().layers)
     model.get_decoder().set_attn_implementation("eager")

@@ -265,10 +265,12 @@ class StageTrainer(Trainer):
                     sums[suffix] = sums.get(suffix, 0.0) + found * counts
                 self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             shares = torch.zeros(2, device=self.args.device)  # sum and number
-            if vision_modules(self.module.model) and self.stage.strategy != "fsdp2":  # whose ranks run in step
+            if vision_modules(self.module.model):
                 with attention_shares(self.module.model) as measure:
-                    for batch in batches.single():
-                        if (share := measure(self._prepare_inputs(batch))) is not None:
+                    for counts, batch in batches.single():
+                        batch = self._prepare_inputs({**batch, "number": 0})
+                        share = measure(batch, lambda batch=batch: model(batch))
+                        if counts and share is not None:
                             shares += torch.stack([share, torch.ones_like(share)])
         model.train()
         metrics: dict[str, float] = {}

@@ -25,7 +25,7 @@ from videopanda.data.sample import Sample, Turn
 from videopanda.models.merge_schedule import MergeSchedule
 
 MAX_SAMPLES = 256  # per evaluation
-ATTENTION_SAMPLES = 8  # per process and evaluation, one question each
+ATTENTION_SAMPLES = 8  # per evaluation, one question each
 CONDITIONS = {"": "with the video", "_no_video": "without"}
 
 
@@ -70,14 +70,14 @@ class ValidationBatches(Dataset):
         finally:
             gc.unfreeze()
 
-    def single(self) -> list[dict[str, Any]]:
-        """Some clips of this process, each alone with one question."""
+    def single(self) -> Iterator[tuple[bool, dict[str, Any]]]:
+        """As `__getitem__`, of the first clips, each alone with one question; as many for every process."""
         collator = copy.copy(self.collator)
         collator.fill_rows = collator.by_clip = False
-        own = [sample for sample in self.samples[: self.count] if sample.videos][self.rank :: self.world_size]
-        return [
-            collator([replace(sample, conversations=sample.conversations[:1])]) for sample in own[:ATTENTION_SAMPLES]
-        ]
+        chosen = [sample for sample in self.samples[: self.count] if sample.videos][:ATTENTION_SAMPLES]
+        for place in range(self.rank, -(-len(chosen) // self.world_size) * self.world_size, self.world_size):
+            sample = chosen[place] if place < len(chosen) else chosen[0]
+            yield place < len(chosen), collator([replace(sample, conversations=sample.conversations[:1])])
 
 
 def without_videos(sample: Sample) -> Sample:
@@ -110,19 +110,19 @@ def answer_sums(model: Any, batch: Mapping[str, Any]) -> Tensor:
 
 
 @contextmanager
-def attention_shares(model: Any) -> Iterator[Callable[[Mapping[str, Any]], Tensor | None]]:
-    """A function that measures one clip: the attention that the text after it pays to its tokens, mean over layers,
-    heads and text tokens, a scalar; None if no layer has attention. Nothing merges meanwhile.
+def attention_shares(model: Any) -> Iterator[Callable[[Mapping[str, Any], Callable[[], Any]], Tensor | None]]:
+    """A function that measures one clip while another runs the model on it: the attention that the text after the clip
+    pays to its tokens, mean over layers, heads and text tokens, a scalar; None if no layer has attention. Nothing
+    merges meanwhile.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # below a LoRA adapter
     decoder, schedule = base.get_decoder(), base.model.merge_schedule
     before = decoder.config._attn_implementation
-    found: list[Tensor] = []
 
-    def measure(batch: Mapping[str, Any]) -> Tensor | None:
+    def measure(batch: Mapping[str, Any], run: Callable[[], Any]) -> Tensor | None:
         is_visual = batch["input_ids"][0] == base.config.video_token_id
         is_after = torch.arange(len(is_visual), device=is_visual.device) > is_visual.nonzero().max()
-        found.clear()
+        found: list[Tensor] = []
 
         def keep(_module: Any, _inputs: Any, output: Any) -> None:
             found.append(output[1][0].float().mean(0)[is_after][:, is_visual].sum(1).mean())
@@ -130,7 +130,7 @@ def attention_shares(model: Any) -> Iterator[Callable[[Mapping[str, Any]], Tenso
         layers = [layer.self_attn for layer in decoder.layers if hasattr(layer, "self_attn")]
         handles = [layer.register_forward_hook(keep) for layer in layers]
         try:
-            base(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False)
+            run()
         finally:
             for handle in handles:
                 handle.remove()
