@@ -167,7 +167,8 @@ def test_no_file_is_longer_than_500_lines():
 
 
 def switches(tree: ast.AST) -> list[int]:
-    """Lines that read or write environment variables. WORLD_SIZE is no switch: launchers tell a process with it."""
+    """Lines that read or write environment variables, except those with which launchers tell a process what it is."""
+    launchers = {"WORLD_SIZE", *(f"PARALLELISM_CONFIG_{kind}_SIZE" for kind in ("CP", "SP", "TP"))}
     names = {"environ", "environb", "getenv", "getenvb", "putenv"}
     told = {
         id(node.func.value)
@@ -175,7 +176,7 @@ def switches(tree: ast.AST) -> list[int]:
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr == "get"
-        and [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)] == ["WORLD_SIZE"]
+        and {arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)} & launchers
     }
     lines = [
         node.lineno

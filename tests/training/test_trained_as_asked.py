@@ -129,5 +129,5 @@ def test_without_a_compiler_training_falls_back(monkeypatch, caplog, tmp_path):
 @pytest.mark.parametrize(("short", "kind"), [("CP", "context"), ("SP", "sequence"), ("TP", "tensor")])
 def test_rows_are_not_split_over_processes(monkeypatch, tmp_path, short, kind):
     monkeypatch.setenv(f"PARALLELISM_CONFIG_{short}_SIZE", "2")  # as `accelerate launch` says it
-    with pytest.raises(ValueError, match=f"{kind} parallelism is not supported: remove --parallelism_config_"):
+    with pytest.raises(ValueError, match=f"{kind} parallelism is not supported: start without --parallelism_config_"):
         arguments(make_config("pretrain"), tmp_path)

@@ -71,11 +71,16 @@ def refuse_split_rows() -> None:
 
     Its ring attention knows causal masks only; rows here have questions that share a clip and do not see each other.
     """
-    for short, kind in {"CP": "context", "SP": "sequence", "TP": "tensor"}.items():
-        if int(os.environ.get(f"PARALLELISM_CONFIG_{short}_SIZE", "1")) > 1:
+    sizes = {
+        "context": os.environ.get("PARALLELISM_CONFIG_CP_SIZE", "1"),
+        "sequence": os.environ.get("PARALLELISM_CONFIG_SP_SIZE", "1"),
+        "tensor": os.environ.get("PARALLELISM_CONFIG_TP_SIZE", "1"),
+    }
+    for kind, size in sizes.items():
+        if int(size) > 1:
             raise ValueError(
-                f"{kind} parallelism is not supported: remove --parallelism_config_{short.lower()}_size; for long rows "
-                "use --set strategy=fsdp2 --set gradient_checkpointing=true"
+                f"{kind} parallelism is not supported: start without --parallelism_config_*_size; for long rows use "
+                "--set strategy=fsdp2 --set gradient_checkpointing=true"
             )
 
 
