@@ -40,7 +40,7 @@ def test_one_page_can_be_read_in_a_sitting():
 
 def test_one_page_trains_and_answers(tmp_path):
     report = tmp_path / "report.json"
-    options = ["--steps", "3", "--batch-size", "2", "--clips", "6", "--output", report]
+    options = ["--steps", "3", "--clips", "6", "--output", report]
     command = [sys.executable, EXAMPLES / "one_page.py", *map(str, options)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
