@@ -20,7 +20,7 @@ from torch import Tensor
 from videopanda.inference.errors import ConstraintError
 
 SCHEMA_CHARACTERS = 1 << 16
-_SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_SPACES: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 # Keywords that say something about other properties. Parts of `allOf` are not closed: each would exclude the others'.
 _OPEN = {"additionalProperties", "patternProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf", "$ref"}

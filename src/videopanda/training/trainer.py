@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +270,7 @@ class StageTrainer(Trainer):
                 with attention_shares(self.module.model) as measure:
                     for counts, batch in batches.single():
                         batch = self._prepare_inputs({**batch, "number": 0})
-                        share = measure(batch, lambda batch=batch: model(batch))
+                        share = measure(batch, partial(model, batch))
                         if counts and share is not None:
                             shares += torch.stack([share, torch.ones_like(share)])
         model.train()

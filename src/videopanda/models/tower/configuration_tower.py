@@ -100,7 +100,7 @@ class TowerConfig(PreTrainedConfig):
         if vision_config is None:
             vision_config = dict(_VIT_L14)
         if isinstance(vision_config, Mapping):
-            kind = vision_config.get("model_type")
+            kind = str(vision_config.get("model_type"))
             if kind not in KINDS.values():
                 raise ValueError(f"vision_config has the type {kind!r}: supported are {', '.join({*KINDS.values()})}.")
             vision_config = CONFIG_MAPPING[kind](**vision_config)

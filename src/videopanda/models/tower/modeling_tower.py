@@ -41,9 +41,10 @@ class TowerPreTrainedModel(VisualPreTrainedModel):
 
 def make_tower(config: TowerConfig) -> nn.Module:
     """The tower of a configuration, with fresh weights."""
-    if config.vision_config.model_type == CLIP:
-        return LanguageBindTower(config.vision_config, config.group_frames)
-    return AutoModel.from_config(config.vision_config)
+    vision_config: Any = config.vision_config
+    if vision_config.model_type == CLIP:
+        return LanguageBindTower(vision_config, config.group_frames)
+    return AutoModel.from_config(vision_config)
 
 
 class TowerModel(VisualModelMixin, TowerPreTrainedModel):
