@@ -166,7 +166,10 @@ SURFACE = {
         | {"--set"},
         set(),
     ),
-    "init": ({"--backbone", "--model", "--family", "--preset", "--set", "--chat-template", "--seed"}, {"out"}),
+    "init": (
+        {"--backbone", "--model", "--family", "--preset", "--encoder", "--set", "--chat-template", "--seed"},
+        {"out"},
+    ),
     "export": (set(), {"checkpoint", "out"}),
     "finetune": (
         {"--data", "--model", "--media-root", "--lora", "--quantize", "--set", "--output"},

@@ -110,7 +110,7 @@ def test_any_checkpoint_merges_by_a_switch(tmp_path):
         (["merge.keep=half"], "merge.keep must be a number, not 'half'"),
         (["merge.kep=0.5"], "unknown setting 'merge.kep': did you mean 'merge.keep'?"),
         (["merge.keep"], "--set merge.keep: write it as key=value"),
-        (["merge.mode=best"], "merge mode must be ratio or threshold, got 'best'"),
+        (["merge.mode=best"], "merge mode must be ratio, threshold or drop, got 'best'"),
         (["merge.mode=threshold", "merge.threshold=nan"], "merge threshold must be a number, got nan"),
         (["merge.mode=threshold", "merge.deep_layers=2"], "merge deep_layers [2] must be among the layers [1]"),
         (["merge.threshold=0.9"], "merge.threshold has no effect without merge.mode=threshold"),

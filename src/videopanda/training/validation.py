@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -74,7 +75,8 @@ class ValidationBatches(Dataset):
         """As `__getitem__`, of the first clips, each alone with one question; as many for every process."""
         collator = copy.copy(self.collator)
         collator.fill_rows = collator.by_clip = False
-        chosen = [sample for sample in self.samples[: self.count] if sample.videos][:ATTENTION_SAMPLES]
+        samples = (self.samples[i] for i in range(self.count))  # drawn or read one by one
+        chosen = list(islice((sample for sample in samples if sample.videos), ATTENTION_SAMPLES))
         for place in range(self.rank, -(-len(chosen) // self.world_size) * self.world_size, self.world_size):
             sample = chosen[place] if place < len(chosen) else chosen[0]
             yield place < len(chosen), collator([replace(sample, conversations=sample.conversations[:1])])
