@@ -77,8 +77,10 @@ def examine(file: Path) -> dict[str, float | int | bool]:
         middle = len(plan) // 2
         resumed = BatchStream(dataset, BATCH, WORLD - 1, WORLD, row_tokens=tokens)
         resumed.load_state_dict({"epoch": 0, "given": middle})
-        batch, again = _batch(ranks[-1], dataset, middle), next(iter(_named(resumed)))
-        found[f"{way}_is_resumed_exactly"] = batch == again
+        resumed.dataset = _Names(dataset)
+        again = next(iter(resumed))
+        batch = _batch(ranks[-1], dataset, middle)
+        found[f"{way}_is_resumed_exactly"] = batch == (again.number, again.samples)
     found["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
     return found
 
@@ -98,14 +100,6 @@ class _Names:
 
     def __getitem__(self, index: int) -> str:
         return self.dataset.records(index)[0][0]
-
-
-def _named(stream: BatchStream):
-    stream.dataset, whole = _Names(stream.dataset), stream.dataset  # type: ignore[assignment, arg-type]
-    for batch in stream:
-        stream.dataset = whole
-        yield batch.number, batch.samples
-        return
 
 
 def _batch(stream: BatchStream, dataset: ConversationDataset, number: int) -> tuple[int, list[str]]:

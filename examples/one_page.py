@@ -58,7 +58,7 @@ def words_of(question: str, answer: str = "") -> list[str]:
 
 def named_in(scene: Scene, num_frames: int) -> list[set[str]]:
     """What captions of the frames name, such as "small red circle"."""
-    times = frame_times(scene.duration, num_frames)  # a phrase goes on with the place in the frame: left out
+    times = frame_times(scene.duration, num_frames)  # the place in the frame, which follows, is left out
     return [{" ".join(phrase.split()[:3]) for phrase in phrases(scene, second)} for second in times]
 
 

@@ -4,7 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from live import Server
+from live import PATIENCE, Server
+
+from videopanda.inference.load import BUNDLED_MODEL
 
 
 @pytest.fixture(scope="package")
@@ -14,6 +16,19 @@ def server(tmp_path_factory):
     server = Server(folder, "--max-upload", "24", "--max-frames", "32", *hosts)
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    """The official client of that server."""
+    openai = pytest.importorskip("openai", reason="no openai: pip install 'videopanda[dev]'")
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def uploaded(client):
+    """The demo clip on that server."""
+    return client.files.create(file=BUNDLED_MODEL.parent / "demo.mp4", purpose="user_data")
 
 
 # Newer browsers ask their user before a page may reach this machine. Others do not, so the server must not rely on it.

@@ -26,16 +26,6 @@ DEMO = BUNDLED_MODEL.parent / "demo.mp4"
 ASKED = [item["question"] for item in json.loads(DEMO.with_suffix(".json").read_text(encoding="utf-8"))["questions"]]
 
 
-@pytest.fixture(scope="module")
-def client(server):
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def uploaded(client):
-    return client.files.create(file=DEMO, purpose="user_data")
-
-
 def data_url(path=DEMO, mime="video/mp4"):
     return f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}"
 

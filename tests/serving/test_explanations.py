@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 from live import PATIENCE
 from PIL import Image
-from test_api import ASKED, DEMO, client, data_url, file, uploaded, video  # noqa: F401
+from test_api import ASKED, DEMO, data_url, file, video
 
 from videopanda.inference.explain import explain
 
@@ -41,7 +41,7 @@ def nano():
     return load(None, device="cpu")
 
 
-def test_it_is_the_explanation_of_the_library(server, uploaded, nano):  # noqa: F811
+def test_it_is_the_explanation_of_the_library(server, uploaded, nano):
     choices = ({}, {"num_frames": 4, "start": 1.0})
     for choice, regions in zip(choices, (True, False)):
         status, found = post(server, {"messages": [turn({**file(uploaded), **choice})], "regions": regions})
@@ -59,7 +59,7 @@ def test_it_is_the_explanation_of_the_library(server, uploaded, nano):  # noqa: 
     assert found["seconds"] > 0
 
 
-def test_a_later_turn_a_sampled_answer_and_an_image(server, client, uploaded, tmp_path):  # noqa: F811
+def test_a_later_turn_a_sampled_answer_and_an_image(server, client, uploaded, tmp_path):
     earlier = [turn(file(uploaded)), {"role": "assistant", "content": "red"}]
     fields = {"messages": [*earlier, turn(text=ASKED[0])], "temperature": 0.8, "seed": 3}
     reply = client.chat.completions.create(model="nano", **fields)
@@ -74,7 +74,7 @@ def test_a_later_turn_a_sampled_answer_and_an_image(server, client, uploaded, tm
     assert {region["frame"] for region in found["regions"]} == {0}
 
 
-def test_what_cannot_be_explained_is_refused_in_one_line(server, uploaded):  # noqa: F811
+def test_what_cannot_be_explained_is_refused_in_one_line(server, uploaded):
     part = file(uploaded)
     for body, status, said in (
         ({"messages": [turn()]}, 400, "about one video or image: the messages contain 0"),
@@ -89,7 +89,7 @@ def test_what_cannot_be_explained_is_refused_in_one_line(server, uploaded):  # n
         assert (found, said in answer["error"]["message"]) == (status, True), answer
 
 
-def test_it_ends_with_its_client(server, uploaded):  # noqa: F811
+def test_it_ends_with_its_client(server, uploaded):
     """The engine does no more than what it was asked before the client left."""
     body = json.dumps({"messages": [turn({**file(uploaded), "num_frames": 32})]}).encode()
     line = 'videopanda_requests_total{path="/v1/explain",status="499"}'

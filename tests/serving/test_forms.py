@@ -16,16 +16,6 @@ pytestmark = pytest.mark.timeout(600)
 TEXT = {"type": "text", "text": ASKED[0]}
 
 
-@pytest.fixture(scope="module")
-def client(server):
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=280, max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def uploaded(client):
-    return client.files.create(file=DEMO, purpose="user_data")
-
-
 def said(reply):
     """Answer, and times of the frames that were seen."""
     return reply.choices[0].message.content, reply.model_extra["videopanda"]["frame_times"]

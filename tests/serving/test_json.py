@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 from fastapi.testclient import TestClient
-from test_api import ASKED, ask, client, file, uploaded  # noqa: F401
+from test_api import ASKED, ask, file
 
 from tiny import tiny_model, tiny_processor
 from videopanda.inference.engine_thread import EngineThread
@@ -27,7 +27,7 @@ def of(schema):
     return {"type": "json_schema", "json_schema": {"name": "thing", "schema": schema, "strict": True}}
 
 
-def test_replies_are_of_their_schema(client, uploaded):  # noqa: F811
+def test_replies_are_of_their_schema(client, uploaded):
     pytest.importorskip("llguidance", reason="no llguidance: pip install 'videopanda[serve]'")
 
     def reply(seed):
@@ -69,7 +69,7 @@ def test_replies_are_of_their_schema(client, uploaded):  # noqa: F811
         ({"type": "grammar"}, "response_format.type"),
     ],
 )
-def test_bad_formats_get_one_line(client, format_, said):  # noqa: F811
+def test_bad_formats_get_one_line(client, format_, said):
     pytest.importorskip("llguidance", reason="no llguidance: pip install 'videopanda[serve]'")
     with pytest.raises(openai.BadRequestError) as caught:
         ask(client, "Hello?", response_format=format_)
@@ -83,7 +83,7 @@ def test_a_server_without_the_library_says_what_is_missing(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "llguidance.hf", None)
     monkeypatch.setitem(sys.modules, "llguidance", None)
     engine = EngineThread(tiny_model(), tiny_processor())
-    with TestClient(create_app(engine, ServerSettings("tiny", tmp_path / "files"))) as client:  # noqa: F811
+    with TestClient(create_app(engine, ServerSettings("tiny", tmp_path / "files"))) as client:
         body = {"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "json_object"}}
         answer = client.post("/v1/chat/completions", json=body)
     assert answer.status_code == 400

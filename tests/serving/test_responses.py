@@ -2,18 +2,7 @@
 
 import openai
 import pytest
-from live import PATIENCE
-from test_api import ASKED, DEMO, ask, data_url, file
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def uploaded(client):
-    return client.files.create(file=DEMO, purpose="user_data")
+from test_api import ASKED, ask, data_url, file
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ those of each clip and of each question.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ _NO_LIMIT = 1 << 20
 def same_clips(count: int) -> list[Sample]:
     """`count` clips of eight frames with `QUESTIONS` questions each."""
     scenes = ScenesDataset(count, captions=0)
-    return [replace(sample, conversations=sample.conversations[:QUESTIONS]) for sample in scenes]  # type: ignore[attr-defined]
+    samples = [scenes[number] for number in range(count)]
+    return [replace(sample, conversations=sample.conversations[:QUESTIONS]) for sample in samples]
 
 
 def mixed_clips(count: int) -> list[Sample]:
@@ -59,8 +61,9 @@ def batches_of(samples: Sequence[Sample], way: str, processor: Any, windows: Any
     """The batches of a step, collated."""
     collate = Collator(processor, _NO_LIMIT, windows=windows)
     if way == PACKED:
+        alone = Collator(processor, _NO_LIMIT)
         collate.fill_rows = collate.by_clip = True
-        lengths = np.array([Collator(processor, _NO_LIMIT)([sample])["input_ids"].shape[1] for sample in samples])
+        lengths = np.array([alone([sample])["input_ids"].shape[1] for sample in samples])
         rows = filled_rows(lengths, int(lengths.max()))
         return [collate([samples[i] for i in rows[row]]) for row in range(len(rows))]
     if way == PER_QUESTION:
@@ -94,7 +97,7 @@ def measure(model: Path | None, clips: int, rounds: int, device: str | None = No
         calls = {way: _step(network, optimizer, batches, losses, way) for way, batches in made.items()}
         calls[PACKED]()  # makes the optimizer's states
         peaks = {way: peak_bytes(call, place) for way, call in calls.items()}
-        taken = in_turns({way: lambda call=call: seconds(call) for way, call in calls.items()}, rounds)  # type: ignore[misc]
+        taken = in_turns({way: partial(seconds, call) for way, call in calls.items()}, rounds)
         for way, values in taken.items():
             tokens = sum(batch["input_ids"].numel() for batch in made[way])
             real = sum(int(batch["attention_mask"].sum()) for batch in made[way]) if way == PER_QUESTION else useful
@@ -127,9 +130,11 @@ def _step(
             given = {name: x.to(network.device) if isinstance(x, Tensor) else x for name, x in batch.items()}
             loss = network(**given, num_items_in_batch=count, use_cache=False).loss
             loss.backward()
-            total += loss.item()  # waits for the device
+            total += loss.item()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if network.device.type == "cuda":
+            torch.cuda.synchronize(network.device)
         losses[way] = total
 
     return run

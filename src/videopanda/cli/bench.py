@@ -145,12 +145,13 @@ def train_verb(
 
     quiet()
     report = stepping.measure(model, clips, rounds, device)
+    if not as_json:
+        console().print(rows_table(report, f"A step of {clips} clips"))
     packing = rows.measure(model, clips, rounds, device)
     if as_json:
         print(json.dumps({**report, "packing": packing}))
-        return
-    console().print(rows_table(report, f"A step of {clips} clips"))
-    console().print(rows_table(packing, "The same data in other rows"))
+    else:
+        console().print(rows_table(packing, "The same data in other rows"))
 
 
 @bench_app.command("elva")

@@ -19,10 +19,9 @@ from transformers import AutoModel, CLIPVisionConfig, SiglipVisionModel
 
 from videopanda.checkpoints.tensors import find_tensors
 from videopanda.hub import folder_of, parse
+from videopanda.models.frames import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from videopanda.models.languagebind import LanguageBindTower, tower_weights
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
 

@@ -349,10 +349,10 @@ class Engine:
         self._batch.keep([sequence for sequence, token in zip(sequences, tokens) if self._emit(sequence, token)])
 
     def _choose(self, sequences: Sequence[ActiveSequence], logits_BV: torch.Tensor) -> list[int]:
-        for sequence, logits_V in zip(sequences, logits_BV):
+        for row, sequence in enumerate(sequences):
             if sequence.constraint is not None:
                 try:
-                    sequence.constraint.restrict(logits_V)
+                    sequence.constraint.restrict(logits_BV[row])
                 except ConstraintError as error:
                     self._fail([sequence], error)
         tokens = self._sampler(
@@ -361,8 +361,10 @@ class Engine:
             [sequence.request.sampling for sequence in sequences],
             [sequence.generator for sequence in sequences],
         )
-        rows = zip(sequences, tokens, logits_BV)
-        return [one.score(logits_V) if one.request.scored else token for one, token, logits_V in rows]
+        for row, sequence in enumerate(sequences):
+            if sequence.request.scored:
+                tokens[row] = sequence.score(logits_BV[row])
+        return tokens
 
     def _emit(self, sequence: ActiveSequence, token: int) -> bool:
         """Add a token and emit its text. Returns whether the sequence continues."""

@@ -5,8 +5,8 @@
 
 llguidance does it (the extra `serve`), by the bytes of each token, so that it works with any tokenizer of the Rust
 library. White space is fixed, ", " between items and ": " after keys, because a model that may always write another
-space sometimes does nothing else. An object that names its properties has no others unless the schema mentions
-`additionalProperties`, as in vLLM, for the same reason.
+space sometimes does nothing else. For the same reason, an object that names its properties has no others unless the
+schema mentions `additionalProperties`.
 """
 
 import json

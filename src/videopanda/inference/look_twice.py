@@ -25,7 +25,7 @@ from videopanda.inference.clip import ClipSource, EncodedClip, encode_clip
 from videopanda.inference.reply import Answer
 from videopanda.inference.request import MAX_NEW_TOKENS
 from videopanda.inference.session import encode_long
-from videopanda.models.merge_schedule import MergeSchedule
+from videopanda.models.attention import eager_attention, unmerged
 from videopanda.models.visual import EncodedVisual
 from videopanda.plan.planner import DoesNotFitError
 from videopanda.video.read import read_video
@@ -101,17 +101,11 @@ def attention_to(model: Any, processor: Any, clip: EncodedClip, question: str) -
     is_visual_N = ids_N == model.config.video_token_id
     last = int(is_visual_N.nonzero().max()) + 1
     visual = {"video": [EncodedVisual(clip.tokens, clip.layout)]}
-    decoder, schedule = model.get_decoder(), model.model.merge_schedule
-    attention = decoder.config._attn_implementation
-    try:
-        model.model.merge_schedule = MergeSchedule(())
+    with unmerged(model):
         before = model(input_ids=ids_N[None, :last], mm_encoder_outputs=visual, use_cache=True, logits_to_keep=1)
-        decoder.set_attn_implementation("eager")  # the only one that tells its weights; of the question, not the clip
         cache = {model.cache_name: before[model.cache_name]}
-        layers = model(input_ids=ids_N[None, last:], use_cache=True, output_attentions=True, **cache).attentions
-    finally:
-        model.model.merge_schedule = schedule
-        decoder.set_attn_implementation(attention)
+        with eager_attention(model):  # of the question, not the clip
+            layers = model(input_ids=ids_N[None, last:], use_cache=True, output_attentions=True, **cache).attentions
     if not layers or any(layer is None or layer.shape[-1] != len(ids_N) for layer in layers):
         raise ValueError("this language model has layers without full attention: it cannot say where it looks")
     share_V = torch.stack([layer[0].float().mean((0, 1)) for layer in layers]).mean(0)[is_visual_N]

@@ -28,6 +28,8 @@ except ImportError:  # before transformers 5.19 the only base class needs torchv
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def flatten_videos(videos: Any) -> list[Any]:
@@ -326,6 +328,8 @@ def flatten_images(images: Any) -> list[Any]:
 __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "FrameProcessor",
     "VideoProcessorMixin",
     "flatten_images",

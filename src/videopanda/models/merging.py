@@ -115,14 +115,13 @@ def plan_merge(
     joins_P = torch.zeros_like(follows_P) if threshold is None else follows_P & (cosine_P >= threshold)
     if targets is not None:
         # Rank the pairs of each visual: those above the threshold first, then by similarity, then by place and time.
-        surplus_V = torch.bincount(visual_P, minlength=len(targets)) - targets
+        sizes_V = torch.bincount(visual_P, minlength=len(targets))
         score_P = torch.where(joins_P, 3.0, cosine_P).masked_fill(~follows_P, -torch.inf)
         by_score_P = torch.argsort(score_P, descending=True, stable=True)
         ranked_P = by_score_P[torch.argsort(visual_P[by_score_P], stable=True)]
-        first_V = torch.searchsorted(visual_P[ranked_P].contiguous(), torch.arange(len(targets), device=targets.device))
         rank_P = torch.empty_like(ranked_P)
-        rank_P[ranked_P] = torch.arange(len(ranked_P), device=ranked_P.device) - first_V[visual_P[ranked_P]]
-        joins_P = follows_P & (joins_P | (rank_P < surplus_V[visual_P]))
+        rank_P[ranked_P] = _rank_in_visual(visual_P[ranked_P], sizes_V)
+        joins_P = follows_P & (joins_P | (rank_P < (sizes_V - targets)[visual_P]))
     return _merge_of(members_P, joins_P, is_padding_BN) if bool(joins_P.any()) else None
 
 
@@ -133,10 +132,14 @@ def plan_drop(place_BN: Tensor, visual_P: Tensor, targets: Tensor, is_padding_BN
     """
     members_P = (place_BN.flatten() != PADDING).nonzero().squeeze(1)
     sizes_V = torch.bincount(visual_P, minlength=len(targets))
-    rank_P = torch.arange(len(members_P), device=members_P.device) - (sizes_V.cumsum(0) - sizes_V)[visual_P]
-    slot_P = rank_P * targets[visual_P] // sizes_V[visual_P]
+    slot_P = _rank_in_visual(visual_P, sizes_V) * targets[visual_P] // sizes_V[visual_P]
     joins_P = F.pad((slot_P[1:] == slot_P[:-1]) & (visual_P[1:] == visual_P[:-1]), (1, 0), value=False)
     return _merge_of(members_P, joins_P, is_padding_BN, is_drop=True) if bool(joins_P.any()) else None
+
+
+def _rank_in_visual(visual_P: Tensor, sizes_V: Tensor) -> Tensor:
+    """0, 1, … within each visual, for tokens that come visual by visual."""
+    return torch.arange(len(visual_P), device=visual_P.device) - (sizes_V.cumsum(0) - sizes_V)[visual_P]
 
 
 def _merge_of(members_P: Tensor, joins_P: Tensor, is_padding_BN: Tensor, is_drop: bool = False) -> Merge:
@@ -209,10 +212,10 @@ class Merger:
         self.counts = [torch.ones(places.place.shape, device=places.place.device)]
         self.merges: list[Merge | None] = []
         visuals = int(places.visual.max()) + 1 if len(places.visual) else 0
-        self._patches_V = torch.bincount(places.visual, minlength=visuals)
         flat = places.place.flatten()
         pairs = torch.unique(torch.stack([flat[flat != PADDING], places.visual], 1), dim=0)
-        self._places_V = torch.bincount(pairs[:, 1], minlength=visuals)
+        counts = (torch.bincount(visual, minlength=visuals).tolist() for visual in (places.visual, pairs[:, 1]))
+        self._sizes = list(zip(*counts))  # patch tokens and places of each visual
 
     def stage_of(self, layer: int) -> int:
         """How many merges happen before layer number `layer` (from 0)."""
@@ -241,8 +244,7 @@ class Merger:
         schedule, place_BN, visual_P = self.schedule, self.place[-1], self.visual[-1]
         targets = None
         if schedule.mode != "threshold" or number in schedule.deep_layers:
-            counts = zip(self._patches_V.tolist(), self._places_V.tolist())
-            targets = self._patches_V.new_tensor([schedule.patches_after(stage + 1, *pair) for pair in counts])
+            targets = visual_P.new_tensor([schedule.patches_after(stage + 1, *size) for size in self._sizes])
         if targets is not None and schedule.mode == "drop":
             merge = plan_drop(place_BN, visual_P, targets, self.is_padding[-1])
         else:
@@ -266,11 +268,9 @@ class Merger:
     @property
     def planned_columns(self) -> list[int]:
         """Columns of one row after each merge in the modes "ratio" and "drop", known before anything runs."""
-        patches, places = self._patches_V.tolist(), self._places_V.tolist()
-        others = self.place[0].shape[1] - sum(patches)
-        patches_after = self.schedule.patches_after
+        others = self.place[0].shape[1] - sum(patches for patches, _ in self._sizes)
         stages = range(1, len(self.schedule.layers) + 1)
-        return [others + sum(patches_after(s, *pair) for pair in zip(patches, places)) for s in stages]
+        return [others + sum(self.schedule.patches_after(s, *size) for size in self._sizes) for s in stages]
 
     def unmerge(self, hidden_BME: Tensor) -> Tensor:
         """Give every original column its surviving token, (B, N, E)."""

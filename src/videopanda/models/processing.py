@@ -22,7 +22,7 @@ class VisualProcessorKwargs(ProcessingKwargs, total=False):
 
 
 class VisualProcessor(ProcessorMixin):
-    """Tokenizer, video processor and chat template of a family, which adds `config_class` and `for_config`.
+    """Tokenizer, video processor and chat template of a family, which adds `config_class` and `video_processor_for`.
 
     Texts are padded on the left, as `generate` requires, unless the tokenizer or the caller says otherwise.
 
@@ -64,6 +64,17 @@ class VisualProcessor(ProcessorMixin):
         if chat_template is None:
             chat_template = VICUNA_CHAT_TEMPLATE
         super().__init__(video_processor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def for_config(cls, config: Any, tokenizer: Any, chat_template: str | None = None) -> Any:
+        """Return the processor of a new model, which states the clip's length in the prompt."""
+        told: dict[str, Any] = {"time_prompt": True, "timestamps": config.timestamps}
+        return cls(cls.video_processor_for(config), tokenizer, chat_template, **told)
+
+    @staticmethod
+    def video_processor_for(config: Any) -> FrameProcessor:
+        """Return the video processor of a new model."""
+        raise NotImplementedError
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         """Accept our video processor: transformers resolves the base class only if torchvision is installed."""

@@ -85,9 +85,10 @@ def build_model(
     with torch.device("meta"):
         model = model_class(config)(config)
     model.lm_head = language_model.get_output_embeddings()
-    for part in model.vision_modules().values():
-        part.to_empty(device="cpu")
-        part.apply(model._init_weights)
+    for name, part in model.vision_modules().items():
+        if name not in model.pretrained_modules:
+            part.to_empty(device="cpu")
+            part.apply(model._init_weights)
     if encoder:
         model.model.encoder = _read_encoder(encoder)
     for part in model.vision_modules().values():

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from videopanda.data.collate import IGNORE, Collator
 from videopanda.data.sample import Sample, Turn
-from videopanda.models.merge_schedule import MergeSchedule
+from videopanda.models.attention import eager_attention, unmerged
 
 MAX_SAMPLES = 256  # per evaluation
 ATTENTION_SAMPLES = 8  # per evaluation, one question each
@@ -118,8 +118,6 @@ def attention_shares(model: Any) -> Iterator[Callable[[Mapping[str, Any], Callab
     merges meanwhile.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # below a LoRA adapter
-    decoder, schedule = base.get_decoder(), base.model.merge_schedule
-    before = decoder.config._attn_implementation
 
     def measure(batch: Mapping[str, Any], run: Callable[[], Any]) -> Tensor | None:
         is_visual = batch["input_ids"][0] == base.config.video_token_id
@@ -129,7 +127,7 @@ def attention_shares(model: Any) -> Iterator[Callable[[Mapping[str, Any], Callab
         def keep(_module: Any, _inputs: Any, output: Any) -> None:
             found.append(output[1][0].float().mean(0)[is_after][:, is_visual].sum(1).mean())
 
-        layers = [layer.self_attn for layer in decoder.layers if hasattr(layer, "self_attn")]
+        layers = [layer.self_attn for layer in base.get_decoder().layers if hasattr(layer, "self_attn")]
         handles = [layer.register_forward_hook(keep) for layer in layers]
         try:
             run()
@@ -138,13 +136,8 @@ def attention_shares(model: Any) -> Iterator[Callable[[Mapping[str, Any], Callab
                 handle.remove()
         return torch.stack(found).mean() if found else None
 
-    decoder.set_attn_implementation("eager")
-    base.model.merge_schedule = MergeSchedule(())
-    try:
+    with unmerged(base), eager_attention(base):
         yield measure
-    finally:
-        decoder.set_attn_implementation(before)
-        base.model.merge_schedule = schedule
 
 
 def named(sums: Tensor, suffix: str) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """The ELVA model family: configuration, processors, model. Each name is imported on first use."""
 
-from importlib import import_module
-from typing import Any
+from .. import on_first_use
 
 _HOME = {
     "ElvaConfig": "configuration_elva",
@@ -11,9 +10,4 @@ _HOME = {
     "ElvaVideoProcessor": "video_processing_elva",
 }
 __all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+__getattr__ = on_first_use(__name__, _HOME)

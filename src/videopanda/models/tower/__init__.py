@@ -1,7 +1,6 @@
 """The family of a pretrained encoder in front of a language model. Each name is imported on first use."""
 
-from importlib import import_module
-from typing import Any
+from .. import on_first_use
 
 _HOME = {
     "TowerConfig": "configuration_tower",
@@ -11,9 +10,4 @@ _HOME = {
     "TowerVideoProcessor": "video_processing_tower",
 }
 __all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+__getattr__ = on_first_use(__name__, _HOME)

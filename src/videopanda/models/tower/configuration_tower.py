@@ -6,7 +6,7 @@ This is what encoder-free models are compared with: LLaVA (arXiv 2310.03744) rea
 
 from collections.abc import Mapping
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, CLIPVisionConfig, PreTrainedConfig
 
@@ -63,7 +63,7 @@ class TowerConfig(PreTrainedConfig):
     """
 
     model_type = "tower"
-    presets = {  # noqa: RUF012
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
         "llava": {"vision_config": _VIT_L14},
         "video-llava": {"vision_config": _VIT_L14, "group_frames": 8},
         # The teachers that `videopanda lab teacher` trains on two CPU cores.
@@ -80,7 +80,7 @@ class TowerConfig(PreTrainedConfig):
             "group_frames": 4,
         },
     }
-    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012 - plain, as transformers declares it
 
     def __init__(
         self,

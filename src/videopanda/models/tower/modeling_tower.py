@@ -26,7 +26,7 @@ class TowerPreTrainedModel(VisualPreTrainedModel):
 
     config: TowerConfig
     config_class = TowerConfig
-    _no_split_modules = ["CLIPEncoderLayer", "TemporalLayer"]  # noqa: RUF012
+    _no_split_modules = ["CLIPEncoderLayer", "TemporalLayer"]  # noqa: RUF012 - plain, as transformers declares it
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
-from ..frames import CLIP_MEAN, CLIP_STD, FrameProcessor
+from ..frames import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, FrameProcessor
 from ..pictures import WHITE
 from ..visual import CELL
 from .configuration_tower import CLIP, TowerConfig, grid_of
@@ -21,7 +21,7 @@ from .configuration_tower import CLIP, TowerConfig, grid_of
 # Mean and standard deviation that towers were trained with, by kind; SigLIP's are one half.
 _NORMALIZED = {
     CLIP: (CLIP_MEAN, CLIP_STD),
-    **dict.fromkeys(("dinov2", "dinov2_with_registers"), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
+    **dict.fromkeys(("dinov2", "dinov2_with_registers"), (IMAGENET_MEAN, IMAGENET_STD)),
 }
 
 

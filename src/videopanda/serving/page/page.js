@@ -13,7 +13,7 @@ import { showHistory } from "./history.js";
 import { listenLive, startLive } from "./live.js";
 import { focusOnWhy, showLog, showTurn } from "./log.js";
 import { dropConversation, keepClip, keepConversation, keepSetting, keptClip, keptConversations, setting } from "./store.js";
-import { hideTimeline, showPace, showTicks, showTimeline, startTimeline } from "./timeline.js";
+import { WITH_REGIONS, hideTimeline, showPace, showTicks, showTimeline, startTimeline } from "./timeline.js";
 
 const $ = (id) => document.getElementById(id);
 const server = { model: null, needsKey: false, limits: { numFrames: 1, maxFrames: 1, context: Infinity } };
@@ -170,7 +170,7 @@ function measure({ about, usage, model }) {
 /** Seconds for each token of each request of an explanation, and how many of these are about regions of a frame. */
 function measureWhy({ why, model }) {
   const { requests, visual_tokens: tokens, seconds, frames, regions } = why;
-  const pace = { pace: seconds / (requests * tokens), regions: regions.length / Math.min(frames.length, 3) };
+  const pace = { pace: seconds / (requests * tokens), regions: regions.length / Math.min(frames.length, WITH_REGIONS) };
   keepSetting("why", { ...setting("why", {}), [model]: pace });
   showPace(paces());
 }

@@ -2,6 +2,7 @@
 
 const $ = (id) => document.getElementById(id);
 const LEAST_SECONDS = 0.1; // between the handles
+export const WITH_REGIONS = 3; // frames of which an explanation tells regions, at most
 const PATIENCE = 250; // milliseconds without a change before the server is asked for the frames
 
 let shown = null; // { conversation, seen, maxFrames, context, pace, why }
@@ -69,7 +70,7 @@ function showCost() {
   const tokens = seen.visual_tokens;
   const time = pace === null ? "" : `, about ${(pace * tokens).toFixed(1)} s to read`;
   const count = seen.data.length;
-  const requests = why === null ? 0 : 2 + 2 * count + why.regions * Math.min(count, 3);
+  const requests = why === null ? 0 : 2 + 2 * count + why.regions * Math.min(count, WITH_REGIONS);
   const reasons = requests ? `, about ${(why.pace * requests * tokens).toFixed(1)} s for “Why?”` : "";
   const excess = tokens >= context ? `: more than the ${context} that the model can hold` : "";
   $("cost").textContent = `${count}: ${tokens} tokens${time}${reasons}${excess}`;

@@ -94,9 +94,8 @@ class ScenesDataset:
     split: str = "train"
     num_frames: int = 8
     captions: int = 2  # of the clip and of single frames, per sample
-    brief: bool = field(
-        default=False, repr=False
-    )  # captions only name the things; runs compare this setting themselves
+    # Captions only name the things. Not in the repr, which identifies data: runs compare this setting themselves.
+    brief: bool = field(default=False, repr=False)
     chats: float = 0.15  # share of samples in which some questions form one longer conversation
     text_only: bool = False  # no video: its description stands in the question
     described: Literal["frames", "whole"] = "frames"  # that description: of every frame, or of the clip as a whole
