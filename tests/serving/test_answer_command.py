@@ -123,6 +123,32 @@ def test_a_chat_streams_remembers_and_survives_a_bad_question(monkeypatch):
     assert "must not contain <video>" in err
 
 
+def test_the_arrow_keys_bring_a_question_back():
+    pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
+    main, side = pty.openpty()
+    command = [sys.executable, "-m", "videopanda", "chat", str(CLIP), *map(str, MODEL)]
+    chat = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env={**os.environ, "TERM": "xterm"})
+    os.close(side)
+    shown = ""
+
+    def type_at_prompt(number, keys):
+        nonlocal shown
+        while shown.count("> ") < number:
+            shown += os.read(main, 1000).decode()
+        os.write(main, keys.encode())
+
+    up = "\x1b[A"
+    try:
+        type_at_prompt(1, f"{QUESTIONS[0]}\n")
+        type_at_prompt(2, f"{up}\n")
+        type_at_prompt(3, "\n")
+        assert chat.wait(60) == 0
+    finally:
+        chat.kill()
+        os.close(main)
+    assert shown.count(QUESTIONS[0]) == 2
+
+
 def test_completion_is_offered_for_the_usual_shells():
     script = subprocess.run(
         [sys.executable, "-c", "from videopanda.cli.app import main; main()"],

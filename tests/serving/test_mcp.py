@@ -4,7 +4,7 @@ import asyncio
 import sys
 
 import pytest
-from live import run_async
+from live import PATIENCE, run_async
 
 from videopanda.inference.answer import ask
 from videopanda.inference.find import find
@@ -41,7 +41,7 @@ def test_the_official_client_uses_every_tool(tmp_path):
             linked = await session.call_tool("ask", {"path": "link.mp4", "question": QUESTION})
             return names, answer, moment, described, shown, found, outside, linked
 
-    names, answer, moment, described, shown, found, outside, linked = run_async(asyncio.wait_for(use(), 120))
+    names, answer, moment, described, shown, found, outside, linked = run_async(asyncio.wait_for(use(), PATIENCE))
     assert names == ["describe", "ask", "analyze_moment", "find", "frames"]
     expected = ask(*load(None, "cpu"), CLIP, [QUESTION])[0]
     assert answer.structured_content["answer"] == expected.answer

@@ -36,6 +36,7 @@ from videopanda.cli.options import (
     NumFrames,
     Quantize,
     load_model,
+    progress_bar,
     size_in_bytes,
 )
 
@@ -291,7 +292,8 @@ def _explain(
 
     reports = []
     for number, question in enumerate(questions):
-        found = explain.explain(network, processor, path, question, **options)
+        with progress_bar("knocking frames out") as progress:
+            found = explain.explain(network, processor, path, question, progress=progress, **options)
         reports.append(found.as_dict())
         if picture is not None:
             file = picture if number == 0 else picture.with_stem(f"{picture.stem}-{number + 1}")

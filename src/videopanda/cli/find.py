@@ -1,13 +1,13 @@
 """The verb `videopanda find`. Heavy imports are inside the function."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from videopanda.cli.answer import AllowHost, End, Start, Video, local_video
 from videopanda.cli.checks import require_checkpoint, require_choice, require_device, require_video
-from videopanda.cli.options import DTYPES, AsJson, Device, Dtype, Fps, Model, NumFrames, load_model
+from videopanda.cli.options import DTYPES, AsJson, Device, Dtype, Fps, Model, NumFrames, load_model, progress_bar
 
 
 def find_verb(
@@ -47,9 +47,9 @@ def find_verb(
         from videopanda.inference.find import find
 
         network, processor = load_model(model, device, dtype)
-        found = find(
-            path, description, model=(network, processor), num_frames=num_frames, fps=fps, start=start, end=end
-        )
+        choice: dict[str, Any] = {"num_frames": num_frames, "fps": fps, "start": start, "end": end}
+        with progress_bar("looking") as progress:
+            found = find(path, description, model=(network, processor), progress=progress, **choice)
     if as_json:
         print(json.dumps(found.as_dict()))
         return

@@ -2,6 +2,8 @@
 
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,6 +105,18 @@ def load_model(
     if model is None:
         print("videopanda: using the bundled nano model, trained on moving shapes only (see --model)", file=sys.stderr)
     return load(model, device, dtype, parse_settings(set_ or []))
+
+
+@contextmanager
+def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields a function that draws how many of how many requests are done, if errors go to a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(text, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def size_in_bytes(text: str) -> int:

@@ -25,7 +25,7 @@ from torch import Tensor
 from videopanda.inference.answer import Chat, build_prompt, question_messages
 from videopanda.inference.clip import EncodedClip, prepare_clips
 from videopanda.inference.reply import Answer
-from videopanda.inference.request import ChangedTokens, Failed, GenerateRequest, Steps, run
+from videopanda.inference.request import ChangedTokens, Failed, GenerateRequest, Progress, Round, Steps, run
 
 REGIONS = 4  # maximum rows and columns of regions per frame
 FRAMES_WITH_REGIONS = 3  # the most important ones
@@ -101,9 +101,18 @@ class Explanation(Effects):
 
 
 def explain(
-    model: Any, processor: Any, video: Any, question: str, *, regions: bool = True, **options: Any
+    model: Any,
+    processor: Any,
+    video: Any,
+    question: str,
+    *,
+    regions: bool = True,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> Explanation:
     """Answer a question and measure which frames and regions the answer depends on; `options` are those of `Chat`.
+
+    `progress` is called with the numbers of requests that are done, and of all.
 
     Raises:
         ValueError: the family does not say where its visual tokens come from, or as `ask`.
@@ -113,7 +122,7 @@ def explain(
     if clip.frames is None:
         raise ValueError("a clip from the disk cache has no frames: explain without a cache")
     ids = build_prompt(processor, question_messages(processor, question), [clip])
-    effects = run(chat.engine, study(processor, clip, clip.frames, ids, answer.token_ids, regions))
+    effects = run(chat.engine, study(processor, clip, clip.frames, ids, answer.token_ids, regions), progress)
     return Explanation(**vars(effects), answer=answer)
 
 
@@ -142,13 +151,20 @@ def study(
     def request(about: EncodedClip, changed: ChangedTokens | None = None) -> GenerateRequest:
         return GenerateRequest(prompt_ids, [about], len(reply), scored=reply, changed=changed)
 
-    whole, nothing = _scores((yield [request(clip), request(blank)]))
+    layout_V4 = clip.layout.cpu()
+    frame_V = layout_V4[:, 0]
+    places = sorted(set(frame_V.tolist()) - {-1})
+    left = 2 * len(places)  # requests after the next round
+    if regions and places:
+        left += min(FRAMES_WITH_REGIONS, len(places)) * len(_regions(layout_V4, places[0]))
+    whole, nothing = _scores((yield Round([request(clip), request(blank)], left)))
     if blank.tokens is None or blank.tokens.shape != tokens_VE.shape:
         raise ValueError(_OTHER_TOKENS)
     blank_VE = blank.tokens
 
     def log_probabilities(masks: Sequence[Tensor]) -> Steps[list[float]]:
         """Without the tokens of each mask (V,)."""
+        nonlocal left
         found: list[float] = []
         for at in range(0, len(masks), _TOGETHER):
             requests = []
@@ -158,12 +174,10 @@ def study(
                     continue
                 changed_VE = torch.where(mask_V[:, None].to(tokens_VE.device), blank_VE, tokens_VE)
                 requests.append(request(clip, ChangedTokens(changed_VE, int(mask_V.nonzero()[0]))))
-            found += _scores((yield requests))
+            left = max(0, left - len(requests))  # frames may differ in their number of regions
+            found += _scores((yield Round(requests, left)))
         return found
 
-    layout_V4 = clip.layout.cpu()
-    frame_V = layout_V4[:, 0]
-    places = sorted(set(frame_V.tolist()) - {-1})
     without = yield from log_probabilities([frame_V == place for place in places])
     alone = yield from log_probabilities([frame_V != place for place in places])
     effects = {

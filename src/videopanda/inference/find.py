@@ -34,7 +34,7 @@ import numpy as np
 from videopanda.inference.answer import build_prompt, loaded_model, question_messages
 from videopanda.inference.clip import ClipSource, prepare_clips
 from videopanda.inference.engine import Engine
-from videopanda.inference.request import Failed, Finished, GenerateRequest, Steps, run
+from videopanda.inference.request import Failed, Finished, GenerateRequest, Progress, Round, Steps, run
 from videopanda.video.read import read_video
 
 NUM_FRAMES = 32  # of the whole video: times are as exact as these are close
@@ -91,6 +91,7 @@ def find(
     fps: float | None = None,
     start: float | None = None,
     end: float | None = None,
+    progress: Progress | None = None,
 ) -> Found:
     """Find when something happens in a video; see the top of this module.
 
@@ -101,6 +102,7 @@ def find(
         num_frames: frames of the video, uniform in time; default `NUM_FRAMES`.
         fps: frames per second of the video, instead.
         start, end: range of the video, in seconds.
+        progress: called with the numbers of requests that are done, and of all, as far as known.
 
     Raises:
         VideoReadError: the video cannot be read.
@@ -112,7 +114,7 @@ def find(
     if not hasattr(video, "frames"):
         choice: dict[str, Any] = {"num_frames": num_frames or NUM_FRAMES} if fps is None else {"fps": fps}
         video = read_video(video, start=start, end=end, background=processor.video_processor.background, **choice)
-    return run(Engine(network, processor), search(processor, video, description))
+    return run(Engine(network, processor), search(processor, video, description), progress)
 
 
 def check_description(description: str) -> None:
@@ -145,31 +147,33 @@ def search(processor: Any, video: Any, description: str) -> Steps[Found]:
     size = min(processor.video_processor.num_frames, max(2, count // 2))
     yes_tokens, edges, scores = _yes_tokens(processor), _edges(video), dict[Window, float]()
 
-    def ask(choices: Sequence[tuple[list[int], float]], messages: Any, **fields: Any) -> Steps[list[Finished]]:
-        """Replies about clips: some of the frames, and the seconds that these stand for."""
+    def ask(
+        choices: Sequence[tuple[list[int], float]], messages: Any, later: int = 0, **fields: Any
+    ) -> Steps[list[Finished]]:
+        """Replies about clips: some of the frames, and the seconds that these stand for. `later`: questions after."""
         ends: list[Finished] = []
         for at in range(0, len(choices), _TOGETHER):
             requests = []
             for part in choices[at : at + _TOGETHER]:
                 (clip,) = prepare_clips(processor, [_part(video, *part)])
                 requests.append(GenerateRequest(build_prompt(processor, messages, [clip]), [clip], **fields))
-            for reply in (yield requests):
+            for reply in (yield Round(requests, len(choices) - at - len(requests) + later)):
                 if isinstance(reply, Failed):
                     raise reply.error
                 ends.append(reply)
         return ends
 
-    def score(windows: Sequence[Window]) -> Steps[None]:
+    def score(windows: Sequence[Window], later: int = 0) -> Steps[None]:
         parts = [(_spread(window, size), float(edges[window[1]] - edges[window[0]])) for window in windows]
-        replies = yield from ask(parts, is_true, max_new_tokens=1, first_tokens=yes_tokens)
+        replies = yield from ask(parts, is_true, later, max_new_tokens=1, first_tokens=yes_tokens)
         scores.update(zip(windows, (sum(reply.first_probabilities) for reply in replies)))
 
-    yield from score(_coarse(count, size))
-    if _LASTS.search(said):
+    lasts, choices = bool(_LASTS.search(said)), _choices(count, processor.video_processor.num_frames)
+    yield from score(_coarse(count, size), later=size if lasts else len(choices))
+    if lasts:
         yield from score([window for window in _fine(count, size, _fit(scores, count)) if window not in scores])
         intervals, most_likely = _lasting(scores, edges)
     else:
-        choices = _choices(count, processor.video_processor.num_frames)
         whole = [(chosen, float(edges[-1] - edges[0])) for chosen in choices]
         replies = yield from ask(whole, when, max_new_tokens=_REPLY_TOKENS)
         first, last = float(edges[0]), float(edges[-1])

@@ -139,10 +139,19 @@ class ActiveSequence:
 
 
 # -- work in several rounds --------------------------------------------------------------------------------------------
-Steps = Generator[list[GenerateRequest], Sequence[Finished | Failed], T]
+@dataclass(frozen=True)
+class Round:
+    """Requests whose replies are needed next, and how many more are expected after them."""
+
+    requests: Sequence[GenerateRequest]
+    expected: int
 
 
-def advance(steps: Steps[T], replies: Sequence[Finished | Failed] | None) -> list[GenerateRequest] | T:
+Steps = Generator[Round, Sequence[Finished | Failed], T]
+Progress = Callable[[int, int], object]  # requests that are done, and how many there will be
+
+
+def advance(steps: Steps[T], replies: Sequence[Finished | Failed] | None) -> Round | T:
     """The next requests, given the replies to the ones before, or the result."""
     try:
         return next(steps) if replies is None else steps.send(replies)
@@ -154,10 +163,14 @@ class _Generates(Protocol):
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Finished | Failed]: ...
 
 
-def run(engine: _Generates, steps: Steps[T]) -> T:
-    """The result, with an engine in this thread."""
+def run(engine: _Generates, steps: Steps[T], progress: Progress | None = None) -> T:
+    """The result, with an engine in this thread. `progress` is called before every round."""
     replies: Sequence[Finished | Failed] | None = None
-    while isinstance(found := advance(steps, replies), list):
+    done = 0
+    while isinstance(found := advance(steps, replies), Round):
+        if progress is not None:
+            progress(done, done + len(found.requests) + found.expected)
         with ONE_AT_A_TIME:
-            replies = engine.generate(found)
+            replies = engine.generate(found.requests)
+        done += len(found.requests)
     return found

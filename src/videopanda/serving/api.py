@@ -37,12 +37,15 @@ from videopanda.serving.errors import (
     StoppedError,
     StorageError,
     UnfitError,
+    error_body,
+    error_of,
+    kind_of_status,
 )
 from videopanda.serving.fetch import FetchPolicy
 from videopanda.serving.files import owner_of_request
 from videopanda.serving.media import MediaLoader
 from videopanda.serving.metrics import Metrics
-from videopanda.serving.middleware import GateLimits, RequestGate, error_body
+from videopanda.serving.middleware import GateLimits, RequestGate
 from videopanda.serving.prompt import PromptRules
 from videopanda.serving.protocol import ChatRequest
 from videopanda.serving.responses import ResponsesRequest
@@ -50,10 +53,7 @@ from videopanda.serving.uploads import FileLimits, FileStore
 
 _PAGE = Path(__file__).parent / "page"
 _EXAMPLES = Path(__file__).parents[1] / "assets"
-_UPLOAD_CHUNK = 1 << 20
 _CLEANING_SECONDS = 60.0
-_THUMBNAIL_SIDE = 160
-_KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ async def create_response(request: Request, body: ResponsesRequest) -> Response:
         if body.stream:
             events = service.events(question)
             first = await unless_gone(request, anext(events))
-            streamed = responses.stream(head, first, events, _about, lambda error: _error_of(error)[1])
+            streamed = responses.stream(head, first, events, _about, lambda error: error_of(error)[1])
             return StreamingResponse(streamed, media_type="text/event-stream")
         end = await unless_gone(request, service.answer(question))
     except GoneError:
@@ -268,7 +268,7 @@ async def _stream(
             yield chunk({}, choices=[], usage=_usage(event.stats))
         yield "data: [DONE]\n\n"
     except (ServeError, RuntimeError) as error:  # too late for a status code
-        yield f"data: {json.dumps(_error_of(error)[1])}\n\n"
+        yield f"data: {json.dumps(error_of(error)[1])}\n\n"
     finally:
         await events.aclose()
 
@@ -342,14 +342,6 @@ async def example(name: str) -> FileResponse:
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
-def _error_of(error: Exception) -> tuple[int, dict[str, Any]]:
-    """Status and body."""
-    if isinstance(error, ServeError):
-        kind = _KINDS.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-        return error.status, error_body(str(error), kind, error.code, error.param)
-    return 500, error_body("internal server error; see the server log", "server_error", "internal_error")
-
-
 def _is_full(error: BaseException | None) -> bool:
     """Whether an error says that a disk or a quota is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -365,7 +357,7 @@ async def _on_os_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_serve_error(_: Request, error: Exception) -> Response:
-    status, body = _error_of(error)
+    status, body = error_of(error)
     return JSONResponse(body, status, headers={"Retry-After": "1"} if status in (429, 503) else None)
 
 
@@ -373,7 +365,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if _is_full(error.__cause__):  # of the temporary file of a form
         return await _on_serve_error(request, _FULL)
-    kind = _KINDS.get(error.status_code, "invalid_request_error")
+    kind = kind_of_status(error.status_code)
     reasons = {404: f"nothing at {request.url.path}", 405: f"{request.url.path} does not accept {request.method}"}
     message = reasons.get(error.status_code, str(error.detail))
     return JSONResponse(error_body(message, kind, f"http_{error.status_code}"), error.status_code, error.headers)

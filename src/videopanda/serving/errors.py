@@ -1,4 +1,8 @@
-"""Errors of the server, each with its HTTP status."""
+"""Errors of the server, each with its HTTP status, and what clients are told."""
+
+from typing import Any
+
+_KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 class ServeError(ValueError):
@@ -63,3 +67,20 @@ class StorageError(ServeError):
     """The disk for uploads is full."""
 
     status, code = 507, "insufficient_storage"
+
+
+def kind_of_status(status: int) -> str:
+    """OpenAI's type of an error with this HTTP status."""
+    return _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
+
+
+def error_body(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
+    """An error in OpenAI's format."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_of(error: Exception) -> tuple[int, dict[str, Any]]:
+    """Status and body. What is not a ServeError is a fault of the server, of which clients are told nothing."""
+    if isinstance(error, ServeError):
+        return error.status, error_body(str(error), kind_of_status(error.status), error.code, error.param)
+    return 500, error_body("internal server error; see the server log", "server_error", "internal_error")

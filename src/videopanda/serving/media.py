@@ -5,6 +5,7 @@ import base64
 import binascii
 import hashlib
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -62,6 +63,7 @@ class MediaLoader:
     """Loads the videos and images of conversations. A clip used by several concurrent requests is decoded once.
 
     max_frame_bytes: pixels waiting for the engine, over all requests; further clips are decoded later.
+    max_recent_bytes: decoded frames of the last videos, kept for analyses and baselines, which need them again.
     media_root: folder whose files may be referred to as file:// URLs, if any.
     """
 
@@ -74,11 +76,14 @@ class MediaLoader:
         policy: FetchPolicy,
         media_root: Path | None = None,
         max_frame_bytes: int = 1 << 30,
+        max_recent_bytes: int = 1 << 27,
     ):
         self.rules, self.cache, self.pool, self.store, self.policy = rules, cache, pool, store, policy
         self.media_root, self.max_frame_bytes = media_root, max_frame_bytes
         self.processor = rules.processor
+        self.max_recent_bytes = max_recent_bytes
         self.frame_bytes = 0
+        self._recent: OrderedDict[str, Video] = OrderedDict()
         self._freed = asyncio.Event()
         self._decoding: dict[str, asyncio.Task[EncodedClip]] = {}
         self._in_use: set[LocalMedia] = set()  # by tasks, which close them
@@ -258,8 +263,15 @@ class MediaLoader:
         return clip
 
     async def _read(self, shown: _Shown) -> Video:
+        if (known := self._recent.get(shown.key)) is not None:
+            self._recent.move_to_end(shown.key)
+            return known
         videos = [await self.pool.read(file.path, **shown.sampling) for file in shown.files]
-        return videos[0] if shown.fps is None else _joined(videos, shown.fps)
+        video = videos[0] if shown.fps is None else _joined(videos, shown.fps)
+        self._recent[shown.key] = video
+        while sum(one.frames.nbytes for one in self._recent.values()) > self.max_recent_bytes:
+            self._recent.popitem(last=False)
+        return video
 
     async def frames(
         self,

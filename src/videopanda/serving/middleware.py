@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from fastapi import HTTPException
 
+from videopanda.serving.errors import error_body
 from videopanda.serving.metrics import Metrics
 
 _HEADERS = [
@@ -31,11 +32,6 @@ _DRAIN_SECONDS = 5.0
 _CHATS = ("/v1/chat/completions", "/v1/responses", "/v1/find", "/v1/explain")
 _PATHS = (*_CHATS, "/v1/files", "/v1/models", "/v1/streaming", "/health", "/metrics", "/static", "/examples")
 _SMALL_BODY = 1 << 20  # bodies up to this size are always accepted, whatever else is being received
-
-
-def error_body(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
-    """An error in OpenAI's format."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def owner_of(key: str) -> str:

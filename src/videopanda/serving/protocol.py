@@ -257,11 +257,15 @@ class ResponseFormat(Strict):
 
 
 class FindRequest(Strict):
-    """POST /v1/find. `video` is a part of a message; fields that choose frames belong into it."""
+    """POST /v1/find. `video` is a part of a message; fields that choose frames belong into it.
+
+    `stream`: with progress.
+    """
 
     video: Annotated[Annotated[MediaPart, Field(discriminator="type")], BeforeValidator(_normalized)]
     description: Annotated[str, Field(min_length=1, max_length=10_000)]
     model: Annotated[str, Field(max_length=300)] | None = None
+    stream: bool = False
 
 
 class ChatRequest(Strict):
@@ -358,9 +362,12 @@ class ChatRequest(Strict):
 
 
 class ExplainRequest(ChatRequest):
-    """POST /v1/explain: the question, and whether `regions` of the most important frames are looked at, too."""
+    """POST /v1/explain: the question, and whether `regions` of the most important frames are looked at, too.
 
-    stream: Literal[False] = False
+    `stream`: with progress.
+    """
+
+    stream_options: None = None
     regions: bool = True
 
     @model_validator(mode="after")
