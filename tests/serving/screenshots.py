@@ -43,6 +43,17 @@ def asked(page: Page, question: str) -> None:
     expect(page.locator("#stop")).to_be_disabled(timeout=PATIENCE)
 
 
+def look(page: Page, folder: Path, description: str, progress: str = "") -> None:
+    """Look for an event, with a picture named `progress` on the way."""
+    count = page.locator("#moments li").count()
+    page.fill("#happens", description)
+    page.keyboard.press("Enter")
+    if progress:
+        expect(page.locator("#finding-text")).to_contain_text(re.compile(r"[1-9]\d* of"), timeout=PATIENCE)
+        shoot(page, folder, progress)
+    expect(page.locator("#moments li")).to_have_count(count + 1, timeout=PATIENCE)
+
+
 def tour(browser: Browser, url: str, folder: Path) -> None:
     """Every state of the page."""
     context = browser.new_context(viewport=DESKTOP, color_scheme="light")
@@ -56,10 +67,15 @@ def tour(browser: Browser, url: str, folder: Path) -> None:
     shoot(page, folder, "problem")
     page.click("#example")
     expect(page.locator("#frames button")).to_have_count(8, timeout=PATIENCE)
+    look(page, folder, "the red circle turns white", "find-progress")
+    look(page, folder, "the green triangle vanishes")
+    page.locator("#moments .time").click()
+    page.wait_for_timeout(500)
+    shoot(page, folder, "find", whole=True)
     asked(page, "What shape is the red object?")
     asked(page, "When does the circle change colour?")
     page.check("#truth")
-    asked(page, "Which way does the blue cross move?")
+    asked(page, "Which colour does the circle become?")
     page.evaluate("document.getElementById('player').currentTime = 2")
     page.wait_for_timeout(500)
     shoot(page, folder, "desktop", whole=True)
@@ -67,6 +83,8 @@ def tour(browser: Browser, url: str, folder: Path) -> None:
     shoot(page, folder, "dark", whole=True)
     page.click("#theme")
     page.locator(".ask-why").nth(1).click()
+    expect(page.locator(".explaining")).to_contain_text(re.compile(r"[1-9]\d* of"), timeout=PATIENCE)
+    shoot(page, folder, "why-progress")
     expect(page.locator(".why .effects button")).to_have_count(8, timeout=PATIENCE)
     for image in page.locator(".why img").all():
         expect(image).to_have_attribute("src", re.compile("^data:image"), timeout=PATIENCE)
@@ -104,9 +122,15 @@ def tour(browser: Browser, url: str, folder: Path) -> None:
     page.wait_for_timeout(500)
     shoot(page, folder, "why-phone")
     page.locator(".why summary").click()
+    page.locator("#timeline").evaluate("(timeline) => timeline.scrollIntoView()")
+    shoot(page, folder, "find-phone")
     page.evaluate("scrollTo(0, 0)")
     page.click("#theme")
     shoot(page, folder, "phone", whole=True)
+    page.set_viewport_size(DESKTOP)
+    page.locator("#conversations .remove").first.click()
+    expect(page.locator("#undo")).to_be_visible()
+    shoot(page, folder, "deleted")
     context.close()
     context = browser.new_context(viewport=DESKTOP)
     page = context.new_page()

@@ -1,5 +1,5 @@
-"""Protects the page, in a real browser: whose answer is shown where, what is kept, the timeline, the truth switch,
-errors, keyboard, phone, dark. The check with axe runs if it is there: npm install --no-save axe-core@4.14.1
+"""Protects the page, in a real browser: whose answer is shown where, what is kept, the timeline, moments, the truth
+switch, errors, keyboard, phone, dark. The check with axe runs if it is there: npm install --no-save axe-core@4.14.1
 """
 
 import json
@@ -227,8 +227,33 @@ def test_a_reload_loses_nothing(page, server, wanted):
     assert page.wait_for_answer(0) == wanted[0]
     assert page.ask(ASKED[1], 1) == wanted[1]
     assert bodies[1]["messages"][0]["content"][0]["file"]["file_id"] != lost
-    page.page.locator("#conversations .remove").click()
-    assert page.page.evaluate("Object.keys(localStorage).filter((key) => key.includes('conversation.'))") == []
+
+
+def test_a_deleted_conversation_comes_back_by_undo_and_else_is_gone(page, wanted):
+    page.upload(DEMO)
+    page.ask(ASKED[0], 0)
+    kept = """async () => {
+        const opened = indexedDB.open("videopanda", 1);
+        await new Promise((done) => { opened.onsuccess = done; });
+        const clips = opened.result.transaction("clips").objectStore("clips").getAllKeys();
+        await new Promise((done) => { clips.onsuccess = done; });
+        return [Object.keys(localStorage).filter((key) => key.includes("conversation.")).length, clips.result.length];
+    }"""
+    remove, undo = page.page.locator("#conversations .remove"), page.page.locator("#undo")
+    remove.click()
+    sync_api.expect(page.page.locator("#deleted")).to_have_text(f"Deleted: {ASKED[0]}")
+    sync_api.expect(undo).to_be_focused()
+    assert page.answers().count() == 0
+    page.page.wait_for_function(f"({kept})().then((counts) => counts.join() === '0,0')")
+    page.page.keyboard.press("Enter")
+    assert page.wait_for_answer(0) == wanted[0]
+    sync_api.expect(page.page.locator("#frames button")).to_have_count(8, timeout=PATIENCE)
+    sync_api.expect(undo).to_be_hidden()
+    page.page.wait_for_function(f"({kept})().then((counts) => counts.join() === '1,1')")
+    remove.click()
+    page.page.reload()
+    sync_api.expect(page.page.locator("#conversations .name")).to_have_text("New conversation")
+    sync_api.expect(undo).to_be_hidden()
 
 
 def test_edit_another_answer_and_export(page, wanted):
@@ -335,6 +360,7 @@ def test_why_shows_what_the_library_explains(page, nano):
     page.ask(ASKED[1], 0)
     page.page.locator(".ask-why").focus()
     page.page.keyboard.press("Enter")
+    sync_api.expect(page.page.locator(".explaining")).to_contain_text(re.compile(r"[1-9]\d* of \d+ steps"))
     why = page.page.locator(".why")
     sync_api.expect(why.locator(".effects button")).to_have_count(8, timeout=PATIENCE)
     sync_api.expect(why.locator("summary")).to_be_focused()
@@ -384,6 +410,98 @@ def test_why_can_be_stopped_and_belongs_to_its_conversation(page, tmp_path):
     sync_api.expect(page.page.locator(".why .effects button")).to_have_count(8, timeout=PATIENCE)
 
 
+def test_find_marks_what_the_library_finds(page, nano):
+    """In the list and on the timeline, within the chosen part, kept over a reload, exported."""
+    from videopanda.inference.find import find
+
+    found = find(DEMO, "the circle turns white", model=nano).intervals[0]
+    later = find(DEMO, "the circle is red", model=nano, start=2.0)
+    entries, marks = page.page.locator("#moments li"), page.page.locator("#found span")
+
+    def look(description, number):
+        page.page.fill("#happens", description)
+        page.page.keyboard.press("Enter")
+        sync_api.expect(entries).to_have_count(number, timeout=PATIENCE)
+
+    page.upload(DEMO)
+    progress = page.page.evaluate_handle(
+        """() => {
+            const seen = [], text = document.getElementById("finding-text");
+            new MutationObserver(() => seen.push(text.textContent)).observe(text, { childList: true });
+            return seen;
+        }"""
+    )
+    look("the circle turns white", 1)
+    steps = [tuple(map(int, re.findall(r"\d+", text))) for text in dict.fromkeys(progress.json_value()) if "of" in text]
+    done, totals = zip(*steps)
+    assert list(done) == sorted(done)
+    assert done[0] == 0
+    assert done[-1] == totals[-1] > 16
+    assert set(totals) == {totals[-1]}  # known from the start for an event
+    sync_api.expect(page.page.locator("#finding")).to_be_hidden()
+    link = entries.locator(".time")
+    assert link.inner_text() == f"{found.start:.2f} s – {found.end:.2f} s"
+    assert f"{100 * found.confidence:.0f} %" in entries.inner_text()
+    left, width = marks.evaluate("(mark) => [parseFloat(mark.style.left), parseFloat(mark.style.width)]")
+    assert (left, width) == (pytest.approx(25 * found.start, abs=0.1), pytest.approx(25 * (found.end - found.start)))
+    link.click()
+    sync_api.expect(page.page.locator("#player")).to_have_js_property("currentTime", found.start)
+    page.page.locator("#start").fill("2")
+    sync_api.expect(page.page.locator("#frames button").first).to_contain_text("2.", timeout=PATIENCE)
+    look("the circle is red", 2)
+    assert later.intervals == ()
+    told = f"not found, at most {100 * later.most_likely:.0f} % likely"
+    sync_api.expect(entries.nth(1)).to_contain_text(told)
+    sync_api.expect(entries.nth(1)).to_contain_text("(looked at: from 2.00 s)")
+    sync_api.expect(marks).to_have_count(0)
+    link.click()
+    sync_api.expect(marks).to_have_count(1)
+    with page.page.expect_download() as download:
+        page.page.click("#export")
+    kept = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))["moments"]
+    assert [moment["description"] for moment in kept] == ["the circle turns white", "the circle is red"]
+    page.page.reload()
+    sync_api.expect(entries).to_have_count(2, timeout=PATIENCE)
+    entries.nth(1).locator(".remove").click()
+    sync_api.expect(entries).to_have_count(1)
+    sync_api.expect(marks).to_have_count(1)
+
+
+def test_a_search_can_be_stopped_fails_in_a_line_and_belongs_to_its_conversation(page, tmp_path):
+    held = []
+    hold = {"url": "**/v1/find", "handler": lambda route: held.append(route), "times": 1}
+
+    def look():
+        page.page.fill("#happens", "the circle turns white")
+        page.page.keyboard.press("Enter")
+
+    page.upload(DEMO)
+    entries = page.page.locator("#moments li")
+    page.page.route(**hold)
+    look()
+    sync_api.expect(page.page.locator("#finding")).to_be_visible()
+    sync_api.expect(page.page.locator("#send")).to_be_disabled()
+    page.page.click("#find-stop")
+    sync_api.expect(page.page.locator("#finding")).to_be_hidden()
+    assert entries.count() == 0
+    refused = {"error": {"message": "the queue is full: retry later"}}
+    page.page.route("**/v1/find", lambda route: route.fulfill(status=429, json=refused), times=1)
+    look()
+    sync_api.expect(entries.locator(".error")).to_have_text("the queue is full: retry later")
+    held.clear()
+    page.page.route(**hold)
+    look()
+    sync_api.expect(page.page.locator("#finding")).to_be_visible()
+    page.page.wait_for_timeout(200)
+    page.upload(ensure_clip(tmp_path, 3, "test", 2))
+    sync_api.expect(page.page.locator("#finding")).to_be_hidden()
+    held.pop().continue_()
+    sync_api.expect(page.page.locator("#conversations")).not_to_contain_text("answering", timeout=PATIENCE)
+    assert entries.count() == page.page.locator("#found span").count() == 0
+    page.page.locator("#conversations .name", has_text="demo.mp4").click()
+    sync_api.expect(entries.locator(".time")).to_have_count(1, timeout=PATIENCE)
+
+
 def test_code_to_copy_gives_the_same_answer(page, wanted):
     """What is copied is run, against the same server."""
     page.upload(DEMO)
@@ -428,7 +546,7 @@ def test_it_works_by_keyboard_on_a_phone_in_the_dark(browser, server, wanted):
     for _ in range(60):
         page.page.keyboard.press("Tab")
         reached.add(page.page.evaluate("document.activeElement.id"))
-    assert {"theme", "file", "example", "player", "start", "end", "count", "question", "send", "truth"} <= reached
+    assert {"theme", "file", "example", "player", "start", "end", "count", "happens", "question", "send"} <= reached
     names = page.page.eval_on_selector_all(
         "button, input, textarea, video, img",
         """all => all.filter(e => !(e.labels?.length || e.getAttribute("aria-label") || e.textContent.trim()
@@ -461,6 +579,9 @@ def test_axe_finds_nothing(browser, server, scheme):
     sync_api.expect(page.page.locator(".verdict")).to_contain_text("ideo", timeout=PATIENCE)
     page.page.click(".ask-why")
     sync_api.expect(page.page.locator(".why")).to_be_visible(timeout=PATIENCE)
+    page.page.fill("#happens", "the circle turns white")
+    page.page.keyboard.press("Enter")
+    sync_api.expect(page.page.locator("#moments .time")).to_be_visible(timeout=PATIENCE)
     found += page.page.evaluate("axe.run()")["violations"]
     assert [(one["id"], one["impact"], [node["target"] for node in one["nodes"]]) for one in found] == []
     page.context.close()

@@ -85,7 +85,17 @@ const chat = (body, signal) => api("/v1/chat/completions", {
 });
 
 /** What an answer depends on: the server answers `body` again, and takes its frames away one by one. */
-export const explain = (body, signal) => posted("/v1/explain", body, signal);
+export const explain = (body, signal) => analysis("/v1/explain", body, signal);
+
+/** When something happens in a clip. */
+export const find = (body, signal) => analysis("/v1/find", body, signal);
+
+/** The events of an analysis: { done, total } of its requests again and again, and last what was found. */
+async function* analysis(path, body, signal) {
+  yield* events(await api(path, {
+    method: "POST", headers: { "Content-Type": "application/json" }, signal, body: JSON.stringify({ ...body, stream: true }),
+  }));
+}
 
 /** The text of a reply. */
 export async function reply(body, signal) {
@@ -94,7 +104,10 @@ export async function reply(body, signal) {
 
 /** The events of a streamed reply. */
 export async function* stream(body, signal) {
-  const response = await chat({ ...body, stream: true, stream_options: { include_usage: true } }, signal);
+  yield* events(await chat({ ...body, stream: true, stream_options: { include_usage: true } }, signal));
+}
+
+async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {

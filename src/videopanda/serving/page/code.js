@@ -46,9 +46,9 @@ export async function copyCode(language, conversation, asked, needsKey) {
 }
 
 /** Downloads a conversation as JSON. */
-export function exportAsJson({ id, created, clip, turns }, model) {
+export function exportAsJson({ id, created, clip, turns, moments }, model) {
   const { name, duration, isImage } = clip;
-  const kept = { model, id, created: new Date(created).toISOString(), clip: { name, duration, isImage }, turns };
+  const kept = { model, id, created: new Date(created).toISOString(), clip: { name, duration, isImage }, turns, moments };
   const url = URL.createObjectURL(new Blob([JSON.stringify(kept, null, 2)], { type: "application/json" }));
   Object.assign(document.createElement("a"), { href: url, download: `${name}.conversation.json` }).click();
   URL.revokeObjectURL(url);

@@ -12,16 +12,17 @@ const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte
 export class Conversation {
   /** A new conversation, or a kept one. */
   constructor(kept = {}) {
-    Object.assign(this, { id: newId(), created: Date.now(), clip: null, choice: {}, turns: [], ideas: [] }, kept);
+    Object.assign(this, { id: newId(), created: Date.now(), clip: null, choice: {}, turns: [], moments: [], ideas: [] }, kept);
     for (const turn of this.turns) if (turn.state === "running") turn.state = "stopped"; // the page was closed
     this.running = null;
     this.explained = null; // the turn that is being explained
+    this.progress = null; // { done, total } of what is running
     this.problem = "";
   }
 
   toJSON() {
-    const { id, created, clip, choice, turns, ideas } = this;
-    return { id, created, clip, choice, turns, ideas };
+    const { id, created, clip, choice, turns, moments, ideas } = this;
+    return { id, created, clip, choice, turns, moments: moments.filter(({ state }) => state === "done"), ideas };
   }
 
   get isEmpty() { return !this.clip && !this.turns.length; }
@@ -101,11 +102,37 @@ export async function explain(conversation, turn, changed) {
   await run(conversation, turn, changed, async (signal) => {
     try {
       await ensureUploaded(conversation.clip, signal);
-      turn.why = await api.explain(requestFor(conversation, { ...turn, turns }), signal);
+      const steps = api.explain(requestFor(conversation, { ...turn, turns }), signal);
+      turn.why = await lastOf(steps, conversation, () => changed(turn));
     } finally {
       conversation.explained = null;
     }
   });
+}
+
+/** Looks for when something happens in the part of the clip that is chosen. */
+export async function find(conversation, description, model, changed) {
+  const { num_frames: _, ...part } = conversation.choice; // the model is asked about many windows of few frames
+  const moment = { description, part, state: "running" };
+  conversation.moments.push(moment);
+  await run(conversation, moment, changed, async (signal) => {
+    await ensureUploaded(conversation.clip, signal);
+    const video = { type: "file", file: { file_id: conversation.clip.fileId }, ...part };
+    const found = await lastOf(api.find({ model, video, description }, signal), conversation, () => changed(moment));
+    Object.assign(moment, { intervals: found.intervals, mostLikely: found.most_likely, state: "done" });
+  });
+}
+
+/** The result of an analysis, whose progress is that of the conversation. */
+async function lastOf(steps, conversation, changed) {
+  let last = null;
+  for await (const event of steps) {
+    last = event;
+    if (event.total === undefined) continue;
+    conversation.progress = event;
+    changed();
+  }
+  return last;
 }
 
 /** An image has neither other frames nor an order, and a single frame has no order. */
@@ -126,7 +153,7 @@ async function run(conversation, turn, changed, work) {
     if (isFirst) turn.state = running.signal.aborted ? "stopped" : "failed";
     if (!running.signal.aborted) turn.error = error.message;
   } finally {
-    conversation.running = null;
+    conversation.running = conversation.progress = null;
     changed(turn);
   }
 }

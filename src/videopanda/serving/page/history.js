@@ -15,7 +15,7 @@ export function showHistory(conversations, current, acts) {
   $("conversations").replaceChildren(...listed.map((conversation) => {
     const { title, clip, turns, running } = conversation;
     const count = turns.length && `${turns.length} ${turns.length === 1 ? "question" : "questions"}`;
-    const about = [clip?.name, count, running && "answering"].filter(Boolean).join(" · ");
+    const about = [clip?.name !== title && clip?.name, count, running && "answering"].filter(Boolean).join(" · ");
     const name = element(
       "button",
       { type: "button", className: "link name" },

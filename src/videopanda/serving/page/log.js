@@ -2,6 +2,7 @@
 
 import { BASELINES } from "./conversation.js";
 import { render } from "./markdown.js";
+import { showProgress } from "./moments.js";
 import { seconds, seek } from "./timeline.js";
 import { showWhy } from "./why.js";
 
@@ -29,7 +30,6 @@ export function showLog(conversation, acts) {
 
 /** Shows a turn that is new, or shows again what has changed in it. */
 export function showTurn(conversation, turn, acts) {
-  log.toggleAttribute("data-busy", Boolean(conversation.running));
   let item = items.get(turn);
   if (!item) {
     const question = element("div", { className: "user" }, element("span", { className: "text", textContent: turn.question }));
@@ -50,15 +50,16 @@ export function focusOnWhy(turn) {
 function showAnswer(conversation, turn, item, acts) {
   const isRunning = turn.state === "running";
   item.className = `assistant ${isRunning && !turn.answer ? "waiting" : ""} ${turn.state === "failed" ? "failed" : ""}`;
-  item.setAttribute("aria-busy", String(isRunning));
+  const isExplained = conversation.explained === turn;
+  item.setAttribute("aria-busy", String(isRunning || isExplained)); // else all of it is read aloud again and again
   const said = element("div", { className: "text" }, render(turn.answer, timeLink(conversation, turn)));
   item.replaceChildren(said);
   if (turn.error) item.append(element("p", { className: "error", textContent: turn.error }));
   if (isRunning) return;
   item.dataset.known = turn.usage?.prompt_tokens_details.cached_tokens ?? 0;
   if (turn.state !== "failed") item.append(element("span", { className: "note", textContent: note(turn) }));
-  if (turn.checks) item.append(checks(turn, Boolean(conversation.running) && conversation.explained !== turn));
-  if (conversation.explained === turn) item.append(element("p", { className: "verdict", textContent: "Taking the frames away one by one …" }));
+  if (turn.checks) item.append(checks(turn, Boolean(conversation.running) && !isExplained));
+  if (isExplained) item.append(explaining(conversation.progress));
   if (turn.why) item.append(showWhy(conversation, turn));
   const buttons = element("span", { className: "acts" });
   if (turn.state === "done") {
@@ -68,6 +69,14 @@ function showAnswer(conversation, turn, item, acts) {
   }
   buttons.append(button(turn.state === "done" ? "Another answer" : "Try again", "again", () => acts.again(turn)));
   item.append(buttons);
+}
+
+function explaining(progress) {
+  const bar = element("progress", {}), text = element("span", { className: "quiet" });
+  bar.setAttribute("aria-label", "Progress of the explanation");
+  showProgress(bar, text, progress);
+  const title = element("p", { className: "verdict", textContent: "Taking the frames away one by one …" });
+  return element("div", { className: "explaining" }, title, element("p", { className: "row" }, bar, text));
 }
 
 function note(turn) {

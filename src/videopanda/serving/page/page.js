@@ -2,16 +2,17 @@
 //
 //   conversation.js  what a conversation owns, and its requests      log.js       its turns, shown
 //   store.js         what the browser keeps                          timeline.js  which frames, and what they cost
-//   history.js       the list of conversations                       live.js      the camera
+//   history.js       the list of conversations                       moments.js   when something happens
 //   api.js           requests to the server                          why.js       what an answer depends on
-//   markdown.js, code.js
+//   markdown.js, code.js                                             live.js      the camera
 
 import * as api from "./api.js";
 import { copyCode, exportAsJson } from "./code.js";
-import { AGAIN_TEMPERATURE, Conversation, ask, check, ensureUploaded, explain } from "./conversation.js";
+import { AGAIN_TEMPERATURE, Conversation, ask, check, ensureUploaded, explain, find } from "./conversation.js";
 import { showHistory } from "./history.js";
 import { listenLive, startLive } from "./live.js";
 import { focusOnWhy, showLog, showTurn } from "./log.js";
+import { showMoments } from "./moments.js";
 import { dropConversation, keepClip, keepConversation, keepSetting, keptClip, keptConversations, setting } from "./store.js";
 import { WITH_REGIONS, hideTimeline, showPace, showTicks, showTimeline, startTimeline } from "./timeline.js";
 
@@ -20,6 +21,7 @@ const server = { model: null, needsKey: false, limits: { numFrames: 1, maxFrames
 let conversations = [];
 let current = null;
 let edited = null; // the turn whose question is being edited
+let removed = null; // the conversation that was deleted last: { conversation, clip: a promise of its file }
 let lookup = new AbortController(); // of the frames of the current clip
 
 function problem(text) {
@@ -87,6 +89,7 @@ async function showFramesOf(conversation) {
     if (signal.aborted) return;
     problem("");
     showTimeline(conversation, seen, { ...server.limits, ...paces() });
+    showMoments(conversation, momentActs);
   } catch (error) {
     if (!signal.aborted) throw error;
   }
@@ -99,10 +102,30 @@ function listConversations() {
 function removeConversation(conversation) {
   conversation.stop();
   conversations = conversations.filter((one) => one !== conversation);
-  dropConversation(conversation);
+  removed = { conversation, clip: dropConversation(conversation) };
+  showRemoved();
   if (conversation === current) open(conversations[0] ?? create());
   else listConversations();
-  $("new").focus();
+  $(conversation.isEmpty ? "new" : "undo").focus();
+}
+
+function showRemoved() {
+  const isUndoable = Boolean(removed) && !removed.conversation.isEmpty;
+  $("deleted").textContent = isUndoable ? `Deleted: ${removed.conversation.title}` : "";
+  $("undo").hidden = !isUndoable;
+}
+
+async function undo() {
+  const { conversation, clip } = removed;
+  removed = null;
+  showRemoved();
+  const file = await clip;
+  if (file) await keepClip(conversation.clip.key, file);
+  conversations = [...conversations, conversation].sort((one, other) => other.created - one.created);
+  keep(conversation);
+  const opened = open(conversation);
+  $("conversations").querySelector("[aria-current]").focus();
+  await opened;
 }
 
 // -- the video ---------------------------------------------------------------------------------------------------------
@@ -240,11 +263,43 @@ const acts = {
   },
 };
 
+// -- moments -----------------------------------------------------------------------------------------------------------
+/** Called for every change of a moment. */
+function momentChangedIn(conversation) {
+  return () => {
+    if (conversation === current) {
+      showMoments(conversation, momentActs);
+      showControls();
+    }
+    if (conversation.progress) return;
+    keep(conversation);
+    listConversations();
+  };
+}
+
+async function findMoment(description) {
+  const conversation = current;
+  if (conversation.running || !description.trim()) return;
+  $("happens").value = "";
+  await find(conversation, description.trim(), server.model, momentChangedIn(conversation));
+}
+
+const momentActs = {
+  remove(moment) {
+    const conversation = current;
+    conversation.moments = conversation.moments.filter((one) => one !== moment);
+    momentChangedIn(conversation)();
+    $("happens").focus();
+  },
+};
+
 function showControls() {
   const isRunning = Boolean(current.running);
-  $("send").disabled = isRunning;
+  $("send").disabled = $("find-send").disabled = isRunning;
   $("stop").disabled = !isRunning;
-  $("export").hidden = !current.turns.length;
+  $("log").toggleAttribute("data-busy", isRunning);
+  $("log").dataset.hint = current.clip ? "Ask something about what is shown." : "Choose a video, then ask something about it.";
+  $("export").hidden = !current.turns.length && !current.moments.length;
   for (const button of $("ideas").children) button.disabled = isRunning;
 }
 
@@ -336,6 +391,15 @@ function listen() {
     else stopEditing();
   });
   $("stop").addEventListener("click", () => current.stop());
+  $("find").addEventListener("submit", (event) => {
+    event.preventDefault();
+    findMoment($("happens").value);
+  });
+  $("find-stop").addEventListener("click", () => {
+    current.stop();
+    $("happens").focus();
+  });
+  $("undo").addEventListener("click", report(undo));
   $("keep").addEventListener("click", stopEditing);
   $("truth").addEventListener("change", () => keepSetting("truth", $("truth").checked));
   $("export").addEventListener("click", () => exportAsJson(current, server.model));

@@ -52,13 +52,17 @@ export function keepConversation(conversation) {
   return true;
 }
 
-export function dropConversation({ id, clip }) {
+/** Forgets a conversation and its clip, at once. Returns a promise of the clip's file, or of null, for an undo. */
+export async function dropConversation({ id, clip }) {
   try {
     localStorage.removeItem(CONVERSATION + id);
   } catch {
     // There was nothing to remove.
   }
-  if (clip) inClips("readwrite", (clips) => clips.delete(clip.key)).catch(() => {});
+  if (!clip) return null;
+  const blob = await keptClip(clip.key);
+  inClips("readwrite", (clips) => clips.delete(clip.key)).catch(() => {});
+  return blob;
 }
 
 // -- clips -------------------------------------------------------------------------------------------------------------

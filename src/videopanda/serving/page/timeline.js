@@ -90,6 +90,17 @@ export function showTicks() {
   $("ticks").replaceChildren(...shown.seen.data.map(({ time }) => time).map(mark("tick")), ...looked.map(mark("tick looked")));
 }
 
+/** Marks intervals of the clip, { start, end }, in which something was found. */
+export function markMoments(intervals) {
+  $("found-key").hidden = !intervals.length;
+  if (!shown) return;
+  $("found").replaceChildren(...intervals.map(({ start, end }) => {
+    const mark = document.createElement("span");
+    Object.assign(mark.style, { left: `${(100 * start) / shown.seen.duration}%`, width: `${(100 * (end - start)) / shown.seen.duration}%` });
+    return mark;
+  }));
+}
+
 export function showPace(paces) {
   if (!shown || shown.conversation.clip.isImage) return;
   Object.assign(shown, paces);
