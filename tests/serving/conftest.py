@@ -49,3 +49,34 @@ def browser():
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", rules, *UNHELPED, *CAMERA])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def page(browser, server):
+    """The page in a new context of the browser; no error in it, and no request to elsewhere."""
+    from browser_page import Page
+
+    page = Page(browser, server, viewport={"width": 1280, "height": 860})
+    yield page
+    assert page.errors == []
+    assert page.elsewhere == []
+    page.context.close()
+
+
+@pytest.fixture(scope="package")
+def nano():
+    """The bundled model and its processor."""
+    from videopanda.inference.load import load
+
+    return load(None, device="cpu")
+
+
+@pytest.fixture(scope="package")
+def wanted(nano):
+    """The library's answers to the first two questions of the example."""
+    from test_api import ASKED
+
+    from videopanda.inference.answer import Chat
+
+    chat = Chat(*nano, BUNDLED_MODEL.parent / "demo.mp4")
+    return [chat.ask(question).answer for question in ASKED[:2]]

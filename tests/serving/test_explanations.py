@@ -51,13 +51,6 @@ def turn(*parts, text=QUESTION):
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
-@pytest.fixture(scope="module")
-def nano():
-    from videopanda.inference.load import load
-
-    return load(None, device="cpu")
-
-
 def test_it_is_the_explanation_of_the_library(server, uploaded, nano):
     choices = ({}, {"num_frames": 4, "start": 1.0})
     for choice, regions in zip(choices, (True, False)):
