@@ -37,7 +37,12 @@ _CHOICES: dict[str, Sequence[str]] = {
     "left_right": ("left", "right"),
     "above_below": ("above", "below"),
 }
-_KINDS = {"ask": 0.5, "clause": 0.18, "noun": 0.1, "yes_no": 0.14, "options": 0.08}
+# How often a question takes each form; training sees more of those that are learned most slowly.
+_KINDS = {
+    "train": {"ask": 0.4, "clause": 0.16, "noun": 0.1, "yes_no": 0.26, "options": 0.08},
+    "held_out": {"ask": 0.5, "clause": 0.18, "noun": 0.1, "yes_no": 0.14, "options": 0.08},
+}
+_SENTENCES = {"train": 0.18, "held_out": 0.07}  # how often the answer is to be a sentence
 _AMERICAN = (("colour", "color"), ("travelling", "traveling"))
 
 
@@ -88,10 +93,11 @@ def reworded(question: Question, part: str, rng: np.random.Generator, plain: boo
     """
     intent, slots = intent_of(question.question)
     wordings, answer = intent.wordings[part], question.answer
-    kinds = [kind for kind in _KINDS if wordings.get(kind) or (kind == "options" and intent.name in _CHOICES)]
+    often = _KINDS[part]
+    kinds = [kind for kind in often if wordings.get(kind) or (kind == "options" and intent.name in _CHOICES)]
     if answer == DECLINE:  # a guess or a choice needs a true answer
         kinds = [kind for kind in kinds if kind not in ("yes_no", "options")]
-    weights = np.array([_KINDS[kind] for kind in kinds])
+    weights = np.array([often[kind] for kind in kinds])
     kind = str(rng.choice(kinds, p=weights / weights.sum()))
     said = {name: _synonym(value, rng) for name, value in slots.items()}
     if kind == "yes_no":
@@ -110,7 +116,7 @@ def reworded(question: Question, part: str, rng: np.random.Generator, plain: boo
     text = _capital(re.sub(r" +(?=[ ,?.])", "", text.format(**said)).strip())
     if plain:
         return Question(question.family, text, answer)
-    if kind != "yes_no" and intent.sentence and rng.random() < 0.07:
+    if kind != "yes_no" and intent.sentence and rng.random() < _SENTENCES[part]:
         text += expand(_one(frames["sentence"], rng), rng)
         answer = _sentence(intent, slots, answer)
     elif rng.random() < 0.1:
