@@ -5,10 +5,10 @@
 
 The world is Scenes: clips of one or two shapes, made by this package, with true answers to questions about colour,
 shape, direction of motion and order of appearance. One process draws, another trains, and nothing is seen twice.
-Lesson one, to see: pictures with captions. A caption names what is there, "small red circle", and nobody says where;
-some token of the picture must come to resemble the words of that name more than those of any other name. Lesson two, to
-answer: clips with questions; predict the next word, after the question mark. Then the model answers questions about
-unseen clips, written to H.264 files and read by the package's reader, beside two ways to score without looking.
+Lesson one, to see: pictures with captions, which name what is there, "small red circle still", not where; some token of
+the picture must come to resemble the words of that name more than those of any other. Lesson two, to answer: clips,
+whose captions tell what moves or appears, with questions; predict the next word, after the question mark. Then the
+model answers questions about unseen clips, written to H.264 files, beside two ways to score without looking.
 
 In shapes of tensors: B clips, T frames, C visual tokens of a frame, V = T C, K kinds of things, Q questions about a
 clip, L words of a question with its answer, N = V + Q L tokens in a row, D features of a token.
@@ -20,7 +20,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from itertools import chain, pairwise
+from itertools import chain, pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -32,16 +32,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from videopanda import read_video
 from videopanda.data.worlds.scenes.dataset import draw
-from videopanda.data.worlds.scenes.questions import Question, frame_times, make_questions, phrases
+from videopanda.data.worlds.scenes.questions import Question, frame_times, make_questions
 from videopanda.data.worlds.scenes.render import write_clip
-from videopanda.data.worlds.scenes.world import Difficulty, Scene, make_scene
+from videopanda.data.worlds.scenes.world import COLOURS, DIRECTIONS, SHAPES, SIZES, Difficulty, Scene, make_scene
 
 FAMILIES = ("motion_direction", "appearance_order", "colour", "shape")
 WORLD = Difficulty(max_things=2, themes=("still", "move", "order"))
 B, PEAK = 8, 2e-3  # clips in a step, highest learning rate
 T, SIDE = 8, 48  # frames of a clip, pixels along each side
-C = (SIDE // 16) ** 2
-V, Q, L = T * C, 4, 15
+C, V, Q, L = (SIDE // 16) ** 2, T * (SIDE // 16) ** 2, 4, 15
 
 
 # -- 1. Pixels and words -----------------------------------------------------------------------------------------------
@@ -57,18 +56,20 @@ def words_of(question: str, answer: str = "") -> list[str]:
 
 
 def named_in(scene: Scene, num_frames: int) -> list[set[str]]:
-    """What captions of the frames name, such as "small red circle"."""
-    times = frame_times(scene.duration, num_frames)  # the place in the frame, which follows, is left out
-    return [{" ".join(phrase.split()[:3]) for phrase in phrases(scene, second)} for second in times]
+    """What captions of the frames name: what is there, what it does, "small red circle left"."""
+    times, named = frame_times(scene.duration, num_frames), [set[str]() for _ in range(num_frames)]
+    for (frame, second), it in product(enumerate(times), scene.things):
+        does = "still" if not frame else it.heading or "still" if it.visible(times[frame - 1]) else "appears"
+        named[frame] |= {f"{it.size} {it.colour} {it.shape} {does}"} if it.visible(second) else set()
+    return named
 
 
 def learn_words() -> tuple[list[str], list[str]]:
-    """All words, and all kinds of things, of a thousand clips."""
-    scenes = [make_scene(0, "train", index, WORLD) for index in range(1000)]
-    kinds = {kind for scene in scenes for kind in named_in(scene, 1)[0]}
-    asked = [item for scene in scenes for item in questions_about(scene, np.random.default_rng(scene.index))]
+    """All names that captions may give, and all words of these and of the questions about a thousand clips."""
+    kinds = [" ".join(kind) for kind in product(SIZES, COLOURS, SHAPES, ("still", "appears", *DIRECTIONS))]
+    asked = chain(*(questions_about(make_scene(0, "train", i, WORLD), np.random.default_rng(i)) for i in range(1000)))
     words = {*" ".join(kinds).split()}.union(*[words_of(item.question, item.answer) for item in asked])
-    return ["<pad>", *sorted(words)], sorted(kinds)
+    return ["<pad>", *sorted(words)], kinds
 
 
 def to_pixels(frames: np.ndarray) -> np.ndarray:
@@ -107,10 +108,7 @@ class Lessons(Dataset):
 
 # -- 2. Tokens and the model -------------------------------------------------------------------------------------------
 class Eyes(nn.Module):
-    """From pixels to visual tokens, without a pretrained encoder: convolutions that halve the picture, or add to it.
-
-    Each frame comes with its difference to the frame before, in which all that moves or appears stands out.
-    """
+    """From pixels to visual tokens, without a pretrained encoder: convolutions that halve the picture, or add to it."""
 
     def __init__(self, features: int):
         super().__init__()
@@ -123,7 +121,7 @@ class Eyes(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels: uint8 (B, T, 3, SIDE, SIDE) -> (B, V, D)"""
         clips = pixels.float() / 128 - 1
-        change = clips - torch.cat([clips[:, :1], clips[:, :-1]], dim=1)
+        change = clips - torch.cat([clips[:, :1], clips[:, :-1]], dim=1)  # in which what moves or appears stands out
         x = torch.cat([clips, change], dim=2).flatten(0, 1)  # (B T, 6, SIDE, SIDE)
         for layer in self.layers:
             y = layer(x)
@@ -165,7 +163,8 @@ class Model(nn.Module):
         self.eyes = Eyes(features)
         self.words = nn.Embedding(num_words, features)
         nn.init.normal_(self.words.weight, std=0.02)
-        self.place = nn.Parameter(torch.randn(V, features) * 0.5)  # tells a visual token its frame, row and column
+        self.cell = nn.Parameter(torch.randn(C, features) * 0.5)  # tells a visual token its row and column
+        self.frame = nn.Parameter(torch.linspace(-0.5, 0.5, T)[:, None, None] * torch.randn(features))  # and its time
         self.order = nn.Parameter(torch.randn(L, features) * 0.02)  # tells a word its place in the question
         self.blocks = nn.ModuleList(Block(features, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(features)
@@ -178,8 +177,9 @@ class Model(nn.Module):
         mask = torch.zeros(length, length, dtype=torch.bool)
         mask[:, :V] = True
         mask[V:, V:] = torch.block_diag(*[torch.ones(L, L).tril()] * tokens.shape[1])
-        said = self.words(tokens)  # each word comes with all words before it, so that "?" knows what is asked
-        x = torch.cat([seen + self.place, (said + said.cumsum(2) + self.order).flatten(1, 2)], dim=1)
+        said = self.words(tokens)
+        said = said + said.cumsum(2) + self.order  # each word with all words before it, so that "?" knows what is asked
+        x = torch.cat([seen + (self.frame + self.cell).flatten(0, 1), said.flatten(1, 2)], dim=1)
         for block in self.blocks:
             x = block(x, mask)
         return (self.norm(x[:, V:]) @ self.words.weight.T).unflatten(1, tokens.shape[1:])
@@ -189,7 +189,7 @@ class Model(nn.Module):
 def seeing_loss(seen: Tensor, names: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the kinds that each frame shows, and the share of them that outweighs all others.
 
-    seen: visual tokens, (B, V, D); names: the embedded words of each kind, (K, 3, D); shown: bool (B, T, K).
+    seen: visual tokens, (B, V, D); names: the embedded words of each kind, (K, 4, D); shown: bool (B, T, K).
     """
     kinds = F.normalize(F.normalize(names, dim=2).sum(1), dim=1)
     fit = F.normalize(seen, dim=2) @ kinds.T / 0.1  # (B, V, K): cosines, sharpened
@@ -289,11 +289,10 @@ def main() -> None:
     for name, row in table.items():
         print(f"{name:18}{row['questions']:10}{row['right']:8}{row['no_video']:10}{row['most_frequent_answer']:22}")
     minutes = [(time.monotonic() - began) / 60, sum(os.times()[:4]) / 60]  # of the clock; of cores, workers included
-    cost = dict(zip(("minutes_wall", "minutes_cores"), np.round(minutes, 1).tolist()))
-    print(f"{cost['minutes_wall']} minutes, {cost['minutes_cores']} minutes of a core")
+    report = vars(options) | dict(zip(("minutes_wall", "minutes_cores"), np.round(minutes, 1).tolist()), scores=table)
+    print(f"{report['minutes_wall']} minutes, {report['minutes_cores']} minutes of a core")
     if options.output:
-        report = {"settings": vars(options) | {"output": None}, **cost, "scores": table}
-        options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        options.output.write_text(json.dumps(report, indent=2, default=str), encoding="utf-8")
 
 
 if __name__ == "__main__":
