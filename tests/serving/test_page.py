@@ -1,5 +1,5 @@
 """Protects the page, in a real browser: whose answer is shown where, what is kept, the timeline, errors, keyboard,
-phone, dark. The check with axe runs if it is there: npm install --no-save axe-core@4.14.1
+phone, dark. The check with axe runs if it is there: npm ci --prefix tests/serving/js
 """
 
 import json
@@ -15,7 +15,7 @@ from test_api import ASKED, DEMO
 from videopanda.data.worlds.scenes.make import ensure_clip
 
 pytestmark = pytest.mark.timeout(600)  # a server has to start
-AXE = Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js"
+AXE = Path(__file__).parent / "js/node_modules/axe-core/axe.min.js"
 
 
 def test_upload_ask_and_ask_again(page, nano, tmp_path):
@@ -324,7 +324,7 @@ def test_it_works_by_keyboard_on_a_phone_in_the_dark(browser, server, wanted):
     page.context.close()
 
 
-@pytest.mark.skipif(not AXE.exists(), reason="no axe: npm install --no-save axe-core@4.14.1")
+@pytest.mark.skipif(not AXE.exists(), reason="no axe: npm ci --prefix tests/serving/js")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(browser, server, scheme):
     page = Page(browser, server, viewport={"width": 1280, "height": 860}, color_scheme=scheme)
