@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hub_server import TOKEN, Hub
+from official import write_official
 from tiny import tiny_model, tiny_processor
 from videopanda.hub import BUNDLED, HubName, folder_of, name_of, parse
 from videopanda.inference.load import BUNDLED_MODEL
@@ -190,3 +191,34 @@ def test_push_then_pull(tmp_path, checkpoint):
         pulled = python(COMMAND, environment, "pull", "org/mine")
         assert pulled.returncode == 0, pulled.stderr + pulled.stdout
         assert "ready:  videopanda answer CLIP QUESTION --model org/mine" in pulled.stdout
+
+
+def test_pull_an_official_checkpoint(tmp_path):
+    """Downloaded with a broken transfer, converted and verified; a second pull only verifies again."""
+    files = {
+        f"videopanda_fitu/{name}": content
+        for name, content in contents(write_official(tmp_path / "official", shards=1)).items()
+    }
+    folder = tmp_path / "ours"
+    words = ("pull", "org/video-panda:videopanda_fitu", "--output", str(folder))
+    with Hub({"org/video-panda": files}, broken=1) as hub:
+
+        def large() -> list[str]:
+            return [path for method, path, _ in hub.seen if "/large/" in path and method == "GET"]
+
+        environment = hub.environment(tmp_path / "home", HF_HUB_DISABLE_PROGRESS_BARS="1")
+        refused = python(COMMAND, environment, *words[:2])
+        assert refused.returncode == 2
+        assert "name a folder for its conversion with --output DIR" in refused.stderr
+        assert not large()  # before gigabytes are downloaded
+        done = python(COMMAND, environment, *words)
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert len(large()) == 2  # the first transfer broke
+        for part in ("converting org/video-panda:videopanda_fitu", "passed", f"--model {folder}"):
+            assert part in done.stdout
+        written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+        again = python(COMMAND, environment, *words)
+        assert again.returncode == 0, again.stderr
+        assert "converting" not in again.stdout
+        assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == written
+        assert len(large()) == 2

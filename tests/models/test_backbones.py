@@ -6,14 +6,12 @@ embedding, tokenizers with and without a chat template, padding token or beginni
 
 import copy
 import json
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -21,11 +19,11 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     BertForMaskedLM,
-    PreTrainedTokenizerFast,
 )
 
 import videopanda  # noqa: F401 - makes the Auto classes know our classes
 from chat_templates import BARS, CHATML, INST
+from language_models import text_tokenizer
 from tiny import clip, randomize, realign, tiny_model, tiny_processor, tiny_stab
 from videopanda.checkpoints.verify import verify
 from videopanda.models.prompts import VICUNA_CHAT_TEMPLATE
@@ -46,34 +44,6 @@ FAMILIES = {
     "gemma2": ("gemma2", {"head_dim": 12, "final_logit_softcapping": 3.0}, 21, CHATML, CHATML_TEXT),
     "phi3": ("phi3", {"pad_token_id": 0}, 2, BARS, "<|user|>\n<video>\nWhat moves?<|end|>\n<|assistant|>\n"),
 }
-
-
-@cache
-def _trained() -> str:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=280,
-        special_tokens=["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["user: What moves? assistant: The circle."], trainer)
-    return tokenizer.to_str()
-
-
-def text_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
-    """A tokenizer that has never heard of videos; with ChatML its turns end as those of Qwen do."""
-    chatml = template == CHATML
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_trained()),
-        unk_token="<unk>",
-        bos_token=None if chatml else "<s>",
-        eos_token="<|im_end|>" if chatml else "</s>",
-        pad_token="</s>" if chatml else None,
-        chat_template=template,
-    )
 
 
 def tiny_fields(preset: str = "released") -> dict[str, int]:

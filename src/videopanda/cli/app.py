@@ -5,6 +5,7 @@ videopanda answer clip.mp4 "How many objects are there in total?"
 """
 
 import json
+import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -105,6 +106,7 @@ def demo_verb(
     contact_sheet([SheetRow(video.frames, lines, video.timestamps)]).save(output / "contact_sheet.png")
     console().print(grid)
     print(f"the frames that it saw: {output / 'contact_sheet.png'}")
+    print(f"ask it yourself, in your own words:  videopanda chat {shlex.quote(str(_ASSETS / 'demo.mp4'))}")
 
 
 @scenes_app.command("make")

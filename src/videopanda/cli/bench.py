@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from videopanda.cli.checks import require_extra
 from videopanda.cli.options import AsJson, Device, Model, console, quiet
 
 Rounds = Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Number of interleaved rounds.")]
@@ -40,6 +41,8 @@ def efficiency_verb(
 
     Example:  videopanda bench efficiency --flops-only --json
     """
+    if plot:
+        require_extra("bench", "matplotlib")
     from videopanda.bench.efficiency import CONTENDERS, measure
     from videopanda.bench.report import draw, table
 

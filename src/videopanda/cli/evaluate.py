@@ -14,6 +14,7 @@ from videopanda.cli.checks import (
     require_checkpoint,
     require_choice,
     require_device,
+    require_extra,
     require_paths,
     require_settings,
 )
@@ -455,6 +456,7 @@ def report_verb(
 
     Example:  videopanda evaluate report full.scores.jsonl no_video.scores.jsonl --output report
     """
+    require_extra("eval", "matplotlib")
     from videopanda.evaluation.reporting.report import report
     from videopanda.evaluation.reporting.write import overview, write
 

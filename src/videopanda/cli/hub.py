@@ -26,11 +26,13 @@ def pull_verb(
     """
     from videopanda.hub import folder_of
 
+    is_official = not (folder_of(name, files=("*.json",)) / "processor_config.json").is_file()
+    if is_official and output is None:
+        raise ValueError(f"{name} is an official checkpoint: name a folder for its conversion with --output DIR")
     folder = folder_of(name, pickled=True)
     quiet()
-    if not (folder / "processor_config.json").is_file():
-        if output is None:
-            raise ValueError(f"{name} is an official checkpoint: name a folder for its conversion with --output DIR")
+    if is_official:
+        assert output is not None
         if not (output / "config.json").is_file():
             from videopanda.models.families import converter
 

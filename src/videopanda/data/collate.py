@@ -14,6 +14,7 @@ none sees another. A language model whose layers cannot be masked like this gets
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any, Literal
 
@@ -29,6 +30,10 @@ IGNORE = -100
 MAX_CELL_WORDS = 5
 
 
+class RewritesTurnsError(ValueError):
+    """A chat template writes an answer in another way once another question follows."""
+
+
 def render(
     template: Any, turns: Sequence[Turn], num_videos: int, system_prompt: str = "", num_images: int = 0
 ) -> tuple[str, list[tuple[int, int]]]:
@@ -37,8 +42,8 @@ def render(
     `template` is a processor or tokenizer with a chat template; without `system_prompt` its own default applies.
 
     Raises:
-        ValueError: the template changes earlier text when a message is added, so that answers cannot be located; or it
-            has no place for a system prompt.
+        RewritesTurnsError: the template changes earlier text when a message is added, so that answers cannot be found.
+        ValueError: it has no place for a system prompt, or refuses the roles.
     """
     messages = to_messages(turns, num_videos, system_prompt, num_images)
     try:
@@ -57,7 +62,7 @@ def render(
         before = template.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
         after = template.apply_chat_template(messages[: i + 1], tokenize=False)
         if not text.startswith(after) or not after.startswith(before):
-            raise ValueError("this chat template rewrites earlier turns; give training one that only appends")
+            raise RewritesTurnsError("this chat template rewrites earlier turns; give training one that only appends")
         spans.append((len(before), len(after)))
     return text, spans
 
@@ -168,6 +173,7 @@ class Collator:
         (J, 2 + K) holds the number of the video, that of the frame and up to K token ids for every thing that a frame
         shows.
         """
+        samples = [self._separated(sample) for sample in samples]
         if self.windows is None:
             samples = [replace(sample, conversations=(turns,)) for sample in samples for turns in sample.conversations]
         batch: dict[str, Any] = {}
@@ -225,6 +231,31 @@ class Collator:
         ]
         batch.update(self._rows(packed))
         return batch
+
+    @cached_property
+    def _rewrites_turns(self) -> bool:
+        """Whether the chat template rewrites earlier turns. Those of thinking models do: they drop the thought of an
+        answer, even an empty one, as soon as the next question follows.
+        """
+        try:
+            render(self.processor, [Turn("What moves?", "A cat."), Turn("Where?", "On the left.")], 0)
+        except ValueError as error:
+            return isinstance(error, RewritesTurnsError)
+        return False
+
+    def _separated(self, sample: Sample) -> Sample:
+        """The sample with a conversation for each answer of a longer one, where the template rewrites earlier turns:
+        every answer is trained after the text that precedes it when the model is asked.
+        """
+        if all(len(turns) == 1 for turns in sample.conversations) or not self._rewrites_turns:
+            return sample
+        conversations = []
+        for turns in sample.conversations:
+            read = [Turn(turn[0], turn[1], is_trained=False) for turn in turns]
+            for count, turn in enumerate(turns):
+                if Turn(*turn).is_trained:
+                    conversations.append((*read[:count], Turn(*turn)))
+        return replace(sample, conversations=tuple(conversations))
 
     def pack(self, sample: Sample, expansions: Sequence[str]) -> Packed:
         """Tokenize every conversation and join those that fit after their common visual prefix.

@@ -98,6 +98,11 @@ class VisualModelMixin:
         schedule = self.schedule()
         return schedule is not None and bool(schedule.layers)
 
+    @property
+    def output_map(self) -> nn.Module:
+        """The last linear map of the vision part: visual tokens are proportional to its weights."""
+        raise NotImplementedError
+
     def adopt(self, language_model: nn.Module) -> None:
         """Take over a pretrained language model, which parts of a family may start from."""
         self.language_model = language_model

@@ -11,8 +11,10 @@ from typing import Any, Literal
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     set_seed,
@@ -48,7 +50,8 @@ def build_model(
     used as loaded, never held in memory twice.
 
     Args:
-        backbone: folder or Hub name of a causal language model with its tokenizer.
+        backbone: folder or Hub name of a causal language model with its tokenizer, or of a vision-language model of
+            transformers (as Gemma 3 and Qwen3.5 are published), which gives its language model.
         family, preset, fields: see `fresh_config`.
         encoder: folder or Hub name of the pretrained tower, for a family that has one.
         chat_template: jinja text or "vicuna"; default: the template of the tokenizer.
@@ -64,10 +67,11 @@ def build_model(
         backbone = folder_of(backbone)
     except FileNotFoundError as error:
         raise ValueError(f"no language model at {backbone}: {error}") from error
-    text = _text_config(backbone, fields)
+    source = _source_config(backbone, fields)
+    text = source.get_text_config()
     # Report errors before weights are read.
     fresh_config(family, preset, fields, **vision, text_config=text, video_token_id=0, image_token_id=1)
-    language_model, tokenizer = _load_backbone(backbone, text, dtype)
+    language_model, tokenizer = _load_backbone(backbone, source, dtype)
     template = visual_chat_template(tokenizer, chat_template)
     set_seed(seed)
     _add_placeholders(language_model, tokenizer)
@@ -99,7 +103,9 @@ def build_model(
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     model.generation_config.eos_token_id = sorted(ends) if len(ends) > 1 else ends.pop()
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model, processor_class(config).for_config(config, tokenizer, template)
+    processor = processor_class(config).for_config(config, tokenizer, template)
+    _scale_visual_tokens(model, processor)
+    return model, processor
 
 
 def make_checkpoint(
@@ -282,30 +288,42 @@ def read_template(name: str | None) -> str | None:
     return Path(name).read_text(encoding="utf-8")
 
 
-def _text_config(backbone: str | Path, fields: Mapping[str, Any]) -> Any:
-    """The configuration of the language model, with the fields `text.*` changed."""
+def _source_config(backbone: str | Path, fields: Mapping[str, Any]) -> Any:
+    """The configuration of the language model, or of the vision-language model that it is part of, with the fields
+    `text.*` changed.
+    """
     try:
         config = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
     except OSError as error:
         raise ValueError(f"no language model at {backbone}: {str(error).splitlines()[0]}") from error
     if model_class(config) is not None:
         raise ValueError(f"{backbone} already has a vision part: train it directly, or pass a language model")
-    known: Any
-    known, found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), config.architectures or []
-    if known is None or known.__name__ not in found:
+    text, found = config.get_text_config(), config.architectures or []
+    known: list[Any] = [MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None)]
+    if known[0] is not None and text is not config:
+        known.append(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None))
+    if not {kind.__name__ for kind in known if kind is not None} & set(found):
         raise ValueError(
             f"{backbone} is not a causal language model known to transformers: it contains "
             f"{', '.join(found) or config.model_type}"
         )
     changes = {key: value for key, value in fields.items() if key.startswith("text.")}
-    return type(config)(**with_fields(type(config), config.to_dict(), changes, "text.")) if changes else config
+    if not changes:
+        return config
+    changed = type(text)(**with_fields(type(text), text.to_dict(), changes, "text."))
+    if text is config:
+        return changed
+    config.text_config = changed
+    return config
 
 
 def _load_backbone(backbone: str | Path, config: Any, dtype: torch.dtype | Literal["auto"]) -> tuple[Any, Any]:
     """The language model and its tokenizer."""
+    is_whole = config.get_text_config() is not config
+    auto = AutoModelForImageTextToText if is_whole else AutoModelForCausalLM
     try:
         tokenizer = AutoTokenizer.from_pretrained(backbone, trust_remote_code=False, local_files_only=True)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto.from_pretrained(
             backbone,
             config=config,
             dtype=dtype,
@@ -321,9 +339,25 @@ def _load_backbone(backbone: str | Path, config: Any, dtype: torch.dtype | Liter
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ValueError(f"{backbone} is incomplete: it lacks {missing[0]} ({len(missing)} weights in all)")
+    if is_whole:
+        language_model = _part_of(language_model)
     require_finite(language_model, backbone)
     language_model.config._name_or_path = Path(backbone).name  # keeps local paths out of the checkpoint
     return language_model, tokenizer
+
+
+def _part_of(whole: Any) -> Any:
+    """The language model of a vision-language model, with its head and its weights."""
+    decoder, head = whole.get_decoder(), whole.get_output_embeddings()
+    decoder.config.tie_word_embeddings = head.weight is decoder.get_input_embeddings().weight
+    with torch.device("meta"):
+        language_model = MODEL_FOR_CAUSAL_LM_MAPPING[type(decoder.config)](decoder.config)
+    if type(decoder) is not type(language_model.base_model):
+        raise ValueError(f"the language model of {type(whole).__name__} cannot be used by itself")
+    setattr(language_model, language_model.base_model_prefix, decoder)
+    language_model.set_output_embeddings(head)
+    language_model.generation_config = whole.generation_config
+    return language_model.eval()
 
 
 def _add_placeholders(language_model: Any, tokenizer: Any) -> None:
@@ -341,10 +375,45 @@ def _add_placeholders(language_model: Any, tokenizer: Any) -> None:
 
 @torch.no_grad()
 def _check_logits(model: Any, language_model: Any) -> None:
-    """Refuse a language model that is more than decoder and linear head: the rest would be silently lost."""
+    """Refuse a language model that is more than embedding, decoder and linear head: the rest would be silently lost."""
     model.eval()
+    kind = type(language_model).__name__
     if model.lm_head.bias is not None:
-        raise ValueError(f"the output head of {type(language_model).__name__} has a bias, which is not supported")
-    embeds = language_model.get_input_embeddings()(torch.arange(min(8, language_model.config.vocab_size))[None])
-    if not torch.equal(model(inputs_embeds=embeds).logits, language_model(inputs_embeds=embeds).logits):
-        raise ValueError(f"{type(language_model).__name__} changes its logits in a way that is not supported")
+        raise ValueError(f"the output head of {kind} has a bias, which is not supported")
+    ids = torch.arange(min(8, language_model.config.vocab_size))[None]
+    expected = language_model(input_ids=ids).logits
+    if not _takes_embeddings(language_model, ids, expected):
+        raise ValueError(
+            f"{kind} needs token ids in its layers too (such as per-layer embeddings), and visual tokens have none: "
+            "choose another language model"
+        )
+    if not torch.equal(model(input_ids=ids).logits, expected):
+        raise ValueError(f"{kind} changes its logits in a way that is not supported")
+
+
+def _takes_embeddings(language_model: Any, ids: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether embeddings are all that the decoder needs, also those that are of no word, as visual tokens."""
+    embeds = language_model.get_input_embeddings()(ids)
+    try:
+        language_model(inputs_embeds=(embeds + embeds.roll(1, dims=1)) / 2)
+    except RuntimeError:  # Gemma 4 looks up which words the embeddings are
+        return False
+    return torch.equal(language_model(inputs_embeds=embeds).logits, expected)
+
+
+@torch.no_grad()
+def _scale_visual_tokens(model: Any, processor: Any) -> None:
+    """Give fresh visual tokens the size of words where a language model multiplies its word embeddings (Gemma does, by
+    the root of its width), so that its first layers see both on the same scale.
+    """
+    embedding = model.get_input_embeddings()
+    ids = torch.arange(min(1024, embedding.weight.shape[0]), device=embedding.weight.device)
+    words = embedding(ids)
+    if torch.equal(words, embedding.weight[ids]):
+        return
+    blocks = torch.randint(256, (4, 8, 8, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    frames = blocks.repeat_interleave(16, 1).repeat_interleave(16, 2)
+    (visual,) = model.encode(processor.video_processor([frames.numpy()], return_tensors="pt"))
+    sizes = [tokens.float().pow(2).mean().sqrt() for tokens in (words, visual.tokens)]
+    for weight in model.model.output_map.parameters():
+        weight.mul_(sizes[0] / sizes[1])

@@ -32,6 +32,10 @@ _GUARD = """\
 {%- endif -%}
 {%- endfor -%}
 """
+# Put in front of a template that lets its model think before it answers, unless told otherwise.
+_NO_THINKING = """\
+{%- if enable_thinking is not defined -%}{%- set enable_thinking = false -%}{%- endif -%}
+"""
 _PROBE = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What moves?"}]}]
 
 
@@ -39,10 +43,11 @@ def visual_chat_template(tokenizer: Any, template: str | None = None) -> str:
     """The chat template of a tokenizer, or the given one, in a form that marks videos and images.
 
     `template` is jinja text or the name "vicuna", the layout of the released model. A template that handles content
-    parts itself stays as it is.
+    parts itself stays as it is. Where a model may think before it answers (`enable_thinking`, as of Qwen3), it does not
+    unless `apply_chat_template` is told so: training teaches answers without thoughts.
 
     Raises:
-        ValueError: there is no template, or it drops the user's text.
+        ValueError: there is no template; it drops the user's text, or opens a thought that no answer closes.
     """
     if template == "vicuna":
         template = VICUNA_CHAT_TEMPLATE
@@ -53,7 +58,7 @@ def visual_chat_template(tokenizer: Any, template: str | None = None) -> str:
         raise ValueError("the tokenizer has no chat template: pass --chat-template FILE, or vicuna for Vicuna v1.5")
     for candidate in (template, _FLATTEN + template):
         if _marks_videos(tokenizer, candidate):
-            return _guarded(tokenizer, candidate)
+            return _without_thoughts(tokenizer, _guarded(tokenizer, candidate))
     raise ValueError("the chat template drops the user's question: pass another with --chat-template FILE")
 
 
@@ -83,9 +88,30 @@ def _guarded(tokenizer: Any, template: str) -> str:
     return _GUARD.replace("ROLES", repr(known)).replace("NAMES", ", ".join(known)) + template
 
 
+def _without_thoughts(tokenizer: Any, template: str) -> str:
+    """The template, with thinking off unless it is asked for."""
+
+    def prompt(**switches: bool) -> str:
+        return _rendered(tokenizer, template, _PROBE, add_generation_prompt=True, **switches)
+
+    if prompt() != prompt(enable_thinking=False):
+        template = _NO_THINKING + template
+    answered = _rendered(tokenizer, template, [*_PROBE, {"role": "assistant", "content": "A cat."}])
+    if not answered.startswith(prompt()):
+        raise ValueError(
+            "the chat template opens a thought before the answer, and cannot be told not to (`enable_thinking`): pass "
+            "another with --chat-template FILE"
+        )
+    return template
+
+
+def _rendered(tokenizer: Any, template: str, messages: Any, **given: Any) -> str:
+    return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **given))
+
+
 def _marks_videos(tokenizer: Any, template: str) -> bool:
     try:
-        text = tokenizer.apply_chat_template(_PROBE, chat_template=template, tokenize=False, add_generation_prompt=True)
+        text = _rendered(tokenizer, template, _PROBE, add_generation_prompt=True)
     except (TemplateError, TypeError):
         return False
     return text.count("<video>") == 1 and "What moves?" in text

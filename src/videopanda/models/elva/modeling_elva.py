@@ -117,6 +117,11 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
             return replace(schedule, keep=merge.random_keep + (1 - merge.random_keep) * torch.rand(()).item())
         return schedule
 
+    @property
+    def output_map(self) -> nn.Module:
+        """See `VisualModelMixin.output_map`."""
+        return self.embedding.output
+
     def encode(self, pixels: Tensor, placement: Tensor, kind: str = "video") -> list[EncodedVisual]:
         """Encode the cells of ragged frames to one `EncodedVisual` per video; images are videos of one frame.
 

@@ -58,6 +58,11 @@ class TowerModel(VisualModelMixin, TowerPreTrainedModel):
         self.language_model: Any = AutoModel.from_config(config.text_config)
         self.post_init()
 
+    @property
+    def output_map(self) -> nn.Module:
+        """See `VisualModelMixin.output_map`."""
+        return self.projector[-1]
+
     def encode(self, pixels: Tensor, placement: Tensor, kind: str = "video") -> list[EncodedVisual]:
         """Encode videos (B, T, 3, S, S), or images (B, 3, S, S), to one `EncodedVisual` each.
 

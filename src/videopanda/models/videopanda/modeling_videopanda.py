@@ -169,6 +169,11 @@ class VideoPandaModel(VisualModelMixin, VideoPandaPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
+    @property
+    def output_map(self) -> nn.Module:
+        """See `VisualModelMixin.output_map`."""
+        return self.projector.down
+
     def encode(self, pixels: Tensor, placement: Tensor, kind: str = "video") -> list[EncodedVisual]:
         """Encode videos (videos, T, 3, X, Y), or images (images, 3, X, Y), of a batch.
 
