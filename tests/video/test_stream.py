@@ -2,12 +2,14 @@
 stalls, jumps, changes of size and lost connections are told and survived."""
 
 import functools
+import gc
 import http.server
 import os
 import threading
 import time
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -154,3 +156,16 @@ def test_a_dead_source_is_given_up_with_a_reason(tmp_path):
         list(stream_video(tmp_path / "text.mp4"))
     with pytest.raises(ValueError, match="fps must be"):
         stream_video(tmp_path / "text.mp4", fps=0)
+
+
+def test_frames_are_freed_at_once(tmp_path):
+    path = write_video(tmp_path / "a.mp4", range(30))
+    gc.collect()
+    gc.disable()
+    try:
+        with stream_video(path, fps=None) as stream:
+            assert sum(1 for _ in stream) == 30
+        kept = sum(type(found) is av.VideoFrame for found in gc.get_objects())
+    finally:
+        gc.enable()
+    assert kept <= 2  # the first frame, whose side data were read

@@ -75,8 +75,8 @@ def prefill(model: Any, layout: CacheLayout, prompts: Sequence[Prompt]) -> tuple
     prefixes = [prompt.prefix for prompt in prompts if prompt.prefix is not None]
     if not prefixes:
         past = KVPrefix(layout.new_cache(), [queries_BN[:, :0]], starts)
-    else:  # the model writes into the cache, but a kept prefix must not change
-        past = KVPrefix.stack(prefixes) if len(prefixes) > 1 else prefixes[0].clone()
+    else:
+        past = KVPrefix.stack(prefixes) if len(prefixes) > 1 else prefixes[0].fork()
     positions = past.extended(queries_BN)
     visuals: dict[str, list[EncodedVisual]] = {}
     for prompt in prompts:

@@ -278,11 +278,11 @@ class Engine:
                 self._fail([sequence for key in keys for sequence in asking[key]], error)
                 continue
             for key, kv in zip(keys, kvs):
-                found[key] = kv
+                found[key] = kv if len(kvs) == 1 else kv.clone()  # a row of several keeps the others alive
                 for sequence in asking[key]:
                     sequence.stats.seconds["prefill"] = time.perf_counter() - began
                 if self.keep_prefixes:
-                    self._keep_prefix(asking[key][0].request.clips[-1], key, kv.clone())
+                    self._keep_prefix(asking[key][0].request.clips[-1], key, found[key])
         return found
 
     def _keep_prefix(self, clip: EncodedClip, key: PrefixKey, kv: KVPrefix) -> None:

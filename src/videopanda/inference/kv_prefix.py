@@ -125,6 +125,17 @@ class KVPrefix:
         """A copy with its own memory, so it keeps nothing else alive."""
         return self.select(list(range(len(self))))
 
+    def fork(self) -> "KVPrefix":
+        """The same sequences for a model to continue: its new keys and values go into new tensors, so these stay as
+        they are, and only states, which are overwritten, are copied."""
+
+        def held(layer: Any) -> Any:
+            if has_state(layer):
+                return _mapped([layer], lambda tensors: tensors[0].clone())
+            return _attention(layer.keys, layer.values)
+
+        return KVPrefix(_cache([held(layer) for layer in self.cache.layers]), self.positions, self.num_tokens)
+
     def select(self, places: Sequence[int]) -> "KVPrefix":
         """The sequences at `places`; columns unused by all of them are dropped."""
         rows = torch.tensor(places, dtype=torch.long)

@@ -27,7 +27,7 @@ _WITHHOLDING = ("h264", "hevc", "mpeg1video", "mpeg2video", "vp8", "vp9", "av1")
 # Gives the arguments of `av.open` that say what to open; called again to start from the beginning.
 Opener = Callable[[], dict[str, Any]]
 Color = tuple[int, int, int]
-_Matrix = tuple[int, int, int, int]
+Matrix = tuple[int, int, int, int]
 
 # Without a list of keyframes, targets further apart than this are reached by a seek instead of decoding on.
 SEEK_SECONDS = 10.0
@@ -331,12 +331,12 @@ def decode(
     Yields (stamp of the frame, number of frames decoded so far, upright RGB picture uint8 (H, W, 3)).
     Raises `UnreadableError`, or `DisorderedError` when the stream has to be timed by counting instead.
     """
-    reader = Reader(opener, timeline, deadline)
+    reader, orientation = Reader(opener, timeline, deadline), Orientation()
     try:
         for tick in ticks:
             frame = reader.read(tick)
             assert frame.pts is not None
-            yield frame.pts, reader.decoded, upright(to_rgb(frame, background), display_matrix(frame))
+            yield frame.pts, reader.decoded, upright(to_rgb(frame, background), orientation.of(frame))
     finally:
         reader.close()
 
@@ -353,7 +353,7 @@ def to_rgb(frame: av.VideoFrame, background: Color) -> np.ndarray:
     return flatten_alpha(frame.to_ndarray(format="rgba"), background)
 
 
-def display_matrix(frame: av.VideoFrame) -> _Matrix | None:
+def display_matrix(frame: av.VideoFrame) -> Matrix | None:
     """(a, b, c, d) of x' = a·x + c·y, y' = b·x + d·y, which turns stored into upright pictures; None for as stored."""
     side_data = frame.side_data.get("DISPLAYMATRIX")
     if side_data is None:
@@ -362,14 +362,44 @@ def display_matrix(frame: av.VideoFrame) -> _Matrix | None:
     return int(matrix[0]), int(matrix[1]), int(matrix[3]), int(matrix[4])
 
 
-def upright(picture: np.ndarray, matrix: _Matrix | None) -> np.ndarray:
+class Orientation:
+    """The display matrix of the frames of one stream.
+
+    It is read again only where PyAV reports another angle: whoever asks a frame for its side data ties the frame to
+    itself, and its pixels stay in memory until the next garbage collection.
+    """
+
+    def __init__(self) -> None:
+        self._angle: int | None = None
+        self._matrix: Matrix | None = None
+
+    def of(self, frame: av.VideoFrame) -> Matrix | None:
+        """The matrix of this frame."""
+        if frame.rotation != self._angle:
+            self._angle, self._matrix = frame.rotation, display_matrix(frame)
+        return self._matrix
+
+
+def _is_turned(matrix: Matrix) -> bool:
+    """Whether width and height change places."""
+    a, b, c, d = matrix
+    return abs(a) + abs(d) < abs(b) + abs(c)
+
+
+def upright_size(frame: av.VideoFrame, matrix: Matrix | None) -> tuple[int, int]:
+    """Width and height of a frame as it is shown."""
+    is_turned = matrix is not None and _is_turned(matrix)
+    return (frame.height, frame.width) if is_turned else (frame.width, frame.height)
+
+
+def upright(picture: np.ndarray, matrix: Matrix | None) -> np.ndarray:
     """Turn or mirror a picture (H, W, 3) in steps of 90 degrees as its display matrix says; a view, no copy."""
     if matrix is None:
         return picture
     a, b, c, d = matrix
-    if abs(a) + abs(d) >= abs(b) + abs(c):
-        flip_x, flip_y = a < 0, d < 0
-    else:
+    if _is_turned(matrix):
         picture = picture.transpose(1, 0, 2)  # (W, H, 3)
         flip_x, flip_y = c < 0, b < 0
+    else:
+        flip_x, flip_y = a < 0, d < 0
     return picture[:: -1 if flip_y else 1, :: -1 if flip_x else 1]

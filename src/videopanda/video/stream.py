@@ -21,13 +21,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import av
 import numpy as np
 
-from videopanda.video.container import Deadline, UnreadableError, display_matrix, to_rgb, upright
+from videopanda.video.container import Deadline, Matrix, Orientation, UnreadableError, to_rgb, upright, upright_size
 from videopanda.video.read import VideoReadError
 from videopanda.video.source import open_source
 
@@ -123,23 +124,37 @@ def stream_video(
     return VideoStream(_at_rate(frames, fps), notes, stack)
 
 
-def _at_rate(frames: Iterator[StreamFrame], fps: float | None) -> Iterator[StreamFrame]:
+@dataclass(frozen=True)
+class _Frame:
+    """A frame whose pixels are converted only if it is shown: at 1 fps that is one of 25 or more."""
+
+    picture: Callable[[], np.ndarray]
+    time: float
+    index: int
+
+
+def _at_rate(frames: Iterator[_Frame], fps: float | None) -> Iterator[StreamFrame]:
     """The frames shown at multiples of 1/fps: the last one that starts at or before each moment."""
     if fps is None:
-        yield from frames
+        for frame in frames:
+            yield StreamFrame(frame.picture(), frame.time, frame.index)
         return
     number, current, step = 0, None, 0.0
     for frame in frames:
         while current is not None and frame.time > number / fps + _SLACK_SECONDS:
-            yield StreamFrame(current.image, number / fps, current.index)
+            yield StreamFrame(current.picture(), number / fps, current.index)
             # After a gap the moments without frames are left out.
             number = max(number + 1, math.ceil((frame.time - max(step, 1 / fps)) * fps - _SLACK_SECONDS))
         if current is not None:
             step = frame.time - current.time
         current = frame
     while current is not None and number / fps < current.time + max(step, _SLACK_SECONDS) - 1e-6 / fps:
-        yield StreamFrame(current.image, number / fps, current.index)
+        yield StreamFrame(current.picture(), number / fps, current.index)
         number += 1
+
+
+def _picture(frame: av.VideoFrame, matrix: Matrix | None, background: tuple[int, int, int]) -> np.ndarray:
+    return upright(to_rgb(frame, background), matrix)
 
 
 class _Clock:
@@ -178,9 +193,8 @@ class _Clock:
         self.last = moment
         return moment
 
-    def sized(self, image: np.ndarray) -> None:
-        """Note a change of size."""
-        size = image.shape[1], image.shape[0]
+    def sized(self, size: tuple[int, int]) -> None:
+        """Note a change of width and height."""
         if self.size is not None and size != self.size:
             self.tell("size", f"frames changed from {self.size[0]}x{self.size[1]} to {size[0]}x{size[1]}")
         self.size = size
@@ -212,7 +226,7 @@ class _Source:
         if parts.scheme not in ("http", "https", "rtsp") or parts.hostname not in self.hosts:
             raise ValueError(f"{url} is not allowed: name its host in `hosts`")
 
-    def pictures(self, fps: float, background: tuple[int, int, int]) -> Iterator[StreamFrame]:
+    def pictures(self, fps: float, background: tuple[int, int, int]) -> Iterator[_Frame]:
         """The pictures of a folder."""
         deadline = Deadline(math.inf)
         try:
@@ -222,19 +236,19 @@ class _Source:
             assert timeline.pts is not None
             for number, tick in enumerate(timeline.pts):
                 for _, _, image in opened.decode(timeline, [int(tick)], deadline, background):
-                    yield StreamFrame(image, timeline.seconds(int(tick)), number)
+                    yield _Frame(partial(np.asarray, image), timeline.seconds(int(tick)), number)
         except (UnreadableError, OSError) as error:
             raise VideoReadError(self.name, str(error)) from error
 
-    def frames(self, clock: _Clock, background: tuple[int, int, int]) -> Iterator[StreamFrame]:
+    def frames(self, clock: _Clock, background: tuple[int, int, int]) -> Iterator[_Frame]:
         """Every frame of the source. A live source that fails is opened again until it was silent for too long."""
         number, pause, silent_since = 0, _FIRST_PAUSE, time.monotonic()
         while True:
             reason = "the stream ended"
             try:
-                for image, stamp in self._decoded(background):
-                    clock.sized(image)
-                    yield StreamFrame(image, clock.time_of(stamp), number)
+                for frame, matrix, stamp in self._decoded():
+                    clock.sized(upright_size(frame, matrix))
+                    yield _Frame(partial(_picture, frame, matrix, background), clock.time_of(stamp), number)
                     number, pause, silent_since = number + 1, _FIRST_PAUSE, time.monotonic()
             except (av.FFmpegError, OSError, UnreadableError) as error:
                 reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
@@ -255,15 +269,15 @@ class _Source:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _decoded(self, background: tuple[int, int, int]) -> Iterator[tuple[np.ndarray, float | None]]:
-        """Pictures and their stamps in seconds, of one connection."""
+    def _decoded(self) -> Iterator[tuple[av.VideoFrame, Matrix | None, float | None]]:
+        """Frames, their display matrices and their stamps in seconds, of one connection."""
         with ExitStack() as opened:
             container = opened.enter_context(self._open(opened))
             stream = container.streams.best("video")
             if stream is None:
                 raise UnreadableError("no video stream")
             stream.thread_type = "AUTO"
-            damaged = 0
+            damaged, orientation = 0, Orientation()
             packets = container.demux(stream)
             while True:
                 packet = next(packets, None)
@@ -272,7 +286,7 @@ class _Source:
                 try:
                     for frame in packet.decode():
                         seconds = None if frame.pts is None else float(frame.pts * frame.time_base)
-                        yield upright(to_rgb(frame, background), display_matrix(frame)), seconds
+                        yield frame, orientation.of(frame), seconds
                 except av.InvalidDataError:
                     damaged += 1
                     if damaged & (damaged - 1) == 0:  # at 1, 2, 4, 8, …: a broken stream must not flood the notes
