@@ -9,6 +9,7 @@ neighbors do, unless an encoder put one where none was due. Motion vectors tell 
 scenes, but exist only while a frame is decoded (PyAV, side data `MOTION_VECTORS`); no picture is converted for them.
 """
 
+import gc
 import math
 import os
 from collections.abc import Iterator
@@ -103,6 +104,8 @@ def vectors_of(source: str | os.PathLike[str], timeout: float = math.inf) -> tup
                 moved = float((length * area).sum() / max(area.sum(), frame.width * frame.height))
             times.append(frame.time)
             motion.append(moved)
+            if len(times) % 16 == 0:
+                gc.collect(0)  # side data tie a frame to itself
         if times and not has_vectors:
             raise UnreadableError("its codec tells no motion vectors: choose frames by motion instead")
     if not times:
