@@ -96,7 +96,7 @@ class Encoder:
         r_R = (torch.arange(self.rows) + 0.5) / self.rows
         c_C = (torch.arange(self.columns) + 0.5) / self.columns
         map_RCD = (self.coordinates.waves(r_R) @ row.T)[:, None] + (self.coordinates.waves(c_C) @ column.T)[None]
-        space, where = self.model.config.compression_config.pool_space, torch.zeros(len(self.layout), d)
+        space, where = self.model.config.compression.pool_space, torch.zeros(len(self.layout), d)
         for place, (_, r, c, kind) in enumerate(self.layout.tolist()):
             if kind == CELL:
                 square = map_RCD[r * space : (r + 1) * space, c * space : (c + 1) * space]
@@ -156,7 +156,7 @@ class Encoder:
         """What each token of a step shows, (P, 4): words for the cell of a visit and its time, the lamp, or nothing."""
         words = torch.full((len(self.layout), 4), IGNORE)
         words[self.is_cell, 0] = self.word["nothing"]
-        space = self.model.config.compression_config.pool_space
+        space = self.model.config.compression.pool_space
         for t in chunk:
             for visit in (v for v in story.visits if v.start <= t < v.end):
                 done, kind = (t - visit.start) / (visit.end - visit.start), visit.kind

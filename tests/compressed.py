@@ -27,7 +27,7 @@ def compressed(family: str, compression: dict | None = None, text: str = "qwen3"
         "",
         {},
         text_config=tiny_text_config(text, max_position_embeddings=4096),
-        compression_config=compression or {},
+        compression=compression or {},
         video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         **fields,

@@ -177,7 +177,7 @@ def test_what_cannot_be_counted_is_refused():
 def test_every_field_is_reachable_by_name():
     model, _ = compressed("videopanda")
     config = changed_config(model.config, {"compression.kind": "mamba2", "compression.queries": "true"})
-    assert config.compression_config.queries
+    assert config.compression.queries
     assert sum(p.numel() for p in model_class(config)(config).vision_modules()["compressor"].parameters()) > 0
 
 
@@ -234,3 +234,10 @@ def test_leaving_out_cells_is_refused_where_it_cannot_be():
         CompressionConfig(keep_changed=0.5)
     model, _ = compressed("elva", {"kind": "pool", "pool_time": 1, "keep_changed": 0.5}, merge_config={"layers": []})
     assert model.chunk_frames is None
+
+
+def test_no_section_has_the_name_by_which_engines_know_quantization(tmp_path):
+    model = compressed("videopanda", {"kind": "pool"})[0]
+    assert not hasattr(model.config, "compression_config")
+    with pytest.raises(ValueError, match="a section compression_config: rename it to compression"):
+        type(model.config)(compression_config={"kind": "pool"})

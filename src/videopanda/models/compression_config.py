@@ -4,6 +4,7 @@
 """
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from transformers import PreTrainedConfig
@@ -117,4 +118,16 @@ class CompressionConfig(PreTrainedConfig):
         return frames * self.merge_frames if self.merge_tokens else frames
 
 
-__all__ = ["CompressionConfig"]
+def compression_of(given: CompressionConfig | dict[str, Any] | None, others: Mapping[str, Any]) -> CompressionConfig:
+    """The section `compression` of a configuration with the fields `others`. It is not called `compression_config`: so
+    compressed-tensors calls quantization, and vLLM would look for it there.
+
+    Raises:
+        ValueError: it has that name.
+    """
+    if "compression_config" in others:
+        raise ValueError("config.json has a section compression_config: rename it to compression")
+    return given if isinstance(given, CompressionConfig) else CompressionConfig(**(given or {}))
+
+
+__all__ = ["CompressionConfig", "compression_of"]

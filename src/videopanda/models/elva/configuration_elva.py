@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..compression_config import CompressionConfig
+from ..compression_config import CompressionConfig, compression_of
 from ..configuration import TIMESTAMPS, check_choice, check_counts, check_placeholders, text_config_of
 from ..merge_schedule import MergeSchedule
 
@@ -198,7 +198,7 @@ class ElvaConfig(PreTrainedConfig):
         embedding_config: see `ElvaEmbeddingConfig`.
         merge_config: see `ElvaMergeConfig`.
         hybrid_config: see `ElvaHybridConfig`; the processor of a new model copies it.
-        compression_config: fewer tokens between the embedding and its last linear map; see `CompressionConfig`.
+        compression: fewer tokens between the embedding and its last linear map; see `CompressionConfig`.
         video_token_id, image_token_id: ids of the placeholders `<video>` and `<image>`, real entries of the vocabulary.
         max_frame_cells: maximum cells (patch tokens) per frame; larger frames are scaled down.
         max_frame_pixels: maximum pixels per frame, as a second limit.
@@ -229,7 +229,7 @@ class ElvaConfig(PreTrainedConfig):
         "embedding_config": ElvaEmbeddingConfig,
         "merge_config": ElvaMergeConfig,
         "hybrid_config": ElvaHybridConfig,
-        "compression_config": CompressionConfig,
+        "compression": CompressionConfig,
     }
 
     def __init__(
@@ -238,7 +238,7 @@ class ElvaConfig(PreTrainedConfig):
         embedding_config: ElvaEmbeddingConfig | dict[str, Any] | None = None,
         merge_config: ElvaMergeConfig | dict[str, Any] | None = None,
         hybrid_config: ElvaHybridConfig | dict[str, Any] | None = None,
-        compression_config: CompressionConfig | dict[str, Any] | None = None,
+        compression: CompressionConfig | dict[str, Any] | None = None,
         video_token_id: int = 32000,
         image_token_id: int = 32001,
         max_frame_cells: int = 144,
@@ -258,18 +258,17 @@ class ElvaConfig(PreTrainedConfig):
             merge_config = ElvaMergeConfig(**(merge_config or {}))
         if not isinstance(hybrid_config, ElvaHybridConfig):
             hybrid_config = ElvaHybridConfig(**(hybrid_config or {}))
-        if not isinstance(compression_config, CompressionConfig):
-            compression_config = CompressionConfig(**(compression_config or {}))
-        if compression_config.merge_tokens and merge_config.layers:
+        compression = compression_of(compression, kwargs)
+        if compression.merge_tokens and merge_config.layers:
             raise ValueError(
                 "tokens merge either before the language model or in it: "
                 "set compression.merge_tokens=0 or merge.layers=[]"
             )
-        if compression_config.keep_changed < 1 and merge_config.layers:
+        if compression.keep_changed < 1 and merge_config.layers:
             raise ValueError(
                 "merging in the language model counts whole frames: set compression.keep_changed=1 or merge.layers=[]"
             )
-        check_countable(compression_config, hybrid_config.policy, hybrid_config.every)
+        check_countable(compression, hybrid_config.policy, hybrid_config.every)
         check_placeholders(video_token_id, image_token_id, text_config.vocab_size)
         cell_limit(max_frame_cells, max_frame_pixels, embedding_config.cell_size)  # rejects invalid combinations
         MergeSchedule.of(merge_config).check(text_config.num_hidden_layers)
@@ -283,7 +282,7 @@ class ElvaConfig(PreTrainedConfig):
         self.embedding_config = embedding_config
         self.merge_config = merge_config
         self.hybrid_config = hybrid_config
-        self.compression_config = compression_config
+        self.compression = compression
         self.video_token_id = video_token_id
         self.image_token_id = image_token_id
         self.max_frame_cells = max_frame_cells

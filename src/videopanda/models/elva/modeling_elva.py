@@ -48,7 +48,7 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
     def __init__(self, config: ElvaConfig):
         super().__init__(config)
         self.embedding = ElvaVideoEmbedding(config.embedding_config, config.text_config.hidden_size)
-        compression = config.compression_config
+        compression = config.compression
         self.compressor = (
             Compressor(compression, config.embedding_config.hidden_size) if compression.is_active else None
         )
@@ -134,7 +134,7 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
         if expected != len(cells_CPX):
             raise ValueError(f"The frames have {expected} cells, but pixels of {len(cells_CPX)} were given.")
         kept_C: Tensor | None = None
-        layout_V4, keep = token_layout(frames_F4), self.config.compression_config.keep_changed
+        layout_V4, keep = token_layout(frames_F4), self.config.compression.keep_changed
         lengths_F = frame_tokens(frames_F4[:, 2], frames_F4[:, 3])
         visual_V = torch.repeat_interleave(frames_F4[:, 0], lengths_F)
         if keep < 1 and len(frames_F4):
@@ -155,7 +155,7 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
     @property
     def chunk_frames(self) -> int | None:
         """Frames are embedded alone, unless they read others or the clip's length; a compressor may need several."""
-        compression, embedding = self.config.compression_config, self.config.embedding_config
+        compression, embedding = self.config.compression, self.config.embedding_config
         if embedding.frame_link or embedding.coordinates or compression.needs_whole_clip:
             return None
         return compression.segment_frames

@@ -100,7 +100,7 @@ class ElvaVideoProcessor(FrameProcessor):
             hybrid_policy=hybrid.policy,
             hybrid_every=hybrid.every,
             hybrid_scale=hybrid.scale,
-            compression=config.compression_config.fields(),
+            compression=config.compression.fields(),
         )
 
     def coarse(self) -> "ElvaVideoProcessor":

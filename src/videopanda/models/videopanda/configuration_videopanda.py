@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..compression_config import CompressionConfig
+from ..compression_config import CompressionConfig, compression_of
 from ..configuration import TIMESTAMPS, check_choice, check_counts, check_placeholders, text_config_of
 
 # What transformers' Auto classes find in this folder.
@@ -295,7 +295,7 @@ class VideoPandaConfig(PreTrainedConfig):
     Args:
         text_config: configuration of the language model (object or dict with `model_type`); default LLaMA.
         stab_config: configuration of STAB (object or dict); default `VideoPandaStabConfig.released()`.
-        compression_config: fewer tokens between STAB and projector; see `CompressionConfig`. Default: none.
+        compression: fewer tokens between STAB and projector; see `CompressionConfig`. Default: none.
         video_token_id, image_token_id: ids of the placeholders `<video>` and `<image>`, real entries of the vocabulary.
         initializer_range: standard deviation of fresh linear weights of STAB and projector.
         timestamps: "frame": the processor of a new model puts the time of every frame in front of its tokens.
@@ -310,14 +310,14 @@ class VideoPandaConfig(PreTrainedConfig):
     sub_configs = {  # noqa: RUF012
         "text_config": AutoConfig,
         "stab_config": VideoPandaStabConfig,
-        "compression_config": CompressionConfig,
+        "compression": CompressionConfig,
     }
 
     def __init__(
         self,
         text_config: PreTrainedConfig | dict[str, Any] | None = None,
         stab_config: VideoPandaStabConfig | dict[str, Any] | None = None,
-        compression_config: CompressionConfig | dict[str, Any] | None = None,
+        compression: CompressionConfig | dict[str, Any] | None = None,
         video_token_id: int = 32000,
         image_token_id: int = 32001,
         initializer_range: float = 0.02,
@@ -331,14 +331,13 @@ class VideoPandaConfig(PreTrainedConfig):
             stab_config = VideoPandaStabConfig()
         elif isinstance(stab_config, dict):
             stab_config = VideoPandaStabConfig(**stab_config)
-        if not isinstance(compression_config, CompressionConfig):
-            compression_config = CompressionConfig(**(compression_config or {}))
-        if compression_config.keep_changed < 1:
+        compression = compression_of(compression, kwargs)
+        if compression.keep_changed < 1:
             raise ValueError("compression.keep_changed needs cells that are embedded alone; LSTE reads their neighbors")
         check_placeholders(video_token_id, image_token_id, text_config.vocab_size)
         self.text_config = text_config
         self.stab_config = stab_config
-        self.compression_config = compression_config
+        self.compression = compression
         self.video_token_id = video_token_id
         self.image_token_id = image_token_id
         self.initializer_range = initializer_range

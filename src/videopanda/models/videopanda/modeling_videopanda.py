@@ -163,7 +163,7 @@ class VideoPandaModel(VisualModelMixin, VideoPandaPreTrainedModel):
     def __init__(self, config: VideoPandaConfig):
         super().__init__(config)
         self.stab = VideoPandaStab(config.stab_config)
-        compression, width = config.compression_config, config.stab_config.hidden_size
+        compression, width = config.compression, config.stab_config.hidden_size
         self.compressor = Compressor(compression, width) if compression.is_active else None
         self.projector = VideoPandaProjector(width, config.text_config.hidden_size)
         self.language_model = AutoModel.from_config(config.text_config)
@@ -204,7 +204,7 @@ class VideoPandaModel(VisualModelMixin, VideoPandaPreTrainedModel):
     @property
     def chunk_frames(self) -> int | None:
         """Whole segments. None where LSTE or GSTRA see the whole video, or a compressor does."""
-        config, compression = self.config.stab_config, self.config.compression_config
+        config, compression = self.config.stab_config, self.config.compression
         segment = config.segment_frames if config.lste or config.gstra else 1
         if segment is None or compression.needs_whole_clip:
             return None

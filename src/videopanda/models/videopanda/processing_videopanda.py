@@ -27,7 +27,7 @@ class VideoPandaProcessor(VisualProcessor):
     def video_processor_for(config: VideoPandaConfig) -> VideoPandaVideoProcessor:
         """Return the video processor of a new model: without padding frames if the model masks padding."""
         tight: dict[str, Any] = {"canvas": "tight", "pad_frames": False} if config.stab_config.mask_padding else {}
-        compression = config.compression_config.fields()
+        compression = config.compression.fields()
         return VideoPandaVideoProcessor.for_stab(config.stab_config, compression=compression, **tight)
 
     @classmethod
