@@ -1,6 +1,6 @@
 """The official arithmetic of Video-Panda, implemented literally: the baseline for the optimized path, measured with it.
 
-    python benchmarks/official_arithmetic.py [--source 448x448] [--rounds 5] > efficiency.json
+    python benchmarks/official_arithmetic.py [--resolution 448x448] [--rounds 5] > efficiency.json
 
 Written from the facts about the released model (docs/fidelity.md), with its parameter names and order of operations:
 one video after the other, LSD, FSRA and projector one frame after the other, keys and values of every token projected,
@@ -164,8 +164,8 @@ CONTENDERS[NAME] = Contender(OfficialVision, official_arguments)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", default="448x448")
+    parser.add_argument("--resolution", default="448x448")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    columns, rows = map(int, options.source.split("x"))
+    columns, rows = map(int, options.resolution.split("x"))
     print(json.dumps(measure(list(CONTENDERS), rows, columns, rounds=options.rounds), indent=1))

@@ -234,7 +234,7 @@ def main() -> None:
 
             def judge(folder: Path, _: bool) -> Command:
                 common = ["evaluate", "judge", "msvd-qa", str(asked), str(work / "p.jsonl"), "--concurrency", "2"]
-                common += ["--judge", "judge-2026-01-01", "--base-url", server.url]
+                common += ["--name", "judge-2026-01-01", "--base-url", server.url]
                 return [*common, "--output", str(folder.with_suffix(".jsonl"))]
 
             row["judge"] = disturb(settings.judge, judge, results, work / "judge", rng)

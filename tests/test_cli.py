@@ -70,7 +70,17 @@ SURFACE = {
     "bench generate": ({"--model", "--video", "--rounds", "--max-new-tokens", "--device", "--json"}, set()),
     "bench train": ({"--model", "--clips", "--rounds", "--device", "--json"}, set()),
     "bench efficiency": (
-        {"--models", "--source", "--rounds", "--device", "--dtype", "--compile", "--flops-only", "--json", "--plot"},
+        {
+            "--models",
+            "--resolution",
+            "--rounds",
+            "--device",
+            "--dtype",
+            "--compile",
+            "--flops-only",
+            "--json",
+            "--plot",
+        },
         set(),
     ),
     "chat": (
@@ -78,7 +88,7 @@ SURFACE = {
         | {"--temperature", "--seed", "--allow-host", "--set"},
         {"video"},
     ),
-    "convert": ({"--allow", "--json"}, {"source", "target"}),
+    "convert": ({"--allow", "--json"}, {"source", "out"}),
     "doctor": ({"--json"}, set()),
     "data": (set(), {"cache", "check", "features", "label", "recaption", "shard"}),
     "data check": (
@@ -96,7 +106,7 @@ SURFACE = {
         {"data"},
     ),
     "data shard": (
-        {"--media-root", "--format", "--manifest", "--max-bad-share", "--samples", "--seed"},
+        {"--media-root", "--format", "--manifest", "--max-bad-share", "--shard-size", "--seed"},
         {"data", "out"},
     ),
     "data features": ({"--model", "--config", "--set"}, {"stage", "out"}),
@@ -146,9 +156,9 @@ SURFACE = {
     "evaluate judge": (
         {
             "--output",
-            "--judge",
+            "--name",
             "--base-url",
-            "--local",
+            "--model",
             "--import",
             "--prompts",
             "--errata",
@@ -209,7 +219,7 @@ SURFACE = {
         {"--model", "--num-frames", "--fps", "--start", "--end", "--device", "--dtype", "--allow-host", "--json"},
         {"video", "description"},
     ),
-    "mcp": ({"--allow", "--model", "--device"}, set()),
+    "mcp": ({"--media-root", "--model", "--device"}, set()),
     "pull": ({"--output"}, {"name"}),
     "push": ({"--scores", "--license", "--limitation", "--private", "--dry-run"}, {"checkpoint", "name"}),
     "teach": (

@@ -38,9 +38,15 @@ QUICK = [
     (17, "answer DEMO What? --dtype int8", r"--dtype must be float32, bfloat16, float16 or auto, got 'int8'"),
     (17, "answer DEMO What? --quantize int7", r"--quantize must be int8 or int4, got 'int7'"),
     (17, "answer ftp://x.org/a.mp4 What?", r"only http and https URLs can be fetched, got 'ftp://x\.org/a\.mp4'"),
-    (17, "demo --output empty.mp4", r"--output empty\.mp4 is a file: choose a folder"),
-    (38, "train finetune --config nano --model NANO --output empty.mp4", r"--output empty\.mp4 is a file"),
-    (18, "answer DEMO What? --num-frames 0", r"'--num-frames'.*greater than or equal to 1"),
+    (17, "demo --output empty.mp4", r"empty\.mp4 is a file: choose a folder"),
+    (38, "train finetune --config nano --model NANO --output empty.mp4", r"empty\.mp4 is a file"),
+    (18, "answer DEMO What? --num-frames 0", r"--num-frames must be at least 1"),
+    (18, "answer DEMO What? --num-frames abc", r"--num-frames must be an integer"),
+    (18, "answer DEMO What? --temperature warm", r"--temperature must be a number"),
+    (18, "answer DEMO What? --cache-size 3GiB", r"--cache-size requires --cache"),
+    (18, "evaluate predict custom rows.json --output p.jsonl --workers 3", r"--workers requires --engine ray"),
+    (18, "watch DEMO --every 1s What? --check 2s", r"--check requires --when"),
+    (18, "watch DEMO --every 1s What? --last-frames 2 --window 3", r"--last-frames keeps no earlier frames: omit"),
     (19, "answer DEMO EMPTY", r"the question is empty"),
     (20, "answer tone.wav What?", r"tone\.wav.*no video stream"),
     (22, "answer fake.mp4 What?", r"fake\.mp4.*invalid data"),
@@ -53,10 +59,11 @@ QUICK = [
     ),
     (25, "answer https://127.0.0.1/a.mp4 What? --allow-host 127.0.0.1", r"does not resolve to public addresses only"),
     (25, "answer DEMO What? --server http://127.0.0.1:9", r"no server at http://127\.0\.0\.1:9: start one"),
-    (27, "serve --port 99999", r"'--port'.*less than or equal to 65535"),
+    (27, "serve --port 99999", r"--port must be at most 65535"),
     (27, "serve --port BUSY", r"cannot listen on 127\.0\.0\.1:[0-9]+: .*in use; choose another --port"),
     (27, "serve --files photos --port FREE", r"photos is neither empty nor a folder of uploads"),
     (27, "serve --media-root nothere --port FREE", r"--media-root nothere: no such folder"),
+    (27, "serve --api-keys nothere", r"--api-keys nothere: no such file"),
     (27, "serve --api-keys empty.mp4", r"empty\.mp4 contains no API key"),
     (28, "train fintune --config nano", r"unknown stage 'fintune': choose one of language, prealign, spatial"),
     (
@@ -64,6 +71,9 @@ QUICK = [
         "train finetune --config nanoo --output o1",
         r"--config nanoo: neither a file nor one of paper, scripts, nano",
     ),
+    (35, "train finetune --config nano --model NANO --processes 2", r"--processes requires --dry-run"),
+    (39, "data check rows.json --media-root nothere", r"--media-root nothere: no such folder"),
+    (39, "data recaption rows.json --output c.jsonl --base-url x --name y", r"--base-url must be a URL such as http"),
     (39, "finetune --data rows_trailing.json --model NANO --output o2", r"rows_trailing\.json.*not valid JSON at byte"),
     (40, "finetune --data rows_missing.json --model NANO --output o2", r"no video at a\.mp4: pass .*--media-root"),
     (
@@ -77,6 +87,8 @@ QUICK = [
     (43, "finetune --data rows.json --output o2", r"Missing option '--model'; see  videopanda finetune --help"),
     (44, "evaluate predict msvdqa . --output x.jsonl", r"unknown benchmark 'msvdqa'; did you mean 'msvd-qa'\?"),
     (46, "evaluate score own rows.json nothere.jsonl --output s.jsonl", r"nothere\.jsonl|unknown benchmark"),
+    (46, "evaluate score custom rows.json nothere.jsonl --output s.jsonl", r"no such file or folder: nothere\.jsonl"),
+    (46, "evaluate judge custom rows.json rows.json --output s.jsonl", r"one of --name, --model and --import"),
     (46, "evaluate scenes --wordings fancy", r"--wordings must be written, held-out or a file, got 'fancy'"),
     (
         46,
@@ -111,11 +123,16 @@ SLOW = [
         r"max_steps must be a whole number",
     ),
     (36, f"train finetune --config nano --model NANO {BRIEFLY}", None),
-    (37, "train finetune --model NANO --output o1", r"videochatgpt_tune_\.json does not exist"),
+    (37, "train finetune --model NANO --output o1", r"no annotations at videochatgpt_tune_\.json: choose the data"),
     (38, "train finetune --config nano --model NANO --output /proc/x --set max_steps=2", r"/proc/x"),
     (45, "evaluate predict msvd-qa emptydir --output x.jsonl", r"emptydir contains none of these files"),
     (47, "evaluate predict custom rows_question.json --output y.jsonl", r"none of the videos is in .*--media-root"),
+    (46, "lab report table4 --runs emptydir", r"no results for budget small: run  videopanda lab run table4"),
+    (46, "lab run rows_trailing.json", r"rows_trailing\.json is not valid YAML: line 1: "),
     (50, "init --backbone nosuch/model out/f", r"nosuch/model is not in the cache, and the Hub cannot be reached"),
+    (51, "init --backbone emptydir out/f", r"no language model at emptydir"),
+    (51, "init --model NANO --set foo.bar=1 out/f", r"unknown setting 'foo\.bar'"),
+    (52, "push plain org/name --dry-run", r"plain is a plain llama model.*videopanda init --backbone plain OUT"),
     (53, "convert NANO out/c", r"is already a videopanda checkpoint: it needs no conversion"),
     (56, "plan --backbone qwen9-8b", r"no language model 'qwen9-8b'.*qwen2\.5-7b"),
     (58, "plan --fit 24GB --backbone qwen2.5-7b --device cuda", None),
@@ -145,6 +162,8 @@ def place(tmp_path_factory):
     (folder / "rows_question.json").write_text(json.dumps([{"id": "1", **rows[0]}]))
     (folder / "rows_trailing.json").write_text(json.dumps(rows)[:-1] + ",]")
     (folder / "rows_unknown.json").write_text(json.dumps([{"video_path": "a.mp4", "question": "q", "answer": "a"}]))
+    (folder / "plain").mkdir()
+    (folder / "plain" / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
     (folder / "cut" / "config.json").write_text((NANO / "config.json").read_text())
     (folder / "cut" / "model.safetensors").write_bytes((NANO / "model.safetensors").read_bytes()[:5000])
     return folder

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -164,6 +165,47 @@ def test_no_file_is_longer_than_500_lines():
     lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
     assert lengths["src/videopanda/cli/app.py"] > 100
     assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
+
+
+def test_a_class_name_means_one_thing():
+    defined = Counter(
+        node.name for tree in trees().values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+    )
+    assert defined["EncodedClip"] == 1
+    assert [name for name, count in defined.items() if count > 1] == []
+
+
+# Called by name from elsewhere: verbs, routes and validators carry a decorator; these belong to a base class.
+CALLED_FROM_ELSEWHERE = {
+    "MANIFEST", "ZeroShotQA", "loglikelihood", "generate_until_multi_round", "to_visual",  # lmms-eval
+    "_repr_html_",  # notebooks
+    "validate_inputs", "_process_videos", "_process_images", "_get_num_multimodal_tokens",  # transformers, vLLM
+    "on_step_begin", "get_train_dataloader", "create_optimizer", "compute_loss",  # transformers' Trainer
+    "readinto",  # io.RawIOBase
+}  # fmt: skip
+
+
+def test_everything_that_is_defined_is_used():
+    """A function, class or constant of the package that is named once, where it is defined, is dead or only tested."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in trees())
+    named = Counter(re.findall(r"\w+", text))
+    defined = {
+        node.name
+        for tree in trees().values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and not node.decorator_list
+        and not node.name.startswith("__")
+    }
+    defined |= {
+        target.id
+        for tree in trees().values()
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and not target.id.startswith("__")
+    }
+    assert {name for name in defined if named[name] == 1} == CALLED_FROM_ELSEWHERE
 
 
 def switches(tree: ast.AST) -> list[int]:

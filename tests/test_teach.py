@@ -9,7 +9,7 @@ from command import run
 from media import write_video
 from tiny import tiny_model, tiny_processor
 from videopanda.evaluation.predictions import Prediction
-from videopanda.teach import FEW, _report, _warnings, tables
+from videopanda.teach import FEW, _report, _warnings, tables, teach
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,14 @@ def test_one_command_from_clips_to_a_measured_model(place):
     assert (out / "model.safetensors").stat().st_mtime_ns == written
     code, _, err = run(*words[:3], "Which other hand?", *words[4:])
     assert code == 2
-    assert "was made with another question" in err
+    assert "was made with question" in err
+
+
+def test_clips_that_cannot_be_used_leave_the_folder_free(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for question in ("What?", "Which one?"):  # the second call is not refused because of the first
+        with pytest.raises(ValueError, match="contains 0 classes"):
+            teach(tmp_path / "empty", question, tmp_path / "out")
 
 
 def answers(*texts):

@@ -24,7 +24,7 @@ LEAST_DISK = 5 << 30  # bytes; a 7B checkpoint takes 14 GB, the bundled model no
 
 
 @dataclass(frozen=True)
-class Check:
+class Finding:
     """One line of the report.
 
     state: "ok"; "missing" (optional), "untested" (outside the tested bounds), "low" (space); "broken" is
@@ -39,18 +39,18 @@ class Check:
     fix: str = ""
 
 
-def examine() -> list[Check]:
+def examine() -> list[Finding]:
     """Check everything, the most basic things first."""
     parts = (_python, _packages, _poison, _model, _torch_device, _decoders, _compiler, _browser, _extras, _disk)
     return [check for part in parts for check in part()]
 
 
-def _python() -> Iterator[Check]:
+def _python() -> Iterator[Finding]:
     found = metadata.metadata("videopanda").get_all("Classifier") or []
     tested = [name.rpartition(" ")[2] for name in found if name.startswith("Programming Language :: Python :: 3.")]
     version = "{}.{}".format(*sys.version_info)
     fix = "" if not tested or version in tested else f"use Python {tested[0]} to {tested[-1]}"
-    yield Check("python", sys.version.split()[0], ", ".join(tested), "untested" if fix else "ok", fix)
+    yield Finding("python", sys.version.split()[0], ", ".join(tested), "untested" if fix else "ok", fix)
 
 
 def _requirements(extra: str = "") -> list[Requirement]:
@@ -81,58 +81,58 @@ def _import(name: str) -> str:
     return ""
 
 
-def _package(wanted: Requirement, needed: bool) -> Check:
+def _package(wanted: Requirement, needed: bool) -> Finding:
     """An installed package against its tested bounds; a needed one is imported, too."""
     found, bounds = metadata.version(wanted.name), _bounds(wanted)
     fix = f"pip install '{wanted.name}{bounds}'"
     reason = _import(wanted.name) if needed else ""
     if reason:
-        return Check(wanted.name, f"{found}, does not import: {reason}", bounds, "broken", fix)
+        return Finding(wanted.name, f"{found}, does not import: {reason}", bounds, "broken", fix)
     if wanted.specifier.contains(Version(found), prereleases=True):
-        return Check(wanted.name, found, bounds)
+        return Finding(wanted.name, found, bounds)
     old = any(one.operator == ">=" and Version(found) < Version(one.version) for one in wanted.specifier)
-    return Check(wanted.name, found, bounds, "broken" if old and needed else "untested", fix)
+    return Finding(wanted.name, found, bounds, "broken" if old and needed else "untested", fix)
 
 
-def _packages() -> Iterator[Check]:
+def _packages() -> Iterator[Finding]:
     for wanted in _requirements():
         if _installed(wanted.name) is None:
             bounds = _bounds(wanted)
-            yield Check(wanted.name, "not installed", bounds, "broken", f"pip install '{wanted.name}{bounds}'")
+            yield Finding(wanted.name, "not installed", bounds, "broken", f"pip install '{wanted.name}{bounds}'")
         else:
             yield _package(wanted, needed=True)
 
 
-def _poison() -> Iterator[Check]:
+def _poison() -> Iterator[Finding]:
     for name in POISON:
         version, reason = _installed(name), _import(name)
         if version is None:
             continue
         if reason:
             fix = f"pip uninstall {name} (it is not needed), or install the build for this torch"
-            yield Check(name, f"{version}, does not import: {reason}", "", "broken", fix)
+            yield Finding(name, f"{version}, does not import: {reason}", "", "broken", fix)
         else:
-            yield Check(name, f"{version}, fits this torch")
+            yield Finding(name, f"{version}, fits this torch")
 
 
-def _model() -> Iterator[Check]:
+def _model() -> Iterator[Finding]:
     found = (ASSETS / "nano" / "model.safetensors").is_file() and (ASSETS / "demo.mp4").is_file()
     fix = "" if found else "install the package again: its assets are incomplete"
-    yield Check("bundled model", "nano" if found else "missing", "", "ok" if found else "broken", fix)
+    yield Finding("bundled model", "nano" if found else "missing", "", "ok" if found else "broken", fix)
 
 
-def _torch_device() -> Iterator[Check]:
+def _torch_device() -> Iterator[Finding]:
     if _installed("torch") is None or _import("torch"):
         return
     import torch
 
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi") is None:
-            yield Check("gpu", "none: everything runs on the CPU", "", "missing")
+            yield Finding("gpu", "none: everything runs on the CPU", "", "missing")
             return
         built = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
         fix = "install a build of torch for your driver: https://pytorch.org/get-started/locally"
-        yield Check(
+        yield Finding(
             "gpu", f"a GPU is present, but torch {torch.__version__} ({built}) cannot use it", "", "broken", fix
         )
         return
@@ -145,10 +145,10 @@ def _torch_device() -> Iterator[Check]:
         except RuntimeError:  # no kernel in this build for the device
             works = False
         fix = "" if works else f"torch {torch.__version__} has no kernels for it: install a build for a newer CUDA"
-        yield Check(f"gpu {index}", name, "", "ok" if works else "broken", fix)
+        yield Finding(f"gpu {index}", name, "", "ok" if works else "broken", fix)
 
 
-def _decoders() -> Iterator[Check]:
+def _decoders() -> Iterator[Finding]:
     if _installed("av") is None or _import("av"):
         return
     from videopanda.video.read import VideoReadError, read_video
@@ -156,51 +156,51 @@ def _decoders() -> Iterator[Check]:
 
     try:
         read_video(ASSETS / "demo.mp4", num_frames=1)
-        yield Check("decoder pyav", "reads the bundled clip")
+        yield Finding("decoder pyav", "reads the bundled clip")
     except (VideoReadError, OSError) as error:
-        yield Check(
+        yield Finding(
             "decoder pyav", f"does not read the bundled clip: {error}", "", "broken", "pip install --force-reinstall av"
         )
     decoder, reason = load()
     if decoder is not None:
-        yield Check("decoder torchcodec", f"{reason} loads")
+        yield Finding("decoder torchcodec", f"{reason} loads")
     elif _installed("torchcodec"):
         fix = "apt install ffmpeg, then install the torchcodec build for this torch; until then PyAV is used"
-        yield Check("decoder torchcodec", f"does not load ({reason})", "", "missing", fix)
+        yield Finding("decoder torchcodec", f"does not load ({reason})", "", "missing", fix)
 
 
-def _compiler() -> Iterator[Check]:
+def _compiler() -> Iterator[Finding]:
     found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     fix = "" if found else "apt install g++ (needed for --compile and DeepSpeed only)"
-    yield Check("compiler", found or "none", "", "ok" if found else "missing", fix)
+    yield Finding("compiler", found or "none", "", "ok" if found else "missing", fix)
 
 
-def _browser() -> Iterator[Check]:
+def _browser() -> Iterator[Finding]:
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     fix = "" if found else "apt install chromium (needed only to test the page of `videopanda serve`)"
-    yield Check("browser", found or "none", "", "ok" if found else "missing", fix)
+    yield Finding("browser", found or "none", "", "ok" if found else "missing", fix)
 
 
-def _extras() -> Iterator[Check]:
+def _extras() -> Iterator[Finding]:
     seen: set[str] = set()
     for extra in metadata.metadata("videopanda").get_all("Provides-Extra") or []:
         wanted = [one for one in _requirements(extra) if one.name != "videopanda"]
         absent = [one.name for one in wanted if _installed(one.name) is None]
         fix = f"pip install 'videopanda[{extra}]'" if absent else ""
         found = f"without {', '.join(absent)}" if absent else "complete"
-        yield Check(f"extra {extra}", found, "", "missing" if absent else "ok", fix)
+        yield Finding(f"extra {extra}", found, "", "missing" if absent else "ok", fix)
         for one in wanted:
             if extra != "dev" and one.name not in seen and _installed(one.name):
                 seen.add(one.name)
                 yield _package(one, needed=False)
 
 
-def _disk() -> Iterator[Check]:
+def _disk() -> Iterator[Finding]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     for name, folder in (("here", Path.cwd()), ("Hugging Face cache", Path(HF_HUB_CACHE))):
         there = next(parent for parent in (folder, *folder.parents) if parent.exists())
         free = shutil.disk_usage(there).free
         fix = "" if free >= LEAST_DISK else f"free some disk space under {there}"
-        yield Check(f"disk, {name}", f"{free / 2**30:.0f} GiB free", "", "low" if fix else "ok", fix)
-    yield Check("memory", f"{psutil.virtual_memory().available / 2**30:.0f} GiB free")
+        yield Finding(f"disk, {name}", f"{free / 2**30:.0f} GiB free", "", "low" if fix else "ok", fix)
+    yield Finding("memory", f"{psutil.virtual_memory().available / 2**30:.0f} GiB free")

@@ -1,6 +1,7 @@
 """Videos for agents: a server of the Model Context Protocol, over stdio, with the official SDK.
 
-    videopanda mcp --allow videos      # for a client: {"command": "videopanda", "args": ["mcp", "--allow", "videos"]}
+    videopanda mcp --media-root videos
+    {"command": "videopanda", "args": ["mcp", "--media-root", "videos"]}     # the same in the configuration of a client
 
 Tools read only files below the allowed folders, after resolving links.
 """

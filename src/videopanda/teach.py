@@ -75,9 +75,14 @@ def teach(
     start, data = model or BUNDLED_MODEL, output / "data"
     asked = {"clips": str(clips), "question": question, "model": str(start), "lora": lora, "quantize": quantize}
     asked |= {"test_share": test_share, "copies": copies, "seed": seed, "settings": list(settings)}
-    _require_same(output / "teach_settings.json", asked)
+    settings_file = output / "teach_settings.json"
+    _require_same(settings_file, asked)
     if not (data / "train.jsonl").exists():
-        write_labeled(clips, data, question, test_share, copies, seed)
+        try:
+            write_labeled(clips, data, question, test_share, copies, seed)
+        except ValueError:
+            settings_file.unlink()  # nothing was made of them
+            raise
     files = [data / "train.jsonl", data / "test.jsonl"]
     checked = check([str(file) for file in files], data / "manifest.jsonl")
     if checked.bad_clips:
@@ -103,7 +108,7 @@ def _require_same(file: Path, asked: dict[str, Any]) -> None:
         before = json.loads(file.read_text(encoding="utf-8"))
         if other := [name for name in asked if before.get(name) != asked[name]]:
             raise ValueError(
-                f"{file.parent} was made with another {other[0]} ({before.get(other[0])}): use a new --output"
+                f"{file.parent} was made with {other[0]} {before.get(other[0])!r}: use the same, or another --output"
             )
     else:
         file.parent.mkdir(parents=True, exist_ok=True)

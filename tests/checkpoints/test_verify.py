@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from official import golden_weights, official_weights, write_official, write_sparse
 from tiny import tiny_config, tiny_model, tiny_processor
 from videopanda.checkpoints import checksums
-from videopanda.checkpoints.behavior_checks import Answer, check_greedy, first_difference
+from videopanda.checkpoints.behavior_checks import GreedyAnswer, check_greedy, first_difference
 from videopanda.checkpoints.tensors import find_tensors, read_safetensors_header
 from videopanda.checkpoints.verify import verify
 from videopanda.checkpoints.weight_checks import Check, Expected, check_keys, check_parameters
@@ -258,7 +258,7 @@ def test_a_processor_that_does_not_fit_the_model(ours):
 
 
 def test_near_ties_are_no_failures():
-    one = Answer(torch.tensor([1, 2, 3]), torch.tensor([1.0, 1e-5, 1.0]))
+    one = GreedyAnswer(torch.tensor([1, 2, 3]), torch.tensor([1.0, 1e-5, 1.0]))
     assert first_difference(one, torch.tensor([1, 2, 3]), 1e-3) is None
     assert first_difference(one, torch.tensor([1, 9, 9]), 1e-3) is None
     assert first_difference(one, torch.tensor([1, 9, 9]), 1e-6) == 1

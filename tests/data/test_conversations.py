@@ -189,7 +189,7 @@ def test_a_manifest_of_other_data_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "contains no rows|has no readable row"),
+        ([], "contains no rows|has no readable rows"),
         ([BAD], "1 of 1 rows cannot be used"),
     ],
 )

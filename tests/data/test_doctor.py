@@ -9,8 +9,8 @@ import pytest
 from media import write_video
 from videopanda.cli.app import app
 from videopanda.data.doctor import check, clip_names, tables
-from videopanda.data.manifest import BadRow, Clip, append, read_manifest
-from videopanda.data.probe import Job, probe, probe_all
+from videopanda.data.manifest import BadRow, CheckedClip, append, read_manifest
+from videopanda.data.probe import ProbeJob, probe, probe_all
 
 
 def row(name: str, clip: str = "good.mp4", question: str = "<video>\nWhat?", **more) -> dict:
@@ -70,7 +70,7 @@ def test_every_kind_of_bad_data_is_named_counted_and_explained(folder):
 
 def test_a_good_clip_is_described(folder):
     check([written(folder, row("fine"))], folder / "manifest.jsonl")
-    (clip,) = (entry for entry in read_manifest(folder / "manifest.jsonl") if isinstance(entry, Clip))
+    (clip,) = (entry for entry in read_manifest(folder / "manifest.jsonl") if isinstance(entry, CheckedClip))
     status = (folder / "good.mp4").stat()
     assert (clip.kind, clip.width, clip.height, clip.fps) == ("", 64, 48, 10.0)
     assert clip.duration == pytest.approx(4.0)
@@ -124,7 +124,7 @@ def test_a_clip_is_probed_once_until_it_changes(folder):
 
 def test_a_check_that_was_killed_goes_on(folder):
     path, out = written(folder, row("a"), row("b", "copy.mp4")), folder / "manifest.jsonl"
-    append(out, [probe(Job(str(folder / "copy.mp4")))])
+    append(out, [probe(ProbeJob(str(folder / "copy.mp4")))])
     out.write_bytes(out.read_bytes() + b'{"type": "clip", "pa')  # cut off in the middle of a line
     assert check([path], out).probed == 1
     whole = folder / "whole.jsonl"
@@ -138,16 +138,16 @@ def test_what_is_no_manifest_is_refused(folder):
         check([path], path)
 
 
-def crash(job: Job) -> Clip:
+def crash(job: ProbeJob) -> CheckedClip:
     """A decoder that takes its process with it."""
     if job.path == "bad":
         os._exit(11)
-    return Clip(job.path, duration=1.0)
+    return CheckedClip(job.path, duration=1.0)
 
 
 @pytest.mark.slow
 def test_a_decoder_that_crashes_is_a_bad_clip():
-    jobs = [Job("a"), Job("bad"), Job("b")]
+    jobs = [ProbeJob("a"), ProbeJob("bad"), ProbeJob("b")]
     clips = {clip.path: clip for clip in probe_all(jobs, 2, crash)}
     assert {path: clip.kind for path, clip in clips.items()} == {"a": "", "bad": "unreadable", "b": ""}
     assert "the decoder crashed" in clips["bad"].reason

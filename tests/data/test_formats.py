@@ -213,7 +213,7 @@ CHAT = [ASK, TELL]
         (llava, {"video": "a.mp4", "conversations": [ASK]}, "roles", "alternate"),
         (llava, {"video": "a.mp4", "conversations": [{"from": "tool", "value": "x"}, TELL]}, "roles", "are tool"),
         (llava, {"video": "a.mp4", "conversations": ["What?"]}, "schema", "an object with 'from' and 'value'"),
-        (llava, {"video": "a.mp4", "conversations": "What?"}, "schema", "must be a list, not str"),
+        (llava, {"video": "a.mp4", "conversations": "What?"}, "schema", "must be a list, got str"),
         (llava, {"video": "a.mp4", "conversations": [{**ASK, "value": 3}, TELL]}, "schema", "not int"),
         (llava, {"video": 7, "conversations": CHAT}, "schema", "'video' must be a list"),
         (llava, {"video": [""], "conversations": CHAT}, "schema", "a path or a list of paths"),

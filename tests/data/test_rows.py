@@ -61,8 +61,8 @@ def test_the_content_decides_not_the_suffix(tmp_path):
         (b'[{"a": 1}, {"a": "\xff"}, {"a": 3}]', 1, "encoding", "byte 0xff at position 7 of the row"),
         (b'{"a": 1}\n{"a": "\xe9t\xe9"}\n{"a": 3}', 1, "encoding", "byte 0xe9 at position 7 of the row"),
         (b'[{"a": 1}, {"b": 1, "b": 2}]', 1, "json", "the key 'b' appears twice"),
-        (b'[{"a": 1}, ["a"]]', 1, "schema", "must be an object, not list"),
-        (b'[7]', 0, "schema", "must be an object, not int"),
+        (b'[{"a": 1}, ["a"]]', 1, "schema", "must be an object, got list"),
+        (b'[7]', 0, "schema", "must be an object, got int"),
     ],
 )  # fmt: skip
 def test_what_is_broken_is_told(tmp_path, chunk, content, number, kind, reason):

@@ -143,7 +143,7 @@ def test_an_epoch_keeps_the_samples_of_a_shard_together(shards):
 
 def test_the_command_writes_what_training_reads(files, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
-        app(["data", "shard", str(files), str(tmp_path), "--format", "llava", "--samples", "4"])
+        app(["data", "shard", str(files), str(tmp_path), "--format", "llava", "--shard-size", "4"])
     assert caught.value.code == 0
     assert "6 clips with their conversations in 2 shards" in capsys.readouterr().out
     assert len(ShardDataset(tmp_path)) == 7

@@ -47,7 +47,7 @@ def test_every_benchmark_runs_through(name, model, tmp_path):
     out = tmp_path / "s.jsonl"
     if name in JUDGED:
         with StandIn(lambda text, nth: '{"pred": "yes", "score": 2}') as server:
-            options = ("--judge", "x", "--base-url", server.url)
+            options = ("--name", "x", "--base-url", server.url)
             code, printed, _ = run(
                 "evaluate", "judge", name, annotations, tmp_path / "p.jsonl", "--output", out, *options, "--json"
             )

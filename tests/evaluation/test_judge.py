@@ -296,7 +296,7 @@ def test_replies_without_their_key_name_their_line(asked, predictions, tmp_path)
         content = "\n".join(lines) + "\n"
         replies.write_text(content)
         code, _, err = run(
-            *("evaluate", "judge", "msvd-qa", asked, predictions, "--output", tmp_path / "s.jsonl", "--judge", "x"),
+            *("evaluate", "judge", "msvd-qa", asked, predictions, "--output", tmp_path / "s.jsonl", "--name", "x"),
             *("--base-url", "http://localhost:1/v1"),
         )
         assert code == 2
@@ -307,7 +307,7 @@ def test_replies_without_their_key_name_their_line(asked, predictions, tmp_path)
 
 def test_replies_that_nobody_can_read_are_no_zero_with_exit_code_zero(asked, predictions, tmp_path):
     with StandIn(lambda text, nth: {"content": None, "reasoning_content": "hm"}) as server:
-        common = ("evaluate", "judge", "msvd-qa", asked, predictions, "--output", tmp_path / "s.jsonl", "--judge", "x")
+        common = ("evaluate", "judge", "msvd-qa", asked, predictions, "--output", tmp_path / "s.jsonl", "--name", "x")
         code, out, _ = run(*common, "--base-url", server.url)
     assert code == 1
     assert "unparsable verdict 24" in out
@@ -380,7 +380,7 @@ def test_the_command_judges_and_two_judges_do_not_mix(asked, predictions, tmp_pa
     files = []
     for name in ("judge-a", "judge-b"):
         out = tmp_path / f"{name}.jsonl"
-        common = ("evaluate", "judge", "msvd-qa", asked, predictions, "--output", out, "--judge", name)
+        common = ("evaluate", "judge", "msvd-qa", asked, predictions, "--output", out, "--name", name)
         with StandIn(lambda text, nth: YES, model=name) as server:
             code, printed, _ = run(*common, "--base-url", server.url, "--dry-run", "--price-in", 2, "--price-out", 10)
             cost = json.loads(printed)
@@ -404,13 +404,13 @@ def test_the_command_judges_and_two_judges_do_not_mix(asked, predictions, tmp_pa
 def test_exit_code_one_says_that_some_are_not_judged(asked, predictions, tmp_path):
     with StandIn(lambda text, nth: YES) as server:
         pass
-    common = ("evaluate", "judge", "msvd-qa", asked, predictions, "--output", tmp_path / "s.jsonl", "--judge", "x")
+    common = ("evaluate", "judge", "msvd-qa", asked, predictions, "--output", tmp_path / "s.jsonl", "--name", "x")
     code, out, err = run(*common, "--base-url", server.url, "--retries", 0)
     assert code == 1
     assert "not judged 24" in out
     assert "calls failed: Connection error" in err
     for arguments, message in [
-        (("--import", tmp_path), "one of --judge, --local and --import"),
+        (("--import", tmp_path), "one of --name, --model and --import"),
         (("--prompts", predictions), "must contain one JSON object|is not valid JSON"),
         ((), "set OPENAI_API_KEY"),
         (("--output", predictions), "is the predictions file"),
@@ -462,7 +462,7 @@ def test_a_local_model_judges(asked, tmp_path):
     tokenizer.save_pretrained(tmp_path / "m")
     predictions = write_lines(tmp_path / "p.jsonl", {"id": 0, "pred": "a dog"})
     common = ("evaluate", "judge", "msvd-qa", asked, predictions, "--output", tmp_path / "s.jsonl", "--json")
-    code, out, _ = run(*common, "--local", tmp_path / "m")
+    code, out, _ = run(*common, "--model", tmp_path / "m")
     summary = json.loads(out)
     assert code == 1
     assert wrong(summary)["unparsable_verdict"] == ["0"]  # a random model writes no verdicts

@@ -12,7 +12,7 @@ from micro import write_language_model, write_table
 
 from command import run as command
 from videopanda.lab.results import ResultsFile
-from videopanda.lab.run import Cell, StoppedError, Unit, _Runner
+from videopanda.lab.run import Cell, LabCommand, LabStoppedError, _Runner
 from videopanda.lab.table import read
 
 
@@ -59,13 +59,15 @@ def test_a_table_is_killed_continued_and_reported(tmp_path):
 
 
 def test_a_failed_command_is_told_with_its_error(tmp_path):
-    unit = Unit("pretrain", tmp_path / "pretrain-1", ("answer", str(tmp_path / "none.mp4"), "What?"), 1, "config.json")
+    unit = LabCommand(
+        "pretrain", tmp_path / "pretrain-1", ("answer", str(tmp_path / "none.mp4"), "What?"), 1, "config.json"
+    )
     runner = _Runner([Cell("full", 0, (unit,))], 1, print)
     with pytest.raises(ValueError, match=r"full, seed 0: pretrain failed, see .*: videopanda: error: no video at"):
         runner.run(Cell("full", 0, (unit,)))
     assert unit.cost["cpu_seconds"] > 0
     runner.stop()
-    with pytest.raises(StoppedError):
+    with pytest.raises(LabStoppedError):
         runner.run(Cell("full", 0, (unit,)))
 
 

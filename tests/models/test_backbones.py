@@ -346,7 +346,7 @@ def test_wrong_arguments_are_refused(tmp_path):
         ({"preset": "realeased"}, "released, paper, eve_star"),
         ({"family": "videopandas"}, "unknown family 'videopandas': did you mean 'videopanda'"),
         ({"fields": {"text.hidden_sise": "8"}}, "unknown setting 'text.hidden_sise': did you mean 'text.hidden_size'"),
-        ({"fields": {"text.vocab_size": "many"}}, "text.vocab_size must be a whole number, not 'many'"),
+        ({"fields": {"text.vocab_size": "many"}}, "text.vocab_size must be a whole number, got 'many'"),
         ({"fields": {"text.intermediate_size": "8"}}, "do not fit the changed fields"),
         ({"fields": {"row_tokens": "no"}}, "unknown setting 'row_tokens': did you mean 'stab.row_tokens'"),
         ({"chat_template": str(tmp_path / "none.jinja")}, "none.jinja"),

@@ -98,9 +98,9 @@ def test_choices_of_frames_are_those_of_read_video(folder):
     ("arguments", "message"),
     [
         ({"fps": 1.0, "num_frames": 2}, "give exactly one of"),
-        ({"num_frames": 0}, "num_frames must be a whole number of at least 1, not 0"),
-        ({"num_frames": -3}, "num_frames must be a whole number of at least 1, not -3"),
-        ({"fps": 0}, "fps must be a positive number of frames per second, not 0"),
+        ({"num_frames": 0}, "num_frames must be a whole number of at least 1, got 0"),
+        ({"num_frames": -3}, "num_frames must be a whole number of at least 1, got -3"),
+        ({"fps": 0}, "fps must be a positive number of frames per second, got 0"),
         ({"fps": -1.0}, "fps must be a positive"),
         ({"fps": float("nan")}, "fps must be a positive"),
         ({"fps": float("inf")}, "fps must be a positive"),

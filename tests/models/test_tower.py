@@ -196,7 +196,7 @@ def test_wrong_encoders_are_told_in_one_line(text, tmp_path):
     folder = languagebind(tmp_path / "encoder")
     for more, message in (
         (("--family", "tower"), "family tower needs a pretrained encoder: --encoder DIR"),
-        (("--encoder", folder), "family videopanda has no pretrained encoder"),
+        (("--encoder", folder), "family videopanda takes no pretrained encoder"),
         (("--family", "tower", "--encoder", tmp_path / "none"), "No such file"),
         (("--family", "tower", "--encoder", text), "model type 'llama'; supported are clip"),
         (("--family", "tower", "--encoder", folder, "--set", "frame_size=80"), "need the 100 of their training"),

@@ -99,14 +99,14 @@ def test_what_does_not_fit_the_context_is_refused(run, checkpoint):
     [
         (("--backbone", "gpt-9"), "no language model 'gpt-9'"),
         (("--backbone", "qwen3-8b", "--model", "x"), "mutually exclusive"),
-        (("--backbone", "qwen3-8b", "--preset", "x"), "preset must be one of released, paper, eve_star, nano, not 'x'"),
+        (("--backbone", "qwen3-8b", "--preset", "x"), "preset must be one of released, paper, eve_star, nano, got 'x'"),
         (("--preset", "paper"), "require --backbone"),
         (
             ("--family", "videopanda2", "--backbone", "qwen3-8b"),
             "unknown family 'videopanda2': did you mean 'videopanda'",
         ),
         (("--set", "stab.image_sise=448"), "unknown setting 'stab.image_sise': did you mean 'stab.image_size'"),
-        (("--set", "stab.image_size=big"), "stab.image_size must be a whole number, not 'big'"),
+        (("--set", "stab.image_size=big"), "stab.image_size must be a whole number, got 'big'"),
         (("--num-frames", "3", "--fps", "1"), "mutually exclusive"),
         (("--fps", "1"), "--fps needs"),
         (("--fps", "-1", "--duration", "3s"), "--fps must be"),

@@ -22,7 +22,7 @@ def test_the_official_client_uses_every_tool(tmp_path):
 
     (tmp_path / "clip.mp4").write_bytes(CLIP.read_bytes())
     (tmp_path / "link.mp4").symlink_to(CLIP)
-    command = ["-m", "videopanda", "mcp", "--allow", str(tmp_path)]
+    command = ["-m", "videopanda", "mcp", "--media-root", str(tmp_path)]
 
     async def use():
         server = StdioServerParameters(command=sys.executable, args=command)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from media import read_numbers, write_video
 from videopanda.serving.decoder_pool import DecodeLimits, DecoderPool
-from videopanda.serving.errors import ForbiddenError, NotFoundError, StoppedError, TooLargeError, UnfitError
+from videopanda.serving.errors import ForbiddenError, NotFoundError, ShuttingDownError, TooLargeError, UnfitError
 from videopanda.serving.fetch import FetchPolicy, fetch, is_public
 from videopanda.serving.uploads import MARKER, FileLimits, FileStore, sniff_mime_type
 from videopanda.video.read import VideoLimits, VideoReadError, read_video
@@ -125,7 +125,7 @@ def test_a_reader_that_nobody_waits_for_is_stopped(path):
         waiting.cancel()
         assert len(await pool.read(path, num_frames=2)) == 2
         await pool.close()
-        with pytest.raises(StoppedError):
+        with pytest.raises(ShuttingDownError):
             await pool.read(path, num_frames=2)
 
     with_pool(use)

@@ -254,6 +254,12 @@ def test_a_run_goes_on_with_its_own_settings_and_data_only(tmp_path):
     run_tiny(tmp_path, resume=True, max_steps=2, log_steps=5, save_steps=9)
 
 
+def test_a_run_that_made_no_step_leaves_the_folder_free(tmp_path):
+    with pytest.raises(ValueError, match="are fewer than one optimizer step of 64 rows: lower batch_size"):
+        run_tiny(tmp_path, batch_size=64, max_steps=1)
+    run_tiny(tmp_path, resume=True, max_steps=1)  # with other settings
+
+
 @pytest.mark.parametrize("logger", ["tensorboard", "trackio", "wandb"])
 def test_what_is_logged_elsewhere(tmp_path, monkeypatch, logger):
     monkeypatch.chdir(tmp_path)

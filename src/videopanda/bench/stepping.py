@@ -32,7 +32,7 @@ def measure(model: Path | None, rows: int, rounds: int, device: str | None = Non
     scenes = ScenesDataset(num=rows, seed=0)
     collate = Collator(processor, network.config.text_config.max_position_embeddings)
     batch = {name: value.to(place) for name, value in collate([scenes[i] for i in range(rows)]).items()}
-    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-6)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6)
 
     def step(dtype: torch.dtype, recompute: bool) -> None:
         if recompute:
@@ -42,8 +42,8 @@ def measure(model: Path | None, rows: int, rounds: int, device: str | None = Non
         with torch.autocast(place.type, dtype, enabled=dtype != torch.float32):
             loss = task.step(network, batch)["loss"]
         loss.backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         if place.type == "cuda":
             torch.cuda.synchronize(place)
 

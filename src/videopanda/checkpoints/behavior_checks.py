@@ -20,7 +20,7 @@ NEAR_TIE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 
 
 @dataclass(frozen=True)
-class Clip:
+class SyntheticClip:
     """Frames without a file."""
 
     frames: np.ndarray
@@ -28,12 +28,12 @@ class Clip:
     duration: float
 
 
-def make_clip(processor: Any, rows: int, num_frames: int) -> Clip:
+def make_clip(processor: Any, rows: int, num_frames: int) -> SyntheticClip:
     """A seeded clip of `rows` rows of cells, as wide as the canvas: few visual tokens."""
     video = processor.video_processor
     shape = (num_frames, rows * video.cell_size, video.max_cells * video.cell_size, 3)
     frames = np.random.default_rng(SEED + rows).integers(0, 256, shape, dtype=np.uint8)
-    return Clip(frames, tuple(t + 0.5 for t in range(num_frames)), float(num_frames))
+    return SyntheticClip(frames, tuple(t + 0.5 for t in range(num_frames)), float(num_frames))
 
 
 def check_greedy(folder: Path, config: Any, num_parameters: int) -> Check:
@@ -43,7 +43,7 @@ def check_greedy(folder: Path, config: Any, num_parameters: int) -> Check:
         model, processor = load_checkpoint(folder, dtype)
         model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         frames = processor.video_processor.num_frames
-        prompts: list[tuple[str, Clip | None]] = [
+        prompts: list[tuple[str, SyntheticClip | None]] = [
             ("What happens in the video?", make_clip(processor, 1, frames)),
             ("Which way does it move, and what colour is it?", make_clip(processor, 2, max(1, frames // 2))),
             ("Hello.", None),
@@ -56,7 +56,7 @@ def check_greedy(folder: Path, config: Any, num_parameters: int) -> Check:
     tie = NEAR_TIE.get(dtype, 1e-3)
     reasons = []
     for number, (question, _) in enumerate(prompts):
-        one = Answer(alone[number].tokens[0], alone[number].margins[0])
+        one = GreedyAnswer(alone[number].tokens[0], alone[number].margins[0])
         for how, other in (("without cache", without[number].tokens[0]), ("in a batch", together.tokens[number])):
             step = first_difference(one, other, tie)
             if step is not None:
@@ -67,7 +67,7 @@ def check_greedy(folder: Path, config: Any, num_parameters: int) -> Check:
 
 
 @dataclass(frozen=True)
-class Answer:
+class GreedyAnswer:
     """The chosen tokens and the margin of each over the second best; one row per prompt, or a single row."""
 
     tokens: Tensor
@@ -75,7 +75,9 @@ class Answer:
 
 
 @torch.inference_mode()
-def answer(model: Any, processor: Any, prompts: Sequence[tuple[str, Clip | None]], use_cache: bool = True) -> Answer:
+def answer(
+    model: Any, processor: Any, prompts: Sequence[tuple[str, SyntheticClip | None]], use_cache: bool = True
+) -> GreedyAnswer:
     """Greedy answers of `NEW_TOKENS` tokens to questions, each with or without a clip, in one batch."""
     texts = []
     for question, clip in prompts:
@@ -95,10 +97,10 @@ def answer(model: Any, processor: Any, prompts: Sequence[tuple[str, Clip | None]
         output_scores=True,
     )
     best = torch.stack(out.scores, dim=1).float().topk(2).values  # (prompts, new tokens, 2)
-    return Answer(out.sequences[:, inputs["input_ids"].shape[1] :].cpu(), (best[..., 0] - best[..., 1]).cpu())
+    return GreedyAnswer(out.sequences[:, inputs["input_ids"].shape[1] :].cpu(), (best[..., 0] - best[..., 1]).cpu())
 
 
-def first_difference(one: Answer, other: Tensor, tie: float) -> int | None:
+def first_difference(one: GreedyAnswer, other: Tensor, tie: float) -> int | None:
     """First step at which two answers differ; None if there is none, or if the two best tokens are tied there."""
     steps = (one.tokens != other).nonzero()
     if not len(steps):

@@ -28,7 +28,7 @@ from videopanda.models.load import check_checkpoint
 
 
 @dataclass(frozen=True)
-class Report:
+class VerifyReport:
     """All checks of one checkpoint; `recorded` says that checksums were written."""
 
     checkpoint: str
@@ -48,7 +48,7 @@ class Report:
 
 def verify(
     folder: str | Path, against: str | Path | None = None, record: bool = False, max_bytes: int | None = None
-) -> Report:
+) -> VerifyReport:
     """Check a checkpoint folder, and with `against` compare it with the official checkpoint it came from.
 
     Args:
@@ -80,14 +80,14 @@ def verify(
             checks.append(check_greedy(folder, config, total))
     else:
         checks.append(Check("greedy", "skipped", reasons=("weights are missing or wrong",)))
-    report = Report(str(folder), None if against is None else str(against), tuple(checks))
+    report = VerifyReport(str(folder), None if against is None else str(against), tuple(checks))
     if record and report.passed:
         checksums.write(folder, values.checksums)
         report = replace(report, recorded=True)
     return report
 
 
-def tables(report: Report) -> Group:
+def tables(report: VerifyReport) -> Group:
     """The report as tables: parameters by part, then every check with its reasons."""
     parts = Table(title="Parameters", title_justify="left")
     for column in ("part", "found", "expected"):

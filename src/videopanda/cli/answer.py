@@ -20,6 +20,7 @@ from videopanda.cli.checks import (
     seconds,
 )
 from videopanda.cli.options import (
+    DEFAULT_CACHE_SIZE,
     DTYPES,
     AsJson,
     Cache,
@@ -80,7 +81,7 @@ def answer_verb(
     device: Device = None,
     dtype: Dtype = None,
     cache: Cache = None,
-    cache_size: CacheSize = "10GiB",
+    cache_size: CacheSize = "",
     max_new_tokens: MaxNewTokens = 64,
     temperature: Temperature = 0.0,
     seed: AnswerSeed = None,
@@ -105,9 +106,9 @@ def answer_verb(
 
     Example:  videopanda answer clip.mp4 "Which way does the red circle move?" --json
 
-    Hours of video:  videopanda answer --fps 1 --model nano-long long.mp4 "Which colour has the small cross?"
+    Hours of video:  videopanda answer lecture.mp4 "What comes last?" --fps 1 --max-visual-tokens 2048
 
-    Without waiting for a model to load:  videopanda answer clip.mp4 "How many?" --server http://127.0.0.1:8000
+    Ask a running server:  videopanda answer clip.mp4 "How many objects are there?" --server http://127.0.0.1:8000
 
     Merge similar visual tokens in the language model:  videopanda answer clip.mp4 "What moves?" --set merge.layers=2
     """
@@ -129,6 +130,8 @@ def answer_verb(
         (num_frames is not None and not look_twice) or cache is not None or server is not None
     ):
         raise ValueError("--max-visual-tokens reads the whole clip at --fps: omit --num-frames, --cache and --server")
+    if cache_size and cache is None:
+        raise ValueError("--cache-size requires --cache")
     require_choice("--frames-by", frames_by, "motion", "scenes", "vectors")
     require_choice("--quantize", quantize_to, "int8", "int4")
     require_choice("--dtype", dtype, *DTYPES)
@@ -141,7 +144,7 @@ def answer_verb(
         raise ValueError("--api-key requires --server")
     if server is not None and (model or device or dtype or cache or quantize_to or set_):
         raise ValueError(
-            "--model, --device, --dtype, --quantize, --set and --cache do not work with --server: set them there"
+            "--model, --device, --dtype, --quantize, --set and --cache belong to the server: set them when you start it"
         )
     model = require_checkpoint(model)
     require_device(device)
@@ -157,7 +160,7 @@ def answer_verb(
         from videopanda.inference.quantize import quantize
         from videopanda.inference.visual_cache import TokenDiskCache
 
-        kept = TokenDiskCache(cache, size_in_bytes(cache_size)) if cache else None
+        kept = TokenDiskCache(cache, size_in_bytes(cache_size or DEFAULT_CACHE_SIZE)) if cache else None
         network, processor = load_model(model, device, dtype, set_)
         if quantize_to:
             quantize(network, quantize_to)

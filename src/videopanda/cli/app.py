@@ -80,7 +80,7 @@ def demo_verb(
         "videopanda_demo"
     ),
 ) -> None:
-    """Let the bundled model answer questions about the bundled clip, and show the frames that it saw.
+    """Show the bundled model answering questions about the bundled clip, with the frames that it saw.
 
     Example:  videopanda demo --output out/demo
     """
@@ -115,7 +115,7 @@ def scenes_make_verb(
     num: Annotated[int, typer.Option("--num", metavar="N", min=1, help="Number of clips.")] = 1000,
     seed: Seed = 0,
     split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "train",
-    long: Annotated[bool, typer.Option("--long", help="Make clips of minutes to hours with few events.")] = False,
+    long: Annotated[bool, typer.Option("--long", help="Make clips of minutes to hours with rare events.")] = False,
     minutes: Annotated[
         str, typer.Option("--minutes", metavar="M,…", help="With --long: lengths of the clips; --num clips of each.")
     ] = "",
@@ -129,6 +129,7 @@ def scenes_make_verb(
 
     Long clips with rare events:  videopanda scenes make --long --minutes 1,10,60 --num 5 --split test data/long
     """
+    require_folder(out)
     if minutes and not long:
         raise ValueError("--minutes requires --long")
     if long and world != "scenes":
@@ -188,7 +189,7 @@ def init_verb(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the new weights.")] = 0,
 ) -> None:
-    """Make an untrained model from a language model and a new vision part, as the start of training.
+    """Make an untrained model, the start of training: a language model with a new vision part.
 
     Example:  videopanda init --backbone vicuna-7b-v1.5 --chat-template vicuna out/fresh
 
@@ -198,9 +199,9 @@ def init_verb(
     """
     require_settings(set_)
     if (backbone is None) == (model is None):
-        raise ValueError("give either --backbone, a language model, or --model, a trained model to change")
+        raise ValueError("pass either --backbone (a language model) or --model (a trained model to change)")
     if model is not None and (family or preset or encoder or chat_template):
-        raise ValueError("--family, --preset, --encoder and --chat-template are for a new model, not for --model")
+        raise ValueError("--family, --preset, --encoder and --chat-template are for new models: omit them with --model")
     model = require_checkpoint(model)
     if backbone is not None:
         require_language_model(backbone)
@@ -271,7 +272,7 @@ def export_verb(
 @app.command("convert")
 def convert_verb(
     source: Annotated[Path, typer.Argument(help="Official checkpoint: folder or Hub name.", show_default=False)],
-    target: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
     allow: Annotated[
         list[str] | None,
         typer.Option("--allow", metavar="KEY|PATTERN", help="Drop unknown tensors with this name; may be repeated."),
@@ -282,7 +283,7 @@ def convert_verb(
 
     Example:  videopanda convert Video-Panda-7B/videopanda_fitu out/video-panda-7b
     """
-    require_new(target)
+    require_new(out)
     from videopanda.hub import folder_of
 
     source = folder_of(source, pickled=True)
@@ -290,7 +291,7 @@ def convert_verb(
 
     quiet()
     conversion = converter()
-    plan = conversion.convert(source, target, allow or [])
+    plan = conversion.convert(source, out, allow or [])
     if as_json:
         print(json.dumps(plan.as_dict()))
         return
@@ -298,7 +299,7 @@ def convert_verb(
     console().print(conversion.table(plan))
     for note in plan.settings.notes:
         print(f"videopanda: {note}", file=sys.stderr)
-    print(f"{target}: written with its report, conversion.json; check the folder with  videopanda verify {target}")
+    print(f"{out}: written with its report, conversion.json; check the folder with  videopanda verify {out}")
 
 
 @app.command("verify")
@@ -306,7 +307,7 @@ def verify_verb(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.", show_default=False)],
     against: Annotated[
         Path | None,
-        typer.Option("--against", metavar="SRC", help="Official checkpoint whose weights must match bit for bit."),
+        typer.Option("--against", metavar="SRC", help="Official checkpoint that the weights must match bit for bit."),
     ] = None,
     record: Annotated[
         bool, typer.Option("--record", help="Write checksums of the current weights if all checks pass.")

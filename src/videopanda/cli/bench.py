@@ -21,8 +21,8 @@ def efficiency_verb(
     models: Annotated[
         str, typer.Option("--models", metavar="NAME,…", help="Vision parts to compare. Default: all.")
     ] = "",
-    source: Annotated[
-        str, typer.Option("--source", metavar="WxH", help="Size of the source video; decides the token grid.")
+    resolution: Annotated[
+        str, typer.Option("--resolution", metavar="WxH", help="Size of the source video; decides the token grid.")
     ] = "448x448",
     rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Number of interleaved rounds.")] = 5,
     device: BenchDevice = "cpu",
@@ -34,9 +34,9 @@ def efficiency_verb(
     as_json: AsJson = False,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Also draw a bubble chart.")] = None,
 ) -> None:
-    """Measure parameters, multiply-accumulates, latency and memory of vision parts at their true shapes.
+    """Measure parameters, multiply-accumulates, latency and memory of vision parts at their published sizes.
 
-    Weights are random. Latencies are interleaved; compare them as the ratios of one run, not across runs. On a CPU,
+    Weights are random. Models run in turns: compare the ratios within one run, not times across runs. On a CPU,
     Video-ChatGPT runs 10 of its 100 independent frames, and its time is scaled up.
 
     Example:  videopanda bench efficiency --flops-only --json
@@ -46,9 +46,9 @@ def efficiency_verb(
     from videopanda.bench.efficiency import CONTENDERS, measure
     from videopanda.bench.report import draw, table
 
-    width, _, height = source.partition("x")
+    width, _, height = resolution.partition("x")
     if not (width.isdecimal() and height.isdecimal()):
-        raise ValueError(f"--source must be a size such as 1280x720, got {source!r}")
+        raise ValueError(f"--resolution must be a size such as 1280x720, got {resolution!r}")
     names = models.split(",") if models else list(CONTENDERS)
     report = measure(
         names,

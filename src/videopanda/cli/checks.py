@@ -93,6 +93,24 @@ def require_device(device: str | None) -> None:
         raise ValueError(f"device {device} is not available: torch {version('torch')} is built for CPUs; use cpu")
 
 
+def require_media_root(folder: Path | None) -> None:
+    """Check that the folder of the clips exists."""
+    if folder is not None and not folder.is_dir():
+        raise FileNotFoundError(f"--media-root {folder}: no such folder")
+
+
+def require_file(option: str, file: Path | None) -> None:
+    """Check that the file that an option names exists."""
+    if file is not None and not file.is_file():
+        raise FileNotFoundError(f"{option} {file}: no such file")
+
+
+def require_server(option: str, url: str | None) -> None:
+    """Check that an option is an http or https URL."""
+    if url and not url.startswith(("http://", "https://")):
+        raise ValueError(f"{option} must be a URL such as http://127.0.0.1:8000/v1, got {url!r}")
+
+
 def require_paths(*paths: Path | str | None) -> None:
     """Check that inputs exist."""
     for path in paths:
@@ -110,7 +128,7 @@ def require_new(*outputs: Path) -> None:
 def require_folder(output: Path | None) -> None:
     """Check that an output can be a folder."""
     if output is not None and output.exists() and not output.is_dir():
-        raise ValueError(f"--output {output} is a file: choose a folder")
+        raise ValueError(f"{output} is a file: choose a folder")
 
 
 def require_json(file: Path) -> None:
@@ -145,7 +163,7 @@ def require_video(
             f"no video at {video}" + ": the video comes first, then the question" * swapped,
         )
     if not all(question.strip() for question in questions):
-        raise ValueError("the question is empty")
+        raise ValueError("the question is empty: ask something")
     from videopanda.video.read import read_video
 
     read_video(video, num_frames=1, start=start, end=end, decoder="pyav")

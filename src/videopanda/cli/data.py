@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint, require_choice, require_paths
+from videopanda.cli.checks import require_checkpoint, require_choice, require_file, require_media_root, require_server
 from videopanda.cli.options import AsJson, MediaRoot, Set, console, quiet, size_in_bytes
 
 data_app = typer.Typer(help="Check and prepare training data.", no_args_is_help=True)
@@ -16,7 +16,10 @@ Format = Annotated[str, typer.Option("--format", metavar="NAME", help="Annotatio
 
 @data_app.command("check")
 def check_verb(
-    data: Annotated[list[str], typer.Argument(help="Annotations, mixtures, or DATA_ROOT.", show_default=False)],
+    data: Annotated[
+        list[str],
+        typer.Argument(help="Annotation files, mixtures, or DATA_ROOT of the official layout.", show_default=False),
+    ],
     media_root: MediaRoot = None,
     format_: Format = "auto",
     manifest: Annotated[Path, typer.Option("--manifest", metavar="FILE", help="Manifest to write or resume.")] = Path(
@@ -26,7 +29,7 @@ def check_verb(
         Path | None, typer.Option("--against", metavar="FILE", help="Test set whose clips must not appear in the data.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", min=1, help="Processes. Default: one per CPU.")
+        int | None, typer.Option("--workers", metavar="N", min=1, help="Number of processes. Default: one per CPU.")
     ] = None,
     num_frames: Annotated[
         int, typer.Option("--num-frames", metavar="N", min=1, help="Frames per clip that training will read.")
@@ -35,7 +38,7 @@ def check_verb(
         str, typer.Option("--sampling", metavar="RULE", help="uniform, or released for the published weights.")
     ] = "uniform",
     words: Annotated[
-        str, typer.Option("--words", metavar="A,B", help="Count these words in the answers, too, such as dog,cat.")
+        str, typer.Option("--words", metavar="A,B", help="Also count these words in the answers, such as dog,cat.")
     ] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -46,6 +49,8 @@ def check_verb(
     Example:  videopanda data check train.json --media-root videos --manifest manifest.jsonl --against test_q.json
     """
     require_choice("--sampling", sampling, "uniform", "released")
+    require_media_root(media_root)
+    require_file("--against", against)
     import os
 
     from videopanda.data.doctor import check, tables
@@ -69,7 +74,14 @@ def label_verb(
     out: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
     question: Annotated[str, typer.Option("--question", metavar="TEXT", help="The question about every clip.")],
     test_share: Annotated[
-        float, typer.Option("--test-share", metavar="X", help="Share of each class's recordings held out for testing.")
+        float,
+        typer.Option(
+            "--test-share",
+            metavar="X",
+            min=0.01,
+            max=0.99,
+            help="Share of each class's recordings held out for testing.",
+        ),
     ] = 0.2,
     copies: Annotated[
         int, typer.Option("--copies", metavar="N", min=0, help="Number of altered copies of each training recording.")
@@ -79,7 +91,7 @@ def label_verb(
     ] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Make train.jsonl and test.jsonl from a folder of clips per class, one question about each clip.
+    """Make train.jsonl and test.jsonl from one folder of clips per class, with one question about each clip.
 
     Example:  videopanda data label clips out/my --question "Which word is signed?"
     """
@@ -110,13 +122,15 @@ def shard_verb(
         float,
         typer.Option("--max-bad-share", metavar="X", min=0, max=1, help="Fail if a larger share of the rows is bad."),
     ] = 0.01,
-    samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Clips per shard.")] = 1000,
+    shard_size: Annotated[int, typer.Option("--shard-size", metavar="N", min=1, help="Clips per shard.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the shard assignment.")] = 0,
 ) -> None:
     """Pack annotations and clips into WebDataset shards; train on them with the setting data=OUT.
 
     Example:  videopanda data shard train.json out/shards --media-root videos --manifest manifest.jsonl
     """
+    require_media_root(media_root)
+    require_file("--manifest", manifest)
     import logging
 
     from videopanda.data.conversations import ConversationDataset
@@ -132,7 +146,7 @@ def shard_verb(
         manifest=manifest,
         max_bad_share=max_bad_share,
     )
-    written = write_shards(dataset, out, samples)
+    written = write_shards(dataset, out, shard_size)
     print(f"{written['samples']} clips with their conversations in {written['shards']} shards: {out}")
 
 
@@ -145,10 +159,10 @@ def cache_verb(
     clear: Annotated[bool, typer.Option("--clear", help="Remove all entries.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show how much a cache holds, bound it, or empty it; runs that use it may continue.
+    """Show the size of a cache, limit it, or empty it. Safe while other processes use the cache.
 
-    The setting frame_cache=DIR of `videopanda train` fills one with decoded frames, --cache of `answer` and `evaluate`
-    one with visual tokens.
+    `videopanda train` caches decoded frames (setting frame_cache=DIR), `answer` and `evaluate` cache visual tokens
+    (--cache DIR).
 
     Example:  videopanda data cache out/frames --cache-size 20GiB
     """
@@ -156,6 +170,8 @@ def cache_verb(
 
     if not folder.is_dir():
         raise ValueError(f"no cache at {folder}")
+    if clear and cache_size:
+        raise ValueError("--clear and --cache-size are mutually exclusive")
     if clear or cache_size:
         evict(folder, 0 if clear else size_in_bytes(cache_size))
     sizes = [size for _, size, _ in files_in(folder)]
@@ -226,12 +242,13 @@ def recaption_verb(
     from dataclasses import asdict
 
     if bool(base_url) == bool(model):
-        raise ValueError("choose the model with either --base-url and --name, or --model")
+        raise ValueError("choose a model: either --base-url and --name, or --model")
     require_choice("--send", send, "frames", "video")
     if bool(base_url) != bool(name):
         raise ValueError("--base-url needs --name, the name of a model on that server")
+    require_server("--base-url", base_url)
     require_checkpoint(model)
-    require_paths(media_root)
+    require_media_root(media_root)
     from videopanda.data.recaption import PROMPT, Captioner, Local, Remote, recaption
 
     quiet()

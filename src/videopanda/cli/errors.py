@@ -1,5 +1,6 @@
 """Error handling of the command: a user error becomes one line on stderr that names the fix, and exit code 2."""
 
+import re
 import sys
 from typing import Any
 
@@ -16,6 +17,15 @@ _EXTRAS = {
     "mcp": "mcp",
     **dict.fromkeys(("trackio", "wandb"), "loggers"),
 }
+
+
+# pydantic's words for a wrong number, and ours.
+_REASONS = (
+    (r"Input should be a valid integer.*", "must be an integer"),
+    (r"Input should be a valid number.*", "must be a number"),
+    (r"Input should be greater than or equal to ", "must be at least "),
+    (r"Input should be less than or equal to ", "must be at most "),
+)
 
 
 def run(app: typer.Typer) -> None:
@@ -64,6 +74,11 @@ def _explained(error: Exception) -> str | None:
 def _usage(error: Any) -> str:
     """What is wrong with the command line, and the valid alternatives."""
     text = " ".join(error.format_message().split()).replace("Value error, ", "")  # a prefix of pydantic
+    if bad := re.fullmatch(r"Invalid value for '(--[\w-]+)': (.*)", text):
+        reason = bad[2]
+        for words, plain in _REASONS:
+            reason = re.sub(words, plain, reason)
+        return f"{bad[1]} {reason}" if reason != bad[2] else f"{bad[1]}: {reason}"
     command = error.ctx.command if error.ctx else None
     if command is None or "Did you mean" in text or "ossible options" in text:
         return text

@@ -15,10 +15,14 @@ from videopanda.cli.checks import (
     require_choice,
     require_device,
     require_extra,
+    require_file,
+    require_media_root,
     require_paths,
+    require_server,
     require_settings,
 )
 from videopanda.cli.options import (
+    DEFAULT_CACHE_SIZE,
     AsJson,
     Cache,
     CacheSize,
@@ -39,7 +43,7 @@ from videopanda.cli.options import (
     size_in_bytes,
 )
 
-evaluate_app = typer.Typer(help="Measure how often a model is right.", no_args_is_help=True)
+evaluate_app = typer.Typer(help="Measure the accuracy of a model.", no_args_is_help=True)
 
 Bench = Annotated[str, typer.Argument(help="Name of the benchmark, such as mvbench.", show_default=False)]
 Annotations = Annotated[
@@ -82,7 +86,7 @@ def scenes_verb(
     ] = "written",
     set_: Change = None,
 ) -> None:
-    """Accuracy on unseen test scenes, next to baselines without the video or with its frames changed.
+    """Measure accuracy on unseen test scenes, next to baselines without the video or with altered frames.
 
     Example:  videopanda evaluate scenes --num 240 --output out/scenes
     """
@@ -247,9 +251,12 @@ def predict_verb(
     engine: Annotated[
         str, typer.Option("--engine", metavar="NAME", help="local (one process, or torchrun) or ray.")
     ] = "local",
-    workers: Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Number of Ray actors.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", metavar="N", min=1, help="With --engine ray: number of Ray actors. Default: 1."),
+    ] = None,
     cache: Cache = None,
-    cache_size: CacheSize = "10GiB",
+    cache_size: CacheSize = "",
     set_: Change = None,
     as_json: AsJson = False,
 ) -> None:
@@ -264,8 +271,14 @@ def predict_verb(
     if fps is not None and max_visual_tokens is None and not last_frames and not look_twice:
         raise ValueError("--fps requires --max-visual-tokens, --last-frames or --look-twice")
     require_choice("--engine", engine, "local", "ray")
+    if workers is not None and engine != "ray":
+        raise ValueError("--workers requires --engine ray; for several local processes, use torchrun")
+    if cache_size and cache is None:
+        raise ValueError("--cache-size requires --cache")
     require_settings(set_)
-    require_paths(path, media_root, prompts)
+    require_paths(path)
+    require_media_root(media_root)
+    require_file("--prompts", prompts)
     model = require_checkpoint(model)
     from videopanda.evaluation.predict import PredictJob, predict
     from videopanda.evaluation.processes import distributed_rank
@@ -291,12 +304,17 @@ def predict_verb(
         seed=seed,
         prompts=read_prompts(prompts),
         cache=cache.resolve() if cache else None,
-        cache_bytes=size_in_bytes(cache_size),
+        cache_bytes=size_in_bytes(cache_size or DEFAULT_CACHE_SIZE),
         settings=parse_settings(set_ or []),
     )
     rank, world_size, device = distributed_rank()
     report = predict(
-        job, output, rank=rank, world_size=world_size, device=device, ray_workers=workers if engine == "ray" else None
+        job,
+        output,
+        rank=rank,
+        world_size=world_size,
+        device=device,
+        ray_workers=(workers or 1) if engine == "ray" else None,
     )
     if report["complete"] and len(report["failures"].get("missing_video", ())) == report["questions"]:
         raise FileNotFoundError(f"none of the videos is in {job.videos}: pass their folder with --media-root")
@@ -334,6 +352,7 @@ def score_verb(
 
     Example:  videopanda evaluate score mvbench MVBench/json predictions.jsonl --output scores.jsonl
     """
+    require_paths(predictions, wordnet)
     from videopanda.evaluation.scoring.score import score_file, table
 
     summary = score_file(bench, path, predictions, output, scorer, errata, wordnet)
@@ -350,12 +369,17 @@ def judge_verb(
     path: Annotations,
     predictions: Predictions,
     output: Output,
-    judge: Annotated[
-        str | None, typer.Option("--judge", metavar="ID", help="Model name of the judge, including its date.")
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="ID", help="Name of the judge on the server, including its date."),
     ] = None,
-    base_url: Annotated[str | None, typer.Option("--base-url", metavar="URL", help="OpenAI-compatible server.")] = None,
-    local: Annotated[
-        Path | None, typer.Option("--local", metavar="DIR", help="A Hugging Face chat model as the judge.")
+    base_url: Annotated[
+        str | None,
+        typer.Option("--base-url", metavar="URL", help="OpenAI-compatible server, such as http://host/v1."),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="DIR", help="Folder of a chat model as the judge, instead of a server."),
     ] = None,
     imported: Annotated[
         Path | None,
@@ -383,27 +407,30 @@ def judge_verb(
 
     Exit code 1 means that some predictions could not be judged; they count as wrong and are listed.
 
-    Example:  videopanda evaluate judge msvd-qa MSVD full.jsonl --judge ID --base-url http://host/v1 --output j
+    Example:  videopanda evaluate judge msvd-qa MSVD full.jsonl --name ID --base-url http://host/v1 --output j
     """
     from videopanda.evaluation.judging.clients import Judge, LocalJudge, RemoteJudge
     from videopanda.evaluation.judging.protocols import read_prompts
     from videopanda.evaluation.judging.run import import_file, judge_file, open_calls, prepare
     from videopanda.evaluation.scoring.score import table
 
-    if sum(option is not None for option in (judge, local, imported)) != 1:
-        raise ValueError("choose the judge with one of --judge, --local and --import")
+    if sum(option is not None for option in (name, model, imported)) != 1:
+        raise ValueError("choose a judge: one of --name, --model and --import")
+    require_server("--base-url", base_url)
+    require_paths(predictions, model, imported)
+    require_file("--prompts", prompts)
     work = prepare(bench, path, predictions, output, errata)
     if imported:
         summary = import_file(work, output, imported)
     else:
         used = read_prompts(prompts)
-        asked: Judge = LocalJudge(local) if local else RemoteJudge(str(judge), base_url, retries, timeout)
+        asked: Judge = LocalJudge(model) if model else RemoteJudge(str(name), base_url, retries, timeout)
         cost = open_calls(work, output, used, asked.name, price_in, price_out)
         if dry_run:
             print(json.dumps(cost))
             return
         print(f"videopanda: {json.dumps(cost)}", file=sys.stderr)
-        summary = judge_file(work, output, asked, used, 1 if local else concurrency)
+        summary = judge_file(work, output, asked, used, 1 if model else concurrency)
         for reason, count in Counter(summary["failed_calls"].values()).most_common(3):
             print(f"videopanda: {count} calls failed: {reason}", file=sys.stderr)
     if as_json:
@@ -417,16 +444,17 @@ def judge_verb(
 
 @evaluate_app.command("needle")
 def needle_verb(
-    scores: Annotated[Path, typer.Argument(help="File of scores.", show_default=False)],
+    scores: Annotated[Path, typer.Argument(help="Score file.", show_default=False)],
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of the long scenes.")],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for needle.json and needle.png.")],
     as_json: AsJson = False,
 ) -> None:
-    """Plot accuracy on long scenes against the length of the clip and the position of the event in it.
+    """Plot accuracy on long scenes by length of the clip and position of the event.
 
     Example:  videopanda evaluate needle full.scores.jsonl --data data/long --output report
     """
-    require_paths(scores, data)
+    require_paths(scores)
+    require_file("--data", data / "annotations.json")
     from videopanda.evaluation.needle import needle_report, write_needle
 
     report = needle_report(scores, data)
@@ -442,9 +470,7 @@ def needle_verb(
 
 @evaluate_app.command("report")
 def report_verb(
-    scores: Annotated[
-        list[Path], typer.Argument(help="Files of scores, each next to its summary.", show_default=False)
-    ],
+    scores: Annotated[list[Path], typer.Argument(help="Score files, each next to its summary.", show_default=False)],
     output: Annotated[
         Path, typer.Option("--output", metavar="DIR", help="Folder for Markdown, JSON and plots.")
     ] = Path("report"),

@@ -7,14 +7,16 @@ import typer
 
 from videopanda.cli.answer import AllowHost, End, Start, Video, local_video
 from videopanda.cli.checks import require_checkpoint, require_choice, require_device, require_video
-from videopanda.cli.options import DTYPES, AsJson, Device, Dtype, Fps, Model, NumFrames, load_model, progress_bar
+from videopanda.cli.options import DTYPES, AsJson, Device, Dtype, Fps, Model, load_model, progress_bar
 
 
 def find_verb(
     video: Video,
     description: Annotated[str, typer.Argument(help="What happens, as a statement.", show_default=False)],
     model: Model = None,
-    num_frames: NumFrames = None,
+    num_frames: Annotated[
+        int | None, typer.Option("--num-frames", metavar="N", min=1, help="Number of frames. Default: 32.")
+    ] = None,
     fps: Fps = None,
     start: Start = None,
     end: End = None,
@@ -25,7 +27,7 @@ def find_verb(
 ) -> None:
     """Find when something happens in a video: intervals, the most likely one first.
 
-    Times are as exact as the frames are close: 32 of the clip unless --num-frames or --fps says otherwise.
+    Times are only as precise as the frames are dense: for a long clip, ask for more frames or a range.
 
     Example:  videopanda find clip.mp4 "the red circle turns white"
     """
@@ -34,7 +36,7 @@ def find_verb(
             'the description is empty: say what happens, as in  find clip.mp4 "the red circle turns white"'
         )
     if num_frames == 1:
-        raise ValueError("a single frame has no before and after: ask for more with --num-frames")
+        raise ValueError("one frame is not enough to tell when something happens: raise --num-frames")
     require_choice("--dtype", dtype, *DTYPES)
     model = require_checkpoint(model)
     require_device(device)
@@ -43,7 +45,7 @@ def find_verb(
         from videopanda.video.read import read_video
 
         if read_video(path, num_frames=1, decoder="pyav").is_still:
-            raise ValueError(f"{path} is a still picture, in which nothing happens: pass a video")
+            raise ValueError(f"{path} is a still image, in which nothing can happen: pass a video")
         from videopanda.inference.find import find
 
         network, processor = load_model(model, device, dtype)
@@ -54,7 +56,7 @@ def find_verb(
         print(json.dumps(found.as_dict()))
         return
     if not found.intervals:
-        print(f"not found: at no time does the model see this (at most {found.most_likely:.0%} likely)")
+        print(f"not found: the model does not see this at any time (at most {found.most_likely:.0%} likely)")
         return
     print(f"{'start':>10}  {'end':>10}  confidence")
     for interval in found.intervals:

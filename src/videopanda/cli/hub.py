@@ -28,7 +28,7 @@ def pull_verb(
 
     is_official = not (folder_of(name, files=("*.json",)) / "processor_config.json").is_file()
     if is_official and output is None:
-        raise ValueError(f"{name} is an official checkpoint: name a folder for its conversion with --output DIR")
+        raise ValueError(f"{name} is an official checkpoint: choose a folder for the converted one with --output DIR")
     folder = folder_of(name, pickled=True)
     quiet()
     if is_official:
@@ -84,8 +84,10 @@ def push_verb(
     require_paths(*(scores or []))
     from videopanda.checkpoints.export import export
     from videopanda.checkpoints.model_card import local_paths, model_card
+    from videopanda.models.load import check_checkpoint
 
     quiet()
+    check_checkpoint(checkpoint)
     card = model_card(checkpoint, hub.repo, scores=scores or [], license_=license_, limits=limitation or [])
     with TemporaryDirectory() as place:
         folder = Path(place, "model")

@@ -12,11 +12,14 @@ from videopanda.cli.options import AsJson, console, quiet
 lab_app = typer.Typer(help="Run the papers' tables, or your own, at a small scale.", no_args_is_help=True)
 
 TableName = Annotated[str, typer.Argument(help="Name of a table (see lab list), or a file.", show_default=False)]
-Budget = Annotated[str, typer.Option("--budget", metavar="NAME", help="Budget of the table: small or full.")]
+Budget = Annotated[
+    str,
+    typer.Option("--budget", metavar="NAME", help="Budget of the table, such as small or full (see lab list --json)."),
+]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder for all training runs and evaluations.")]
 Results = Annotated[
     Path | None,
-    typer.Option("--output", metavar="FILE", help="File of results to write or extend. Default: NAME.json in --runs."),
+    typer.Option("--output", metavar="FILE", help="Results file to write or extend. Default: NAME.json in --runs."),
 ]
 _STOPPED = 75
 
@@ -81,7 +84,7 @@ def run_verb(
     """
     require_checkpoint(model)
     quiet()
-    from videopanda.lab.run import StoppedError, cells, run
+    from videopanda.lab.run import LabStoppedError, cells, run
     from videopanda.lab.table import only, read
 
     chosen = only(read(table), rows or [])
@@ -92,7 +95,7 @@ def run_verb(
     results = output or runs / f"{chosen.name}.json"
     try:
         run(chosen, budget, runs, results, seeds, jobs, model)
-    except StoppedError as error:
+    except LabStoppedError as error:
         print("videopanda: stopped; the same command continues")
         raise typer.Exit(_STOPPED) from error
     print(f"results: {results}; next:  videopanda lab report {table} --budget {budget} --input {results}")
@@ -103,7 +106,7 @@ def report_verb(
     table: TableName,
     budget: Budget = "small",
     input_: Annotated[
-        Path | None, typer.Option("--input", metavar="FILE", help="File of results. Default: NAME.json in --runs.")
+        Path | None, typer.Option("--input", metavar="FILE", help="Results file. Default: NAME.json in --runs.")
     ] = None,
     runs: Runs = Path("out/lab"),
     output: Annotated[
@@ -144,7 +147,7 @@ def teacher_verb(
     ],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the teacher.")],
     steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Training steps.")] = 600,
-    batch: Annotated[int, typer.Option("--batch", metavar="N", min=2, help="Clips per step.")] = 64,
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=2, help="Clips per step.")] = 64,
     clips: Annotated[int, typer.Option("--clips", metavar="N", min=2, help="Clips of Scenes to train on.")] = 4096,
 ) -> None:
     """Train a small teacher on Scenes, for tables about distillation.
@@ -155,5 +158,5 @@ def teacher_verb(
     quiet()
     from videopanda.lab.teachers import train_teacher
 
-    folder = train_teacher(kind, model, output, steps, batch, clips)  # type: ignore[arg-type]
+    folder = train_teacher(kind, model, output, steps, batch_size, clips)  # type: ignore[arg-type]
     print(f"teacher: {folder}; what it learned: {folder / 'training.json'}")

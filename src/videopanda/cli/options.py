@@ -31,7 +31,7 @@ FramesBy = Annotated[
 ]
 LookTwice = Annotated[
     bool,
-    typer.Option("--look-twice", help="Look at everything coarsely, then closely where the question points to."),
+    typer.Option("--look-twice", help="Look at the whole clip coarsely, then closely at what the question is about."),
 ]
 MaxVisualTokens = Annotated[
     int | None,
@@ -48,6 +48,7 @@ MaxNewTokens = Annotated[
 Device = Annotated[
     str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, … Default: cuda if available, else cpu.")
 ]
+DEFAULT_CACHE_SIZE = "10GiB"
 DTYPES = ("float32", "bfloat16", "float16", "auto")  # repeated here so that a typo is reported without importing torch
 Dtype = Annotated[
     str | None,
@@ -88,7 +89,11 @@ Cache = Annotated[
 ]
 CacheSize = Annotated[
     str,
-    typer.Option("--cache-size", metavar="SIZE", help="Maximum cache size; least recently used entries are evicted."),
+    typer.Option(
+        "--cache-size",
+        metavar="SIZE",
+        help="Maximum cache size (default 10GiB); least recently used entries are evicted.",
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the scenes.")]
 

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.checks import listen, require_checkpoint, require_device, require_extra, require_settings
+from videopanda.cli.checks import (
+    listen,
+    require_checkpoint,
+    require_device,
+    require_extra,
+    require_file,
+    require_media_root,
+    require_settings,
+)
 from videopanda.cli.options import Change, Device, Model, load_model, quiet
 
 
@@ -22,7 +30,9 @@ def serve_verb(
     api_keys: Annotated[
         Path | None,
         typer.Option(
-            "--api-keys", metavar="FILE", help="Require one of the keys in this file, one per line (hidden from ps)."
+            "--api-keys",
+            metavar="FILE",
+            help="Require one of the keys in this file, one per line. Safer than --api-key, which ps shows.",
         ),
     ] = None,
     name: Annotated[
@@ -50,12 +60,12 @@ def serve_verb(
     public_url: Annotated[
         str | None,
         typer.Option(
-            "--public-url", metavar="URL", help="URL at which users reach the server through a reverse proxy."
+            "--public-url", metavar="URL", help="URL of the server as users see it, when it is behind a reverse proxy."
         ),
     ] = None,
     media_root: Annotated[
         Path | None,
-        typer.Option("--media-root", metavar="DIR", help="Let clients name files below this folder as file:// URLs."),
+        typer.Option("--media-root", metavar="DIR", help="Let clients use file:// URLs of files below this folder."),
     ] = None,
     files: Annotated[
         Path | None,
@@ -105,10 +115,10 @@ def serve_verb(
     require_settings(set_)
     model = require_checkpoint(model)
     require_device(device)
+    require_file("--api-keys", api_keys)
     keys = [*(api_key or []), *(_keys(api_keys) if api_keys else [])]
     hosts, origins = _names(host, public_url, allow_origin or [], bool(keys))
-    if media_root is not None and not media_root.is_dir():
-        raise FileNotFoundError(f"--media-root {media_root}: no such folder")
+    require_media_root(media_root)
     file_limits = FileLimits(max_upload << 20, max_files << 30, keep * 3600)
     listener = listen(host, port)
     files = files or default_files(port)
@@ -152,8 +162,9 @@ def _keys(file: Path) -> list[str]:
 
 
 def mcp_verb(
-    allow: Annotated[
-        list[Path], typer.Option("--allow", metavar="DIR", help="Folder whose videos may be read; may be repeated.")
+    media_root: Annotated[
+        list[Path],
+        typer.Option("--media-root", metavar="DIR", help="Folder whose videos may be read; may be repeated."),
     ],
     model: Model = None,
     device: Device = None,
@@ -162,17 +173,16 @@ def mcp_verb(
 
     Tools: describe, ask, analyze_moment, find, frames.
 
-    Example:  videopanda mcp --allow videos
+    Example:  videopanda mcp --media-root videos
     """
     require_extra("mcp", "mcp")
-    for folder in allow:
-        if not folder.is_dir():
-            raise FileNotFoundError(f"--allow {folder}: no such folder")
+    for folder in media_root:
+        require_media_root(folder)
     require_device(device)
     loaded = load_model(model, device)
     from videopanda.mcp_server import make_server
 
-    make_server(loaded, allow).run("stdio")
+    make_server(loaded, media_root).run("stdio")
 
 
 def _names(

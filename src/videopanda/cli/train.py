@@ -12,6 +12,7 @@ from videopanda.cli.checks import (
     require_extra,
     require_folder,
     require_json,
+    require_media_root,
     require_paths,
     require_rows,
     require_settings,
@@ -22,7 +23,7 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", metavar="DIR", help="Folder for checkpoints and logs; the same command resumes."),
 ]
-Lora = Annotated[bool, typer.Option("--lora", help="Train LoRA adapters in the language model, not its weights.")]
+Lora = Annotated[bool, typer.Option("--lora", help="Train LoRA adapters instead of the weights of the language model.")]
 TrainQuantize = Annotated[
     str, typer.Option("--quantize", metavar="FORMAT", help="With --lora: nf4 keeps the language model in 4 bits.")
 ]
@@ -59,10 +60,11 @@ def train_verb(
         bool, typer.Option("--dry-run", help="Show what the run would do, and try two steps on a small model.")
     ] = False,
     processes: Annotated[
-        int, typer.Option("--processes", metavar="N", min=1, help="Number of processes to simulate in the dry run.")
-    ] = 1,
+        int | None,
+        typer.Option("--processes", metavar="N", min=1, help="With --dry-run: number of processes to simulate."),
+    ] = None,
 ) -> None:
-    """Train one stage; prints frozen and trainable parts first. The same command resumes an interrupted run.
+    """Train one stage. The same command resumes an interrupted run.
 
     Example:  videopanda train finetune --config nano --model out/pretrain --output out/finetune --set max_steps=200
     """
@@ -79,12 +81,14 @@ def train_verb(
         raise ValueError(f"stage {stage} needs a model to start from: pass --model DIR")
     _log()
     settings = [*([f"chat_template={chat_template}"] if chat_template else []), *(set_ or [])]
+    if processes is not None and not dry_run:
+        raise ValueError("--processes requires --dry-run; to train on several processes, use torchrun")
     if dry_run:
         from videopanda.training.dry_run import plan, try_steps
 
-        for line in plan(stage, config, settings, model, processes):
+        for line in plan(stage, config, settings, model, processes or 1):
             print(line)
-        print(try_steps(stage, config, settings, model, processes))
+        print(try_steps(stage, config, settings, model, processes or 1))
         return
     _train(stage, config, settings, model, output)
 
@@ -100,14 +104,15 @@ def finetune_verb(
     set_: Set = None,
     output: Output = None,
 ) -> None:
-    """Fine-tune a trained model on your own clips.
+    """Fine-tune a trained model on conversations about your own clips.
 
     Example:  videopanda finetune --data my.jsonl --model out/video-panda-7b --lora --output out/mine
     """
     _check_quantize(quantize, lora)
     require_settings(set_)
     require_folder(output)
-    require_paths(data, media_root)
+    require_paths(data)
+    require_media_root(media_root)
     start = require_checkpoint(model)
     if not set_ and Path(data).is_file() and Path(data).stat().st_size < _READ_AT_ONCE:
         require_rows(data, media_root)
@@ -126,7 +131,14 @@ def teach_verb(
     lora: Lora = False,
     quantize: TrainQuantize = "",
     test_share: Annotated[
-        float, typer.Option("--test-share", metavar="X", help="Share of each class's recordings held out for testing.")
+        float,
+        typer.Option(
+            "--test-share",
+            metavar="X",
+            min=0.01,
+            max=0.99,
+            help="Share of each class's recordings held out for testing.",
+        ),
     ] = 0.25,
     copies: Annotated[
         int, typer.Option("--copies", metavar="N", min=0, help="Number of altered copies of each training recording.")
@@ -137,10 +149,10 @@ def teach_verb(
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Teach a model the classes of your clips, and measure it on recordings that it has never seen.
+    """Teach a model the classes of your clips, and test it on recordings that it has never seen.
 
-    Labels and checks the clips, splits them by recording, trains until accuracy on held-out clips stops improving, and
-    measures before and after, with and without the video. The same command resumes.
+    Labels and checks the clips, splits them by recording, trains until held-out clips stop improving, and reports
+    accuracy before and after, with and without the video. The same command resumes.
 
     Example:  videopanda teach clips --question "Which word is signed?" --output out/mine
     """
@@ -205,4 +217,4 @@ def _check_quantize(quantize: str, lora: bool) -> None:
     if quantize not in ("", "nf4"):
         raise ValueError(f"--quantize must be nf4 for training, got {quantize!r}")
     if quantize and not lora:
-        raise ValueError("--quantize nf4 needs --lora: quantized weights cannot be trained")
+        raise ValueError("--quantize requires --lora: quantized weights cannot be trained")

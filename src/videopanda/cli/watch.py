@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import typer
 
 from videopanda.cli.checks import require_checkpoint, require_device
-from videopanda.cli.options import Device, MaxNewTokens, MaxVisualTokens, Model, load_model
+from videopanda.cli.options import Device, MaxNewTokens, Model, load_model
 
 
 def _interval(text: str) -> float:
@@ -42,13 +42,21 @@ def watch_verb(
             "--when", metavar="QUESTION", help="Report when the answer changes to yes, and back to no; may be repeated."
         ),
     ] = None,
-    check: Annotated[str, typer.Option("--check", metavar="TIME", help="Interval at which --when is checked.")] = "1s",
+    check: Annotated[
+        str, typer.Option("--check", metavar="TIME", help="Interval at which --when is checked. Default: 1s.")
+    ] = "",
     model: Model = None,
     fps: Annotated[float, typer.Option("--fps", metavar="X", min=0.001, help="Frames per second to read.")] = 1.0,
-    max_visual_tokens: MaxVisualTokens = None,
+    max_visual_tokens: Annotated[
+        int | None,
+        typer.Option("--max-visual-tokens", metavar="N", min=1, help="Merge older tokens beyond N to limit memory."),
+    ] = None,
     window: Annotated[
-        int, typer.Option("--window", metavar="N", min=0, help="Number of latest steps whose tokens are never merged.")
-    ] = 4,
+        int | None,
+        typer.Option(
+            "--window", metavar="N", min=0, help="Number of latest steps whose tokens are never merged. Default: 4."
+        ),
+    ] = None,
     last_frames: Annotated[
         int | None,
         typer.Option(
@@ -73,9 +81,17 @@ def watch_verb(
     require_device(device)
     if not every[0] and not when:
         raise ValueError('nothing to ask: add --every 5s "What happens?" or --when "Is there a red circle?"')
+    if check and not when:
+        raise ValueError("--check requires --when")
+    if last_frames is not None and (max_visual_tokens, window) != (None, None):
+        raise ValueError("--last-frames keeps no earlier frames: omit --max-visual-tokens and --window")
     if every[0] and not every[1].strip():
         raise ValueError("the question of --every is empty")
-    between, looks, stop = _interval(every[0]) if every[0] else None, _interval(check), _interval(until or "1e9")
+    between, looks, stop = (
+        _interval(every[0]) if every[0] else None,
+        _interval(check or "1s"),
+        _interval(until or "1e9"),
+    )
     if not any((source == "-", "://" in source, Path(source).exists())):
         raise FileNotFoundError(f"no video at {source}")
     from videopanda.inference.session import VideoSession
@@ -95,7 +111,7 @@ def watch_verb(
         network,
         processor,
         max_visual_tokens=max_visual_tokens,
-        window=window,
+        window=4 if window is None else window,
         last_frames=last_frames or 0,
         max_new_tokens=max_new_tokens,
     )

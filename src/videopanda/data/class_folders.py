@@ -65,7 +65,8 @@ def find_classes(folder: Path) -> dict[str, list[Path]]:
         found.setdefault(name.replace("_", " ").strip(), []).extend(paths)
     if len(found) < 2:
         raise ValueError(
-            f"{folder} contains {len(found)} classes of clips ({', '.join(SUFFIXES)}): at least 2 are needed"
+            f"{folder} contains {len(found)} classes of clips ({', '.join(SUFFIXES)}), and at least 2 are needed: "
+            "put the clips of each class into its own subfolder"
         )
     return found
 
@@ -109,7 +110,7 @@ def write_labeled(
     if not question.strip():
         raise ValueError("the question is empty")
     if not 0 < test_share < 1 or copies < 0:
-        raise ValueError(f"test_share must be between 0 and 1, and copies at least 0, not {test_share} and {copies}")
+        raise ValueError(f"test_share must be between 0 and 1, and copies at least 0, got {test_share} and {copies}")
     out = Path(out)
     if (out / "train.jsonl").exists():
         raise ValueError(f"{out} already contains train.jsonl: choose another folder")

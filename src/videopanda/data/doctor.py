@@ -21,8 +21,8 @@ from videopanda.data.formats.opening import open_sources
 from videopanda.data.formats.record import Record, RowError
 from videopanda.data.formats.rows import iter_rows
 from videopanda.data.formats.sources import VIDEO_SUFFIXES, Source
-from videopanda.data.manifest import BadRow, CheckedSource, Clip, Entry
-from videopanda.data.probe import Job, fingerprint, probe_all
+from videopanda.data.manifest import BadRow, CheckedClip, CheckedSource, Entry
+from videopanda.data.probe import ProbeJob, fingerprint, probe_all
 from videopanda.video.read import Sampling
 
 _ONE_SIDED = 10  # questions in a table
@@ -32,7 +32,7 @@ _CLIP_KEYS = ("video", "videos", "video_name", "video_id", "videoID", "video_uid
 
 
 @dataclass
-class Report:
+class DataReport:
     """What a check found. `duplicates` are groups of paths with equal content, `contaminated` clips of the test set."""
 
     manifest: str
@@ -70,7 +70,7 @@ def check(
     num_frames: int = 8,
     sampling: Sampling = "uniform",
     words: Sequence[str] = (),
-) -> Report:
+) -> DataReport:
     """Check annotations and all clips that they name; `out` is the manifest to write or resume.
 
     `words` are counted in the answers, in addition to the most frequent ones.
@@ -88,9 +88,9 @@ def check(
     known = _known(out, jobs)
     todo = [job for path, job in sorted(jobs.items()) if path not in known]
     manifest.append(out, _shown(probe_all(todo, workers), len(todo)))
-    found = {entry.path: entry for entry in manifest.read_manifest(out) if isinstance(entry, Clip)}
+    found = {entry.path: entry for entry in manifest.read_manifest(out) if isinstance(entry, CheckedClip)}
     clips = {path: found[path] for path in sorted(jobs)}
-    report = Report(str(out), clips=len(clips), probed=len(todo))
+    report = DataReport(str(out), clips=len(clips), probed=len(todo))
     report.bad_clips = sum(clip.is_damaged for clip in clips.values())
     report.hours = sum(clip.duration for clip in clips.values()) / 3600
     report.gigabytes = sum(clip.size for clip in clips.values()) / 1e9
@@ -105,25 +105,25 @@ def check(
     return report
 
 
-def _jobs(sources: Sequence[Source], num_frames: int, sampling: Sampling) -> dict[str, Job]:
+def _jobs(sources: Sequence[Source], num_frames: int, sampling: Sampling) -> dict[str, ProbeJob]:
     """One job per clip, with the ranges of all rows."""
-    jobs: dict[str, Job] = {}
+    jobs: dict[str, ProbeJob] = {}
     for source in sources:
         for _, record in source.records():
             for medium in record.media if isinstance(record, Record) else ():
                 path = str(source.locate(medium))
                 ranges = {(medium.start, medium.end)} | (jobs[path].ranges if path in jobs else set())
                 is_image = medium.kind == "image"
-                jobs[path] = Job(path, is_image, medium.fps, frozenset(ranges), num_frames, sampling)
+                jobs[path] = ProbeJob(path, is_image, medium.fps, frozenset(ranges), num_frames, sampling)
     return jobs
 
 
-def _known(out: Path, jobs: dict[str, Job]) -> set[str]:
+def _known(out: Path, jobs: dict[str, ProbeJob]) -> set[str]:
     """Clips of an earlier check that have not changed since; missing ones are checked again."""
     known = set()
     if out.exists():
         for entry in manifest.read_manifest(out):
-            if isinstance(entry, Clip) and entry.path in jobs and _covers(entry, jobs[entry.path]):
+            if isinstance(entry, CheckedClip) and entry.path in jobs and _covers(entry, jobs[entry.path]):
                 try:
                     is_same = fingerprint(entry.path) == (entry.size, entry.modified)
                 except OSError:
@@ -133,13 +133,17 @@ def _known(out: Path, jobs: dict[str, Job]) -> set[str]:
     return known
 
 
-def _covers(entry: Clip, job: Job) -> bool:
+def _covers(entry: CheckedClip, job: ProbeJob) -> bool:
     seen = {(start, end) for start, end, _ in entry.ranges}
     return bool(entry.sha256) and entry.frames == job.frames and job.ranges <= seen
 
 
 def _entries(
-    sources: Sequence[Source], clips: dict[str, Clip], others: Sequence[Clip], report: Report, balance: Balance
+    sources: Sequence[Source],
+    clips: dict[str, CheckedClip],
+    others: Sequence[CheckedClip],
+    report: DataReport,
+    balance: Balance,
 ) -> Iterator[Entry]:
     """All entries of the manifest; counts them for the report."""
     problems: Counter[str] = Counter()
@@ -168,7 +172,7 @@ def _entries(
     report.problems = dict(sorted(problems.items()))
 
 
-def _clip_error(source: Source, record: Record, clips: dict[str, Clip]) -> RowError | None:
+def _clip_error(source: Source, record: Record, clips: dict[str, CheckedClip]) -> RowError | None:
     for medium in record.media:
         clip = clips[str(source.locate(medium))]
         if clip.kind:
@@ -216,7 +220,7 @@ def _bare(path: str) -> str:
     return (stem if dot and f".{suffix.lower()}" in (*VIDEO_SUFFIXES, ".gif", ".pkl") else name).removeprefix("v_")
 
 
-def _shown(clips: Iterator[Clip], total: int) -> Iterator[Clip]:
+def _shown(clips: Iterator[CheckedClip], total: int) -> Iterator[CheckedClip]:
     """The same clips, with a progress bar on stderr."""
     counts = MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[bad]}")
     columns = TextColumn("probing clips"), BarColumn(), *counts
@@ -228,7 +232,7 @@ def _shown(clips: Iterator[Clip], total: int) -> Iterator[Clip]:
             yield clip
 
 
-def tables(report: Report) -> list[Table]:
+def tables(report: DataReport) -> list[Table]:
     """The report as tables."""
     counts = Table(title="Data", title_justify="left", show_header=False)
     clips = f"{report.clips} ({report.bad_clips} bad), {report.hours:.2f} h, {report.gigabytes:.3f} GB"

@@ -45,7 +45,7 @@ class EpochDataset(Protocol):
         """Files that are read to make a sample."""
 
 
-class Batch(NamedTuple):
+class NumberedBatch(NamedTuple):
     """The samples of one batch, and its number among the batches of all ranks and epochs."""
 
     number: int
@@ -105,7 +105,7 @@ class BatchStream(IterableDataset):
     def __len__(self) -> int:
         return len(self.order)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[NumberedBatch]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         for number in range(first + self.given * step, len(self), step):
@@ -115,7 +115,7 @@ class BatchStream(IterableDataset):
                 samples.append(self.dataset[index])
             self._note(first, ())
             self.given += 1
-            yield Batch((self.epoch * len(self) + number) * self.world_size + self.rank, samples)
+            yield NumberedBatch((self.epoch * len(self) + number) * self.world_size + self.rank, samples)
         self.given = 0
 
     def _note(self, worker: int, files: Sequence[str]) -> None:
@@ -188,7 +188,7 @@ def _leave_process_group(worker: int) -> None:
 
 
 def make_loader(
-    stream: BatchStream, collate: Callable[[Batch], Any], num_workers: int = 0, pin_memory: bool = False
+    stream: BatchStream, collate: Callable[[NumberedBatch], Any], num_workers: int = 0, pin_memory: bool = False
 ) -> Loader:
     """A loader whose `state_dict` is the position after the last batch it yielded."""
     if stream.reading:

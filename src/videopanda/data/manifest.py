@@ -21,7 +21,7 @@ from videopanda.data.formats.sources import Source
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class CheckedClip:
     """A video, folder of frames or image on disk. `kind` and `reason` say what is wrong; both are "" if nothing is.
 
     size in bytes, modified in nanoseconds, duration in seconds; sha256 of the content (of a folder: of names and
@@ -69,9 +69,9 @@ class CheckedSource:
     bad: int
 
 
-Entry = Clip | BadRow | CheckedSource
-_TYPES: dict[str, type[Clip] | type[BadRow] | type[CheckedSource]] = {
-    "clip": Clip,
+Entry = CheckedClip | BadRow | CheckedSource
+_TYPES: dict[str, type[CheckedClip] | type[BadRow] | type[CheckedSource]] = {
+    "clip": CheckedClip,
     "row": BadRow,
     "source": CheckedSource,
 }

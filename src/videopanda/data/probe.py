@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from videopanda.data.manifest import Clip, file_sha256
+from videopanda.data.manifest import CheckedClip, file_sha256
 from videopanda.video.read import Sampling, VideoReadError, read_video
 
 TIMEOUT = 120.0  # seconds per clip
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ProbeJob:
     """What to probe: a path, whether it is an image, the rate of a folder of frames, and what training reads from it.
 
     ranges: (start, end) in seconds of the parts used by rows; None is the beginning or the end of the clip.
@@ -41,9 +41,9 @@ def fingerprint(path: str) -> tuple[int, int]:
     return sum(s.st_size for s in status), max((s.st_mtime_ns for s in status), default=0)
 
 
-def probe(job: Job) -> Clip:
+def probe(job: ProbeJob) -> CheckedClip:
     """Hash the file and read the frames that training reads, for every range."""
-    clip = Clip(job.path, frames=job.frames)
+    clip = CheckedClip(job.path, frames=job.frames)
     try:
         size, modified = fingerprint(job.path)
         clip = replace(clip, size=size, modified=modified, sha256=_content_sha256(Path(job.path)))
@@ -85,19 +85,21 @@ def _content_sha256(path: Path) -> str:
     return hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def probe_all(jobs: Iterable[Job], workers: int, work: Callable[[Job], Clip] = probe) -> Iterator[Clip]:
+def probe_all(
+    jobs: Iterable[ProbeJob], workers: int, work: Callable[[ProbeJob], CheckedClip] = probe
+) -> Iterator[CheckedClip]:
     """Results as they arrive. With one worker, in this process; else a clip that kills its process is a bad clip."""
     if workers == 1:
         yield from map(work, jobs)
         return
     waiting = iter(jobs)
-    left: list[Job] | None = None
+    left: list[ProbeJob] | None = None
     while left is None or left:
         for job in left or ():
             yield _alone(job, work)
         left = []
         with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            running: dict[Future[Clip], Job] = {}
+            running: dict[Future[CheckedClip], ProbeJob] = {}
             try:
                 for job in waiting:
                     left.append(job)
@@ -111,7 +113,7 @@ def probe_all(jobs: Iterable[Job], workers: int, work: Callable[[Job], Clip] = p
                 left += running.values()
 
 
-def _finished(running: dict[Future[Clip], Job]) -> Iterator[Clip]:
+def _finished(running: dict[Future[CheckedClip], ProbeJob]) -> Iterator[CheckedClip]:
     done, _ = wait(running, return_when=FIRST_COMPLETED)
     for future in sorted(done, key=lambda f: f.exception() is not None):  # a crash fails all others that run, too
         clip = future.result()
@@ -119,9 +121,9 @@ def _finished(running: dict[Future[Clip], Job]) -> Iterator[Clip]:
         yield clip
 
 
-def _alone(job: Job, work: Callable[[Job], Clip]) -> Clip:
+def _alone(job: ProbeJob, work: Callable[[ProbeJob], CheckedClip]) -> CheckedClip:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
             return pool.submit(work, job).result()
         except BrokenProcessPool:
-            return Clip(job.path, "unreadable", f"{job.path}: the decoder crashed")
+            return CheckedClip(job.path, "unreadable", f"{job.path}: the decoder crashed")

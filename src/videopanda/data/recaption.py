@@ -35,7 +35,7 @@ class CaptionError(Exception):
 
 
 @dataclass(frozen=True)
-class Job:
+class CaptionJob:
     """A clip to describe, and the row that it comes from."""
 
     source: Source
@@ -77,7 +77,7 @@ class Remote:
         except ImportError as error:
             raise ValueError("this needs the OpenAI client: pip install 'videopanda[eval]'") from error
         if send not in ("frames", "video"):
-            raise ValueError(f"send must be frames or video, not {send!r}")
+            raise ValueError(f"send must be frames or video, got {send!r}")
         self.name, self.send, self._errors = name, send, openai
         given: dict[str, Any] = {"base_url": base_url, "timeout": timeout, "max_retries": retries}
         try:
@@ -122,7 +122,7 @@ class Local:
 
 
 @dataclass
-class Report:
+class CaptionReport:
     """What was done. `failed` clips have no caption, by path; they are tried again by the next call."""
 
     written: int = 0
@@ -140,23 +140,23 @@ def recaption(
     format: str = "auto",
     media_root: Path | None = None,
     concurrency: int = 1,
-) -> Report:
+) -> CaptionReport:
     """Describe every clip that the rows name once, and append a row for each to `out`.
 
     Raises:
         ValueError: the data cannot be read, `out` was written with another model, prompt or number of frames, or the
             server refuses.
     """
-    report = Report()
+    report = CaptionReport()
     settings = {"model": captioner.name, "prompt_sha256": _sha256(prompt), "num_frames": num_frames}
     known = _known(out, settings)
-    jobs: dict[tuple, Job] = {}
+    jobs: dict[tuple, CaptionJob] = {}
     for source in open_sources(data, format, media_root):
         for row, record in source.records():
             if isinstance(record, RowError) or len(record.media) != 1 or record.media[0].kind != "video":
                 report.skipped_rows += 1
             else:
-                job = Job(source, row.number, record)
+                job = CaptionJob(source, row.number, record)
                 jobs.setdefault(job.key, job)
     report.known = len(jobs.keys() & known)
     todo = [job for key, job in jobs.items() if key not in known]
@@ -181,7 +181,7 @@ def recaption(
     return report
 
 
-def _described(job: Job, captioner: Captioner, prompt: str, num_frames: int) -> dict[str, Any]:
+def _described(job: CaptionJob, captioner: Captioner, prompt: str, num_frames: int) -> dict[str, Any]:
     path, medium = job.source.locate(job.medium), job.medium
     video = read_video(path, num_frames=num_frames, start=medium.start, end=medium.end, image_fps=medium.fps)
     if (medium.start is not None or medium.end is not None) and getattr(captioner, "send", "") == "video":

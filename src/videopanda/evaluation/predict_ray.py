@@ -14,7 +14,7 @@ from videopanda.evaluation.benchmarks.files import AnnotationRow
 from videopanda.evaluation.predictions import Prediction, prediction_of
 
 
-class _Worker:
+class _PredictActor:
     """An actor; takes numbers of batches and returns their rows as JSON."""
 
     def __init__(self, build: Callable[[], Any]):
@@ -41,7 +41,7 @@ def answers(build: Callable[[], Any], numbers: list[int], workers: int) -> Itera
         ray.init(include_dashboard=False, log_to_driver=False)
     pool = ray.data.ActorPoolStrategy(size=min(workers, len(numbers)))
     results = ray.data.from_items([{"id": number} for number in numbers], override_num_blocks=len(numbers)).map_batches(
-        _Worker,
+        _PredictActor,
         fn_constructor_args=(build,),
         batch_size=1,
         compute=pool,

@@ -39,7 +39,7 @@ def load(
             dtype or setting.
     """
     if dtype not in (None, *DTYPES):
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     folder = BUNDLED_MODEL if model is None else folder_of(model)
     device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if torch.device(device).type != "cpu":

@@ -74,8 +74,8 @@ class TokenMemory:
     def _append(self, step: Step) -> None:
         if len(step.tokens) * (self.window + 1) > self.max_tokens:
             raise ValueError(
-                f"one frame takes {len(step.tokens)} tokens, so {self.max_tokens} tokens are too few for a window of "
-                f"{self.window} frames and older ones: allow at least {len(step.tokens) * (self.window + 1)}"
+                f"max_visual_tokens must be at least {len(step.tokens) * (self.window + 1)}, got {self.max_tokens}: a "
+                f"step takes {len(step.tokens)} tokens, and the last {self.window} and one merged step are kept"
             )
         if self.steps:
             self._similar.append(similarity(self.steps[-1], step))

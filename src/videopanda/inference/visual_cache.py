@@ -27,7 +27,7 @@ FORMAT = 3  # part of every key: incremented when the vision part's arithmetic o
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """tokens: (V, E). facts: what was kept with them, plain values. layout: of the tokens; see `EncodedVisual`."""
 
     tokens: Tensor
@@ -45,7 +45,7 @@ class TokenDiskCache(DiskCache):
         """The name of an entry."""
         return hashlib.sha256(json.dumps([FORMAT, torch.__version__, *parts]).encode()).hexdigest()
 
-    def get(self, key: str) -> Entry | None:
+    def get(self, key: str) -> CacheEntry | None:
         """The entry, which counts as used now; None if there is none, or a corrupt one, which is removed."""
         content = self.read(key)
         if content is None:
@@ -56,7 +56,7 @@ class TokenDiskCache(DiskCache):
             facts = _metadata(content)
             if facts["sha256"] != _sha256(tensors, facts["facts"]):
                 raise SafetensorError("checksum mismatch")
-            entry = Entry(tensors["tokens"], json.loads(facts["facts"]), tensors.get("layout"))
+            entry = CacheEntry(tensors["tokens"], json.loads(facts["facts"]), tensors.get("layout"))
         except (SafetensorError, ValueError, KeyError) as error:
             self.discard(key, error)
             return None

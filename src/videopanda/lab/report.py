@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from videopanda.lab.table import Row, Table
+from videopanda.lab.table import Table, TableRow
 
 Z, POWER = 1.96, 0.84  # quantiles of the normal distribution: 95 % two-sided, and 80 % power
 # Quantiles of Student's t distribution for 95 % two-sided, by degrees of freedom from 1.
@@ -38,7 +38,11 @@ def report(results: Mapping[str, Any], table: Table, budget: str) -> dict[str, A
             found.setdefault(line["row"], {})[line["seed"]] = line
     if not found:
         there = sorted({line["budget"] for line in results["rows"]})
-        raise ValueError(f"no results for budget {budget}" + (f", only for {', '.join(there)}" if there else ""))
+        raise ValueError(
+            f"no results for budget {budget}"
+            + (f", only for {', '.join(there)}" if there else "")
+            + f": run  videopanda lab run {table.name} --budget {budget}"
+        )
     tests = {line["test"] for seeds in found.values() for line in seeds.values()}
     if len(tests) > 1:
         raise ValueError(f"the rows of budget {budget} were evaluated on {len(tests)} different sets of questions")
@@ -64,7 +68,7 @@ def report(results: Mapping[str, Any], table: Table, budget: str) -> dict[str, A
 
 
 def _row(
-    row: Row,
+    row: TableRow,
     seeds: Mapping[int, dict[str, Any]],
     full: Mapping[int, dict[str, Any]],
     test: Mapping[str, list],
@@ -144,7 +148,7 @@ def _t(degrees: int) -> float:
     return _T[degrees - 1] if degrees <= len(_T) else Z
 
 
-def published_difference(row: Row, full: Row) -> dict[str, float]:
+def published_difference(row: TableRow, full: TableRow) -> dict[str, float]:
     """The paper's differences to its full model, by benchmark, in points."""
     return {
         name: round(value - full.published[name], 2) for name, value in row.published.items() if name in full.published

@@ -29,7 +29,7 @@ from videopanda.evaluation.outputs import check_replaceable, object_with, replac
 from videopanda.plan.planner import Planner
 
 if TYPE_CHECKING:
-    from videopanda.lab.run import Unit
+    from videopanda.lab.run import LabCommand
     from videopanda.lab.table import Table
 
 _KIND = object_with("table", "tests", "rows")
@@ -55,7 +55,7 @@ class ResultsFile:
         else:
             raise ValueError(f"no results at {path}: run  videopanda lab run TABLE --output {path}")
 
-    def find(self, key: dict[str, Any], units: "Sequence[Unit]") -> dict[str, Any] | None:
+    def find(self, key: dict[str, Any], units: "Sequence[LabCommand]") -> dict[str, Any] | None:
         """The row of a cell, if it is there and of these runs."""
         runs = [unit.folder.name for unit in units]
         rows = (row for row in self.content["rows"] if all(row[name] == value for name, value in key.items()))
@@ -78,7 +78,7 @@ def _joined(lines: Sequence[str]) -> str:
     return ",\n".join(lines)
 
 
-def measured(units: "Sequence[Unit]", key: dict[str, Any], file: ResultsFile) -> dict[str, Any]:
+def measured(units: "Sequence[LabCommand]", key: dict[str, Any], file: ResultsFile) -> dict[str, Any]:
     """Add the row of a cell whose units are finished, and return it."""
     *trained, evaluated = units
     costs = [unit.cost for unit in units]

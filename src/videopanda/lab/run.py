@@ -34,12 +34,12 @@ _TOWERS = ("teacher", "encoder")  # settings that may name a teacher of the tabl
 _STOPPED = 75  # exit code of a training that stopped at a signal after a checkpoint
 
 
-class StoppedError(Exception):
+class LabStoppedError(Exception):
     """The run was stopped; it can be continued."""
 
 
 @dataclass(frozen=True)
-class Unit:
+class LabCommand:
     """One command, and the folder that it fills.
 
     kind: stage, "evaluate" or "teacher".
@@ -78,7 +78,7 @@ class Cell:
 
     row: str
     seed: int
-    units: tuple[Unit, ...]
+    units: tuple[LabCommand, ...]
 
     @property
     def name(self) -> str:
@@ -102,7 +102,7 @@ def cells(table: Table, budget: str, runs: Path, seeds: int | None = None, start
 
 
 def _cell(table: Table, row: str, seed: int, budget: str, runs: Path, start: Path | None) -> Cell:
-    units: list[Unit] = []
+    units: list[LabCommand] = []
     parent, origin = start, _origin(start)
     language: tuple[Path | None, str] = parent, origin
     for training in table.chain(row, seed, budget):
@@ -125,7 +125,7 @@ def _cell(table: Table, row: str, seed: int, budget: str, runs: Path, start: Pat
         arguments += ["--output", str(folder)]
         for key, value in settings.items():
             arguments += ["--set", f"{key}={value}"]
-        units.append(Unit(training.stage, folder, tuple(arguments), config.max_steps or 1, "config.json"))
+        units.append(LabCommand(training.stage, folder, tuple(arguments), config.max_steps or 1, "config.json"))
         parent = folder
         if training.stage == "language":
             language = parent, origin
@@ -135,7 +135,7 @@ def _cell(table: Table, row: str, seed: int, budget: str, runs: Path, start: Pat
     clips = clips_folder(runs, questions)
     arguments = ["evaluate", "scenes", "--model", str(parent), "--num", str(questions), "--seed", str(QUESTIONS_SEED)]
     arguments += ["--media-root", str(clips), "--output", str(folder), "--json"]
-    units.append(Unit("evaluate", folder, tuple(arguments), questions * len(CONDITIONS), "report.json"))
+    units.append(LabCommand("evaluate", folder, tuple(arguments), questions * len(CONDITIONS), "report.json"))
     return Cell(row, seed, tuple(units))
 
 
@@ -172,7 +172,7 @@ def run(
     """Run all cells of a table that are not finished; `say` gets a line for every step.
 
     Raises:
-        StoppedError: a signal (SIGINT or SIGTERM) stopped it. Trainings stop after a checkpoint.
+        LabStoppedError: a signal (SIGINT or SIGTERM) stopped it. Trainings stop after a checkpoint.
         ValueError: a setting is wrong, `results` is no file of results, or a command failed; the message has the end
             of its output.
     """
@@ -227,9 +227,9 @@ class _Runner:
                 if not unit.is_done:
                     self._run(unit, cell.name)
 
-    def _run(self, unit: Unit, name: str) -> None:
+    def _run(self, unit: LabCommand, name: str) -> None:
         if self.is_stopped:
-            raise StoppedError
+            raise LabStoppedError
         unit.folder.mkdir(parents=True, exist_ok=True)
         self.say(f"{name}: {unit.kind} in {unit.folder.name} ({self.left()})")
         began = time.monotonic()
@@ -248,7 +248,7 @@ class _Runner:
         text = json.dumps({key: round(before[key] + value, 1) for key, value in cost.items()})
         (unit.folder / COST_FILE).write_text(text + "\n", encoding="utf-8")
         if self.is_stopped or process.returncode == _STOPPED:
-            raise StoppedError
+            raise LabStoppedError
         if process.returncode or not unit.is_done:
             raise ValueError(
                 f"{name}: {unit.kind} failed, see {unit.folder / LOG_FILE}: {_reason(unit.folder / LOG_FILE)}"
@@ -291,12 +291,12 @@ def _steps(folder: Path) -> int:
         return 0
 
 
-def _teacher(table: Table, name: str, language: Path | None, origin: str, runs: Path) -> Unit:
+def _teacher(table: Table, name: str, language: Path | None, origin: str, runs: Path) -> LabCommand:
     """The unit that trains a teacher of a table; the language model gives it the words of captions."""
     settings = table.teachers[name]
     digest = _digest(["teacher", dict(settings)], origin)
     folder = runs / f"teacher-{digest}"
     arguments = ["lab", "teacher", "--model", str(language), "--output", str(folder)]
     for key, value in settings.items():
-        arguments += [f"--{key}", str(value)]
-    return Unit("teacher", folder, tuple(arguments), int(settings.get("steps", 1)), "config.json")
+        arguments += [f"--{key.replace('_', '-')}", str(value)]
+    return LabCommand("teacher", folder, tuple(arguments), int(settings.get("steps", 1)), "config.json")

@@ -22,7 +22,7 @@ TABLES = Path(__file__).parent / "tables"
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of a table.
 
     fields: of the model, by dotted name; also model_family and model_preset.
@@ -73,7 +73,7 @@ class Table:
     compare: the row that the others are compared with.
     stages: the stages of every row, in order.
     shared: stages that are trained once for all seeds.
-    fields, settings: of all rows, as in `Row`.
+    fields, settings: of all rows, as in `TableRow`.
     teachers: by name, how each is trained (lab/teachers.py); the setting `teacher` may name one.
     columns: families of questions that the report shows in addition to the overall accuracy.
     """
@@ -81,7 +81,7 @@ class Table:
     name: str
     title: str
     compare: str
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     budgets: Mapping[str, Budget]
     source: str = ""
     config: str = "nano"
@@ -92,7 +92,7 @@ class Table:
     teachers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     columns: Sequence[str] = ()
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> TableRow:
         """The row of this name.
 
         Raises:
@@ -186,7 +186,8 @@ def _with_base(name: str | Path) -> tuple[dict[str, Any], Path]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        where = f"line {error.problem_mark.line + 1}: " if getattr(error, "problem_mark", None) else ""
+        raise ValueError(f"{path} is not valid YAML: {where}{getattr(error, 'problem', error)}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must contain a mapping with the keys title, compare, rows and budgets")
     base = values.pop("base", None)
@@ -197,7 +198,7 @@ def _table(name: str, values: dict[str, Any]) -> Table:
     listed, named = values.pop("rows", None) or [], values.pop("budgets", None) or {}
     if not isinstance(listed, list) or not isinstance(named, dict):
         raise ValueError("rows must be a list, and budgets a mapping")
-    rows = tuple(_made(Row, row, "row") for row in listed)
+    rows = tuple(_made(TableRow, row, "row") for row in listed)
     budgets = {key: _made(Budget, budget, f"budget {key}") for key, budget in named.items()}
     table = _made(Table, {"name": name, **values, "rows": rows, "budgets": budgets}, "table")
     if not rows or not budgets:
@@ -224,7 +225,7 @@ def _table(name: str, values: dict[str, Any]) -> Table:
 
 def _made(kind: Any, values: Any, what: str) -> Any:
     if not isinstance(values, dict):
-        raise ValueError(f"a {what} must be a mapping, not {values!r}")
+        raise ValueError(f"a {what} must be a mapping, got {values!r}")
     known = {found.name for found in fields(kind)}
     if wrong := sorted(set(map(str, values)) - known):
         raise ValueError(f"{what}: unknown key {wrong[0]!r}, choose from {', '.join(sorted(known))}")

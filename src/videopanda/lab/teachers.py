@@ -127,10 +127,13 @@ def train_teacher(
     if kind not in KINDS:
         raise ValueError(f"unknown teacher kind {kind!r}: choose from {', '.join(KINDS)}")
     if not 2 <= batch <= clips:
-        raise ValueError(f"a batch must have between 2 and {clips} clips, not {batch}")
+        raise ValueError(f"a batch must have between 2 and {clips} clips, got {batch}")
     began = time.perf_counter()
     set_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(language)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(language)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{language} has no tokenizer: choose the folder of a language model with --model") from error
     difficulty = Difficulty(max_things, TRAINING_THEMES)
     scenes = [make_scene(seed, "train", i, difficulty) for i in range(clips + HELD_OUT)]
     model = TwoTowers(len(tokenizer), 1 if kind.startswith("image") else FRAMES)

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from videopanda.evaluation.outputs import begins_with, check_replaceable, object_with, replace_file
+from videopanda.evaluation.reporting.write import markdown_table
 
 _PNG = begins_with(b"\x89PNG")
 _COSTS = {
@@ -76,7 +77,7 @@ def _accuracies(found: dict[str, Any]) -> str:
         ]
         for row in found["rows"]
     ]
-    return _grid(["row", "seeds", "accuracy here", *(f"{name}, published" for name in benchmarks)], rows)
+    return markdown_table(["row", "seeds", "accuracy here", *(f"{name}, published" for name in benchmarks)], rows)
 
 
 def _against(found: dict[str, Any]) -> str:
@@ -92,7 +93,7 @@ def _against(found: dict[str, Any]) -> str:
         "that this many clips and seeds find four times out of five. *Undecided*: the interval contains 0."
     )
     header = ["row", "against", "difference here", "would have been seen", "published", "direction"]
-    return f"{_grid(header, rows)}\n\n{note}"
+    return f"{markdown_table(header, rows)}\n\n{note}"
 
 
 def _families(found: dict[str, Any]) -> str:
@@ -101,7 +102,7 @@ def _families(found: dict[str, Any]) -> str:
         [row["row"], *(_value(row["families"][name]) if name in row["families"] else "–" for name in columns)]
         for row in found["rows"]
     ]
-    return _grid(["row", *(name.replace("_", " ") for name in columns)], rows)
+    return markdown_table(["row", *(name.replace("_", " ") for name in columns)], rows)
 
 
 def _battery(found: dict[str, Any]) -> str:
@@ -110,13 +111,13 @@ def _battery(found: dict[str, Any]) -> str:
         [row["row"], _percent(row["accuracy"]["mean"]), *(_percent(row["battery"][name]) for name in names)]
         for row in found["rows"]
     ]
-    return _grid(["row", "full clip", *(name.replace("_", " ") for name in names)], rows)
+    return markdown_table(["row", "full clip", *(name.replace("_", " ") for name in names)], rows)
 
 
 def _cost_table(found: dict[str, Any]) -> str:
     names = list(found["rows"][0]["cost"])
     rows = [[row["row"], *(f"{row['cost'][name]:,.4g}" for name in names)] for row in found["rows"]]
-    return _grid(["row", *(name.replace("_", " ") for name in names)], rows)
+    return markdown_table(["row", *(name.replace("_", " ") for name in names)], rows)
 
 
 def _percent(value: float | None, sign: str = "") -> str:
@@ -128,11 +129,6 @@ def _value(measured: dict[str, Any], sign: str = "") -> str:
     if measured["ci95"] is None:
         return text
     return f"{text} [{', '.join(_percent(end, sign) for end in measured['ci95'])}]"
-
-
-def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [list(header), ["---"] * len(header), *map(list, rows)]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 # -- plots -------------------------------------------------------------------------------------------------------------

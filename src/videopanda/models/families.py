@@ -75,12 +75,12 @@ def fresh_fields(family: str, preset: str, fields: Mapping[str, Any], **given: A
     kind = config_class(family)
     name = preset or next(iter(kind.presets))
     if name not in kind.presets:
-        raise ValueError(f"preset must be one of {', '.join(kind.presets)}, not {name!r}")
+        raise ValueError(f"preset must be one of {', '.join(kind.presets)}, got {name!r}")
     try:
         return with_fields(kind, {**kind.presets[name], **given}, fields)
     except ValueError as error:
         if other := next((other for other in folders() if other != family and _takes(other, fields)), None):
-            raise ValueError(f"{error} in family {family}: family {other} has it") from None
+            raise ValueError(f"{str(error).partition(': ')[0]} in family {family}: family {other} has it") from None
         raise
 
 

@@ -82,8 +82,13 @@ def registered_config(model_type: str | None) -> Any:
 
 def unknown(key: str, known: Iterable[str]) -> str:
     """The message about a name that is not in `known`."""
-    near = get_close_matches(key, list(known), n=1)
-    return f"unknown setting {key!r}" + (f": did you mean {near[0]!r}?" if near else "")
+    known = list(known)
+    if near := get_close_matches(key, known, n=1):
+        return f"unknown setting {key!r}: did you mean {near[0]!r}?"
+    groups = sorted({name.partition(".")[0] + ".*" * ("." in name) for name in known})
+    return (
+        f"unknown setting {key!r}: choose from {', '.join(groups)}" if len(groups) <= 20 else f"unknown setting {key!r}"
+    )
 
 
 def argument_types(config: Any) -> dict[str, Any]:
@@ -111,10 +116,10 @@ def convert(key: str, value: Any, kind: Any) -> Any:
                 return convert(key, value, option)
             except ValueError:
                 continue
-        raise ValueError(f"{key} must be {' or '.join(map(_name, options))}, not {value!r}")
+        raise ValueError(f"{key} must be {' or '.join(map(_name, options))}, got {value!r}")
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise ValueError(f"{key} must be one of {', '.join(map(str, get_args(kind)))}, not {value!r}")
+            raise ValueError(f"{key} must be one of {', '.join(map(str, get_args(kind)))}, got {value!r}")
         return value
     if kind is str:
         return str(value)
@@ -129,7 +134,7 @@ def convert(key: str, value: Any, kind: Any) -> Any:
     if wanted is bool and read in (0, 1):
         return bool(read)
     if isinstance(wanted, type) and (not isinstance(read, wanted) or (isinstance(read, bool) and wanted is not bool)):
-        raise ValueError(f"{key} must be {_name(kind)}, not {value!r}")
+        raise ValueError(f"{key} must be {_name(kind)}, got {value!r}")
     return read
 
 

@@ -36,7 +36,10 @@ def check_checkpoint(folder: str | Path) -> PreTrainedConfig:
             raise
         raise ValueError(f"{folder} is not a videopanda checkpoint: its model_type is {kind!r}") from error
     if model_class(config) is None:
-        raise ValueError(f"{folder} is not a videopanda checkpoint: its model_type is {kind!r}")
+        raise ValueError(
+            f"{folder} is a plain {kind} model, not a videopanda checkpoint: give it a vision part with  "
+            f"videopanda init --backbone {folder} OUT"
+        )
     if not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{folder} has no weights (*.safetensors)")
     return config

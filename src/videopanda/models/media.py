@@ -33,9 +33,9 @@ def check_sampling(num_frames: int | None, fps: float | None) -> None:
     if num_frames is not None and fps is not None:
         raise ValueError("give exactly one of num_frames= or fps=")
     if num_frames is not None and not (isinstance(num_frames, int | np.integer) and num_frames >= 1):
-        raise ValueError(f"num_frames must be a whole number of at least 1, not {num_frames}")
+        raise ValueError(f"num_frames must be a whole number of at least 1, got {num_frames}")
     if fps is not None and not 0 < fps < math.inf:
-        raise ValueError(f"fps must be a positive number of frames per second, not {fps}")
+        raise ValueError(f"fps must be a positive number of frames per second, got {fps}")
 
 
 def read_file(source: str | Path, **arguments: Any) -> Any:

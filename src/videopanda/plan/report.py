@@ -7,12 +7,12 @@ from videopanda.plan.planner import Plan, in_gib
 
 # Forward, backward (twice as much) and forward once more, as the stages of the paper save memory.
 PASSES = 4
-GPU_FLOPS, UTILISATION = 312e12, 0.4  # A100 in bfloat16, and the share of it that training reaches
+GPU_FLOPS, UTILIZATION = 312e12, 0.4  # A100 in bfloat16, and the share of it that training reaches
 
 
-def training_hours(plan: Plan, samples: int, flops: float = GPU_FLOPS, utilisation: float = UTILISATION) -> float:
+def training_hours(plan: Plan, samples: int, flops: float = GPU_FLOPS, utilization: float = UTILIZATION) -> float:
     """GPU-hours of training all parts on `samples` samples like this one."""
-    return PASSES * samples * (plan.flops["vision"] + plan.flops["prefill"]) / (flops * utilisation) / 3600
+    return PASSES * samples * (plan.flops["vision"] + plan.flops["prefill"]) / (flops * utilization) / 3600
 
 
 def as_dict(plan: Plan, machine: Machine, samples: int | None = None) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def as_dict(plan: Plan, machine: Machine, samples: int | None = None) -> dict[st
             "samples": samples,
             "gpu_hours": training_hours(plan, samples),
             "gpu_flops": GPU_FLOPS,
-            "utilisation": UTILISATION,
+            "utilization": UTILIZATION,
             "passes": PASSES,
         }
     return report
@@ -62,7 +62,7 @@ def lines(plan: Plan, machine: Machine, samples: int | None = None) -> list[str]
     if samples is not None:
         rows["training"] = (
             f"{training_hours(plan, samples):,.3g} GPU-hours for {samples:,} samples ({PASSES} times the forward "
-            f"pass, {GPU_FLOPS / 1e12:.0f} TFLOP/s of an A100 at {UTILISATION:.0%})"
+            f"pass, {GPU_FLOPS / 1e12:.0f} TFLOP/s of an A100 at {UTILIZATION:.0%})"
         )
     return [f"{name:<17}{text}" for name, text in rows.items()]
 

@@ -34,7 +34,7 @@ from videopanda.serving.errors import (
     ContextLengthError,
     NotFoundError,
     ServeError,
-    StoppedError,
+    ShuttingDownError,
     StorageError,
     UnfitError,
     error_body,
@@ -175,7 +175,7 @@ def _as_serve_error(error: Exception) -> Exception:
         DoesNotFitError: UnfitError,
         ConstraintError: UnfitError,
         QueueFullError: BusyError,
-        EngineStoppedError: StoppedError,
+        EngineStoppedError: ShuttingDownError,
     }
     kind = next((status for cause, status in statuses.items() if isinstance(error, cause)), None)
     return error if kind is None else kind(str(error))

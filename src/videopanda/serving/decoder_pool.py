@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from videopanda.serving.decoder_worker import ARRAYS, SCALARS
-from videopanda.serving.errors import StoppedError, UnfitError
+from videopanda.serving.errors import ShuttingDownError, UnfitError
 from videopanda.video.read import Video, VideoLimits
 
 _HEADER_BYTES = 1 << 20
@@ -35,7 +35,7 @@ class DecodeLimits:
     limits: VideoLimits = field(default_factory=lambda: VideoLimits(source_frames=500_000, pixels=1 << 25, frames=64))
 
 
-class _Worker:
+class _DecoderProcess:
     """One process, started when needed and replaced after it was killed."""
 
     def __init__(self, memory: int):
@@ -83,8 +83,8 @@ class DecoderPool:
 
     def __init__(self, limits: DecodeLimits):
         self.limits = limits
-        self._workers = [_Worker(limits.memory) for _ in range(limits.workers)]
-        self._free: asyncio.Queue[_Worker] = asyncio.Queue()
+        self._workers = [_DecoderProcess(limits.memory) for _ in range(limits.workers)]
+        self._free: asyncio.Queue[_DecoderProcess] = asyncio.Queue()
         self._closed = False
 
     async def start(self) -> None:
@@ -103,14 +103,14 @@ class DecoderPool:
 
         Raises:
             UnfitError: the file cannot be read, is too large, or the choice of frames is invalid.
-            StoppedError: the pool was closed.
+            ShuttingDownError: the pool was closed.
         """
         request = {"path": str(path), "timeout": self.limits.timeout, "limits": asdict(self.limits.limits), **choice}
         worker = await self._free.get()
         answered = False
         try:
             if self._closed:
-                raise StoppedError("the server is shutting down: retry later")
+                raise ShuttingDownError("the server is shutting down: retry later")
             await worker.start()
             header, frames = await asyncio.wait_for(worker.ask(request), self.limits.timeout + _GRACE_SECONDS)
             answered = True

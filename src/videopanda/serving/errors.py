@@ -39,12 +39,6 @@ class ContextLengthError(ServeError):
     status, code = 400, "context_length_exceeded"
 
 
-class TimedOutError(ServeError):
-    """A request that was not sent in time."""
-
-    status, code = 408, "request_timeout"
-
-
 class UnfitError(ServeError):
     """A clip that cannot be read, or does not fit into memory: retrying does not help."""
 
@@ -57,7 +51,7 @@ class BusyError(ServeError):
     status, code = 429, "queue_full"
 
 
-class StoppedError(ServeError):
+class ShuttingDownError(ServeError):
     """The server is shutting down, or its model failed."""
 
     status, code = 503, "unavailable"

@@ -251,9 +251,7 @@ def encoder_fields(family: str, encoder: str) -> dict[str, Any]:
     kind = config_class(family)
     if not hasattr(kind, "of_encoder"):
         if encoder:
-            raise ValueError(
-                f"family {family} has no pretrained encoder: leave out --encoder, or set encoder= to nothing"
-            )
+            raise ValueError(f"family {family} takes no pretrained encoder: omit --encoder (or the setting encoder)")
         return {}
     if not encoder:
         raise ValueError(f"family {family} needs a pretrained encoder: --encoder DIR, or in training --set encoder=DIR")
@@ -296,6 +294,8 @@ def _source_config(backbone: str | Path, fields: Mapping[str, Any]) -> Any:
         config = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
     except OSError as error:
         raise ValueError(f"no language model at {backbone}: {str(error).splitlines()[0]}") from error
+    except ValueError as error:
+        raise ValueError(f"no language model at {backbone}: {str(error).splitlines()[0]}") from error
     if model_class(config) is not None:
         raise ValueError(f"{backbone} already has a vision part: train it directly, or pass a language model")
     text, found = config.get_text_config(), config.architectures or []
@@ -304,8 +304,8 @@ def _source_config(backbone: str | Path, fields: Mapping[str, Any]) -> Any:
         known.append(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None))
     if not {kind.__name__ for kind in known if kind is not None} & set(found):
         raise ValueError(
-            f"{backbone} is not a causal language model known to transformers: it contains "
-            f"{', '.join(found) or config.model_type}"
+            f"{backbone} is not a causal language model of transformers: the architecture in its config.json is "
+            f"{', '.join(found) or 'missing'}"
         )
     changes = {key: value for key, value in fields.items() if key.startswith("text.")}
     if not changes:

@@ -199,7 +199,7 @@ def average_states(states: Sequence[Tensor], cells: Cells, side: int, factor: in
     return averaged, Cells(place_P, frame_P, row_P, column_P, weight_P)
 
 
-class Teacher(Protocol):
+class FeatureSource(Protocol):
     """A frozen source of features."""
 
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:
@@ -224,7 +224,7 @@ class DistillVideoLanguage:
         weight: of the distillation.
     """
 
-    def __init__(self, distillation: Distillation, teacher: Teacher, layers: Sequence[int], weight: float = 1.0):
+    def __init__(self, distillation: Distillation, teacher: FeatureSource, layers: Sequence[int], weight: float = 1.0):
         if len(layers) != distillation.head.num_states:
             raise ValueError(
                 f"The head reads {distillation.head.num_states} states, but {len(layers)} layers were given."

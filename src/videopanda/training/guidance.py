@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from videopanda.models.frames import FrameProcessor
 from videopanda.models.pictures import WHITE
 from videopanda.models.visual import CELL, VISUAL_INPUTS
-from videopanda.training.distill import Teacher
+from videopanda.training.distill import FeatureSource
 
 TEMPERATURE = 0.07  # default; no source states one
 NEAR_SECONDS = 1.0  # frames of one video closer than this are near duplicates, not negatives
@@ -123,7 +123,7 @@ class GuidedVideoLanguage:
         teacher: is called without gradients; it sees `WholeFrames`.
     """
 
-    def __init__(self, guidance: VideoGuidance, teacher: Teacher):
+    def __init__(self, guidance: VideoGuidance, teacher: FeatureSource):
         self.guidance, self.teacher = guidance, teacher
         self.head = guidance
 

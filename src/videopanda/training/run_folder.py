@@ -175,12 +175,13 @@ def _sync(path: Path) -> None:
 
 # -- record and log ----------------------------------------------------------------------------------------------------
 def check_settings(output: Path, stage: StageConfig, content: str, processes: int) -> None:
-    """Compare settings and data with those in `run.json`, if it is there.
+    """Compare settings and data with those in `run.json`, if that run made a step.
 
     Raises:
         ValueError: one differs that changes what the run computes; the message names it.
     """
-    if not (output / "run.json").exists():
+    begun = complete_checkpoints(output) or (output / "config.json").exists() or _size(output / "metrics.jsonl")
+    if not (output / "run.json").exists() or not begun:
         return
     record = json.loads((output / "run.json").read_text(encoding="utf-8"))
     changed = [
@@ -193,10 +194,16 @@ def check_settings(output: Path, stage: StageConfig, content: str, processes: in
     if record.get("data", {}).get("sha256", content) != content:
         changed.append("the training data changed")
     if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 4 else ""
         raise ValueError(
-            f"{output} contains a run with different settings: {', '.join(changed)}. Use the original settings, or "
-            "start a new run from its checkpoint with --model and another --output"
+            f"{output} contains a run with different settings: {', '.join(changed[: 3 if more else None])}{more}. Use "
+            "the original settings (in run.json), or start a new run from its checkpoint with --model and another "
+            "--output"
         )
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
 
 
 def write_record(output: Path, stage: StageConfig, reports: list, data: dict[str, Any], processes: int = 1) -> None:

@@ -122,24 +122,24 @@ class StageConfig:
             "keep_checkpoints",
         ):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if wrong := set(self.themes) - set(THEMES):
-            raise ValueError(f"scenes_themes must be among {', '.join(THEMES)}, not {sorted(wrong)[0]!r}")
+            raise ValueError(f"scenes_themes must be among {', '.join(THEMES)}, got {sorted(wrong)[0]!r}")
         if self.quantize != "none" and not self.lora_rank:
             raise ValueError("quantized weights cannot be trained: set lora_rank as well")
         if self.validation < 0:
-            raise ValueError(f"validation must be a number of clips, 0 for none, not {self.validation}")
+            raise ValueError(f"validation must be a number of clips, 0 for none, got {self.validation}")
         if self.global_batch < 0:
             raise ValueError(f"global_batch must not be negative, got {self.global_batch}")
         if not 0 < self.data_share <= 1:
-            raise ValueError(f"data_share must be in (0, 1], not {self.data_share}")
+            raise ValueError(f"data_share must be in (0, 1], got {self.data_share}")
         for name in ("scenes_wordings", "scenes_outside", "random_resolution"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if not 0 <= self.max_bad_share <= 1:
-            raise ValueError(f"max_bad_share must be in [0, 1], not {self.max_bad_share}")
+            raise ValueError(f"max_bad_share must be in [0, 1], got {self.max_bad_share}")
         if not 0 <= self.warmup_ratio < 1:
-            raise ValueError(f"warmup_ratio must be in [0, 1), not {self.warmup_ratio}")
+            raise ValueError(f"warmup_ratio must be in [0, 1), got {self.warmup_ratio}")
         for name in (
             "early_stop",
             "vision_lr",
@@ -186,7 +186,7 @@ class StageConfig:
         if self.pack_rows and self.data == "scenes":
             raise ValueError("rows of Scenes are full, one clip with all its questions each: set pack_rows=false")
         if unknown := set(self.loggers) - {"tensorboard", "wandb", "trackio"}:
-            raise ValueError(f"report_to must name tensorboard, wandb or trackio, not {sorted(unknown)[0]!r}")
+            raise ValueError(f"report_to must name tensorboard, wandb or trackio, got {sorted(unknown)[0]!r}")
 
     def learning_rates(self, vision: Iterable[str]) -> dict[str, float]:
         """Learning rate of every part of a model whose vision modules have these names.

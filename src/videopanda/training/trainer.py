@@ -18,7 +18,7 @@ from transformers import Trainer
 
 from videopanda.checkpoints.tensors import HEAD_FILE, CheckpointError, find_tensors
 from videopanda.data.collate import Collator
-from videopanda.data.loader import Batch, BatchStream, EpochDataset, Loader, make_loader
+from videopanda.data.loader import BatchStream, EpochDataset, Loader, NumberedBatch, make_loader
 from videopanda.data.sample import Sample
 from videopanda.data.shuffling import key_of
 from videopanda.training.freezing import parameter_groups, rates_of, vision_modules
@@ -164,11 +164,12 @@ class StageTrainer(Trainer):
         if not len(stream):
             rows = stage.batch_size * self.args.world_size * stage.accumulation
             held = f"{len(self.dataset)} samples in {len(stream.rows)} rows"
-            raise ValueError(f"{held} are fewer than one optimizer step of {rows} rows: lower batch_size")
+            lower = "global_batch" if stage.global_batch else "batch_size"
+            raise ValueError(f"{held} are fewer than one optimizer step of {rows} rows: lower {lower}")
         self.loader = make_loader(stream, self._collate, stage.num_workers, self.args.dataloader_pin_memory)
         return self.loader
 
-    def _collate(self, batch: Batch) -> dict[str, Any]:
+    def _collate(self, batch: NumberedBatch) -> dict[str, Any]:
         return {**self.collator(batch.samples), "number": batch.number, "rows": [sample.id for sample in batch.samples]}
 
     def _init_training_state(self, *args: Any) -> tuple[int, int]:

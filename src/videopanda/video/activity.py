@@ -122,9 +122,9 @@ def chosen_times(source: str | os.PathLike[str], num_frames: int, rule: Rule) ->
         ValueError: an unknown rule, or no frames.
     """
     if rule not in RULES:
-        raise ValueError(f"frames are chosen by {', '.join(RULES[:-1])} or {RULES[-1]}, not {rule!r}")
+        raise ValueError(f"frames are chosen by {', '.join(RULES[:-1])} or {RULES[-1]}, got {rule!r}")
     if num_frames < 1:
-        raise ValueError(f"num_frames must be at least 1, not {num_frames}")
+        raise ValueError(f"num_frames must be at least 1, got {num_frames}")
     if rule == "vectors":
         times, motion = vectors_of(source)
         places, reasons = _by_motion(motion, num_frames, "lengths of motion vectors")

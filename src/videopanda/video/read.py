@@ -170,10 +170,10 @@ class _Request:
         if self.sampling != "all" and given != 1:
             raise ValueError("give exactly one of num_frames=, fps= or timestamps=")
         if self.num_frames is not None and not (isinstance(self.num_frames, int | np.integer) and self.num_frames >= 1):
-            raise ValueError(f"num_frames must be a whole number of at least 1, not {self.num_frames}")
+            raise ValueError(f"num_frames must be a whole number of at least 1, got {self.num_frames}")
         for name, rate in (("fps", self.fps), ("image_fps", self.image_fps)):
             if rate is not None and not 0 < rate < math.inf:
-                raise ValueError(f"{name} must be a positive number of frames per second, not {rate}")
+                raise ValueError(f"{name} must be a positive number of frames per second, got {rate}")
         if self.timestamps is not None:
             if self.start is not None or self.end is not None:
                 raise ValueError(
@@ -182,18 +182,18 @@ class _Request:
             if not len(self.timestamps) or not all(math.isfinite(moment) for moment in self.timestamps):
                 raise ValueError("timestamps must be one or more finite numbers of seconds")
         if self.sampling not in ("uniform", "released", "all"):
-            raise ValueError(f"sampling must be 'uniform', 'released' or 'all', not {self.sampling!r}")
+            raise ValueError(f"sampling must be 'uniform', 'released' or 'all', got {self.sampling!r}")
         if self.sampling == "released" and self.num_frames is None:
             raise ValueError("sampling='released' needs num_frames=, its maximum number of frames")
         for name, moment in (("start", self.start), ("end", self.end)):
             if moment is not None and not 0 <= moment < math.inf:
-                raise ValueError(f"{name} must be a time in seconds, at least 0, not {moment}")
+                raise ValueError(f"{name} must be a time in seconds, at least 0, got {moment}")
         if self.end is not None and self.end <= (self.start or 0.0):
             raise ValueError(f"end ({self.end} s) must be later than start ({self.start or 0.0} s)")
         if self.max_side is not None and self.max_side < 1:
-            raise ValueError(f"max_side must be at least 1 pixel, not {self.max_side}")
+            raise ValueError(f"max_side must be at least 1 pixel, got {self.max_side}")
         if len(self.background) != 3 or not all(0 <= value <= 255 for value in self.background):
-            raise ValueError(f"background must be three numbers from 0 to 255, not {self.background}")
+            raise ValueError(f"background must be three numbers from 0 to 255, got {self.background}")
 
 
 def read_video(
@@ -237,9 +237,9 @@ def read_video(
     color = (int(background[0]), int(background[1]), int(background[2])) if len(background) == 3 else (-1, -1, -1)
     request = _Request(num_frames, fps, timestamps, sampling, start, end, max_side, image_fps, color, limits)
     if decoder not in ("auto", "pyav", "torchcodec"):
-        raise ValueError(f"decoder must be 'auto', 'pyav' or 'torchcodec', not {decoder!r}")
+        raise ValueError(f"decoder must be 'auto', 'pyav' or 'torchcodec', got {decoder!r}")
     if not timeout > 0:
-        raise ValueError(f"timeout must be a positive number of seconds, not {timeout}")
+        raise ValueError(f"timeout must be a positive number of seconds, got {timeout}")
     from videopanda.video.container import Deadline
     from videopanda.video.source import name_of
 

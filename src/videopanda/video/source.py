@@ -36,7 +36,7 @@ def name_of(source: Any) -> str:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"<{memoryview(source).nbytes} bytes>"
     if isinstance(source, io.TextIOBase) or not callable(getattr(source, "read", None)):
-        raise TypeError(f"source must be a path, bytes or a file object in binary mode, not {type(source).__name__}")
+        raise TypeError(f"source must be a path, bytes or a file object in binary mode, got {type(source).__name__}")
     return f"<{type(source).__name__} {getattr(source, 'name', '')}".rstrip() + ">"
 
 

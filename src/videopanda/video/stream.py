@@ -113,7 +113,7 @@ def stream_video(
         VideoReadError: the source cannot be opened, or is not a video; while reading, that it was given up.
     """
     if fps is not None and not 0 < fps < math.inf:
-        raise ValueError(f"fps must be a positive number of frames per second, not {fps}")
+        raise ValueError(f"fps must be a positive number of frames per second, got {fps}")
     name, notes, stack = os.fspath(source), deque[Note](maxlen=KEPT_NOTES), ExitStack()
     color = (int(background[0]), int(background[1]), int(background[2]))
     reader = _Source(name, follow, tuple(hosts), stall_seconds, give_up_seconds, stack)

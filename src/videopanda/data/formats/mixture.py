@@ -31,7 +31,7 @@ def read_mixture(file: Path, format: str = "auto", media_root: Path | None = Non
     import yaml
 
     try:
-        table = yaml.load(file.read_text(encoding="utf-8"), Loader=_strict_loader())
+        table = yaml.load(file.read_text(encoding="utf-8"), UniqueKeyLoader=_strict_loader())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from error
     entries = table.get("datasets") if isinstance(table, dict) else None
@@ -55,7 +55,7 @@ def _entry(file: Path, entry: dict[str, Any], format: str, media_root: Path) -> 
         raise ValueError(f"{file}: {path} does not exist")
     read_type = entry.get("video_read_type", "decord")
     if read_type not in _READ_TYPES:
-        raise ValueError(f"{file}: {name}: video_read_type must be one of {', '.join(_READ_TYPES)}, not {read_type!r}")
+        raise ValueError(f"{file}: {name}: video_read_type must be one of {', '.join(_READ_TYPES)}, got {read_type!r}")
     format = entry.get("format", format)
     if format not in ("auto", *FORMATS):
         raise ValueError(f"{file}: {name}: unknown format {format!r}: choose one of auto, {', '.join(FORMATS)}")
@@ -101,7 +101,7 @@ def _strict_loader() -> Any:
     """A safe loader that refuses duplicate keys in an entry, one of which would silently win."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class UniqueKeyLoader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
             for (key, _), value in zip(node.value, keys):
@@ -109,4 +109,4 @@ def _strict_loader() -> Any:
                     raise yaml.MarkedYAMLError(problem=f"{value!r} appears twice", problem_mark=key.start_mark)
             return super().construct_mapping(node, deep)
 
-    return Loader
+    return UniqueKeyLoader

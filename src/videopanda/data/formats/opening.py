@@ -29,7 +29,7 @@ def open_sources(data: str | Path, format: str = "auto", media_root: str | Path 
     if file.is_dir():
         return [_plain(found, format, root) for found in _official(file)]
     if not file.is_file():
-        raise ValueError(f"{file} does not exist")
+        raise ValueError(f"no annotations at {file}: choose the data (in training, --set data=FILE)")
     if file.suffix in (".yaml", ".yml"):
         return read_mixture(file, format, root)
     if file.name == "dataset_info.json":

@@ -113,7 +113,7 @@ def said(turn: Any, role_key: str, text_key: str, roles: Mapping[str, str]) -> S
     flags = {key: turn[key] for key in _FLAGS if turn.get(key) is not None}
     for key, value in flags.items():
         if value not in (0, 1):
-            raise RowError("schema", f"{key!r} of a turn must be true or false (or 1 or 0), not {value!r}")
+            raise RowError("schema", f"{key!r} of a turn must be true or false (or 1 or 0), got {value!r}")
         if value and role != "assistant":
             raise RowError("schema", f"{key!r} of a turn of the {role}: only answers can be trained on")
     known = {role_key, text_key, *_FLAGS, *_HARMLESS}
@@ -161,7 +161,7 @@ def pair(turns: Sequence[Said]) -> tuple[Turn, ...]:
     texts = []
     for turn in turns:
         if not isinstance(turn.text, str):
-            raise RowError("schema", f"a turn's text must be a string, not {type(turn.text).__name__}")
+            raise RowError("schema", f"a turn's text must be a string, got {type(turn.text).__name__}")
         texts.append(turn.text.replace(_NOISE, "").strip())
         if not texts[-1]:
             raise RowError("empty", f"a turn of the {turn.role} has no text")
@@ -222,7 +222,7 @@ def items(row: Mapping[str, Any], key: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise RowError("schema", f"{key!r} must be a list, not {type(value).__name__}")
+        raise RowError("schema", f"{key!r} must be a list, got {type(value).__name__}")
     return value
 
 
@@ -306,5 +306,5 @@ def _number(row: Mapping[str, Any], key: str, what: str) -> float | None:
     except OverflowError:
         number = math.inf
     if not 0 <= number < math.inf:
-        raise RowError("schema", f"{key!r} must be {what}, not {value!r:.40}")
+        raise RowError("schema", f"{key!r} must be {what}, got {value!r:.40}")
     return number

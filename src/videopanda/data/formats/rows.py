@@ -25,7 +25,7 @@ _ROW_KEYS = {"conversations", "messages", "QA", "query", "q", "question"}
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FileRow:
     """A row of a file: its number from 0, its bytes [start, stop), and its value or what is wrong with it."""
 
     number: int
@@ -45,7 +45,7 @@ _OTHER_FILES = {
 }
 
 
-def iter_rows(path: str | Path) -> Iterator[Row]:
+def iter_rows(path: str | Path) -> Iterator[FileRow]:
     """All rows of a .json or .jsonl file in order. A broken line of JSONL is one bad row; an array ends with it.
 
     Raises:
@@ -131,23 +131,23 @@ def _parse(data: bytes) -> Any:
     if twice:
         raise RowError("json", f"the key {twice[0]!r} appears twice in one object")
     if not isinstance(value, dict):
-        raise RowError("schema", f"a row must be an object, not {type(value).__name__}")
+        raise RowError("schema", f"a row must be an object, got {type(value).__name__}")
     return value
 
 
-def _row(number: int, start: int, data: bytes) -> Row:
+def _row(number: int, start: int, data: bytes) -> FileRow:
     try:
-        return Row(number, start, start + len(data), _parse(data))
+        return FileRow(number, start, start + len(data), _parse(data))
     except RowError as error:
-        return Row(number, start, start + len(data), None, error)
+        return FileRow(number, start, start + len(data), None, error)
 
 
-def _lines(file: BinaryIO, start: int) -> Iterator[Row]:
+def _lines(file: BinaryIO, start: int) -> Iterator[FileRow]:
     number = 0
     while line := file.readline(MAX_ROW_BYTES):
         if len(line) == MAX_ROW_BYTES and not line.endswith(b"\n"):
             error = RowError("json", f"longer than {MAX_ROW_BYTES >> 20} MB; the rest of the file is not read")
-            yield Row(number, start, start + len(line), None, error)
+            yield FileRow(number, start, start + len(line), None, error)
             return
         if line.strip(_BLANK):
             yield _row(number, start, line)
@@ -155,7 +155,7 @@ def _lines(file: BinaryIO, start: int) -> Iterator[Row]:
         start += len(line)
 
 
-def _array(file: BinaryIO, offset: int) -> Iterator[Row]:
+def _array(file: BinaryIO, offset: int) -> Iterator[FileRow]:
     decode = json.JSONDecoder().raw_decode
     text, at = "", 0  # what is in memory, starting at byte `offset` of the file, and the position in it
     done = False
@@ -211,7 +211,7 @@ def _array(file: BinaryIO, offset: int) -> Iterator[Row]:
         number += 1
 
 
-def _lost(number: int, start: int, reason: str) -> Row:
+def _lost(number: int, start: int, reason: str) -> FileRow:
     """The last row of an array that cannot be read further."""
     error = RowError("json", f"not valid JSON at byte {start}: {reason}; this row and all after it cannot be read")
-    return Row(number, start, start, None, error)
+    return FileRow(number, start, start, None, error)

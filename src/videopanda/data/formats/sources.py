@@ -11,7 +11,7 @@ from typing import Any, Literal
 from videopanda.data.formats.llava import llava, llava_video, valley, videochatgpt
 from videopanda.data.formats.messages import Names, llama_factory, ms_swift
 from videopanda.data.formats.record import Medium, Reader, Record, RowError
-from videopanda.data.formats.rows import Row, iter_rows, read_row
+from videopanda.data.formats.rows import FileRow, iter_rows, read_row
 from videopanda.data.formats.videochat2 import videochat2
 
 FORMATS: dict[str, Reader] = {
@@ -67,7 +67,7 @@ class Source:
             record = replace(record, media=tuple(replace(medium, fps=self.fps) for medium in record.media))
         return record
 
-    def records(self) -> Iterator[tuple[Row, Record | RowError]]:
+    def records(self) -> Iterator[tuple[FileRow, Record | RowError]]:
         """Every selected row, with its record or its error.
 
         Raises:
@@ -109,8 +109,8 @@ def detect(file: str | Path) -> str:
     rows = list(islice(iter_rows(file), _LOOKED_AT))
     values = [row.value for row in rows if row.error is None]
     if not values:
-        reason = f": its first row is wrong ({rows[0].error})" if rows else ""
-        raise ValueError(f"{file} has no readable row{reason}")
+        reason = f"; the first one: {rows[0].error}" if rows else ""
+        raise ValueError(f"{file} has no readable rows{reason}")
     found = {name for name in (_detect_row(value, str(file)) for value in values) if name}
     if len(found) > 1:
         raise ValueError(f"{file}: rows look like {' and '.join(sorted(found))}: choose one with --format")

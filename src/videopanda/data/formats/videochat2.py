@@ -19,7 +19,7 @@ def videochat2(row: Mapping[str, Any], number: int, source: str) -> Record:
     """
     media = media_of(row, "video", "image")
     if len(media) != 1:
-        raise RowError("schema", f"a row must have one 'video' or one 'image', not {len(media)}")
+        raise RowError("schema", f"a row must have one 'video' or one 'image', got {len(media)}")
     turns: list[Said] = []
     for k, member in enumerate(items(row, "QA")):
         if not isinstance(member, Mapping):

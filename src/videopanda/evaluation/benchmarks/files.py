@@ -188,6 +188,8 @@ def rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
         ".tsv": _csv_rows,
         ".parquet": _parquet_rows,
     }
+    if not path.exists():
+        raise AnnotationError(f"no such file: {path}")
     if path.suffix.lower() not in readers:
         raise AnnotationError(f"{path}: unsupported file type; supported are {', '.join(SUFFIXES)}")
     try:

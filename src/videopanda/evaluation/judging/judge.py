@@ -19,7 +19,7 @@ from typing import Any
 from videopanda.evaluation.benchmarks.files import AnnotationRowError, Rejected, rows
 from videopanda.evaluation.benchmarks.item import Item
 from videopanda.evaluation.judging.clients import SETTINGS, Judge, JudgeError
-from videopanda.evaluation.judging.protocols import Prompt, metrics_of, parse
+from videopanda.evaluation.judging.protocols import JudgePrompt, metrics_of, parse
 from videopanda.evaluation.predictions import Prediction, append_lines, check_appendable, watched
 from videopanda.evaluation.scoring.score import Score, Status
 
@@ -29,7 +29,7 @@ _TOKENS_PER_VERDICT = 24
 
 
 @dataclass(frozen=True)
-class Unit:
+class JudgeUnit:
     """The unit of judging: an aspect of a question, or of a pair of questions."""
 
     id: str
@@ -47,9 +47,9 @@ class Unit:
         }
 
 
-def units(items: Iterable[Item]) -> list[Unit]:
+def units(items: Iterable[Item]) -> list[JudgeUnit]:
     """The units to judge: open questions and descriptions with a public answer."""
-    found: list[Unit] = []
+    found: list[JudgeUnit] = []
     pairs: defaultdict[str, list[Item]] = defaultdict(list)
     for item in items:
         if item.task not in ("short_answer", "yes_no", "description") or not item.answers:
@@ -57,11 +57,11 @@ def units(items: Iterable[Item]) -> list[Unit]:
         if "pair" in item.extra:
             pairs[item.extra["pair"]].append(item)
         elif "aspects" in item.extra:
-            found += [Unit(f"{item.id}#{aspect}", aspect, (item,)) for aspect in item.extra["aspects"]]
+            found += [JudgeUnit(f"{item.id}#{aspect}", aspect, (item,)) for aspect in item.extra["aspects"]]
         else:
-            found.append(Unit(item.id, "answer", (item,)))
+            found.append(JudgeUnit(item.id, "answer", (item,)))
     whole = {id_: tuple(pair) for id_, pair in pairs.items() if len(pair) == 2}  # the other half was rejected
-    return found + [Unit(f"{id_}#consistency", "consistency", pair) for id_, pair in whole.items()]
+    return found + [JudgeUnit(f"{id_}#consistency", "consistency", pair) for id_, pair in whole.items()]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Call:
     messages: list[dict[str, str]]
 
 
-def call(unit: Unit, predictions: Sequence[str], prompts: Mapping[str, Prompt], judge: str) -> Call:
+def call(unit: JudgeUnit, predictions: Sequence[str], prompts: Mapping[str, JudgePrompt], judge: str) -> Call:
     """The call that judges a unit."""
     messages = prompts[unit.aspect].fill(unit.fields(predictions))
     content = json.dumps([judge, SETTINGS, messages], sort_keys=True)
@@ -168,7 +168,7 @@ def ask_all(calls: Iterable[Call], judge: Judge, replies: Replies, concurrency: 
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------
-def usable(unit: Unit, predictions: Mapping[str, list[Prediction]]) -> tuple[Status | None, list[str]]:
+def usable(unit: JudgeUnit, predictions: Mapping[str, list[Prediction]]) -> tuple[Status | None, list[str]]:
     """The texts to judge, or why there are none."""
     texts = []
     for item in unit.items:
@@ -182,7 +182,7 @@ def usable(unit: Unit, predictions: Mapping[str, list[Prediction]]) -> tuple[Sta
 
 
 def scores(
-    units: Sequence[Unit],
+    units: Sequence[JudgeUnit],
     predictions: Mapping[str, list[Prediction]],
     verdicts: Mapping[str, dict[str, float]],
     unread: Mapping[str, Status],

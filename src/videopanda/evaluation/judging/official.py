@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from videopanda.evaluation.benchmarks.files import AnnotationError, AnnotationRow, Rejected, read_object, rows
-from videopanda.evaluation.judging.judge import Unit
+from videopanda.evaluation.judging.judge import JudgeUnit
 from videopanda.evaluation.judging.protocols import PROMPTS, parse, verdict
 
 
-def read_verdicts(path: Path, units: Sequence[Unit]) -> tuple[dict[str, dict[str, float]], set[str]]:
+def read_verdicts(path: Path, units: Sequence[JudgeUnit]) -> tuple[dict[str, dict[str, float]], set[str]]:
     """Verdicts by the id of their unit, and the ids of those whose file cannot be read.
 
     Raises:
@@ -42,7 +42,7 @@ def read_verdicts(path: Path, units: Sequence[Unit]) -> tuple[dict[str, dict[str
     return found, unread
 
 
-def _names(unit: Unit) -> tuple[str, ...]:
+def _names(unit: JudgeUnit) -> tuple[str, ...]:
     """Names of a unit's file: its id, and for an aspect the video with its number."""
     id_ = unit.id.partition("#")[0]
     if unit.aspect == "answer":

@@ -25,7 +25,7 @@ SLOTS = ("question", "answer", "prediction", "question_2", "prediction_2")
 
 
 @dataclass(frozen=True)
-class Prompt:
+class JudgePrompt:
     """Templates of one aspect; slots are those of `SLOTS` in braces."""
 
     system: str
@@ -45,16 +45,16 @@ _POINTS = (
 )
 
 
-def _aspect(what: str) -> Prompt:
+def _aspect(what: str) -> JudgePrompt:
     system = (
         "You rate replies of a system that was asked about a video you do not see. The right answer tells you what the "
         f"video shows. {what} Wording and length do not matter by themselves."
     )
-    return Prompt(system, _TEXTS + _POINTS)
+    return JudgePrompt(system, _TEXTS + _POINTS)
 
 
 PROMPTS = {
-    "answer": Prompt(
+    "answer": JudgePrompt(
         "You mark replies of a system that was asked about a video you do not see. The right answer tells you what the "
         "video shows. A reply is right if it means the same; synonyms, paraphrases and additions that do not "
         "contradict it are right, too. A reply that is evasive, or that names something else, is wrong.",
@@ -68,7 +68,7 @@ PROMPTS = {
     "detail": _aspect("Rate how complete and how specific the reply is, compared with the right answer."),
     "context": _aspect("Rate whether the reply understood the situation and the main theme of the video."),
     "temporal": _aspect("Rate whether the reply has the order and the timing of events right."),
-    "consistency": Prompt(
+    "consistency": JudgePrompt(
         "A system was asked the same thing about a video twice, in different words. You do not see the video; the "
         "right answer tells you what it shows. Rate whether both replies agree with each other and with it.",
         "First question: {question}\nSecond question: {question_2}\nRight answer: {answer}\n"
@@ -77,7 +77,7 @@ PROMPTS = {
 }
 
 
-def read_prompts(path: Path | None) -> dict[str, Prompt]:
+def read_prompts(path: Path | None) -> dict[str, JudgePrompt]:
     """The prompts, with those of a file in place of our own.
 
     Raises:
@@ -92,7 +92,7 @@ def read_prompts(path: Path | None) -> dict[str, Prompt]:
         slots = ("prediction", "prediction_2") if aspect == "consistency" else ("prediction",)
         if any(f"{{{slot}}}" not in given["user"] for slot in slots):
             raise ValueError(f"{path}: 'user' of {aspect!r} must contain {{{'}, {'.join(slots)}}}")
-        prompts[aspect] = Prompt(**given)
+        prompts[aspect] = JudgePrompt(**given)
     return prompts
 
 
@@ -142,7 +142,7 @@ _OBJECT = re.compile(r"\{[^{}]*\}")
 _POINTS_TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*5(?:\.0)?)?\s*", re.ASCII)  # "4.5", "4/5"
 
 
-def sha256(prompts: Mapping[str, Prompt], aspects: set[str]) -> str:
+def sha256(prompts: Mapping[str, JudgePrompt], aspects: set[str]) -> str:
     """Digest of the prompts of some aspects and of the code that reads verdicts."""
     used = {aspect: [prompts[aspect].system, prompts[aspect].user] for aspect in sorted(aspects)}
     source = inspect.getsource(sys.modules[__name__])

@@ -11,8 +11,8 @@ from videopanda.evaluation.benchmarks.table import Loaded, load
 from videopanda.evaluation.judging.clients import Judge
 from videopanda.evaluation.judging.judge import (
     Call,
+    JudgeUnit,
     Replies,
-    Unit,
     ask_all,
     call,
     estimate,
@@ -21,7 +21,7 @@ from videopanda.evaluation.judging.judge import (
     usable,
 )
 from videopanda.evaluation.judging.official import read_verdicts
-from videopanda.evaluation.judging.protocols import Prompt, sha256
+from videopanda.evaluation.judging.protocols import JudgePrompt, sha256
 from videopanda.evaluation.predictions import Prediction, only_writer
 from videopanda.evaluation.scoring.score import Status, check_output, read_all, summarize, write_scores
 
@@ -35,7 +35,7 @@ class Work:
     loaded: Loaded
     predictions: list[Prediction]
     malformed: list[Any]
-    units: list[Unit]
+    units: list[JudgeUnit]
     by_id: dict[str, list[Prediction]]
 
 
@@ -57,7 +57,7 @@ def prepare(bench: str, path: Path, predictions: Path, out: Path, errata: str = 
     return Work(loaded, read, malformed, found, dict(by_id))
 
 
-def calls(work: Work, prompts: dict[str, Prompt], judge: str) -> dict[str, Call]:
+def calls(work: Work, prompts: dict[str, JudgePrompt], judge: str) -> dict[str, Call]:
     """The call of every unit that has something to judge, by the id of the unit."""
     texts = {unit.id: usable(unit, work.by_id) for unit in work.units}
     return {unit.id: call(unit, texts[unit.id][1], prompts, judge) for unit in work.units if texts[unit.id][0] is None}
@@ -67,7 +67,7 @@ def judge_file(
     work: Work,
     out: Path,
     judge: Judge,
-    prompts: dict[str, Prompt],
+    prompts: dict[str, JudgePrompt],
     concurrency: int = 8,
 ) -> dict[str, Any]:
     """Ask the judge about open units and write scores, summary and `<out without suffix>.replies.jsonl`.
@@ -100,7 +100,9 @@ def judge_file(
     return _finish(work, out, found, unread, info, {"failed_calls": reasons})
 
 
-def open_calls(work: Work, out: Path, prompts: dict[str, Prompt], judge: str, *prices: float | None) -> dict[str, Any]:
+def open_calls(
+    work: Work, out: Path, prompts: dict[str, JudgePrompt], judge: str, *prices: float | None
+) -> dict[str, Any]:
     """What the run will cost: an estimate of the calls that are not answered yet."""
     replies = Replies(replies_file(out))
     distinct = {call.key: call for call in calls(work, prompts, judge).values()}

@@ -23,7 +23,7 @@ from videopanda.evaluation.scoring.score import OUT_OF_FIVE
 
 # How a condition looks, the same in every plot: the clip is a bar, the others are marks on it.
 _MARKS = dict(zip(CONDITIONS, ("", "x", "o", "s", "^", "D")))
-_COLOURS = dict(zip(CONDITIONS, ("#a9c6e3", "#222222", "#e07b00", "#2e8b57", "#8e44ad", "#c0392b")))
+_COLORS = dict(zip(CONDITIONS, ("#a9c6e3", "#222222", "#e07b00", "#2e8b57", "#8e44ad", "#c0392b")))
 
 _PUBLISHED = {False: "#4c78a8", True: "#e07b00"}  # by whether the model was trained on other data
 _MEASURED = "#222222"
@@ -191,7 +191,7 @@ def plot_types(table: dict[str, Any], metric: str, path: Path) -> None:
 
 def _draw(axes: Any, condition: str, rows: Sequence[int], measured: Sequence[dict[str, Any]], scale: float) -> None:
     values, look = [scale * m["value"] for m in measured], {"label": condition.replace("_", " ")}
-    look["color"] = _COLOURS[condition]
+    look["color"] = _COLORS[condition]
     if condition == CONDITIONS[0]:
         errors = list(zip(*(_errors(m, scale) for m in measured)))
         axes.barh(rows, values, 0.8, xerr=errors, error_kw={"elinewidth": 0.8}, **look)

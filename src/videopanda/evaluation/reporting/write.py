@@ -151,7 +151,7 @@ def _models(table: dict[str, Any]) -> str:
     ]
     note = "Percent, scores of judges from 0 to 5; in brackets 95 % intervals (bootstrap over videos). "
     note += "Questions without a usable reply are counted as wrong and listed below."
-    return f"{_grid(header, rows)}\n\n{note}"
+    return f"{markdown_table(header, rows)}\n\n{note}"
 
 
 def _battery(table: dict[str, Any], main: str) -> str:
@@ -167,7 +167,7 @@ def _battery(table: dict[str, Any], main: str) -> str:
         for model in table["models"]
     ]
     header = ["model", *(name.replace("_", " ") for name in shown), "most frequent answer", "chance"]
-    return f"### Does it look at the video? ({main})\n\n{_grid(header, rows)}"
+    return f"### Does it look at the video? ({main})\n\n{markdown_table(header, rows)}"
 
 
 def _metric(model: dict[str, Any], condition: str, name: str) -> dict[str, Any] | None:
@@ -191,7 +191,7 @@ def _divided(model: dict[str, Any], division: str, main: str) -> str:
     header = [division.removesuffix("s"), "questions", *(condition.replace("_", " ") for condition in conditions)]
     shared = all(main in part["metrics"] for part in first[division].values())
     heading = f"### {model['model']} by {division.removesuffix('s')}{f' ({main})' if shared else ''}"
-    return f"{heading}\n\n{_grid(header, rows)}"
+    return f"{heading}\n\n{markdown_table(header, rows)}"
 
 
 def _of_type(part: dict[str, Any], main: str) -> str:
@@ -230,7 +230,7 @@ def _published(table: dict[str, Any]) -> str:
     ours = [f"{model['model']}, measured here" for model in table["models"]]
     note = "### Published numbers\n\nMeasured under other protocols, so compare them with care. Next to each is "
     note += "the first metric as it was measured here, on the same part of the questions."
-    return f"{note}\n\n{_grid(['model', 'part', *metrics, *ours, 'protocol'], rows)}"
+    return f"{note}\n\n{markdown_table(['model', 'part', *metrics, *ours, 'protocol'], rows)}"
 
 
 def _same(model: dict[str, Any], entry: dict[str, Any], metric: str) -> str:
@@ -257,6 +257,7 @@ def _number(name: str, value: float) -> str:
     return f"{value:.2f}" if name in OUT_OF_FIVE else f"{100 * value:.1f}"
 
 
-def _grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, with any | in a cell escaped."""
     lines = [list(header), ["---"] * len(header), *map(list, rows)]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

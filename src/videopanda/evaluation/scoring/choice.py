@@ -22,7 +22,7 @@ from videopanda.evaluation.scoring.choice_patterns import (
     HEDGE,
     IDIOMS,
     INITIAL,
-    LABELLED,
+    LABELED,
     LEAD,
     LISTED,
     MARK,
@@ -201,7 +201,7 @@ def _is_unclear(
         return False
     if beside or (how == _How.ALONE and place.has_others):  # the text of another option; "A: B"
         return True
-    if LABELLED.search(place.before):
+    if LABELED.search(place.before):
         return False
     (index,) = indices
     twins = {i for i, option in enumerate(options) if option.strip().upper() == LETTERS[index]}
@@ -244,14 +244,14 @@ def _how(place: _Place, has_text: bool) -> _How | None:
     bracketed, joined = mention[0] in "([<⟦", len(_named(mention)) > 1
     ends = not re.search(r"[\w▢]", after)
     marked = ends or after.lstrip().startswith((":", ")"))
-    labelled = bool(LABELLED.search(before)) and not before.rstrip(" :\"'").lower().endswith("letter")
+    labeled = bool(LABELED.search(before)) and not before.rstrip(" :\"'").lower().endswith("letter")
     lead = LEAD.sub("", FILLER.sub("", before))
     alone = not lead.strip() and (marked or (has_text and place.is_first))
     stated = bool(STATED_BEFORE.search(before) or STATED_BEFORE.search(FILLER.sub("", before)))
     acts = bool(VERB.match(after))
     stated_after = bool(STATED_AFTER.match(after)) or (acts and bool(re.search(r"\bonly\s+$", before, re.IGNORECASE)))
     if mention.islower():  # perhaps a word, or a plural in brackets
-        told = stated or labelled
+        told = stated or labeled
         if not (
             told or alone or ends
             if bracketed
@@ -277,6 +277,6 @@ def _how(place: _Place, has_text: bool) -> _How | None:
         return _How.MENTIONED if HEDGE.search(before + after) and not boxed else _How.STATED
     if alone or (ends and before.rstrip().endswith(":") and not mention.islower() and not SPOKEN.search(before)):
         return _How.MENTIONED if HEDGE.search(before) else _How.ALONE
-    if bracketed or labelled or joined or (SHOWS.search(before) if ends else acts):
+    if bracketed or labeled or joined or (SHOWS.search(before) if ends else acts):
         return _How.MENTIONED
     return None

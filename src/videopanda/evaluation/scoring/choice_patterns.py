@@ -22,7 +22,7 @@ LABEL = r"""(?:\b(?:option|choice|answer|ans|caption|sentence|statement|letter|a
     |lettre|proposition|opci[oó]n|respuesta|alternativa|letra
     |r[ée]ponse|choix|op[cç][aã]o|resposta|risposta|opzione|вариант|ответ)
     |选项|選項|选择|選擇|選択肢|答案|보기|선택지|정답|답)"""
-LABELLED = re.compile(rf"{LABEL}[\s:\"']*$", re.VERBOSE | re.IGNORECASE)
+LABELED = re.compile(rf"{LABEL}[\s:\"']*$", re.VERBOSE | re.IGNORECASE)
 LEAD = re.compile(
     rf"^[^\w▢]*(?:{LABEL}|(?:correct|right|final|best)\b|q(?:uestion)?\s*\d+)?[^\w▢]*$",
     re.VERBOSE | re.IGNORECASE,

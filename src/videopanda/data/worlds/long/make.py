@@ -87,7 +87,7 @@ def make_long(
         ValueError: an argument out of range, or `out` holds something else.
     """
     if num < 1:
-        raise ValueError(f"num must be at least 1, not {num}")
+        raise ValueError(f"num must be at least 1, got {num}")
     out, clips = Path(out), Path(out, "clips")
     stories = [make_story(seed, split, index, length, needle_seconds) for length in minutes for index in range(num)]
     header = {"seed": seed, "split": split, "num": num, "minutes": list(minutes), "version": VERSION}

@@ -13,7 +13,6 @@ Units: seconds; in space the shorter side of the frame, origin top left.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -105,9 +104,9 @@ def make_story(seed: int, split: str, index: int, minutes: float, needle_seconds
         ValueError: an unknown split, or a length out of range.
     """
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if not 0.5 <= minutes <= 180:
-        raise ValueError(f"minutes must be between 0.5 and 180, not {minutes}")
+        raise ValueError(f"minutes must be between 0.5 and 180, got {minutes}")
     if not 1 <= needle_seconds <= 12:
         raise ValueError(f"a needle is shown for 1 to 12 seconds, not {needle_seconds}")
     seconds = 60.0 * minutes
@@ -228,10 +227,3 @@ def make_questions(story: Story) -> list[LongQuestion]:
         earlier = min(named, key=lambda kind: story.times(kind)[0].start)
         questions.append(LongQuestion("order", text, earlier.colour, depth, length))
     return questions
-
-
-def idle_share(story: Story) -> float:
-    """Share of the clip in which nothing but the lamp is shown."""
-    busy = sum(visit.end - visit.start for visit in story.visits)
-    assert all(a.end <= b.start for a, b in pairwise(story.visits))
-    return 1 - busy / story.seconds

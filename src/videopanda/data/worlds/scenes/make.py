@@ -55,7 +55,7 @@ def make(
         ValueError: an argument out of range, no such world, or `out` holds another world, seed, split or version.
     """
     if num < 1 or questions_per_clip < 1:
-        raise ValueError(f"num and questions_per_clip must be at least 1, not {num} and {questions_per_clip}")
+        raise ValueError(f"num and questions_per_clip must be at least 1, got {num} and {questions_per_clip}")
     out = Path(out)
     header = {"world": world, "seed": seed, "split": split, "num": num, "version": __version__}
     drawn = open_world(world)

@@ -10,6 +10,7 @@ in random order, "no" as likely as "yes", rare counts kept more often), so a mod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -29,6 +30,7 @@ FAMILIES = (
     "event_count",
     "duration",
 )
+T = TypeVar("T")
 DESCRIBE = "Describe the video."
 DESCRIBE_FRAME = "Describe frame {number}."
 
@@ -116,25 +118,27 @@ def describe(scene: Scene) -> str:
 def _life(scene: Scene, thing: Thing) -> str:
     parts = [f"A {thing.size} {thing.name}, {region(scene, thing, thing.enters)}"]
     if thing.enters > 0:
-        parts.append(f"appears at {_seconds(thing.enters)}")
+        parts.append(f"appears at {in_seconds(thing.enters)}")
     if thing.heading:
         parts.append(f"moves {thing.heading}")
     if thing.role == "collides":
         parts.append("collides")
     if thing.turns:
-        parts.append(f"turns {thing.turns[1]} at {_seconds(thing.turns[0])}")
+        parts.append(f"turns {thing.turns[1]} at {in_seconds(thing.turns[0])}")
     if thing.leaves < scene.duration:
-        parts.append(f"vanishes at {_seconds(thing.leaves)}")
+        parts.append(f"vanishes at {in_seconds(thing.leaves)}")
     return ", ".join(parts) + "."
 
 
-def _seconds(value: float) -> str:
+def in_seconds(value: float) -> str:
+    """A time as an answer says it: "3 seconds"."""
     whole = round(value)
     return f"{whole} second" if whole == 1 else f"{whole} seconds"
 
 
 # -- questions ---------------------------------------------------------------------------------------------------------
-def _pick(rng: np.random.Generator, *wordings: str) -> str:
+def pick(rng: np.random.Generator, *wordings: str) -> str:
+    """One of the wordings at random."""
     return wordings[rng.integers(len(wordings))]
 
 
@@ -156,7 +160,7 @@ def _refer(scene: Scene, thing: Thing, rng: np.random.Generator) -> str:
         names += [thing.shape] * 2
     if _unique(_all_colours(scene), thing.colour):
         names.append(f"{thing.colour} object")
-    return _pick(rng, *names)
+    return pick(rng, *names)
 
 
 def _ask_colour(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
@@ -165,14 +169,14 @@ def _ask_colour(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     for thing in scene.things:
         name = thing.shape if _unique(shapes, thing.shape) else f"{thing.size} {thing.shape}"
         if thing.turns is None and (name == thing.shape or _unique(sized, name)):
-            wording = _pick(rng, "What colour is the {}?", "What is the colour of the {}?")
+            wording = pick(rng, "What colour is the {}?", "What is the colour of the {}?")
             yield Question("colour", wording.format(name), thing.colour)
 
 
 def _ask_shape(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     for thing in scene.things:
         if _unique(_all_colours(scene), thing.colour):
-            wording = _pick(rng, "What shape is the {} object?", "What is the shape of the {} object?")
+            wording = pick(rng, "What shape is the {} object?", "What is the shape of the {} object?")
             yield Question("shape", wording.format(thing.colour), thing.shape)
 
 
@@ -181,14 +185,14 @@ def _ask_size(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
         # Large things find a place less often: without this, "small" would be right two times in three.
         if thing.size == "small" and rng.random() < 0.45:
             continue
-        wording = _pick(rng, "Is the {} small or large?", "Is the {} large or small?")
+        wording = pick(rng, "Is the {} small or large?", "Is the {} large or small?")
         yield Question("size", wording.format(_refer(scene, thing, rng)), thing.size)
 
 
 def _ask_count(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     keep = {1: 0.35, 2: 0.8}
     total = len(scene.things)
-    wording = _pick(rng, "How many objects are there in total?", "How many objects does the video show in total?")
+    wording = pick(rng, "How many objects are there in total?", "How many objects does the video show in total?")
     yield Question("count", wording, str(total))
     for shape, n in Counter(t.shape for t in scene.things).items():
         if rng.random() < keep.get(n, 1.0):
@@ -202,7 +206,7 @@ def _ask_count(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 
 def _ask_existence(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     names = {t.name for t in scene.things} | {f"{t.turns[1]} {t.shape}" for t in scene.things if t.turns}
-    wording = _pick(rng, "Is there a {}?", "Does a {} appear in the video?")
+    wording = pick(rng, "Is there a {}?", "Does a {} appear in the video?")
     for thing in scene.things:
         if rng.random() < 0.5:
             yield Question("existence", wording.format(thing.name), "yes")
@@ -213,7 +217,8 @@ def _ask_existence(scene: Scene, rng: np.random.Generator) -> Iterator[Question]
         yield Question("existence", wording.format(absent[rng.integers(len(absent))]), "no")
 
 
-def _pairs(things: list[Thing], rng: np.random.Generator) -> Iterator[tuple[Thing, Thing]]:
+def pairs(things: Sequence[T], rng: np.random.Generator) -> Iterator[tuple[T, T]]:
+    """Every pair once, in random order within the pair."""
     for i, first in enumerate(things):
         for second in things[i + 1 :]:
             yield (first, second) if rng.random() < 0.5 else (second, first)
@@ -222,7 +227,7 @@ def _pairs(things: list[Thing], rng: np.random.Generator) -> Iterator[tuple[Thin
 def _ask_relation(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     for moment, second in (("at the start", 0.0), ("at the end", scene.duration - 1e-3)):
         seen = [t for t in scene.things if t.visible(second)]
-        for a, b in _pairs(seen, rng):
+        for a, b in pairs(seen, rng):
             (ax, ay), (bx, by) = a.position(second), b.position(second)
             if abs(ax - bx) > 0.25 and rng.random() < 0.5:
                 question = f"Is the {_refer(scene, a, rng)} left or right of the {_refer(scene, b, rng)} {moment}?"
@@ -235,14 +240,14 @@ def _ask_relation(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 def _ask_direction(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     for thing in scene.things:
         if thing.heading:
-            wording = _pick(rng, "Which way does the {} move?", "In which direction does the {} move?")
+            wording = pick(rng, "Which way does the {} move?", "In which direction does the {} move?")
             yield Question("motion_direction", wording.format(_refer(scene, thing, rng)), thing.heading)
 
 
 def _ask_speed(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
-    for a, b in _pairs([t for t in scene.things if t.heading], rng):
+    for a, b in pairs([t for t in scene.things if t.heading], rng):
         if max(a.travel, b.travel) > 1.9 * min(a.travel, b.travel):
-            word = _pick(rng, "faster", "more slowly")
+            word = pick(rng, "faster", "more slowly")
             fast, slow = (a, b) if a.travel > b.travel else (b, a)
             answer = fast if word == "faster" else slow
             yield Question("speed", f"Which moves {word}, the {a.name} or the {b.name}?", answer.name)
@@ -250,8 +255,8 @@ def _ask_speed(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 
 def _ask_order(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     # Only pairs whose stays are drawn alike: otherwise "seen in more frames" would betray "came first".
-    for a, b in _pairs([t for t in scene.things if t.role == "ordered"], rng):
-        word = _pick(rng, "first", "last")
+    for a, b in pairs([t for t in scene.things if t.role == "ordered"], rng):
+        word = pick(rng, "first", "last")
         early, late = (a, b) if a.enters < b.enters else (b, a)
         answer = early if word == "first" else late
         yield Question("appearance_order", f"Which appears {word}, the {a.name} or the {b.name}?", answer.name)
@@ -261,7 +266,7 @@ def _ask_change(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     changing = [t for t in scene.things if t.turns]
     for thing in changing:
         assert thing.turns
-        wording = _pick(rng, "What colour does the {} turn?", "Which colour does the {} become?")
+        wording = pick(rng, "What colour does the {} turn?", "Which colour does the {} become?")
         yield Question("state_change", wording.format(_refer(scene, thing, rng)), thing.turns[1])
     if len(changing) == 1 and len(scene.things) > 1:
         yield Question("state_change", "Which object changes colour?", changing[0].name)
@@ -284,13 +289,13 @@ def _ask_duration(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     for thing in scene.things:
         name = _refer(scene, thing, rng)
         if thing.enters > 0:
-            yield Question("duration", f"When does the {name} appear?", _seconds(thing.enters))
+            yield Question("duration", f"When does the {name} appear?", in_seconds(thing.enters))
         if thing.leaves < scene.duration:
-            yield Question("duration", f"When does the {name} vanish?", _seconds(thing.leaves))
+            yield Question("duration", f"When does the {name} vanish?", in_seconds(thing.leaves))
         if thing.turns:
-            yield Question("duration", f"When does the {name} change colour?", _seconds(thing.turns[0]))
+            yield Question("duration", f"When does the {name} change colour?", in_seconds(thing.turns[0]))
         if thing.enters > 0 and thing.leaves < scene.duration:
-            stay = _seconds(round(thing.leaves) - round(thing.enters))
+            stay = in_seconds(round(thing.leaves) - round(thing.enters))
             yield Question("duration", f"How long is the {name} visible?", stay)
 
 

@@ -32,7 +32,7 @@ class AskedScene:
 def quotas(num: int) -> dict[str, int]:
     """Questions per family: as even as `num` allows, the first families take the rest."""
     if num < len(FAMILIES):
-        raise ValueError(f"num must be at least {len(FAMILIES)}, one question per family, not {num}")
+        raise ValueError(f"num must be at least {len(FAMILIES)}, one question per family, got {num}")
     return {family: num // len(FAMILIES) + (i < num % len(FAMILIES)) for i, family in enumerate(FAMILIES)}
 
 
@@ -60,7 +60,7 @@ def in_other_words(scenes: list[AskedScene], wordings: str, seed: int) -> list[A
     if wordings == AS_WRITTEN:
         return scenes
     if wordings != HELD_OUT and not Path(wordings).is_file():
-        raise ValueError(f"wordings must be {AS_WRITTEN}, {HELD_OUT} or a file, not {wordings!r}")
+        raise ValueError(f"wordings must be {AS_WRITTEN}, {HELD_OUT} or a file, got {wordings!r}")
     templates = {} if wordings == HELD_OUT else read_wordings(Path(wordings))
     told = []
     for scene in scenes:

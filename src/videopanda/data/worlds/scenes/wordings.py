@@ -148,7 +148,7 @@ def read_wordings(path: Path) -> dict[str, list[str]]:
         for text in templates:
             if (used := set(re.findall(r"{(\w*)}", text))) != slots[name]:
                 raise ValueError(
-                    f"{path}: {text!r} of {name} must have the slots {sorted(slots[name])}, not {sorted(used)}"
+                    f"{path}: {text!r} of {name} must have the slots {sorted(slots[name])}, got {sorted(used)}"
                 )
     return found
 

@@ -135,7 +135,7 @@ def make_scene(seed: int, split: str, index: int, difficulty: Difficulty | None 
         ValueError: the split is not one of train, validation, test.
     """
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     difficulty = difficulty or Difficulty()
     rng = np.random.default_rng([seed, SPLITS[split], index])
     width, height = FRAME_SIZES[rng.integers(len(FRAME_SIZES))]

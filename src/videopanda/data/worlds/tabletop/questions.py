@@ -5,13 +5,21 @@ Scenes. Questions are also about things in the air or in the box; the direction 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
-from videopanda.data.worlds.scenes.questions import Question, captions, frame_times, in_random_order
+from videopanda.data.worlds.scenes.questions import (
+    Question,
+    captions,
+    frame_times,
+    in_random_order,
+    in_seconds,
+    pairs,
+    pick,
+)
 from videopanda.data.worlds.scenes.world import COLOURS
-from videopanda.data.worlds.tabletop.world import FAR, NEAR, PATTERNED, SHAPES, WIDTH, Scene, Solid
+from videopanda.data.worlds.tabletop.world import FAR, NEAR, PATTERNED, SHAPES, WIDTH, Solid, TabletopScene
 
 FAMILIES = (
     "colour",
@@ -32,12 +40,12 @@ FAMILIES = (
 )
 
 
-def make_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
+def make_questions(scene: TabletopScene, rng: np.random.Generator) -> list[Question]:
     """All questions that can be asked about a scene, thinned for balance, in random order."""
     return in_random_order((question for ask in _ASKERS for question in ask(scene, rng)), rng)
 
 
-def make_captions(scene: Scene, num_frames: int) -> list[Question]:
+def make_captions(scene: TabletopScene, num_frames: int) -> list[Question]:
     """The description of the whole clip, then of each of `num_frames` frames that are uniform in time."""
     times = frame_times(scene.duration, num_frames)
     return captions(describe(scene), [describe_moment(scene, time) for time in times])
@@ -62,7 +70,7 @@ def seen(thing: Solid, second: float) -> bool:
     return thing.position(second)[2] < 3.0
 
 
-def describe_moment(scene: Scene, second: float) -> str:
+def describe_moment(scene: TabletopScene, second: float) -> str:
     """What the picture shows at one second."""
     parts = []
     for thing in scene.things:
@@ -74,7 +82,7 @@ def describe_moment(scene: Scene, second: float) -> str:
     return ", ".join(parts) or "an empty table"
 
 
-def describe(scene: Scene) -> str:
+def describe(scene: TabletopScene) -> str:
     """The life of every thing, and what the camera does."""
     parts = []
     for thing in scene.things:
@@ -82,9 +90,9 @@ def describe(scene: Scene) -> str:
         if thing.heading:
             life = f"moves {thing.heading}"
         elif thing.falls is not None:
-            life = f"falls at {_seconds(thing.falls)}"
+            life = f"falls at {in_seconds(thing.falls)}"
         elif thing.drops is not None:
-            life = f"drops in at {_seconds(thing.drops)}"
+            life = f"drops in at {in_seconds(thing.drops)}"
         elif thing.boxed is not None:
             life = "is put into the box"
         elif thing.hits:
@@ -96,11 +104,7 @@ def describe(scene: Scene) -> str:
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------------
-def _pick(rng: np.random.Generator, *wordings: str) -> str:
-    return wordings[rng.integers(len(wordings))]
-
-
-def _refer(scene: Scene, thing: Solid, rng: np.random.Generator) -> str:
+def _refer(scene: TabletopScene, thing: Solid, rng: np.random.Generator) -> str:
     """A name that only this thing has: in full, or its shape or color alone."""
     names = [thing.name]
     if sum(other.shape == thing.shape for other in scene.things) == 1:
@@ -110,48 +114,37 @@ def _refer(scene: Scene, thing: Solid, rng: np.random.Generator) -> str:
     return names[rng.integers(len(names))]
 
 
-def _seconds(value: float) -> str:
-    whole = round(value)
-    return f"{whole} second" if whole == 1 else f"{whole} seconds"
-
-
-def _pairs(things: Sequence[Solid], rng: np.random.Generator) -> Iterator[tuple[Solid, Solid]]:
-    for i, first in enumerate(things):
-        for second in things[i + 1 :]:
-            yield (first, second) if rng.random() < 0.5 else (second, first)
-
-
 # -- families ----------------------------------------------------------------------------------------------------------
-def _ask_colour(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+def _ask_colour(scene: TabletopScene, rng: np.random.Generator) -> Iterator[Question]:
     for thing in scene.things:
         if sum(other.shape == thing.shape for other in scene.things) == 1:
-            wording = _pick(rng, "What colour is the {}?", "What is the colour of the {}?")
+            wording = pick(rng, "What colour is the {}?", "What is the colour of the {}?")
             yield Question("colour", wording.format(thing.shape), thing.colour)
 
 
-def _ask_shape(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+def _ask_shape(scene: TabletopScene, rng: np.random.Generator) -> Iterator[Question]:
     for thing in scene.things:
         if sum(other.colour == thing.colour for other in scene.things) == 1:
             yield Question("shape", f"What is the {thing.colour} object?", thing.shape)
 
 
-def _ask_material(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+def _ask_material(scene: TabletopScene, rng: np.random.Generator) -> Iterator[Question]:
     for thing in scene.things:
         # Teapots and pandas are plain, so a name would give it away.
         if thing.shape in PATTERNED and sum(other.colour == thing.colour for other in scene.things) == 1:
-            wording = _pick(rng, "What pattern does the {} object have?", "What is the pattern of the {} object?")
+            wording = pick(rng, "What pattern does the {} object have?", "What is the pattern of the {} object?")
             yield Question("material", wording.format(thing.colour), thing.material)
 
 
-def _ask_size(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+def _ask_size(scene: TabletopScene, rng: np.random.Generator) -> Iterator[Question]:
     for thing in scene.things:
         special = thing.pedestal or thing.boxed is not None  # these are always small
         if not special and not (thing.size == "small" and rng.random() < 0.25):
-            wording = _pick(rng, "Is the {} small or large?", "Is the {} large or small?")
+            wording = pick(rng, "Is the {} small or large?", "Is the {} large or small?")
             yield Question("size", wording.format(_refer(scene, thing, rng)), thing.size)
 
 
-def _ask_count(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+def _ask_count(scene: TabletopScene, rng: np.random.Generator) -> Iterator[Question]:
     keep = {1: 0.3, 2: 0.75}
     yield Question("count", "How many objects are there in total?", str(len(scene.things)))
     for key, plural in (("shape", "{}s"), ("colour", "{} objects"), ("material", "{} objects")):
@@ -160,9 +153,9 @@ def _ask_count(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
                 yield Question("count", f"How many {plural.format(value)} are there?", str(n))
 
 
-def _ask_existence(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+def _ask_existence(scene: TabletopScene, rng: np.random.Generator) -> Iterator[Question]:
     names = {thing.name for thing in scene.things}
-    wording = _pick(rng, "Is there a {}?", "Does a {} appear in the video?")
+    wording = pick(rng, "Is there a {}?", "Does a {} appear in the video?")
     for thing in scene.things:
         if rng.random() < 0.5:
             yield Question("existence", wording.format(thing.name), "yes")
@@ -173,10 +166,10 @@ def _ask_existence(scene: Scene, rng: np.random.Generator) -> Iterator[Question]
         yield Question("existence", wording.format(absent[rng.integers(len(absent))]), "no")
 
 
-def _ask_relation(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+def _ask_relation(scene: TabletopScene, rng: np.random.Generator) -> Iterator[Question]:
     for moment, second in (("at the start", 0.0), ("at the end", scene.duration - 1e-3)):
         there = [thing for thing in scene.things if seen(thing, second)]
-        for a, b in _pairs(there, rng):
+        for a, b in pairs(there, rng):
             (ax, ay, _), (bx, by, _) = a.position(second), b.position(second)
             names = _refer(scene, a, rng), _refer(scene, b, rng)
             if abs(ax - bx) > 0.8 and rng.random() < 0.5:
@@ -187,19 +180,19 @@ def _ask_relation(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
                 yield Question("spatial_relation", question, "in front" if ay < by else "behind")
 
 
-def _ask_direction(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+def _ask_direction(scene: TabletopScene, rng: np.random.Generator) -> Iterator[Question]:
     for thing in scene.things:
         if thing.heading and not scene.camera:
-            wording = _pick(rng, "Which way does the {} move?", "In which direction does the {} move?")
+            wording = pick(rng, "Which way does the {} move?", "In which direction does the {} move?")
             yield Question("motion_direction", wording.format(_refer(scene, thing, rng)), thing.heading)
 
 
-def _ask_order(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
-    for a, b in _pairs([thing for thing in scene.things if thing.drops is not None], rng):
+def _ask_order(scene: TabletopScene, rng: np.random.Generator) -> Iterator[Question]:
+    for a, b in pairs([thing for thing in scene.things if thing.drops is not None], rng):
         assert a.drops is not None
         assert b.drops is not None
         if abs(a.drops - b.drops) > 0.5:
-            word = _pick(rng, "first", "last")
+            word = pick(rng, "first", "last")
             answer = min(a, b, key=_dropped) if word == "first" else max(a, b, key=_dropped)
             yield Question("appearance_order", f"Which appears {word}, the {a.name} or the {b.name}?", answer.name)
 
@@ -209,27 +202,27 @@ def _dropped(thing: Solid) -> float:
     return thing.drops
 
 
-def _ask_fall(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+def _ask_fall(scene: TabletopScene, rng: np.random.Generator) -> Iterator[Question]:
     high = [thing for thing in scene.things if thing.pedestal]
     falling = [thing for thing in high if thing.falls is not None]
     for thing in high:
         if len(high) > 1 and (thing.falls is not None or rng.random() < 1 / (len(high) - 1)):
             yield Question("fall", f"Does the {_refer(scene, thing, rng)} fall?", "yes" if thing.falls else "no")
     if len(falling) == 1 and len(high) > 1:
-        yield Question("fall", _pick(rng, "Which object falls?", "What falls down?"), falling[0].name)
+        yield Question("fall", pick(rng, "Which object falls?", "What falls down?"), falling[0].name)
         _, x, *_ = falling[0].path[0]
         side = "left" if falling[0].path[-1][1] < x else "right"
         yield Question("fall", f"To which side does the {falling[0].name} fall?", side)
 
 
-def _ask_collision(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+def _ask_collision(scene: TabletopScene, rng: np.random.Generator) -> Iterator[Question]:
     for thing in scene.things:
         if thing.hits:
             yield Question("collision", f"What does the {_refer(scene, thing, rng)} hit?", thing.hits)
             yield Question("collision", f"What hits the {thing.hits}?", thing.name)
 
 
-def _ask_containment(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+def _ask_containment(scene: TabletopScene, rng: np.random.Generator) -> Iterator[Question]:
     if scene.box is None:
         return
     inside = [thing for thing in scene.things if thing.boxed is not None]
@@ -243,12 +236,12 @@ def _ask_containment(scene: Scene, rng: np.random.Generator) -> Iterator[Questio
             yield Question("containment", f"Is the {_refer(scene, thing, rng)} in the box at the end?", answer)
 
 
-def _ask_camera(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+def _ask_camera(scene: TabletopScene, rng: np.random.Generator) -> Iterator[Question]:
     if scene.theme == "camera":
         yield Question("camera", "How does the camera move?", scene.camera or "not at all")
 
 
-def _ask_events(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+def _ask_events(scene: TabletopScene, rng: np.random.Generator) -> Iterator[Question]:
     counts = {
         "How many objects drop in from above?": sum(thing.drops is not None for thing in scene.things),
         "How many objects move across the table?": sum(thing.heading is not None for thing in scene.things),
@@ -261,13 +254,13 @@ def _ask_events(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
             yield Question("event_count", question, str(n))
 
 
-def _ask_duration(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+def _ask_duration(scene: TabletopScene, rng: np.random.Generator) -> Iterator[Question]:
     for thing in scene.things:
         name = _refer(scene, thing, rng)
         if thing.falls is not None:
-            yield Question("duration", f"When does the {name} fall?", _seconds(thing.falls))
+            yield Question("duration", f"When does the {name} fall?", in_seconds(thing.falls))
         if thing.drops is not None:
-            yield Question("duration", f"When does the {name} appear?", _seconds(thing.drops))
+            yield Question("duration", f"When does the {name} appear?", in_seconds(thing.drops))
 
 
 _ASKERS = (

@@ -1,6 +1,6 @@
 """Draw a scene of the table at any second, with Panda3D's software renderer: no GPU, no display.
 
-    frame = Renderer(scene).frame(1.5)            # uint8 (height, width, 3), RGB
+    frame = TabletopRenderer(scene).frame(1.5)            # uint8 (height, width, 3), RGB
 
 Needs the extra `worlds`. Perspective, light by vertex, textures, soft shadows on the table. Panda3D draws in one thread
 of a process; several processes draw independently.
@@ -19,7 +19,7 @@ from panda3d import core
 from videopanda.data.worlds.scenes.dataset import Clip
 from videopanda.data.worlds.scenes.render import write_frames
 from videopanda.data.worlds.scenes.world import COLOURS
-from videopanda.data.worlds.tabletop.world import BOX, PEDESTAL, WALL, Scene, Solid
+from videopanda.data.worlds.tabletop.world import BOX, PEDESTAL, WALL, Solid, TabletopScene
 
 _HOME, _LOOKS_AT = (0.0, -6.6, 4.4), (0.0, 0.15, 0.4)  # of the camera
 _FIELD = 40.0  # degrees of the view, across
@@ -61,10 +61,10 @@ def _canvas(width: int, height: int) -> tuple[Any, Any, Any]:
     return buffer, texture, camera
 
 
-class Renderer:
+class TabletopRenderer:
     """Draws one scene. What does not change over time is made once."""
 
-    def __init__(self, scene: Scene):
+    def __init__(self, scene: TabletopScene):
         self.scene = scene
         self.root = core.NodePath("scene")
         rng = np.random.default_rng(scene.draw_seed)
@@ -165,16 +165,16 @@ def _rgb(colour: Any) -> tuple[float, float, float, float]:
     return red, green, blue, 1.0
 
 
-def draw(scene: Scene, num_frames: int) -> Clip:
+def draw(scene: TabletopScene, num_frames: int) -> Clip:
     """The frames that a decoder would show at `num_frames` uniform times."""
     wanted = (np.arange(num_frames) + 0.5) * scene.duration / num_frames
     shown = np.floor(wanted * scene.fps + 1e-6) / scene.fps
-    return Clip(Renderer(scene).frames(shown), tuple(float(t) for t in shown), scene.duration)
+    return Clip(TabletopRenderer(scene).frames(shown), tuple(float(t) for t in shown), scene.duration)
 
 
-def write_clip(scene: Scene, path: str | Path) -> None:
+def write_clip(scene: TabletopScene, path: str | Path) -> None:
     """Write the scene as an H.264 mp4 (yuv420p) at its own frame rate."""
-    renderer = Renderer(scene)
+    renderer = TabletopRenderer(scene)
     frames = (renderer.frame(i / scene.fps) for i in range(round(scene.duration * scene.fps)))
     write_frames(frames, (scene.width, scene.height), Fraction(scene.fps).limit_denominator(1001), path)
 

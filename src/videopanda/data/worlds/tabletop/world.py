@@ -64,7 +64,7 @@ class Solid:
 
 
 @dataclass(frozen=True)
-class Scene:
+class TabletopScene:
     """Everything that a clip shows."""
 
     seed: int
@@ -90,21 +90,21 @@ class Scene:
         return across * share, along * share
 
 
-def make_scene(seed: int, split: str, index: int, max_things: int = 4) -> Scene:
+def make_scene(seed: int, split: str, index: int, max_things: int = 4) -> TabletopScene:
     """Draw scene `index` of a split. Equal arguments give equal scenes on every machine.
 
     Raises:
         ValueError: the split is not one of train, validation, test.
     """
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     rng = np.random.default_rng([seed, SPLITS[split], index, 3])
     width, height = FRAME_SIZES[rng.integers(len(FRAME_SIZES))]
     theme = THEMES[rng.integers(len(THEMES))]
-    stage = _Stage(rng, float(rng.choice(DURATIONS)), max_things)
+    stage = _Placement(rng, float(rng.choice(DURATIONS)), max_things)
     stage.play(theme)
     gray = rng.uniform(90, 190)
-    return Scene(
+    return TabletopScene(
         seed=seed,
         split=split,
         index=index,
@@ -123,7 +123,7 @@ def make_scene(seed: int, split: str, index: int, max_things: int = 4) -> Scene:
     )
 
 
-class _Stage:
+class _Placement:
     """Places things one after another; a thing that would touch or hide another is drawn again."""
 
     def __init__(self, rng: np.random.Generator, duration: float, max_things: int):

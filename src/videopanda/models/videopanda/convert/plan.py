@@ -19,7 +19,7 @@ TEMPORAL = ("model.stab.lste.", "model.stab.gstra.", "model.stab.fusion.")  # wh
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """A line of the report: one tensor of the official checkpoint.
 
     action: "used" under its own name, "renamed", "alias" of a tensor that is used, "head" (kept for training in
@@ -52,7 +52,7 @@ class TensorPlan:
     source: Path
     layout: str
     settings: Settings
-    entries: tuple[Entry, ...]
+    entries: tuple[TensorEntry, ...]
     weights: dict[str, TensorLocation]
     shapes: dict[str, tuple[int, ...]]
     added_rows: dict[str, int]
@@ -127,7 +127,7 @@ def tensor_plan(source: str | Path, allow: Sequence[str] = ()) -> TensorPlan:
         if kind == "alias":
             aliases.append((places[first], place))
         dtype = DTYPE_NAMES[place.dtype]
-        entries.append(Entry(key, place.path.name, dtype, place.shape, kind, to, why))
+        entries.append(TensorEntry(key, place.path.name, dtype, place.shape, kind, to, why))
     _refuse_unknown(source, [entry.key for entry in entries if entry.action == "unknown"])
     taken = {target: places[key] for (kind, target), key in chosen.items() if kind == "weight"}
     order = {key: number for number, key in enumerate(places)}

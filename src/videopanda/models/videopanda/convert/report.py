@@ -6,17 +6,17 @@ from collections import Counter, defaultdict
 
 from rich.table import Table
 
-from videopanda.models.videopanda.convert.plan import Entry, TensorPlan
+from videopanda.models.videopanda.convert.plan import TensorEntry, TensorPlan
 
 _LAYER = re.compile(r"\b(layers|norm_layer)\.\d+")
 
 
-def entries_of(plan: TensorPlan) -> list[Entry]:
+def entries_of(plan: TensorPlan) -> list[TensorEntry]:
     """A line for every tensor of the official checkpoint, and for every weight that EVE does not have."""
     return [
         *plan.entries,
         *(
-            Entry(name, "", "", plan.shapes[name], "reinitialized", why="not in EVE: initial value")
+            TensorEntry(name, "", "", plan.shapes[name], "reinitialized", why="not in EVE: initial value")
             for name in plan.reinitialized
         ),
     ]
