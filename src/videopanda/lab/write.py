@@ -92,7 +92,7 @@ def _against(found: dict[str, Any]) -> str:
         "A difference is that of the same questions and seeds. *Would have been seen*: the smallest true difference "
         "that this many clips and seeds find four times out of five. *Undecided*: the interval contains 0."
     )
-    header = ["row", "against", "difference here", "would have been seen", "published", "direction"]
+    header = ["row", "against", "difference here", "detectable", "published", "direction"]
     return f"{markdown_table(header, rows)}\n\n{note}"
 
 
