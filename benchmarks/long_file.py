@@ -31,7 +31,7 @@ QUESTION = "How many objects are there in total?"
 WORK = """
 import json, resource, sys
 import videopanda
-from videopanda.inference.session import encode_long
+from videopanda.inference.stream_encoder import encode_long
 model, processor = videopanda.load(sys.argv[2] or None, "cpu")
 used = resource.getrusage(resource.RUSAGE_SELF)
 clip, seconds, log = encode_long(model, processor, sys.argv[1], fps=1, max_visual_tokens=2048)

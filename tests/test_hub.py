@@ -209,7 +209,7 @@ def test_pull_an_official_checkpoint(tmp_path):
         environment = hub.environment(tmp_path / "home", HF_HUB_DISABLE_PROGRESS_BARS="1")
         refused = python(COMMAND, environment, *words[:2])
         assert refused.returncode == 2
-        assert "name a folder for its conversion with --output DIR" in refused.stderr
+        assert "choose a folder for the converted one with --output DIR" in refused.stderr
         assert not large()  # before gigabytes are downloaded
         done = python(COMMAND, environment, *words)
         assert done.returncode == 0, done.stderr + done.stdout

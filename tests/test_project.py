@@ -79,6 +79,21 @@ def forbidden(source: str, module: str, is_package: bool = False) -> list[str]:
     return wrong
 
 
+def circles(arrows: dict[str, set[str]]) -> set[str]:
+    """The nodes from which one can come back to themselves."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = set(arrows.get(start, ()))
+        while todo:
+            node = todo.pop()
+            seen.add(node)
+            todo |= arrows.get(node, set()) - seen
+        return seen
+
+    return {node for node in arrows if node in reached(node)}
+
+
 @cache
 def trees() -> dict[Path, ast.Module]:
     return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(SRC.rglob("*.py"))}
@@ -92,6 +107,21 @@ def test_every_import_follows_the_plan():
         if found:
             wrong[str(path.relative_to(ROOT))] = found
     assert wrong == {}
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Imports inside functions count; those that only type checkers see do not."""
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == {"b", "c"}
+    arrows = {}
+    for path, tree in trees().items():
+        body = [
+            node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+        ]
+        module = module_name(path)
+        found = imports(ast.Module(body, []), module, path.name == "__init__.py")
+        arrows[module] = {name.partition(".")[2] for name in found if is_own_module(name)}
+    assert "inference.answer" in arrows["inference.session"]
+    assert circles(arrows) == set()
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,8 @@ def teach(
     checked = check([str(file) for file in files], data / "manifest.jsonl")
     if checked.bad_clips:
         raise ValueError(
-            f"{checked.bad_clips} clips cannot be read: see  videopanda data check {data / 'train.jsonl'} "
-            f"{data / 'test.jsonl'}; remove them from {clips}, and {data}, and start again"
+            f"{checked.bad_clips} clips cannot be read: list them with  videopanda data check {data / 'train.jsonl'} "
+            f"{data / 'test.jsonl'}; remove them from {clips}, delete {data}, and start again"
         )
     answers = {"before": _ask(start, data, output / "before.jsonl", "full")}
     if not (output / "config.json").exists():  # written last: the model is complete

@@ -390,13 +390,13 @@ OURS = (VideoPandaForConditionalGeneration, VideoPandaConfig, VideoPandaProcesso
 def test_loading_an_official_folder_names_the_command(loader, official):
     with pytest.raises(ValueError, match="videopanda convert") as error:
         load(official) if loader is None else loader.from_pretrained(official)
-    assert f"videopanda convert {official} DST" in str(error.value)
+    assert f"videopanda convert {official} OUT" in str(error.value)
 
 
 @pytest.mark.parametrize("loader", OURS)
 def test_loading_an_eve_folder_names_the_command(loader, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(official_config("eve")))
-    with pytest.raises(ValueError, match=f"official eve code: run `videopanda convert {tmp_path} DST`"):
+    with pytest.raises(ValueError, match=f"official eve code: run `videopanda convert {tmp_path} OUT`"):
         loader.from_pretrained(tmp_path)
 
 

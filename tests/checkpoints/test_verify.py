@@ -306,7 +306,7 @@ def test_bad_input_is_one_line(ours, official, tmp_path, run):
     for arguments, reason in [
         ((tmp_path / "none",), "no model folder at"),
         ((tmp_path / "empty",), "is not a videopanda checkpoint: it has no config.json"),
-        ((official,), f"run `videopanda convert {official} DST`"),
+        ((official,), f"run `videopanda convert {official} OUT`"),
         ((ours, "--against", tmp_path / "none"), "no such file or folder"),
         ((ours, "--against", ours), "needs no conversion"),
     ]:

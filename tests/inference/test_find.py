@@ -244,7 +244,7 @@ def test_mistakes_end_in_one_line(tmp_path):
     for video, description, message in (
         (VIDEO, " ", "description is empty"),
         (VIDEO, "?", "description is empty"),
-        (picture, "it turns", "still picture"),
+        (picture, "it turns", "still image"),
         (one, "it turns", "single frame"),
         (SimpleNamespace(frames=np.zeros((513, 4, 4, 3)), timestamps=range(513), duration=9.0), "it turns", "at once"),
         (VIDEO, "a <video> appears", "must not contain"),
@@ -272,7 +272,7 @@ def test_the_command_prints_a_table_of_80_columns(tmp_path):
     for words, message in (
         ((CLIP, " "), "the description is empty"),
         ((tmp_path / "none.mp4", "it turns"), "no video at"),
-        ((picture, "it turns"), "still picture"),
+        ((picture, "it turns"), "still image"),
         ((CLIP, "it turns", "--num-frames", "1"), "single frame"),
     ):
         code, out, err = run("find", *words, "--model", BUNDLED_MODEL)

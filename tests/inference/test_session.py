@@ -14,7 +14,8 @@ from compressed import FAMILIES, compressed
 from media import write_video
 from tiny import clip
 from videopanda.inference.answer import ask
-from videopanda.inference.session import VideoSession, encode_long
+from videopanda.inference.session import VideoSession
+from videopanda.inference.stream_encoder import encode_long
 from videopanda.inference.token_memory import TokenMemory
 from videopanda.models.visual import CELL
 

@@ -67,7 +67,7 @@ def test_flicker_has_no_vectors_and_a_codec_without_them_says_so(tmp_path):
     assert activity_of(tmp_path / "flicker.mp4").sizes[1:].min() > 10
     assert vectors_of(tmp_path / "flicker.mp4")[1].max() < 0.5
     write_video(tmp_path / "a.mkv", range(5), codec="ffv1")
-    with pytest.raises(VideoReadError, match="tells no motion vectors: choose frames by motion"):
+    with pytest.raises(VideoReadError, match="reports no motion vectors: choose frames by motion"):
         chosen_times(tmp_path / "a.mkv", 4, "vectors")
 
 

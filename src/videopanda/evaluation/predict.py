@@ -46,7 +46,7 @@ from videopanda.inference.load import BUNDLED_MODEL
 from videopanda.inference.load import load as load_model
 from videopanda.inference.look_twice import FirstLook, first_look, second_look
 from videopanda.inference.request import Failed, GenerateRequest
-from videopanda.inference.session import encode_long
+from videopanda.inference.stream_encoder import encode_long
 from videopanda.inference.visual_cache import TokenDiskCache
 from videopanda.video.activity import Rule, chosen_times
 from videopanda.video.read import VideoReadError, read_video

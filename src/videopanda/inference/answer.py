@@ -28,7 +28,7 @@ from videopanda.inference.load import load
 from videopanda.inference.reply import Answer
 from videopanda.inference.request import MAX_NEW_TOKENS, ONE_AT_A_TIME, Failed, Finished, GenerateRequest, TextDelta
 from videopanda.inference.sampling import GREEDY, Sampling
-from videopanda.inference.session import encode_long
+from videopanda.inference.stream_encoder import encode_long
 from videopanda.inference.visual_cache import TokenDiskCache
 from videopanda.video.activity import Rule, chosen_times
 from videopanda.video.read import read_video
@@ -161,7 +161,6 @@ class Chat:
                     video,
                     fps=fps or 1.0,
                     max_visual_tokens=max_visual_tokens,
-                    max_new_tokens=max_new_tokens,
                     last_frames=last_frames,
                     start=start,
                     end=end,

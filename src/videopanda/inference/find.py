@@ -131,10 +131,10 @@ def search(processor: Any, video: Any, description: str) -> Steps[Found]:
     """
     check_description(description)
     if getattr(video, "is_still", False):
-        raise ValueError("this is a still picture, in which nothing happens: pass a video")
+        raise ValueError("this is a still image, in which nothing can happen: pass a video")
     if len(video.frames) < 2:
         raise ValueError(
-            "a single frame has no before and after: pass more frames (num_frames or fps), or a longer range"
+            "one frame is not enough to tell when something happens: pass more frames (num_frames or fps), or a longer range"
         )
     if len(video.frames) > MOST_FRAMES:
         raise ValueError(

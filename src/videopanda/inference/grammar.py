@@ -50,7 +50,7 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ConstraintError(f"the schema is too much work: {_first_line(self._matcher.get_error())}")
+            raise ConstraintError(f"the schema is too complex: {_first_line(self._matcher.get_error())}")
 
 
 class Grammars:

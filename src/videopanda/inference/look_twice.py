@@ -24,7 +24,7 @@ from videopanda.inference.answer import Chat, build_prompt, question_messages
 from videopanda.inference.clip import ClipSource, EncodedClip, encode_clip
 from videopanda.inference.reply import Answer
 from videopanda.inference.request import MAX_NEW_TOKENS
-from videopanda.inference.session import encode_long
+from videopanda.inference.stream_encoder import encode_long
 from videopanda.models.attention import eager_attention, unmerged
 from videopanda.models.visual import EncodedVisual
 from videopanda.plan.planner import DoesNotFitError
@@ -65,9 +65,7 @@ def first_look(
     tokens = max_visual_tokens or processor.video_processor.max_visual_tokens
     if tokens is not None:
         rate = fps or 1.0
-        clip, costs, log = encode_long(
-            model, coarse, source, fps=rate, max_visual_tokens=tokens, max_new_tokens=max_new_tokens
-        )
+        clip, costs, log = encode_long(model, coarse, source, fps=rate, max_visual_tokens=tokens)
         return FirstLook(source, clip, tuple((start, end + 1 / rate) for start, end, _ in log.steps), costs)
     count = FIRST_TIMES * (num_frames or processor.video_processor.num_frames)
     while True:
@@ -79,7 +77,7 @@ def first_look(
                 raise
             count = max(1, count // 2)
     if clip.kind == "image":
-        raise ValueError("a still picture has nothing to look at twice")
+        raise ValueError("look_twice needs a video, and this is a still image")
     middles = [(a + b) / 2 for a, b in zip(clip.times, clip.times[1:])]
     step = clip.times[-1] - middles[-1] if middles else 0.5
     edges = [max(0.0, clip.times[0] - step), *middles, clip.times[-1] + step]
@@ -107,7 +105,7 @@ def attention_to(model: Any, processor: Any, clip: EncodedClip, question: str) -
         with eager_attention(model):  # of the question, not the clip
             layers = model(input_ids=ids_N[None, last:], use_cache=True, output_attentions=True, **cache).attentions
     if not layers or any(layer is None or layer.shape[-1] != len(ids_N) for layer in layers):
-        raise ValueError("this language model has layers without full attention: it cannot say where it looks")
+        raise ValueError("look_twice needs full attention in every layer, which this language model does not have")
     share_V = torch.stack([layer[0].float().mean((0, 1)) for layer in layers]).mean(0)[is_visual_N]
     return share_V / share_V.sum()
 

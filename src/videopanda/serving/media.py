@@ -155,7 +155,7 @@ class MediaLoader:
 
     def _shown(self, place: str, media: LocalMedia, is_image: bool, choice: dict[str, Any]) -> _Shown:
         if is_image and "baseline" in choice:
-            raise ServeError("a baseline rearranges the frames of a video: this is an image")
+            raise ServeError("baseline needs a video, and this is an image")
         return _Shown(place, [media], is_image, _ONE if is_image else self.sampling(choice))
 
     def _stored(self, id_: str, owner: str) -> LocalMedia:
@@ -292,7 +292,7 @@ class MediaLoader:
             with _named(place):
                 shown = await self._find(place, part, request, owner, opened)
                 if num_frames is not None and (shown.is_image or "baseline" in shown.sampling):
-                    raise ServeError("events are found in videos as they are: no image, and no baseline")
+                    raise ServeError("find needs a video as it is: images and baseline are not supported")
                 if num_frames is not None and not isinstance(part, FrameListPart):
                     most, choice = min(num_frames, self.pool.limits.limits.frames), request.choice_for(part)
                     shown = replace(shown, sampling=choice if "fps" in choice else {"num_frames": most, **choice})

@@ -96,7 +96,7 @@ class EarlyStop(TrainerCallback):
             return
         self.waited += 1
         if self.waited >= self.patience:
-            logger.info("the loss on held-out clips has not improved %d times in a row: training ends", self.waited)
+            logger.info("the loss on held-out clips has not improved in %d evaluations: stopping early", self.waited)
             control.should_training_stop = True
 
     @torch.no_grad()

@@ -51,7 +51,7 @@ def _opened(source: str | os.PathLike[str], timeout: float) -> Iterator[tuple[In
             deadline = Deadline(timeout)
             opened = open_source(source, deadline, stack)
             if opened.pictures is not None:
-                raise UnreadableError("pictures have no packets to choose frames by: use num_frames or fps")
+                raise UnreadableError("images have no packets to choose frames by: use num_frames or fps")
             container, stream = open_container(opened.opener, deadline)
             stack.callback(container.close)
             yield container, stream
@@ -87,7 +87,7 @@ def vectors_of(source: str | os.PathLike[str], timeout: float = math.inf) -> tup
     without reference to others count as still.
 
     Raises:
-        VideoReadError: it cannot be read, has no timestamps, or its codec tells no motion vectors.
+        VideoReadError: it cannot be read, has no timestamps, or its codec reports no motion vectors.
     """
     times, motion, has_vectors = [], [], False
     with _opened(source, timeout) as (container, stream):
@@ -107,7 +107,7 @@ def vectors_of(source: str | os.PathLike[str], timeout: float = math.inf) -> tup
             if len(times) % 16 == 0:
                 gc.collect(0)  # side data tie a frame to itself
         if times and not has_vectors:
-            raise UnreadableError("its codec tells no motion vectors: choose frames by motion instead")
+            raise UnreadableError("its codec reports no motion vectors: choose frames by motion instead")
     if not times:
         raise VideoReadError(os.fspath(source), "no video frames")
     order = np.argsort(times, kind="stable")

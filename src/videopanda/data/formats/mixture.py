@@ -93,7 +93,7 @@ def _check_media(file: Path, source: Source) -> None:
     media = list(islice((medium for record in records for medium in record.media), _LOOKED_AT))
     if media and not any(source.locate(medium).exists() for medium in media):
         raise ValueError(
-            f"{file}: {source.locate(media[0])} does not exist, and neither do the next files: is data_root right?"
+            f"{file}: {source.locate(media[0])} does not exist, and neither do the next files: check data_root"
         )
 
 

@@ -285,7 +285,7 @@ def refuse_official(config: dict[str, Any], folder: Any) -> None:
     if config.get("model_type") in ("videopanda", "eve") and "text_config" not in config and "hidden_size" in config:
         raise ValueError(
             f"{folder} is a checkpoint of the official {config['model_type']} code: run "
-            f"`videopanda convert {folder} DST` and load DST."
+            f"`videopanda convert {folder} OUT` and load OUT."
         )
 
 

@@ -1,0 +1,253 @@
+"""A video that is still coming, or too long for one array, encoded at constant memory and cost per frame.
+
+Frames are encoded in chunks, with the state of the vision part carried from chunk to chunk, into a `TokenMemory`. At
+any frame, `clip()` is the stream so far as if it ended there: its tokens are those of the whole clip offline.
+
+    clip, seconds, log = encode_long(model, processor, "lecture.mp4", fps=1, max_visual_tokens=2048)
+    Chat(model, processor, clip).ask("Which topic comes second?")
+
+With `last_frames=N` only the last N frames are kept and encoded when something is asked: the baseline that any
+memory has to beat (SimpleStream, arXiv 2604.02317), and the only way to stream for models that need a whole clip.
+"""
+
+import math
+import time
+from collections import deque
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from videopanda.inference.clip import EncodedClip, encode_prepared, prepare_clips
+from videopanda.inference.token_memory import TokenMemory
+from videopanda.models.visual import ChunkState
+from videopanda.video.read import VideoReadError, read_video
+from videopanda.video.stream import stream_video
+
+MAX_VISUAL_TOKENS = 2048
+KEPT_TIMES = 100_000  # frame times that an answer reports at most
+
+
+@dataclass(frozen=True)
+class SessionLog:
+    """What happened to the frames of a stream.
+
+    frames: number seen so far; steps: (first second, last second, frames) of each step that is kept.
+    merged: merges so far; dropped: frames no longer in memory; dropped_stretches: the latest of them, as time ranges.
+    resized: frames whose size differs from that of the first one.
+    """
+
+    frames: int
+    steps: list[tuple[float, float, int]]
+    merged: int
+    dropped: int
+    dropped_stretches: list[tuple[float, float]]
+    resized: int
+
+
+class StreamEncoder:
+    """One stream, encoded as it comes.
+
+    Args:
+        max_visual_tokens: maximum tokens of all frames so far; default what the model was trained with, else 2,048, or
+            half of the context if that is less.
+        window: number of latest steps that are never merged.
+        last_frames: keep only this many frames, and encode them when something is asked; 0 for a memory of everything.
+        total_frames: length of the stream, if known; models with `stab.coordinates` need it.
+
+    Raises:
+        ValueError: the model cannot encode in chunks; the message names what it needs.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        max_visual_tokens: int | None = None,
+        window: int = 4,
+        last_frames: int = 0,
+        total_frames: int | None = None,
+    ):
+        self.model, self.processor = model, processor
+        self.total_frames, self.last_frames = total_frames, last_frames
+        context = model.config.text_config.max_position_embeddings
+        if max_visual_tokens is None:
+            trained = processor.video_processor.max_visual_tokens
+            max_visual_tokens = trained or min(MAX_VISUAL_TOKENS, context // 2)
+        if max_visual_tokens >= context:
+            raise ValueError(f"{max_visual_tokens:,} visual tokens exceed the context of {context:,} tokens")
+        self.memory = TokenMemory(max_visual_tokens, window)
+        self.num_frames = self.resized = 0
+        self.seconds = {"preprocess": 0.0, "encode": 0.0}
+        self._size: tuple[int, int] | None = None
+        self._state = ChunkState()
+        self._chunk = 1
+        if not last_frames:
+            self._chunk = model.chunk_frames or 0
+            if model.needs_total_frames and total_frames is None:
+                raise ValueError(
+                    "the tokens of this model encode their relative time in the clip (stab.coordinates), which is "
+                    "undefined in an endless stream: watch its last frames with last_frames=N"
+                )
+            if not self._chunk:
+                raise ValueError(
+                    "this model needs the whole clip (unbounded segments, a bidirectional compressor, or FRAME tokens "
+                    "that see earlier ones): watch its last frames with last_frames=N"
+                )
+        self._pending: deque[tuple[np.ndarray, float]] = deque(maxlen=last_frames or None)
+        self._times: deque[float] = deque(maxlen=KEPT_TIMES)
+        self._first: float | None = None
+        self._encoded: tuple[int, EncodedClip] | None = None  # number of frames, and the clip of them
+
+    @torch.inference_mode()
+    def push(self, image: np.ndarray, seconds: float) -> None:
+        """Add the next frame, uint8 (H, W, 3), shown at `seconds`. Frames of another size are scaled to the first one.
+
+        Raises:
+            ValueError: it is not such an array, or its time is before that of the last one.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"a frame must be uint8 (height, width, 3), got {image.dtype} {image.shape}")
+        if self._times and seconds < self._times[-1]:
+            raise ValueError(f"frame times must not decrease: got {seconds:.3f} s after {self._times[-1]:.3f} s")
+        size = image.shape[1], image.shape[0]
+        self._size = self._size or size
+        if size != self._size:
+            self.resized += 1
+            image = self.processor.video_processor.resize(image[None], self._size[1], self._size[0])[0]
+        self._first = seconds if self._first is None else self._first
+        self._times.append(seconds)
+        self.num_frames += 1
+        self._pending.append((image, seconds))
+        if not self.last_frames and len(self._pending) == self._chunk:
+            self._state = self._encode(self.memory)
+            self._pending.clear()
+
+    def _encode(self, memory: TokenMemory) -> ChunkState:
+        """Encode the pending frames into a memory."""
+        began = time.perf_counter()
+        frames = np.stack([image for image, _ in self._pending])
+        rules = self.processor.video_processor
+        inputs = rules.place_chunk(frames)
+        placed = time.perf_counter()
+        visual, state = self.model.encode_chunk(inputs, self._state, self.total_frames)
+        memory.add(visual.tokens, visual.layout, [seconds for _, seconds in self._pending], rules.frames_per_step)
+        self.seconds["preprocess"] += placed - began
+        self.seconds["encode"] += time.perf_counter() - placed
+        return state
+
+    @torch.inference_mode()
+    def clip(self) -> EncodedClip:
+        """The stream so far, encoded. Raises ValueError before the first frame."""
+        if not self.num_frames:
+            raise ValueError("no frame has been pushed yet")
+        if self._encoded is None or self._encoded[0] != self.num_frames:
+            self._encoded = self.num_frames, self._last_clip() if self.last_frames else self._memory_clip()
+        return self._encoded[1]
+
+    def _memory_clip(self) -> EncodedClip:
+        memory = self.memory.copy()
+        if self._pending:
+            self._encode(memory)
+        tokens, layout = memory.tokens, memory.layout
+        text = self.processor.video_text(layout, self.duration, [start for start, _, _ in memory.spans])
+        return EncodedClip(
+            f"stream {id(self)} {self.num_frames}",
+            "video",
+            text,
+            tuple(self._times),
+            tokens=tokens,
+            layout=layout,
+            selection=memory.selection,
+        )
+
+    def _last_clip(self) -> EncodedClip:
+        began = time.perf_counter()
+        frames, times = zip(*self._pending)
+        video = SimpleNamespace(frames=np.stack(frames), timestamps=np.array(times), duration=self._span(times[0]))
+        (clip,) = prepare_clips(self.processor, [video])
+        placed = time.perf_counter()
+        encode_prepared(self.model, [clip])
+        self.seconds["preprocess"] += placed - began
+        self.seconds["encode"] += time.perf_counter() - placed
+        clip.frames, clip.selection = None, ("one of the last frames",) * len(frames)
+        return clip
+
+    def _span(self, start: float) -> float:
+        """Seconds from `start` to the end of the last frame, which is shown as long as the one before."""
+        step = self._times[-1] - self._times[-2] if len(self._times) > 1 else 1.0
+        return self._times[-1] + step - start
+
+    @property
+    def duration(self) -> float:
+        """Seconds so far."""
+        return 0.0 if self._first is None else self._span(self._first)
+
+    @property
+    def log(self) -> SessionLog:
+        """What happened to the frames."""
+        memory = self.memory
+        if self.last_frames:
+            steps = [(seconds, seconds, 1) for _, seconds in self._pending]
+            return SessionLog(self.num_frames, steps, 0, self.num_frames - len(steps), [], self.resized)
+        return SessionLog(
+            self.num_frames, memory.spans, memory.merged, memory.num_dropped, list(memory.dropped), self.resized
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of what is kept between frames; it does not grow once the memory is full."""
+        kept = sum(step.tokens.nbytes + step.places.nbytes for step in self.memory.steps)
+        return kept + sum(image.nbytes for image, _ in self._pending)
+
+
+def encode_long(
+    model: Any,
+    processor: Any,
+    source: Any,
+    *,
+    fps: float = 1.0,
+    max_visual_tokens: int | None = None,
+    last_frames: int = 0,
+    start: float | None = None,
+    end: float | None = None,
+) -> tuple[EncodedClip, dict[str, float], SessionLog]:
+    """Encode a whole file in constant memory; the seconds of "decode", "preprocess" and "encode", and the log.
+
+    Args:
+        source: a file or a folder of images.
+        fps: frames per second that are encoded.
+        max_visual_tokens, last_frames: see `StreamEncoder`.
+        start, end: range in seconds.
+
+    Raises:
+        VideoReadError: the source cannot be read, or shows nothing in this range.
+        ValueError: the model needs a whole clip.
+    """
+    began = time.perf_counter()
+    background = processor.video_processor.background
+    total = None
+    if not last_frames and model.needs_total_frames:
+        video = read_video(source, num_frames=1, background=background, timeout=math.inf)
+        last = video.duration if end is None else min(end, video.duration)
+        total = max(1, math.ceil((last - (start or 0.0)) * fps - 1e-6))
+    decode = time.perf_counter() - began
+    encoder = StreamEncoder(
+        model, processor, max_visual_tokens=max_visual_tokens, last_frames=last_frames, total_frames=total
+    )
+    with stream_video(source, fps=fps, background=background) as stream:
+        while True:
+            began = time.perf_counter()
+            frame = next(stream, None)
+            decode += time.perf_counter() - began
+            if frame is None or (end is not None and frame.time >= end):
+                break
+            if start is None or frame.time >= start:
+                encoder.push(frame.image, frame.time)
+    if not encoder.num_frames:
+        raise VideoReadError(str(source), "no video frames" if start is None else f"no frame after {start:g} s")
+    clip = encoder.clip()
+    return clip, {"decode": decode, **encoder.seconds}, encoder.log
