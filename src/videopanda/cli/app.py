@@ -38,7 +38,7 @@ from videopanda.cli.watch import watch_verb
 
 app = typer.Typer(
     help="Train, verify, run and serve encoder-free video-language models.\n\n"
-    "Start with  [bold]videopanda demo[/bold] . Each command has its own --help with an example.",
+    "Start with  [bold]videopanda demo[/bold]. Each command has its own --help with an example.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

@@ -36,8 +36,9 @@ def efficiency_verb(
 ) -> None:
     """Measure parameters, multiply-accumulates, latency and memory of vision parts at their published sizes.
 
-    Weights are random. Models run in turns: compare the ratios within one run, not times across runs. On a CPU,
-    Video-ChatGPT runs 10 of its 100 independent frames, and its time is scaled up.
+    Weights are random. Models run in turns: compare the ratios within one run,
+    not times across runs. On a CPU, Video-ChatGPT runs 10 of its 100
+    independent frames, and its time is scaled up.
 
     Example:  videopanda bench efficiency --flops-only --json
     """
@@ -78,7 +79,8 @@ def decode_verb(
 ) -> None:
     """Measure the time to read 8 frames of a short and a long clip.
 
-    The decoders are PyAV and torchcodec; the bench writes its own clips, of one minute and of --minutes.
+    The decoders are PyAV and torchcodec; the bench writes its own clips, of one
+    minute and of --minutes.
 
     Example:  videopanda bench decode --minutes 10
     """
@@ -109,7 +111,8 @@ def generate_verb(
 ) -> None:
     """Measure time per answer and memory of the weights, plain and quantized.
 
-    Reports the time to the first token, tokens per second, and the time of a second question about the same clip.
+    Reports the time to the first token, tokens per second, and the time of a
+    second question about the same clip.
 
     Answers always run to --max-new-tokens, so their text is meaningless.
 
@@ -137,9 +140,10 @@ def train_verb(
 ) -> None:
     """Measure time and peak memory of a training step.
 
-    With and without activation checkpointing, in float32 and with bfloat16 autocast. Then the same data in three kinds
-    of rows: one per question with padding, as the Hugging Face Trainer makes them, one per clip, and rows that are
-    filled with several clips.
+    With and without activation checkpointing, in float32 and with bfloat16
+    autocast. Then the same data in three kinds of rows: one per question with
+    padding, as the Hugging Face Trainer makes them, one per clip, and rows that
+    are filled with several clips.
 
     Example:  videopanda bench train --clips 2
     """
@@ -173,8 +177,9 @@ def elva_verb(
 ) -> None:
     """Measure the time to the first token with native frames: plain, with token merging, at hybrid resolution.
 
-    The baseline is a SigLIP-shaped encoder in front of the same language model. On a CPU the encoder reads one frame,
-    and its time is scaled up. Published figures of a 7B model are printed next to ours.
+    The baseline is a SigLIP-shaped encoder in front of the same language model.
+    On a CPU the encoder reads one frame, and its time is scaled up. Published
+    figures of a 7B model are printed next to ours.
 
     Example:  videopanda bench elva --flops-only
     """

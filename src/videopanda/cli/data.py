@@ -161,8 +161,8 @@ def cache_verb(
 ) -> None:
     """Show the size of a cache, limit it, or empty it. Safe while other processes use the cache.
 
-    `videopanda train` caches decoded frames (setting frame_cache=DIR), `answer` and `evaluate` cache visual tokens
-    (--cache DIR).
+    `videopanda train` caches decoded frames (setting frame_cache=DIR), `answer`
+    and `evaluate` cache visual tokens (--cache DIR).
 
     Example:  videopanda data cache out/frames --cache-size 20GiB
     """
@@ -235,7 +235,8 @@ def recaption_verb(
 ) -> None:
     """Describe every clip of training data with a stronger model; the same command resumes.
 
-    Exit code 1 means that some clips have no caption; they are listed, and the next call tries them again.
+    Exit code 1 means that some clips have no caption; they are listed, and the
+    next call tries them again.
 
     Example:  videopanda data recaption train.json --output new.jsonl --base-url http://host/v1 --name ID
     """

@@ -405,7 +405,8 @@ def judge_verb(
 ) -> None:
     """Have a language model judge stored predictions. Replies are kept; the same command resumes.
 
-    Exit code 1 means that some predictions could not be judged; they count as wrong and are listed.
+    Exit code 1 means that some predictions could not be judged; they count as
+    wrong and are listed.
 
     Example:  videopanda evaluate judge msvd-qa MSVD full.jsonl --name ID --base-url http://host/v1 --output j
     """

@@ -69,7 +69,8 @@ def push_verb(
 ) -> None:
     """Upload a checkpoint with the code it needs and a model card.
 
-    The card describes data, scores and limitations. A checkpoint that contains local paths is refused.
+    The card describes data, scores and limitations. A checkpoint that contains
+    local paths is refused.
 
     Example:  videopanda push out/mine org/name --scores out/mine-test/custom/full.scores.summary.json
     """

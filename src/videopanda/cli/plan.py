@@ -82,17 +82,18 @@ def plan_verb(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a question about a clip costs (tokens, FLOPs, memory, time) and what would fit, without weights.
+    """Estimate what a question about a clip costs (tokens, FLOPs, memory, time), without weights.
 
-    Tokens, FLOPs and memory are counted by running the model's own code on the meta device, so they match the real
-    model. Times are based on a machine profile written by --measure; otherwise assumed rates are used and marked. Exit
-    code 2 means that a request does not fit.
+    Tokens, FLOPs and memory are counted by running the model's own code on the
+    meta device, so they match the real model. Times are based on a machine
+    profile written by --measure; otherwise assumed rates are used and marked.
+    Exit code 2 means that a request does not fit.
 
     Example:  videopanda plan --model out/7b --video clip.mp4
 
     A model that does not exist yet:  videopanda plan --backbone qwen3-8b --device cuda --duration 30m --fps 0.5
 
-    What fits a GPU:  videopanda plan --backbone qwen2.5-7b --device cuda --fit 24GiB
+    What fits on a GPU:  videopanda plan --backbone qwen2.5-7b --device cuda --fit 24GiB
     """
     if model is not None and backbone is not None:
         raise ValueError("--model and --backbone are mutually exclusive: one plans a saved model, the other a new one")

@@ -101,8 +101,9 @@ def serve_verb(
 ) -> None:
     """Serve a model: a web page to ask about videos, and an OpenAI-compatible API.
 
-    The page is at http://HOST:PORT/, the API below http://HOST:PORT/v1. Ctrl-C finishes the running
-    answers, then stops the server. More in docs/serving.md.
+    The page is at http://HOST:PORT/, the API below http://HOST:PORT/v1. Ctrl-C
+    finishes the running answers, then stops the server. More in
+    docs/serving.md.
 
     Example:  videopanda serve --model out/video-panda-7b --port 8000 --api-keys keys.txt
 
