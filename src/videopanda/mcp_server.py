@@ -41,7 +41,7 @@ class _Folders:
         raise ValueError(f"no video {path} below {', '.join(map(str, self.allowed))}, the folders that may be read")
 
 
-def make_server(loaded: tuple[Any, Any], allowed: Sequence[Path], name: str = "videopanda") -> MCPServer:
+def make_server(loaded: tuple[Any, Any], allowed: Sequence[Path]) -> MCPServer:
     """A server with the tools `describe`, `ask`, `analyze_moment`, `find` and `frames`.
 
     Args:
@@ -49,7 +49,7 @@ def make_server(loaded: tuple[Any, Any], allowed: Sequence[Path], name: str = "v
         allowed: folders whose videos may be read.
     """
     folders = _Folders(allowed)
-    server = MCPServer(name, instructions="Answers questions about video files, and shows their frames.")
+    server = MCPServer("videopanda", instructions="Answers questions about video files, and shows their frames.")
 
     def tool(function: Callable[..., Any]) -> None:
         """Offer a function as a tool; errors that a caller can correct are returned with their reason."""

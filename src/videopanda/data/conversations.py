@@ -28,7 +28,7 @@ from videopanda.video.read import Sampling, Video, VideoSource, read_video
 
 logger = logging.getLogger(__name__)
 
-# Visual tokens of a medium where nobody tells: eight frames of 16:9 in the released model, and one.
+# Visual tokens of a medium if its size is unknown: eight frames of 16:9 in the released model, and one.
 VISUAL_TOKENS = {"video": 1232, "image": 154}
 
 

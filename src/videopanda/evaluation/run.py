@@ -47,7 +47,7 @@ def run(
     cache: Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Ask, score and report; everything is kept in `output`, and what is there already is not asked again.
+    """Ask, score and report; everything is kept in `output`, and existing predictions are not asked for again.
 
     Args:
         conditions: what is shown: "full", and baselines (`evaluation.conditions`).

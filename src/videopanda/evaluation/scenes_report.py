@@ -45,7 +45,6 @@ def scenes_report(
     num: int = 2000,
     seed: int = 0,
     baselines: bool = True,
-    num_frames: int | None = None,
     workers: int | None = None,
     progress: bool = True,
     media_root: Path | None = None,
@@ -60,7 +59,6 @@ def scenes_report(
         num: number of questions, spread evenly over the twelve families.
         seed: chooses the scenes.
         baselines: ask again under the other conditions (`evaluation.conditions`).
-        num_frames: frames per clip; default the number that the processor was saved with.
         workers: processes that write clips; default one per CPU. With more than one, a script must call this under
             `if __name__ == "__main__":`.
         progress: show a bar on stderr while clips are written.
@@ -86,7 +84,6 @@ def scenes_report(
             test,
             model,
             condition,
-            num_frames=num_frames,
             batch_size=BATCH_SIZE,
             max_new_tokens=longest,
             seed=seed,

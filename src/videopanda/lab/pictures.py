@@ -49,9 +49,7 @@ def write_pictures(lines: Sequence[dict[str, Any]], found: dict[str, Any], runs:
     return written
 
 
-def where_they_differ(
-    full: tuple[str, Path], other: tuple[str, Path], test: Path, num_frames: int = 8
-) -> Image.Image | None:
+def where_they_differ(full: tuple[str, Path], other: tuple[str, Path], test: Path) -> Image.Image | None:
     """A sheet of clips: first those that the full model alone is right about, then the other way round.
 
     Args:
@@ -71,7 +69,7 @@ def where_they_differ(
             if right[better][item.id] and not right[1 - better][item.id]:
                 chosen.setdefault(item.types[0], item)
         for item in list(chosen.values())[:MOST]:
-            video = read_video(test / item.video, num_frames=num_frames)
+            video = read_video(test / item.video, num_frames=8)
             lines = [f"{item.question}  Truth: {item.answers[0]}"]
             lines += [f"{name}: {answers.get(item.id, '–')}" for (name, _), answers in zip((full, other), said)]
             rows.append(SheetRow(video.frames, lines, video.timestamps))

@@ -44,11 +44,11 @@ class Activity:
 
 
 @contextmanager
-def _opened(source: str | os.PathLike[str], timeout: float) -> Iterator[tuple[InputContainer, VideoStream]]:
+def _opened(source: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its video. Raises VideoReadError, also for what goes wrong inside."""
     with ExitStack() as stack:
         try:
-            deadline = Deadline(timeout)
+            deadline = Deadline(math.inf)
             opened = open_source(source, deadline, stack)
             if opened.pictures is not None:
                 raise UnreadableError("images have no packets to choose frames by: use num_frames or fps")
@@ -59,14 +59,14 @@ def _opened(source: str | os.PathLike[str], timeout: float) -> Iterator[tuple[In
             raise VideoReadError(os.fspath(source), str(error)) from error
 
 
-def activity_of(source: str | os.PathLike[str], timeout: float = math.inf) -> Activity:
+def activity_of(source: str | os.PathLike[str]) -> Activity:
     """Read the packets of a file.
 
     Raises:
         VideoReadError: it cannot be read, is a picture, or has no timestamps.
     """
     rows = []
-    with _opened(source, timeout) as (container, stream):
+    with _opened(source) as (container, stream):
         tick = float(stream.time_base or 1)  # a closed container has none
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
@@ -80,7 +80,7 @@ def activity_of(source: str | os.PathLike[str], timeout: float = math.inf) -> Ac
     return Activity((stamps - stamps[0]) * tick, sizes.astype(float), is_key.astype(bool))
 
 
-def vectors_of(source: str | os.PathLike[str], timeout: float = math.inf) -> tuple[np.ndarray, np.ndarray]:
+def vectors_of(source: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     """Start in seconds of every frame, and how many pixels its parts moved on average; (T,).
 
     That is since the frames from which they are predicted, one to a few frames away. Frames and parts that are coded
@@ -90,7 +90,7 @@ def vectors_of(source: str | os.PathLike[str], timeout: float = math.inf) -> tup
         VideoReadError: it cannot be read, has no timestamps, or its codec reports no motion vectors.
     """
     times, motion, has_vectors = [], [], False
-    with _opened(source, timeout) as (container, stream):
+    with _opened(source) as (container, stream):
         stream.codec_context.options = {"flags2": "+export_mvs"}
         for frame in container.decode(stream):
             if frame.time is None:

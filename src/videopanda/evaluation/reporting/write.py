@@ -18,7 +18,7 @@ from videopanda.evaluation.reporting.plots import plot_types, plot_vision_size
 from videopanda.evaluation.reporting.report import metric_of
 from videopanda.evaluation.scoring.score import OUT_OF_FIVE
 
-_WIDEST_NAME = 16  # what is longer goes on in the next line
+_WIDEST_NAME = 16  # longer names wrap
 _LISTED = 20  # ids per kind of loss; report.json has all
 
 

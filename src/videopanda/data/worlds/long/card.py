@@ -25,7 +25,7 @@ scenes make --long`; nothing was recorded, and nobody is shown.
 - **What is seen.** An empty dark picture of 96 × 72 pixels at 4 frames per second, in which a circle, square,
   triangle or cross appears for some seconds now and then, and a lamp in the corner that changes its color one
   to three times. At least about {idle:.0%} of a clip shows nothing but the lamp.
-- **What is asked.** `which` color a shape has that is told by size, shape and motion; `when` (in which fifth of
+- **What is asked.** `which` color a shape has that is named by size, shape and motion; `when` (in which fifth of
   the clip) and how often (`count`) it appears; which of two comes first (`order`); the color of the lamp at the
   end (`now`) and before its last change (`before`). Only what the clip answers for certain.
 - **What makes it hard.** Needles are shown for {needle_seconds:g} seconds. Distractors share two or three of

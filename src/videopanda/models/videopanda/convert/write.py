@@ -88,14 +88,14 @@ def _grown(place: TensorLocation, rows: int) -> Iterator[bytes]:
         yield bytes(place.num_bytes // place.shape[0] * rows)
 
 
-def reinitialized_weights(plan: TensorPlan, seed: int = 0) -> dict[str, Tensor]:
+def reinitialized_weights(plan: TensorPlan) -> dict[str, Tensor]:
     """Initial values of the weights that EVE lacks, by name, in the dtype of the other weights."""
     if not plan.reinitialized:
         return {}
     with torch.device("meta"):
         model = VideoPandaForConditionalGeneration(plan.settings.config)
     stab = model.model.stab.to_empty(device="cpu")
-    set_seed(seed)
+    set_seed(0)
     stab.apply(model._init_weights)
     found = stab.state_dict()
     return {name: found[name.removeprefix("model.stab.")].to(plan.dtype) for name in plan.reinitialized}
