@@ -134,7 +134,8 @@ def search(processor: Any, video: Any, description: str) -> Steps[Found]:
         raise ValueError("this is a still image, in which nothing can happen: pass a video")
     if len(video.frames) < 2:
         raise ValueError(
-            "one frame is not enough to tell when something happens: pass more frames (num_frames or fps), or a longer range"
+            "one frame is not enough to tell when something happens: pass more frames (num_frames or fps), or a longer "
+            "range"
         )
     if len(video.frames) > MOST_FRAMES:
         raise ValueError(
