@@ -128,7 +128,7 @@ SLOW = [
     (45, "evaluate predict msvd-qa emptydir --output x.jsonl", r"emptydir contains none of these files"),
     (47, "evaluate predict custom rows_question.json --output y.jsonl", r"none of the videos is in .*--media-root"),
     (46, "lab report table4 --runs emptydir", r"no results for budget small: run  videopanda lab run table4"),
-    (46, "lab run rows_trailing.json", r"rows_trailing\.json is not valid YAML: line 1: "),
+    (46, "lab run broken.yaml", r"broken\.yaml is not valid YAML: line [12]: "),
     (50, "init --backbone nosuch/model out/f", r"nosuch/model is not in the cache, and the Hub cannot be reached"),
     (51, "init --backbone emptydir out/f", r"no language model at emptydir"),
     (51, "init --model NANO --set foo.bar=1 out/f", r"unknown setting 'foo\.bar'"),
@@ -162,6 +162,7 @@ def place(tmp_path_factory):
     (folder / "rows_question.json").write_text(json.dumps([{"id": "1", **rows[0]}]))
     (folder / "rows_trailing.json").write_text(json.dumps(rows)[:-1] + ",]")
     (folder / "rows_unknown.json").write_text(json.dumps([{"video_path": "a.mp4", "question": "q", "answer": "a"}]))
+    (folder / "broken.yaml").write_text("rows: [{name: a}")
     (folder / "plain").mkdir()
     (folder / "plain" / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
     (folder / "cut" / "config.json").write_text((NANO / "config.json").read_text())
