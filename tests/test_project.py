@@ -205,6 +205,28 @@ def test_a_class_name_means_one_thing():
     assert [name for name, count in defined.items() if count > 1] == []
 
 
+BRITISH = re.compile(
+    "(quant|normal|summar|optim|initial|random|token|serial|util|recogn|synchron)is[ea]|isation"
+    "|colour|behaviour|neighbour|favour|centre|grey|labell|modell|honour|catalogue",
+    re.IGNORECASE,
+)
+
+
+def test_identifiers_have_american_spelling():
+    """Except for "colour" in the generated worlds, a word of their questions and files."""
+    found = set()
+    for path, tree in trees().items():
+        names = {
+            name
+            for node in ast.walk(tree)
+            for field in ("id", "attr", "arg", "name")
+            if isinstance(name := getattr(node, field, None), str) and BRITISH.search(name)
+        }
+        of_worlds = path.is_relative_to(SRC / "data" / "worlds")
+        found |= {(str(path.relative_to(SRC)), name) for name in names if not (of_worlds and "colour" in name.lower())}
+    assert found == set()
+
+
 # Called by name from elsewhere: verbs, routes and validators carry a decorator; these belong to a base class.
 CALLED_FROM_ELSEWHERE = {
     "MANIFEST", "ZeroShotQA", "loglikelihood", "generate_until_multi_round", "to_visual",  # lmms-eval
