@@ -245,7 +245,7 @@ def test_mistakes_end_in_one_line(tmp_path):
         (VIDEO, " ", "description is empty"),
         (VIDEO, "?", "description is empty"),
         (picture, "it turns", "still image"),
-        (one, "it turns", "single frame"),
+        (one, "it turns", "one frame is not enough"),
         (SimpleNamespace(frames=np.zeros((513, 4, 4, 3)), timestamps=range(513), duration=9.0), "it turns", "at once"),
         (VIDEO, "a <video> appears", "must not contain"),
     ):
@@ -273,7 +273,7 @@ def test_the_command_prints_a_table_of_80_columns(tmp_path):
         ((CLIP, " "), "the description is empty"),
         ((tmp_path / "none.mp4", "it turns"), "no video at"),
         ((picture, "it turns"), "still image"),
-        ((CLIP, "it turns", "--num-frames", "1"), "single frame"),
+        ((CLIP, "it turns", "--num-frames", "1"), "one frame is not enough"),
     ):
         code, out, err = run("find", *words, "--model", BUNDLED_MODEL)
         assert (code, out) == (2, "")

@@ -212,5 +212,5 @@ def test_what_cannot_merge_is_dropped_and_told():
         memory.add(*step(torch.randn(3 + number, 4)), [float(number)])
     assert memory.num_dropped > 0
     assert memory.dropped[0] == (0.0, 0.0)
-    with pytest.raises(ValueError, match="too few"):
+    with pytest.raises(ValueError, match="max_visual_tokens must be at least"):
         memory.add(*step(torch.randn(30, 4)), [9.0])

@@ -75,7 +75,7 @@ class TokenMemory:
         if len(step.tokens) * (self.window + 1) > self.max_tokens:
             raise ValueError(
                 f"max_visual_tokens must be at least {len(step.tokens) * (self.window + 1)}, got {self.max_tokens}: a "
-                f"step takes {len(step.tokens)} tokens, and the last {self.window} and one merged step are kept"
+                f"step takes {len(step.tokens)} tokens, and at least {self.window + 1} are kept"
             )
         if self.steps:
             self._similar.append(similarity(self.steps[-1], step))
