@@ -31,7 +31,7 @@ def read_mixture(file: Path, format: str = "auto", media_root: Path | None = Non
     import yaml
 
     try:
-        table = yaml.load(file.read_text(encoding="utf-8"), UniqueKeyLoader=_strict_loader())
+        table = yaml.load(file.read_text(encoding="utf-8"), Loader=_strict_loader())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from error
     entries = table.get("datasets") if isinstance(table, dict) else None
