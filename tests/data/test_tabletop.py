@@ -167,7 +167,7 @@ def renderer():
 def test_pictures_are_repeatable_and_show_what_changes(renderer):
     for theme in THEMES:
         scene = next(scene for scene in SCENES if scene.theme == theme and len(scene.things) > 1)
-        first, again = renderer.Renderer(scene).frame(0.5), renderer.Renderer(scene).frame(0.5)
+        first, again = renderer.TabletopRenderer(scene).frame(0.5), renderer.TabletopRenderer(scene).frame(0.5)
         assert first.shape == (scene.height, scene.width, 3)
         assert np.array_equal(first, again)
         clip = renderer.draw(scene, 8)
@@ -186,8 +186,10 @@ def test_a_thing_is_drawn_in_its_color_where_it_is(renderer):
         thing = scene.things[0]
         if scene.camera or thing.drops is not None or thing.material != "plain" or thing.colour == "white":
             continue
-        empty = renderer.Renderer(replace(scene, things=())).frame(0.0)
-        alone = renderer.Renderer(replace(scene, things=(replace(thing, pedestal=False, falls=None),))).frame(0.0)
+        empty = renderer.TabletopRenderer(replace(scene, things=())).frame(0.0)
+        alone = renderer.TabletopRenderer(replace(scene, things=(replace(thing, pedestal=False, falls=None),))).frame(
+            0.0
+        )
         rows, columns = np.nonzero(np.abs(alone.astype(int) - empty).max(-1) > 30)
         assert len(rows) > 20
         x, *_ = thing.position(0.0)
