@@ -62,7 +62,7 @@ def render(
         before = template.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
         after = template.apply_chat_template(messages[: i + 1], tokenize=False)
         if not text.startswith(after) or not after.startswith(before):
-            raise RewritesTurnsError("this chat template rewrites earlier turns; give training one that only appends")
+            raise RewritesTurnsError("this chat template rewrites earlier turns: use one that only appends")
         spans.append((len(before), len(after)))
     return text, spans
 
