@@ -65,7 +65,7 @@ COMMANDS = [
     ("teach PLACE/clips --question What? --model MODEL --output PLACE/taught", "train"),
     ("answer CLIP What? --quantize int4", "qlora"),
     ("evaluate report PLACE/s.jsonl --output PLACE/report", "eval"),
-    ("evaluate judge custom PLACE/labelled/test.jsonl PLACE/p.jsonl --output PLACE/j.jsonl --judge x", "eval"),
+    ("evaluate judge custom PLACE/labelled/test.jsonl PLACE/p.jsonl --output PLACE/j.jsonl --name x", "eval"),
     ("evaluate predict custom PLACE/labelled/test.jsonl --model MODEL --output PLACE/r.jsonl --engine ray", "ray"),
     ("scenes make PLACE/tabletop --num 1 --world tabletop", "worlds"),
     ("serve --model MODEL", "serve"),
