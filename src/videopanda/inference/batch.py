@@ -23,7 +23,7 @@ from videopanda.models.merging import PADDING
 from videopanda.models.visual import EncodedVisual
 
 GROUP_TOKENS = 2048  # short prompts are prefilled together up to this many tokens with padding
-PASS_TOKENS = 8192  # longer prompts go through in passes of this many tokens, which bounds memory
+PASS_TOKENS = 512  # longer prompts go through in passes of this many tokens, which bounds memory
 
 T = TypeVar("T")
 

@@ -351,7 +351,7 @@ def _part_of(whole: Any) -> Any:
     decoder, head = whole.get_decoder(), whole.get_output_embeddings()
     decoder.config.tie_word_embeddings = head.weight is decoder.get_input_embeddings().weight
     with torch.device("meta"):
-        language_model = MODEL_FOR_CAUSAL_LM_MAPPING[type(decoder.config)](decoder.config)
+        language_model = AutoModelForCausalLM.from_config(decoder.config)
     if type(decoder) is not type(language_model.base_model):
         raise ValueError(f"the language model of {type(whole).__name__} cannot be used by itself")
     setattr(language_model, language_model.base_model_prefix, decoder)
