@@ -69,7 +69,7 @@ COMMANDS = [
     ("evaluate predict custom PLACE/labelled/test.jsonl --model MODEL --output PLACE/r.jsonl --engine ray", "ray"),
     ("scenes make PLACE/tabletop --num 1 --world tabletop", "worlds"),
     ("serve --model MODEL", "serve"),
-    ("mcp --allow PLACE --model MODEL", "mcp"),
+    ("mcp --media-root PLACE --model MODEL", "mcp"),
     ("bench efficiency --plot PLACE/chart.png", "bench"),
 ]
 

@@ -1,8 +1,10 @@
 """Protects the choice of frames by the sizes of packets and by motion vectors: more where something moves, one for
 every scene, and a reason for each."""
 
+import gc
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 
@@ -56,6 +58,16 @@ def test_motion_vectors_tell_how_far_things_move(tmp_path):
     assert min(chosen) < 9
     assert max(chosen) > 15
     assert "motion (lengths of motion vectors)" in reasons[0]
+
+
+def test_frames_with_vectors_are_freed(tmp_path):
+    write_frames(
+        (np.full((32, 32, 3), n % 250, np.uint8) for n in range(1000)), (32, 32), Fraction(25), tmp_path / "a.mp4"
+    )
+    gc.collect()
+    before = sum(isinstance(one, av.VideoFrame) for one in gc.get_objects())
+    vectors_of(tmp_path / "a.mp4")
+    assert sum(isinstance(one, av.VideoFrame) for one in gc.get_objects()) - before < 60
 
 
 def test_flicker_has_no_vectors_and_a_codec_without_them_says_so(tmp_path):
