@@ -96,7 +96,8 @@ def _without_thoughts(tokenizer: Any, template: str) -> str:
 
     if prompt() != prompt(enable_thinking=False):
         template = _NO_THINKING + template
-    answered = _rendered(tokenizer, template, [*_PROBE, {"role": "assistant", "content": "A cat."}])
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}  # in the form of training
+    answered = _rendered(tokenizer, template, [*_PROBE, answer])
     if not answered.startswith(prompt()):
         raise ValueError(
             "the chat template opens a thought before the answer, and cannot be told not to (`enable_thinking`): pass "

@@ -153,10 +153,6 @@ def _at_rate(frames: Iterator[_Frame], fps: float | None) -> Iterator[StreamFram
         number += 1
 
 
-def _picture(frame: av.VideoFrame, matrix: Matrix | None, background: tuple[int, int, int]) -> np.ndarray:
-    return upright(to_rgb(frame, background), matrix)
-
-
 class _Clock:
     """Seconds of the stream from the stamps of its frames, and the notes."""
 
@@ -248,7 +244,7 @@ class _Source:
             try:
                 for frame, matrix, stamp in self._decoded():
                     clock.sized(upright_size(frame, matrix))
-                    yield _Frame(partial(_picture, frame, matrix, background), clock.time_of(stamp), number)
+                    yield _Frame(partial(self._picture, frame, matrix, background), clock.time_of(stamp), number)
                     number, pause, silent_since = number + 1, _FIRST_PAUSE, time.monotonic()
             except (av.FFmpegError, OSError, UnreadableError) as error:
                 reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
@@ -268,6 +264,12 @@ class _Source:
             clock.restarted = silent_since if number else None
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _picture(self, frame: av.VideoFrame, matrix: Matrix | None, background: tuple[int, int, int]) -> np.ndarray:
+        try:
+            return upright(to_rgb(frame, background), matrix)
+        except av.FFmpegError as error:
+            raise VideoReadError(self.name, str(error)) from error
 
     def _decoded(self) -> Iterator[tuple[av.VideoFrame, Matrix | None, float | None]]:
         """Frames, their display matrices and their stamps in seconds, of one connection."""
