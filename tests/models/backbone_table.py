@@ -3,7 +3,7 @@
     python tests/models/backbone_table.py       # writes the table into docs/backbones.md again
 
 `examine` returns a row of the table: every cell is what was found, and what must hold for all families is asserted. The
-vLLM column is read from tests/vllm/backbones.json, which `make test-vllm` writes.
+vLLM column is read from tests/vllm/backbones.json, which `python tests/vllm/families.py` writes.
 """
 
 import copy

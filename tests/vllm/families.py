@@ -1,8 +1,8 @@
 """Which families of language models vLLM serves with our greedy tokens: writes tests/vllm/backbones.json.
 
-    python tests/vllm/families.py [NAME …]      # after `make test-vllm`, in the environment of the tests; a minute each
+    python tests/vllm/families.py [NAME …]      # needs the environment that `make test-vllm` makes; a minute each
 
-docs/backbones.md prints the result (`python tests/models/backbone_table.py`), and `make test-vllm` runs it again.
+docs/backbones.md prints the result (`python tests/models/backbone_table.py`).
 """
 
 import json
