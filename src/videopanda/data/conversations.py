@@ -75,13 +75,15 @@ class ConversationDataset:
         listed = manifests.bad_rows(manifest, self.sources) if manifest else None
         rows = _Rows(self.sources, listed)
         rows.report(str(path), max_bad_share)
-        ids, before = shuffling.disambiguate_keys(np.array(rows.ids, np.uint64))
+        ids, before = shuffling.disambiguate_keys(np.frombuffer(rows.ids, np.uint64))
         self._places = np.array([rows.source, rows.number, rows.start, rows.stop, before], np.int64).T  # (R, 5)
-        self._lengths = np.array(rows.lengths, np.int64)  # of the text
+        self._lengths = np.frombuffer(rows.lengths, np.int64)  # of the text
         self._media = np.array([rows.videos, rows.images], np.int64)  # (2, R)
         self.visual_tokens = dict(VISUAL_TOKENS)
-        keys = np.array(rows.clips, np.uint64) if group_by_clip else ids
-        trained, held = shuffling.hold_out(np.array(rows.media, np.uint64), np.array(rows.media_counts), held_out)
+        keys = np.frombuffer(rows.clips, np.uint64) if group_by_clip else ids
+        files, counts = np.frombuffer(rows.media, np.uint64), np.frombuffer(rows.media_counts, np.int64)
+        del rows  # gigabytes, of millions of rows
+        trained, held = shuffling.hold_out(files, counts, held_out)
         self._held = keys, np.flatnonzero(held)
         kept = np.flatnonzero(trained)
         self._take(keys, kept[shuffling.subset(keys[kept], seed, share)])

@@ -80,14 +80,16 @@ RANGE_KEYS = (
     *(("start", "end"), ("start_time", "end_time"), ("video_start", "video_end"), ("clip_start", "clip_end")),
     *(("start_sec", "end_sec"), ("starting_sec", "ending_sec"), ("start_s", "end_s"), ("begin", "stop")),
 )
+_RANGE_NAMES = frozenset(key for keys in RANGE_KEYS for key in keys)
 _RANGES = {"clip", "segment", "span", "range", "time_range", "window", "interval", "timestamp", "timestamps", "bounds"}
 _MEANINGFUL = {
-    *(key for keys in RANGE_KEYS for key in keys),
+    *_RANGE_NAMES,
     *(*_FLAGS, "loss_scale", "mask", "system", "system_prompt", "history", "tools", "functions"),
     *("label", "image", "images", "video", "videos", "audio", "audios", "objects"),
 }
 _NEUTRAL = (*((key, 1) for key in (*_FLAGS, "label")), ("mask", 0))  # what a row does without the key
 
+_PLACEHOLDER = re.compile("<(?:image|video)>")
 # Left behind in answers of Video-ChatGPT-100K; later users of that data remove it.
 _NOISE = "QA_GT_caption_based_noisy"
 
@@ -109,7 +111,9 @@ def said(turn: Any, role_key: str, text_key: str, roles: Mapping[str, str]) -> S
     if not isinstance(turn, Mapping):
         raise RowError("schema", f"a turn must be an object with {role_key!r} and {text_key!r}")
     name = str(turn.get(role_key))
-    role = roles.get(name, roles.get(name.lower(), name))
+    role = roles.get(name) or roles.get(name.lower(), name)
+    if len(turn) == 2 and role_key in turn and text_key in turn:  # as nearly all are, of millions
+        return Said(role, turn[text_key])
     flags = {key: turn[key] for key in _FLAGS if turn.get(key) is not None}
     for key, value in flags.items():
         if value not in (0, 1):
@@ -194,15 +198,20 @@ def mark(turns: Sequence[Turn], media: Sequence[Medium], missing: Literal["refus
         RowError: more or (if refused) fewer placeholders than media, or one in an answer.
     """
     marker = f"<{media[0].kind}>" if media else "<video>"
-    turns = [turn._replace(question=re.sub("<(?:image|video)>", marker, turn.question)) for turn in turns]
-    if any(word in turn.answer for turn in turns for word in ("<video>", "<image>")):
+    turns = [
+        turn._replace(question=_PLACEHOLDER.sub(marker, turn.question)) if "<" in turn.question else turn
+        for turn in turns
+    ]
+    if any("<video>" in turn.answer or "<image>" in turn.answer for turn in turns):
         raise RowError("extra_marker", "a visual placeholder in an answer")
     found = sum(turn.question.count(marker) for turn in turns)
     if found > len(media):
         raise RowError("extra_marker", f"{found} visual placeholders for {len(media)} clips or images")
     if found < len(media) and missing == "refuse":
         raise RowError("missing_marker", f"{found} visual placeholders for {len(media)} clips or images")
-    turns = [turn._replace(question=place_marker(turn.question)) for turn in turns]
+    turns = [
+        turn._replace(question=place_marker(turn.question)) if turn.question.endswith(">") else turn for turn in turns
+    ]
     if 0 < found < len(media):
         turns[0] = turns[0]._replace(question=marker * (len(media) - found) + turns[0].question)
     return tuple(turns)
@@ -235,7 +244,8 @@ def paths(row: Mapping[str, Any], key: str) -> list[str]:
             "schema", f"{key!r} must be a path or a list of paths (put the frames of a clip into their own folder)"
         )
     for path in found:
-        if "\0" in path or any(len(part.encode()) > 255 for part in path.split("/")):
+        is_long = len(path) > 63 and any(len(part.encode()) > 255 for part in path.split("/"))  # 4 bytes a character
+        if is_long or "\0" in path:
             raise RowError("schema", f"no file can have the name {path[:40]!r}")
     return found
 
@@ -246,6 +256,8 @@ def seconds(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
     Raises:
         RowError: they are not finite times or not in this order, or a row has several such pairs.
     """
+    if _RANGE_NAMES.isdisjoint(row):
+        return None, None
     pairs = [keys for keys in RANGE_KEYS if any(row.get(key) is not None for key in keys)]
     if len(pairs) > 1:
         raise RowError("schema", f"more than one range: {', '.join(key for keys in pairs for key in keys)}")
@@ -270,8 +282,7 @@ def media_of(
     files, images = paths(row, video_key), paths(row, image_key)
     if files and images:
         raise RowError("schema", f"both {video_key!r} and {image_key!r}: their order is not known")
-    ranges = (key for keys in RANGE_KEYS for key in keys)
-    refuse_unused(row, {video_key, image_key, system_key, "system_prompt", *ranges, *used})
+    refuse_unused(row, {video_key, image_key, system_key, "system_prompt", *used} | _RANGE_NAMES)
     start, end = seconds(row)
     fps = _number(row, "fps", "a rate in frames per second")
     if fps == 0:
