@@ -5,6 +5,7 @@ With `stream: true` the reply is a stream of events: how many requests are done,
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from videopanda.serving.protocol import ExplainRequest, FindRequest
 router = APIRouter(prefix="/v1")
 
 Event = dict[str, Any]
+_LOG = logging.getLogger(__name__)
 
 
 @router.post("/find", response_model=None)
@@ -59,6 +61,8 @@ async def _lines(first: Event, events: AsyncGenerator[Event, None]) -> AsyncIter
         async for event in events:
             yield f"data: {json.dumps(event)}\n\n"
     except (ServeError, RuntimeError) as error:  # too late for a status code
+        if not isinstance(error, ServeError):
+            _LOG.error("an analysis failed", exc_info=error)
         yield f"data: {json.dumps(error_of(error)[1])}\n\n"
     else:
         yield "data: [DONE]\n\n"

@@ -292,9 +292,7 @@ def _source_config(backbone: str | Path, fields: Mapping[str, Any]) -> Any:
     """
     try:
         config = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
-    except OSError as error:
-        raise ValueError(f"no language model at {backbone}: {str(error).splitlines()[0]}") from error
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"no language model at {backbone}: {str(error).splitlines()[0]}") from error
     if model_class(config) is not None:
         raise ValueError(f"{backbone} already has a vision part: train it directly, or pass a language model")
