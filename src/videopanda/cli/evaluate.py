@@ -417,6 +417,8 @@ def judge_verb(
 
     if sum(option is not None for option in (name, model, imported)) != 1:
         raise ValueError("choose a judge: one of --name, --model and --import")
+    if base_url and not name:
+        raise ValueError("--base-url is the server of a judge that --name names: omit it")
     require_server("--base-url", base_url)
     require_paths(predictions, model, imported)
     require_file("--prompts", prompts)

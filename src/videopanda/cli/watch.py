@@ -101,6 +101,8 @@ def watch_verb(
     network, processor = load_model(model, device)
     rules = processor.video_processor
     if last_frames is None and (network.needs_total_frames or not network.chunk_frames):
+        if (max_visual_tokens, window) != (None, None):
+            raise ValueError("this model looks at the last frames only: omit --max-visual-tokens and --window")
         last_frames = rules.num_frames
         print(
             f"videopanda: this model can only look at a whole clip: watching the last {last_frames} frames, "
