@@ -89,6 +89,7 @@ QUICK = [
     (46, "evaluate score own rows.json nothere.jsonl --output s.jsonl", r"nothere\.jsonl|unknown benchmark"),
     (46, "evaluate score custom rows.json nothere.jsonl --output s.jsonl", r"no such file or folder: nothere\.jsonl"),
     (46, "evaluate judge custom rows.json rows.json --output s.jsonl", r"one of --name, --model and --import"),
+    (46, "evaluate judge custom rows.json rows.json --output s.jsonl --model . --base-url http://x/v1", r"omit it"),
     (46, "evaluate scenes --wordings fancy", r"--wordings must be written, held-out or a file, got 'fancy'"),
     (
         46,
