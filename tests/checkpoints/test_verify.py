@@ -323,4 +323,4 @@ def test_bad_input_is_one_line(ours, official, tmp_path, run):
     (ours / "config.json").write_text('{"model_type": "llava"}')
     code, out, err = run(ours)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "its model_type is 'llava'" in err
+    assert "is a plain llava model" in err

@@ -77,6 +77,7 @@ def test_what_cannot_be_read_is_listed(tmp_path):
         {"a": 1},
         {"a": 2},
     ]
+    (tmp_path / "a.xml").touch()
     for name, message in [("none.json", "no such file"), ("a.xml", "unsupported file type")]:
         with pytest.raises(AnnotationError, match=message):
             list(rows(tmp_path / name))

@@ -371,7 +371,7 @@ def test_the_command_predicts(job, whole, tmp_path):
     for extra, message in [
         (["--engine", "spark"], "--engine must be local or ray, got 'spark'"),
         (["--condition", "blind"], "unknown condition"),
-        (["--media-root", str(tmp_path / "none")], "no such file or folder"),
+        (["--media-root", str(tmp_path / "none")], "no such folder"),
         (["--num-frames", "8"], "another run (num_frames 4)"),
     ]:
         code, printed, err = run(*arguments(job, out), *extra)

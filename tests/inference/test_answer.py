@@ -231,7 +231,7 @@ def _edit(folder, **changes):
         (lambda f: shutil.rmtree(f), FileNotFoundError, "no model folder"),
         (lambda f: (f / "config.json").unlink(), ValueError, "no config.json"),
         (lambda f: (f / "config.json").write_text("{"), ValueError, "damaged"),
-        (lambda f: _edit(f, model_type="llama"), ValueError, "model_type is 'llama'"),
+        (lambda f: _edit(f, model_type="llama"), ValueError, "is a plain llama model"),
         (lambda f: (f / "model.safetensors").unlink(), FileNotFoundError, "no weights"),
         (lambda f: (f / "processor_config.json").unlink(), ValueError, "not a complete videopanda checkpoint"),
     ],

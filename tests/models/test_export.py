@@ -188,7 +188,7 @@ def test_with_the_package_its_own_classes_are_used(saved, tmp_path):
     [
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "processor_config.json").unlink(), "no processor_config.json"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), "'llama'"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), "a plain llama model"),
         (lambda folder: (folder / "config.json").write_text("{"), "damaged"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
     ],

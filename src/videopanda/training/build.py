@@ -378,7 +378,8 @@ def _check_logits(model: Any, language_model: Any) -> None:
     kind = type(language_model).__name__
     if model.lm_head.bias is not None:
         raise ValueError(f"the output head of {kind} has a bias, which is not supported")
-    ids = torch.arange(min(8, language_model.config.vocab_size))[None]
+    ids = torch.arange(min(16, language_model.config.vocab_size))
+    ids = ids[(ids != model.config.video_token_id) & (ids != model.config.image_token_id)][None]
     expected = language_model(input_ids=ids).logits
     if not _takes_embeddings(language_model, ids, expected):
         raise ValueError(
