@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 import chat_templates as templates
+from tiny import TINY_SIZES
 
 WINDOW = 16  # tokens, far fewer than a row has
 _SLIDING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
@@ -157,16 +158,10 @@ def text_config(member: Member, **fields: Any) -> Any:
     """The configuration of a member with random weights of visible size."""
     sizes = {
         "vocab_size": len(text_tokenizer(None)) + member.spare,
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
+        **TINY_SIZES,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 2,
-        "initializer_range": 0.2,
         "tie_word_embeddings": False,
     }
     rope = {"rope_parameters": member.rope} if member.rope else {}

@@ -63,22 +63,28 @@ def tiny_stab(preset: str = "released", **overrides) -> VideoPandaStabConfig:
     }[preset](**{**sizes, **overrides})
 
 
+# Of a language model in tests; weights of visible size.
+TINY_SIZES = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.2,
+}
+
+
 def tiny_text_config(text: str = "llama", **fields) -> dict:
     """Settings of a language model of two layers."""
     tokenizer = tiny_tokenizer()
     return {
         "model_type": text,
         "vocab_size": len(tokenizer),
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
+        **TINY_SIZES,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        "initializer_range": 0.2,
         **TEXT[text],
         **fields,
     }

@@ -24,7 +24,7 @@ from transformers import (
 import videopanda  # noqa: F401 - makes the Auto classes know our classes
 from chat_templates import BARS, CHATML, INST
 from language_models import text_tokenizer
-from tiny import clip, randomize, realign, tiny_model, tiny_processor, tiny_stab
+from tiny import TINY_SIZES, clip, randomize, realign, tiny_model, tiny_processor, tiny_stab
 from videopanda.checkpoints.verify import verify
 from videopanda.models.prompts import VICUNA_CHAT_TEMPLATE
 from videopanda.training.build import build_model, make_checkpoint
@@ -58,15 +58,9 @@ def write_backbone(folder, family: str):
     tokenizer = text_tokenizer(template)
     sizes = {
         "vocab_size": len(tokenizer) + spare,
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
+        **TINY_SIZES,
         "bos_token_id": 1,
         "eos_token_id": 2,
-        "initializer_range": 0.2,
         "tie_word_embeddings": False,
     }
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ from videopanda.cli.checks import (
     require_rows,
     require_settings,
 )
-from videopanda.cli.options import AsJson, MediaRoot, Model, Set, console, quiet
+from videopanda.cli.options import AsJson, Copies, MediaRoot, Model, Set, TestShare, console, quiet
 
 Output = Annotated[
     Path | None,
@@ -130,19 +130,8 @@ def teach_verb(
     model: Model = None,
     lora: Lora = False,
     quantize: TrainQuantize = "",
-    test_share: Annotated[
-        float,
-        typer.Option(
-            "--test-share",
-            metavar="X",
-            min=0.01,
-            max=0.99,
-            help="Share of each class's recordings held out for testing.",
-        ),
-    ] = 0.25,
-    copies: Annotated[
-        int, typer.Option("--copies", metavar="N", min=0, help="Number of altered copies of each training recording.")
-    ] = 0,
+    test_share: TestShare = 0.25,
+    copies: Copies = 0,
     seed: Annotated[
         int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the split and the training.")
     ] = 0,
