@@ -12,7 +12,7 @@ from compressed import compressed
 from media import write_video
 from videopanda.data.worlds.scenes.render import write_frames
 from videopanda.inference.answer import ask
-from videopanda.video.activity import activity_of, chosen_times, vectors_of
+from videopanda.video.activity import Activity, _by_scenes, activity_of, chosen_times, vectors_of
 from videopanda.video.read import VideoReadError, read_video
 
 
@@ -94,6 +94,16 @@ def test_every_scene_has_a_frame_and_gaps_are_filled(tmp_path):
     assert few == [0.0]
     every, _ = chosen_times(tmp_path / "a.mp4", 500, "scenes")
     assert len(every) == 200
+
+
+def test_a_few_bytes_on_a_still_picture_are_no_new_scene():
+    sizes = np.full(100, 12.0)
+    sizes[[0, 40]] = 7000
+    sizes[[20, 60]] = 90  # noise that the encoder refined
+    is_key = np.zeros(100, bool)
+    is_key[0] = True
+    places, reasons = _by_scenes(Activity(np.arange(100) / 10, sizes, is_key), 4)
+    assert [place for place, reason in zip(places, reasons) if "new scene:" in reason] == [40]
 
 
 def test_answers_name_the_frames_and_why(tmp_path):

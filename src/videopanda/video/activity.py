@@ -31,7 +31,8 @@ from videopanda.video.source import open_source
 Rule = Literal["motion", "scenes", "vectors"]
 RULES = ("motion", "scenes", "vectors")
 UNIFORM_SHARE = 0.25  # of the frames by motion are spread evenly, so that still stretches are looked at, too
-SCENE_TIMES = 4.0  # a packet this many times the median size starts a new scene
+SCENE_TIMES = 4.0  # a packet this many times the median size starts a new scene,
+SCENE_SHARE = 0.1  # if it also has this share of a keyframe's bytes: packets of a still picture are tiny
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +170,8 @@ def _by_scenes(activity: Activity, num_frames: int) -> tuple[list[int], list[str
     score = sizes / usual
     score[sudden] = np.maximum(score[sudden], activity.sizes[sudden] / usual)
     score[0] = 0.0
+    enough = SCENE_SHARE * float(np.median(activity.sizes[keys])) if len(keys) else 0.0
+    score[activity.sizes < enough] = 0.0
     order = np.argsort(-score, kind="stable")
     chosen = {0: "the first frame"}
     for place in order[: max(0, num_frames - 1)]:
