@@ -99,13 +99,18 @@ def remux(source: Path, target: Path, *, skip: int = 0) -> Path:
 
 def write_jpegs(path: Path, greys: Sequence[int], *, orientation: int | None, size: tuple[int, int] = (64, 48)) -> Path:
     """A Motion JPEG of plain grey pictures, each with EXIF data where an orientation is given."""
-    exif = Image.Exif()
-    if orientation is not None:
-        exif[0x0112] = orientation
-    pictures = []
-    for grey in greys:
+    return write_motion_jpeg(path, [(Image.new("L", size, grey), orientation) for grey in greys])
+
+
+def write_motion_jpeg(path: Path, images: Sequence[tuple[Image.Image, int | None]]) -> Path:
+    """A Motion JPEG of pictures of one size, each with an orientation for its EXIF data, or None for none."""
+    size, pictures = images[0][0].size, []
+    for image, orientation in images:
+        exif = Image.Exif()
+        if orientation is not None:
+            exif[0x0112] = orientation
         buffer = io.BytesIO()
-        Image.new("L", size, grey).convert("RGB").save(buffer, "jpeg", quality=95, exif=exif)
+        image.convert("RGB").save(buffer, "jpeg", quality=95, exif=exif)
         pictures.append(buffer.getvalue())
     if path.suffix == ".mjpeg":
         path.write_bytes(b"".join(pictures))

@@ -12,9 +12,10 @@ import pytest
 from av.sidedata.sidedata import Type as SideDataType
 from PIL import Image
 
-from media import paint_number, read_numbers, write_grid, write_jpegs, write_video
+from media import paint_number, read_numbers, write_grid, write_jpegs, write_motion_jpeg, write_video
 from videopanda.video import torchcodec as _torchcodec
 from videopanda.video.read import VideoReadError, read_video
+from videopanda.video.stream import stream_video
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "media"
 GREYS = list(range(10, 200, 20))
@@ -59,6 +60,21 @@ def test_exif_turns_motion_jpeg(tmp_path, monkeypatch):
     without_torchcodec(monkeypatch)
     with pytest.raises(VideoReadError, match="not that of the pictures"):
         read(path, num_frames=2, decoder="torchcodec")
+
+
+def test_an_orientation_that_changes_at_the_same_angle(tmp_path, monkeypatch):
+    """Upside down in a mirror is not turned by any angle."""
+    image = Image.fromarray(np.repeat(np.repeat(np.uint8([[20, 90], [160, 230]]), 24, 0), 32, 1))
+    path = write_motion_jpeg(tmp_path / "flipped.mov", [(image, orientation) for orientation in (None, 1, 4, 4, 1, 4)])
+    corners = [(1, 1), (1, -1), (-1, 1), (-1, -1)]
+    as_stored, flipped = [20, 90, 160, 230], [160, 230, 20, 90]
+    expected = [as_stored, as_stored, flipped, flipped, as_stored, flipped]
+    for frames in (read(path, sampling="all").frames, [frame.image for frame in stream_video(path, fps=None)]):
+        found = [[int(frame[y * 5, x * 5].mean()) for y, x in corners] for frame in frames]
+        np.testing.assert_allclose(found, expected, atol=2)
+    without_torchcodec(monkeypatch)
+    with pytest.raises(VideoReadError, match="not follow an orientation that changes"):
+        read(path, sampling="all", decoder="torchcodec")
 
 
 def test_side_data_without_a_name():

@@ -9,13 +9,12 @@ neighbors do, unless an encoder put one where none was due. Motion vectors tell 
 scenes, but exist only while a frame is decoded (PyAV, side data `MOTION_VECTORS`); no picture is converted for them.
 """
 
-import gc
 import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import av
 import numpy as np
@@ -24,7 +23,7 @@ from av.sidedata.motionvectors import MotionVectors
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.stream import VideoStream
 
-from videopanda.video.container import Deadline, UnreadableError, open_container
+from videopanda.video.container import Deadline, UnreadableError, open_container, side_data_of
 from videopanda.video.read import VideoReadError
 from videopanda.video.source import open_source
 
@@ -96,8 +95,7 @@ def vectors_of(source: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
         for frame in container.decode(stream):
             if frame.time is None:
                 raise UnreadableError("its frames have no timestamps: use num_frames or fps")
-            side_data: Any = frame.side_data  # its annotations know only names as keys
-            vectors, moved = side_data.get(SideDataType.MOTION_VECTORS), 0.0
+            vectors, moved = side_data_of(frame, SideDataType.MOTION_VECTORS), 0.0
             if isinstance(vectors, MotionVectors):
                 has_vectors, parts = True, vectors.to_ndarray()
                 length = np.hypot(parts["motion_x"], parts["motion_y"]) / np.maximum(parts["motion_scale"], 1)
@@ -105,9 +103,6 @@ def vectors_of(source: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
                 moved = float((length * area).sum() / max(area.sum(), frame.width * frame.height))
             times.append(frame.time)
             motion.append(moved)
-            if len(times) % 16 == 0:
-                # Side data tie a frame to itself, and what a collection finds in use goes to the next generation.
-                gc.collect(0 if len(times) % 128 else 1 if len(times) % 1024 else 2)
         if times and not has_vectors:
             raise UnreadableError("its codec reports no motion vectors: choose frames by motion instead")
     if not times:

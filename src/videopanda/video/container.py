@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import av
 import numpy as np
 from av.container import InputContainer
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
@@ -331,12 +332,12 @@ def decode(
     Yields (stamp of the frame, number of frames decoded so far, upright RGB picture uint8 (H, W, 3)).
     Raises `UnreadableError`, or `DisorderedError` when the stream has to be timed by counting instead.
     """
-    reader, orientation = Reader(opener, timeline, deadline), Orientation()
+    reader = Reader(opener, timeline, deadline)
     try:
         for tick in ticks:
             frame = reader.read(tick)
             assert frame.pts is not None
-            yield frame.pts, reader.decoded, upright(to_rgb(frame, background), orientation.of(frame))
+            yield frame.pts, reader.decoded, upright(to_rgb(frame, background), display_matrix(frame))
     finally:
         reader.close()
 
@@ -353,31 +354,23 @@ def to_rgb(frame: av.VideoFrame, background: Color) -> np.ndarray:
     return flatten_alpha(frame.to_ndarray(format="rgba"), background)
 
 
+def side_data_of(frame: av.VideoFrame, kind: SideDataType) -> Any:
+    """The side data of a frame that are of this kind, or None.
+
+    `frame.side_data` is kept by the frame and refers to it: pixels would stay in memory until the next garbage
+    collection.
+    """
+    make: Any = SideDataContainer  # its annotations leave out the argument
+    return make(frame).get(kind)
+
+
 def display_matrix(frame: av.VideoFrame) -> Matrix | None:
     """(a, b, c, d) of x' = a·x + c·y, y' = b·x + d·y, which turns stored into upright pictures; None for as stored."""
-    side_data = frame.side_data.get("DISPLAYMATRIX")
+    side_data = side_data_of(frame, SideDataType.DISPLAYMATRIX)
     if side_data is None:
         return None
-    matrix = np.frombuffer(side_data, np.int32)  # type: ignore[call-overload]
+    matrix = np.frombuffer(side_data, np.int32)
     return int(matrix[0]), int(matrix[1]), int(matrix[3]), int(matrix[4])
-
-
-class Orientation:
-    """The display matrix of the frames of one stream.
-
-    It is read again only where PyAV reports another angle: whoever asks a frame for its side data ties the frame to
-    itself, and its pixels stay in memory until the next garbage collection.
-    """
-
-    def __init__(self) -> None:
-        self._angle: int | None = None
-        self._matrix: Matrix | None = None
-
-    def of(self, frame: av.VideoFrame) -> Matrix | None:
-        """The matrix of this frame."""
-        if frame.rotation != self._angle:
-            self._angle, self._matrix = frame.rotation, display_matrix(frame)
-        return self._matrix
 
 
 def _is_turned(matrix: Matrix) -> bool:

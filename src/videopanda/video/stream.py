@@ -21,14 +21,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import av
 import numpy as np
 
-from videopanda.video.container import Deadline, Matrix, Orientation, UnreadableError, to_rgb, upright, upright_size
+from videopanda.video.container import Deadline, Matrix, UnreadableError, display_matrix, to_rgb, upright, upright_size
 from videopanda.video.read import VideoReadError
 from videopanda.video.source import open_source
 
@@ -52,7 +52,10 @@ class Note:
 
 @dataclass(frozen=True, eq=False)
 class StreamFrame:
-    """One frame. time: seconds since the first frame; index: number of frames of the source before it."""
+    """One frame. time: seconds since the first frame; index: number of frames of the source before it.
+
+    A frame that is shown several times has the same array each time.
+    """
 
     image: np.ndarray
     time: float
@@ -128,28 +131,34 @@ def stream_video(
 class _Frame:
     """A frame whose pixels are converted only if it is shown: at 1 fps that is one of 25 or more."""
 
-    picture: Callable[[], np.ndarray]
+    convert: Callable[[], np.ndarray]
     time: float
     index: int
+
+    @cached_property
+    def picture(self) -> np.ndarray:
+        """The pixels, converted once however often the frame is shown."""
+        return self.convert()
 
 
 def _at_rate(frames: Iterator[_Frame], fps: float | None) -> Iterator[StreamFrame]:
     """The frames shown at multiples of 1/fps: the last one that starts at or before each moment."""
     if fps is None:
         for frame in frames:
-            yield StreamFrame(frame.picture(), frame.time, frame.index)
+            yield StreamFrame(frame.picture, frame.time, frame.index)
         return
     number, current, step = 0, None, 0.0
     for frame in frames:
         while current is not None and frame.time > number / fps + _SLACK_SECONDS:
-            yield StreamFrame(current.picture(), number / fps, current.index)
-            # After a gap the moments without frames are left out.
-            number = max(number + 1, math.ceil((frame.time - max(step, 1 / fps)) * fps - _SLACK_SECONDS))
+            yield StreamFrame(current.picture, number / fps, current.index)
+            # After a gap the moments without frames are left out; how long the first frame lasts, the second tells.
+            usual = max(step or frame.time - current.time, 1 / fps)
+            number = max(number + 1, math.ceil((frame.time - usual) * fps - _SLACK_SECONDS))
         if current is not None:
             step = frame.time - current.time
         current = frame
     while current is not None and number / fps < current.time + max(step, _SLACK_SECONDS) - 1e-6 / fps:
-        yield StreamFrame(current.picture(), number / fps, current.index)
+        yield StreamFrame(current.picture, number / fps, current.index)
         number += 1
 
 
@@ -279,7 +288,7 @@ class _Source:
             if stream is None:
                 raise UnreadableError("no video stream")
             stream.thread_type = "AUTO"
-            damaged, orientation = 0, Orientation()
+            damaged = 0
             packets = container.demux(stream)
             while True:
                 packet = next(packets, None)
@@ -288,7 +297,7 @@ class _Source:
                 try:
                     for frame in packet.decode():
                         seconds = None if frame.pts is None else float(frame.pts * frame.time_base)
-                        yield frame, orientation.of(frame), seconds
+                        yield frame, display_matrix(frame), seconds
                 except av.InvalidDataError:
                     damaged += 1
                     if damaged & (damaged - 1) == 0:  # at 1, 2, 4, 8, …: a broken stream must not flood the notes

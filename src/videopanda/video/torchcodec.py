@@ -65,6 +65,8 @@ def _check(source: OpenSource, timeline: Timeline, ticks: Sequence[int], deadlin
                 reader.go_to(key)
                 if reader.ahead is None or reader.ahead.pts != key:
                     raise UnreadableError(f"decoding cannot start at the keyframe at {timeline.seconds(key):.3f} s")
+                if display_matrix(reader.ahead) != matrix:
+                    raise UnreadableError("torchcodec does not follow an orientation that changes")
     except DisorderedError as error:
         raise UnreadableError("torchcodec is used only if timestamps are in order") from error
     finally:
