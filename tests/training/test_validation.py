@@ -1,6 +1,7 @@
 """Protects what a run tells about clips that it does not train on: which they are, and what loss and accuracy mean."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -292,6 +293,33 @@ def test_measuring_changes_nothing_that_is_trained(whole, tmp_path):
     keys = ("step", "loss", "text_loss", "grad_norm")
     plain, measured = ([[row[key] for key in keys] for row in metrics(folder)] for folder in (tmp_path, whole))
     assert plain == measured
+
+
+class Counted:
+    """Held-out samples that record in a file, for all processes, which of them is read."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        with self.file.open("a") as file:
+            print(index, file=file)
+        videos = () if index % 3 == 1 else (clip(8, 30, 40, seed=900 + index),)
+        return Sample(str(index), videos, (((f"Question {index}?", "yes"),),))
+
+
+def test_no_clip_is_read_twice_for_one_measurement(tmp_path):
+    torch.set_num_threads(1)
+    stage = StageConfig(**{**STAGE.as_dict(), "batch_size": 2, "max_steps": 1, "num_workers": 2})
+    held = Counted(tmp_path / "read.txt")
+    folder = run_stage(stage, tiny_model(), tiny_processor(), Clips(), tmp_path / "out", validation=held)
+    times = Counter(held.file.read_text().split())
+    assert len(times) == len(held)
+    text = {str(i) for i in range(len(held)) if i % 3 == 1}
+    assert {times[name] for name in times.keys() - text} == {len(validation(folder))} == {2}
 
 
 def test_a_finished_run_is_not_measured_again(whole):

@@ -261,11 +261,6 @@ class StageTrainer(Trainer):
         model.eval()
         # Compiled for training; compiling again for evaluation would cost more than it saves.
         with torch.compiler.set_stance("force_eager"), self.accelerator.autocast():
-            for counts, by_condition in batches.read(self.stage.num_workers):
-                for suffix, batch in by_condition.items():
-                    found = model(self._prepare_inputs({**batch, "number": 0}))["sums"]
-                    sums[suffix] = sums.get(suffix, 0.0) + found * counts
-                self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             shares = torch.zeros(2, device=self.args.device)  # sum and number
             if vision_modules(self.module.model):
                 with attention_shares(self.module.model) as measure:
@@ -274,6 +269,11 @@ class StageTrainer(Trainer):
                         share = measure(batch, partial(model, batch))
                         if counts and share is not None:
                             shares += torch.stack([share, torch.ones_like(share)])
+            for counts, by_condition in batches.read(self.stage.num_workers):
+                for suffix, batch in by_condition.items():
+                    found = model(self._prepare_inputs({**batch, "number": 0}))["sums"]
+                    sums[suffix] = sums.get(suffix, 0.0) + found * counts
+                self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         model.train()
         metrics: dict[str, float] = {}
         for suffix in CONDITIONS:  # the same reductions on all processes, whichever of them had clips

@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -49,6 +48,7 @@ class ValidationBatches(Dataset):
         self.collator.cell_words = self.collator.frame_phrases = False
         self.collator.frame_times, self.collator.pad_to, self.collator.resolution = False, None, None
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.kept: dict[int, Sample] = {}  # what `single` has read; workers that start later have it, too
 
     def __len__(self) -> int:
         return -(-self.count // (self.batch_size * self.world_size))
@@ -57,7 +57,7 @@ class ValidationBatches(Dataset):
         """Whether the batches of a step count, and the batches."""
         start = (step * self.world_size + self.rank) * self.batch_size
         places = range(start, min(start + self.batch_size, self.count))
-        samples = [self.samples[i] for i in places or [0]]
+        samples = [self.kept[i] if i in self.kept else self.samples[i] for i in places or [0]]
         batches = {"": self.collator(samples)}
         if hasattr(self.collator.processor, "video_processor"):
             batches["_no_video"] = self.collator([without_videos(sample) for sample in samples])
@@ -72,11 +72,19 @@ class ValidationBatches(Dataset):
             gc.unfreeze()
 
     def single(self) -> Iterator[tuple[bool, dict[str, Any]]]:
-        """As `__getitem__`, of the first clips, each alone with one question; as many for every process."""
+        """As `__getitem__`, of the first clips, each alone with one question; as many for every process.
+
+        `read` afterwards does not read these clips again.
+        """
         collator = copy.copy(self.collator)
         collator.fill_rows = collator.by_clip = False
-        samples = (self.samples[i] for i in range(self.count))  # drawn or read one by one
-        chosen = list(islice((sample for sample in samples if sample.videos), ATTENTION_SAMPLES))
+        for i in range(self.count):
+            sample = self.samples[i]  # drawn or read
+            if sample.videos:
+                self.kept[i] = sample
+            if len(self.kept) == ATTENTION_SAMPLES:
+                break
+        chosen = list(self.kept.values())
         for place in range(self.rank, -(-len(chosen) // self.world_size) * self.world_size, self.world_size):
             sample = chosen[place] if place < len(chosen) else chosen[0]
             yield place < len(chosen), collator([replace(sample, conversations=sample.conversations[:1])])
