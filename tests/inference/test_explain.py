@@ -103,6 +103,16 @@ def test_a_model_that_ignores_the_clip_needs_no_frame():
     assert max(abs(frame.fall) for frame in found.frames) < 1e-5
 
 
+def test_progress_is_told_from_the_first_round_to_the_last():
+    told = []
+    video = Clip(clip(8), tuple(range(8)), 8.0)
+    explain(tiny_model(), tiny_processor(), video, "What?", max_new_tokens=3, progress=lambda *now: told.append(now))
+    done, totals = zip(*told)
+    assert done[0] == 0
+    assert list(done) == sorted(set(done))
+    assert set(totals) == {done[-1]}
+
+
 def test_regions_cover_every_cell_of_a_frame_once():
     layout = torch.tensor([[f, r, c, 0] for f in range(2) for r in range(3) for c in range(6)] + [[0, -1, -1, 1]])
     regions = _regions(layout, 0)

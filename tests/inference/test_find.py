@@ -183,9 +183,12 @@ def test_a_model_that_ignores_the_clip_finds_nothing():
         for part in model.vision_modules().values():
             for weight in part.parameters():
                 weight.zero_()
-    found = find(VIDEO, "it turns red", model=(model, processor))
+    told = []
+    found = find(VIDEO, "it turns red", model=(model, processor), progress=lambda *now: told.append(now))
     assert found.intervals == ()
     assert found.most_likely < 0.01
+    assert told[0][0] == 0
+    assert told[-1][0] == told[-1][1] > told[-2][0]
 
 
 def test_a_range_has_the_times_of_the_file(nano):

@@ -164,7 +164,7 @@ class _Generates(Protocol):
 
 
 def run(engine: _Generates, steps: Steps[T], progress: Progress | None = None) -> T:
-    """The result, with an engine in this thread. `progress` is called before every round."""
+    """The result, with an engine in this thread. `progress` is called before every round and after the last."""
     replies: Sequence[Finished | Failed] | None = None
     done = 0
     while isinstance(found := advance(steps, replies), Round):
@@ -173,4 +173,6 @@ def run(engine: _Generates, steps: Steps[T], progress: Progress | None = None) -
         with ONE_AT_A_TIME:
             replies = engine.generate(found.requests)
         done += len(found.requests)
+    if progress is not None:
+        progress(done, done)
     return found
