@@ -90,6 +90,9 @@ QUICK = [
     (46, "evaluate score custom rows.json nothere.jsonl --output s.jsonl", r"no such file or folder: nothere\.jsonl"),
     (46, "evaluate judge custom rows.json rows.json --output s.jsonl", r"one of --name, --model and --import"),
     (46, "evaluate judge custom rows.json rows.json --output s.jsonl --model . --base-url http://x/v1", r"omit it"),
+    (46, "evaluate judge custom rows.json rows.json --output s.jsonl --model . --retries 0", r"they require --name"),
+    (46, "evaluate judge custom rows.json rows.json --output s.jsonl --import . --timeout 3", r"they require --name"),
+    (46, "evaluate judge custom rows.json rows.json --output s.jsonl --import . --dry-run", r"--import calls no judge"),
     (46, "evaluate scenes --wordings fancy", r"--wordings must be written, held-out or a file, got 'fancy'"),
     (
         46,

@@ -1,8 +1,6 @@
 """The verbs `videopanda evaluate …`. Heavy imports are inside the functions."""
 
 import json
-import sys
-from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,16 +16,19 @@ from videopanda.cli.checks import (
     require_file,
     require_media_root,
     require_paths,
-    require_server,
     require_settings,
 )
+from videopanda.cli.judge import judge_verb
 from videopanda.cli.options import (
     DEFAULT_CACHE_SIZE,
+    Annotations,
     AsJson,
+    Bench,
     Cache,
     CacheSize,
     Change,
     Device,
+    Errata,
     Fps,
     FramesBy,
     LookTwice,
@@ -36,6 +37,8 @@ from videopanda.cli.options import (
     MediaRoot,
     Model,
     NumFrames,
+    Predictions,
+    ScoresOutput,
     Seed,
     console,
     load_model,
@@ -44,18 +47,6 @@ from videopanda.cli.options import (
 )
 
 evaluate_app = typer.Typer(help="Measure the accuracy of a model.", no_args_is_help=True)
-
-Bench = Annotated[str, typer.Argument(help="Name of the benchmark, such as mvbench.", show_default=False)]
-Annotations = Annotated[
-    Path, typer.Argument(help="Original annotations of the benchmark: folder or file.", show_default=False)
-]
-Predictions = Annotated[Path, typer.Argument(help="Predictions, JSON Lines.", show_default=False)]
-Errata = Annotated[
-    str, typer.Option("--errata", metavar="MODE", help="Known errors: as-published, corrected or strict.")
-]
-Output = Annotated[
-    Path, typer.Option("--output", metavar="FILE", help="Scores to write; a summary file goes next to them.")
-]
 
 
 @evaluate_app.command("scenes")
@@ -330,7 +321,7 @@ def score_verb(
     bench: Bench,
     path: Annotations,
     predictions: Predictions,
-    output: Output,
+    output: ScoresOutput,
     scorer: Annotated[
         str | None,
         typer.Option(
@@ -363,86 +354,7 @@ def score_verb(
     print(f"scores: {output}, summary: {output.with_suffix('.summary.json')}")
 
 
-@evaluate_app.command("judge")
-def judge_verb(
-    bench: Bench,
-    path: Annotations,
-    predictions: Predictions,
-    output: Output,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", metavar="ID", help="Name of the judge on the server, including its date."),
-    ] = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option("--base-url", metavar="URL", help="OpenAI-compatible server, such as http://host/v1."),
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option("--model", metavar="DIR", help="Folder of a chat model as the judge, instead of a server."),
-    ] = None,
-    imported: Annotated[
-        Path | None,
-        typer.Option(
-            "--import", metavar="PATH", help="Import verdicts of the official scripts from this file or folder."
-        ),
-    ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="JSON file with custom judge prompts.")
-    ] = None,
-    errata: Errata = "as-published",
-    concurrency: Annotated[int, typer.Option("--concurrency", metavar="N", min=1, help="Concurrent calls.")] = 8,
-    retries: Annotated[int, typer.Option("--retries", metavar="N", min=0, help="Retries per call.")] = 5,
-    timeout: Annotated[float, typer.Option("--timeout", metavar="S", min=0.1, help="Seconds for one call.")] = 60.0,
-    price_in: Annotated[
-        float | None, typer.Option("--price-in", metavar="X", min=0, help="Price of a million prompt tokens.")
-    ] = None,
-    price_out: Annotated[
-        float | None, typer.Option("--price-out", metavar="X", min=0, help="Price of a million completion tokens.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate what the run would cost.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Have a language model judge stored predictions. Replies are kept; the same command resumes.
-
-    Exit code 1 means that some predictions could not be judged; they count as
-    wrong and are listed.
-
-    Example:  videopanda evaluate judge msvd-qa MSVD full.jsonl --name ID --base-url http://host/v1 --output j
-    """
-    from videopanda.evaluation.judging.clients import Judge, LocalJudge, RemoteJudge
-    from videopanda.evaluation.judging.protocols import read_prompts
-    from videopanda.evaluation.judging.run import import_file, judge_file, open_calls, prepare
-    from videopanda.evaluation.scoring.score import table
-
-    if sum(option is not None for option in (name, model, imported)) != 1:
-        raise ValueError("choose a judge: one of --name, --model and --import")
-    if base_url and not name:
-        raise ValueError("--base-url is the server of a judge that --name names: omit it")
-    require_server("--base-url", base_url)
-    require_paths(predictions, model, imported)
-    require_file("--prompts", prompts)
-    work = prepare(bench, path, predictions, output, errata)
-    if imported:
-        summary = import_file(work, output, imported)
-    else:
-        used = read_prompts(prompts)
-        asked: Judge = LocalJudge(model) if model else RemoteJudge(str(name), base_url, retries, timeout)
-        cost = open_calls(work, output, used, asked.name, price_in, price_out)
-        if dry_run:
-            print(json.dumps(cost))
-            return
-        print(f"videopanda: {json.dumps(cost)}", file=sys.stderr)
-        summary = judge_file(work, output, asked, used, 1 if model else concurrency)
-        for reason, count in Counter(summary["failed_calls"].values()).most_common(3):
-            print(f"videopanda: {count} calls failed: {reason}", file=sys.stderr)
-    if as_json:
-        print(json.dumps(summary))
-    else:
-        console().print(table(summary))
-        print(f"scores: {output}, summary: {output.with_suffix('.summary.json')}")
-    if not {"not_judged", "unparsable_verdict"}.isdisjoint(summary["wrong_without_being_read"]):
-        raise typer.Exit(1)
+evaluate_app.command("judge")(judge_verb)
 
 
 @evaluate_app.command("needle")

@@ -104,6 +104,17 @@ CacheSize = Annotated[
         help="Maximum cache size (default 10GiB); least recently used entries are evicted.",
     ),
 ]
+Bench = Annotated[str, typer.Argument(help="Name of the benchmark, such as mvbench.", show_default=False)]
+Annotations = Annotated[
+    Path, typer.Argument(help="Original annotations of the benchmark: folder or file.", show_default=False)
+]
+Predictions = Annotated[Path, typer.Argument(help="Predictions, JSON Lines.", show_default=False)]
+Errata = Annotated[
+    str, typer.Option("--errata", metavar="MODE", help="Known errors: as-published, corrected or strict.")
+]
+ScoresOutput = Annotated[
+    Path, typer.Option("--output", metavar="FILE", help="Scores to write; a summary file goes next to them.")
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the scenes.")]
 
 

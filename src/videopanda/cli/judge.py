@@ -1,0 +1,108 @@
+"""The verb `videopanda evaluate judge`. Heavy imports are inside the function."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from videopanda.cli.checks import require_file, require_paths, require_server
+from videopanda.cli.options import Annotations, AsJson, Bench, Errata, Predictions, ScoresOutput, console
+
+
+def judge_verb(
+    bench: Bench,
+    path: Annotations,
+    predictions: Predictions,
+    output: ScoresOutput,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="ID", help="Name of the judge on the server, including its date."),
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option("--base-url", metavar="URL", help="OpenAI-compatible server, such as http://host/v1."),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="DIR", help="Folder of a chat model as the judge, instead of a server."),
+    ] = None,
+    imported: Annotated[
+        Path | None,
+        typer.Option(
+            "--import", metavar="PATH", help="Import verdicts of the official scripts from this file or folder."
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE", help="JSON file with custom judge prompts.")
+    ] = None,
+    errata: Errata = "as-published",
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", metavar="N", min=1, help="Concurrent calls of a server. Default: 8.")
+    ] = None,
+    retries: Annotated[
+        int | None, typer.Option("--retries", metavar="N", min=0, help="Retries per call of a server. Default: 5.")
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", metavar="S", min=0.1, help="Seconds for one call of a server. Default: 60."),
+    ] = None,
+    price_in: Annotated[
+        float | None, typer.Option("--price-in", metavar="X", min=0, help="Price of a million prompt tokens.")
+    ] = None,
+    price_out: Annotated[
+        float | None, typer.Option("--price-out", metavar="X", min=0, help="Price of a million completion tokens.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate what the run would cost.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Have a language model judge stored predictions. Replies are kept; the same command resumes.
+
+    Exit code 1 means that some predictions could not be judged; they count as
+    wrong and are listed.
+
+    Example:  videopanda evaluate judge msvd-qa MSVD full.jsonl --name ID --base-url http://host/v1 --output j
+    """
+    from videopanda.evaluation.judging.clients import Judge, LocalJudge, RemoteJudge
+    from videopanda.evaluation.judging.protocols import read_prompts
+    from videopanda.evaluation.judging.run import import_file, judge_file, open_calls, prepare
+    from videopanda.evaluation.scoring.score import table
+
+    if sum(option is not None for option in (name, model, imported)) != 1:
+        raise ValueError("choose a judge: one of --name, --model and --import")
+    if base_url and not name:
+        raise ValueError("--base-url is the server of a judge that --name names: omit it")
+    if not name and (concurrency, retries, timeout) != (None, None, None):
+        raise ValueError("--concurrency, --retries and --timeout are for calls of a server: they require --name")
+    if imported and (prompts or dry_run or price_in is not None or price_out is not None):
+        raise ValueError("--import calls no judge: omit --prompts, --price-in, --price-out and --dry-run")
+    require_server("--base-url", base_url)
+    require_paths(predictions, model, imported)
+    require_file("--prompts", prompts)
+    work = prepare(bench, path, predictions, output, errata)
+    if imported:
+        summary = import_file(work, output, imported)
+    else:
+        used = read_prompts(prompts)
+        asked: Judge = (
+            LocalJudge(model)
+            if model
+            else RemoteJudge(str(name), base_url, 5 if retries is None else retries, timeout or 60.0)
+        )
+        cost = open_calls(work, output, used, asked.name, price_in, price_out)
+        if dry_run:
+            print(json.dumps(cost))
+            return
+        print(f"videopanda: {json.dumps(cost)}", file=sys.stderr)
+        summary = judge_file(work, output, asked, used, 1 if model else concurrency or 8)
+        for reason, count in Counter(summary["failed_calls"].values()).most_common(3):
+            print(f"videopanda: {count} calls failed: {reason}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        console().print(table(summary))
+        print(f"scores: {output}, summary: {output.with_suffix('.summary.json')}")
+    if not {"not_judged", "unparsable_verdict"}.isdisjoint(summary["wrong_without_being_read"]):
+        raise typer.Exit(1)
