@@ -47,7 +47,7 @@ from videopanda.serving.media import MediaLoader
 from videopanda.serving.metrics import Metrics
 from videopanda.serving.middleware import GateLimits, RequestGate
 from videopanda.serving.prompt import PromptRules
-from videopanda.serving.protocol import ChatRequest
+from videopanda.serving.protocol import ChatRequest, reason_of
 from videopanda.serving.responses import ResponsesRequest
 from videopanda.serving.uploads import FileLimits, FileStore
 
@@ -286,6 +286,7 @@ def _model(service: Service) -> dict[str, Any]:
             "max_frames": service.settings.decode.limits.frames,
             "max_tokens": service.settings.max_tokens,
             "max_file_bytes": service.settings.file_limits.file_bytes,
+            "timestamps": service.engine.processor.timestamps,
         },
         "architecture": {"input_modalities": ["text", "image", "video"], "output_modalities": ["text"]},
     }
@@ -375,7 +376,7 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = _place([step for step in first["loc"] if step != "body"])
-    reason = str(first["msg"]).removeprefix("Value error, ")
+    reason = reason_of(first)
     message = f"{place}: {reason}" if place else reason
     return JSONResponse(
         error_body(message[:1000], "invalid_request_error", "invalid_request", place[:200] or None), 400

@@ -11,11 +11,18 @@ class ApiError extends Error {
 
 async function api(path, options = {}) {
   const headers = access.key ? { ...options.headers, Authorization: `Bearer ${access.key}` } : options.headers;
-  const response = await fetch(path, { ...options, headers });
+  const response = await fetch(path, { ...options, headers }).catch(unreachable("The server cannot be reached."));
   if (response.ok) return response;
   const body = await response.json().catch(() => null);
   throw new ApiError(response.status, body?.error?.message ?? `The server answers with status ${response.status}.`);
 }
+
+const LOST = "The connection to the server was lost.";
+
+/** In place of the browser's own words for a server that is gone; a request that was stopped stays what it is. */
+const unreachable = (message) => (error) => {
+  throw error.name === "AbortError" ? error : new ApiError(0, message);
+};
 
 const json = async (path, options) => (await api(path, options)).json();
 
@@ -111,8 +118,8 @@ async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { value, done } = await reader.read();
-    if (done) throw new Error("The connection to the server was lost.");
+    const { value, done } = await reader.read().catch(unreachable(LOST));
+    if (done) throw new Error(LOST);
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
     for (const part of parts) {

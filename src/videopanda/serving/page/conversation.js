@@ -13,7 +13,6 @@ export class Conversation {
   /** A new conversation, or a kept one. */
   constructor(kept = {}) {
     Object.assign(this, { id: newId(), created: Date.now(), clip: null, choice: {}, turns: [], moments: [], ideas: [] }, kept);
-    for (const turn of this.turns) if (turn.state === "running") turn.state = "stopped"; // the page was closed
     this.running = null;
     this.explained = null; // the turn that is being explained
     this.progress = null; // { done, total } of what is running
@@ -32,6 +31,13 @@ export class Conversation {
   own(name) { this.clip = { key: newId(), name, fileId: null }; }
 
   stop() { this.running?.abort(); }
+
+  /** Ends what is under way, because the page is closed, or was. */
+  settle() {
+    this.stop();
+    for (const turn of this.turns) if (turn.state === "running") turn.state = "stopped";
+    return this;
+  }
 }
 
 /** The clip's file on the server, uploaded again if it has expired there. Throws if no copy is left. */
@@ -58,11 +64,11 @@ export function requestFor(conversation, { turns, question, choice, sampling, mo
   return { model, messages, ...sampling };
 }
 
-/** Asks, and calls `changed(turn)` as the answer grows. */
-export async function ask(conversation, question, { model, sampling, withChecks }, changed) {
+/** Asks, and calls `changed(turn)` as the answer grows. `stamped`: the model is told times of the file, not of the part. */
+export async function ask(conversation, question, { model, sampling, stamped, withChecks }, changed) {
   if (!conversation.clip?.fileId) throw new Error(conversation.clip ? "Wait until the video is uploaded." : "Choose a video first.");
   const earlier = [...conversation.turns];
-  const turn = { question, answer: "", state: "running", choice: { ...conversation.choice }, sampling, model };
+  const turn = { question, answer: "", state: "running", choice: { ...conversation.choice }, sampling, stamped, model };
   conversation.turns.push(turn);
   await run(conversation, turn, changed, async (signal) => {
     const began = performance.now();

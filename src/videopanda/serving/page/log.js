@@ -91,11 +91,11 @@ function note(turn) {
   return parts.join(" · ");
 }
 
-/** Times in an answer count from the start of the part that was shown. */
+/** Times in an answer count from the start of the part that was shown, unless the model is told those of the file. */
 function timeLink(conversation, turn) {
   return (text, time) => {
     const { isImage, duration } = conversation.clip;
-    const moment = (turn.choice.start ?? 0) + time;
+    const moment = (turn.stamped ? 0 : turn.choice.start ?? 0) + time;
     if (isImage || moment > duration) return null;
     const link = button(text, "time", () => seek(moment));
     link.setAttribute("aria-label", `${text}: show this moment in the video`);

@@ -13,11 +13,13 @@ import { showHistory } from "./history.js";
 import { listenLive, startLive } from "./live.js";
 import { focusOnWhy, showLog, showTurn } from "./log.js";
 import { showMoments } from "./moments.js";
-import { dropConversation, keepClip, keepConversation, keepSetting, keptClip, keptConversations, setting } from "./store.js";
-import { WITH_REGIONS, hideTimeline, showPace, showTicks, showTimeline, startTimeline } from "./timeline.js";
+import {
+  dropConversation, keepClip, keepConversation, keepOpened, keepSetting, keptClip, keptConversations, listenToTabs, opened, setting,
+} from "./store.js";
+import { WITH_REGIONS, hideTimeline, showPace, showStills, showTicks, showTimeline, startTimeline } from "./timeline.js";
 
 const $ = (id) => document.getElementById(id);
-const server = { model: null, needsKey: false, limits: { numFrames: 1, maxFrames: 1, context: Infinity } };
+const server = { model: null, needsKey: false, stamped: false, limits: { numFrames: 1, maxFrames: 1, context: Infinity } };
 let conversations = [];
 let current = null;
 let edited = null; // the turn whose question is being edited
@@ -45,7 +47,7 @@ function create() {
 /** Shows a conversation. Requests of the one that was shown before run on, into their own turns. */
 async function open(conversation) {
   current = conversation;
-  keepSetting("current", conversation.id);
+  keepOpened(conversation.id);
   stopEditing();
   lookup.abort();
   hideTimeline();
@@ -69,9 +71,9 @@ async function openClip(conversation) {
   try {
     const blob = (await keptClip(clip.key)) ?? (await api.content(clip.fileId));
     if (conversation !== current) return;
-    const shown = $(clip.isImage ? "picture" : "player");
-    shown.src = URL.createObjectURL(blob);
-    shown.hidden = false;
+    const shown = $(clip.isImage || blob.type === "image/gif" ? "picture" : "player");
+    Object.assign(shown, { src: URL.createObjectURL(blob), hidden: false });
+    $("picture").alt = clip.name;
     await showFramesOf(conversation);
   } catch (error) {
     if (conversation !== current) return;
@@ -99,6 +101,31 @@ function listConversations() {
   showHistory(conversations, current, { open, remove: removeConversation });
 }
 
+/** Takes over what another tab keeps of a conversation. What is under way here is kept when it ends. */
+function adopt(kept) {
+  const known = conversations.find(({ id }) => id === kept.id);
+  if (known?.running) return;
+  if (known) Object.assign(known, { turns: kept.turns, moments: kept.moments });
+  else insert(new Conversation(kept));
+  if (known && known === current) {
+    if (edited) stopEditing();
+    showLog(known, acts);
+    showMoments(known, momentActs);
+    showControls();
+  }
+  listConversations();
+}
+
+function insert(conversation) {
+  conversations = [...conversations, conversation].sort((one, other) => other.created - one.created);
+}
+
+/** Another tab has deleted a conversation: it is gone here too, unless it is shown. */
+function forget(id) {
+  conversations = conversations.filter((one) => one.id !== id || one === current);
+  listConversations();
+}
+
 function removeConversation(conversation) {
   conversation.stop();
   conversations = conversations.filter((one) => one !== conversation);
@@ -121,11 +148,11 @@ async function undo() {
   showRemoved();
   const file = await clip;
   if (file) await keepClip(conversation.clip.key, file);
-  conversations = [...conversations, conversation].sort((one, other) => other.created - one.created);
+  insert(conversation);
   keep(conversation);
-  const opened = open(conversation);
+  const opening = open(conversation);
   $("conversations").querySelector("[aria-current]").focus();
-  await opened;
+  await opening;
 }
 
 // -- the video ---------------------------------------------------------------------------------------------------------
@@ -138,7 +165,7 @@ async function choose(file, ideas = []) {
   try {
     const uploaded = await api.upload(file, file.name);
     const seen = await api.frames(uploaded.fileId, {}); // what cannot be read is told now
-    const isKept = await keepClip(clip.key, file);
+    const isKept = !conversations.includes(conversation) || (await keepClip(clip.key, file));
     Object.assign(clip, uploaded, { duration: seen.duration });
     Object.assign(conversation, { ideas });
     keep(conversation);
@@ -149,7 +176,10 @@ async function choose(file, ideas = []) {
   } catch (error) {
     conversation.clip = null;
     conversation.problem = `${file.name}: ${error.message}`;
-    if (conversation === current) open(conversation);
+    if (conversation === current) return open(conversation);
+    conversations = conversations.filter((one) => one !== conversation);
+    listConversations();
+    problem(conversation.problem);
   }
 }
 
@@ -208,10 +238,15 @@ async function submit(question, sampling) {
     problem(conversation.clip ? "Wait until the video is uploaded." : "Choose a video first.");
     return;
   }
+  if (conversation.turns.some(({ state }) => state === "running")) {
+    problem("This conversation is being answered in another tab: wait for the answer.");
+    return;
+  }
   if (edited) cutFrom(edited);
   $("question").value = "";
   $("log").scrollTop = $("log").scrollHeight;
-  await ask(conversation, question, { model: server.model, sampling, withChecks: $("truth").checked }, changedIn(conversation));
+  const how = { model: server.model, sampling, stamped: server.stamped, withChecks: $("truth").checked };
+  await ask(conversation, question, how, changedIn(conversation));
 }
 
 function cutFrom(turn) {
@@ -346,6 +381,7 @@ async function connect() {
   $("key-form").hidden = !told.needs_key;
   if (told.needs_key && !api.access.key) return;
   const { max_model_len: context, videopanda: limits } = await api.modelInfo();
+  server.stamped = limits.timestamps !== "none";
   server.limits = { numFrames: limits.num_frames, maxFrames: limits.max_frames, context };
   open(current);
 }
@@ -354,17 +390,21 @@ const report = (work) => (...given) => Promise.resolve(work(...given)).catch((er
 
 function listen() {
   $("file").addEventListener("change", (event) => {
-    const [file] = event.target.files;
+    const files = [...event.target.files];
     event.target.value = "";
-    if (file) choose(file);
+    for (const file of files) choose(file);
   });
   for (const name of ["dragover", "dragleave", "drop"]) {
     $("drop").addEventListener(name, (event) => {
       event.preventDefault();
       $("drop").classList.toggle("over", name === "dragover");
-      if (name === "drop" && event.dataTransfer.files.length) choose(event.dataTransfer.files[0]);
+      if (name === "drop") for (const file of event.dataTransfer.files) choose(file);
     });
   }
+  $("player").addEventListener("error", () => {
+    showStills();
+    $("status").textContent += " (this browser cannot play it: you see single frames)";
+  });
   $("example").addEventListener("click", report(async () => {
     const { file, questions } = await api.example();
     await choose(file, questions);
@@ -428,13 +468,17 @@ function start() {
   if (theme) document.documentElement.dataset.theme = theme;
   api.access.key = $("key").value = setting("key", "");
   $("truth").checked = setting("truth", false);
-  conversations = keptConversations().map((kept) => new Conversation(kept));
-  current = conversations.find(({ id }) => id === setting("current", "")) ?? conversations[0] ?? create();
+  conversations = keptConversations().map((kept) => new Conversation(kept).settle());
+  current = conversations.find(({ id }) => id === opened()) ?? conversations[0] ?? create();
+  listenToTabs(adopt, forget);
+  addEventListener("pagehide", () => {
+    for (const conversation of conversations) if (conversation.running) keep(conversation.settle());
+  });
   listen();
   showLog(current, acts);
   showControls();
   listConversations();
-  connect().catch((error) => problem(error.status === 401 ? "The server does not accept this key." : error.status ? error.message : "The server cannot be reached."));
+  connect().catch((error) => problem(error.status === 401 ? "The server does not accept this key." : error.message));
 }
 
 start();

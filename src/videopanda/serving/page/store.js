@@ -3,6 +3,7 @@
 
 const SETTING = "videopanda.setting.";
 const CONVERSATION = "videopanda.conversation.";
+const OPENED = "videopanda.opened";
 const MAX_CONVERSATIONS = 50;
 const MAX_CLIP_BYTES = 512 * 2 ** 20;
 
@@ -11,6 +12,23 @@ export function setting(name, fallback) {
     return JSON.parse(localStorage.getItem(SETTING + name)) ?? fallback;
   } catch {
     return fallback; // the browser keeps nothing, or something else wrote it
+  }
+}
+
+/** The conversation that was open last: in this tab, or else in any. */
+export function opened() {
+  try {
+    return sessionStorage.getItem(OPENED) ?? localStorage.getItem(OPENED);
+  } catch {
+    return null;
+  }
+}
+
+export function keepOpened(id) {
+  try {
+    for (const storage of [sessionStorage, localStorage]) storage.setItem(OPENED, id);
+  } catch {
+    // The browser keeps nothing.
   }
 }
 
@@ -30,15 +48,32 @@ function write(key, value) {
 
 /** The kept conversations, newest first. */
 export function keptConversations() {
-  const found = [];
   try {
-    for (const key of Object.keys(localStorage).filter((name) => name.startsWith(CONVERSATION))) {
-      found.push(JSON.parse(localStorage.getItem(key)));
-    }
+    const keys = Object.keys(localStorage).filter((name) => name.startsWith(CONVERSATION));
+    const found = keys.map((key) => read(localStorage.getItem(key))).filter(Boolean);
+    return found.sort((one, other) => other.created - one.created);
   } catch {
-    // What cannot be read is not shown.
+    return []; // the browser keeps nothing
   }
-  return found.sort((one, other) => other.created - one.created);
+}
+
+/** A conversation; null for one that cannot be read. */
+function read(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}
+
+/** Calls `changed(kept)` and `dropped(id)` for conversations that another tab keeps or forgets. */
+export function listenToTabs(changed, dropped) {
+  addEventListener("storage", ({ key, newValue }) => {
+    if (!key?.startsWith(CONVERSATION)) return;
+    const kept = newValue === null ? null : read(newValue);
+    if (kept) changed(kept);
+    else dropped(key.slice(CONVERSATION.length));
+  });
 }
 
 /** Keeps a conversation; the oldest ones make room. Returns false if the browser has none. */

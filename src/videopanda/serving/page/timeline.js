@@ -30,10 +30,12 @@ export function showTimeline(conversation, seen, limits) {
   showPart();
   showCost();
   showTicks();
+  if ($("player").hidden && $("picture").hidden) showStills();
 }
 
 export function hideTimeline() {
   shown = null;
+  $("playhead").style.left = 0;
   for (const id of ["timeline", "seen"]) $(id).hidden = true;
 }
 
@@ -107,8 +109,26 @@ export function showPace(paces) {
   showCost();
 }
 
+/** Shows a moment: in the player, or, of a clip that the browser cannot play, the nearest frame. */
 export function seek(time) {
-  $("player").currentTime = time;
+  if (!$("player").hidden) {
+    $("player").currentTime = time;
+    return;
+  }
+  const distance = (frame) => Math.abs(frame.time - time);
+  const nearest = shown.seen.data.reduce((best, frame) => (distance(frame) < distance(best) ? frame : best));
+  Object.assign($("picture"), { src: nearest.image, alt: `The frame at ${seconds(nearest.time)}`, hidden: false });
+  showPlayhead(nearest.time);
+}
+
+function showPlayhead(time) {
+  $("playhead").style.left = `${(100 * time) / shown.seen.duration}%`;
+}
+
+/** In place of a clip that the browser cannot play: its frames. */
+export function showStills() {
+  $("player").hidden = true;
+  if (shown) seek(0);
 }
 
 /** Sets up the controls; `changed(conversation)` is called when other frames are chosen, after a short rest. */
@@ -135,6 +155,6 @@ export function startTimeline(changed) {
   };
   for (const id of ["start", "end", "count"]) $(id).addEventListener("input", () => choose(id));
   $("player").addEventListener("timeupdate", () => {
-    if (shown) $("playhead").style.left = `${(100 * $("player").currentTime) / shown.seen.duration}%`;
+    if (shown) showPlayhead($("player").currentTime);
   });
 }
