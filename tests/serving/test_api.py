@@ -206,11 +206,20 @@ def test_the_model_is_told(client, server):
     (model,) = client.models.list()
     assert client.models.retrieve(model.id).id == model.id == "nano"
     assert model.model_extra["architecture"]["input_modalities"] == ["text", "image", "video"]
+    assert f"nano is at {server.url}, its API at {server.url}/v1" in server.said()
     health = server.health()
     assert health == {"status": "ok", "model": "nano", "needs_key": False, "running": 0, "waiting": 0}
     before = server.metric('videopanda_tokens_total{kind="completion"}')
     usage = ask(client, "Hello?", max_tokens=3).usage
     assert server.metric('videopanda_tokens_total{kind="completion"}') == before + usage.completion_tokens
+
+
+def test_fields_that_are_null_or_change_nothing_are_accepted(client, uploaded, wanted):
+    neutral = {"top_k": -1, "min_p": 0, "repetition_penalty": 1.0, "stream": None, "a_later_field": None}
+    part = {**file(uploaded), "num_frames": None}
+    assert (
+        ask(client, part, ASKED[0], verbosity="low", extra_body=neutral).choices[0].message.content == wanted[ASKED[0]]
+    )
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
@@ -221,7 +230,8 @@ def test_the_model_is_told(client, server):
         ({"max_tokens": 3, "max_completion_tokens": 4}, 400, "disagree"),
         ({"temperature": 3}, 400, "temperature"),
         ({"n": 2}, 400, "n: "),
-        ({"extra_body": {"top_q": 1}}, 400, "top_q"),
+        ({"extra_body": {"top_q": 1}}, 400, "top_q: this server does not know this field: omit it"),
+        ({"extra_body": {"top_k": 5}}, 400, "top_k: Input should be -1 or 0"),
         ({"extra_body": {"video": {"fps": 1, "num_frames": 3}}}, 400, "not both"),
         ({"extra_body": {"video": {"num_frames": 33}}}, 422, "more than 32 frames"),
         ({"extra_body": {"video": {"start": 1000}}}, 422, "lasts only"),

@@ -51,6 +51,12 @@ def test_a_conversation_is_sent_whole(client, uploaded):
     assert client.responses.create(model="nano", input=sent).output_text == expected
 
 
+def test_fields_that_are_null_or_change_nothing_are_accepted(client, uploaded, wanted):
+    neutral = {"reasoning": None, "conversation": None, "include": ["reasoning.encrypted_content"], "top_logprobs": 0}
+    part = {"type": "input_file", "file_id": uploaded.id}
+    assert client.responses.create(model="nano", input=message(part), extra_body=neutral).output_text == wanted
+
+
 def test_a_cut_answer_is_incomplete(client):
     reply = client.responses.create(model="nano", input="Tell me everything.", max_output_tokens=1)
     assert reply.usage.output_tokens == 1
@@ -65,7 +71,9 @@ def test_a_cut_answer_is_incomplete(client):
         ({"input": [{"type": "function_call_output", "call_id": "1", "output": "x"}]}, "not supported"),
         ({"input": "Hi", "previous_response_id": "resp_1"}, "previous_response_id"),
         ({"input": [{"role": "user", "content": [{"type": "input_audio", "data": "x"}]}]}, "input.0.content"),
-        ({"input": []}, "input"),
+        ({"input": []}, "input: Value should have at least 1 item"),
+        ({"input": "Hi", "include": ["file_search_call.results"]}, "include"),
+        ({"input": "Hi", "extra_body": {"top_q": 1}}, "top_q: this server does not know this field: omit it"),
         ({"input": "Hi", "text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.json_schema.schema"),
     ],
 )

@@ -1,7 +1,7 @@
 """The request format: OpenAI's API, with videos in the forms of vLLM, llama.cpp and DashScope.
 
 A field that would change the answer and is not supported must not be ignored, so unknown fields are errors, and fields
-that have no effect here accept only the values that have no effect.
+that have no effect here accept only the values that have no effect. A field that is null counts as not given.
 """
 
 from collections.abc import Mapping
@@ -35,9 +35,23 @@ Nothing = Annotated[list[Any], AfterValidator(_no_tools)] | None
 
 
 class Strict(BaseModel):
-    """Refuses unknown fields."""
+    """Refuses unknown fields, unless they are null."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        if not isinstance(fields, Mapping):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+def reason_of(error: Mapping[str, Any]) -> str:
+    """What is wrong with a field, for the one who sent it. `error` is one of pydantic's."""
+    if error["type"] == "extra_forbidden":
+        return "this server does not know this field: omit it"
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 # -- which frames ------------------------------------------------------------------------------------------------------
@@ -299,6 +313,12 @@ class ChatRequest(Strict):
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    prompt_cache_retention: str | None = None
+    # vLLM's, likewise.
+    top_k: Literal[-1, 0] | None = None
+    min_p: Literal[0] | None = None
+    repetition_penalty: Literal[1] | None = None
     response_format: ResponseFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     tools: Nothing = None

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from videopanda.inference.request import Finished, RequestStats, TextDelta
-from videopanda.serving.protocol import ChatRequest, FrameChoice, Nothing, ResponseFormat, Strict
+from videopanda.serving.protocol import ChatRequest, FrameChoice, Nothing, ResponseFormat, Strict, reason_of
 
 _SAME = ("model", "temperature", "top_p", "stream", "metadata", "user", "safety_identifier", "prompt_cache_key")
 
@@ -22,6 +22,11 @@ def _nested(value: Any) -> Any:
     if not isinstance(value, Mapping) or value.get("type") != "json_schema":
         return value
     return {"type": "json_schema", "json_schema": {name: field for name, field in value.items() if name != "type"}}
+
+
+def _as_items(value: Any) -> Any:
+    """Input as a list of items; plain text is one message of the user."""
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
 class TextOptions(Strict):
@@ -34,7 +39,7 @@ class TextOptions(Strict):
 class ResponsesRequest(Strict):
     """POST /v1/responses."""
 
-    input: str | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=1000)]
+    input: Annotated[list[dict[str, Any]], BeforeValidator(_as_items), Field(min_length=1, max_length=1000)]
     instructions: str | None = None
     model: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -48,9 +53,11 @@ class ResponsesRequest(Strict):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
     store: bool | None = None
     truncation: Literal["disabled", "auto"] | None = None
-    include: Nothing = None
+    include: list[Literal["reasoning.encrypted_content"]] | None = None
+    top_logprobs: Literal[0] | None = None
     tools: Nothing = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
@@ -61,9 +68,8 @@ class ResponsesRequest(Strict):
 
     @model_validator(mode="after")
     def _as_chat(self) -> "ResponsesRequest":
-        items = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else self.input
         messages = [{"role": "system", "content": self.instructions}] if self.instructions else []
-        messages += [_message(item) for item in items]
+        messages += [_message(item) for item in self.input]
         fields = {name: getattr(self, name) for name in _SAME}
         fields |= {"max_tokens": self.max_output_tokens, "video": self.video.model_dump(), "messages": messages}
         fields["response_format"] = self.text and self.text.format
@@ -72,7 +78,7 @@ class ResponsesRequest(Strict):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])).replace("messages", "input", 1)
-            raise ValueError(f"{place}: {str(first['msg']).removeprefix('Value error, ')}") from error
+            raise ValueError(f"{place}: {reason_of(first)}") from error
         return self
 
     @property
