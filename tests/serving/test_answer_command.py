@@ -141,12 +141,14 @@ def test_the_arrow_keys_bring_a_question_back():
     try:
         type_at_prompt(1, f"{QUESTIONS[0]}\n")
         type_at_prompt(2, f"{up}\n")
-        type_at_prompt(3, "\n")
+        type_at_prompt(3, "\x04")
         assert chat.wait(60) == 0
+        shown += os.read(main, 1000).decode()
     finally:
         chat.kill()
         os.close(main)
     assert shown.count(QUESTIONS[0]) == 2
+    assert shown.endswith("> \r\n")
 
 
 def test_completion_is_offered_for_the_usual_shells():

@@ -35,6 +35,11 @@ def test_the_line_has_loss_parts_speed_time_and_validation(capsys):
     assert second.endswith("left  held out: 25.0% right, 20.0% without video")
 
 
+def test_a_resumed_run_says_so(capsys):
+    ProgressLine().on_train_begin(None, state(40), None)
+    assert capsys.readouterr().err == "resumed         at step 40 of 100\n"
+
+
 def test_on_a_terminal_it_is_one_line_and_log_messages_go_above(monkeypatch):
     import logging
 

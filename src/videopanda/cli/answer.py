@@ -231,9 +231,11 @@ def chat_verb(
 
 def _read_question() -> str:
     """Read the next line of the chat; empty at the end."""
+    prompt = "> " if sys.stdin.isatty() else ""
     try:
-        return input("> " if sys.stdin.isatty() else "").strip()
+        return input(prompt).strip()
     except (EOFError, KeyboardInterrupt):
+        print(end=prompt and "\n")  # the shell's prompt starts a line
         return ""
 
 
@@ -305,12 +307,14 @@ def _explain(
             continue
         print(f"{found.answer}  (probability {found.probability:.1%}, with an empty clip {found.empty:.1%})")
         most = max(frame.weight for frame in found.frames) or 1.0
-        print("      time  without it  alone  weight")
+        print("      time  without it    alone")
         for frame in found.frames:
             bar = "█" * round(30 * max(0.0, frame.weight) / most)
-            print(f"{frame.time:8.2f} s  {-100 * frame.fall:+8.1f} %  {100 * frame.alone:+5.0f}  {bar}")
+            print(f"{frame.time:8.2f} s  {-100 * frame.fall:+8.1f} %  {100 * frame.alone:+5.0f} %  {bar}")
     if as_json:
         print(json.dumps(reports[0] if len(reports) == 1 else {"answers": reports}))
+    else:
+        print("Changes of the probability; the bars add both, as logarithms.")
 
 
 def _print(answers: Iterator[str | dict[str, Any]], stream: bool, as_json: bool) -> None:

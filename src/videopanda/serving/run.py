@@ -55,11 +55,23 @@ def serve(
         http=HeaderLimits,
         ws="none",
         access_log=False,
+        log_level="warning",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         h11_max_incomplete_event_size=HEADER_BYTES,
     )
+    address = _address(listener)
+    sys.stderr.write(f"videopanda: {name} is at {address}, its API at {address}/v1\n")
+    sys.stderr.flush()
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _address(listener: socket.socket) -> str:
+    """The URL of the page as a browser on this machine reaches it."""
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "localhost"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class HeaderLimits(H11Protocol):

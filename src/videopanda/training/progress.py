@@ -32,6 +32,8 @@ class ProgressLine(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Start the line; log messages go above it."""
         self.first_step, self.began = state.global_step, time.monotonic()
+        if self.first_step and state.is_world_process_zero:
+            sys.stderr.write(f"resumed         at step {self.first_step} of {state.max_steps}\n")
         console = Console(stderr=True, highlight=False)
         if not state.is_world_process_zero or not console.is_terminal:
             return
