@@ -218,6 +218,16 @@ def test_contact_sheet_shows_frames_and_wraps_text():
     assert contact_sheet([SheetRow(frames, [])] * 3, frame_height=60).height == 3 * (60 + 3 * 6)
 
 
+def test_letters_of_other_languages_are_drawn():
+    """Pillow's own font draws every letter that it lacks as the same box."""
+    from videopanda.video.contact_sheet import text_font
+
+    pytest.importorskip("matplotlib")
+    font = text_font("é → я", 16)
+    assert len({bytes(font.getmask(letter)) for letter in "é→яα\uffff"}) == 5
+    assert text_font("plain", 16).getname() != font.getname()
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -32,6 +32,6 @@ def sample_sheet(samples: Sequence[Sample]) -> Image.Image | None:
         places = np.linspace(0, len(frames) - 1, min(_FRAMES, len(frames))).round().astype(int)
         times = [float(clip.timestamps[at]) for at in places] if hasattr(clip, "timestamps") else []
         turns = [turn for conversation in sample.conversations for turn in conversation][:_TURNS]
-        lines = [f"{turn[0]}  →  {turn[1]}".replace("<video>", "").strip() for turn in turns]
+        lines = [f"{turn[0]}  {turn[1]}".replace("<video>", "").strip() for turn in turns]
         rows.append(SheetRow([frames[at] for at in places], lines, times))
     return contact_sheet(rows) if rows else None

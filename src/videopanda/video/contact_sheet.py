@@ -6,6 +6,8 @@ sheet.save("contact_sheet.png")
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -45,7 +47,7 @@ def contact_sheet(rows: Sequence[SheetRow], frame_height: int = 120) -> Image.Im
             raise ValueError(f"a row needs frames of shape (H, W, 3), not {shapes}")
         if len(row.timestamps) not in (0, len(row.frames)):
             raise ValueError(f"{len(row.timestamps)} timestamps for {len(row.frames)} frames")
-    font = ImageFont.load_default(_TEXT_SIZE)
+    font = text_font("".join(line for row in rows for line in row.lines), _TEXT_SIZE)
     width = max(_row_width(row, frame_height) for row in rows)
     pictures = [_draw_row(row, frame_height, width, font) for row in rows]
     sheet = Image.new("RGB", (width, sum(picture.height for picture in pictures)), _BACKGROUND)
@@ -54,6 +56,14 @@ def contact_sheet(rows: Sequence[SheetRow], frame_height: int = 120) -> Image.Im
         sheet.paste(picture, (0, top))
         top += picture.height
     return sheet
+
+
+def text_font(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, which has the letters of English; for other text that of matplotlib, if it is installed."""
+    plotting = None if text.isascii() else find_spec("matplotlib")
+    if plotting is None or plotting.origin is None:
+        return ImageFont.load_default(size)
+    return ImageFont.truetype(str(Path(plotting.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf"), size)
 
 
 def _frame_width(frame: np.ndarray, frame_height: int) -> int:

@@ -6,7 +6,9 @@ evidence_sheet(frames, times, falls, boxes, "What shape is it?  circle").save("e
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from videopanda.video.contact_sheet import text_font
 
 _GAP, _HEIGHT, _BAR, _LABEL, _TEXT = 6, 120, 60, 20, 16
 _INK, _FAINT, _GOOD, _BAD = (20, 20, 20), (110, 110, 110), (200, 60, 30), (60, 110, 200)
@@ -29,7 +31,7 @@ def evidence_sheet(
         falls: of the probability without each frame, -1 to 1; bars that point down say that it rises.
         boxes: regions by frame, drawn the stronger the more they weigh.
     """
-    font = ImageFont.load_default(_TEXT)
+    font = text_font(title, _TEXT)
     step = max(1, *(round(frame.shape[1] * _HEIGHT / frame.shape[0]) for frame in frames))
     size = (_GAP + len(frames) * (step + _GAP), 3 * _GAP + 2 * _LABEL + _HEIGHT + 2 * _BAR)
     sheet = Image.new("RGB", (max(size[0], round(font.getlength(title)) + 2 * _GAP), size[1]), "white")
