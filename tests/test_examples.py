@@ -28,7 +28,8 @@ def test_the_notebook_runs_in_a_kernel(tmp_path):
     assert "<b>white</b>" in answer.data["text/html"]
     assert '<img alt="frames"' in answer.data["text/html"]
     assert any(output.get("text", "").startswith("circle\n") for output in shown["fields"])
-    assert "image/png" in shown["explain"][0].data
+    (explanation,) = [output for output in shown["explain"] if output.output_type == "execute_result"]
+    assert '<img alt="frames"' in explanation.data["text/html"]
     said = "".join(output.text for outputs in shown.values() for output in outputs if output.get("name") == "stderr")
     assert [line for line in said.splitlines() if not re.search("tqdm|Loading weights|^$", line)] == []  # no warnings
     assert "circle" in "".join(output.text for output in shown["chat"] if output.get("name") == "stdout")

@@ -230,7 +230,6 @@ def test_identifiers_have_american_spelling():
 # Called by name from elsewhere: verbs, routes and validators carry a decorator; these belong to a base class.
 CALLED_FROM_ELSEWHERE = {
     "MANIFEST", "ZeroShotQA", "loglikelihood", "generate_until_multi_round", "to_visual",  # lmms-eval
-    "_repr_html_",  # notebooks
     "validate_inputs", "_process_videos", "_process_images", "_get_num_multimodal_tokens",  # transformers, vLLM
     "on_step_begin", "get_train_dataloader", "create_optimizer", "compute_loss",  # transformers' Trainer
     "readinto",  # io.RawIOBase

@@ -21,10 +21,12 @@ __version__ = "0.1.0"
 __all__ = [
     "Answer",
     "Chat",
+    "Sampling",
     "VideoSession",
     "aanswer",
     "answer",
     "astream",
+    "explain",
     "find",
     "load",
     "read_video",
@@ -35,6 +37,8 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(("Chat", "aanswer", "answer", "astream", "stream"), "videopanda.inference.answer"),
     "Answer": "videopanda.inference.reply",
+    "Sampling": "videopanda.inference.sampling",
+    "explain": "videopanda.inference.explain",
     "find": "videopanda.inference.find",
     "load": "videopanda.inference.load",
     "read_video": "videopanda.video.read",
@@ -45,9 +49,11 @@ _HOME = {
 
 if TYPE_CHECKING:
     from videopanda.inference.answer import Chat, aanswer, answer, astream, stream
+    from videopanda.inference.explain import explain
     from videopanda.inference.find import find
     from videopanda.inference.load import load
     from videopanda.inference.reply import Answer
+    from videopanda.inference.sampling import Sampling
     from videopanda.inference.session import VideoSession
     from videopanda.video.read import read_video
     from videopanda.video.stream import stream_video

@@ -91,6 +91,7 @@ def test_the_frames_after_a_change_of_colour_matter(nano):
     picture = module.picture(found)
     assert picture.width > 500
     assert np.asarray(picture).std() > 20
+    assert found._repr_html_().startswith('<img alt="frames"')
 
 
 def test_a_model_that_ignores_the_clip_needs_no_frame():
@@ -126,7 +127,8 @@ def test_the_command_prints_frames_and_writes_a_picture(tmp_path):
     words = ("answer", CLIP, QUESTION, "--model", BUNDLED_MODEL, "--explain")
     code, out, err = run(*words, "--picture", tmp_path / "evidence.png")
     assert (code, err) == (0, "")
-    assert len(out.splitlines()) == 10
+    assert len(out.splitlines()) == 11
+    assert max(map(len, out.splitlines())) <= 80
     assert (tmp_path / "evidence.png").stat().st_size > 5000
     assert len(json.loads(run(*words, "--json")[1])["frames"]) == 8
     assert run(*words, "--stream")[0] == 2

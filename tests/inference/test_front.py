@@ -26,6 +26,8 @@ def test_every_public_name_is_there():
     assert {"Answer", "Chat", "answer", "load", "read_video", "stream"} <= set(videopanda.__all__)
     assert all(callable(getattr(videopanda, name)) for name in videopanda.__all__)
     assert (Path(videopanda.__file__).parent / "py.typed").is_file()
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+    assert [name for name in videopanda.__all__ if not re.search(rf"\b{name}\b", page)] == []
 
 
 def test_a_stream_adds_up_to_the_answer_and_remembers(nano):
@@ -113,7 +115,9 @@ def test_an_answer_shows_what_it_rests_on(nano):
     assert re.search(r'<img [^>]*src="data:image/png;base64,\w', page)
     assert answer.answer in page
     assert f"{answer.visual_tokens} visual tokens" in page
-    assert "array" not in repr(answer)
+    cost = f"8 frames from 0.25 to 3.75 s, {answer.visual_tokens} visual tokens, "
+    assert repr(answer).startswith(f"Answer({answer.answer!r}, {cost}")
+    assert len(repr(answer)) < 90
     cut = videopanda.answer(CLIP, "Tell me <b>all</b>.", model=nano, max_new_tokens=1)
     assert cut.finish_reason in ("stop", "length")
     assert "<b>all" not in cut._repr_html_()

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from videopanda.inference.answer import Chat, build_prompt, question_messages
 from videopanda.inference.clip import EncodedClip, prepare_clips
-from videopanda.inference.reply import Answer
+from videopanda.inference.reply import Answer, as_html
 from videopanda.inference.request import ChangedTokens, Failed, GenerateRequest, Progress, Round, Steps, run
 
 REGIONS = 4  # maximum rows and columns of regions per frame
@@ -98,6 +98,9 @@ class Explanation(Effects):
         """Plain values."""
         effects = asdict(Effects(self.probability, self.empty, self.frames, self.regions))
         return {**self.answer.as_dict(), **effects}
+
+    def _repr_html_(self) -> str:
+        return as_html(picture(self))
 
 
 def explain(

@@ -101,7 +101,8 @@ def find(
         model: a folder, what `load` returned, or None for the bundled model.
         num_frames: frames of the video, uniform in time; default `NUM_FRAMES`.
         fps: frames per second of the video, instead.
-        start, end: range of the video, in seconds.
+        start: second of the video from which it is searched.
+        end: second up to which it is searched.
         progress: called with the numbers of requests that are done, and of all, as far as known.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answer:
     """An answer and its provenance. `str()` of it is the text.
 
@@ -37,12 +37,17 @@ class Answer:
     decoder: str | None
     timings: dict[str, float]
     model: str
-    token_ids: tuple[int, ...] = field(default=(), repr=False)
+    token_ids: tuple[int, ...] = ()
     selection: tuple[str, ...] | None = None
-    frames: np.ndarray | list[np.ndarray] | None = field(default=None, repr=False, compare=False)
+    frames: np.ndarray | list[np.ndarray] | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return self.answer
+
+    def __repr__(self) -> str:
+        times = self.frame_times
+        seen = f"{len(times)} frames from {times[0]:.2f} to {times[-1]:.2f} s, " if times else ""
+        return f"Answer({self.answer!r}, {seen}{self.visual_tokens} visual tokens, {sum(self.timings.values()):.2f} s)"
 
     def as_dict(self) -> dict[str, Any]:
         """All fields but frames and token ids, as plain values."""
@@ -56,12 +61,17 @@ class Answer:
         if self.frames is not None and len(self.frames):
             from videopanda.video.contact_sheet import SheetRow, contact_sheet
 
-            file = io.BytesIO()
-            contact_sheet([SheetRow(self.frames, [], self.frame_times)]).save(file, "PNG")
-            data = base64.b64encode(file.getvalue()).decode()
-            picture = f'<img alt="frames" style="max-width:100%" src="data:image/png;base64,{data}">'
+            picture = as_html(contact_sheet([SheetRow(self.frames, [], self.frame_times)]))
         cost = f"{self.visual_tokens:,} visual tokens, {sum(self.timings.values()):.2f} s"
         return (
             f"<div>{picture}<p>{html.escape(self.question)}<br><b>{html.escape(self.answer)}</b>"
             f"<br><small>{cost}</small></p></div>"
         )
+
+
+def as_html(picture: Any) -> str:
+    """A PIL image of frames as an HTML element that contains it."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img alt="frames" style="max-width:100%" src="data:image/png;base64,{data}">'
