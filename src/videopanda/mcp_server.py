@@ -33,10 +33,16 @@ class _Folders:
         self.allowed = [folder.resolve() for folder in allowed]
 
     def find(self, path: str) -> Path:
-        """A file below an allowed folder; relative paths are looked for in each. Raises ValueError."""
+        """A file or a folder of images, below an allowed folder; relative paths are looked for in each.
+
+        Raises:
+            ValueError: there is none, or it leads outside.
+        """
         for folder in self.allowed:
             found = (folder / path).resolve()
-            if found.is_relative_to(folder) and found.exists():
+            if not found.is_relative_to(folder) or not found.exists():
+                continue
+            if all(one.resolve().is_relative_to(folder) for one in (found.iterdir() if found.is_dir() else ())):
                 return found
         raise ValueError(f"no video {path} below {', '.join(map(str, self.allowed))}, the folders that may be read")
 

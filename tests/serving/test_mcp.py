@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from pathlib import Path
 
 import pytest
 from live import PATIENCE, run_async
@@ -22,6 +23,8 @@ def test_the_official_client_uses_every_tool(tmp_path):
 
     (tmp_path / "clip.mp4").write_bytes(CLIP.read_bytes())
     (tmp_path / "link.mp4").symlink_to(CLIP)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "frame.png").symlink_to(Path(__file__).parents[2] / "docs/images/demo.png")
     command = ["-m", "videopanda", "mcp", "--media-root", str(tmp_path)]
 
     async def use():
@@ -39,9 +42,10 @@ def test_the_official_client_uses_every_tool(tmp_path):
             found = await call("find", description=EVENT)
             outside = await session.call_tool("ask", {"path": str(CLIP), "question": QUESTION})
             linked = await session.call_tool("ask", {"path": "link.mp4", "question": QUESTION})
-            return names, answer, moment, described, shown, found, outside, linked
+            pictures = await session.call_tool("frames", {"path": "pictures"})
+            return names, answer, moment, described, shown, found, (outside, linked, pictures)
 
-    names, answer, moment, described, shown, found, outside, linked = run_async(asyncio.wait_for(use(), PATIENCE))
+    names, answer, moment, described, shown, found, refusals = run_async(asyncio.wait_for(use(), PATIENCE))
     assert names == ["describe", "ask", "analyze_moment", "find", "frames"]
     expected = ask(*load(None, "cpu"), CLIP, [QUESTION])[0]
     assert answer.structured_content["answer"] == expected.answer
@@ -50,6 +54,6 @@ def test_the_official_client_uses_every_tool(tmp_path):
     assert shown.content[0].type == "image"
     intervals = find(CLIP, EVENT, model=load(None, "cpu")).intervals
     assert [one["start"] for one in found.structured_content["intervals"]] == [one.start for one in intervals]
-    for refused in (outside, linked):
+    for refused in refusals:
         assert refused.is_error
         assert "no video" in refused.content[0].text
