@@ -1,7 +1,6 @@
 """Video-Panda in front of any causal language model: the model behind it stays what it was, for every family.
 
-The members are tiny and random, with the traits that real ones have: tied and untied embeddings, rows to spare in the
-embedding, tokenizers with and without a chat template, padding token or beginning of text.
+The members are tiny and random, with the traits that real ones have; `tests/language_models.py` lists them.
 """
 
 import copy
@@ -22,28 +21,12 @@ from transformers import (
 )
 
 import videopanda  # noqa: F401 - makes the Auto classes know our classes
-from chat_templates import BARS, CHATML, INST
-from language_models import text_tokenizer
-from tiny import TINY_SIZES, clip, randomize, realign, tiny_model, tiny_processor, tiny_stab
+from chat_templates import CHATML
+from language_models import MEMBERS, text_tokenizer, write
+from tiny import clip, randomize, realign, tiny_model, tiny_processor, tiny_stab
 from videopanda.checkpoints.verify import verify
 from videopanda.models.prompts import VICUNA_CHAT_TEMPLATE
 from videopanda.training.build import build_model, make_checkpoint
-
-CHATML_TEXT = "<|im_start|>user\n<video>\nWhat moves?<|im_end|>\n<|im_start|>assistant\n"
-INST_TEXT = "<s>[INST] <video>\nWhat moves? [/INST]"
-
-# model type, fields, rows of the embedding beyond the tokenizer, chat template, what it makes of a question
-FAMILIES = {
-    "vicuna": ("llama", {}, 0, None, None),
-    "llama-2": ("llama", {}, 0, INST, INST_TEXT),
-    "smollm2": ("llama", {"tie_word_embeddings": True}, 0, CHATML, CHATML_TEXT),
-    "smollm3": ("smollm3", {"tie_word_embeddings": True, "pad_token_id": 0}, 1, CHATML, CHATML_TEXT),
-    "mistral": ("mistral", {"sliding_window": 32}, 0, INST, INST_TEXT),
-    "qwen2": ("qwen2", {"tie_word_embeddings": True}, 21, CHATML, CHATML_TEXT),
-    "qwen3": ("qwen3", {"head_dim": 12}, 21, CHATML, CHATML_TEXT),
-    "gemma2": ("gemma2", {"head_dim": 12, "final_logit_softcapping": 3.0}, 21, CHATML, CHATML_TEXT),
-    "phi3": ("phi3", {"pad_token_id": 0}, 2, BARS, "<|user|>\n<video>\nWhat moves?<|end|>\n<|assistant|>\n"),
-}
 
 
 def tiny_fields(preset: str = "released") -> dict[str, int]:
@@ -52,33 +35,16 @@ def tiny_fields(preset: str = "released") -> dict[str, int]:
     return {f"stab.{name}": getattr(stab, name) for name in ("hidden_size", "patch_size", "image_size", "num_heads")}
 
 
-def write_backbone(folder, family: str):
-    """A folder with a language model and its tokenizer, as the Hub has them."""
-    model_type, fields, spare, template, _ = FAMILIES[family]
-    tokenizer = text_tokenizer(template)
-    sizes = {
-        "vocab_size": len(tokenizer) + spare,
-        **TINY_SIZES,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "tie_word_embeddings": False,
-    }
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**sizes, **fields}))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=MEMBERS)
 def family(request, tmp_path_factory):
-    """Name, folder of the language model, and the Video-Panda made of it, whose STAB has no zero weights."""
-    folder = write_backbone(tmp_path_factory.mktemp(request.param), request.param)
-    template = "vicuna" if request.param == "vicuna" else None
+    """The member, the folder of its language model, and the Video-Panda made of it, whose STAB has no zero weights."""
+    member = MEMBERS[request.param]
+    folder = write(tmp_path_factory.mktemp("backbone"), member)
+    template = "vicuna" if member.template == "vicuna" else None
     model, processor = build_model(folder, seed=3, fields=tiny_fields(), chat_template=template)
     randomize(model.model.stab)
     randomize(model.model.projector, 1)
-    return request.param, folder, realign(model).eval(), processor
+    return member, folder, realign(model).eval(), processor
 
 
 def question(video, text="What moves?"):
@@ -93,29 +59,30 @@ def inputs_of(processor, conversations):
 
 
 def test_chat_template_comes_from_the_tokenizer(family):
-    name, _, _, processor = family
-    if name == "vicuna":
+    member, _, _, processor = family
+    if member.template == "vicuna":
         assert processor.chat_template == VICUNA_CHAT_TEMPLATE
         return
-    text = processor.apply_chat_template(question(clip()), add_generation_prompt=True)
-    assert text == FAMILIES[name][4]
     turns = [*question(clip()), {"role": "assistant", "content": "A circle."}, {"role": "user", "content": "Sure?"}]
     plain = [{**turns[0], "content": "<video>\nWhat moves?"}, *turns[1:]]
-    assert processor.apply_chat_template(turns) == processor.tokenizer.apply_chat_template(
-        plain, chat_template=FAMILIES[name][3], tokenize=False
-    )
+    for count in (1, 3):
+        expected = text_tokenizer(member.template).apply_chat_template(
+            plain[:count], add_generation_prompt=True, tokenize=False, enable_thinking=False
+        )
+        assert processor.apply_chat_template(turns[:count], add_generation_prompt=True) == expected
 
 
 def test_vocabulary(family):
-    name, _, model, processor = family
-    size = len(text_tokenizer(None))
+    member, folder, model, processor = family
+    size, original = len(text_tokenizer(None)), AutoConfig.from_pretrained(folder)
     assert [model.config.video_token_id, model.config.image_token_id] == [size, size + 1]
-    rows = size + max(2, FAMILIES[name][2])
+    rows = size + max(2, member.spare)
     assert model.config.text_config.vocab_size == model.get_input_embeddings().weight.shape[0] == rows
-    assert (model.lm_head.weight is model.get_input_embeddings().weight) == model.config.tie_word_embeddings
+    tied = (model.lm_head.weight is model.get_input_embeddings().weight, model.config.tie_word_embeddings)
+    assert tied == (original.tie_word_embeddings,) * 2
     assert processor.tokenizer.pad_token_id == model.generation_config.pad_token_id is not None
-    end = model.generation_config.eos_token_id
-    assert end == ([2, 4] if FAMILIES[name][3] == CHATML else 2)
+    ends = {original.eos_token_id, processor.tokenizer.eos_token_id}
+    assert model.generation_config.eos_token_id == (sorted(ends) if len(ends) > 1 else ends.pop())
 
 
 def test_forward_is_that_of_the_language_model(family):
@@ -184,7 +151,7 @@ def test_lora_trains_merges_and_is_saved(family, tmp_path):
         loaded = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path).eval()
         assert torch.equal(realign(loaded)(**inputs).logits, logits)
         merged = tuned.merge_and_unload()
-        torch.testing.assert_close(merged(**inputs).logits, logits, rtol=0, atol=1e-4)  # measured worst: 1.5e-5
+        torch.testing.assert_close(merged(**inputs).logits, logits, rtol=0, atol=1e-4)  # measured worst: 1.2e-5
 
 
 # -- a real language model ---------------------------------------------------------------------------------------------
@@ -214,11 +181,11 @@ def edit(file, **changes):
 
 
 def without_chat_template(folder):
-    write_backbone(folder, "vicuna")
+    write(folder, MEMBERS["Vicuna v1.5"])
 
 
 def blind_chat_template(folder):
-    write_backbone(folder, "qwen2")
+    write(folder, MEMBERS["Qwen2.5"])
     (folder / "chat_template.jinja").write_text("Hello!")
 
 
@@ -234,7 +201,7 @@ def encoder(folder):
 
 
 def no_head(folder):
-    write_backbone(folder, "qwen2")
+    write(folder, MEMBERS["Qwen2.5"])
     AutoModel.from_pretrained(folder).save_pretrained(folder)
 
 
@@ -244,24 +211,24 @@ def a_video_panda(folder):
 
 
 def a_weight_is_missing(folder):
-    write_backbone(folder, "qwen3")
+    write(folder, MEMBERS["Qwen3"])
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def no_weights(folder):
-    write_backbone(folder, "qwen3")
+    write(folder, MEMBERS["Qwen3"])
     (folder / "model.safetensors").unlink()
 
 
 def unknown_type(folder):
-    write_backbone(folder, "qwen3")
+    write(folder, MEMBERS["Qwen3"])
     edit(folder / "config.json", model_type="wavelets")
 
 
 def code_of_its_own(folder):
-    write_backbone(folder, "qwen3")
+    write(folder, MEMBERS["Qwen3"])
     edit(folder / "config.json", model_type="wavelets", auto_map={"AutoConfig": "configuration_wavelets.Wavelets"})
 
 
@@ -334,7 +301,7 @@ def test_caps_and_scales_of_logits_and_embeddings(tmp_path, model_type, fields):
 
 
 def test_wrong_arguments_are_refused(tmp_path):
-    folder = write_backbone(tmp_path / "backbone", "qwen2")
+    folder = write(tmp_path / "backbone", MEMBERS["Qwen2.5"])
     for arguments, message in [
         ({"backbone": tmp_path / "none"}, "no language model at"),
         ({"preset": "realeased"}, "released, paper, eve_star"),
@@ -354,7 +321,7 @@ def test_wrong_arguments_are_refused(tmp_path):
 
 def test_every_field_is_set_by_its_name(tmp_path):
     """Of the vision part, of the language model and of the whole; the processor follows."""
-    folder = write_backbone(tmp_path / "backbone", "qwen2")
+    folder = write(tmp_path / "backbone", MEMBERS["Qwen2.5"])
     fields = {"stab.row_tokens": "false", "text.attention_dropout": "0.25", "initializer_range": "0.5"}
     fields |= {"stab.segment_frames": "none", "stab.image_size": "48"}
     model, processor = build_model(folder, seed=0, fields={**tiny_fields(), **fields})
@@ -366,7 +333,7 @@ def test_every_field_is_set_by_its_name(tmp_path):
 
 
 def test_presets_seed_and_type(tmp_path):
-    folder = write_backbone(tmp_path / "backbone", "qwen2")
+    folder = write(tmp_path / "backbone", MEMBERS["Qwen2.5"])
     edit(folder / "config.json", dtype="bfloat16")
     models = [
         build_model(folder, seed=seed, preset=preset, fields=tiny_fields(preset), dtype="auto")[0]
