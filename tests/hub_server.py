@@ -19,7 +19,7 @@ TOKEN = "hf_right"
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories in memory.
+    """Repositories in memory; a large file may be a `memoryview` of a mapped one.
 
     gated: names of repositories whose files need the token.
     broken: number of times that a transfer of a large file stops in the middle.
@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def reply(self, status, content=b"", **headers):
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        body = content if isinstance(content, bytes | memoryview) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), str(value))

@@ -114,6 +114,15 @@ def test_the_7b_manifest_beside_a_file(tmp_path):
     assert check.details["parts"]["stab.gstra"]["found"] == 12_598_272 + 1024  # with its query
 
 
+def test_a_model_is_not_run_where_it_does_not_fit(tmp_path):
+    """Weights of two bytes take four while a small model runs."""
+    tiny_model().to(torch.bfloat16).save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    count = sum(weight.numel() for weight in tiny_model().parameters())
+    for limit, status in ((4 * count - 1, "skipped"), (4 * count, "passed")):
+        assert {check.name: check.status for check in verify(tmp_path, max_bytes=limit).checks}["greedy"] == status
+
+
 # -- what is wrong with the files --------------------------------------------------------------------------------------
 def test_one_flipped_bit(ours, light):
     assert failures(verify(ours)) == {}

@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 
 from videopanda.checkpoints import checksums
-from videopanda.checkpoints.behavior_checks import check_greedy
+from videopanda.checkpoints.behavior_checks import FLOAT32_LIMIT, check_greedy
 from videopanda.checkpoints.tensors import find_tensors
 from videopanda.checkpoints.weight_checks import (
     Check,
@@ -53,7 +53,7 @@ def verify(
 
     Args:
         record: write the checksums next to the weights if everything else passes.
-        max_bytes: do not run a model whose weights are larger; all other checks need little memory.
+        max_bytes: do not run a model whose weights take more memory; all other checks need little.
 
     Raises:
         FileNotFoundError: a folder is missing.
@@ -72,9 +72,9 @@ def verify(
         checks.append(check_against(Path(against), values))
     if keys.status == "passed":
         total = parameters.details["total"]["expected"]
-        size = sum(place.num_bytes for place in places.values())
+        size = 4 * total if total <= FLOAT32_LIMIT else sum(place.num_bytes for place in places.values())
         if max_bytes is not None and size > max_bytes:
-            reason = f"the weights take {size / 1e9:.1f} GB: run  videopanda verify  where they fit into memory"
+            reason = f"the weights take {size / 1e9:.1f} GB of memory: run  videopanda verify  where they fit"
             checks.append(Check("greedy", "skipped", reasons=(reason,)))
         else:
             checks.append(check_greedy(folder, config, total))

@@ -9,7 +9,7 @@ import typer
 from videopanda.cli.checks import require_checkpoint, require_paths
 from videopanda.cli.options import console, quiet
 
-_MAX_BYTES = 4 << 30  # of weights; larger models are not run by `pull`, to stay within 6 GB of memory
+_MAX_BYTES = 4 << 30  # of weights in memory; larger models are not run by `pull`, to stay within 6 GB
 
 
 def pull_verb(
