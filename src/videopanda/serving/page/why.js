@@ -9,7 +9,7 @@ import { seconds, seek } from "./timeline.js";
 
 const NOTICEABLE = 0.1; // of a probability
 const METHOD = "Each frame was knocked out, and then kept alone, and the model computed how probable the same answer is. "
-  + "This shows what the answer depends on, not whether it is right. Numbers are percentage points. The bars add up both tests; a frame that others resemble is missed by neither.";
+  + "This shows what the answer depends on, not whether it is right. Numbers are percentage points. The bars add up both tests, as logarithms: a frame that others resemble is missed by neither.";
 
 const pictures = new WeakMap(); // turn -> promise of the pictures of its frames
 const closed = new WeakSet(); // turns whose explanation was folded
