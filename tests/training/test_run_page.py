@@ -66,6 +66,23 @@ def test_on_a_terminal_it_is_one_line_and_log_messages_go_above(monkeypatch):
     assert "loss 2.000" in shown
 
 
+def test_a_narrow_terminal_shows_all_of_it(monkeypatch):
+    terminal = io.StringIO()
+    console = Console(file=terminal, force_terminal=True, width=80)
+    monkeypatch.setattr("videopanda.training.progress.Console", lambda **_: console)
+    line = ProgressLine()
+    line.on_train_begin(None, state(0), None)
+    line.on_log(None, state(9), None, logs={"validation_accuracy": 0.25, "validation_accuracy_no_video": 0.2})
+    parts = {"text_loss": 2.0, "align_loss": 1.0, "distill_loss": 1.0}
+    line.on_log(None, state(10), None, logs={"loss": 4.0, **parts, "rows_per_second": 8.0})
+    line.on_step_end(None, state(10), None)
+    line.on_train_end(None, state(10), None)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    words = " ".join(shown.rpartition("step 10/100")[2].split())
+    assert words.startswith("loss 4.000 (text 2.000, align 1.000, distill 1.000) 8.0 rows/s ")
+    assert words.endswith(" left held out: 25.0% right, 20.0% without video")
+
+
 def test_a_run_folder_has_a_page(tmp_path):
     folder = run_clips(tmp_path / "run", max_steps=3, held_out=[Clips()[i] for i in range(4)])
     page = (folder / "index.html").read_text()

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 from transformers import TrainerCallback
 
 _KEPT = 0.9  # of the smoothed loss, at every log entry
@@ -37,7 +38,8 @@ class ProgressLine(TrainerCallback):
         console = Console(stderr=True, highlight=False)
         if not state.is_world_process_zero or not console.is_terminal:
             return
-        self.bar = Progress(BarColumn(12), TextColumn("{task.description}", markup=False), console=console)
+        text = TextColumn("{task.description}", markup=False, table_column=Column())  # may wrap
+        self.bar = Progress(BarColumn(12), text, console=console)
         self.bar.add_task(self.text(state), total=state.max_steps, completed=state.global_step)
         before = sys.stderr
         self.bar.start()  # puts a stream that prints above the line in the place of stderr

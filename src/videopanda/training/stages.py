@@ -295,7 +295,6 @@ _NANO = StageConfig(
     adam_beta2=0.99,
     compile=True,
     num_workers=1,
-    log_steps=50,
     save_steps=500,
 )
 NANO = {
