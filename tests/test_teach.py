@@ -45,6 +45,8 @@ def test_one_command_from_clips_to_a_measured_model(place):
     assert not videos["train"] & videos["test"]
     report = json.loads((out / "teach.json").read_text())
     assert report["test_recordings"] == len(rows["test"]) == 4
+    assert len(rows["train"]) == 8 * (1 + 4)  # few recordings: four altered copies of each
+    assert all("altered" not in row for row in rows["test"])
     assert set(report["classes"]) == {"left hand", "right hand"}
     assert f"fewer than {FEW}" in err
     for part in ("videopanda serve --model", "videopanda push", "most frequent class", "teach.html"):
@@ -65,6 +67,15 @@ def test_clips_that_cannot_be_used_leave_the_folder_free(tmp_path):
     for question in ("What?", "Which one?"):  # the second call is not refused because of the first
         with pytest.raises(ValueError, match="contains 0 classes"):
             teach(tmp_path / "empty", question, tmp_path / "out")
+
+
+def test_a_single_recording_of_a_class_is_refused_unless_copies_are_asked_for(tmp_path):
+    for label, count in (("a", 1), ("b", 2)):
+        (tmp_path / "clips" / label).mkdir(parents=True)
+        for number in range(count):
+            write_video(tmp_path / "clips" / label / f"{number}.mp4", range(4), fps=4)
+    with pytest.raises(ValueError, match=r"1 classes have a single recording \('a'\)"):
+        teach(tmp_path / "clips", "What?", tmp_path / "out")
 
 
 def answers(*texts):

@@ -20,7 +20,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from videopanda.data.class_folders import write_labeled
+from videopanda.data.class_folders import find_classes, write_labeled
 from videopanda.data.doctor import check
 from videopanda.evaluation.predict import PredictJob, predict
 from videopanda.evaluation.predictions import Prediction, read_predictions
@@ -39,6 +39,7 @@ _OTHER = "other"
 # By parameters in millions, up to: passes over the data at most, learning rate. A small model needs many large steps.
 _SIZES = ((50, 16, 5e-4), (1000, 20, 1e-4), (float("inf"), 5, 2e-5))
 _LORA_RATE = 2e-4
+_COPIES, _FEW_TO_LEARN = 4, 200
 
 
 def teach(
@@ -50,7 +51,7 @@ def teach(
     lora: bool = False,
     quantize: bool = False,
     test_share: float = 0.25,
-    copies: int = 0,
+    copies: int | None = None,
     seed: int = 0,
     settings: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -62,7 +63,8 @@ def teach(
         model: the model to start from; None is the bundled one.
         lora, quantize: train adapters, on weights of 4 bits.
         test_share: share of each class's recordings held out of training.
-        copies: altered copies of each training recording.
+        copies: altered copies of each training recording. None is 4 up to 200 recordings, which a model would
+            otherwise learn by heart, and 0 above, or if a class has a single recording, which is refused.
         settings: further settings of training, `key=value`.
 
     Returns:
@@ -73,6 +75,9 @@ def teach(
         ValueError: the clips cannot be used; the message says why.
     """
     start, data = model or BUNDLED_MODEL, output / "data"
+    if copies is None:
+        counts = [len(paths) for paths in find_classes(clips).values()]
+        copies = _COPIES if sum(counts) <= _FEW_TO_LEARN and min(counts) > 1 else 0
     asked = {"clips": str(clips), "question": question, "model": str(start), "lora": lora, "quantize": quantize}
     asked |= {"test_share": test_share, "copies": copies, "seed": seed, "settings": list(settings)}
     settings_file = output / "teach_settings.json"
@@ -92,7 +97,7 @@ def teach(
         )
     answers = {"before": _ask(start, data, output / "before.jsonl", "full")}
     if not (output / "config.json").exists():  # written last: the model is complete
-        chosen = [*custom_settings(str(files[0]), None, lora, quantize), *_scaled(start, files[0], lora)]
+        chosen = [*custom_settings(str(files[0]), None, lora, quantize), *_scaled(start, files[0], lora, copies)]
         chosen += [f"seed={seed}", f"manifest={data / 'manifest.jsonl'}", *settings]
         train("finetune", "custom", chosen, start, output)
     answers["after"] = _ask(output, data, output / "after.jsonl", "full")
@@ -115,11 +120,15 @@ def _require_same(file: Path, asked: dict[str, Any]) -> None:
         write_text(file, json.dumps(asked, indent=2) + "\n")
 
 
-def _scaled(model: Path, rows: Path, lora: bool) -> list[str]:
-    """Length and learning rates for the size of the model; training stops earlier if held-out clips stop improving."""
+def _scaled(model: Path, rows: Path, lora: bool, copies: int) -> list[str]:
+    """Length and learning rates for the size of the model; training stops earlier if held-out clips stop improving.
+    Copies of a recording share its passes, of which there are twice as many, since none is seen twice alike.
+    """
     size = sum(file.stat().st_size for file in model.glob("*.safetensors")) / 2e6  # in two bytes each, or fewer
     check_checkpoint(model)
     passes, rate = next((passes, rate) for most, passes, rate in _SIZES if size <= most)
+    if copies:
+        passes = max(1, round(2 * passes / (1 + copies)))
     batch = min(4, max(1, len(_rows(rows)) // 4))
     return [
         *(f"epochs={passes}", f"batch_size={batch}", "warmup_ratio=0.05", "early_stop=3", "log_steps=5"),

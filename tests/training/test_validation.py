@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,6 +117,25 @@ def test_no_clip_is_trained_and_validated(tmp_path, fields):
     places = [{one.files(i)[0] for i in range(len(one))} for one in (packed, packed.validation())]
     assert not places[0] & places[1]
     assert ShardDataset(shards).validation() is None
+
+
+def test_copies_of_a_recording_are_held_out_with_it(tmp_path):
+    """Else early stopping watches recordings that are trained on."""
+    turns = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "red"}]
+    rows = [
+        {"id": f"{i}-{copy}", "video": f"{i}-{copy}.mp4", "recording": f"{i}.mp4", "conversations": turns}
+        for i in range(30)
+        for copy in range(3)
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    dataset = ConversationDataset(tmp_path / "rows.json", held_out=64)
+    held_out = dataset.validation()
+    trained, held = (
+        Counter(Path(data.files(i)[0]).name.partition("-")[0] for i in range(len(data))) for data in (dataset, held_out)
+    )
+    assert set(held.values()) == {3}
+    assert len(held) == 3  # a tenth of the recordings
+    assert not trained.keys() & held.keys()
 
 
 def test_validation_is_on_where_the_data_allow_it(tmp_path, caplog):

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from videopanda.cli.checks import require_checkpoint, require_choice, require_file, require_media_root, require_server
-from videopanda.cli.options import AsJson, Copies, MediaRoot, Set, TestShare, console, quiet, size_in_bytes
+from videopanda.cli.options import AsJson, MediaRoot, Set, TestShare, console, quiet, size_in_bytes
 
 data_app = typer.Typer(help="Check and prepare training data.", no_args_is_help=True)
 
@@ -74,7 +74,9 @@ def label_verb(
     out: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
     question: Annotated[str, typer.Option("--question", metavar="TEXT", help="The question about every clip.")],
     test_share: TestShare = 0.2,
-    copies: Copies = 0,
+    copies: Annotated[
+        int, typer.Option("--copies", metavar="N", min=0, help="Number of altered copies of each training recording.")
+    ] = 0,
     seed: Annotated[
         int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the split and the alterations.")
     ] = 0,

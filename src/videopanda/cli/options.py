@@ -20,9 +20,6 @@ TestShare = Annotated[
         "--test-share", metavar="X", min=0.01, max=0.99, help="Share of each class's recordings held out for testing."
     ),
 ]
-Copies = Annotated[
-    int, typer.Option("--copies", metavar="N", min=0, help="Number of altered copies of each training recording.")
-]
 Model = Annotated[
     Path | None,
     typer.Option("--model", metavar="DIR|NAME", help="Model folder or Hub name. Default: the bundled nano."),

@@ -17,7 +17,7 @@ from videopanda.cli.checks import (
     require_rows,
     require_settings,
 )
-from videopanda.cli.options import AsJson, Copies, MediaRoot, Model, Set, TestShare, console, quiet
+from videopanda.cli.options import AsJson, MediaRoot, Model, Set, TestShare, console, quiet
 
 Output = Annotated[
     Path | None,
@@ -131,7 +131,15 @@ def teach_verb(
     lora: Lora = False,
     quantize: TrainQuantize = "",
     test_share: TestShare = 0.25,
-    copies: Copies = 0,
+    copies: Annotated[
+        int | None,
+        typer.Option(
+            "--copies",
+            metavar="N",
+            min=0,
+            help="Number of altered copies of each training recording. Default: 4 up to 200 recordings, else none.",
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the split and the training.")
     ] = 0,

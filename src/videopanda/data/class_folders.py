@@ -143,16 +143,19 @@ def _rows(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """("train" or "test", row) of a class; writes the clip of each."""
 
-    def row(path: Path, kind: str) -> dict[str, Any]:
+    def row(path: Path, kind: str, of: Path) -> dict[str, Any]:
         name = path.relative_to(out).as_posix()
         turns = [{"from": "human", "value": f"<video>\n{question}"}, {"from": "gpt", "value": part.label}]
-        return {"id": name.rpartition(".")[0], "video": name, "kind": kind, "conversations": turns}
+        recording = f"{part.label}/{of.name}"
+        return {
+            "id": name.rpartition(".")[0], "video": name, "kind": kind, "recording": recording, "conversations": turns
+        }  # fmt: skip
 
     for path in part.test:
-        yield "test", row(_copy(path, out / "clips" / part.label), UNSEEN)
+        yield "test", row(_copy(path, out / "clips" / part.label), UNSEEN, path)
     held_back = 0 if part.test else max(1, round(test_share * copies))
     for path in part.train:
-        yield "train", row(_copy(path, out / "clips" / part.label), "recording")
+        yield "train", row(_copy(path, out / "clips" / part.label), "recording", path)
         if not copies:
             continue
         recording = read_video(path, fps=_RATE, max_side=_SIDE).frames
@@ -162,7 +165,7 @@ def _rows(
             copy.parent.mkdir(parents=True, exist_ok=True)
             frames, rate = alter(recording, rng)
             write_frames(frames, frames.shape[2:0:-1], rate, copy)
-            yield ("train", row(copy, "altered copy")) if number < copies else ("test", row(copy, SEEN))
+            yield ("train", row(copy, "altered copy", path)) if number < copies else ("test", row(copy, SEEN, path))
 
 
 def _copy(path: Path, folder: Path) -> Path:

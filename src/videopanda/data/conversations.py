@@ -189,8 +189,8 @@ def clip_key(record: Record, source: Source) -> int:
 
 
 def media_keys(record: Record) -> list[int]:
-    """A 64-bit key for each file that a record is about, regardless of the part."""
-    return [shuffling.key_of(medium.path) for medium in record.media]
+    """A 64-bit key for each file that a record is about, regardless of the part, or of its recording."""
+    return [shuffling.key_of(record.recording or medium.path) for medium in record.media]
 
 
 def length_of(record: Record) -> int:

@@ -68,6 +68,7 @@ class Record:
     media: tuple[Medium, ...]
     turns: tuple[Turn, ...]  # one conversation: (question, answer) pairs
     system: str = ""  # system prompt of this row, "" = none of its own
+    recording: str = ""  # what its media are parts or copies of: held out together with others of the same
 
 
 Reader = Callable[[Mapping[str, Any], int, str], Record]
@@ -305,7 +306,9 @@ def record_of(
     system, pairs = conversation(row, turns, system_key, drop_first_answer)
     value = row.get("id")
     name = str(number if value is None or value == "" else value)
-    return Record(name, source, media, mark(pairs, media, missing), system)
+    recording = row.get("recording")
+    known = str(recording) if isinstance(recording, (str, int)) else ""
+    return Record(name, source, media, mark(pairs, media, missing), system, known)
 
 
 def _number(row: Mapping[str, Any], key: str, what: str) -> float | None:
