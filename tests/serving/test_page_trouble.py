@@ -1,9 +1,12 @@
-"""Protects the page in trouble: clips that the browser cannot play, two tabs, a reload in mid-answer, a lost server."""
+"""Protects the page in trouble: clips that the browser cannot play, two tabs, a reload in mid-answer, a lost server, a
+server with a key and limits.
+"""
 
 import json
 
 import pytest
-from browser_page import PATIENCE, sync_api
+from browser_page import PATIENCE, Page, sync_api
+from live import Server
 from test_api import ASKED, DEMO
 
 from media import write_video
@@ -99,3 +102,26 @@ def test_a_server_that_is_gone_is_told_and_asked_again(page, wanted):
     page.context.set_offline(False)
     page.page.click(".again")
     assert page.wait_for_answer(0) == wanted[0]
+
+
+def test_a_key_is_asked_for_and_kept_and_a_file_that_is_too_large_is_refused(browser, tmp_path):
+    server = Server(tmp_path / "files", "--api-key", "sesame", "--max-upload", "1")
+    page = Page(browser, server)
+    problem = page.page.locator("#problem")
+    page.upload(DEMO, frames=0)
+    sync_api.expect(problem).to_have_text("demo.mp4: Enter the API key of this server first.", timeout=PATIENCE)
+    for key, words in (("wrong", "The server does not accept this API key."), ("sesame", "")):
+        page.page.fill("#key", key)
+        page.page.keyboard.press("Enter")
+        sync_api.expect(problem).to_have_text(words)
+    page.upload(DEMO)
+    large = tmp_path / "large.mp4"
+    large.write_bytes(DEMO.read_bytes() + bytes(1 << 20))
+    page.upload(large, frames=0)
+    sync_api.expect(problem).to_have_text("large.mp4: larger than 1 MiB, the limit of this server.", timeout=PATIENCE)
+    page.page.locator("#conversations .name", has_text="demo.mp4").click()
+    page.page.reload()
+    sync_api.expect(page.page.locator("#frames button")).to_have_count(8, timeout=PATIENCE)
+    assert page.errors == []
+    page.context.close()
+    server.stop()

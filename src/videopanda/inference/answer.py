@@ -109,7 +109,7 @@ class Chat:
         start: second of the video from which it is looked at.
         end: second up to which it is looked at.
         max_new_tokens: maximum length of an answer.
-        sampling: how tokens are chosen; default: greedily.
+        sampling: how tokens are chosen, such as `videopanda.Sampling(temperature=0.8, seed=1)`; default: greedily.
         cache: visual tokens on disk, read and extended.
         keep_prefix: keep the KV cache of the clip for later questions.
         max_visual_tokens: read the whole video at `fps` (default 1) in constant memory, and merge tokens beyond

@@ -13,6 +13,7 @@ async function api(path, options = {}) {
   const headers = access.key ? { ...options.headers, Authorization: `Bearer ${access.key}` } : options.headers;
   const response = await fetch(path, { ...options, headers }).catch(unreachable("The server cannot be reached."));
   if (response.ok) return response;
+  if (response.status === 401) throw new ApiError(401, access.key ? "The server does not accept this API key." : "Enter the API key of this server first.");
   const body = await response.json().catch(() => null);
   throw new ApiError(response.status, body?.error?.message ?? `The server answers with status ${response.status}.`);
 }

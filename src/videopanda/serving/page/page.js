@@ -19,7 +19,7 @@ import {
 import { WITH_REGIONS, hideTimeline, showPace, showStills, showTicks, showTimeline, startTimeline } from "./timeline.js";
 
 const $ = (id) => document.getElementById(id);
-const server = { model: null, needsKey: false, stamped: false, limits: { numFrames: 1, maxFrames: 1, context: Infinity } };
+const server = { model: null, needsKey: false, stamped: false, limits: { numFrames: 1, maxFrames: 1, context: Infinity, fileBytes: Infinity } };
 let conversations = [];
 let current = null;
 let edited = null; // the turn whose question is being edited
@@ -163,6 +163,8 @@ async function choose(file, ideas = []) {
   const { clip } = conversation;
   open(conversation);
   try {
+    const { fileBytes } = server.limits;
+    if (file.size > fileBytes) throw new Error(`larger than ${inMebibytes(fileBytes)}, the limit of this server.`);
     const uploaded = await api.upload(file, file.name);
     const seen = await api.frames(uploaded.fileId, {}); // what cannot be read is told now
     const isKept = !conversations.includes(conversation) || (await keepClip(clip.key, file));
@@ -352,6 +354,8 @@ function copy(language) {
   copyCode(language, current, { ...asked, turns: before }, server.needsKey);
 }
 
+const inMebibytes = (bytes) => `${Math.floor(bytes / 2 ** 20).toLocaleString("en")} MiB`;
+
 async function showFacts() {
   const { max_model_len: context, videopanda: limits } = await api.modelInfo();
   const facts = {
@@ -359,7 +363,7 @@ async function showFacts() {
     "Context": `${context.toLocaleString("en")} tokens, for the video, the questions and the answers`,
     "Frames": `${limits.num_frames} unless chosen, at most ${limits.max_frames}`,
     "Answer": `at most ${limits.max_tokens.toLocaleString("en")} tokens`,
-    "Upload": `at most ${Math.floor(limits.max_file_bytes / 2 ** 20).toLocaleString("en")} MiB`,
+    "Upload": `at most ${inMebibytes(limits.max_file_bytes)}`,
   };
   const entry = (tag, textContent) => Object.assign(document.createElement(tag), { textContent });
   $("facts-list").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [entry("dt", name), entry("dd", value)]));
@@ -382,7 +386,7 @@ async function connect() {
   if (told.needs_key && !api.access.key) return;
   const { max_model_len: context, videopanda: limits } = await api.modelInfo();
   server.stamped = limits.timestamps !== "none";
-  server.limits = { numFrames: limits.num_frames, maxFrames: limits.max_frames, context };
+  server.limits = { numFrames: limits.num_frames, maxFrames: limits.max_frames, context, fileBytes: limits.max_file_bytes };
   open(current);
 }
 
@@ -449,6 +453,7 @@ function listen() {
     event.preventDefault();
     api.access.key = $("key").value.trim();
     keepSetting("key", api.access.key);
+    current.problem = "";
     problem("");
     await connect();
   }));
@@ -478,7 +483,7 @@ function start() {
   showLog(current, acts);
   showControls();
   listConversations();
-  connect().catch((error) => problem(error.status === 401 ? "The server does not accept this key." : error.message));
+  connect().catch((error) => problem(error.message));
 }
 
 start();
