@@ -154,7 +154,7 @@ def test_validation_is_on_where_the_data_allow_it(tmp_path, caplog):
     assert held_out[0].id.startswith("validation-")
     sharded = replace(stage, strategy="zero3")
     assert make_validation(sharded, make_dataset(sharded)) is None
-    with pytest.raises(ValueError, match="validation must be a number of clips, 0 for none, got -1"):
+    with pytest.raises(ValueError, match="validation must not be negative, got -1"):
         replace(stage, validation=-1)
     alignment = make_config("prealign", "nano", ["max_steps=2"])  # learns no text
     assert make_validation(alignment, make_dataset(alignment)) is None

@@ -53,7 +53,9 @@ Temperature = Annotated[
     float,
     typer.Option("--temperature", metavar="X", min=0.0, help="Sampling temperature; 0 takes the most likely tokens."),
 ]
-AnswerSeed = Annotated[int | None, typer.Option("--seed", metavar="S", min=0, help="Random seed of the sampling.")]
+AnswerSeed = Annotated[
+    int | None, typer.Option("--seed", metavar="S", min=0, max=2**63 - 1, help="Random seed of the sampling.")
+]
 AllowHost = Annotated[
     list[str] | None,
     typer.Option(

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -50,6 +51,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         ("videopanda.video.read", "VideoReadError"),
         ("safetensors", "SafetensorError"),
         ("torch", "OutOfMemoryError"),
+        ("jinja2", "TemplateError"),
     ):
         if module in sys.modules:
             found.append(getattr(sys.modules[module], name))
@@ -66,6 +68,8 @@ def _explained(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     reason = str(error).strip().splitlines()
+    if "jinja2" in sys.modules and isinstance(error, sys.modules["jinja2"].TemplateError):
+        return f"the chat template of the model cannot be used: {reason[0] if reason else type(error).__name__}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory: {reason[0] if reason else 'use fewer frames or a smaller batch'}"
     return reason[0] if reason else type(error).__name__
@@ -86,6 +90,8 @@ def _usage(error: Any) -> str:
     if text.startswith("No such command"):
         return f"{text}; choose from {', '.join(sorted(command.commands))}"
     if text.startswith("No such option"):
+        if files := [word for word in sys.argv[1:] if word.startswith("-") and Path(word).exists()]:
+            return f"{text}; a file whose name begins with a dash is written ./{files[0]}"
         options = [param.opts[0] for param in command.params if param.opts[0].startswith("--")]
         return f"{text}; choose from {', '.join(options)}"
     return f"{text}; see  {error.ctx.command_path} --help"

@@ -82,6 +82,7 @@ def check(
         ValueError: the data, `against` or `out` is not a valid file.
     """
     began = time.monotonic()
+    out.parent.mkdir(parents=True, exist_ok=True)
     test_names = clip_names(against) if against else None
     sources = [source for name in data for source in open_sources(name, format, media_root)]
     jobs = _jobs(sources, num_frames, sampling)

@@ -188,6 +188,8 @@ def _with_base(name: str | Path) -> tuple[dict[str, Any], Path]:
     except yaml.YAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if getattr(error, "problem_mark", None) else ""
         raise ValueError(f"{path} is not valid YAML: {where}{getattr(error, 'problem', error)}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text in UTF-8") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must contain a mapping with the keys title, compare, rows and budgets")
     base = values.pop("base", None)

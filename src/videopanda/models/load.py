@@ -9,6 +9,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from .families import model_class
 
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
 
 def check_checkpoint(folder: str | Path) -> PreTrainedConfig:
     """Check that a folder looks like a usable checkpoint; returns its configuration.
@@ -53,6 +55,8 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype | str, **options: Any
         ValueError: the folder is not a checkpoint, or is incomplete.
     """
     check_checkpoint(folder)
+    if not any((Path(folder) / name).is_file() for name in _TOKENIZERS):
+        raise ValueError(f"{folder} is not a complete videopanda checkpoint: it has no tokenizer.json")
     try:
         processor = AutoProcessor.from_pretrained(folder)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -60,6 +64,10 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype | str, **options: Any
         )
     except OSError as error:
         raise ValueError(f"{folder} is not a complete videopanda checkpoint: {str(error).splitlines()[0]}") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(f"the weights in {folder} have other sizes than its config.json says") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ValueError(

@@ -369,18 +369,27 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     kind = kind_of_status(error.status_code)
     reasons = {404: f"nothing at {request.url.path}", 405: f"{request.url.path} does not accept {request.method}"}
     message = reasons.get(error.status_code, str(error.detail))
+    if message == "There was an error parsing the body":  # FastAPI's words for what no parser accepts
+        message = "the body is not valid JSON in UTF-8, or nested too deeply"
     return JSONResponse(error_body(message, kind, f"http_{error.status_code}"), error.status_code, error.headers)
 
 
-async def _on_invalid(_: Request, error: Exception) -> Response:
+async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
+    kind = request.headers.get("content-type", "")
+    if request.method == "POST" and first["loc"] == ("body",) and "json" not in kind:
+        return _refused(f"the body must be JSON, with the header Content-Type: application/json, not {kind[:100]!r}")
+    if first["type"] == "json_invalid":
+        return _refused(f"the body is not valid JSON, at character {first['loc'][-1]}")
     place = _place([step for step in first["loc"] if step != "body"])
     reason = reason_of(first)
-    message = f"{place}: {reason}" if place else reason
-    return JSONResponse(
-        error_body(message[:1000], "invalid_request_error", "invalid_request", place[:200] or None), 400
-    )
+    return _refused(f"{place}: {reason}" if place else reason, place)
+
+
+def _refused(message: str, place: str = "") -> Response:
+    body = error_body(message[:1000], "invalid_request_error", "invalid_request", place[:200] or None)
+    return JSONResponse(body, 400)
 
 
 def _place(steps: Sequence[str | int]) -> str:

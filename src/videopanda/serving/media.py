@@ -38,6 +38,7 @@ from videopanda.serving.uploads import FileStore, LocalMedia, Upload, open_media
 from videopanda.video.order import one_frame_order, shuffled_order
 from videopanda.video.read import Video
 
+_DATA_HEADER, _BASE64 = 1000, ";base64,"
 _ONE = {"num_frames": 1}  # arguments for reading an image
 
 
@@ -144,7 +145,7 @@ class MediaLoader:
             return self._shown(place, media, media.kind == "image", choice)
         if isinstance(part, ImagePart):
             media = await find(part.image_url.url)
-            if media.kind != "image":
+            if media.kind != "image" and not media.is_gif:
                 raise UnfitError("image_url holds a video: send it as video_url")
             return self._shown(place, media, True, choice)
         if isinstance(part, InputVideoPart):
@@ -268,6 +269,8 @@ class MediaLoader:
             return known
         videos = [await self.pool.read(file.path, **shown.sampling) for file in shown.files]
         video = videos[0] if shown.fps is None else _joined(videos, shown.fps)
+        if shown.is_image and not video.is_still:
+            raise UnfitError("an animation is no image: send it as video_url")
         self._recent[shown.key] = video
         while sum(one.frames.nbytes for one in self._recent.values()) > self.max_recent_bytes:
             self._recent.popitem(last=False)
@@ -375,12 +378,19 @@ def _as_data_url(data: str | None) -> str:
 
 
 def _write_data(url: str, upload: Upload) -> None:
-    """Decode a data URL in base64, which may have line breaks."""
-    header, comma, data = url.partition(",")
-    if not comma or not header.lower().endswith(";base64"):
+    """Decode a data URL in base64 as browsers do: with line breaks, without padding, percent-encoded.
+
+    Browsers name the codecs of a recording in the header, "video/webm;codecs=vp8,opus", with a comma.
+    """
+    start = url[:_DATA_HEADER].lower().find(_BASE64)
+    if start < 0:
         raise ServeError("a data URL must look like data:video/mp4;base64,…")
+    if url[:start].lower() == "data:video/jpeg":
+        raise ServeError('video/jpeg, a list of frames, is not supported: send {"type": "video", "video": [URL, …]}')
+    data = url[start + len(_BASE64) :]
+    data = "".join((unquote(data) if "%" in data else data).split())
     try:
-        content = base64.b64decode("".join(data.split()), validate=True)
+        content = base64.b64decode(data + "=" * (-len(data) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ServeError("the data URL is not base64") from error
     upload.write(content)

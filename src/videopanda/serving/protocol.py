@@ -248,6 +248,12 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] | None = None
 
 
+class TemplateKwargs(Strict):
+    """vLLM's `chat_template_kwargs`: replies are made without thoughts."""
+
+    enable_thinking: Literal[False] | None = None
+
+
 class JsonSchema(Strict):
     """A schema that the reply must match, whether `strict` or not."""
 
@@ -315,15 +321,28 @@ class ChatRequest(Strict):
     frequency_penalty: Literal[0] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     prompt_cache_retention: str | None = None
-    # vLLM's, likewise.
-    top_k: Literal[-1, 0] | None = None
-    min_p: Literal[0] | None = None
-    repetition_penalty: Literal[1] | None = None
     response_format: ResponseFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     tools: Nothing = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
+    functions: Nothing = None
+    function_call: Literal["none", "auto"] | None = None
+    reasoning_effort: Literal["none"] | None = None
+    # Those of vLLM and SGLang, likewise.
+    top_k: Literal[-1, 0] | None = None
+    min_p: Literal[0] | None = None
+    repetition_penalty: Literal[1] | None = None
+    length_penalty: Literal[1] | None = None
+    min_tokens: Literal[0] | None = None
+    best_of: Literal[1] | None = None
+    use_beam_search: Literal[False] | None = None
+    ignore_eos: Literal[False] | None = None
+    echo: Literal[False] | None = None
+    skip_special_tokens: Literal[True] | None = None
+    add_generation_prompt: Literal[True] | None = None
+    continue_final_message: Literal[False] | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "ChatRequest":

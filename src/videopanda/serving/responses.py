@@ -109,6 +109,9 @@ def _part(part: Any) -> Any:
             "type": "image_url",
             "image_url": {"url": part.get("image_url"), "detail": part.get("detail") or "auto"},
         }
+    if kind == "input_video" and part.get("video_url") is not None:
+        rest = {name: value for name, value in part.items() if name not in ("type", "video_url")}
+        return {**rest, "type": "video_url", "video_url": part["video_url"]}
     if kind == "input_file" and part.get("file_url") is not None:
         return {"type": "video_url", "video_url": {"url": part["file_url"]}}
     if kind == "input_file":

@@ -230,6 +230,12 @@ class LocalMedia:
     kind: str
     is_temporary: bool = True
 
+    @property
+    def is_gif(self) -> bool:
+        """Whether it is a GIF, which may be a picture or a video."""
+        with self.path.open("rb") as file:
+            return file.read(4) == b"GIF8"
+
     def close(self) -> None:
         """Remove it if it is temporary."""
         if self.is_temporary:

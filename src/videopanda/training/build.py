@@ -277,13 +277,16 @@ def read_template(name: str | None) -> str | None:
     """The chat template that a user names: "vicuna", or the text of a jinja file; None for the tokenizer's own.
 
     Raises:
-        ValueError: no such file.
+        ValueError: no such file, or not a text.
     """
     if not name or name == "vicuna":
         return name or None
     if not Path(name).is_file():
         raise ValueError(f"--chat-template {name}: neither a file nor vicuna")
-    return Path(name).read_text(encoding="utf-8")
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--chat-template {name}: not a text in UTF-8") from error
 
 
 def _source_config(backbone: str | Path, fields: Mapping[str, Any]) -> Any:

@@ -96,9 +96,19 @@ def make_validation(settings: StageConfig, dataset: Any) -> Any:
 
 
 def count_tokens(dataset: Any, processor: Any, settings: StageConfig) -> None:
-    """Tell a data set of files how many tokens a clip of 16:9 and an image have, for the lengths of its samples."""
+    """Tell a data set of files how many tokens a clip of 16:9 and an image have, for the lengths of its samples.
+
+    Raises:
+        ValueError: no clip of a usual shape fits into a row.
+    """
     if hasattr(dataset, "visual_tokens") and hasattr(processor, "video_processor"):
         count = processor.video_processor.token_count
+        least = min(count(settings.num_frames, *size) for size in ((1080, 1920), (1920, 1080), (1080, 2560)))
+        if least > settings.max_length:
+            raise ValueError(
+                f"{settings.num_frames:,} frames take at least {least:,} visual tokens, but max_length is "
+                f"{settings.max_length:,}: set num_frames lower, or max_length higher"
+            )
         dataset.visual_tokens = {
             "video": count(settings.num_frames, 1080, 1920),
             "image": count(1, 1080, 1920, "image"),

@@ -59,9 +59,12 @@ def locked(output: Path) -> Iterator[None]:
 
 
 def check_unused(output: Path, resume: bool) -> None:
-    """Refuse a folder with an active run, or with one that is not being resumed, before any work is done. Raises:
-    ValueError: see above.
+    """Refuse a folder with an active run, with one that is not being resumed, or with a model, before any work is done.
+    Raises:
+        ValueError: see above.
     """
+    if (output / "config.json").exists() and not (output / "run.json").exists():
+        raise ValueError(f"{output} already contains a model, which would be overwritten: choose another --output")
     if (output / "run.json").exists():
         with locked(output):
             if not resume:

@@ -7,6 +7,7 @@ it gives nano what a real backbone already has: a language model trained on text
 """
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -127,10 +128,6 @@ class StageConfig:
             raise ValueError(f"scenes_themes must be among {', '.join(THEMES)}, got {sorted(wrong)[0]!r}")
         if self.quantize != "none" and not self.lora_rank:
             raise ValueError("quantized weights cannot be trained: set lora_rank as well")
-        if self.validation < 0:
-            raise ValueError(f"validation must be a number of clips, 0 for none, got {self.validation}")
-        if self.global_batch < 0:
-            raise ValueError(f"global_batch must not be negative, got {self.global_batch}")
         if not 0 < self.data_share <= 1:
             raise ValueError(f"data_share must be in (0, 1], got {self.data_share}")
         for name in ("scenes_wordings", "scenes_outside", "random_resolution"):
@@ -138,22 +135,19 @@ class StageConfig:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"max_bad_share must be in [0, 1], got {self.max_bad_share}")
-        if not 0 <= self.warmup_ratio < 1:
-            raise ValueError(f"warmup_ratio must be in [0, 1), got {self.warmup_ratio}")
-        for name in (
-            "early_stop",
-            "vision_lr",
-            "language_model_lr",
-            "text_weight",
-            "align_weight",
-            "distill_weight",
-            "tube_weight",
-            "frame_weight",
-            "stall_seconds",
-            "frame_cache_gb",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("warmup_ratio", "adam_beta2", "lora_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        numbers = {**vars(self), **{f"lr.{name}": rate for name, rate in self.module_lr.items()}}
+        for name, value in numbers.items():
+            if isinstance(value, int | float) and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must {'not be negative' if value < 0 else 'be a finite number'}, got {value}")
+        if not any((self.vision_lr, self.language_model_lr, *self.module_lr.values())):
+            raise ValueError("nothing is trained: all learning rates are 0")
+        if not self.epochs:
+            raise ValueError("epochs must be positive, got 0")
+        if not self.lora_rank and (self.lora_alpha or self.lora_dropout):
+            raise ValueError("lora_alpha and lora_dropout require lora_rank")
         if self.encoder and self.whiten_patches:
             raise ValueError("whiten_patches would overwrite the pretrained encoder: set whiten_patches=false")
         if self.official_flip and self.align_weight > 0:

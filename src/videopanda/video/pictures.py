@@ -67,7 +67,8 @@ class Pictures:
     def timeline(self, fps: float, limits: "VideoLimits | None", deadline: Deadline) -> Timeline:
         """When the pictures are shown: at the file's own times, or at a constant rate."""
         with self._opened(self.files[0]) as image:
-            count = getattr(image, "n_frames", 1) if self.animated else len(self.files)
+            before = _before_animation(image) if self.animated else 0
+            count = getattr(image, "n_frames", 1) - before if self.animated else len(self.files)
             width, height = image.size
             if image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):
                 width, height = height, width
@@ -80,7 +81,7 @@ class Pictures:
             durations = []
             for number in range(count):
                 deadline.check()
-                image.seek(number)
+                image.seek(before + number)
                 image.load()  # WebP and AVIF tell the time of a frame when it is decoded
                 durations.append(float(image.info.get("duration") or 0) or _BROWSER_DURATION)
         ends = np.rint(np.cumsum(durations)).astype(np.int64)
@@ -96,13 +97,18 @@ class Pictures:
             with self._opened(self.files[0]) as image:
                 for count, tick in enumerate(ticks, start=1):
                     deadline.check()
-                    image.seek(timeline.index(tick))
+                    image.seek(_before_animation(image) + timeline.index(tick))
                     yield tick, count, to_pixels(image, background)
             return
         for count, tick in enumerate(ticks, start=1):
             deadline.check()
             with self._opened(self.files[timeline.index(tick)]) as image:
                 yield tick, count, to_pixels(image, background)
+
+
+def _before_animation(image: "Image.Image") -> int:
+    """Number of pictures that only viewers without animation show: 1 for a PNG with a default image."""
+    return int(getattr(image, "default_image", False))
 
 
 def open_pictures(file: BinaryIO) -> Pictures | None:
@@ -200,7 +206,9 @@ def _item_kinds(iinf: bytes) -> dict[int, bytes]:
 
 def list_pictures(folder: Path) -> Pictures:
     """The images of a folder in natural order."""
-    images = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
+    # Hidden files are no frames: macOS adds "._1.png" to every "1.png" on foreign disks and in archives.
+    found = (path for path in folder.iterdir() if not path.name.startswith("."))
+    images = [path for path in found if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not images:
         raise UnreadableError(f"the folder has no images ({', '.join(SUFFIXES)})")
     # "2.png" before "10.png": digits compare as numbers.

@@ -25,6 +25,7 @@ from videopanda.video.pictures import Pictures, is_heif, list_pictures, open_pic
 
 _PLAYLIST_BYTES = 1 << 24
 _COPY_BYTES = 1 << 20
+_MP4_BOXES = 1000  # outermost ones that are looked at; a file has about four
 # PyAV 17 cannot ask for a file whose name is not ASCII: such a file is handed over open, and may name no others.
 _TAKES_ANY_NAME = int(av.__version__.partition(".")[0]) >= 18
 
@@ -122,8 +123,26 @@ def open_source(source: Any, deadline: Deadline, stack: ExitStack) -> OpenSource
     pictures = None if is_motion_jpeg else open_pictures(file)
     if pictures is not None:
         return OpenSource(stack, pictures=pictures)
+    if head[4:8] == b"ftyp" and _is_followed_by_another(file):
+        raise UnreadableError("several MP4 files, one behind the other, of which only the first would be read")
     plain = None if head.lstrip().startswith((b"#EXTM3U", b"<")) else name or data  # playlists
     return OpenSource(stack, file=file, path=name, plain=plain, is_still=is_heif(file))
+
+
+def _is_followed_by_another(file: BinaryIO) -> bool:
+    """Whether an MP4 continues with a second one, as `cat` makes it: FFmpeg reads only the first, without a word."""
+    start, kinds = 0, list[bytes]()
+    while len(kinds) < _MP4_BOXES:
+        file.seek(start)
+        head = file.read(16)
+        size = int.from_bytes(head[8:16] if head[:4] == b"\0\0\0\1" else head[:4], "big")
+        if size < 8:  # the end
+            return kinds.count(b"ftyp") > 1 and kinds.count(b"moov") > 1
+        if head[4:8] == b"moof":  # fragments may repeat their header
+            return False
+        kinds.append(head[4:8])
+        start += size
+    return False
 
 
 def _read_fifo(path: str, deadline: Deadline, stack: ExitStack) -> Iterator[bytes]:

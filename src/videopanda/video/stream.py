@@ -29,8 +29,10 @@ import av
 import numpy as np
 
 from videopanda.video.container import Deadline, Matrix, UnreadableError, display_matrix, to_rgb, upright, upright_size
+from videopanda.video.pictures import Pictures
 from videopanda.video.read import VideoReadError
 from videopanda.video.source import open_source
+from videopanda.video.timeline import may_leap
 
 KEPT_NOTES = 1000
 _SLACK_SECONDS = 0.001  # of stamps that were rounded to milliseconds, as in `read_video`
@@ -123,7 +125,8 @@ def stream_video(
     reader.check()
     clock = _Clock(notes, on_note)
     reader.tell = clock.tell
-    frames = reader.pictures(image_fps, color) if reader.is_folder else reader.frames(clock, color)
+    pictures = reader.pictures()
+    frames = reader.frames(clock, color) if pictures is None else reader.shown(pictures, image_fps, color)
     return VideoStream(_at_rate(frames, fps), notes, stack)
 
 
@@ -169,6 +172,7 @@ class _Clock:
         self.notes, self.on_note = notes, on_note
         self.last: float | None = None  # seconds of the last frame
         self.shift, self.step = 0.0, 0.04
+        self.may_leap = True  # a gap between frames is a leap of the clock, not a picture that lasts
         self.restarted: float | None = None  # moment of the wall clock of the last frame before a reconnect
         self.size: tuple[int, int] | None = None
 
@@ -187,7 +191,7 @@ class _Clock:
         moment = self.last + self.step if stamp is None else stamp + self.shift
         if self.restarted is not None:
             moment, self.restarted = self.last + max(self.step, time.monotonic() - self.restarted), None
-        elif moment < self.last - _BACK_SECONDS or moment > self.last + _AHEAD_SECONDS:
+        elif moment < self.last - _BACK_SECONDS or (self.may_leap and moment > self.last + _AHEAD_SECONDS):
             self.tell("jump", f"the clock jumped by {moment - self.last:+.1f} s; times continue from the last frame")
             moment = self.last + self.step
         else:
@@ -214,7 +218,8 @@ class _Source:
         self.scheme = urlsplit(name).scheme.lower() if "://" in name else ""
         self.is_camera = name.startswith("/dev/video")
         self.is_live = self.scheme != "" or self.is_camera
-        self.is_folder = not self.is_live and os.path.isdir(name)
+        is_fifo = not self.is_live and os.path.exists(name) and stat.S_ISFIFO(os.stat(name).st_mode)
+        self.is_pipe = name == "-" or is_fifo
 
     def check(self) -> None:
         """Refuse what cannot work before anything is opened."""
@@ -231,17 +236,25 @@ class _Source:
         if parts.scheme not in ("http", "https", "rtsp") or parts.hostname not in self.hosts:
             raise ValueError(f"{url} is not allowed: name its host in `hosts`")
 
-    def pictures(self, fps: float, background: tuple[int, int, int]) -> Iterator[_Frame]:
-        """The pictures of a folder."""
+    def pictures(self) -> Pictures | None:
+        """A folder of pictures, a picture or an animation, which Pillow decodes; None for any other source."""
+        if self.is_live or self.is_pipe or (self.follow and not os.path.isdir(self.name)):
+            return None
+        try:
+            return open_source(self.name, Deadline(math.inf), self.stack).pictures
+        except UnreadableError as error:
+            raise VideoReadError(self.name, str(error)) from error
+        except OSError as error:
+            raise VideoReadError(self.name, error.strerror or str(error)) from error
+
+    def shown(self, pictures: Pictures, fps: float, background: tuple[int, int, int]) -> Iterator[_Frame]:
+        """Every picture, at the times of its file or at a constant rate."""
         deadline = Deadline(math.inf)
         try:
-            opened = open_source(self.name, deadline, self.stack).pictures
-            assert opened is not None
-            timeline = opened.timeline(fps, None, deadline)
+            timeline = pictures.timeline(fps, None, deadline)
             assert timeline.pts is not None
-            for number, tick in enumerate(timeline.pts):
-                for _, _, image in opened.decode(timeline, [int(tick)], deadline, background):
-                    yield _Frame(partial(np.asarray, image), timeline.seconds(int(tick)), number)
+            for tick, count, image in pictures.decode(timeline, timeline.pts.tolist(), deadline, background):
+                yield _Frame(partial(np.asarray, image), timeline.seconds(tick), count - 1)
         except (UnreadableError, OSError) as error:
             raise VideoReadError(self.name, str(error)) from error
 
@@ -251,7 +264,7 @@ class _Source:
         while True:
             reason = "the stream ended"
             try:
-                for frame, matrix, stamp in self._decoded():
+                for frame, matrix, stamp in self._decoded(clock):
                     clock.sized(upright_size(frame, matrix))
                     yield _Frame(partial(self._picture, frame, matrix, background), clock.time_of(stamp), number)
                     number, pause, silent_since = number + 1, _FIRST_PAUSE, time.monotonic()
@@ -280,14 +293,20 @@ class _Source:
         except av.FFmpegError as error:
             raise VideoReadError(self.name, str(error)) from error
 
-    def _decoded(self) -> Iterator[tuple[av.VideoFrame, Matrix | None, float | None]]:
-        """Frames, their display matrices and their stamps in seconds, of one connection."""
+    def _decoded(self, clock: _Clock) -> Iterator[tuple[av.VideoFrame, Matrix | None, float | None]]:
+        """Frames, their display matrices and their stamps in seconds, of one connection. The clock learns what stamps
+        mean in this container.
+        """
         with ExitStack() as opened:
             container = opened.enter_context(self._open(opened))
             stream = container.streams.best("video")
             if stream is None:
                 raise UnreadableError("no video stream")
             stream.thread_type = "AUTO"
+            clock.may_leap = self.is_live or may_leap(container)
+            clock.step = 1 / float(stream.average_rate) if stream.average_rate else clock.step
+            # AVI stores an order of decoding and no presentation times, which differ where there are B-frames.
+            is_unstamped = container.format.name == "avi" and stream.codec_context.has_b_frames
             damaged = 0
             packets = container.demux(stream)
             while True:
@@ -296,7 +315,8 @@ class _Source:
                     return
                 try:
                     for frame in packet.decode():
-                        seconds = None if frame.pts is None else float(frame.pts * frame.time_base)
+                        is_timed = frame.pts is not None and not is_unstamped
+                        seconds = float(frame.pts * frame.time_base) if is_timed else None
                         yield frame, display_matrix(frame), seconds
                 except av.InvalidDataError:
                     damaged += 1
@@ -313,9 +333,8 @@ class _Source:
             return av.open(self.name, options=options, timeout=timeout)
         if self.scheme:
             return av.open(self.name, io_open=lambda url, *_: self._fetch(url, stack), timeout=timeout)
-        is_fifo = self.name != "-" and stat.S_ISFIFO(os.stat(self.name).st_mode)
-        if self.name == "-" or is_fifo or self.follow:
-            return av.open(_Growing(self, stack, is_fifo))
+        if self.is_pipe or self.follow:
+            return av.open(_Growing(self, stack, self.is_pipe and self.name != "-"))
         return av.open(**open_source(self.name, Deadline(math.inf), stack).opener())
 
     def _fetch(self, url: str, stack: ExitStack) -> Any:

@@ -136,7 +136,7 @@ def scan(opener: Opener, deadline: Deadline, full: bool = False, most: int | Non
     container, stream = open_container(opener, deadline)
     with container:
         # The header of a stream does not show whether its clock starts again.
-        if not full and container.size > SCAN_BYTES and not _may_leap(container) and container.format.name != "flv":
+        if not full and container.size > SCAN_BYTES and not may_leap(container) and container.format.name != "flv":
             timeline = _from_header(container, stream)
             if timeline is not None:
                 return timeline
@@ -145,7 +145,8 @@ def scan(opener: Opener, deadline: Deadline, full: bool = False, most: int | Non
         return listed.timeline(opener, deadline)
 
 
-def _may_leap(container: InputContainer) -> bool:
+def may_leap(container: InputContainer) -> bool:
+    """Whether the clock of this container may start again or leap ahead, as that of broadcast formats."""
     return bool(int(container.format.flags) & _TS_DISCONT)
 
 
@@ -198,8 +199,8 @@ class _Packets:
         backward, forward = (round(seconds / time_base) for seconds in (_BACKWARD_SECONDS, _FORWARD_SECONDS))
         # Matroska gives one length for all streams. Where clocks may leap, a gap in one stream is no leap if another
         # stream goes on through it. Only then are all streams looked at.
-        may_leap = _may_leap(container)
-        everything = may_leap or "matroska" in container.format.name
+        leaps = may_leap(container)
+        everything = leaps or "matroska" in container.format.name
         stretch = self.stretches[0]
         last_dts: int | None = None
         last = due = -(1 << 62)  # the latest stamp; where the packet before ends
@@ -225,7 +226,7 @@ class _Packets:
                     leapt = leapt or moment > latest + _FORWARD_SECONDS > -math.inf
                     latest = max(latest, moment)
                     if last_dts is not None and (
-                        dts < last_dts - backward or (may_leap and leapt and dts > due + forward)
+                        dts < last_dts - backward or (leaps and leapt and dts > due + forward)
                     ):
                         self.durations.append(duration)
                         stretch = _Stretch(self.packets, len(self.pts), len(self.keys))

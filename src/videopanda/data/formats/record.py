@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from videopanda.data.sample import Turn
 from videopanda.models.prompts import place_marker
@@ -83,13 +84,29 @@ RANGE_KEYS = (
 )
 _RANGE_NAMES = frozenset(key for keys in RANGE_KEYS for key in keys)
 _RANGES = {"clip", "segment", "span", "range", "time_range", "window", "interval", "timestamp", "timestamps", "bounds"}
+_RANGES |= {"ts", "segments", "time_span", "timespan", "time_window"}
+# A name that says where a part begins or ends in other units: start_ms, endFrame, frame_start.
+_LIMIT = re.compile(
+    "(?:^|_)(?i:start|begin|end|stop)(?:ing|ning)?(?:_|$|(?=[A-Z]))|(?<=[a-z])(?:Start|Begin|End|Stop)(?:$|_|(?=[A-Z]))"
+)
+_CLOCKS = re.compile(r"\s*[\d.:]+\s*(?:-|–|,|~|to)\s*[\d.:]+\s*s?\s*")  # "1.0-2.0", "0:01 - 0:05"
+# A name of a medium that no format reads; in a row without one it is a mistake.
+_NAMES_MEDIUM = re.compile(
+    r"(?:videos?|vid|images?|img|clips?|media|frames?)(?:_?(?:paths?|files?|names?|ids?|urls?|uri|dir|folder|list))?",
+    re.IGNORECASE,
+)
 _MEANINGFUL = {
     *_RANGE_NAMES,
     *(*_FLAGS, "loss_scale", "mask", "system", "system_prompt", "history", "tools", "functions"),
     *("label", "image", "images", "video", "videos", "audio", "audios", "objects"),
+    *("max_frames", "min_frames", "max_pixels", "min_pixels", "total_pixels", "resized_height", "resized_width"),
+    *("crop", "sample_weight"),
 }
 _NEUTRAL = (*((key, 1) for key in (*_FLAGS, "label")), ("mask", 0))  # what a row does without the key
 
+# Left behind where a data set was written with the chat template of another model.
+_ENDS = ("</s>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end|>", "<end_of_turn>")
+_SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]+://")
 _PLACEHOLDER = re.compile("<(?:image|video)>")
 # Left behind in answers of Video-ChatGPT-100K; later users of that data remove it.
 _NOISE = "QA_GT_caption_based_noisy"
@@ -170,6 +187,9 @@ def pair(turns: Sequence[Said]) -> tuple[Turn, ...]:
         texts.append(turn.text.replace(_NOISE, "").strip())
         if not texts[-1]:
             raise RowError("empty", f"a turn of the {turn.role} has no text")
+        if texts[-1].endswith(_ENDS):
+            end = next(end for end in _ENDS if texts[-1].endswith(end))
+            raise RowError("schema", f"a turn ends with {end}, which the chat template adds: remove it")
     if not any(turn.is_trained for turn in turns[1::2]):
         raise RowError("empty", "the row has no answer to train on")
     return tuple(Turn(q, a, turn.is_trained) for q, a, turn in zip(texts[::2], texts[1::2], turns[1::2]))
@@ -183,10 +203,22 @@ def refuse_unused(row: Mapping[str, Any], used: Iterable[str]) -> None:
     """
     for key in sorted(set(row) - set(used)):
         value = row[key]
-        is_range = key in _RANGES and isinstance(value, list) and len(value) == 2
+        is_range = _tells_part(key, value)
         if value not in (None, "", [], {}) and (is_range or (key in _MEANINGFUL and (key, value) not in _NEUTRAL)):
             advice = "give the range as 'start' and 'end' in seconds" if is_range else "remove it, or the row"
             raise RowError("schema", f"the key {key!r} is not supported in this format: {advice}")
+
+
+def _tells_part(key: str, value: Any) -> bool:
+    """Whether a key that is not read says which part of the clip a row is about."""
+    if key in _RANGES:
+        if isinstance(value, list) and len(value) == 1:
+            (value,) = value
+        is_pair = isinstance(value, list | Mapping) and len(value) == 2
+        return is_pair or (isinstance(value, str) and bool(_CLOCKS.fullmatch(value)))
+    is_moment = isinstance(value, int | float) and not isinstance(value, bool)
+    is_moment = is_moment or (isinstance(value, str) and bool(re.fullmatch(r"[\d.:]+", value)))
+    return is_moment and bool(_LIMIT.search(key))
 
 
 def mark(turns: Sequence[Turn], media: Sequence[Medium], missing: Literal["refuse", "front"]) -> tuple[Turn, ...]:
@@ -239,12 +271,17 @@ def items(row: Mapping[str, Any], key: str) -> list[Any]:
 def paths(row: Mapping[str, Any], key: str) -> list[str]:
     """One path or a list of paths, empty where the key is missing or null. Raises `RowError` for anything else."""
     value = row.get(key)
-    found = [value] if isinstance(value, str) else items(row, key)
+    found = [value] if isinstance(value, str) else list(items(row, key))
     if not all(isinstance(path, str) and path for path in found):
         raise RowError(
             "schema", f"{key!r} must be a path or a list of paths (put the frames of a clip into their own folder)"
         )
-    for path in found:
+    for number, path in enumerate(found):
+        if scheme := _SCHEME.match(path):
+            address = urlsplit(path)
+            if address.scheme != "file" or address.netloc not in ("", "localhost"):
+                raise RowError("schema", f"{scheme[0]} addresses are not read: download the clip and give its path")
+            found[number] = path = unquote(address.path)
         is_long = len(path) > 63 and any(len(part.encode()) > 255 for part in path.split("/"))  # 4 bytes a character
         if is_long or "\0" in path:
             raise RowError("schema", f"no file can have the name {path[:40]!r}")
@@ -283,6 +320,14 @@ def media_of(
     files, images = paths(row, video_key), paths(row, image_key)
     if files and images:
         raise RowError("schema", f"both {video_key!r} and {image_key!r}: their order is not known")
+    for key in row if not files and not images else ():
+        if (
+            key not in (video_key, image_key)
+            and _NAMES_MEDIUM.fullmatch(key)
+            and isinstance(row[key], str)
+            and row[key]
+        ):
+            raise RowError("schema", f"no {video_key!r} and no {image_key!r}, but {key!r}: rename it")
     refuse_unused(row, {video_key, image_key, system_key, "system_prompt", *used} | _RANGE_NAMES)
     start, end = seconds(row)
     fps = _number(row, "fps", "a rate in frames per second")

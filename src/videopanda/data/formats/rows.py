@@ -45,20 +45,29 @@ _OTHER_FILES = {
 }
 
 
+def refuse_other_files(path: str | Path) -> None:
+    """Refuse what is no text in UTF-8. Raises ValueError, which says what it is."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    for signature, kind in _OTHER_FILES.items():
+        if head.startswith(signature):
+            raise ValueError(f"{path} is {kind}, not JSON: unpack or convert it first")
+    if head[4:8] == b"ftyp" or head.startswith(b"\x1a\x45\xdf\xa3"):
+        raise ValueError(f"{path} is a video, not JSON: name the file of annotations")
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
+        code = "UTF-32" if b"\0\0" in head.strip(b"\0") else "UTF-16"
+        raise ValueError(f"{path} is {code}, not UTF-8: convert it with  iconv -f {code} -t UTF-8 {path}")
+
+
 def iter_rows(path: str | Path) -> Iterator[FileRow]:
     """All rows of a .json or .jsonl file in order. A broken line of JSONL is one bad row; an array ends with it.
 
     Raises:
         ValueError: the file is empty, or neither an array nor lines of objects.
     """
+    refuse_other_files(path)
     with open(path, "rb") as file:
         head = file.read(64)
-        for signature, kind in _OTHER_FILES.items():
-            if head.startswith(signature):
-                raise ValueError(f"{path} is {kind}, not JSON: unpack or convert it first")
-        if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
-            code = "UTF-32" if b"\0\0" in head.strip(b"\0") else "UTF-16"
-            raise ValueError(f"{path} is {code}, not UTF-8: convert it with  iconv -f {code} -t UTF-8 {path}")
         skipped = 3 if head.startswith(b"\xef\xbb\xbf") else 0  # byte order mark
         head = head[skipped:].lstrip(_BLANK)
         if head[:1] == b"[":

@@ -119,7 +119,7 @@ def detect(file: str | Path) -> str:
 
 def _detect_row(row: Mapping[str, Any], file: str) -> str | None:
     """None for a conversation without media, which is the same in several formats."""
-    keys = set(row)
+    keys = {key for key, value in row.items() if value is not None}  # tables write null where a row has no such key
     if {"q", "a", "video_id"} <= keys:
         return "videochatgpt"
     if "QA" in keys:

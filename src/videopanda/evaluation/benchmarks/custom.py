@@ -3,13 +3,15 @@
     {"id": "x1", "video": "clips/x1.mp4", "kind": "unseen recording",
      "conversations": [{"from": "human", "value": "<video>\nWhich word is signed?"}, {"from": "gpt", "value": "happy"}]}
 
-Each question of a conversation is a separate item, `x1/0`, asked without the others; its type is `kind`, if any.
+Each question of a conversation is a separate item, `x1/0`, asked without the others; its type is `kind`, if any. A
+range, `start` and `end`, means what it means in training; what training refuses is rejected here, too.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from videopanda.data.formats.record import RANGE_KEYS, RowError, refuse_unused, seconds
 from videopanda.evaluation.benchmarks.conversation import read_question, single_questions
 from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, find, rows
 from videopanda.evaluation.benchmarks.item import Item, items
@@ -24,7 +26,12 @@ def read(path: Path) -> Iterator[Item | Rejected]:
 def _facts(row: AnnotationRow, turns: Any) -> list[dict[str, Any]]:
     if not isinstance(turns, list) or not turns or len(turns) % 2:
         raise AnnotationRowError("'conversations' must contain questions, each with its answer")
-    return [row.extra("kind")] * (len(turns) // 2)
+    try:
+        start, end = seconds(row.data)
+        refuse_unused(row.data, {"video", *(key for keys in RANGE_KEYS for key in keys)})
+    except RowError as error:
+        raise AnnotationRowError(error.reason) from error
+    return [{**row.extra("kind"), "start": start, "end": end}] * (len(turns) // 2)
 
 
 def _item(row: AnnotationRow) -> Item:
@@ -32,4 +39,13 @@ def _item(row: AnnotationRow) -> Item:
     if not question or not answer:
         raise AnnotationRowError("a question or an answer is empty")
     types = (row.text("kind"),) if row.get("kind") is not None else ()
-    return Item(id_, row.text("video"), question, "short_answer", types, answers=(answer,))
+    return Item(
+        id_,
+        row.text("video"),
+        question,
+        "short_answer",
+        types,
+        answers=(answer,),
+        start=row.get("start"),
+        end=row.get("end"),
+    )

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from videopanda.data.formats.rows import refuse_other_files
+
 _CHUNK = 1 << 20  # characters
 _PARQUET_ROWS = 1024
 _BETWEEN = (" ", "\t", "\r", "\n", ",")  # what stands between the rows of an array
@@ -49,8 +51,8 @@ class AnnotationRow:
     repeated_keys: tuple[str, ...] = ()  # JSON keys that stood in the row more than once; the last one counts
 
     def get(self, *keys: str) -> Any:
-        """The value of the first key that exists and is not null; else None."""
-        return next((self.data[key] for key in keys if self.data.get(key) is not None), None)
+        """The value of the first key that exists and is neither null nor NaN, as tables write it; else None."""
+        return next((self.data[key] for key in keys if not _is_missing(self.data.get(key))), None)
 
     def text(self, *keys: str, empty: bool = False) -> str:
         """A string without white space around it; `empty` says whether it may be empty."""
@@ -101,11 +103,15 @@ class AnnotationRow:
 
     def extra(self, *keys: str) -> dict[str, Any]:
         """The given keys that exist."""
-        return {key: self.data[key] for key in keys if self.data.get(key) is not None}
+        return {key: self.data[key] for key in keys if not _is_missing(self.data.get(key))}
 
     def refuse(self, reason: str) -> Rejected:
         """This row as a rejected one."""
         return Rejected(self.place, reason)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _names(keys: Sequence[str]) -> str:
@@ -176,10 +182,10 @@ def beside(file: Path, name: str) -> Path | None:
 def rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
     """The records of a file, in their order; small memory for files of any size.
 
-    A `.csv` file may be separated by tabs. A `.json` file may hold an array or one object per line.
+    A `.csv` file may be separated by tabs or semicolons. A `.json` file may hold an array or one object per line.
 
     Raises:
-        AnnotationError: the file is missing or of another kind.
+        AnnotationError: the file is missing, of another kind or not UTF-8.
     """
     readers: dict[str, Callable[[Path], Iterator[AnnotationRow | Rejected]]] = {
         ".json": _json_rows,
@@ -192,6 +198,11 @@ def rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
         raise AnnotationError(f"no such file: {path}")
     if path.suffix.lower() not in readers:
         raise AnnotationError(f"{path}: unsupported file type; supported are {', '.join(SUFFIXES)}")
+    if path.suffix.lower() != ".parquet":
+        try:
+            refuse_other_files(path)
+        except ValueError as error:
+            raise AnnotationError(str(error)) from error
     try:
         yield from readers[path.suffix.lower()](path)
     except FileNotFoundError as error:
@@ -294,7 +305,9 @@ def _csv_rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
         file.seek(0)
         tabs = "\t" in header
         # Tab-separated files of the field hold bare quotation marks in their text.
-        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(file)
+        # Spreadsheets use semicolons where a comma is the decimal point.
+        plain = csv.reader(file, delimiter=";" if header.count(";") > header.count(",") else ",")
+        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else plain
         names = [name.strip() for name in next(reader, [])]
         try:
             for values in reader:

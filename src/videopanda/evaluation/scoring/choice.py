@@ -14,6 +14,7 @@ from functools import lru_cache
 from videopanda.evaluation.benchmarks.options import LETTERS
 from videopanda.evaluation.scoring.choice_patterns import (
     AFFIRMED,
+    ASIDE,
     DANGLING,
     DENIAL,
     EXCEPTING,
@@ -22,6 +23,7 @@ from videopanda.evaluation.scoring.choice_patterns import (
     HEDGE,
     IDIOMS,
     INITIAL,
+    JUDGED,
     LABELED,
     LEAD,
     LISTED,
@@ -90,9 +92,25 @@ def choice(reply: str, options: Sequence[str]) -> tuple[int, ...] | None:
     A reply that is the text of an option chooses it. Else letters decide as the module says: the last one that is
     stated; else the only one that stands alone; else the only one that is mentioned, where none is denied. A letter
     beside the text of another option chooses nothing. Without letters, the text of one option within a reply that
-    denies nothing.
+    denies nothing. Else the only option that is right where a reply judges each of them.
     """
     said = final_text(reply)[-_LONGEST:]
+    found = _chosen(said, options)
+    return _judged(unwrapped(said), options) if found is None else found
+
+
+def _judged(text: str, options: Sequence[str]) -> tuple[int, ...] | None:
+    """The only right option of a text that judges each of them, "A: wrong", "B: correct", …, and says no more."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.rstrip().endswith(":")]
+    verdicts = [match for line in lines for match in JUDGED.finditer(line)]
+    letters = [match[1].upper() for match in verdicts]
+    right = [letter for letter, match in zip(letters, verdicts) if match[2]]
+    if letters != list(LETTERS[: len(options)]) or len(right) != 1 or not all(map(JUDGED.search, lines)):
+        return None
+    return (LETTERS.index(right[0]),)
+
+
+def _chosen(said: str, options: Sequence[str]) -> tuple[int, ...] | None:
     asks = "?" in said and not any("?" in option for option in options)
     if (name := NAME.fullmatch(said.strip())) and name[1].lower() not in tokens(" ".join(options)):
         return None
@@ -157,7 +175,9 @@ def _mentions(text: str, options: Sequence[str]) -> Iterator[_Mention]:
     text = re.sub(
         r"\b([A-Z])['’]s\s+(?=the\b|my\b|right\b|correct\b)", r"\1 is ", ONLY_RIGHT.sub(r"the answer is \1", text)
     )
-    text = PREFERRED.sub(r"\1rather than", EXCEPTING.sub("not", IDIOMS.sub(" ", AFFIRMED.sub("正确", text))))
+    text = PREFERRED.sub(
+        r"\1rather than", EXCEPTING.sub("not", IDIOMS.sub(" ", AFFIRMED.sub("正确", ASIDE.sub(r"\1", text))))
+    )
     text = GROUP.sub(lambda match: re.sub(r"[,、]|\bvs\b\.?", "/", match[0]), text)  # a list is one thing
     whole, text = text, masked(text, options)
     named, indices, longest = 0, frozenset[int](), max(map(len, options), default=0)

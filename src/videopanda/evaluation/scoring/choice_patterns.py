@@ -21,8 +21,9 @@ LETTER = r"""(?:[(\[<⟦]\s*[A-Za-z]\s*[.:]?\s*[)\]>⟧]
 LABEL = r"""(?:\b(?:option|choice|answer|ans|caption|sentence|statement|letter|antwort(?:möglichkeit)?|aussage|lösung
     |lettre|proposition|opci[oó]n|respuesta|alternativa|letra
     |r[ée]ponse|choix|op[cç][aã]o|resposta|risposta|opzione|вариант|ответ)
+    |đáp\s+án|उत्तर|जवाब|विकल्प|الإجابة|الجواب|الخيار
     |选项|選項|选择|選擇|選択肢|答案|보기|선택지|정답|답)"""
-LABELED = re.compile(rf"{LABEL}[\s:\"']*$", re.VERBOSE | re.IGNORECASE)
+LABELED = re.compile(rf"{LABEL}(?:\s+(?:đúng|الصحيحة))?(?:\s+(?:là|هي|هو))?[\s:\"']*$", re.VERBOSE | re.IGNORECASE)
 LEAD = re.compile(
     rf"^[^\w▢]*(?:{LABEL}|(?:correct|right|final|best)\b|q(?:uestion)?\s*\d+)?[^\w▢]*$",
     re.VERBOSE | re.IGNORECASE,
@@ -32,6 +33,7 @@ _AND = r"(?:and|or|und|oder|y|o|et|ou|u|e|или|и)"
 JOINT = rf"""(?:(?:\bvs\b\.?|\bversus\b)|[/&、]\s*(?:and\b|or\b)?
     |,?\s*(?:or\s+)?(?:maybe|possibly|perhaps)\b|,\s*(?:and|or)\b|\b{_AND}\b
     |或者?|或是|还是|還是|和|与|與|及び|および|か|と|または|あるいは|もしくは|또는|혹은|이?나|[와과]|,(?=\s*\(?[A-Z]\)?\s*(?:[,.;/&\n]|$|{_AND}\b)))"""
+ASIDE = re.compile(rf"\(\s*((?:or|oder|ou)\s+{LETTER})\s*\)", re.VERBOSE)  # "B (or C)"
 GROUP = re.compile(
     rf"{LETTER}(?:,\s*{LETTER}){{2,}}(?:,?\s*\b{_AND}\s+{LETTER})?"
     rf"|{LETTER}(?:\s*{JOINT}\s*(?:(?:maybe|possibly|perhaps)\s+)?(?:{LABEL}\s*)?{LETTER})+",
@@ -61,6 +63,12 @@ NUMBERED = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 LISTED = re.compile(r"^\s*[-•]?\s*(?:[(\[]([A-Z])[)\]]|([A-Z])(?:[.):]|\s+[-–—]))\s*\S.*$", re.MULTILINE)
+# A verdict about one option in a line, or between the others: "B: correct, she …", "A ✗ B ✓".
+_RIGHT, _WRONG = r"(?:correct|right|true|yes)\b|[✓✔✅]", r"(?:incorrect|wrong|false|no)\b|[✗✘❌✖]"
+JUDGED = re.compile(
+    rf"(?:^|(?<=[\s,;|]))\W*?(?:\d+[.)]\s*)?(?:option\s+)?\(?([A-Z])\)?\s*[:.)=–—-]*\s*(?:({_RIGHT})|{_WRONG})",
+    re.IGNORECASE,
+)
 MARKS = re.compile(r"(?<![A-Za-z(])([A-Z])()[:)](?=\s)")
 MARK = re.compile(r"\W*[A-Za-z](?:[.:)\]]|\W*$)")  # a letter alone, or in front of a text
 
@@ -124,13 +132,15 @@ DENIAL = re.compile(
         |eliminat(?:e[sd]?|ing)|exclud\w+|reject\w*|dismiss\w*
         |distractors?|mistake\w*|except|unlike|rather\s+than|instead\s+of|than|lacks?|fails?
         |nicht|kein\w*|falsch\w*|weder|ausgeschlossen|ausschließen|scheidet|descart\w+|exclure|exclu[es]?|élimin\w+
-        |исключ\w+|отпадает|ni|fals[ao]s?|pas|faux|fausse\w*|n['’]est|não|nao|nem|errad[oa]s?|incorret\w*
-        |sbagliat\w*|errat[oa]|scorrett\w*|né|не|ни|неправ\w*|неверн\w*|ошиб\w*)\b
-    |不(?!过|過|仅|僅|但|错|錯)|^\s*over\b|没|沒|并非|非(?!常)|错|錯|误|誤|排除|違|間違|な[いく]|ません|없|못하|못합|아니|아닙|아닌|❌|✗|✘|👎|않|틀린|틀렸|틀립|오답""",
+        |исключ\w+|отпадает|отклон\w+|отверг\w+|отбрас\w+|ni|fals[ao]s?|pas|faux|fausse\w*|n['’]est|não|nao|nem|errad[oa]s?|incorret\w*
+        |sbagliat\w*|err[oó]ne\w*|erroné\w*|không|sai|ليس\w*|خطأ|خاطئ\w*|errat[oa]|scorrett\w*|né|не|ни|неправ\w*|невер(?:ен|н)\w*|ошиб\w*)\b
+    |नहीं|गलत|不(?!过|過|仅|僅|但|错|錯)|^\s*over\b|没|沒|并非|非(?!常)|错|錯|误|誤|排除|違|間違|な[いく]|ません|없|못하|못합|아니|아닙|아닌|❌|✗|✘|👎|않|틀린|틀렸|틀립|오답""",
     re.VERBOSE | re.IGNORECASE,
 )
 REFUSAL = re.compile(
-    r"\W*(?:(?:that|this|it|which)?\W*(?:is|['’]s)\s+)?(?:no|nope|wrong|incorrect|false)\W*", re.IGNORECASE
+    r"""\W*(?:(?:that|this|it|which)?\W*(?:is|['’]s)\s+)?(?:no|nope|wrong|incorrect|false
+    |falsch|nein|faux|fausse|falso|falsa|errad[oa]|неправда|неверно|нет|错误?|不对|不正确)\W*""",
+    re.VERBOSE | re.IGNORECASE,
 )
 # What comes before a letter that is stated, and what may stand between. A line of words per language.
 NOUN = r"""\b(?:answer|ans|choice|option|one|guess|result|prediction|output|correct|selected|final(?:_answer)?
@@ -176,7 +186,7 @@ FILLER = re.compile(
     |just|maybe|possibly|perhaps|therefore|thus|indeed|simply|surely|certainly|undoubtedly|of\s+course|clairement
         |wahrscheinlich|vermutlich|wohl|nur|eindeutig|zweifellos|solo|sólo|\w{{3,}}mente|\w{{3,}}[ae](?:l|ir)ement
         |probablement|certainement|seule?|только|наверное|вероятно
-        |the|a\b(?=\s+{LABEL})|la|el|le|l['’]|die|der|das|number|correct|right|best)\b|{LABEL}|\d+\s*%|おそらく|恐らく|たぶん|多分
+        |the|a\b(?=\s+{LABEL})|(?<=é\s)a\b|la|el|le|l['’]|die|der|das|number|correct|right|best)\b|{LABEL}|\d+\s*%|おそらく|恐らく|たぶん|多分
         |よって|したがって|大概|也许|아마도?|따라서|그러므로)+$""",
     re.VERBOSE | re.IGNORECASE,
 )
