@@ -5,6 +5,7 @@ The table is a list of mistakes that somebody made in an afternoon. DEMO is the 
 
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -43,6 +44,8 @@ QUICK = [
     (18, "answer DEMO What? --num-frames 0", r"--num-frames must be at least 1"),
     (18, "answer DEMO What? --num-frames abc", r"--num-frames must be an integer"),
     (18, "answer DEMO What? --temperature warm", r"--temperature must be a number"),
+    (18, "answer DEMO What? --seed 99999999999999999999", r"--seed must be at most 9223372036854775807"),
+    (18, "answer -a.mp4 What?", r"a file whose name begins with a dash is written \./-a\.mp4"),
     (18, "answer DEMO What? --cache-size 3GiB", r"--cache-size requires --cache"),
     (18, "evaluate predict custom rows.json --output p.jsonl --workers 3", r"--workers requires --engine ray"),
     (18, "watch DEMO --every 1s What? --check 2s", r"--check requires --when"),
@@ -74,6 +77,7 @@ QUICK = [
     (35, "train finetune --config nano --model NANO --processes 2", r"--processes requires --dry-run"),
     (39, "data check rows.json --media-root nothere", r"--media-root nothere: no such folder"),
     (39, "data recaption rows.json --output c.jsonl --base-url x --name y", r"--base-url must be a URL such as http"),
+    (39, "finetune --data clip.mp4 --model NANO --output o2", r"clip\.mp4 is a video, not JSON"),
     (39, "finetune --data rows_trailing.json --model NANO --output o2", r"rows_trailing\.json.*not valid JSON at byte"),
     (40, "finetune --data rows_missing.json --model NANO --output o2", r"no video at a\.mp4: pass .*--media-root"),
     (
@@ -119,6 +123,16 @@ SLOW = [
     (11, "answer DEMO What? --device gpu", r"unknown device 'gpu': use cpu, cuda, cuda:1 or mps"),
     (17, "answer DEMO What? --num-frames 100000", r"exceed the context .*at most [0-9]+ frames fit"),
     (21, "answer pic.png What?", None),
+    (
+        10,
+        "answer DEMO What? --model wordless",
+        r"wordless is not a complete .* checkpoint: it has no tokenizer",
+    ),
+    (10, "answer DEMO What? --model misfit", r"the weights in misfit have other sizes than its config\.json says"),
+    (10, "answer DEMO What? --model template", r"the chat template of the model cannot be used: unexpected end"),
+    (39, "finetune --data rows_many.json --model NANO --output template", r"template already contains a model, which"),
+    (32, "finetune --data rows_many.json --model NANO --output o3 --set num_frames=9999", r"frames take at least"),
+    (46, "lab run clip.mp4", r"clip\.mp4 is not a text in UTF-8"),
     (26, "serve --device cuda --port FREE", r"device cuda is not available: torch .*; use cpu"),
     (32, "train finetune --config nano --model NANO --output o1 --set max_step=3", r"did you mean 'max_steps'\?"),
     (
@@ -166,6 +180,17 @@ def place(tmp_path_factory):
     (folder / "rows_question.json").write_text(json.dumps([{"id": "1", **rows[0]}]))
     (folder / "rows_trailing.json").write_text(json.dumps(rows)[:-1] + ",]")
     (folder / "rows_unknown.json").write_text(json.dumps([{"video_path": "a.mp4", "question": "q", "answer": "a"}]))
+    for name in ("wordless", "misfit", "template"):
+        shutil.copytree(NANO, folder / name)
+    (folder / "wordless" / "tokenizer.json").unlink()
+    (folder / "template" / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content ")
+    config = json.loads((NANO / "config.json").read_text())
+    config["text_config"]["intermediate_size"] *= 2
+    (folder / "misfit" / "config.json").write_text(json.dumps(config))
+    for name in ("clip.mp4", "-a.mp4"):
+        shutil.copy(DEMO, folder / name)
+    rows_many = [{**rows[0], "id": str(k), "video": "clip.mp4"} for k in range(8)]
+    (folder / "rows_many.json").write_text(json.dumps(rows_many))
     (folder / "broken.yaml").write_text("rows: [{name: a}")
     (folder / "plain").mkdir()
     (folder / "plain" / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from videopanda.data.conversations import ConversationDataset
 from videopanda.data.formats.llava import llava, llava_video, valley, videochatgpt
 from videopanda.data.formats.messages import llama_factory, ms_swift
 from videopanda.data.formats.record import RowError
+from videopanda.data.formats.sources import detect
 from videopanda.data.formats.videochat2 import videochat2
 from videopanda.data.sample import Sample, Turn
 from videopanda.data.shards import ShardDataset, write_shards
@@ -148,6 +150,15 @@ def test_a_range_of_videochatgpt_is_used():
         {"tools": "[{}]"},
         {"fps": 0},
         {"fps": "fast"},
+        {"start_ms": 1000, "end_ms": 2000},
+        {"startFrame": 12},
+        {"trim_end": "0:02"},
+        {"ts": "1.0-2.0"},
+        {"clip": "0:01 - 0:05"},
+        {"segments": [{"start": 1, "end": 2}]},
+        {"timestamps": [[1.0, 2.0]]},
+        {"max_frames": 16},
+        {"sample_weight": 0.5},
     ],
     ids=str,
 )
@@ -159,7 +170,38 @@ def test_a_key_that_changes_the_meaning_is_refused(name, more):
 @every_format
 def test_keys_that_say_nothing_about_training_are_accepted(name):
     more = {"duration": 12.5, "width": 640, "type": "caption", "weight": 1, "tools": "", "timestamp": "2026-01-02"}
+    more |= {"weekend": 1, "end_of_turn": True, "video_end": None, "timestamps": [0.0, 0.5, 1.0], "trending_score": 3}
     assert len(read(name, form(name, [{"a": "x"}], **more)).turns) == 1
+
+
+# -- media -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("key", ["video_id", "video_path", "vid", "clip_name", "media", "image_url"])
+def test_a_medium_under_another_name_does_not_make_a_row_of_text(key):
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "red"}]
+    assert llava({"conversations": turns}, 0, "s").media == ()
+    with pytest.raises(RowError, match=f"no 'video' and no 'image', but '{key}': rename it"):
+        llava({"conversations": turns, key: "a.mp4"}, 0, "s")
+
+
+def test_addresses_of_files_are_paths_and_others_are_refused():
+    row = form("llava", [{"a": "x"}])
+    assert llava({**row, "video": "file:///clips/a%20b.mp4"}, 0, "s").media[0].path == "/clips/a b.mp4"
+    for address in ("https://x.org/a.mp4", "file://clips/a.mp4", "s3://bucket/a.mp4"):
+        with pytest.raises(RowError, match="download the clip"):
+            llava({**row, "video": address}, 0, "s")
+
+
+def test_columns_of_null_do_not_choose_the_format(tmp_path):
+    row = {**form("llava", [{"a": "x"}]), "videos": None, "messages": None, "audios": None}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    assert detect(tmp_path / "rows.json") == "llava"
+
+
+@every_format
+@pytest.mark.parametrize("end", ["</s>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>"])
+def test_an_end_marker_in_the_data_would_be_learned_twice(name, end):
+    with pytest.raises(RowError, match=f"a turn ends with {re.escape(end)}, which the chat template adds"):
+        read(name, form(name, [{"a": f"red{end}"}]))
 
 
 # -- roles -------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from benchmark_files import write_json, write_lines, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videopanda.evaluation.benchmarks import files
+from videopanda.evaluation.benchmarks import custom, files
 from videopanda.evaluation.benchmarks.files import AnnotationError, AnnotationRow, AnnotationRowError, Rejected, rows
 from videopanda.evaluation.predictions import Prediction, Protocol, append_predictions, only_writer, read_predictions
 
@@ -36,6 +36,44 @@ def test_a_large_array_takes_little_memory(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 12_000_000  # measured: 5,300,000
+
+
+TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({"conversations": TURNS[::-1]}, "turns must alternate between 'human' and 'gpt'"),  # asked for the answer
+        ({"conversations": [{"from": "system", "value": "S"}, TURNS[0]]}, "turns must alternate"),
+        ({"start": 2, "end": 1}, "end (1.0 s) is not later than start (2.0 s)"),
+        ({"start_ms": 1000}, "'start_ms' is not supported"),
+        ({"system": "Be brief."}, "'system' is not supported"),
+    ],
+)
+def test_own_questions_mean_what_they_mean_in_training(tmp_path, changes, reason):
+    row = {"id": "x", "video": "a.mp4", "start": 1, "end": 2.5, "conversations": TURNS, **changes}
+    (tmp_path / "test.jsonl").write_text(json.dumps(row))
+    (found,) = custom.read(tmp_path)
+    if reason is None:
+        assert (found.question, found.answers, found.start, found.end) == ("What?", ("red",), 1.0, 2.5)
+    else:
+        assert reason in found.reason
+
+
+def test_tables_as_spreadsheets_and_data_frames_write_them(tmp_path):
+    table, lines = tmp_path / "a.csv", tmp_path / "a.jsonl"
+    table.write_text('x;y\n"a; b";1,5\n')
+    assert [dict(row.data) for row in rows(table)] == [{"x": "a; b", "y": "1,5"}]
+    lines.write_text('{"answer": NaN, "other": "b"}')
+    (row,) = rows(lines)
+    assert row.text("answer", "other") == "b"
+    with pytest.raises(AnnotationRowError, match="'answer' is missing"):  # was the answer "nan"
+        row.text("answer")
+    table.write_bytes("x,y\n1,2\n".encode("utf-16"))
+    with pytest.raises(AnnotationError, match="is UTF-16, not UTF-8: convert it"):
+        list(rows(table))
 
 
 def test_what_cannot_be_read_is_listed(tmp_path):

@@ -89,6 +89,38 @@ def test_a_list_of_frames_is_a_video(client):
         ask(client, {"type": "video", "video": [urls[0], odd]}, TEXT)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"data:video/mp4;codecs=avc1,mp4a;base64,{RAW}",  # as a browser writes a recording
+        f'data:video/mp4;codecs="avc1.42E01E, mp4a.40.2";base64,{RAW}',
+        f"DATA:Video/MP4;Base64,{RAW}",
+        f"data:video/mp4;base64,{RAW.rstrip('=')}",
+        f"data:video/mp4;base64,{RAW.replace('+', '%2B').replace('=', '%3D')}",
+    ],
+    ids=lambda url: url[:40],
+)
+def test_data_urls_as_browsers_write_them(client, uploaded, url):
+    assert said(ask(client, video(url), TEXT)) == said(ask(client, file(uploaded), TEXT))
+
+
+def test_frames_in_one_data_url_are_refused_with_the_form_to_use(client):
+    with pytest.raises(openai.BadRequestError, match="video/jpeg, a list of frames, is not supported"):
+        ask(client, video("data:video/jpeg;base64,AAAA,AAAA"), TEXT)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_an_animation_is_a_video_and_a_still_gif_an_image(client, tmp_path, suffix):
+    images = [Image.new("RGB", (80, 60), color) for color in ("red", "blue")]
+    for name, more in (("still", {}), ("moving", {"save_all": True, "append_images": images[1:], "duration": 500})):
+        images[0].save(tmp_path / f"{name}.{suffix}", **more)
+    image, moving = (data_url(tmp_path / f"{name}.{suffix}", f"image/{suffix}") for name in ("still", "moving"))
+    ask(client, {"type": "image_url", "image_url": image}, TEXT)
+    ask(client, video(moving), TEXT)
+    with pytest.raises(openai.UnprocessableEntityError, match="an animation is no image: send it as video_url"):
+        ask(client, {"type": "image_url", "image_url": moving}, TEXT)
+
+
 def test_an_image_as_a_plain_string(client, tmp_path):
     Image.new("RGB", (120, 90), "red").save(tmp_path / "a.png")
     url = data_url(tmp_path / "a.png", "image/png")
@@ -230,6 +262,48 @@ def test_an_error_names_the_field_as_the_client_wrote_it(fields, place):
         ChatRequest.model_validate({"messages": [{"role": "user", "content": "x"}], **fields})
     found = error.value.errors()[0]["loc"]
     assert found == place if place else found[-1] == "file_id"  # an id is no URL to fetch
+
+
+NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False, "min_tokens": 0, "best_of": 1}
+NEUTRAL |= {"skip_special_tokens": True, "chat_template_kwargs": {"enable_thinking": False}, "functions": []}
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_refused"),
+    [
+        (NEUTRAL, False),
+        ({"stream": None, "prediction": None, "audio": None, "anything": None}, False),  # not set, as clients say it
+        *(({name: value}, True) for name, value in {"top_k": 1, "min_tokens": 5, "repetition_penalty": 1.1}.items()),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, True),
+        ({"messages": None}, True),
+    ],
+    ids=str,
+)
+def test_fields_of_other_servers(fields, is_refused):
+    request = {"messages": [{"role": "user", "content": "x", "name": None}], **fields}
+    if is_refused:
+        with pytest.raises(pydantic.ValidationError):
+            ChatRequest.model_validate(request)
+    else:
+        assert ChatRequest.model_validate(request).max_new_tokens is None
+
+
+def test_a_body_that_is_not_json_is_named(server):
+    import urllib.error
+    import urllib.request
+
+    cases = (
+        (b'{"messages": []}', "application/x-www-form-urlencoded", "Content-Type: application/json"),  # curl's own
+        (b'{"messages": []} x', "application/json", "not valid JSON, at character 17"),
+        (b'{"messages": "\xe9"}', "application/json", "not valid JSON in UTF-8"),
+        (b"[" * 100_000, "application/json", "not valid JSON"),
+    )
+    for body, kind, words in cases:
+        request = urllib.request.Request(f"{server.url}/v1/chat/completions", body, {"Content-Type": kind})
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request)
+        assert caught.value.code == 400
+        assert words in caught.value.read().decode(), body[:20]
 
 
 @pytest.mark.parametrize(("stop", "read"), [(None, []), ("a", ["a"]), (["a", "b"], ["a", "b"])])

@@ -131,6 +131,15 @@ def test_the_ways_to_write_true_and_false(text, value):
         ("align_weight=1", "distill_weight requires text_weight > 0 and align_weight = 0"),
         ("text_weight=0", "distill_weight requires text_weight > 0 and align_weight = 0"),
         ("global_batch=-1", "global_batch must not be negative, got -1"),
+        ("max_steps=-5", "max_steps must not be negative, got -5"),  # trained a whole epoch
+        ("weight_decay=-1", "weight_decay must not be negative, got -1.0"),
+        ("max_grad_norm=-1", "max_grad_norm must not be negative, got -1.0"),
+        ("vision_lr=nan", "vision_lr must be a finite number, got nan"),
+        ("lr.projector=inf", "lr.projector must be a finite number, got inf"),
+        ("adam_beta2=1.5", r"adam_beta2 must be in \[0, 1\), got 1.5"),
+        ("epochs=0", "epochs must be positive, got 0"),
+        ("lora_alpha=32", "lora_alpha and lora_dropout require lora_rank"),
+        ("vision_lr=0", "nothing is trained: all learning rates are 0"),
     ],
 )
 def test_a_wrong_setting_is_told(item, message):

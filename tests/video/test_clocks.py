@@ -73,6 +73,23 @@ def test_clocks_that_start_again(tmp_path, start, order):
     assert read(path, timestamps=[5.5]).decoded_frames < 60  # one group of 25 frames, and what threads read ahead
 
 
+def test_an_mp4_behind_an_mp4_is_refused(tmp_path):
+    """`cat a.mp4 b.mp4` makes a file of which FFmpeg reads the first half without a word."""
+    parts = [write_video(tmp_path / f"{k}.mp4", range(5), fps=5).read_bytes() for k in range(2)]
+    joined, tail = tmp_path / "joined.mp4", tmp_path / "tail.mp4"
+    joined.write_bytes(b"".join(parts))
+    for source in (joined, joined.read_bytes()):
+        with pytest.raises(VideoReadError, match="several MP4 files, one behind the other"):
+            read_video(source, num_frames=2)
+    tail.write_bytes(parts[0] + b"\0\0\0\x10free12345678" + b"junk")  # what phones and editors append
+    assert len(read_video(tail, sampling="all")) == 5
+    fragments = {"movflags": "frag_keyframe+empty_moov"}
+    whole = write_video(tmp_path / "f.mp4", range(5), fps=5, container_options=fragments).read_bytes()
+    start = whole.index(b"moof") - 4
+    (tmp_path / "again.mp4").write_bytes(whole + whole[:start])  # fragments may repeat their header
+    assert len(read_video(tmp_path / "again.mp4", sampling="all")) == 5
+
+
 def test_clocks_that_start_again_in_other_containers(tmp_path):
     first, second = (write_video(tmp_path / f"{n}.flv", range(n, n + 50), fps=25, g="25") for n in (0, 200))
     joined = tmp_path / "joined.flv"

@@ -274,6 +274,22 @@ def test_a_frame_that_lasts_no_time_lasts_as_long_as_in_a_browser(tmp_path):
     assert read(tmp_path / "quick.webp", sampling="all").duration == pytest.approx(0.3)
 
 
+def test_a_picture_for_viewers_without_animation_is_no_frame(tmp_path):
+    images = [Image.fromarray(paint_number(k)) for k in range(4)]
+    images[0].save(tmp_path / "a.png", save_all=True, append_images=images[1:], duration=100, default_image=True)
+    video = read(tmp_path / "a.png", sampling="all")
+    assert read_numbers(video.frames) == [1, 2, 3]
+    assert video.duration == pytest.approx(0.3)
+
+
+def test_hidden_files_are_no_frames(tmp_path):
+    """macOS writes "._1.png" beside "1.png" on foreign disks and into archives."""
+    for number in (1, 2):
+        Image.fromarray(paint_number(number)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"._{number}.png").write_bytes(b"\0\5\x16\7")
+    assert read_numbers(read(tmp_path, sampling="all").frames) == [1, 2]
+
+
 def test_case_of_an_animation():
     video = read(case("anim_plain.webp"), sampling="all")
     assert len(video) == 10

@@ -45,6 +45,35 @@ def test_every_frame_and_folders(tmp_path):
     assert numbers(stream_video(tmp_path / "folder", fps=1, image_fps=2)) == [0, 2, 4]
 
 
+@pytest.mark.parametrize("suffix", ["webp", "png", "avif", "gif"])
+def test_animations_and_pictures(tmp_path, suffix):
+    images = [Image.fromarray(paint_number(number)) for number in range(4)]
+    images[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=images[1:], duration=[100, 400, 50, 200])
+    frames = list(stream_video(tmp_path / f"a.{suffix}", fps=None))
+    assert [read_number(frame.image) for frame in frames] == [0, 1, 2, 3]
+    np.testing.assert_allclose([frame.time for frame in frames], [0, 0.1, 0.5, 0.55])
+    images[3].save(tmp_path / f"one.{suffix}")
+    assert numbers(stream_video(tmp_path / f"one.{suffix}", fps=None)) == [3]
+
+
+def test_a_picture_that_lasts_is_no_leap_of_the_clock(tmp_path):
+    """Slides, screen recordings and time lapses: only broadcast formats leap."""
+    times = [0, 100, 30_000, 90_000]
+    for name in ("a.mp4", "a.mkv"):
+        path = write_video(tmp_path / name, range(4), pts=times, time_base=Fraction(1, 1000))
+        with stream_video(path, fps=None) as stream:
+            np.testing.assert_allclose([frame.time for frame in stream], np.array(times) / 1000, atol=1e-3)
+        assert not stream.notes
+
+
+def test_an_avi_with_b_frames_is_counted(tmp_path):
+    """Its packets are numbered in the order of decoding."""
+    path = write_video(tmp_path / "a.avi", range(20), fps=10, bf="2", preset="medium")
+    frames = list(stream_video(path, fps=None))
+    assert [read_number(frame.image) for frame in frames] == list(range(20))
+    np.testing.assert_allclose([frame.time for frame in frames], np.arange(20) / 10, atol=1e-9)
+
+
 def test_a_stream_is_not_read_ahead(tmp_path):
     path = write_video(tmp_path / "a.mp4", range(2000), fps=25, g="25")
     with stream_video(path, fps=None) as stream:
