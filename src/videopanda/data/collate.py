@@ -288,6 +288,8 @@ class Collator:
         for ids, offsets, spans in zip(encoded["input_ids"], encoded["offset_mapping"], all_spans):
             wanted = [self.supervise == "all" or any(a <= start < b for a, b in spans) for start, _ in offsets]
             labels = [token if keep and token not in self.visual_ids else IGNORE for token, keep in zip(ids, wanted)]
+            if wanted and not any(wanted):
+                raise ValueError(f"sample {sample.id!r}: the chat template leaves out its answers: nothing is learned")
             if not len(packed):
                 if len(ids) > self.max_length:
                     raise ValueError(

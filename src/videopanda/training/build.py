@@ -26,7 +26,7 @@ from videopanda.hub import folder_of, parse
 from videopanda.models.families import DEFAULT, changed_config, config_class, fresh_config, model_class, processor_class
 from videopanda.models.fields import with_fields
 from videopanda.models.load import check_checkpoint, require_finite
-from videopanda.training.chat_template import visual_chat_template, with_system_prompt
+from videopanda.training.chat_template import end_tokens, visual_chat_template, with_system_prompt
 from videopanda.training.stages import StageConfig
 
 PLACEHOLDERS = ["<video>", "<image>"]
@@ -100,8 +100,9 @@ def build_model(
     model.model.adopt(language_model.base_model)
     _check_logits(model, language_model)
     ends = language_model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    model.generation_config.eos_token_id = sorted(ends) if len(ends) > 1 else ends.pop()
+    known = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    ends = sorted(end_tokens(tokenizer, template, known))
+    model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     processor = processor_class(config).for_config(config, tokenizer, template)
     _scale_visual_tokens(model, processor)
@@ -234,12 +235,18 @@ def change_fields(model: Any, processor: Any, fields: Mapping[str, Any], folder:
 
 
 def as_trained(model: Any, processor: Any, settings: StageConfig) -> None:
-    """Store what prompts of the training look like in processor and configuration, so that answers use the same."""
+    """Store what prompts of the training look like in processor and configuration, so that answers use the same.
+
+    Raises:
+        ValueError: its chat template cannot be trained with, see `end_tokens`.
+    """
     processor.video_processor.num_frames = settings.num_frames
     if settings.system_prompt:
         processor.chat_template = with_system_prompt(processor.chat_template, settings.system_prompt)
     if settings.timestamps:
         processor.timestamps = model.config.timestamps = settings.timestamps
+    ends = model.generation_config.eos_token_id
+    end_tokens(processor.tokenizer, processor.chat_template, set(ends if isinstance(ends, list) else [ends]) - {None})
 
 
 def encoder_fields(family: str, encoder: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Extends chat templates of language models with placeholders for videos and images."""
 
 import json
+from collections.abc import Set
 from typing import Any
 
 from jinja2 import TemplateError
@@ -37,6 +38,8 @@ _NO_THINKING = """\
 {%- if enable_thinking is not defined -%}{%- set enable_thinking = false -%}{%- endif -%}
 """
 _PROBE = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What moves?"}]}]
+_ANSWERED = "A cat."
+_ANSWER = {"role": "assistant", "content": [{"type": "text", "text": _ANSWERED}]}  # in the form of training
 
 
 def visual_chat_template(tokenizer: Any, template: str | None = None) -> str:
@@ -96,14 +99,42 @@ def _without_thoughts(tokenizer: Any, template: str) -> str:
 
     if prompt() != prompt(enable_thinking=False):
         template = _NO_THINKING + template
-    answer = {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}  # in the form of training
-    answered = _rendered(tokenizer, template, [*_PROBE, answer])
+    answered = _rendered(tokenizer, template, [*_PROBE, _ANSWER])
     if not answered.startswith(prompt()):
         raise ValueError(
             "the chat template opens a thought before the answer, and cannot be told not to (`enable_thinking`): pass "
             "another with --chat-template FILE"
         )
     return template
+
+
+def end_tokens(tokenizer: Any, template: str, known: Set[int]) -> set[int]:
+    """The ids that end an answer: the `known` ones, and the special token by which the template ends its turns.
+
+    A base model often comes with the template of its chat model, whose turns end with another token than its texts.
+
+    Raises:
+        ValueError: the template does not write an answer right after its prompt, or ends it with plain text: a model
+            would learn something else, or never to stop.
+    """
+    prompt = _rendered(tokenizer, template, _PROBE, add_generation_prompt=True)
+    told = _rendered(tokenizer, template, [*_PROBE, _ANSWER]).removeprefix(prompt).strip()
+    if not told.startswith(_ANSWERED):
+        raise ValueError(
+            "the chat template does not write an answer unchanged, right after its prompt (`add_generation_prompt`): "
+            "pass another with --chat-template FILE"
+        )
+    end = told.removeprefix(_ANSWERED).strip()
+    ids = tokenizer(end, add_special_tokens=False)["input_ids"]
+    if not known.isdisjoint(ids):
+        return set(known)
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    if not ids or ids[0] not in special:
+        raise ValueError(
+            f"the chat template ends an answer with {end!r}, which is no end token of this model: it would never learn "
+            "to stop. Pass another template with --chat-template FILE"
+        )
+    return {*known, ids[0]}
 
 
 def _rendered(tokenizer: Any, template: str, messages: Any, **given: Any) -> str:
