@@ -126,6 +126,9 @@ MEMBERS = {
 }
 
 
+TURN_ENDS = ("<|eot_id|>", "<end_of_turn>", "<turn|>", "<|end|>")  # of Llama 3, Gemma 3 and 4, Phi-3
+
+
 @cache
 def _trained() -> str:
     tokenizer = Tokenizer(models.BPE())
@@ -133,7 +136,7 @@ def _trained() -> str:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=280,
-        special_tokens=["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"],
+        special_tokens=["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", *TURN_ENDS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

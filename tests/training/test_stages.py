@@ -57,6 +57,7 @@ def test_only_prealign_and_language_freeze_anything():
 # What else must be set for a value to make sense.
 WITH = {name: {"distill_weight": 0.0} for name in ("align_weight", "tube_weight", "frame_weight")}
 WITH |= {"quantize": {"lora_rank": 4}, "early_stop": {"strategy": "ddp"}}
+WITH |= {name: {"lora_rank": 4} for name in ("lora_alpha", "lora_dropout")}
 
 
 # -- single settings ---------------------------------------------------------------------------------------------------
@@ -72,6 +73,8 @@ def other_value(name: str):
         return "tensorboard, wandb"
     if name == "model_preset":
         return "eve_star"
+    if name == "adam_beta2":
+        return 0.5
     if name == "scenes_themes":
         return "still, move"
     return "elsewhere" if field.type is str else default + {int: 3, float: 0.25}[field.type]

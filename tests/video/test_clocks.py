@@ -90,6 +90,14 @@ def test_an_mp4_behind_an_mp4_is_refused(tmp_path):
     assert len(read_video(tmp_path / "again.mp4", sampling="all")) == 5
 
 
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_an_encrypted_video_is_named(tmp_path, codec):
+    options = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "76" * 16, "encryption_kid": "a7" * 16}
+    path = write_video(tmp_path / "a.mp4", range(5), fps=5, codec=codec, container_options=options)
+    with pytest.raises(VideoReadError, match="it is encrypted"):
+        read_video(path, num_frames=2)
+
+
 def test_clocks_that_start_again_in_other_containers(tmp_path):
     first, second = (write_video(tmp_path / f"{n}.flv", range(n, n + 50), fps=25, g="25") for n in (0, 200))
     joined = tmp_path / "joined.flv"

@@ -1,5 +1,6 @@
 """Error handling of the command: a user error becomes one line on stderr that names the fix, and exit code 2."""
 
+import errno
 import re
 import sys
 from pathlib import Path
@@ -65,8 +66,10 @@ def _explained(error: Exception) -> str | None:
     if isinstance(error, ImportError):
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         return extra and f"this needs {error.name}: pip install 'videopanda[{extra}]'"
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        is_full = error.errno == errno.ENOSPC and error.filename2  # of a copy, where the second is the new file
+        file = error.filename2 if is_full else error.filename
+        return error.strerror if file is None else f"{file}: {error.strerror}"
     reason = str(error).strip().splitlines()
     if "jinja2" in sys.modules and isinstance(error, sys.modules["jinja2"].TemplateError):
         return f"the chat template of the model cannot be used: {reason[0] if reason else type(error).__name__}"

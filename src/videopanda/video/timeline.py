@@ -236,6 +236,8 @@ class _Packets:
                 is_key = packet.is_keyframe
                 if not self.packets:
                     self.begins_with_key = is_key
+                    if packet.has_sidedata("encryption_info"):
+                        raise UnreadableError("it is encrypted")
                 self.packets += 1
                 if most is not None and self.packets > most:
                     raise UnreadableError(f"it has more than {most} frames, the limit")
