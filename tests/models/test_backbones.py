@@ -22,7 +22,7 @@ from transformers import (
 
 import videopanda  # noqa: F401 - makes the Auto classes know our classes
 from chat_templates import CHATML
-from language_models import MEMBERS, text_tokenizer, write
+from language_models import MEMBERS, TURN_ENDS, text_tokenizer, write
 from tiny import clip, randomize, realign, tiny_model, tiny_processor, tiny_stab
 from videopanda.checkpoints.verify import verify
 from videopanda.models.prompts import VICUNA_CHAT_TEMPLATE
@@ -82,6 +82,7 @@ def test_vocabulary(family):
     assert tied == (original.tie_word_embeddings,) * 2
     assert processor.tokenizer.pad_token_id == model.generation_config.pad_token_id is not None
     ends = {original.eos_token_id, processor.tokenizer.eos_token_id}
+    ends |= {processor.tokenizer.convert_tokens_to_ids(end) for end in TURN_ENDS if end in str(member.template)}
     assert model.generation_config.eos_token_id == (sorted(ends) if len(ends) > 1 else ends.pop())
 
 
