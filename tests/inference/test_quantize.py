@@ -104,7 +104,6 @@ def test_an_adapter_on_wide_layers_of_four_bits_learns(wide):
     }.items():
         packed = {path: weight.clone() for path, weight in model.named_parameters() if weight.dtype == torch.uint8}
         assert bool(packed) is (name == "nf4")
-        torch.manual_seed(0)
         tuned = add_adapter(model, settings)
         rates = rates_of(settings, tuned)
         set_stage(tuned, rates)

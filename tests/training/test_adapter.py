@@ -108,6 +108,16 @@ def test_what_is_trained_by_name(start):
     assert reports["language_model"].num_trainable == 2 * rank * per_layer
 
 
+def test_the_first_weights_of_an_adapter_depend_on_the_seed_alone(start):
+    drawn = []
+    for before, seed in ((1, 0), (2, 0), (1, 3)):
+        torch.manual_seed(before)
+        model = add_adapter(load_checkpoint(start, torch.float32)[0], stage(seed=seed))
+        drawn.append(torch.cat([weight.flatten() for name, weight in model.named_parameters() if "lora_A" in name]))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
 def test_a_run_with_an_adapter_resumes(start, tuned, tmp_path):
     shutil.copytree(tuned / "checkpoint-2", tmp_path / "checkpoint-2")
     shutil.copy(tuned / "run.json", tmp_path)

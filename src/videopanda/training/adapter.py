@@ -47,7 +47,7 @@ def vision_paths(model: Any) -> dict[str, str]:
 
 
 def add_adapter(model: Any, stage: StageConfig) -> Any:
-    """Wrap a model in a `PeftModel` with the settings of the stage.
+    """Wrap a model in a `PeftModel` with the settings of the stage; its first weights depend on the seed alone.
 
     Raises:
         ValueError: the language model has no linear maps of the usual names, or the model has parts that an adapter
@@ -66,7 +66,9 @@ def add_adapter(model: Any, stage: StageConfig) -> Any:
         target_modules=_TARGETS,
         modules_to_save=[path for part, path in paths.items() if rates[part]] or None,
     )
-    return get_peft_model(model, config)
+    with torch.random.fork_rng():
+        torch.manual_seed(stage.seed)  # not on what was drawn before, which may differ from process to process
+        return get_peft_model(model, config)
 
 
 def merge(start: Path, adapter: Path) -> Any:
