@@ -7,8 +7,8 @@ from videopanda.models.families import fresh_config, model_class, processor_clas
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {% for p in m['content'] %}"
-    "{{ '<video>' if p['type'] == 'video' else '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %}\n"
-    "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    "{{ '<video>' if p['type'] == 'video' else '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %}"
+    "{{ '</s>' if m['role'] == 'assistant' }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
 FAMILIES = ("videopanda", "elva")
 

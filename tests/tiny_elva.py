@@ -8,8 +8,8 @@ from videopanda.models.elva import ElvaConfig, ElvaForConditionalGeneration, Elv
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {% for p in m['content'] %}"
-    "{{ '<video>' if p['type'] == 'video' else '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %}\n"
-    "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    "{{ '<video>' if p['type'] == 'video' else '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %}"
+    "{{ '</s>' if m['role'] == 'assistant' }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
 
 

@@ -240,7 +240,7 @@ def test_a_bad_byte_costs_its_row_and_is_listed(asked):
     ("name", "content", "message"),
     [
         ("p.json", b'{"1": "yes\xff", "2": "no"}', "is not valid JSON"),  # one object of replies by id
-        ("p.jsonl", "[]".encode("utf-16"), "contains no predictions"),
+        ("p.jsonl", "[]".encode("utf-16"), "is UTF-16, not UTF-8: convert it"),
         ("p.jsonl", b"", r"contains no predictions \(0 rows\)"),
         ("p.jsonl", b'{"id": "someone else\'s", "pred": "x"}\n', "no prediction matches a question of MSVD-QA"),
     ],

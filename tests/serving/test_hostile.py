@@ -153,7 +153,7 @@ MALFORMED = {
     "stop": ['""', "[1]", '["a","b","c","d","e"]', "{}", '[""]'],
     "stream": ['"perhaps"', "2"],
     "model": ["1", '"' + "a" * 1000 + '"', '"../../etc/passwd"'],
-    "video": ["null", "[]", '{"fps": 0}', '{"fps": 1e300}', '{"num_frames": 0}', '{"num_frames": 1e9}'],
+    "video": ["[]", '{"fps": 0}', '{"fps": 1e300}', '{"num_frames": 0}', '{"num_frames": 1e9}'],
     "video ": ['{"start": -1}', '{"start": NaN}', '{"start": 2, "end": 1}', '{"max_side": 0}', '{"path": "/etc"}'],
     "messages": [
         "[]",

@@ -53,8 +53,18 @@ Temperature = Annotated[
     float,
     typer.Option("--temperature", metavar="X", min=0.0, help="Sampling temperature; 0 takes the most likely tokens."),
 ]
+
+
+def _seed_of_torch(seed: int | None) -> int | None:
+    """A bound on the option itself would fill the column of ranges in --help."""
+    if seed is not None and seed >= 2**63:
+        raise ValueError(f"--seed must be at most {2**63 - 1}, got {seed}")
+    return seed
+
+
 AnswerSeed = Annotated[
-    int | None, typer.Option("--seed", metavar="S", min=0, max=2**63 - 1, help="Random seed of the sampling.")
+    int | None,
+    typer.Option("--seed", metavar="S", min=0, callback=_seed_of_torch, help="Random seed of the sampling."),
 ]
 AllowHost = Annotated[
     list[str] | None,
