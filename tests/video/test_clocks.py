@@ -79,7 +79,7 @@ def test_an_mp4_behind_an_mp4_is_refused(tmp_path):
     joined, tail = tmp_path / "joined.mp4", tmp_path / "tail.mp4"
     joined.write_bytes(b"".join(parts))
     for source in (joined, joined.read_bytes()):
-        with pytest.raises(VideoReadError, match="several MP4 files, one behind the other"):
+        with pytest.raises(VideoReadError, match="several MP4 files joined end to end"):
             read_video(source, num_frames=2)
     tail.write_bytes(parts[0] + b"\0\0\0\x10free12345678" + b"junk")  # what phones and editors append
     assert len(read_video(tail, sampling="all")) == 5

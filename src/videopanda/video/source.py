@@ -124,7 +124,7 @@ def open_source(source: Any, deadline: Deadline, stack: ExitStack) -> OpenSource
     if pictures is not None:
         return OpenSource(stack, pictures=pictures)
     if head[4:8] == b"ftyp" and _is_followed_by_another(file):
-        raise UnreadableError("several MP4 files, one behind the other, of which only the first would be read")
+        raise UnreadableError("several MP4 files joined end to end, of which only the first would be read")
     plain = None if head.lstrip().startswith((b"#EXTM3U", b"<")) else name or data  # playlists
     return OpenSource(stack, file=file, path=name, plain=plain, is_still=is_heif(file))
 
