@@ -21,12 +21,14 @@ from pathlib import Path
 
 import torch
 
+from videopanda.bench.timing import machine
+
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT / "tests")]
 
+# Helpers of the tests, found by the path above.
 from hub_server import Hub  # noqa: E402
 from official import official_config, released_shapes, write_official, write_vocabulary  # noqa: E402
-from videopanda.bench.timing import machine  # noqa: E402
 
 NAME = "org/official"
 # Sums over a large file before it is served take longer than the client waits.

@@ -99,8 +99,7 @@ def build_model(
         part.to(language_model.dtype)
     model.model.adopt(language_model.base_model)
     _check_logits(model, language_model)
-    ends = language_model.generation_config.eos_token_id
-    known = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    known = _known_ends(language_model) | ({tokenizer.eos_token_id} - {None})
     ends = sorted(end_tokens(tokenizer, template, known))
     model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -245,8 +244,13 @@ def as_trained(model: Any, processor: Any, settings: StageConfig) -> None:
         processor.chat_template = with_system_prompt(processor.chat_template, settings.system_prompt)
     if settings.timestamps:
         processor.timestamps = model.config.timestamps = settings.timestamps
+    end_tokens(processor.tokenizer, processor.chat_template, _known_ends(model))
+
+
+def _known_ends(model: Any) -> set[int]:
+    """The ids at which `generate` stops: its configuration holds one, several or none."""
     ends = model.generation_config.eos_token_id
-    end_tokens(processor.tokenizer, processor.chat_template, set(ends if isinstance(ends, list) else [ends]) - {None})
+    return set(ends if isinstance(ends, list) else [ends]) - {None}
 
 
 def encoder_fields(family: str, encoder: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from videopanda.data.formats.record import Record, RowError, Said, items, media_of, paths, record_of, said, text
 
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 def llava(row: Mapping[str, Any], number: int, source: str) -> Record:
@@ -28,7 +28,7 @@ def llava(row: Mapping[str, Any], number: int, source: str) -> Record:
     if any(path.endswith(".pkl") for path in paths(row, "video")):
         raise RowError("schema", "features in a .pkl file are not read; --format videochatgpt reads the video instead")
     media = media_of(row, "video", "image")
-    turns = [said(turn, "from", "value", _ROLES) for turn in items(row, "conversations")]
+    turns = [said(turn, "from", "value", ROLES) for turn in items(row, "conversations")]
     return record_of(row, number, source, media, turns, "refuse", drop_first_answer=True)
 
 

@@ -82,7 +82,7 @@ RANGE_KEYS = (
     *(("start", "end"), ("start_time", "end_time"), ("video_start", "video_end"), ("clip_start", "clip_end")),
     *(("start_sec", "end_sec"), ("starting_sec", "ending_sec"), ("start_s", "end_s"), ("begin", "stop")),
 )
-_RANGE_NAMES = frozenset(key for keys in RANGE_KEYS for key in keys)
+RANGE_NAMES = frozenset(key for keys in RANGE_KEYS for key in keys)
 _RANGES = {"clip", "segment", "span", "range", "time_range", "window", "interval", "timestamp", "timestamps", "bounds"}
 _RANGES |= {"ts", "segments", "time_span", "timespan", "time_window"}
 # A name that says where a part begins or ends in other units: start_ms, endFrame, frame_start.
@@ -96,7 +96,7 @@ _NAMES_MEDIUM = re.compile(
     re.IGNORECASE,
 )
 _MEANINGFUL = {
-    *_RANGE_NAMES,
+    *RANGE_NAMES,
     *(*_FLAGS, "loss_scale", "mask", "system", "system_prompt", "history", "tools", "functions"),
     *("label", "image", "images", "video", "videos", "audio", "audios", "objects"),
     *("max_frames", "min_frames", "max_pixels", "min_pixels", "total_pixels", "resized_height", "resized_width"),
@@ -294,7 +294,7 @@ def seconds(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
     Raises:
         RowError: they are not finite times or not in this order, or a row has several such pairs.
     """
-    if _RANGE_NAMES.isdisjoint(row):
+    if RANGE_NAMES.isdisjoint(row):
         return None, None
     pairs = [keys for keys in RANGE_KEYS if any(row.get(key) is not None for key in keys)]
     if len(pairs) > 1:
@@ -328,7 +328,7 @@ def media_of(
             and row[key]
         ):
             raise RowError("schema", f"no {video_key!r} and no {image_key!r}, but {key!r}: rename it")
-    refuse_unused(row, {video_key, image_key, system_key, "system_prompt", *used} | _RANGE_NAMES)
+    refuse_unused(row, {video_key, image_key, system_key, "system_prompt", *used} | RANGE_NAMES)
     start, end = seconds(row)
     fps = _number(row, "fps", "a rate in frames per second")
     if fps == 0:

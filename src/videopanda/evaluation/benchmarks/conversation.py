@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from videopanda.data.formats.llava import ROLES
 from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, each
-
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
 def single_questions(
@@ -30,7 +29,7 @@ def read_question(row: AnnotationRow) -> tuple[str, str, str]:
     turns = row.data["turns"]
     if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
         raise AnnotationRowError("a turn has no text 'value'")
-    if [_ROLES.get(str(turn.get("from")).lower()) for turn in turns] != ["user", "assistant"]:
+    if [ROLES.get(str(turn.get("from")).lower()) for turn in turns] != ["user", "assistant"]:
         raise AnnotationRowError("turns must alternate between 'human' and 'gpt'")
     question, answer = (turn["value"].replace("<video>", "").replace("<image>", "").strip() for turn in turns)
     return f"{row.id('id')}/{row.data['number']}", question, answer

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from videopanda.data.formats.record import RANGE_KEYS, RowError, refuse_unused, seconds
+from videopanda.data.formats.record import RANGE_NAMES, RowError, refuse_unused, seconds
 from videopanda.evaluation.benchmarks.conversation import read_question, single_questions
 from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, find, rows
 from videopanda.evaluation.benchmarks.item import Item, items
@@ -28,7 +28,7 @@ def _facts(row: AnnotationRow, turns: Any) -> list[dict[str, Any]]:
         raise AnnotationRowError("'conversations' must contain questions, each with its answer")
     try:
         start, end = seconds(row.data)
-        refuse_unused(row.data, {"video", *(key for keys in RANGE_KEYS for key in keys)})
+        refuse_unused(row.data, {"video", *RANGE_NAMES})
     except RowError as error:
         raise AnnotationRowError(error.reason) from error
     return [{**row.extra("kind"), "start": start, "end": end}] * (len(turns) // 2)
