@@ -25,6 +25,8 @@ from chat_templates import CHATML
 from language_models import MEMBERS, TURN_ENDS, text_tokenizer, write
 from tiny import clip, randomize, realign, tiny_model, tiny_processor, tiny_stab
 from videopanda.checkpoints.verify import verify
+from videopanda.data.worlds.scenes.dataset import Clip
+from videopanda.models.families import changed_config
 from videopanda.models.prompts import VICUNA_CHAT_TEMPLATE
 from videopanda.training.build import build_model, make_checkpoint
 
@@ -363,3 +365,29 @@ def test_other_names_of_the_embedding(tmp_path):
     with torch.no_grad():
         expected = plain.eval()(ids).logits
         torch.testing.assert_close(loaded(ids).logits[..., : len(tokenizer)], expected, rtol=0, atol=1e-5)
+
+
+def test_the_vision_part_of_a_trained_model_goes_in_front_of_another_language_model(tmp_path):
+    """The block is taken bit for bit; the projector, of another width, is new; the result answers."""
+    first, second = write(tmp_path / "a", MEMBERS["Qwen2.5"]), write(tmp_path / "b", MEMBERS["Llama 3"])
+    fields = {**tiny_fields(), "stab.row_tokens": "false", "timestamps": "frame"}
+    make_checkpoint(tmp_path / "trained", first, fields=fields)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "trained")
+    randomize(model.model.stab)
+    model.save_pretrained(tmp_path / "trained")
+    wide = {"text.hidden_size": "32", "text.num_attention_heads": "4", "text.num_key_value_heads": "4"}
+    AutoModelForCausalLM.from_config(changed_config(AutoConfig.from_pretrained(second), {
+        name.removeprefix("text."): value for name, value in wide.items()
+    })).save_pretrained(second)  # fmt: skip
+    lines = make_checkpoint(tmp_path / "out", second, trained=tmp_path / "trained", chat_template="vicuna")
+    assert [line.split()[:2] for line in lines[1:3]] == [["stab,", "pretrained"], ["projector,", "fresh"]]
+    joined = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    for name, weight in joined.model.stab.state_dict().items():
+        assert torch.equal(weight, model.model.stab.state_dict()[name])
+    assert joined.config.get_text_config().hidden_size == 32
+    assert joined.config.timestamps == "frame"
+    assert not joined.config.stab_config.row_tokens
+    assert AutoProcessor.from_pretrained(tmp_path / "out").timestamps == "frame"
+    video = Clip(clip(8), tuple(range(8)), 8.0)
+    inputs = AutoProcessor.from_pretrained(tmp_path / "out")(text="<video>What moves?", videos=[video])
+    assert torch.isfinite(joined(**inputs).logits).all()

@@ -175,7 +175,9 @@ def init_verb(
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option("--model", metavar="DIR", help="Trained model to change with --set, instead of --backbone."),
+        typer.Option(
+            "--model", metavar="DIR", help="Trained model: to change with --set, or its vision part for --backbone."
+        ),
     ] = None,
     family: Family = None,
     preset: Preset = "",
@@ -196,12 +198,18 @@ def init_verb(
     Every field of the configuration can be set:  videopanda init --backbone DIR --set stab.row_tokens=false out/fresh
 
     Add a compressor to a trained model:  videopanda init --model out/nano --set compression.kind=mamba out/nano-mamba
+
+    Put the vision part of a trained model in front of another language model:
+
+    videopanda init --backbone HuggingFaceTB/SmolLM2-135M-Instruct --model nano out/fresh
     """
     require_settings(set_)
-    if (backbone is None) == (model is None):
-        raise ValueError("pass either --backbone (a language model) or --model (a trained model to change)")
-    if model is not None and (family or preset or encoder or chat_template):
-        raise ValueError("--family, --preset, --encoder and --chat-template are for new models: omit them with --model")
+    if backbone is None and model is None:
+        raise ValueError("pass --backbone (a language model), --model (a trained model to change), or both")
+    if model is not None and (family or preset or encoder):
+        raise ValueError("--family, --preset and --encoder are for new vision parts: omit them with --model")
+    if backbone is None and chat_template:
+        raise ValueError("--chat-template is for a new language model: omit it, or pass --backbone")
     model = require_checkpoint(model)
     if backbone is not None:
         require_language_model(backbone)
@@ -218,7 +226,7 @@ def init_verb(
         print("\n".join(change_checkpoint(out, model, parse_settings(set_ or []), seed=seed)))
         return
     fresh: dict[str, Any] = {"family": family or DEFAULT, "preset": preset, "fields": parse_settings(set_ or [])}
-    fresh["encoder"] = encoder
+    fresh |= {"encoder": encoder, "trained": model or ""}
     print("\n".join(make_checkpoint(out, backbone, **fresh, chat_template=chat_template, seed=seed)))
 
 

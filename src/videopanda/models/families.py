@@ -9,6 +9,7 @@ are registered with the Auto classes elsewhere count as well.
 
 from collections.abc import Mapping
 from importlib import import_module
+from inspect import signature
 from types import ModuleType
 from typing import Any
 
@@ -91,6 +92,13 @@ def _takes(family: str, fields: Mapping[str, Any]) -> bool:
     except ValueError:
         return False
     return True
+
+
+def vision_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """The arguments of a configuration that describe its vision part, for `fresh_config` with another language model."""
+    of_language = {"self", "kwargs", "text_config", "video_token_id", "image_token_id", "tie_word_embeddings"}
+    names = set(signature(type(config).__init__).parameters) - of_language
+    return {name: value for name, value in config.to_dict().items() if name in names}
 
 
 def changed_config(config: PreTrainedConfig, fields: Mapping[str, Any]) -> Any:

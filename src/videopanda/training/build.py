@@ -23,7 +23,15 @@ from transformers import (
 from videopanda.checkpoints import checksums
 from videopanda.encoders.open import open_teacher
 from videopanda.hub import folder_of, parse
-from videopanda.models.families import DEFAULT, changed_config, config_class, fresh_config, model_class, processor_class
+from videopanda.models.families import (
+    DEFAULT,
+    changed_config,
+    config_class,
+    fresh_config,
+    model_class,
+    processor_class,
+    vision_fields,
+)
 from videopanda.models.fields import with_fields
 from videopanda.models.load import check_checkpoint, require_finite
 from videopanda.training.chat_template import end_tokens, visual_chat_template, with_system_prompt
@@ -40,6 +48,7 @@ def build_model(
     preset: str = "",
     fields: Mapping[str, Any] | None = None,
     encoder: str = "",
+    trained: str | Path = "",
     chat_template: str | None = None,
     dtype: torch.dtype | Literal["auto"] = torch.float32,
 ) -> tuple[Any, Any]:
@@ -54,6 +63,8 @@ def build_model(
             transformers (as Gemma 3 and Qwen3.5 are published), which gives its language model.
         family, preset, fields: see `fresh_config`.
         encoder: folder or Hub name of the pretrained tower, for a family that has one.
+        trained: folder of a trained model, whose vision part is taken instead of a new one; modules of another width,
+            such as the projector, are new. Family, preset and encoder are then its own.
         chat_template: jinja text or "vicuna"; default: the template of the tokenizer.
         dtype: of all weights; "auto" is that of the language model.
 
@@ -62,7 +73,11 @@ def build_model(
             preset or field, or a wrong value; an encoder is missing, or not a tower that the family knows.
     """
     fields = fields or {}
-    vision = encoder_fields(family, encoder)
+    if trained:
+        old = check_checkpoint(trained)
+        family, vision = old.model_type, vision_fields(old)
+    else:
+        vision = encoder_fields(family, encoder)
     try:
         backbone = folder_of(backbone)
     except FileNotFoundError as error:
@@ -90,9 +105,11 @@ def build_model(
         model = model_class(config)(config)
     model.lm_head = language_model.get_output_embeddings()
     for name, part in model.vision_modules().items():
-        if name not in model.pretrained_modules:
+        if trained or name not in model.pretrained_modules:
             part.to_empty(device="cpu")
             part.apply(model._init_weights)
+    if trained:
+        _take_vision(model, trained)
     if encoder:
         model.model.encoder = _read_encoder(encoder)
     for part in model.vision_modules().values():
@@ -116,10 +133,11 @@ def make_checkpoint(
     preset: str = "",
     fields: Mapping[str, Any] | None = None,
     encoder: str = "",
+    trained: str | Path = "",
     chat_template: str | None = None,
     seed: int = 0,
 ) -> list[str]:
-    """Put a new vision part in front of a language model, save both in the folder `out`, and describe the result.
+    """Put a vision part in front of a language model, save both in the folder `out`, and describe the result.
 
     `chat_template` is the name of a jinja file or "vicuna". The weights keep the dtype of the language model.
 
@@ -134,6 +152,7 @@ def make_checkpoint(
         preset=preset,
         fields=fields,
         encoder=encoder,
+        trained=trained,
         chat_template=read_template(chat_template),
         dtype="auto",
     )
@@ -251,6 +270,19 @@ def _known_ends(model: Any) -> set[int]:
     """The ids at which `generate` stops: its configuration holds one, several or none."""
     ends = model.generation_config.eos_token_id
     return set(ends if isinstance(ends, list) else [ends]) - {None}
+
+
+def _take_vision(model: Any, trained: str | Path) -> None:
+    """Give a model the vision modules of a trained one that have the same shapes; they then count as pretrained."""
+    source = model_class(model.config).from_pretrained(trained, dtype="auto")
+    require_finite(source, trained)
+    modules, taken = source.vision_modules(), []
+    for name, part in model.vision_modules().items():
+        weights = modules[name].state_dict()
+        if {key: value.shape for key, value in part.state_dict().items()} == {k: v.shape for k, v in weights.items()}:
+            part.load_state_dict(weights)
+            taken.append(name)
+    model.pretrained_modules = tuple(taken)
 
 
 def encoder_fields(family: str, encoder: str) -> dict[str, Any]:

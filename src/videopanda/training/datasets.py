@@ -82,6 +82,7 @@ def make_dataset(settings: StageConfig, sampling: Sampling = "uniform") -> Any:
         plain=settings.scenes_plain,
         wordings=settings.scenes_wordings,
         outside=settings.scenes_outside,
+        exact_times=settings.scenes_exact_times,
     )
 
 

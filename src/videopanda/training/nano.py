@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
 
 from videopanda.data.worlds.scenes.dataset import frame_log
+from videopanda.data.worlds.scenes.exact_times import exact_questions, part_of
 from videopanda.data.worlds.scenes.questions import make_captions, make_questions
 from videopanda.data.worlds.scenes.wordings import DECLINE, outside_question, reworded
 from videopanda.data.worlds.scenes.world import make_scene
@@ -130,9 +131,11 @@ def _reworded_texts(num_scenes: int, seed: int) -> Iterator[str]:
     for index in range(num_scenes):
         rng = np.random.default_rng([seed, index, 5])
         questions = [reworded(q, "train", rng) for q in make_questions(make_scene(seed, "train", index), rng)]
-        for question in (*questions, *(outside_question("train", rng) for _ in range(4))):
+        exact = exact_questions(part_of(make_scene(seed, "train", index), 8, rng), rng)[:3]
+        for question in (*questions, *exact, *(outside_question("train", rng) for _ in range(4))):
             yield f"{'' if rng.random() < 0.3 else ' '}{question.question}"  # a question starts a line
         yield f" {DECLINE}"
+        yield from (f" {question.answer}" for question in exact)
 
 
 def make_language_model(

@@ -50,6 +50,7 @@ class StageConfig:
     scenes_brief: bool = False  # captions only name the things, as captions of the web do
     scenes_wordings: float = 0.0  # share of rephrased questions; above 0, some cannot be answered from the clip
     scenes_outside: float = 0.0  # share of clips of another world; the answer is always that the model cannot tell
+    scenes_exact_times: float = 0.0  # share of clips at other speeds and moments, asked exactly when something happens
     scenes_vocabulary: int = 0  # grow the tokenizer to this many tokens with words of these questions; 0 = keep it
     scenes_themes: str = ""  # comma-separated names; "" = all
     scenes_text: Literal["frames", "whole"] = "frames"  # what stage `language` reads: descriptions of frames or clips
@@ -130,7 +131,7 @@ class StageConfig:
             raise ValueError("quantized weights cannot be trained: set lora_rank as well")
         if not 0 < self.data_share <= 1:
             raise ValueError(f"data_share must be in (0, 1], got {self.data_share}")
-        for name in ("scenes_wordings", "scenes_outside", "random_resolution"):
+        for name in ("scenes_wordings", "scenes_outside", "scenes_exact_times", "random_resolution"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if not 0 <= self.max_bad_share <= 1:

@@ -11,12 +11,14 @@ from typing import Literal
 import numpy as np
 
 from videopanda.data.sample import Sample, Turn
+from videopanda.data.worlds.scenes.exact_times import exact_questions, part_of
 from videopanda.data.worlds.scenes.outside import outside_frames, unanswerable
 from videopanda.data.worlds.scenes.questions import (
     DESCRIBE,
     Question,
     brief_captions,
     describe,
+    in_random_order,
     make_captions,
     make_questions,
     phrases,
@@ -104,6 +106,8 @@ class ScenesDataset:
     plain: float = 0.0  # share of scenes on a plain, still background
     wordings: float = 0.0  # share of questions in other words; above 0, some that the clip does not answer are added
     outside: float = 0.0  # share of clips that show no scene, about which every question is declined
+    # Share of clips that are parts of a scene at another speed, asked for exact times. Not in the repr either.
+    exact_times: float = field(default=0.0, repr=False)
     themes: tuple[str, ...] = TRAINING_THEMES  # what the scenes are about; in "still" ones nothing moves or changes
 
     def __len__(self) -> int:
@@ -139,6 +143,8 @@ class ScenesDataset:
         grown = 1 + int(index / (self.num * self.ramp) * self.max_things) if self.ramp else self.max_things
         difficulty = Difficulty(min(grown, self.max_things), self.themes, plain=bool(rng.random() < self.plain))
         scene = make_scene(self.seed, self.split, index, difficulty)
+        if not self.text_only and other.random() < self.exact_times:
+            return self._exact(name, scene, other)
         conversations = self._conversations(scene, rng)
         if self.wordings:
             conversations = self._in_words(scene, conversations, rng)
@@ -184,6 +190,18 @@ class ScenesDataset:
             told.append((first, Turn(second.question, second.answer)))
         told = list(dict.fromkeys(told))
         return [told[i] for i in rng.permutation(len(told))]
+
+    def _exact(self, name: str, scene: Scene, rng: np.random.Generator) -> Sample:
+        part = part_of(scene, self.num_frames, rng)
+        questions = exact_questions(part, rng) or [outside_question("train", rng)]
+        if part.is_whole:  # whatever does not depend on the speed is as true as before
+            usual = [q for q in make_questions(part.scene, rng) if q.family != "duration"]
+            if self.wordings:
+                usual = [reworded(q, "train", rng) if rng.random() < self.wordings else q for q in usual]
+            questions = in_random_order((*questions, *usual[:8]), rng)
+        frames = Renderer(part.scene).frames(part.times)
+        clip = Clip(frames, part.times, part.duration, part.scene)
+        return Sample(name, (clip,), tuple((Turn(q.question, q.answer),) for q in questions))
 
     def _outside(self, name: str, index: int, rng: np.random.Generator) -> Sample:
         duration = float(rng.choice([rng.uniform(0.3, 4), rng.uniform(3, 12), rng.uniform(8, 90)]))
