@@ -95,7 +95,7 @@ def _takes(family: str, fields: Mapping[str, Any]) -> bool:
 
 
 def vision_fields(config: PreTrainedConfig) -> dict[str, Any]:
-    """The arguments of a configuration that describe its vision part, for `fresh_config` with another language model."""
+    """The arguments of a configuration that describe its vision part, which any language model may follow."""
     of_language = {"self", "kwargs", "text_config", "video_token_id", "image_token_id", "tie_word_embeddings"}
     names = set(signature(type(config).__init__).parameters) - of_language
     return {name: value for name, value in config.to_dict().items() if name in names}

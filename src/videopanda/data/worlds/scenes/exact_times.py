@@ -49,7 +49,7 @@ _TRUE = (
 
 
 @dataclass(frozen=True)
-class Part:
+class ScenePart:
     """Part of a scene: the frames at `times`, and the seconds that it lasts."""
 
     scene: Scene
@@ -58,7 +58,7 @@ class Part:
     is_whole: bool
 
 
-def part_of(scene: Scene, num_frames: int, rng: np.random.Generator) -> Part:
+def part_of(scene: Scene, num_frames: int, rng: np.random.Generator) -> ScenePart:
     """The scene at another speed, as a whole or a part of it, with frames evenly spread from a random moment on."""
     scene = at_speed(scene, float(rng.uniform(0.6, 1.7)))
     is_whole = bool(rng.random() < 0.6)
@@ -66,7 +66,7 @@ def part_of(scene: Scene, num_frames: int, rng: np.random.Generator) -> Part:
     start = float(rng.uniform(0, scene.duration - length))
     step, first = length / num_frames, float(rng.uniform(0.05, 0.95))
     times = start + (np.arange(num_frames) + first) * step
-    return Part(scene, tuple(float(t) for t in np.floor(times * scene.fps + 1e-6) / scene.fps), length, is_whole)
+    return ScenePart(scene, tuple(float(t) for t in np.floor(times * scene.fps + 1e-6) / scene.fps), length, is_whole)
 
 
 def at_speed(scene: Scene, factor: float) -> Scene:
@@ -89,7 +89,7 @@ def at_speed(scene: Scene, factor: float) -> Scene:
     )
 
 
-def exact_questions(part: Part, rng: np.random.Generator) -> list[Question]:
+def exact_questions(part: ScenePart, rng: np.random.Generator) -> list[Question]:
     """All questions about exact times of this part, and as many about what is true of it, in random order."""
     found = [*_when(part, rng), *_when(part, rng)]
     found += [*_whether(part, rng), *_whether(part, rng)]
@@ -97,7 +97,7 @@ def exact_questions(part: Part, rng: np.random.Generator) -> list[Question]:
     return [found[i] for i in rng.permutation(len(found))]
 
 
-def _when(part: Part, rng: np.random.Generator) -> Iterator[Question]:
+def _when(part: ScenePart, rng: np.random.Generator) -> Iterator[Question]:
     for statement, second in _events(part.scene, rng):
         after = bisect_left(part.times, second)
         if 0 < after < len(part.times):
@@ -105,7 +105,7 @@ def _when(part: Part, rng: np.random.Generator) -> Iterator[Question]:
             yield _asked(_WHEN, statement, answer, rng)
 
 
-def _whether(part: Part, rng: np.random.Generator) -> Iterator[Question]:
+def _whether(part: ScenePart, rng: np.random.Generator) -> Iterator[Question]:
     scene, times = part.scene, part.times
     for statement, second in _events(scene, rng):
         inside = 0 < bisect_left(times, second) < len(times)
@@ -120,7 +120,7 @@ def _whether(part: Part, rng: np.random.Generator) -> Iterator[Question]:
             statement = pattern.replace("{a}", other).replace("{new}", pick(rng, *COLOURS))
             yield _asked(_TRUE, expand(statement, rng), "no", rng)
         shown = [thing.visible(second) for second in times]
-        if all(shown) and rng.random() < 0.5 or not any(shown):
+        if not any(shown) or (all(shown) and rng.random() < 0.5):
             yield _asked(_TRUE, expand(_VISIBLE.format(a=thing.name), rng), "yes" if all(shown) else "no", rng)
         if thing.turns and all(shown):
             before = bisect_right(times, thing.turns[0])
