@@ -1,5 +1,6 @@
 """Protects quantized weights: nearly the same numbers in fewer bits."""
 
+import bitsandbytes as bnb
 import pytest
 import torch
 
@@ -8,8 +9,9 @@ from videopanda.data.sample import Sample
 from videopanda.data.worlds.scenes.dataset import Clip
 from videopanda.inference.answer import ask
 from videopanda.inference.load import BUNDLED_MODEL, load
-from videopanda.inference.quantize import quantize, weight_bytes
+from videopanda.inference.quantize import quantize
 from videopanda.models.load import load_checkpoint
+from videopanda.plan.planner import Planner, planner_for, weight_bytes
 from videopanda.training.adapter import add_adapter, load_quantized
 from videopanda.training.freezing import parameter_groups, rates_of, set_stage
 from videopanda.training.run import make_collator
@@ -31,12 +33,14 @@ def plain(nano):
     return [answer.answer for answer in ask(*nano, CLIP, QUESTIONS)]
 
 
-@pytest.mark.parametrize(("bits", "bound", "size"), [("int8", 0.01, 0.5), ("int4", 0.12, 0.42)])
+@pytest.mark.parametrize(("bits", "bound", "size"), [("int8", 0.01, 0.5), ("nf4", 0.12, 0.42)])
 def test_fewer_bits(nano, plain, bits, bound, size):
     """Logits stay near, relative to their spread; memory falls; the words of easy questions stay."""
     model, processor = load(None, device="cpu")
     quantize(model, bits)
     assert weight_bytes(model) < size * weight_bytes(nano[0])  # measured: 0.448 and 0.359
+    planned = Planner(model.config, processor.video_processor, torch.float32, quantize=bits)
+    assert planned.weight_bytes == weight_bytes(model) == planner_for(model, processor.video_processor).weight_bytes
     ids = torch.tensor([processor.tokenizer("USER: Describe the clip. ASSISTANT:")["input_ids"]])
     with torch.no_grad():
         exact, found = nano[0](input_ids=ids).logits, model(input_ids=ids).logits
@@ -45,7 +49,21 @@ def test_fewer_bits(nano, plain, bits, bound, size):
     assert ask(model, processor, CLIP, QUESTIONS[:1])[0].answer == plain[0]
 
 
-@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_nf4_is_the_same_in_training_and_in_answers():
+    """To the last bit: answers are made with the weights on which an adapter was trained."""
+    trained, (answering, _) = load_quantized(BUNDLED_MODEL)[0], load(None, device="cpu")
+    quantize(answering, "nf4")
+    layers = [dict(model.get_decoder().layers.named_modules()) for model in (trained, answering)]
+    names = [[name for name, module in found.items() if isinstance(module, bnb.nn.Linear4bit)] for found in layers]
+    assert names[0] == names[1] != []
+    for name in names[0]:
+        weights = [found[name].weight for found in layers]
+        assert torch.equal(*(weight.data for weight in weights)), name
+        assert torch.equal(*(weight.quant_state.absmax for weight in weights)), name
+        assert torch.equal(*(weight.quant_state.state2.absmax for weight in weights)), name
+
+
+@pytest.mark.parametrize("bits", ["int8", "nf4"])
 def test_rows_do_not_know_of_each_other(bits):
     """A batch gives what each of its rows gives alone."""
     torch.manual_seed(0)
@@ -77,10 +95,9 @@ def wide(tmp_path_factory):
 
 
 def test_wide_layers_answer_in_four_bits(wide):
-    """As `answer --quantize int4 --dtype bfloat16` does."""
+    """As `answer --quantize nf4 --dtype bfloat16` does."""
     plain, processor = load(wide, "cpu", "bfloat16")
-    model, _ = load(wide, "cpu", "bfloat16")
-    quantize(model, "int4")
+    model, _ = load(wide, "cpu", "bfloat16", quantize="nf4")
     sizes = [weight_bytes(net.get_decoder().layers) for net in (model, plain)]
     assert sizes[0] < 0.27 * sizes[1]  # measured: 0.258, 4 bits and a scale of 8 bits for every 64 weights
     found, exact = (ask(net, processor, VIDEO, ["What moves?"], max_new_tokens=4)[0] for net in (model, plain))
@@ -128,5 +145,7 @@ def test_an_adapter_on_wide_layers_of_four_bits_learns(wide):
 
 
 def test_unknown_bits(nano):
-    with pytest.raises(ValueError, match="int8 or int4, got 'int3'"):
+    with pytest.raises(ValueError, match="int8 or nf4, got 'int3'"):
         quantize(nano[0], "int3")
+    with pytest.raises(ValueError, match="int8 or nf4, got 'int3'"):
+        load(None, quantize="int3")

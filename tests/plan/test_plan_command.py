@@ -114,6 +114,8 @@ def test_what_does_not_fit_the_context_is_refused(run, checkpoint):
         (("--duration", "long"), "--duration must be a time"),
         (("--device", "tpu"), "--device must be cpu or cuda"),
         (("--dtype", "int3"), "--dtype must be one of"),
+        (("--quantize", "int3"), "--quantize must be int8 or nf4"),
+        (("--quantize", "nf4", "--samples", "9"), "--samples plans training"),
         (("--fit", "much"), "24GiB"),
         (("--model", "nowhere"), "no model folder"),
     ],
@@ -124,6 +126,15 @@ def test_wrong_requests(run, arguments, message):
     assert out == ""
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_seven_billion_weights_answer_in_8_gb_of_4_bits_and_16_gb_of_16_bits(run):
+    asked = ("--device", "cuda", "--json", "--backbone", "vicuna-7b-v1.5", "--max-new-tokens", "256")
+    small, plain = (json.loads(run(*asked, *more)[1]) for more in (("--quantize", "nf4"), ()))
+    assert (small["dtype"], small["quantize"], plain["quantize"]) == ("bfloat16", "nf4", "")
+    assert small["memory_bytes"]["peak"] < 6e9 < 8e9  # planned: 5.8e9
+    assert plain["memory_bytes"]["peak"] < 15.5e9 < 16e9  # planned: 15.1e9
+    assert small["tokens_per_second"] > 2 * plain["tokens_per_second"]
 
 
 # -- times -------------------------------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ from typing import Any
 from videopanda.bench.timing import in_turns, interval, machine, ratios, seconds
 from videopanda.inference.answer import Chat
 from videopanda.inference.load import load
-from videopanda.inference.quantize import quantize, weight_bytes
+from videopanda.inference.quantize import FORMATS, quantize
+from videopanda.plan.planner import weight_bytes
 
 QUESTIONS = ("What happens in the clip?", "How many objects are there in total?")
-BITS = ("int8", "int4")
 
 
 def measure(video: Path, model: Path | None, rounds: int, new_tokens: int, device: str | None = None) -> dict[str, Any]:
@@ -22,10 +22,10 @@ def measure(video: Path, model: Path | None, rounds: int, new_tokens: int, devic
     """
     network, processor = load(model, device)
     subjects: dict[str, Any] = {"plain": network}
-    for bits in BITS:
+    for format in FORMATS:
         smaller = load(model, device)[0]
-        quantize(smaller, bits)
-        subjects[f"{bits} weights"] = smaller
+        quantize(smaller, format)
+        subjects[f"{format} weights"] = smaller
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in subjects}
 
     def round_of(name: str) -> Callable[[], float]:

@@ -38,6 +38,7 @@ from videopanda.cli.options import (
     Quantize,
     load_model,
     progress_bar,
+    require_format,
     size_in_bytes,
 )
 
@@ -97,7 +98,7 @@ def answer_verb(
     max_new_tokens: MaxNewTokens = 64,
     temperature: Temperature = 0.0,
     seed: AnswerSeed = None,
-    quantize_to: Quantize = "",
+    quantize: Quantize = "",
     set_: Change = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print an answer as it is generated.")] = False,
     explain: Annotated[
@@ -145,7 +146,7 @@ def answer_verb(
     if cache_size and cache is None:
         raise ValueError("--cache-size requires --cache")
     require_choice("--frames-by", frames_by, "motion", "scenes", "vectors")
-    require_choice("--quantize", quantize_to, "int8", "int4")
+    require_format(quantize)
     require_choice("--dtype", dtype, *DTYPES)
     if frames_by is not None and (max_visual_tokens, fps, cache, start, end, server) != (None,) * 6:
         raise ValueError(
@@ -154,7 +155,7 @@ def answer_verb(
         )
     if server is None and api_key is not None:
         raise ValueError("--api-key requires --server")
-    if server is not None and (model or device or dtype or cache or quantize_to or set_):
+    if server is not None and (model or device or dtype or cache or quantize or set_):
         raise ValueError(
             "--model, --device, --dtype, --quantize, --set and --cache belong to the server: set them when you start it"
         )
@@ -169,13 +170,10 @@ def answer_verb(
 
             _print(ask_server(server, path, question, choice, drawing, api_key), stream, as_json)
             return
-        from videopanda.inference.quantize import quantize
         from videopanda.inference.visual_cache import TokenDiskCache
 
         kept = TokenDiskCache(cache, size_in_bytes(cache_size or DEFAULT_CACHE_SIZE)) if cache else None
-        network, processor = load_model(model, device, dtype, set_)
-        if quantize_to:
-            quantize(network, quantize_to)
+        network, processor = load_model(model, device, dtype, set_, quantize)
         options = {**choice, **_chat_options(**drawing), "cache": kept, "max_visual_tokens": max_visual_tokens}
         options["frames_by"] = frames_by
         if explain:
@@ -206,6 +204,7 @@ def chat_verb(
     end: End = None,
     device: Device = None,
     dtype: Dtype = None,
+    quantize: Quantize = "",
     set_: Change = None,
     max_new_tokens: MaxNewTokens = 64,
     temperature: Temperature = 0.0,
@@ -218,6 +217,7 @@ def chat_verb(
     """
     require_settings(set_)
     require_choice("--dtype", dtype, *DTYPES)
+    require_format(quantize)
     model = require_checkpoint(model)
     require_device(device)
     with suppress(ImportError):  # line editing with the arrow keys, where the system has it
@@ -226,7 +226,7 @@ def chat_verb(
         require_video(path, start, end, fps, num_frames)
         from videopanda.inference.answer import Chat
 
-        network, processor = load_model(model, device, dtype, set_)
+        network, processor = load_model(model, device, dtype, set_, quantize)
         options = _chat_options(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
         chat = Chat(network, processor, path, num_frames=num_frames, fps=fps, start=start, end=end, **options)
         while question := _read_question():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint
+from videopanda.cli.checks import require_checkpoint, require_choice, require_extra
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +52,8 @@ MaxNewTokens = Annotated[
     int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Maximum length of an answer, in tokens.")
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, … Default: cuda if available, else cpu.")
+    str | None,
+    typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 or mps. Default: cuda if available, else cpu."),
 ]
 DEFAULT_CACHE_SIZE = "10GiB"
 DTYPES = ("float32", "bfloat16", "float16", "auto")  # repeated here so that a typo is reported without importing torch
@@ -69,7 +70,7 @@ MediaRoot = Annotated[
     typer.Option("--media-root", metavar="DIR", help="Folder of the clips. Default: the folder of the annotations."),
 ]
 Quantize = Annotated[
-    str, typer.Option("--quantize", metavar="FORMAT", help="Quantize the language model: int8 or int4.")
+    str, typer.Option("--quantize", metavar="FORMAT", help="Quantize the language model: int8 or nf4 (4 bits).")
 ]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
@@ -115,8 +116,19 @@ ScoresOutput = Annotated[
 Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the scenes.")]
 
 
+def require_format(quantize: str) -> None:
+    """Check that there is such a format of --quantize, and what makes it is installed."""
+    require_choice("--quantize", quantize, "int8", "nf4")
+    if quantize:
+        require_extra("qlora", "bitsandbytes")
+
+
 def load_model(
-    model: Path | None, device: str | None = None, dtype: str | None = None, set_: list[str] | None = None
+    model: Path | None,
+    device: str | None = None,
+    dtype: str | None = None,
+    set_: list[str] | None = None,
+    quantize: str = "",
 ) -> Any:
     """Load a model with the settings applied, and its processor; prints a note if it is the bundled one."""
     model = require_checkpoint(model)
@@ -126,7 +138,7 @@ def load_model(
     quiet()
     if model is None:
         print("videopanda: using the bundled nano model, trained on moving shapes only (see --model)", file=sys.stderr)
-    return load(model, device, dtype, parse_settings(set_ or []))
+    return load(model, device, dtype, parse_settings(set_ or []), quantize)
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint
-from videopanda.cli.options import AsJson, Family, Model, NumFrames, Preset, Set, quiet, size_in_bytes
+from videopanda.cli.checks import require_checkpoint, require_choice
+from videopanda.cli.options import AsJson, Family, Model, NumFrames, Preset, Quantize, Set, quiet, size_in_bytes
 
 if TYPE_CHECKING:
     from videopanda.plan.planner import Plan, Planner
@@ -24,7 +24,7 @@ def plan_verb(
     backbone: Annotated[
         str | None,
         typer.Option(
-            "--backbone", metavar="NAME|DIR", help="Plan a new model on this language model, such as qwen3-8b."
+            "--backbone", metavar="DIR|NAME", help="Plan a new model on this language model, such as qwen3-8b."
         ),
     ] = None,
     family: Family = None,
@@ -63,6 +63,7 @@ def plan_verb(
             "--dtype", metavar="TYPE", help="float32, bfloat16 or float16. Default: float32 on cpu, else bfloat16."
         ),
     ] = None,
+    quantize: Quantize = "",
     fit: Annotated[
         str | None,
         typer.Option(
@@ -99,6 +100,9 @@ def plan_verb(
         raise ValueError("--model and --backbone are mutually exclusive: one plans a saved model, the other a new one")
     if num_frames is not None and fps is not None:
         raise ValueError("--num-frames and --fps are mutually exclusive")
+    require_choice("--quantize", quantize, "int8", "nf4")
+    if quantize and samples is not None:
+        raise ValueError("--samples plans training, which --quantize does not change: omit one of them")
     height, width, seconds, source_fps = _clip(video, duration, resolution)
     quiet()
     import torch
@@ -123,7 +127,8 @@ def plan_verb(
     chosen = _frames(processor, num_frames, fps, seconds, source_fps)
     settings = {"text_tokens": text_tokens, "new_tokens": max_new_tokens}
 
-    whole = Planner(config, processor, types[dtype], on_host=device == "cpu", stamp_tokens=stamp_tokens)
+    on_host = device == "cpu"
+    whole = Planner(config, processor, types[dtype], on_host=on_host, quantize=quantize, stamp_tokens=stamp_tokens)
     if fit:
         plan = _fit(whole, size_in_bytes(fit), chosen if num_frames or fps else None, height, width, settings, backbone)
     else:
@@ -235,7 +240,7 @@ def _fit(
         smaller = smaller.smaller()
         if smaller is not None:
             processor = processor_class(smaller).video_processor_for(smaller)
-            whole = Planner(smaller, processor, whole.dtype, on_host=whole.on_host)
+            whole = Planner(smaller, processor, whole.dtype, on_host=whole.on_host, quantize=whole.quantize)
     whole.require_context(frames, height, width, **settings)
     return whole.plan(frames, height, width, **settings)
 

@@ -15,7 +15,7 @@ from videopanda.cli.checks import (
     require_media_root,
     require_settings,
 )
-from videopanda.cli.options import Change, Device, Model, load_model, quiet
+from videopanda.cli.options import Change, Device, Model, Quantize, load_model, quiet, require_format
 
 
 def serve_verb(
@@ -40,6 +40,7 @@ def serve_verb(
         typer.Option("--name", metavar="NAME", help="Model name in the API. Default: the name of its folder."),
     ] = None,
     device: Device = None,
+    quantize: Quantize = "",
     set_: Change = None,
     allow_host: Annotated[
         list[str] | None,
@@ -114,6 +115,7 @@ def serve_verb(
     from videopanda.serving.uploads import FileLimits, FileStore, default_files
 
     require_settings(set_)
+    require_format(quantize)
     model = require_checkpoint(model)
     require_device(device)
     require_file("--api-keys", api_keys)
@@ -152,7 +154,7 @@ def serve_verb(
         media_root=media_root,
     )
     limits = Limits(max_num_seqs=max_num_seqs, max_queue=max_queue, cache_bytes=int(clip_cache * (1 << 30)))
-    serve(model, device, listener, limits, settings, parse_settings(set_ or []))
+    serve(model, device, listener, limits, settings, parse_settings(set_ or []), quantize)
 
 
 def _keys(file: Path) -> list[str]:

@@ -11,6 +11,8 @@ import torch
 
 from videopanda.hub import folder_of
 from videopanda.inference.changes import change
+from videopanda.inference.quantize import FORMATS
+from videopanda.inference.quantize import quantize as quantize_layers
 from videopanda.models.load import load_checkpoint
 
 BUNDLED_MODEL = Path(__file__).parents[1] / "assets" / "nano"
@@ -24,6 +26,7 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    quantize: str = "",
 ) -> tuple[Any, Any]:
     """Model and processor, ready for inference: of a folder or a Hub name (`videopanda.hub`); None: the bundled model.
 
@@ -32,14 +35,18 @@ def load(
         dtype: one of `DTYPES`; "auto" is bfloat16 on a CPU with native support for it. Default: float32 on a CPU, else
             the type in which the weights were saved.
         settings: changes that need no training, such as {"merge.layers": [3, 9, 17]}; see `changes.py`.
+        quantize: "int8" or "nf4" for the layers of the language model (`quantize.py`). The device holds only these,
+            never the full weights, which the host reads.
 
     Raises:
         FileNotFoundError: the folder or its weights are missing.
         ValueError: the folder is not a checkpoint, or is incomplete; the device is not available; no such
-            dtype or setting.
+            dtype, format or setting.
     """
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if quantize not in ("", *FORMATS):
+        raise ValueError(f"quantize must be {' or '.join(FORMATS)}, got {quantize!r}")
     folder = BUNDLED_MODEL if model is None else folder_of(model)
     device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if torch.device(device).type != "cpu":
@@ -50,6 +57,8 @@ def load(
         kind = dtype or "float32"
     network, processor = load_checkpoint(folder, "auto" if kind == "auto" else getattr(torch, kind))
     change(network, processor, settings or {})
+    if quantize:
+        quantize_layers(network, quantize, device)
     return network.to(device).eval(), processor
 
 

@@ -83,7 +83,7 @@ class Sampler:
         tokens: list[int] = scores_BV.argmax(1).tolist()
         for row, sampling in enumerate(samplings):
             if sampling.temperature > 0:
-                tokens[row] = _draw(scores_BV[row].double().cpu(), sampling, generators[row])
+                tokens[row] = _draw(scores_BV[row].cpu().double(), sampling, generators[row])
         return tokens
 
 

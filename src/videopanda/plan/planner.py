@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import psutil
 import torch
+from torch import nn
 from transformers import Cache, DynamicCache, DynamicLayer
 
 from videopanda.models.families import model_class
@@ -116,7 +117,8 @@ class Planner:
         config, video_processor: of the model.
         dtype: of weights and arithmetic.
         on_host: the model runs on the CPU, so decoded frames are in the same memory.
-        weight_bytes: of a loaded model with quantized weights; default: computed from `dtype`.
+        weight_bytes: of a loaded model; default: computed from `dtype` and `quantize`.
+        quantize: "int8" or "nf4": the layers of the language model as `inference.quantize` makes them; "" as `dtype`.
         grain: prompts are traced at lengths rounded up to a multiple of this. A server with many clips traces less;
             its FLOPs and memory are then upper bounds. Tokens stay exact.
         stamp_tokens: text tokens of the times of a number of frames; default none. See `VisualProcessor.stamp_tokens`.
@@ -130,22 +132,24 @@ class Planner:
         *,
         on_host: bool = True,
         weight_bytes: int | None = None,
+        quantize: str = "",
         grain: int = 1,
         stamp_tokens: Callable[[int], int] = lambda frames: 0,
     ):
         self.video_processor, self.dtype, self.on_host, self.grain = video_processor, dtype, on_host, grain
-        self.stamp_tokens = stamp_tokens
+        self.stamp_tokens, self.quantize = stamp_tokens, quantize
         config = deepcopy(config)
         config._attn_implementation = "sdpa"
         with torch.inference_mode(False), torch.device("meta"):
             self.model = model_class(config)(config).eval().to(dtype)
         add_layer_hooks(self.model.get_decoder())
         self._held = [*self.model.parameters(), *self.model.buffers()]
-        self.weight_bytes = weight_bytes or sum(tensor.nbytes for tensor in self._held)
+        saved = _saved_bytes(self.model, quantize)
+        self.weight_bytes = weight_bytes or sum(tensor.nbytes for tensor in self._held) - saved
         text = (*self.model.get_decoder().parameters(), self.model.get_output_embeddings().weight)
         embedding = self.model.get_input_embeddings().weight  # of which a new token reads one row
         read = {id(weight): weight.nbytes for weight in text if weight is not embedding or weight is text[-1]}
-        self.text_bytes = sum(read.values())  # that each new token reads
+        self.text_bytes = sum(read.values()) - saved  # that each new token reads
         self.context: int = config.text_config.max_position_embeddings
         self._vision: dict[str, tuple[int, int]] = {}
         self._text: dict[tuple[int, tuple[int, ...], Any], _Text] = {}
@@ -429,7 +433,7 @@ def planner_for(model: Any, video_processor: Any) -> Planner:
             video_processor,
             model.dtype,
             on_host=model.device.type == "cpu",
-            weight_bytes=_weight_bytes(model),
+            weight_bytes=weight_bytes(model),
             grain=256,
         )
     _PLANNERS[model].model.model.merge_schedule = model.model.merge_schedule
@@ -439,13 +443,32 @@ def planner_for(model: Any, video_processor: Any) -> Planner:
 def budget(model: Any) -> int:
     """Bytes that a loaded model may take on its device: the memory of its weights plus what is free."""
     if model.device.type != "cuda":
-        return _weight_bytes(model) + psutil.virtual_memory().available
+        return weight_bytes(model) + psutil.virtual_memory().available
     cached = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-    return _weight_bytes(model) + torch.cuda.mem_get_info(model.device)[0] + cached
+    return weight_bytes(model) + torch.cuda.mem_get_info(model.device)[0] + cached
 
 
-def _weight_bytes(model: Any) -> int:
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of parameters and buffers, including the scales of quantized weights."""
+    tensors = [*model.parameters(), *model.buffers()]
+    for weight in list(tensors):
+        scales = getattr(getattr(weight, "quant_state", None), "absmax", getattr(weight, "SCB", None))
+        if isinstance(scales, torch.Tensor):
+            tensors.append(scales)
+    return sum({id(x): x.nbytes for x in tensors}.values())
+
+
+def _saved_bytes(model: Any, quantize: str) -> int:
+    """Bytes that quantizing the linear maps of the language model's layers saves.
+
+    8 bits have a scale of 32 bits per row, 4 bits one of 8 bits for 64 weights.
+    """
+    saved = 0
+    for linear in (module for module in model.get_decoder().modules() if type(module) is nn.Linear and quantize):
+        count = linear.weight.numel()
+        small = count + 4 * linear.out_features if quantize == "int8" else -(-count // 2) + -(-count // 64)
+        saved += linear.weight.nbytes - small
+    return saved
 
 
 def _advice(most: int) -> str:

@@ -19,6 +19,7 @@ def as_dict(plan: Plan, machine: Machine, samples: int | None = None) -> dict[st
     """Everything `videopanda plan --json` prints."""
     report = plan.as_dict() | {
         "dtype": str(plan.planner.dtype).removeprefix("torch."),
+        "quantize": plan.planner.quantize,
         "first_token_seconds": machine.first_token_seconds(plan),
         "tokens_per_second": machine.tokens_per_second(plan),
         "machine": machine.as_dict(),
@@ -38,7 +39,9 @@ def lines(plan: Plan, machine: Machine, samples: int | None = None) -> list[str]
     """One line per figure, name first."""
     seconds, memory = machine.first_token_seconds(plan), plan.phase_bytes
     per_frame = plan.visual_tokens / plan.frames
-    dtype = str(plan.planner.dtype).removeprefix("torch.")
+    dtype = str(plan.planner.dtype).removeprefix("torch.") + f" and {plan.planner.quantize}" * bool(
+        plan.planner.quantize
+    )
     rows = {
         "clip": f"{plan.frames} frames of {plan.width}x{plan.height}",
         "visual tokens": f"{plan.visual_tokens:,} ({per_frame:,.4g} per frame)"

@@ -39,15 +39,16 @@ def serve(
     limits: Limits,
     settings: ServerSettings,
     changes: Mapping[str, Any] | None = None,
+    quantize: str = "",
 ) -> None:
     """Serve a checkpoint (None: the bundled one) until SIGINT or SIGTERM; running answers are completed first.
 
-    `changes` are settings of the model, see `load`.
+    `changes` and `quantize` are the settings and the format of the model, see `load`.
 
     Raises:
         ValueError, OSError: the checkpoint cannot be loaded, or the folder of files cannot be used.
     """
-    network, processor = load(model, device, settings=changes)
+    network, processor = load(model, device, settings=changes, quantize=quantize)
     name = settings.name or name_of(model or BUNDLED_MODEL)
     app = create_app(EngineThread(network, processor, limits, on_crash=_end), replace(settings, name=name))
     config = uvicorn.Config(

@@ -18,7 +18,8 @@ _TARGETS = r".*language_model\.layers\.\d+\..*_proj"
 
 
 def load_quantized(folder: Path) -> tuple[Any, Any]:
-    """Model and processor of a folder, with the language model in memory as 4-bit NormalFloat (QLoRA, 2305.14314).
+    """Model and processor of a folder, with the language model in memory as 4-bit NormalFloat (QLoRA, 2305.14314): the
+    same weights as those of `inference.quantize` in the format nf4.
 
     Raises:
         ValueError: bitsandbytes is not installed, or does not work on this machine.
@@ -32,6 +33,7 @@ def load_quantized(folder: Path) -> tuple[Any, Any]:
         config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
             llm_int8_skip_modules=[*vision.values(), "lm_head"],
         )
