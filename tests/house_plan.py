@@ -55,7 +55,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {".", "", "plan", "data", "video", "models", "inference", "encoders", "training"},
         {"torch", "transformers", "numpy", "matplotlib", "rich", "av"},
     ),
-    "teach": ({"data", "evaluation", "inference", "models", "training", "video"}, {"rich"}),
+    "teach": ({"data", "evaluation", "hub", "inference", "models", "training", "video"}, {"rich"}),
     "mcp_server": ({"inference", "video"}, {"mcp"}),
     "lab": (
         {".", "", "data", "encoders", "evaluation", "models", "plan", "training", "video"},

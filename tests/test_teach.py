@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
 
 from command import run
 from media import write_video
@@ -84,7 +86,12 @@ def answers(*texts):
 
 def rows(*labels, kind="unseen recording"):
     return [
-        {"id": str(number), "kind": kind, "conversations": [{"value": "q"}, {"value": label}]}
+        {
+            "id": str(number),
+            "video": f"{number}.mp4",
+            "kind": kind,
+            "conversations": [{"value": "<video>\nq"}, {"value": label}],
+        }
         for number, label in enumerate(labels)
     ]
 
@@ -115,9 +122,115 @@ def test_what_the_numbers_cannot_show_is_said():
     assert _warnings({**report, "without_video": {"accuracy": 0.5}, "most_frequent_class": 0.5}, changed=3) == []
 
 
-def test_training_ends_early_with_the_best_weights(tmp_path):
-    import torch
+def test_many_different_answers_are_counted_and_the_rarest_shown_together():
+    labels = [f"answer {number:02}" for number in range(40)] + ["answer 00"]
+    asked = {when: answers(*labels[:-1], "answer 39") for when in ("before", "after", "without_video")}
+    report = _report("q", rows(*labels), asked, "m")
+    assert report["after"]["accuracy"] == 40 / 41
+    assert len(report["classes"]) == 31
+    assert report["classes"]["(another answer)"] == {"n": 10, "right": 10, "said": 11}
+    assert report["classes"]["answer 00"] == {"n": 2, "right": 1, "said": 1}
+    long = _report("q", rows("one two three four five six", "b"), {when: answers("x", "b") for when in asked}, "m")
+    assert not any("judge" in warning for warning in long["warnings"])  # 3.5 words on average
+    long = _report("q", rows("one two three four five six"), {when: answers("x") for when in asked}, "m")
+    assert any("6 words on average" in warning for warning in long["warnings"])
 
+
+# -- a file of questions -----------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def questions(place):
+    """A question and a chat about each clip, as LLaMA-Factory writes them."""
+    file = place / "questions.jsonl"
+    kept = []
+    for label, right in (("left_hand", "left"), ("right_hand", "right")):
+        for number in range(6):
+            video = {"videos": [f"clips/{label}/{number}.mp4"]}
+            said = [{"role": "user", "content": "<video>Which hand?"}, {"role": "assistant", "content": right}]
+            kept.append({**video, "messages": said})
+            said = [{"role": "user", "content": "<video>Is it a hand?"}, {"role": "assistant", "content": "yes"},
+                    {"role": "user", "content": "Which one?"}, {"role": "assistant", "content": right}]  # fmt: skip
+            kept.append({**video, "messages": said})
+    file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    return file
+
+
+def test_a_file_of_questions_is_split_by_recording(questions, tmp_path):
+    from videopanda.data.question_files import split_questions
+
+    counts = split_questions(questions, tmp_path, 0.25)
+    assert counts == {"train": 18, "test": 6, "test_recordings": 3}
+    rows = {
+        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("train", "test")
+    }
+    recordings = {name: {row["recording"] for row in found} for name, found in rows.items()}
+    assert not recordings["train"] & recordings["test"]
+    assert all((tmp_path / row["video"]).is_file() for found in rows.values() for row in found)
+    assert {len(row["conversations"]) for row in rows["train"]} == {2, 4}
+    assert {len(row["conversations"]) for row in rows["test"]} == {2}  # of a chat the first question alone
+    with pytest.raises(ValueError, match="already contains"):
+        split_questions(questions, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"id": "1", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "one video"),
+        ({"id": "1", "video": "a.mp4", "conversations": []}, "empty"),
+        ({"id": "1", "video": "a.mp4",
+          "conversations": [{"from": "human", "value": "<video>q"}, {"from": "gpt", "value": "a"}]},
+         "about 1 recordings"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_split_is_refused(tmp_path, row, reason):
+    from videopanda.data.question_files import split_questions
+
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=reason):
+        split_questions(tmp_path / "rows.jsonl", tmp_path / "out")
+
+
+def test_a_file_is_taught_and_its_options_are_checked(place, questions, tmp_path):
+    out = tmp_path / "out"
+    words = ("teach", questions, "--model", place / "model", "--output", out)
+    for more, reason in (
+        (("--question", "Which?"), "has its own questions"),
+        (("--copies", "2"), "need not hold for altered clips"),
+    ):
+        code, _, err = run(*words, *more)
+        assert (code, reason in err) == (2, True), err
+    code, _, err = run("teach", place / "clips", *words[2:])
+    assert (code, "Pass --question" in err) == (2, True)
+    code, printed, err = run(*words, "--set", "max_steps=2", "--set", "dtype=float32")
+    assert code == 0, err
+    report = json.loads((out / "teach.json").read_text())
+    assert (report["question"], report["test_recordings"], report["test_questions"]) == ("questions.jsonl", 3, 6)
+    assert set(report["classes"]) <= {"left", "right", "yes"}
+    assert "videopanda serve --model" in printed
+
+
+def test_a_large_model_is_taught_by_adapters_on_four_bits(place, tmp_path):
+    """As the released 7B is on one GPU, on a stand-in whose maps bitsandbytes can pack."""
+    pytest.importorskip("bitsandbytes")
+    from tiny import tiny_config
+
+    config = tiny_config()
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 1, "num_key_value_heads": 1}
+    config.text_config = type(config.text_config)(**{**config.text_config.to_dict(), **sizes, "head_dim": 64})
+    type(tiny_model())(config).save_pretrained(tmp_path / "model")
+    tiny_processor().save_pretrained(tmp_path / "model")
+    words = ("teach", place / "clips", "--question", "Which hand?", "--model", tmp_path / "model", "--output")
+    settings = ("--copies", "0", "--set", "max_steps=2", "--set", "dtype=float32")
+    code, _, err = run(*words, tmp_path / "out", "--lora", "--quantize", "nf4", *settings)
+    assert code == 0, err
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+    assert json.loads((tmp_path / "out" / "teach.json").read_text())["test_questions"] == 4
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as weights:
+        kinds = {weights.get_tensor(name).dtype for name in weights.keys() if name.endswith("_proj.weight")}  # noqa: SIM118
+    assert kinds == {torch.bfloat16}
+
+
+def test_training_ends_early_with_the_best_weights(tmp_path):
     from videopanda.training.callbacks import EarlyStop
 
     model = torch.nn.Linear(1, 1, bias=False)

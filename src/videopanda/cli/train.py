@@ -124,9 +124,17 @@ def finetune_verb(
 
 
 def teach_verb(
-    clips: Annotated[Path, typer.Argument(help="Folder with one subfolder of clips per class.", show_default=False)],
-    question: Annotated[str, typer.Option("--question", metavar="TEXT", help="The question about every clip.")],
+    clips: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder with one subfolder of clips per class, or a file of questions about clips.", show_default=False
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the model and the report.")],
+    question: Annotated[
+        str, typer.Option("--question", metavar="TEXT", help="The question about every clip of a folder.")
+    ] = "",
+    media_root: MediaRoot = None,
     model: Model = None,
     lora: Lora = False,
     quantize: TrainQuantize = "",
@@ -146,13 +154,15 @@ def teach_verb(
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Teach a model the classes of your clips, and test it on recordings that it has never seen.
+    """Teach a model your clips, and test it on recordings that it has never seen.
 
     Labels and checks the clips, splits them by recording, trains until held-out
     clips stop improving, and reports accuracy before and after, with and
     without the video. The same command resumes.
 
     Example:  videopanda teach clips --question "Which word is signed?" --output out/mine
+
+    Questions in a file, in any format of training data:  videopanda teach questions.jsonl --output out/mine
     """
     import json
 
@@ -160,12 +170,14 @@ def teach_verb(
     require_settings(set_)
     require_folder(output)
     require_paths(clips)
+    require_media_root(media_root)
     require_extra("train", "matplotlib", "torchdata", *(["peft"] if lora else []))
     start = require_checkpoint(model)
     _log()
     from videopanda.teach import next_commands, tables, teach
 
     options: dict[str, Any] = {"test_share": test_share, "copies": copies, "seed": seed, "settings": set_ or []}
+    options["media_root"] = media_root
     report = _told(lambda: teach(clips, question, output, start, lora=lora, quantize=bool(quantize), **options))
     if as_json:
         print(json.dumps(report))
@@ -216,3 +228,5 @@ def _check_quantize(quantize: str, lora: bool) -> None:
         raise ValueError(f"--quantize must be nf4 for training, got {quantize!r}")
     if quantize and not lora:
         raise ValueError("--quantize requires --lora: quantized weights cannot be trained")
+    if quantize:
+        require_extra("qlora", "bitsandbytes")
