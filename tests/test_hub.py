@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from hub_server import TOKEN, Hub
+from language_models import MEMBERS, write
 from official import write_official
 from tiny import tiny_model, tiny_processor
 from videopanda.hub import BUNDLED, HubName, folder_of, name_of, parse
@@ -166,10 +168,64 @@ def test_answer_by_name_and_what_must_be_converted(tmp_path):
         assert "pytorch_model.bin" not in hub.downloads()
 
 
+NAMES = """
+import json, sys
+from pathlib import Path
+
+import videopanda
+from videopanda.cli.app import main
+from videopanda.cli.checks import require_checkpoint
+from videopanda.encoders.open import open_teacher
+
+place = sys.argv[1]
+for words in (
+    ["init", "--backbone", "org/lm", "--preset", "nano", f"{place}/fresh"],
+    ["plan", "--backbone", "org/lm", "--preset", "nano", "--device", "cpu"],
+    ["convert", "org/official:videopanda_fitu", f"{place}/ours"],
+):
+    sys.argv = ["videopanda", *words]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, words
+model, _ = videopanda.load("org/mine@v1:sub", device="cpu")
+found = {
+    "made": [Path(place, name, "config.json").is_file() for name in ("fresh", "ours")],
+    "loaded": sum(weight.numel() for weight in model.parameters()),
+    "teacher": open_teacher("org/teacher").size,
+    "judge": (require_checkpoint(Path("org/lm"), plain=True) / "config.json").is_file(),
+}
+print("FOUND", json.dumps(found))
+"""
+
+
+def test_every_place_takes_a_name(tmp_path, checkpoint):
+    """`--backbone`, `convert`, `--teacher`, `load` with revision and folder, and `--model` of a judge or `lab`."""
+    write(tmp_path / "lm", MEMBERS["SmolLM2"])
+    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    CLIPVisionModel(CLIPVisionConfig(**tower, image_size=28, patch_size=14)).save_pretrained(tmp_path / "teacher")
+    repos = {"org/lm": contents(tmp_path / "lm"), "org/teacher": contents(tmp_path / "teacher"), "org/mine": {}}
+    official = contents(write_official(tmp_path / "official"))
+    repos["org/official"] = {f"videopanda_fitu/{name}": content for name, content in official.items()}
+    mine = {f"sub/{path.name}": path.read_bytes() for path in checkpoint.iterdir() if path.name != "run.json"}
+    with Hub(repos, revisions={("org/mine", "v1"): mine}) as hub:
+        done = python(NAMES, hub.environment(tmp_path / "home", HF_HUB_DISABLE_PROGRESS_BARS="1"), str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.rpartition("FOUND ")[2])
+    numel = sum(weight.numel() for weight in tiny_model().parameters())
+    assert found == {"made": [True, True], "loaded": numel, "teacher": 16, "judge": True}
+
+
 def test_push_then_pull(tmp_path, checkpoint):
-    (checkpoint / "run.json").write_text(
-        json.dumps({"stage": {"stage": "finetune", "data": "/somewhere/rows.jsonl"}, "data": {"samples": 7}})
-    )
+    stages = [
+        {"stage": {"stage": name, "data": f"/somewhere/{name}.jsonl", "num_frames": 4}, "data": {"samples": 7}}
+        for name in ("prealign", "finetune")
+    ]
+    (checkpoint / "run.json").write_text(json.dumps({**stages[1], "start": "mine", "earlier": stages[:1]}))
+    taught = {when: {"accuracy": 0.25} for when in ("before", "after", "without_video")}
+    taught |= {"question": "Which?", "test_questions": 8, "test_recordings": 8, "kinds": {"unseen recording": 8}}
+    (checkpoint / "teach.json").write_text(json.dumps({**taught, "most_frequent_class": 0.5}))
+    (checkpoint / "teach_settings.json").write_text(json.dumps({"clips": "/somewhere/clips"}))
     summary = {"benchmark": "custom", "questions": 3, "metrics": {"accuracy": 0.5}, "protocols": []}
     (tmp_path / "s.json").write_text(json.dumps({**summary, "scorers": [{"name": "exact", "version": "1"}]}))
     words = ("push", str(checkpoint), "org/mine", "--scores", str(tmp_path / "s.json"), "--license", "mit")
@@ -182,12 +238,22 @@ def test_push_then_pull(tmp_path, checkpoint):
         assert done.returncode == 0, done.stderr
         files = hub.repos["org/mine"]
         assert {"config.json", "model.safetensors", "modeling_videopanda.py", "README.md"} <= set(files)
-        assert not {"run.json", "index.html", "metrics.jsonl"} & set(files)
+        assert not {"run.json", "index.html", "metrics.jsonl", "teach.json", "teach_settings.json"} & set(files)
         card = files["README.md"].decode()
-        for part in ("license: mit", "rows.jsonl, 7 samples", "| custom | full | 3 | accuracy | 0.5000 |", "## Limits"):
+        for part in (
+            "license: mit",
+            "Started from mine.",
+            "1. prealign: prealign.jsonl, 7 samples; num_frames 4\n2. finetune: finetune.jsonl, 7 samples",
+            "Which?: 25.0% of 8 questions about 8 held-out clips (unseen recording)",
+            "| custom | full | 3 | accuracy | 0.5000 |",
+            "## Limits",
+        ):
             assert part in card
         assert "/somewhere" not in card
         assert all(str(checkpoint).encode() not in content for content in files.values())
+        path = "/".join(("", "home", "me", "clips"))
+        told = python(COMMAND, environment, *words[:3], "--limitation", f"Only clips of {path}.", "--dry-run")
+        assert (told.returncode, f"a path of this machine (README.md: {path}" in told.stderr) == (2, True)
         pulled = python(COMMAND, environment, "pull", "org/mine")
         assert pulled.returncode == 0, pulled.stderr + pulled.stdout
         assert "ready:  videopanda answer CLIP QUESTION --model org/mine" in pulled.stdout

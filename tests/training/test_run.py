@@ -75,6 +75,9 @@ def test_a_run_records_itself(runs, stage):
     assert (record["stage"]["max_steps"], record["stage"]["dtype"]) == (4, "float32")
     assert record["versions"]["torch"] == version("torch")
     assert {"parts", "versions", "machine", "git_revision"} < set(record)
+    before = list(STAGES[: list(STAGES).index(stage)])
+    assert [one["stage"]["stage"] for one in record.get("earlier", [])] == before
+    assert record.get("start") == (before[-1] if before else None)
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
     steps = trace(folder)
     assert list(steps) == [1, 2, 3, 4]

@@ -9,8 +9,9 @@ from videopanda.models.load import check_checkpoint
 
 _FILES = ("config.json", "processor_config.json")
 _SUFFIXES = (".json", ".jinja", ".txt", ".model", ".safetensors", ".md")
+TAUGHT = "teach.json"  # the report of `videopanda teach`
 # Records of how the folder was made, which contain local paths, and heads that only training needs.
-_LEFT_OUT = ("run.json", "conversion.json", HEAD_FILE)
+_LEFT_OUT = ("run.json", "conversion.json", TAUGHT, "teach_settings.json", HEAD_FILE)
 
 
 def export(checkpoint: str | Path, out: str | Path) -> list[str]:

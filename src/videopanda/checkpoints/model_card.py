@@ -1,13 +1,15 @@
 """The model card of a checkpoint: what it was trained on, how it was measured, what it cannot do. No local paths."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from videopanda import __version__
+from videopanda.checkpoints.export import TAUGHT
 
-_SHOWN = ("stage", "num_frames", "lora_rank", "epochs", "max_steps", "batch_size", "vision_lr", "language_model_lr")
+_SHOWN = ("num_frames", "lora_rank", "epochs", "max_steps", "batch_size", "vision_lr", "language_model_lr")
 _LIMITS = (
     "It answers every question, also about clips unlike those it was trained on, where its answers mean nothing.",
     "Numbers hold for the questions, frames and scoring that stand beside them, and for no others.",
@@ -43,7 +45,7 @@ def model_card(
         f"with a language model of the type `{config['text_config']['model_type']}`.",
         f"## Use\n\n{use}",
         f"## Training\n\n{_training(folder)}",
-        f"## Scores\n\n{_scores(scores)}",
+        f"## Scores\n\n{_scores(folder, scores)}",
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in (*limits, *_LIMITS)),
         f"Made with videopanda {__version__}.",
     ]
@@ -54,21 +56,25 @@ def _training(folder: Path) -> str:
     if not (folder / "run.json").is_file():
         return "No record of its training is in the folder."
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    stage = record["stage"]
-    lines = [f"- data: {Path(stage['data']).name}, {record['data']['samples']:,} samples"]
-    lines += [f"- {key}: {stage[key]}" for key in _SHOWN if stage.get(key) not in (None, "", 0)]
+    lines = [f"Started from {record['start']}.\n"] if record.get("start") else []
+    for number, one in enumerate([*record.get("earlier", []), record], 1):
+        stage = one["stage"]
+        facts = [f"{key} {stage[key]}" for key in _SHOWN if stage.get(key) not in (None, "", 0)]
+        data = f"{Path(stage['data']).name}, {one['data']['samples']:,} samples"
+        lines.append(f"{number}. {stage['stage']}: {'; '.join([data, *facts])}")
     after = record.get("validation", {}).get("after", {})
     if "validation_accuracy" in after:
-        text = f"- on clips held out of training: {after['validation_accuracy']:.1%} of answers right"
+        text = f"\nOn clips held out of training: {after['validation_accuracy']:.1%} of answers right"
         if "validation_accuracy_no_video" in after:
             text += f", {after['validation_accuracy_no_video']:.1%} without the video"
-        lines.append(text)
+        lines.append(f"{text}.")
     return "\n".join(lines)
 
 
-def _scores(files: Sequence[Path]) -> str:
+def _scores(folder: Path, files: Sequence[Path]) -> str:
+    taught = _taught(folder)
     if not files:
-        return "None were given."
+        return taught or "None were given."
     rows = ["| benchmark | shown | questions | metric | value | frames | scorer |", "|---|---|---|---|---|---|---|"]
     for file in files:
         try:
@@ -80,7 +86,21 @@ def _scores(files: Sequence[Path]) -> str:
                 rows.append(f"| {' | '.join(cells)} | {value:.4f} | {protocol.get('num_frames', '–')} | {scorer} |")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is not a summary of `videopanda evaluate score`") from error
-    return "\n".join(rows)
+    return "\n".join([*([taught, ""] if taught else []), *rows])
+
+
+def _taught(folder: Path) -> str:
+    """What `videopanda teach` measured on recordings that training did not see; "" for other models."""
+    if not (folder / TAUGHT).is_file():
+        return ""
+    report = json.loads((folder / TAUGHT).read_text(encoding="utf-8"))
+    values = {when: report[when]["accuracy"] for when in ("after", "before", "without_video")}
+    return (
+        f"{report['question']}: {values['after']:.1%} of {report['test_questions']} questions about "
+        f"{report['test_recordings']} held-out clips ({', '.join(report['kinds'])}); before training "
+        f"{values['before']:.1%}, without the video {values['without_video']:.1%}, most frequent answer "
+        f"{report['most_frequent_class']:.1%}. Equal words count as right."
+    )
 
 
 def local_paths(folder: Path) -> list[str]:
@@ -100,4 +120,8 @@ def local_paths(folder: Path) -> list[str]:
     for path in sorted(folder.glob("*.json")):
         if path.name not in ("tokenizer.json", "vocab.json", "model.safetensors.index.json"):
             look(path.name, json.loads(path.read_text(encoding="utf-8")))
+    card = folder / "README.md"
+    if card.is_file():
+        for word in re.split(r"[\s\"'`()\[\]<>|,;]+", card.read_text(encoding="utf-8")):
+            look(card.name, word.removeprefix("file://"))
     return found

@@ -176,7 +176,9 @@ def init_verb(
     model: Annotated[
         Path | None,
         typer.Option(
-            "--model", metavar="DIR", help="Trained model: to change with --set, or its vision part for --backbone."
+            "--model",
+            metavar="DIR|NAME",
+            help="Trained model: to change with --set, or its vision part for --backbone.",
         ),
     ] = None,
     family: Family = None,

@@ -176,7 +176,7 @@ def cache_verb(
 def features_verb(
     stage: Annotated[str, typer.Argument(help="Training stage whose clips are encoded.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Folder to write or resume.", show_default=False)],
-    model: Annotated[Path, typer.Option("--model", metavar="DIR", help="Checkpoint that the stage starts from.")],
+    model: Annotated[Path, typer.Option("--model", metavar="DIR|NAME", help="Checkpoint that the stage starts from.")],
     config: Annotated[
         str, typer.Option("--config", metavar="NAME|FILE", help="Settings, as for videopanda train.")
     ] = "paper",
@@ -209,7 +209,7 @@ def recaption_verb(
     name: Annotated[str, typer.Option("--name", metavar="ID", help="Name of the model on that server.")] = "",
     model: Annotated[
         Path | None,
-        typer.Option("--model", metavar="DIR", help="Checkpoint folder to caption with, instead of a server."),
+        typer.Option("--model", metavar="DIR|NAME", help="Checkpoint to caption with, instead of a server."),
     ] = None,
     send: Annotated[
         str,
@@ -239,7 +239,7 @@ def recaption_verb(
     if bool(base_url) != bool(name):
         raise ValueError("--base-url needs --name, the name of a model on that server")
     require_server("--base-url", base_url)
-    require_checkpoint(model)
+    model = require_checkpoint(model)
     require_media_root(media_root)
     from videopanda.data.recaption import PROMPT, Captioner, Local, Remote, recaption
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.checks import require_file, require_paths, require_server
+from videopanda.cli.checks import require_checkpoint, require_file, require_paths, require_server
 from videopanda.cli.options import Annotations, AsJson, Bench, Errata, Predictions, ScoresOutput, console
 
 
@@ -27,7 +27,7 @@ def judge_verb(
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option("--model", metavar="DIR", help="Folder of a chat model as the judge, instead of a server."),
+        typer.Option("--model", metavar="DIR|NAME", help="Chat model as the judge, instead of a server."),
     ] = None,
     imported: Annotated[
         Path | None,
@@ -79,7 +79,8 @@ def judge_verb(
     if imported and (prompts or dry_run or price_in is not None or price_out is not None):
         raise ValueError("--import calls no judge: omit --prompts, --price-in, --price-out and --dry-run")
     require_server("--base-url", base_url)
-    require_paths(predictions, model, imported)
+    require_paths(predictions, imported)
+    model = require_checkpoint(model, plain=True)
     require_file("--prompts", prompts)
     work = prepare(bench, path, predictions, output, errata)
     if imported:

@@ -69,7 +69,7 @@ def run_verb(
     jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Training runs at the same time.")] = 1,
     model: Annotated[
         Path | None,
-        typer.Option("--model", metavar="DIR", help="Start from this language model instead of training one."),
+        typer.Option("--model", metavar="DIR|NAME", help="Start from this language model instead of training one."),
     ] = None,
     rows: Annotated[
         list[str] | None, typer.Option("--row", metavar="NAME", help="Run only this row; may be repeated.")
@@ -82,7 +82,7 @@ def run_verb(
 
     Example:  videopanda lab run table4 --budget small --jobs 2
     """
-    require_checkpoint(model)
+    model = require_checkpoint(model, plain=True)
     quiet()
     from videopanda.lab.run import LabStoppedError, cells, run
     from videopanda.lab.table import only, read
@@ -143,7 +143,7 @@ def report_verb(
 def teacher_verb(
     kind: Annotated[str, typer.Option("--kind", metavar="NAME", help="video-text, image-text, video or image.")],
     model: Annotated[
-        Path, typer.Option("--model", metavar="DIR", help="Language model whose tokenizer the teacher uses.")
+        Path, typer.Option("--model", metavar="DIR|NAME", help="Language model whose tokenizer the teacher uses.")
     ],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the teacher.")],
     steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Training steps.")] = 600,
@@ -154,7 +154,7 @@ def teacher_verb(
 
     Example:  videopanda lab teacher --kind image-text --model out/language --output out/teacher
     """
-    require_checkpoint(model)
+    model = require_checkpoint(model, plain=True) or model
     quiet()
     from videopanda.lab.teachers import train_teacher
 

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 from videopanda.checkpoints.tensors import CheckpointError
 from videopanda.data.manifest import file_sha256
+from videopanda.hub import name_of
 from videopanda.training.stages import StageConfig
 
 logger = logging.getLogger(__name__)
@@ -209,8 +210,15 @@ def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-def write_record(output: Path, stage: StageConfig, reports: list, data: dict[str, Any], processes: int = 1) -> None:
-    """Write `run.json`: everything needed to repeat the run."""
+def write_record(
+    output: Path,
+    stage: StageConfig,
+    reports: list,
+    data: dict[str, Any],
+    processes: int = 1,
+    start: Path | None = None,
+) -> None:
+    """Write `run.json`: everything needed to repeat the run, and the earlier stages of the model in `start`."""
     packages = ("videopanda", "torch", "transformers", "accelerate", "numpy", "av")
     record = {
         "stage": stage.as_dict(),
@@ -219,8 +227,19 @@ def write_record(output: Path, stage: StageConfig, reports: list, data: dict[str
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         "git_revision": _git_revision(),
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "processes": processes},
+        **(_history(start) if start else {}),
     }
     write_text(output / "run.json", json.dumps(record, indent=2) + "\n")
+
+
+def _history(start: Path) -> dict[str, Any]:
+    """The name of the model that a run starts from, and settings and data of its training, the oldest stage first."""
+    file = (start.parent if start.name.startswith("checkpoint-") else start) / "run.json"
+    earlier = []
+    if file.is_file():
+        record = json.loads(file.read_text(encoding="utf-8"))
+        earlier = [*record.get("earlier", []), {"stage": record["stage"], "data": record["data"]}]
+    return {"start": name_of(start), "earlier": earlier}
 
 
 def add_to_record(output: Path, values: dict[str, Any]) -> None:
