@@ -37,7 +37,7 @@ QUICK = [
     (15, "answer DEMO What? --start 30", r"start is 30\.0 s, and the video lasts only 4\.000 s"),
     (16, "answer DEMO What? --start noon", r"expected a time in seconds, or one such as 1:30, got 'noon'"),
     (17, "answer DEMO What? --dtype int8", r"--dtype must be float32, bfloat16, float16 or auto, got 'int8'"),
-    (17, "answer DEMO What? --quantize int7", r"--quantize must be int8 or int4, got 'int7'"),
+    (17, "answer DEMO What? --quantize int7", r"--quantize must be int8 or nf4, got 'int7'"),
     (17, "answer ftp://x.org/a.mp4 What?", r"only http and https URLs can be fetched, got 'ftp://x\.org/a\.mp4'"),
     (17, "demo --output empty.mp4", r"empty\.mp4 is a file: choose a folder"),
     (38, "train finetune --config nano --model NANO --output empty.mp4", r"empty\.mp4 is a file"),
@@ -120,6 +120,7 @@ BRIEFLY = "--set max_steps=1 --set batch_size=1 --set validation=0 --set num_wor
 # These need the model code to tell. Checked in this process, which has torch anyway.
 SLOW = [
     (11, "answer DEMO What? --device cuda", r"device cuda is not available: torch .*; use cpu"),
+    (11, "answer DEMO What? --device mps", r"device mps is not available: torch .* finds no Apple GPU; use cpu"),
     (11, "answer DEMO What? --device gpu", r"unknown device 'gpu': use cpu, cuda, cuda:1 or mps"),
     (17, "answer DEMO What? --num-frames 100000", r"exceed the context .*at most [0-9]+ frames fit"),
     (21, "answer pic.png What?", None),

@@ -69,6 +69,31 @@ def test_ranks_get_other_samples_and_as_many_tokens(world_size):
     assert tokens.sum(1).min() >= 0.98 * tokens.sum(1).max()  # measured with four ranks: 0.996
 
 
+@pytest.mark.parametrize("row_tokens", [0, ROOM])
+def test_sixty_four_ranks_see_each_sample_once_and_resume(row_tokens):
+    """Rows of one sample, and of several; what `benchmarks/rows_6m.py` does with six million."""
+
+    def stream(rank: int) -> BatchStream:
+        return BatchStream(Lengths(), 2, rank, 64, row_tokens=row_tokens)
+
+    ranks = [list(stream(rank)) for rank in range(64)]
+    steps = len(ranks[0])
+    assert {len(batches) for batches in ranks} == {steps}
+    assert steps >= 2
+    numbers = [batch.number for step in zip(*ranks) for batch in step]
+    assert numbers == list(range(64 * steps))
+    samples = [sample for batches in ranks for batch in batches for sample in batch.samples]
+    assert len(samples) == len(set(samples))
+    left_out = len(LENGTHS) - len(samples)
+    assert left_out < (2 * 64 if not row_tokens else 2 * 64 * ROOM // LENGTHS.min())
+    for rank in (0, 37, 63):
+        stopped, resumed = stream(rank), stream(rank)
+        begun = iter(stopped)
+        assert next(begun) == ranks[rank][0]
+        resumed.load_state_dict(stopped.state_dict())
+        assert list(resumed) == ranks[rank][1:]
+
+
 def test_epochs_have_other_rows_and_as_many_steps():
     batches = loader()
     first = list(batches)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from dataclasses import fields
 
@@ -64,6 +65,39 @@ def test_a_clip_is_decoded_once_for_each_choice_of_frames(path, tmp_path, decode
     with path.open("rb") as stream:
         cache.read_video(stream, num_frames=4)  # is read once, so it has no name
     assert len(files(tmp_path)) == len(choices) + 1
+
+
+READ_ALL = """
+import json, sys
+from videopanda.video.disk_cache import FrameCache
+
+folder, offset, *paths = sys.argv[1:]
+cache, found = FrameCache(folder, 2**30), {}
+for number in range(len(paths)):
+    path = paths[(number + int(offset)) % len(paths)]
+    found[path] = cache.read_video(path, num_frames=4).frames.sum().item()
+    print("one", flush=True)
+print(json.dumps(found))
+"""
+
+
+def test_processes_share_a_cache(tmp_path):
+    """Four fill it at the same time, one of them is killed: all read the same, and every entry is whole."""
+    paths = [write_video(tmp_path / f"{n}.mp4", range(n, n + 8), fps=4) for n in range(6)]
+    expected = {str(path): read_video(path, num_frames=4).frames.sum().item() for path in paths}
+    folder = tmp_path / "cache"
+    command = [sys.executable, "-c", READ_ALL, str(folder)]
+    readers = [
+        subprocess.Popen([*command, str(offset), *map(str, paths)], stdout=subprocess.PIPE, text=True)
+        for offset in (0, 0, 3, 1)
+    ]
+    assert readers[-1].stdout.readline() == "one\n"
+    readers[-1].kill()
+    said = [reader.communicate(timeout=120)[0] for reader in readers]
+    assert [json.loads(text.splitlines()[-1]) for text in said[:3]] == [expected] * 3
+    assert len(files(folder)) == len(paths)
+    cache = FrameCache(folder, GIB)
+    assert all(same(cache.read_video(path, num_frames=4), read_video(path, num_frames=4)) for path in paths)
 
 
 @pytest.mark.parametrize("spoil", ["cut", "flip", "empty", "other"])

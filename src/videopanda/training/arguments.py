@@ -18,9 +18,14 @@ def arguments(
     """The arguments of a stage. `wrapped` names the classes of the layers that FSDP shards one by one.
 
     Raises:
-        ValueError: DeepSpeed is needed and not installed, or the launcher asks to split rows over processes.
+        ValueError: DeepSpeed or a logger is needed and not installed, or the launcher asks to split rows over
+            processes.
     """
     refuse_split_rows()
+    for name in stage.loggers:
+        if find_spec(name) is None:
+            extra = "train" if name == "tensorboard" else "loggers"
+            raise ValueError(f"report_to={name} needs that package: pip install 'videopanda[{extra}]'")
     cuda, several = torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1")) > 1  # as launchers say it
     sharded: dict[str, Any] = {}
     if stage.strategy == "fsdp2" and several:

@@ -34,6 +34,8 @@ def load() -> tuple[Any, str]:
         import torchcodec
         from torchcodec.decoders import VideoDecoder
     except (ImportError, RuntimeError, OSError) as error:  # absent, or its FFmpeg libraries are
+        if isinstance(error, ModuleNotFoundError) and error.name == "torchcodec":
+            return None, "it is not installed: pip install 'videopanda[video]'"
         return None, (str(error).strip() or "it does not load").splitlines()[0]
     return VideoDecoder, str(torchcodec.__version__)
 
