@@ -85,7 +85,7 @@ SURFACE = {
     ),
     "chat": (
         {"--model", "--num-frames", "--fps", "--start", "--end", "--device", "--dtype", "--max-new-tokens"}
-        | {"--temperature", "--seed", "--allow-host", "--set"},
+        | {"--temperature", "--seed", "--allow-host", "--quantize", "--set"},
         {"video"},
     ),
     "convert": ({"--allow", "--json"}, {"source", "out"}),
@@ -124,7 +124,8 @@ SURFACE = {
             "--num-frames",
             "--fps",
         }
-        | {"--text-tokens", "--max-new-tokens", "--device", "--dtype", "--fit", "--samples", "--measure", "--json"},
+        | {"--text-tokens", "--max-new-tokens", "--device", "--dtype", "--fit", "--samples", "--measure", "--json"}
+        | {"--quantize"},
         set(),
     ),
     "scenes": (set(), {"make"}),
@@ -198,7 +199,7 @@ SURFACE = {
             "--allow-host",
             "--files",
         }
-        | {"--allow-origin", "--public-url", "--media-root"}
+        | {"--allow-origin", "--public-url", "--media-root", "--quantize"}
         | {
             "--keep",
             "--max-upload",
@@ -224,7 +225,7 @@ SURFACE = {
     "push": ({"--scores", "--license", "--limitation", "--private", "--dry-run"}, {"checkpoint", "name"}),
     "teach": (
         {"--question", "--output", "--model", "--lora", "--quantize", "--test-share", "--copies", "--seed", "--set"}
-        | {"--json"},
+        | {"--json", "--media-root"},
         {"clips"},
     ),
     "verify": ({"--against", "--record", "--json"}, {"checkpoint"}),
