@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from videopanda.data.sample import Sample, Turn
-from videopanda.data.worlds.scenes.exact_times import exact_questions, part_of
+from videopanda.data.worlds.scenes.exact_times import EVENTFUL, exact_questions, part_of
 from videopanda.data.worlds.scenes.outside import outside_frames, unanswerable
 from videopanda.data.worlds.scenes.questions import (
     DESCRIBE,
@@ -142,9 +142,10 @@ class ScenesDataset:
         rng = np.random.default_rng([self.seed, index, 1])
         grown = 1 + int(index / (self.num * self.ramp) * self.max_things) if self.ramp else self.max_things
         difficulty = Difficulty(min(grown, self.max_things), self.themes, plain=bool(rng.random() < self.plain))
-        scene = make_scene(self.seed, self.split, index, difficulty)
         if not self.text_only and other.random() < self.exact_times:
-            return self._exact(name, scene, other)
+            eventful = replace(difficulty, themes=EVENTFUL)
+            return self._exact(name, make_scene(self.seed, self.split, index, eventful), other)
+        scene = make_scene(self.seed, self.split, index, difficulty)
         conversations = self._conversations(scene, rng)
         if self.wordings:
             conversations = self._in_words(scene, conversations, rng)

@@ -28,6 +28,8 @@ _COLLIDE = "the {a} and the {b} (collide|hit each other|meet|crash|bump into eac
 _VISIBLE = "the {a} is (visible|there|seen|shown|in the picture)"
 _IS_NOW = "(there is a {new} {shape}|the {shape} is {new})"
 
+EVENTFUL = ("order", "change", "visit", "collide")  # themes of scenes in which something happens
+
 _WHEN = (
     "(Tell me|Say|Find out|Show me|Let me know) (exactly|precisely) when {s}.",
     "(Exactly|Precisely) when is it that {s}?",
@@ -90,9 +92,13 @@ def at_speed(scene: Scene, factor: float) -> Scene:
 
 
 def exact_questions(part: ScenePart, rng: np.random.Generator) -> list[Question]:
-    """All questions about exact times of this part, and as many about what is true of it, in random order."""
-    found = [*_when(part, rng), *_when(part, rng)]
-    found += [*_whether(part, rng), *_whether(part, rng)]
+    """Questions about exact times of this part, in several wordings, and some about what is true of it, shuffled.
+
+    Copying the times in front of frames is learned slowly, so some questions ask for nothing else.
+    """
+    found = [question for _ in range(3) for question in _when(part, rng)]
+    found += _frame_times(part, rng)
+    found += [*_whether(part, rng), *_whether(part, rng)][:6]
     found = list({question.question: question for question in found}.values())
     return [found[i] for i in rng.permutation(len(found))]
 
@@ -103,6 +109,15 @@ def _when(part: ScenePart, rng: np.random.Generator) -> Iterator[Question]:
         if 0 < after < len(part.times):
             answer = f"between {part.times[after - 1]:.1f} and {part.times[after]:.1f} seconds"
             yield _asked(_WHEN, statement, answer, rng)
+
+
+def _frame_times(part: ScenePart, rng: np.random.Generator) -> Iterator[Question]:
+    shown = [f"{second:.1f}" for second in part.times]
+    text = pick(rng, "When are the frames shown?", "At what times are the frames?", "List the times of all frames.")
+    yield Question("exact_time", text, f"{', '.join(shown)} seconds")
+    for number in rng.permutation(len(shown))[:3]:
+        text = pick(rng, "When is frame {} shown?", "What is the time of frame {}?", "At what time is frame {}?")
+        yield Question("exact_time", text.format(number + 1), f"{shown[number]} seconds")
 
 
 def _whether(part: ScenePart, rng: np.random.Generator) -> Iterator[Question]:
