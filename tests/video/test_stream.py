@@ -66,6 +66,34 @@ def test_a_picture_that_lasts_is_no_leap_of_the_clock(tmp_path):
         assert not stream.notes
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.flv"])
+def test_a_picture_is_shown_at_every_moment_that_it_lasts(tmp_path, name):
+    """A variable frame rate: no moment of a long gap is left out, and none follows the end."""
+    path = write_video(tmp_path / name, range(6), pts=[0, 100, 200, 5000, 5100, 9000], time_base=Fraction(1, 1000))
+    for fps in (0.7, 2, 12):
+        with stream_video(path, fps=fps) as stream:
+            frames = list(stream)
+        video = read_video(path, fps=fps)
+        assert [frame.index for frame in frames] == video.indices.tolist()
+        np.testing.assert_allclose([frame.time for frame in frames], video.times, atol=1e-9)
+
+
+def test_an_animation_ends_with_its_last_picture(tmp_path):
+    images = [Image.fromarray(paint_number(number)) for number in range(4)]
+    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=[100, 2400, 50, 900])
+    frames = list(stream_video(tmp_path / "a.gif", fps=4))
+    assert [frame.index for frame in frames] == read_video(tmp_path / "a.gif", fps=4).indices.tolist()
+
+
+def test_nothing_is_shown_for_the_time_without_a_connection():
+    """Nobody knows what happened then."""
+    shown = [
+        stream._Frame(lambda: np.zeros(0), time, k, 0.0, is_resumed=time == 8) for k, time in enumerate([0, 1, 2, 8, 9])
+    ]
+    frames = list(stream._at_rate(iter(shown), 2))
+    assert [frame.time for frame in frames] == [0, 0.5, 1, 1.5, 2, 2.5, 8, 8.5, 9, 9.5]
+
+
 def test_an_avi_with_b_frames_is_counted(tmp_path):
     """Its packets are numbered in the order of decoding."""
     path = write_video(tmp_path / "a.avi", range(20), fps=10, bf="2", preset="medium")

@@ -35,6 +35,7 @@ from videopanda.video.source import open_source
 from videopanda.video.timeline import may_leap
 
 KEPT_NOTES = 1000
+_KEPT_STEPS = 1000  # times between frames, whose median is how long a last frame of unknown length lasts
 _SLACK_SECONDS = 0.001  # of stamps that were rounded to milliseconds, as in `read_video`
 _BACK_SECONDS, _AHEAD_SECONDS = 0.1, 10.0  # a clock that moves further between two frames has been started again
 _POLL_SECONDS = 0.1
@@ -132,11 +133,17 @@ def stream_video(
 
 @dataclass(frozen=True)
 class _Frame:
-    """A frame whose pixels are converted only if it is shown: at 1 fps that is one of 25 or more."""
+    """A frame whose pixels are converted only if it is shown: at 1 fps that is one of 25 or more.
+
+    lasts: seconds that it is shown if none follows; 0 if unknown.
+    is_resumed: it is the first one after a lost connection.
+    """
 
     convert: Callable[[], np.ndarray]
     time: float
     index: int
+    lasts: float
+    is_resumed: bool = False
 
     @cached_property
     def picture(self) -> np.ndarray:
@@ -150,19 +157,26 @@ def _at_rate(frames: Iterator[_Frame], fps: float | None) -> Iterator[StreamFram
         for frame in frames:
             yield StreamFrame(frame.picture, frame.time, frame.index)
         return
-    number, current, step = 0, None, 0.0
+    number, current, steps = 0, None, deque[float](maxlen=_KEPT_STEPS)
     for frame in frames:
-        while current is not None and frame.time > number / fps + _SLACK_SECONDS:
-            yield StreamFrame(current.picture, number / fps, current.index)
-            # After a gap the moments without frames are left out; how long the first frame lasts, the second tells.
-            usual = max(step or frame.time - current.time, 1 / fps)
-            number = max(number + 1, math.ceil((frame.time - usual) * fps - _SLACK_SECONDS))
         if current is not None:
-            step = frame.time - current.time
+            # A picture lasts until the next one, but nobody saw what happened while a connection was lost.
+            end = current.time + _lasting(current, steps) if frame.is_resumed else math.inf
+            while frame.time > number / fps + _SLACK_SECONDS:
+                if number / fps < end:
+                    yield StreamFrame(current.picture, number / fps, current.index)
+                number += 1
+            if not frame.is_resumed:
+                steps.append(frame.time - current.time)
         current = frame
-    while current is not None and number / fps < current.time + max(step, _SLACK_SECONDS) - 1e-6 / fps:
+    while current is not None and number / fps < current.time + _lasting(current, steps) - 1e-6 / fps:
         yield StreamFrame(current.picture, number / fps, current.index)
         number += 1
+
+
+def _lasting(frame: _Frame, steps: Sequence[float]) -> float:
+    """Seconds that a frame is shown if none follows it: its own length, or as long as most."""
+    return frame.lasts or max(float(np.median(steps)) if steps else 0.0, _SLACK_SECONDS)
 
 
 class _Clock:
@@ -254,7 +268,8 @@ class _Source:
             timeline = pictures.timeline(fps, None, deadline)
             assert timeline.pts is not None
             for tick, count, image in pictures.decode(timeline, timeline.pts.tolist(), deadline, background):
-                yield _Frame(partial(np.asarray, image), timeline.seconds(tick), count - 1)
+                moment = timeline.seconds(tick)
+                yield _Frame(partial(np.asarray, image), moment, count - 1, timeline.duration - moment)
         except (UnreadableError, OSError) as error:
             raise VideoReadError(self.name, str(error)) from error
 
@@ -266,7 +281,9 @@ class _Source:
             try:
                 for frame, matrix, stamp in self._decoded(clock):
                     clock.sized(upright_size(frame, matrix))
-                    yield _Frame(partial(self._picture, frame, matrix, background), clock.time_of(stamp), number)
+                    convert, is_resumed = partial(self._picture, frame, matrix, background), clock.restarted is not None
+                    lasts = float(frame.duration * frame.time_base) if frame.duration else 0.0
+                    yield _Frame(convert, clock.time_of(stamp), number, lasts, is_resumed)
                     number, pause, silent_since = number + 1, _FIRST_PAUSE, time.monotonic()
             except (av.FFmpegError, OSError, UnreadableError) as error:
                 reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
