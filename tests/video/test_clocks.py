@@ -79,7 +79,7 @@ def test_an_mp4_behind_an_mp4_is_refused(tmp_path):
     joined, tail = tmp_path / "joined.mp4", tmp_path / "tail.mp4"
     joined.write_bytes(b"".join(parts))
     for source in (joined, joined.read_bytes()):
-        with pytest.raises(VideoReadError, match="several MP4 files joined end to end"):
+        with pytest.raises(VideoReadError, match="several files joined end to end"):
             read_video(source, num_frames=2)
     tail.write_bytes(parts[0] + b"\0\0\0\x10free12345678" + b"junk")  # what phones and editors append
     assert len(read_video(tail, sampling="all")) == 5
@@ -88,6 +88,17 @@ def test_an_mp4_behind_an_mp4_is_refused(tmp_path):
     start = whole.index(b"moof") - 4
     (tmp_path / "again.mp4").write_bytes(whole + whole[:start])  # fragments may repeat their header
     assert len(read_video(tmp_path / "again.mp4", sampling="all")) == 5
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.flv", "libx264"), ("a.wmv", "mpeg4"), ("a.ivf", "libvpx")])
+def test_other_files_of_which_only_the_first_part_would_be_read_are_refused(tmp_path, name, codec):
+    part = write_video(tmp_path / name, range(5), fps=5, codec=codec)
+    assert len(read_video(part, sampling="all")) == 5
+    joined = tmp_path / f"joined-{name}"
+    joined.write_bytes(2 * part.read_bytes())
+    for source in (joined, joined.read_bytes()):
+        with pytest.raises(VideoReadError, match="several files joined end to end"):
+            read_video(source, num_frames=2)
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])

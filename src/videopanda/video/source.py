@@ -26,6 +26,16 @@ from videopanda.video.pictures import Pictures, is_heif, list_pictures, open_pic
 _PLAYLIST_BYTES = 1 << 24
 _COPY_BYTES = 1 << 20
 _MP4_BOXES = 1000  # outermost ones that are looked at; a file has about four
+# What FLV, ASF (WMV) and IVF files begin with.
+_BEGINNINGS = tuple(
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        rb"FLV\x01.\0\0\0\x09\0{4}",
+        rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c",
+        rb"DKIF\0\0\x20\0",
+    )
+)
+_BEGINNING_BYTES = 16  # at most
 # PyAV 17 cannot ask for a file whose name is not ASCII: such a file is handed over open, and may name no others.
 _TAKES_ANY_NAME = int(av.__version__.partition(".")[0]) >= 18
 
@@ -110,7 +120,7 @@ def open_source(source: Any, deadline: Deadline, stack: ExitStack) -> OpenSource
         if not (file.seekable() if hasattr(file, "seekable") else hasattr(file, "seek")):
             file = _spool(_read_chunks(file, deadline), stack)
     file.seek(0)
-    head = file.read(16)
+    head = file.read(_BEGINNING_BYTES)
     if not head:
         raise UnreadableError("the file is empty")
     if head.startswith(b"ffconcat"):
@@ -123,14 +133,33 @@ def open_source(source: Any, deadline: Deadline, stack: ExitStack) -> OpenSource
     pictures = None if is_motion_jpeg else open_pictures(file)
     if pictures is not None:
         return OpenSource(stack, pictures=pictures)
-    if head[4:8] == b"ftyp" and _is_followed_by_another(file):
-        raise UnreadableError("several MP4 files joined end to end, of which only the first would be read")
+    if _is_joined(file, head, deadline):
+        raise UnreadableError("several files joined end to end, of which only the first would be read")
     plain = None if head.lstrip().startswith((b"#EXTM3U", b"<")) else name or data  # playlists
     return OpenSource(stack, file=file, path=name, plain=plain, is_still=is_heif(file))
 
 
-def _is_followed_by_another(file: BinaryIO) -> bool:
-    """Whether an MP4 continues with a second one, as `cat` makes it: FFmpeg reads only the first, without a word."""
+def _is_joined(file: BinaryIO, head: bytes, deadline: Deadline) -> bool:
+    """Whether a second file follows, as `cat` makes it, in a format of which FFmpeg reads only the first, without a
+    word. The parts of other formats are read one after another.
+    """
+    if head[4:8] == b"ftyp":
+        return _is_joined_mp4(file)
+    beginning = next((pattern for pattern in _BEGINNINGS if pattern.match(head)), None)
+    if beginning is None:
+        return False
+    file.seek(1)
+    seen = b""
+    for chunk in _read_chunks(file, deadline):
+        if not chunk:
+            break
+        if beginning.search(seen + chunk):
+            return True
+        seen = chunk[1 - _BEGINNING_BYTES :]
+    return False
+
+
+def _is_joined_mp4(file: BinaryIO) -> bool:
     start, kinds = 0, list[bytes]()
     while len(kinds) < _MP4_BOXES:
         file.seek(start)
