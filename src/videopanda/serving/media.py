@@ -145,7 +145,7 @@ class MediaLoader:
             return self._shown(place, media, media.kind == "image", choice)
         if isinstance(part, ImagePart):
             media = await find(part.image_url.url)
-            if media.kind != "image" and not media.is_gif:
+            if not media.mime.startswith("image/"):  # a GIF may be a picture or a video
                 raise UnfitError("image_url holds a video: send it as video_url")
             return self._shown(place, media, True, choice)
         if isinstance(part, InputVideoPart):
@@ -161,7 +161,7 @@ class MediaLoader:
 
     def _stored(self, id_: str, owner: str) -> LocalMedia:
         file = self.store.get(id_, owner)
-        return LocalMedia(file.path, file.sha256, file.kind, is_temporary=False)
+        return LocalMedia(file.path, file.sha256, file.kind, file.mime, is_temporary=False)
 
     async def _file(self, url: str, owner: str) -> LocalMedia:
         """The file for a URL or an id."""

@@ -228,13 +228,8 @@ class LocalMedia:
     path: Path
     sha256: str
     kind: str
+    mime: str
     is_temporary: bool = True
-
-    @property
-    def is_gif(self) -> bool:
-        """Whether it is a GIF, which may be a picture or a video."""
-        with self.path.open("rb") as file:
-            return file.read(4) == b"GIF8"
 
     def close(self) -> None:
         """Remove it if it is temporary."""
@@ -247,11 +242,11 @@ def open_media(path: Path) -> LocalMedia:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
-        kind, _ = sniff_mime_type(head)
+        kind, mime = sniff_mime_type(head)
         digest.update(head)
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    return LocalMedia(path, digest.hexdigest(), kind, is_temporary=False)
+    return LocalMedia(path, digest.hexdigest(), kind, mime, is_temporary=False)
 
 
 class Upload:
@@ -298,9 +293,9 @@ class Upload:
             UnfitError: it is neither a video nor an image.
         """
         self._opened.close()
-        kind, _ = sniff_mime_type(self._head)
+        kind, mime = sniff_mime_type(self._head)
         self._kept = True
-        return LocalMedia(self._path, self._digest.hexdigest(), kind)
+        return LocalMedia(self._path, self._digest.hexdigest(), kind, mime)
 
     def finish(self) -> StoredFile:
         """Keep the file.
