@@ -279,6 +279,22 @@ def test_a_first_conversation_that_does_not_fit_is_an_error():
         Collator(tokenizer, length - 1).pack(sample, [])
 
 
+def test_no_conversation_is_longer_than_the_context_and_a_row_may_be():
+    tokenizer = text_tokenizer()
+    turns = ((("a?", "first"),), (("b?", "second " * 30),), (("c?", "third"),))
+    sample = Sample("long", (), turns)
+    counts = [len(Collator(tokenizer, 4096).pack(alone(sample, k), [])) for k in range(3)]
+    assert max(counts) == counts[1] < 2 * counts[0] + counts[2] + counts[1]
+    row = Collator(tokenizer, 4096, context=counts[1]).pack(sample, [])
+    assert max(row.positions) + 1 == counts[1] < len(row)
+    row = Collator(tokenizer, 4096, context=counts[1] - 1).pack(sample, [])
+    assert supervised(row.labels) == [*answers(tokenizer, turns[0]), *answers(tokenizer, turns[2])]
+    with pytest.raises(
+        ValueError, match=rf"'long-1' needs {counts[1]} tokens but the language model has positions for"
+    ):
+        Collator(tokenizer, 4096, context=counts[1] - 1).pack(alone(sample, 1), [])
+
+
 def test_rows_are_padded_with_what_no_loss_and_no_query_sees():
     processor = tiny_processor("paper")
     batch = Collator(processor, 4096, pad_to=500)([PACKED, OTHER])

@@ -13,7 +13,8 @@ from videopanda.data.worlds.scenes.dataset import Clip
 from videopanda.inference import batch
 from videopanda.inference.clip import encode_clips
 from videopanda.inference.engine import Engine, Limits
-from videopanda.inference.kv_prefix import CacheLayout, context_length
+from videopanda.inference.kv_prefix import CacheLayout
+from videopanda.models.configuration import context_length
 
 QUESTIONS = ["What colour is the circle?", "How many?", "Which way does the red circle move after it was green?"]
 LENGTHS = [8, 2, 5]

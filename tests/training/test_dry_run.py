@@ -37,6 +37,15 @@ def test_a_plan_without_a_model_is_refused():
         plan("pretrain", "nano", SETTINGS, None, 2)
 
 
+@pytest.mark.parametrize("make", [plan, lambda *a: train(*a[:4], Path("out-of-nothing"), False)])
+def test_clips_longer_than_the_context_are_refused_before_the_model_is_loaded(make, monkeypatch):
+    monkeypatch.setattr("videopanda.training.run._start", None)  # it reads the weights
+    settings = [*SETTINGS, "num_frames=128", "max_length=8192", "compile=false"]
+    with pytest.raises(ValueError, match=r"128 frames take at least 3,200 visual .* positions for 2,048: set"):
+        make("pretrain", "nano", settings, NANO, 1)
+    assert not Path("out-of-nothing").exists()
+
+
 # -- straight from a bare language model -------------------------------------------------------------------------------
 @pytest.fixture
 def bare(tmp_path) -> Path:

@@ -4,6 +4,8 @@ is its single rows, cached is uncached, and training computes the logits that `g
 Members are tiny and random; their windows (16) are far shorter than the rows (about 130 tokens).
 """
 
+import sys
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -246,6 +248,13 @@ def test_other_language_models_are_tried(kind, fields, by_config, on_the_model, 
     assert attention_windows(model.config) == by_config
     assert checked_windows(model) == on_the_model
     assert (on_the_model is not None and attends_by_clip(model, on_the_model)) is by_clip
+
+
+@pytest.mark.parametrize(("kind", "context"), [("gpt2", 1024), ("bloom", sys.maxsize), ("mamba", sys.maxsize)])
+def test_rows_end_where_the_positions_of_a_model_do(kind, context):
+    collator = Collator(tiny_processor("paper"), 1 << 20)
+    set_rows(collator, language_model(kind))
+    assert collator.context == context
 
 
 def test_a_model_that_sees_the_future_is_refused():

@@ -10,6 +10,7 @@ from videopanda.bench.timing import in_turns, interval, machine, peak_bytes, rat
 from videopanda.data.collate import Collator
 from videopanda.data.worlds.scenes.dataset import ScenesDataset
 from videopanda.inference.load import load
+from videopanda.models.configuration import context_length
 from videopanda.training.tasks import VideoLanguage
 
 WAYS = {
@@ -30,7 +31,7 @@ def measure(model: Path | None, rows: int, rounds: int, device: str | None = Non
     network.float().train()
     task, place = VideoLanguage(), network.device
     scenes = ScenesDataset(num=rows, seed=0)
-    collate = Collator(processor, network.config.text_config.max_position_embeddings)
+    collate = Collator(processor, context_length(network.config.text_config))
     batch = {name: value.to(place) for name, value in collate([scenes[i] for i in range(rows)]).items()}
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6)
 

@@ -11,6 +11,7 @@ none sees another. A language model whose layers cannot be masked like this gets
 (`training/packing.py`).
 """
 
+import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -101,6 +102,7 @@ class Collator:
     Args:
         processor: the processor of a model, or a tokenizer with a chat template for samples without videos.
         max_length: longest row in tokens. Conversations that no longer fit are skipped (at least one must fit).
+        context: tokens for which the language model has positions; a row may have more, no conversation of it.
         supervise: "answers" puts the loss on answers and their end marker; "all" on every token that is not visual.
         windows: attention window in tokens (None: unlimited) of each layer type of the language model, or of
             `ALL_LAYERS` where it takes one mask for all. None puts every conversation in its own row.
@@ -139,10 +141,11 @@ class Collator:
         teacher_features: Callable[[Sequence[Sample]], dict[str, torch.Tensor]] | None = None,
         frame_times: bool = False,
         resolution: tuple[float, int] | None = None,
+        context: int = sys.maxsize,
     ):
         self.processor = processor
         self.tokenizer = processor if not hasattr(processor, "video_processor") else processor.tokenizer
-        self.max_length = max_length
+        self.max_length, self.context = max_length, context
         self.supervise = supervise
         self.windows = windows
         self.fill_rows, self.by_clip = fill_rows, by_clip
@@ -291,13 +294,18 @@ class Collator:
             if wanted and not any(wanted):
                 raise ValueError(f"sample {sample.id!r}: the chat template leaves out its answers: nothing is learned")
             if not len(packed):
+                if len(ids) > self.context:
+                    raise ValueError(
+                        f"sample {sample.id!r} needs {len(ids)} tokens but the language model has positions for "
+                        f"{self.context}: use fewer frames or shorter conversations"
+                    )
                 if len(ids) > self.max_length:
                     raise ValueError(
                         f"sample {sample.id!r} needs {len(ids)} tokens but max_length is {self.max_length}: "
                         "raise max_length, or use fewer frames"
                     )
                 packed = Packed(ids, labels, list(range(len(ids))), [0] * shared + [1] * (len(ids) - shared))
-            elif len(packed) + len(ids) - shared <= self.max_length:
+            elif len(ids) <= self.context and len(packed) + len(ids) - shared <= self.max_length:
                 packed.ids += ids[shared:]
                 # The previous token in the row belongs to another conversation: it must not predict this one.
                 packed.labels += [IGNORE, *labels[shared + 1 :]]

@@ -26,7 +26,7 @@ from videopanda.inference.batch import Batch, Prompt, groups, prefill
 from videopanda.inference.clip import ClipMemoryCache, EncodedClip, PrefixKey, encode_prepared, require_fit
 from videopanda.inference.detokenizer import IncrementalDetokenizer
 from videopanda.inference.errors import ConstraintError, DoesNotFitError, EngineStoppedError, QueueFullError
-from videopanda.inference.kv_prefix import CacheLayout, KVPrefix, context_length
+from videopanda.inference.kv_prefix import CacheLayout, KVPrefix
 from videopanda.inference.request import (
     ActiveSequence,
     Callback,
@@ -36,6 +36,7 @@ from videopanda.inference.request import (
     TextDelta,
 )
 from videopanda.inference.sampling import Sampler, eos_token_ids
+from videopanda.models.configuration import context_length
 from videopanda.plan.planner import budget, planner_for
 
 MAX_PREFILLS_PER_STEP = 4  # while other sequences wait for their next token

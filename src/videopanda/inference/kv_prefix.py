@@ -57,21 +57,6 @@ class CacheLayout:
         return full_cache(self.config)
 
 
-def context_length(config: Any) -> int:
-    """Positions up to which a text configuration computes the same rotary embeddings for every sequence of a batch.
-
-    Beyond it "longrope" and "dynamic" switch all sequences at once when one of them becomes long.
-    """
-    rope = getattr(config, "rope_parameters", None) or {}
-    found = [rope, *(part for part in rope.values() if isinstance(part, dict))]
-    limits = [int(config.max_position_embeddings)]
-    for part in found:
-        if part.get("rope_type") in ("longrope", "dynamic"):
-            original = part.get("original_max_position_embeddings") or 0
-            limits.append(int(original) or int(getattr(config, "original_max_position_embeddings", limits[0])))
-    return min(limits)
-
-
 @dataclass(eq=False)
 class KVPrefix:
     """The language model's cache of the beginnings of B prompts.

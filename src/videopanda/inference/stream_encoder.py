@@ -22,6 +22,7 @@ import torch
 
 from videopanda.inference.clip import EncodedClip, encode_prepared, prepare_clips
 from videopanda.inference.token_memory import TokenMemory
+from videopanda.models.configuration import context_length
 from videopanda.models.visual import ChunkState
 from videopanda.video.read import VideoReadError, read_video
 from videopanda.video.stream import stream_video
@@ -73,7 +74,7 @@ class StreamEncoder:
     ):
         self.model, self.processor = model, processor
         self.total_frames, self.last_frames = total_frames, last_frames
-        context = model.config.text_config.max_position_embeddings
+        context = context_length(model.config.text_config)
         if max_visual_tokens is None:
             trained = processor.video_processor.max_visual_tokens
             max_visual_tokens = trained or min(MAX_VISUAL_TOKENS, context // 2)

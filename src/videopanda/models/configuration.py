@@ -1,5 +1,6 @@
 """What the configurations of all families share. Part of exported folders; needs no torch."""
 
+import sys
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
@@ -45,4 +46,23 @@ def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
 
 
-__all__ = ["TIMESTAMPS", "check_choice", "check_counts", "check_placeholders", "text_config_of"]
+def context_length(text: Any) -> int:
+    """The most tokens of a sequence, of prompts as of training: positions that a text configuration declares, which is
+    after any scaling of RoPE. `sys.maxsize` if it declares none, as for models without positions.
+
+    "longrope" and "dynamic" end at the length before scaling: beyond it they switch all sequences of a batch at once
+    when one of them becomes long, so that none would be what it is alone.
+    """
+    if not hasattr(text, "max_position_embeddings"):
+        return sys.maxsize
+    rope = getattr(text, "rope_parameters", None) or {}
+    found = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    limits = [int(text.max_position_embeddings)]
+    for part in found:
+        if part.get("rope_type") in ("longrope", "dynamic"):
+            original = part.get("original_max_position_embeddings") or 0
+            limits.append(int(original) or int(getattr(text, "original_max_position_embeddings", limits[0])))
+    return min(limits)
+
+
+__all__ = ["TIMESTAMPS", "check_choice", "check_counts", "check_placeholders", "context_length", "text_config_of"]

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicCache, DynamicLayer
 
+from videopanda.models.configuration import context_length
 from videopanda.models.families import model_class
 from videopanda.models.merging import ARGUMENT as MERGER
 from videopanda.models.merging import Merger, VisualPlaces, add_layer_hooks
@@ -150,7 +151,7 @@ class Planner:
         embedding = self.model.get_input_embeddings().weight  # of which a new token reads one row
         read = {id(weight): weight.nbytes for weight in text if weight is not embedding or weight is text[-1]}
         self.text_bytes = sum(read.values()) - saved  # that each new token reads
-        self.context: int = config.text_config.max_position_embeddings
+        self.context = context_length(config.text_config)
         self._vision: dict[str, tuple[int, int]] = {}
         self._text: dict[tuple[int, tuple[int, ...], Any], _Text] = {}
 

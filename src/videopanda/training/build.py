@@ -285,6 +285,28 @@ def _take_vision(model: Any, trained: str | Path) -> None:
     model.pretrained_modules = tuple(taken)
 
 
+def config_of(settings: StageConfig, folder: Path) -> Any:
+    """The configuration of the model that a stage trains: of a trained one in `folder`, or of what the stage makes from
+    a plain language model there. Reads no weights.
+
+    Raises:
+        ValueError: the tokenizer of the language model has no chat template, and none is given.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    if model_class(config) is not None:
+        return config
+    text = _source_config(folder, settings.model_fields).get_text_config()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    visual_chat_template(tokenizer, read_template(settings.chat_template))
+    tokenizer.add_tokens(PLACEHOLDERS, special_tokens=True)
+    text.vocab_size = max(text.vocab_size, len(tokenizer))
+    names = zip(("video_token_id", "image_token_id"), PLACEHOLDERS)
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in names}
+    family, preset = settings.model_family, settings.model_preset
+    given = {"text_config": text, **ids, **encoder_fields(family, settings.encoder)}
+    return fresh_config(family, preset, settings.model_fields, **given)
+
+
 def encoder_fields(family: str, encoder: str) -> dict[str, Any]:
     """The fields of a new model's configuration that follow from the folder of its pretrained tower.
 

@@ -1,6 +1,7 @@
 """The samples of a stage, from its settings: training and validation."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ from transformers import AutoConfig, AutoProcessor
 from videopanda.data.conversations import ConversationDataset, Sampling
 from videopanda.data.shards import ShardDataset
 from videopanda.data.worlds.scenes.dataset import ScenesDataset
-from videopanda.models.families import model_class
+from videopanda.models.configuration import context_length
+from videopanda.models.families import model_class, processor_class
 from videopanda.training.arguments import arguments
 from videopanda.training.stages import StageConfig
 from videopanda.video.disk_cache import FrameCache
 
 logger = logging.getLogger(__name__)
+
+_USUAL_SIZES = ((1080, 1920), (1920, 1080), (1080, 2560))  # height and width of clips
 
 
 def frame_sampling(settings: StageConfig, folder: Path | None) -> Sampling:
@@ -96,20 +100,37 @@ def make_validation(settings: StageConfig, dataset: Any) -> Any:
     return held_out
 
 
-def count_tokens(dataset: Any, processor: Any, settings: StageConfig) -> None:
-    """Tell a data set of files how many tokens a clip of 16:9 and an image have, for the lengths of its samples.
+def check_clips_fit(settings: StageConfig, config: Any) -> None:
+    """Check that clips of `num_frames` fit into a row, and into the context of the language model, whose row they share
+    with a conversation. A clip of another size that does not fit is told by its name, when its row is made.
+
+    Args:
+        config: of the model to train, see `config_of`.
 
     Raises:
-        ValueError: no clip of a usual shape fits into a row.
+        ValueError: no clip of a usual shape fits.
     """
+    if model_class(config) is None or not settings.text_weight:
+        return  # no clips, or no rows
+    count = partial(processor_class(config).video_processor_for(config).token_count, settings.num_frames)
+    small = count(144, 192)  # as the clips of Scenes; families that keep the size of a clip need fewer tokens
+    least = small if settings.data == "scenes" else min(count(*size) for size in _USUAL_SIZES)
+    if least > settings.max_length:
+        raise ValueError(
+            f"{settings.num_frames:,} frames take at least {least:,} visual tokens, but max_length is "
+            f"{settings.max_length:,}: set num_frames lower, or max_length higher"
+        )
+    if min(least, small) > (limit := context_length(config.get_text_config())):
+        raise ValueError(
+            f"{settings.num_frames:,} frames take at least {min(least, small):,} visual tokens, but the language model "
+            f"has positions for {limit:,}: set num_frames lower"
+        )
+
+
+def count_tokens(dataset: Any, processor: Any, settings: StageConfig) -> None:
+    """Tell a data set of files how many tokens a clip of 16:9 and an image have, for the lengths of its samples."""
     if hasattr(dataset, "visual_tokens") and hasattr(processor, "video_processor"):
         count = processor.video_processor.token_count
-        least = min(count(settings.num_frames, *size) for size in ((1080, 1920), (1920, 1080), (1080, 2560)))
-        if least > settings.max_length:
-            raise ValueError(
-                f"{settings.num_frames:,} frames take at least {least:,} visual tokens, but max_length is "
-                f"{settings.max_length:,}: set num_frames lower, or max_length higher"
-            )
         dataset.visual_tokens = {
             "video": count(settings.num_frames, 1080, 1920),
             "image": count(1, 1080, 1920, "image"),

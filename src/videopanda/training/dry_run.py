@@ -20,11 +20,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTo
 
 from videopanda.data.rows import filled_rows
 from videopanda.encoders.open import open_teacher
-from videopanda.models.families import config_class, fresh_config, model_class, processor_class
+from videopanda.models.families import config_class, model_class, processor_class
 from videopanda.models.fields import with_fields
 from videopanda.training import build, nano
-from videopanda.training.chat_template import visual_chat_template
-from videopanda.training.datasets import frame_sampling, make_dataset
+from videopanda.training.datasets import check_clips_fit, frame_sampling, make_dataset
 from videopanda.training.freezing import PartReport, rates_of, set_stage
 from videopanda.training.packing import for_backbone
 from videopanda.training.run import make_head, run_stage, shutdown_distributed
@@ -49,6 +48,7 @@ def plan(stage: str, config: str, set_: list[str], folder: Path | None, processe
     settings = for_backbone(settings, folder)
     dataset = make_dataset(settings, frame_sampling(settings, folder))
     model, config_ = _on_paper(settings, folder)
+    check_clips_fit(settings, config_)
     reports = set_stage(model, rates_of(settings, model))
     if settings.distill_weight:
         with torch.device("meta"):
@@ -100,25 +100,8 @@ def _on_paper(settings: StageConfig, folder: Path | None) -> tuple[torch.nn.Modu
                 nano.make_tokenizer(10, settings.seed), settings.seed, settings.model_fields
             )
             return model, model.config
-        config = AutoConfig.from_pretrained(folder)
-        if model_class(config) is None:
-            config = _fresh(settings, config, folder)
+        config = build.config_of(settings, folder)
         return model_class(config)(config), config
-
-
-def _fresh(settings: StageConfig, text: Any, folder: Path) -> Any:
-    """The configuration that the stage makes from a plain language model. Raises: ValueError: its tokenizer has no chat
-    template, and none is given.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    visual_chat_template(tokenizer, build.read_template(settings.chat_template))
-    tokenizer.add_tokens(build.PLACEHOLDERS, special_tokens=True)
-    text.vocab_size = max(text.vocab_size, len(tokenizer))
-    names = zip(("video_token_id", "image_token_id"), build.PLACEHOLDERS)
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in names}
-    family, preset = settings.model_family, settings.model_preset
-    given = {"text_config": text, **ids, **build.encoder_fields(family, settings.encoder)}
-    return fresh_config(family, preset, settings.model_fields, **given)
 
 
 def try_steps(stage: str, config: str, set_: list[str], folder: Path | None, processes: int) -> str:

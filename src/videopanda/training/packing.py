@@ -20,6 +20,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, Attent
 
 from videopanda.data.collate import Collator
 from videopanda.data.row_masks import ALL_LAYERS, Part, clip_masks, row_masks
+from videopanda.models.configuration import context_length
 from videopanda.training.stages import StageConfig
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ def set_rows(collator: Collator, model: Any) -> None:
     Raises:
         ValueError: rows shall hold several clips, and the language model needs one conversation per row.
     """
+    collator.context = context_length(model.config.get_text_config())
     collator.windows = checked_windows(model)
     collator.additive_mask |= adds_masks(model.get_decoder())
     if not collator.fill_rows:

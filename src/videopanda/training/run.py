@@ -27,10 +27,11 @@ from videopanda.data.sample import Sample
 from videopanda.encoders.open import Teacher, open_teacher
 from videopanda.models.families import model_class
 from videopanda.models.load import load_checkpoint
+from videopanda.training import build, nano
 from videopanda.training.adapter import ADAPTER, add_adapter, load_quantized, merge
 from videopanda.training.arguments import arguments
 from videopanda.training.callbacks import EarlyStop, RunStoppedError, StallWatchdog, StopOnSignal
-from videopanda.training.datasets import count_tokens, frame_sampling, make_dataset, make_validation
+from videopanda.training.datasets import check_clips_fit, count_tokens, frame_sampling, make_dataset, make_validation
 from videopanda.training.distill import (
     Distillation,
     DistillVideoLanguage,
@@ -82,6 +83,8 @@ def train(
     settings = for_backbone(settings.on(args.world_size), model)
     if settings.compile and not _can_compile():
         settings = replace(settings, compile=False)
+    if model is not None and settings.stage != "language":
+        check_clips_fit(settings, build.config_of(settings, model))
     dataset = make_dataset(settings, frame_sampling(settings, model))
     start, processor = _start(settings, model, dataset)
     count_tokens(dataset, processor, settings)
@@ -122,8 +125,6 @@ def make_features(stage: str, config: str, set_: list[str], model: Path, out: Pa
 
 
 def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[Any, Any]:
-    from videopanda.training import build, nano
-
     if settings.stage == "language":
         if folder is not None:
             raise ValueError('stage "language" trains from scratch: remove --model')
@@ -131,6 +132,8 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
         return nano.make_language_model(tokenizer, settings.seed, settings.model_fields), tokenizer
     if folder is None:
         raise ValueError(f"stage {settings.stage} needs a model to start from: pass --model DIR")
+    if settings.teacher and not settings.teacher_features:
+        open_teacher(settings.teacher)  # its weights are read later; what is no teacher is refused before the model is
     if model_class(AutoConfig.from_pretrained(folder)) is not None:
         quantized = settings.quantize == "nf4"
         model, processor = load_quantized(folder) if quantized else load_checkpoint(folder, torch.float32)
