@@ -133,6 +133,20 @@ SLOW = [
     (10, "answer DEMO What? --model template", r"the chat template of the model cannot be used: unexpected end"),
     (39, "finetune --data rows_many.json --model NANO --output template", r"template already contains a model, which"),
     (32, "finetune --data rows_many.json --model NANO --output o3 --set num_frames=9999", r"frames take at least"),
+    (
+        32,
+        "finetune --data rows_many.json --model NANO --output o4 --set num_frames=128 --set max_length=8192",
+        r"128 frames take at least 2,432 visual tokens, but the language model has positions for 2,048",
+    ),
+    (46, "lab report table4 --input pic.png", r"pic\.png was not written by this command, `videopanda lab run`"),
+    (46, "lab report table4 --input empty.mp4", r"empty\.mp4 was not written by this command, `videopanda lab run`"),
+    (47, "data recaption rows.json --output rows.json --model NANO", r"rows\.json: its last line was not written by"),
+    (47, "data check rows.json --manifest rows.json", r"rows\.json is not a manifest of videopanda data check: line 1"),
+    (
+        33,
+        "data features pretrain out/g --config nano --model NANO --set max_steps=1 --set teacher=photos",
+        r"teacher photos: photos/config\.json cannot be read",
+    ),
     (46, "lab run clip.mp4", r"clip\.mp4 is not a text in UTF-8"),
     (26, "serve --device cuda --port FREE", r"device cuda is not available: torch .*; use cpu"),
     (32, "train finetune --config nano --model NANO --output o1 --set max_step=3", r"did you mean 'max_steps'\?"),
@@ -148,6 +162,12 @@ SLOW = [
     (47, "evaluate predict custom rows_question.json --output y.jsonl", r"none of the videos is in .*--media-root"),
     (46, "lab report table4 --runs emptydir", r"no results for budget small: run  videopanda lab run table4"),
     (46, "lab run broken.yaml", r"broken\.yaml is not valid YAML: line [12]: "),
+    (33, "data features pretrain out/g --model NANO --config pic.png", r"pic\.png is not valid JSON"),
+    (33, "data features nostage out/g --model NANO", r"unknown stage 'nostage': choose one of language, prealign"),
+    (33, "data features pretrain empty.mp4 --model NANO", r"empty\.mp4 is a file: choose a folder"),
+    (10, "data features pretrain out/g --model nothere", r"no model folder at nothere"),
+    (47, "data recaption rows.json --output emptydir --model NANO", r"--output emptydir is a folder: choose a file"),
+    (45, "evaluate needle rows.json --data emptydir --output r", r"emptydir/annotations\.json: no such file"),
     (50, "init --backbone nosuch/model out/f", r"nosuch/model is not in the cache, and the Hub cannot be reached"),
     (51, "init --backbone emptydir out/f", r"no language model at emptydir"),
     (51, "init --model NANO --set foo.bar=1 out/f", r"unknown setting 'foo\.bar'"),
@@ -290,11 +310,11 @@ def test_the_command_knows_the_types_of_the_library():
 
 
 def test_checks_know_the_stages_and_presets_of_training():
-    from videopanda.cli import train
+    from videopanda.cli import checks
     from videopanda.training.stages import PRESETS
 
-    assert set(train._PRESETS) == set(PRESETS)
-    assert set(train._STAGES) == {stage for table in PRESETS.values() for stage in table}
+    assert set(checks.PRESETS) == set(PRESETS)
+    assert set(checks.STAGES) == {stage for table in PRESETS.values() for stage in table}
 
 
 @pytest.mark.parametrize(

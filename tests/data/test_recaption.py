@@ -13,6 +13,7 @@ from live import Server
 from command import run
 from videopanda.data import recaption as module
 from videopanda.data.balance import OFTEN, Balance
+from videopanda.data.doctor import check
 from videopanda.data.formats.opening import open_sources
 from videopanda.data.formats.record import Record
 from videopanda.data.sample import Turn
@@ -76,6 +77,18 @@ def test_a_local_model_describes_and_other_settings_are_refused(scenes, few, tmp
     output.write_text('{"id": 1}\n')
     with pytest.raises(ValueError, match="line 1 was not written by this command"):
         module.recaption(few, output, captioner, "Describe the video.", media_root=scenes)
+
+
+@pytest.mark.parametrize("text", ['[{"id": "1"}]', '{"id": "1", "video": "a.mp4"}', "notes"])
+def test_a_file_of_another_kind_keeps_its_last_line(few, scenes, tmp_path, text):
+    """Only what an interruption left of a line is removed: not a file without an end of line, such as the data."""
+    output = tmp_path / "new.jsonl"
+    output.write_text(text)
+    with pytest.raises(ValueError, match="its last line was not written by this command"):
+        module.recaption(few, output, Silent(), media_root=scenes)
+    with pytest.raises(ValueError, match=r"new\.jsonl is not a manifest of videopanda data check: line 1"):
+        check([few], output, media_root=scenes)
+    assert output.read_text() == text
 
 
 class Silent:

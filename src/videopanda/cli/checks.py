@@ -10,6 +10,10 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+# Repeated here so that a typo is reported without importing torch.
+STAGES = ("language", "prealign", "spatial", "spatiotemporal", "pretrain", "finetune")
+PRESETS = ("paper", "scripts", "nano", "elva", "custom")
+
 
 def require_extra(extra: str, *modules: str) -> None:
     """Check that the modules of an optional dependency are installed."""
@@ -144,6 +148,17 @@ def require_settings(settings: list[str] | None) -> None:
     for setting in settings or []:
         if "=" not in setting:
             raise ValueError(f"--set {setting}: write it as key=value")
+
+
+def require_stage(stage: str, config: str) -> None:
+    """Check that a stage of training exists, and that its settings are a preset or a JSON file."""
+    if stage not in STAGES:
+        raise ValueError(f"unknown stage {stage!r}: choose one of {', '.join(STAGES)}")
+    if config in PRESETS:
+        return
+    if not Path(config).is_file():
+        raise ValueError(f"--config {config}: neither a file nor one of {', '.join(PRESETS)}")
+    require_json(Path(config))
 
 
 def require_video(

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint, require_choice, require_file, require_media_root, require_server
+from videopanda.cli.checks import (
+    require_checkpoint,
+    require_choice,
+    require_file,
+    require_folder,
+    require_media_root,
+    require_server,
+    require_settings,
+    require_stage,
+)
 from videopanda.cli.options import AsJson, MediaRoot, Set, TestShare, console, quiet, size_in_bytes
 
 data_app = typer.Typer(help="Check and prepare training data.", no_args_is_help=True)
@@ -186,13 +195,18 @@ def features_verb(
 
     Example:  videopanda data features pretrain out/features --model out/prealign --config my.json
     """
+    require_stage(stage, config)
+    require_settings(set_)
+    require_folder(out)
+    start = require_checkpoint(model)
+    assert start is not None
     import logging
 
     from videopanda.training.run import make_features, shutdown_distributed
 
     quiet()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    written = make_features(stage, config, set_ or [], require_checkpoint(model) or model, out)
+    written = make_features(stage, config, set_ or [], start, out)
     shutdown_distributed()
     print(f"features of {written} clips written: {out}")
 
@@ -241,6 +255,8 @@ def recaption_verb(
     require_server("--base-url", base_url)
     model = require_checkpoint(model)
     require_media_root(media_root)
+    if output.is_dir():
+        raise ValueError(f"--output {output} is a folder: choose a file")
     from videopanda.data.recaption import PROMPT, Captioner, Local, Remote, recaption
 
     quiet()

@@ -14,6 +14,7 @@ from videopanda.cli.checks import (
     require_device,
     require_extra,
     require_file,
+    require_folder,
     require_media_root,
     require_paths,
     require_settings,
@@ -370,6 +371,7 @@ def needle_verb(
     """
     require_paths(scores)
     require_file("--data", data / "annotations.json")
+    require_folder(output)
     from videopanda.evaluation.needle import needle_report, write_needle
 
     report = needle_report(scores, data)

@@ -11,11 +11,11 @@ from videopanda.cli.checks import (
     require_checkpoint,
     require_extra,
     require_folder,
-    require_json,
     require_media_root,
     require_paths,
     require_rows,
     require_settings,
+    require_stage,
 )
 from videopanda.cli.options import AsJson, MediaRoot, Model, Set, TestShare, console, quiet
 
@@ -29,9 +29,6 @@ TrainQuantize = Annotated[
 ]
 T = TypeVar("T")
 
-# Repeated here so that a typo is reported without importing torch.
-_STAGES = ("language", "prealign", "spatial", "spatiotemporal", "pretrain", "finetune")
-_PRESETS = ("paper", "scripts", "nano", "elva", "custom")
 _READ_AT_ONCE = 4 << 20  # bytes; smaller annotation files are checked before torch is imported
 _STOPPED = 75  # EX_TEMPFAIL of sysexits.h: clusters requeue on it
 
@@ -68,15 +65,10 @@ def train_verb(
 
     Example:  videopanda train finetune --config nano --model out/pretrain --output out/finetune --set max_steps=200
     """
-    if stage not in _STAGES:
-        raise ValueError(f"unknown stage {stage!r}: choose one of {', '.join(_STAGES)}")
+    require_stage(stage, config)
     require_settings(set_)
     require_folder(output)
     model = require_checkpoint(model, plain=True)
-    if config not in _PRESETS and not Path(config).is_file():
-        raise ValueError(f"--config {config}: neither a file nor one of {', '.join(_PRESETS)}")
-    if config not in _PRESETS:
-        require_json(Path(config))
     if model is None and stage != "language":
         raise ValueError(f"stage {stage} needs a model to start from: pass --model DIR")
     _log()

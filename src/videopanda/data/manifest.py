@@ -77,6 +77,9 @@ _TYPES: dict[str, type[CheckedClip] | type[BadRow] | type[CheckedSource]] = {
 }
 
 
+_LINE_START = '{"type": "'
+
+
 def to_line(entry: Entry) -> str:
     """One line of a manifest, with its end."""
     name = next(name for name, kind in _TYPES.items() if isinstance(entry, kind))
@@ -91,7 +94,7 @@ def read_manifest(path: str | Path, clips: bool = True) -> Iterator[Entry]:
     """
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
+            if not line.endswith("\n") and line.startswith(_LINE_START[: len(line)]):
                 return
             if not clips and line.startswith('{"type": "clip"'):
                 continue

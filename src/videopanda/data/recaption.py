@@ -15,6 +15,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +29,7 @@ from videopanda.video.read import Video, VideoReadError, read_video
 PROMPT = "Describe this video in detail: what is shown, what happens, and in which order."
 MAX_NEW_TOKENS = 256
 JPEG_QUALITY = 90
+_ROW_START = b'{"id": '
 
 
 class CaptionError(Exception):
@@ -109,9 +111,17 @@ class Local:
     """A checkpoint folder of this package; None is the bundled model."""
 
     def __init__(self, folder: Path | None):
-        from videopanda.inference.load import BUNDLED_MODEL, load
+        from videopanda.inference.load import BUNDLED_MODEL
 
-        self.loaded, self.name = load(folder), (folder or BUNDLED_MODEL).resolve().name
+        self.folder = folder or BUNDLED_MODEL
+        self.name = self.folder.resolve().name
+
+    @cached_property
+    def loaded(self) -> tuple[Any, Any]:
+        """Model and processor, loaded for the first clip: after all rows have been read."""
+        from videopanda.inference.load import load
+
+        return load(self.folder)
 
     def describe(self, path: Path, video: Video, prompt: str) -> tuple[str, str]:
         """Answer the prompt about the clip, greedily."""
@@ -212,6 +222,9 @@ def _known(out: Path, settings: dict[str, Any]) -> set[tuple]:
         return set()
     content = out.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
+    torn = content[len(whole) :]
+    if torn and (not torn.startswith(_ROW_START[: len(torn)]) or _is_json(torn)):
+        raise ValueError(f"{out}: its last line was not written by this command: use another --output")
     known = set()
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
@@ -226,6 +239,14 @@ def _known(out: Path, settings: dict[str, Any]) -> set[tuple]:
     if whole != content:
         out.write_bytes(whole)
     return known
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _jpeg(frame: Any) -> bytes:

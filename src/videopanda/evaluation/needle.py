@@ -7,10 +7,11 @@ write_needle(report, Path("out"))                 # needle.json and needle.png
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from videopanda.evaluation.benchmarks.files import Rejected, rows
 from videopanda.evaluation.outputs import object_with, replace_file
 from videopanda.evaluation.scenes_report import wilson
 
@@ -29,7 +30,7 @@ def needle_report(scores: str | Path, data: str | Path) -> dict[str, Any]:
     """
     known: dict[str, tuple[float, str, float | None]] = {}
     file = Path(data) / "annotations.json"
-    for row in json.loads(file.read_text(encoding="utf-8")):
+    for row in _objects(file):
         if "minutes" not in row or "depths" not in row:
             raise ValueError(f"{file} was not written by `videopanda scenes make --long`: rows lack minutes and depths")
         for number, (family, depth) in enumerate(zip(row["families"], row["depths"])):
@@ -37,8 +38,9 @@ def needle_report(scores: str | Path, data: str | Path) -> dict[str, Any]:
     cells: dict[tuple[float, int], list[float]] = defaultdict(list)
     lengths: dict[float, list[float]] = defaultdict(list)
     families: dict[tuple[float, str], list[float]] = defaultdict(list)
-    for line in Path(scores).read_text(encoding="utf-8").splitlines():
-        score = json.loads(line)
+    for score in _objects(Path(scores)):
+        if "id" not in score or "metrics" not in score:
+            raise ValueError(f"{scores} is not a score file of `videopanda evaluate score`: rows lack id and metrics")
         if score["id"] not in known:
             raise ValueError(f"{scores}: {score['id']!r} is not a question of {file}")
         minutes, family, depth = known[score["id"]]
@@ -47,6 +49,8 @@ def needle_report(scores: str | Path, data: str | Path) -> dict[str, Any]:
         families[minutes, family].append(right)
         if depth is not None:
             cells[minutes, min(DEPTHS - 1, int(DEPTHS * depth))].append(right)
+    if not lengths:
+        raise ValueError(f"{scores} has no scores")
     return {
         "scores": str(scores),
         "questions": sum(map(len, lengths.values())),
@@ -60,6 +64,14 @@ def needle_report(scores: str | Path, data: str | Path) -> dict[str, Any]:
             for (minutes, family), values in sorted(families.items())
         ],
     }
+
+
+def _objects(file: Path) -> Iterator[Mapping[str, Any]]:
+    """The rows of a file. Raises ValueError for one that is not an object."""
+    for row in rows(file):
+        if isinstance(row, Rejected):
+            raise ValueError(f"{row.place}: {row.reason}")
+        yield row.data
 
 
 def _part(values: Iterable[float]) -> dict[str, Any]:

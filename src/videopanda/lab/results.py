@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoProcessor
 
-from videopanda.evaluation.outputs import check_replaceable, object_with, replace_file
+from videopanda.evaluation.outputs import object_with, replace_file
 from videopanda.plan.planner import Planner
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ class ResultsFile:
 
     def __init__(self, path: Path, table: "Table | None" = None):
         self.path = path
-        check_replaceable(path, _KIND)
+        if path.is_dir() or (path.exists() and not _KIND(path.read_bytes())):
+            raise ValueError(f"{path} was not written by this command, `videopanda lab run`: choose another file")
         if path.exists():
             self.content = json.loads(path.read_text(encoding="utf-8"))
             if table and self.content["table"] != table.name:
