@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import videopanda
 from media import write_video
 from videopanda.models.load import load_checkpoint
+from videopanda.training.build import make_checkpoint
 from videopanda.training.dry_run import plan, try_steps
 from videopanda.training.run import train
 
@@ -82,6 +83,15 @@ def test_prealign_starts_from_a_bare_language_model(bare):
     assert torch.equal(model.model.language_model.layers[0].mlp.up_proj.weight, before)  # frozen in this stage
     assert (model.config.video_token_id, model.config.image_token_id) == (259, 260)
     assert processor.video_processor.num_frames == 2
+
+
+def test_a_language_model_without_positions_has_no_limit(bare):
+    from transformers import BloomConfig, BloomForCausalLM
+
+    config = BloomConfig(vocab_size=259, hidden_size=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
+    BloomForCausalLM(config).save_pretrained(bare / "llama")
+    lines = make_checkpoint(bare / "out", bare / "llama", preset="nano", chat_template="vicuna")
+    assert lines[-1].split()[:2] == ["context", "unlimited"]
 
 
 def test_the_dry_run_starts_from_a_bare_language_model(bare):

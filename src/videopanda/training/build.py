@@ -4,6 +4,7 @@ model, processor = build_model("vicuna-7b-v1.5", seed=0, family="videopanda", pr
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from transformers import (
 from videopanda.checkpoints import checksums
 from videopanda.encoders.open import open_teacher
 from videopanda.hub import folder_of, parse
+from videopanda.models.configuration import context_length
 from videopanda.models.families import (
     DEFAULT,
     changed_config,
@@ -166,11 +168,12 @@ def make_checkpoint(
     counts = [sum(parameter.numel() for parameter in module.parameters()) for module in parts.values()]
     if not model.config.tie_word_embeddings:
         counts[0] += model.lm_head.weight.numel()
+    limit = context_length(text)
     return [
         *(f"{part:<24}{count:>15,}" for part, count in zip(parts, counts)),
         f"{'vocabulary':<24}{text.vocab_size:>15,}  <video> is {model.config.video_token_id}, "
         f"<image> is {model.config.image_token_id}",
-        f"{'context':<24}{text.max_position_embeddings:>15,}  eight frames of 16:9 take "
+        f"{'context':<24}{'unlimited' if limit == sys.maxsize else f'{limit:,}':>15}  eight frames of 16:9 take "
         f"{processor.video_processor.token_count(8, 1080, 1920):,}",
     ]
 
