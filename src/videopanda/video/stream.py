@@ -282,7 +282,7 @@ class _Source:
                 for frame, matrix, stamp in self._decoded(clock):
                     clock.sized(upright_size(frame, matrix))
                     convert, is_resumed = partial(self._picture, frame, matrix, background), clock.restarted is not None
-                    lasts = float(frame.duration * frame.time_base) if frame.duration else 0.0
+                    lasts = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
                     yield _Frame(convert, clock.time_of(stamp), number, lasts, is_resumed)
                     number, pause, silent_since = number + 1, _FIRST_PAUSE, time.monotonic()
             except (av.FFmpegError, OSError, UnreadableError) as error:

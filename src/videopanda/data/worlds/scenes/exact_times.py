@@ -73,11 +73,11 @@ def part_of(scene: Scene, num_frames: int, rng: np.random.Generator) -> ScenePar
 
 def at_speed(scene: Scene, factor: float) -> Scene:
     """The same scene, lasting `factor` times as long."""
-    pan = tuple(shift / factor for shift in scene.background.pan)
+    across, down = scene.background.pan
     return replace(
         scene,
         duration=scene.duration * factor,
-        background=replace(scene.background, pan=pan),
+        background=replace(scene.background, pan=(across / factor, down / factor)),
         things=tuple(
             replace(
                 thing,
