@@ -247,6 +247,10 @@ def a_head_with_a_bias(folder):
     write_other(folder, "phi")
 
 
+def no_kv_cache(folder):
+    write_other(folder, "mamba", state_size=8)
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -260,6 +264,7 @@ def a_head_with_a_bias(folder):
         (unknown_type, "wavelets"),
         (code_of_its_own, "(?i)custom code"),
         (a_head_with_a_bias, "PhiForCausalLM has a bias"),
+        (no_kv_cache, "MambaForCausalLM has no KV cache"),
         (Path.rmdir, "no language model at"),
     ],
 )

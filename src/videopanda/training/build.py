@@ -451,7 +451,12 @@ def _check_logits(model: Any, language_model: Any) -> None:
         raise ValueError(f"the output head of {kind} has a bias, which is not supported")
     ids = torch.arange(min(16, language_model.config.vocab_size))
     ids = ids[(ids != model.config.video_token_id) & (ids != model.config.image_token_id)][None]
-    expected = language_model(input_ids=ids).logits
+    output = language_model(input_ids=ids)
+    expected = output.logits
+    if not hasattr(output, "past_key_values"):
+        raise ValueError(
+            f"{kind} has no KV cache (its state has another form), which answers need: choose another language model"
+        )
     if not _takes_embeddings(language_model, ids, expected):
         raise ValueError(
             f"{kind} needs token ids in its layers too (such as per-layer embeddings), and visual tokens have none: "
