@@ -35,6 +35,7 @@ from videopanda.models.families import (
     vision_fields,
 )
 from videopanda.models.fields import with_fields
+from videopanda.models.generation import CACHE_NAME
 from videopanda.models.load import check_checkpoint, require_finite
 from videopanda.training.chat_template import end_tokens, visual_chat_template, with_system_prompt
 from videopanda.training.stages import StageConfig
@@ -453,7 +454,7 @@ def _check_logits(model: Any, language_model: Any) -> None:
     ids = ids[(ids != model.config.video_token_id) & (ids != model.config.image_token_id)][None]
     output = language_model(input_ids=ids)
     expected = output.logits
-    if not hasattr(output, "past_key_values"):
+    if "attentions" not in type(output).__annotations__ or CACHE_NAME not in type(output).__annotations__:
         raise ValueError(
             f"{kind} has no KV cache (its state has another form), which answers need: choose another language model"
         )
