@@ -3,6 +3,7 @@
 model, processor = build_model("vicuna-7b-v1.5", seed=0, family="videopanda", preset="released")
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping
@@ -454,7 +455,7 @@ def _check_logits(model: Any, language_model: Any) -> None:
     ids = ids[(ids != model.config.video_token_id) & (ids != model.config.image_token_id)][None]
     output = language_model(input_ids=ids)
     expected = output.logits
-    if "attentions" not in type(output).__annotations__ or CACHE_NAME not in type(output).__annotations__:
+    if not {"attentions", CACHE_NAME} <= {field.name for field in dataclasses.fields(output)}:
         raise ValueError(
             f"{kind} has no KV cache (its state has another form), which answers need: choose another language model"
         )
