@@ -128,10 +128,9 @@ def test_a_run_with_an_adapter_resumes(start, tuned, tmp_path):
     assert np.isfinite(json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["loss"])
 
 
-def test_a_quantized_language_model_is_adapted(tmp_path_factory, tmp_path):
-    """4 bits in the language model alone, in training alone: what is saved has the full weights."""
+def wide(folder):
+    """A model that 4 bits fit: on a CPU bitsandbytes wants widths that are multiples of 64."""
     pytest.importorskip("bitsandbytes")
-    start = tmp_path_factory.mktemp("wide")  # on a CPU bitsandbytes wants widths that are multiples of 64
     config = tiny_config()
     text = {
         "hidden_size": 64,
@@ -141,8 +140,34 @@ def test_a_quantized_language_model_is_adapted(tmp_path_factory, tmp_path):
         "head_dim": 64,
     }
     config.text_config = type(config.text_config)(**{**config.text_config.to_dict(), **text})
-    type(tiny_model())(config).save_pretrained(start)
-    tiny_processor().save_pretrained(start)
+    type(tiny_model())(config).save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+def test_four_bits_pass_gradients_on_after_an_evaluation(tmp_path):
+    settings = stage(quantize="nf4")
+    model, _ = load_quantized(wide(tmp_path))
+    model = add_adapter(model, settings)
+    ids = torch.arange(5, 25)[None]
+    found = []
+    for _ in range(2):
+        model.train()
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        model.eval()
+        with torch.no_grad():
+            model(input_ids=ids)
+    assert any(".layers.0." in name and grad.abs().max() > 0 for name, grad in found[0].items())
+    assert found[0].keys() == found[1].keys()
+    for name, grad in found[0].items():
+        assert torch.equal(found[1][name], grad)
+
+
+def test_a_quantized_language_model_is_adapted(tmp_path_factory, tmp_path):
+    """4 bits in the language model alone, in training alone: what is saved has the full weights."""
+    start = wide(tmp_path_factory.mktemp("wide"))
     settings = stage(quantize="nf4", max_steps=5)
     model, processor = load_quantized(start)
     in_four_bits = {name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}

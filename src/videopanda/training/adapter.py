@@ -37,9 +37,14 @@ def load_quantized(folder: Path) -> tuple[Any, Any]:
             bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
             llm_int8_skip_modules=[*vision.values(), "lm_head"],
         )
-        return load_checkpoint(folder, "auto", quantization_config=config)
+        model, processor = load_checkpoint(folder, "auto", quantization_config=config)
     except (ImportError, RuntimeError) as error:
         raise ValueError(f"4-bit weights need bitsandbytes: pip install 'videopanda[qlora]' ({error})") from error
+    for module in model.modules():
+        # Some CPUs repack the weights in the first evaluation, and what is repacked passes no gradients on.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model, processor
 
 
 def vision_paths(model: Any) -> dict[str, str]:
