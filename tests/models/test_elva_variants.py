@@ -20,6 +20,7 @@ from videopanda.inference.answer import ask
 from videopanda.models.elva import ElvaConfig, ElvaForConditionalGeneration
 from videopanda.models.modality import split_parts
 from videopanda.training.build import build_model
+from videopanda.training.freezing import recompute_activations
 from videopanda.training.packing import set_rows
 
 FAMILIES = ["llama", "qwen2", "qwen3", "phi3"]
@@ -223,7 +224,7 @@ def test_recomputed_activations_take_the_same_parameters():
         model, processor = variant("all", merge=MERGING)
         model.train()
         if recompute:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(model)
         inputs = model_inputs(batch(processor, CLIPS[:2], QUESTIONS[:2]))
         model(**inputs, use_cache=False, position_ids=positions_of(inputs)).logits.square().sum().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])

@@ -13,6 +13,7 @@ from videopanda.models.layer_cache import MergedCache
 from videopanda.models.merge_schedule import MergeSchedule
 from videopanda.models.merging import PADDING, Merger, VisualPlaces, add_layer_hooks
 from videopanda.models.visual import CELL, CONTEXT, ROW_END
+from videopanda.training.freezing import recompute_activations
 
 SMALL = {
     "vocab_size": 64,
@@ -277,8 +278,7 @@ def test_recomputed_activations_merge_alike(family):
     for recompute in (False, True):
         model = model_of(family).train()
         if recompute:
-            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})
+            recompute_activations(model)
         leaf = embeds.clone().requires_grad_()
         output, merger = run(model, leaf, is_visual, layouts, mask, SCHEDULES["ratio"])
         merger.unmerge(output.last_hidden_state).square().sum().backward()

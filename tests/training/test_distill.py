@@ -21,6 +21,7 @@ from videopanda.training.distill import (
     hidden_states,
     real_cells,
 )
+from videopanda.training.freezing import recompute_activations
 
 E, D = 48, 16
 
@@ -141,7 +142,7 @@ def test_the_task_sees_the_states_of_the_model(gradient_checkpointing):
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     if gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        recompute_activations(model)
         model.train()
         for module in model.modules():  # batch statistics and dropout are not what is tested
             module.training = isinstance(module, type(model.get_decoder().layers[0]))

@@ -11,6 +11,7 @@ from videopanda.data.collate import Collator
 from videopanda.data.worlds.scenes.dataset import ScenesDataset
 from videopanda.inference.load import load
 from videopanda.models.configuration import context_length
+from videopanda.training.freezing import recompute_activations
 from videopanda.training.tasks import VideoLanguage
 
 WAYS = {
@@ -36,10 +37,7 @@ def measure(model: Path | None, rows: int, rounds: int, device: str | None = Non
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6)
 
     def step(dtype: torch.dtype, recompute: bool) -> None:
-        if recompute:
-            network.activation_checkpointing_enable()
-        else:
-            network.activation_checkpointing_disable()
+        recompute_activations(network, recompute)
         with torch.autocast(place.type, dtype, enabled=dtype != torch.float32):
             loss = task.step(network, batch)["loss"]
         loss.backward()

@@ -91,3 +91,9 @@ def parameter_groups(
         }
         for (part, matrix), parameters in groups.items()
     ]
+
+
+def recompute_activations(model: Any, recompute: bool = True) -> None:
+    """Activation checkpointing on or off, by the name that it has in this version of transformers."""
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # up to 5.16
+    getattr(model, f"{name}_checkpointing_{'enable' if recompute else 'disable'}")()

@@ -40,7 +40,7 @@ from videopanda.training.distill import (
     StoredFeatures,
     every_fourth_layer,
 )
-from videopanda.training.freezing import rates_of, set_stage
+from videopanda.training.freezing import rates_of, recompute_activations, set_stage
 from videopanda.training.guidance import GuidedVideoLanguage, VideoGuidance, WholeFrames
 from videopanda.training.packing import for_backbone, packing_report, set_rows
 from videopanda.training.progress import ProgressLine
@@ -301,7 +301,7 @@ def _run(
     if stage.compile:
         compile_blocks(model)
     if stage.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        recompute_activations(model)
     metrics, stop = MetricsFile(output / "metrics.jsonl"), StopOnSignal()
     if validation is not None:
         logger.info("%-16s%d samples held out from training", "validation", min(len(validation), MAX_SAMPLES))
