@@ -308,6 +308,9 @@ class VisualGenerationMixin(GenerationMixin):
         if inputs.get("input_ids") is None:
             return inputs
         if cache is None or cache.get_seq_length() == 0:
+            for name in (name for names in VISUAL_INPUTS.values() for name in names):
+                if kwargs.get(name) is not None:  # old versions of transformers drop those of an assistant
+                    inputs[name] = kwargs[name]
             if kwargs.get("mm_encoder_outputs"):  # which transformers keeps from an assistant
                 inputs["mm_encoder_outputs"] = kwargs["mm_encoder_outputs"]
             return inputs
@@ -315,7 +318,7 @@ class VisualGenerationMixin(GenerationMixin):
         visuals = {kind: torch.cat(list(output.pooler_output)) for kind, output in outputs.items()}
         for kind, names in VISUAL_INPUTS.items():
             given = {name: inputs.pop(name) for name in names if name in inputs}
-            if given:
+            if names[0] in given:  # from the second step on, old versions of transformers drop the pixels alone
                 visuals[kind] = torch.cat([visual.tokens for visual in self.encode(given, kind)])
         placeholders = {"video": self.config.video_token_id, "image": self.config.image_token_id}
         if kwargs.get("is_first_iteration"):
