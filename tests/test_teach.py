@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 from command import run
 from media import write_video
-from tiny import tiny_model, tiny_processor
+from tiny import save_wide, tiny_model, tiny_processor
 from videopanda.evaluation.predictions import Prediction
 from videopanda.teach import FEW, _report, _warnings, tables, teach
 
@@ -212,21 +212,15 @@ def test_a_file_is_taught_and_its_options_are_checked(place, questions, tmp_path
 def test_a_large_model_is_taught_by_adapters_on_four_bits(place, tmp_path):
     """As the released 7B is on one GPU, on a stand-in whose maps bitsandbytes can pack."""
     pytest.importorskip("bitsandbytes")
-    from tiny import tiny_config
-
-    config = tiny_config()
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 1, "num_key_value_heads": 1}
-    config.text_config = type(config.text_config)(**{**config.text_config.to_dict(), **sizes, "head_dim": 64})
-    type(tiny_model())(config).save_pretrained(tmp_path / "model")
-    tiny_processor().save_pretrained(tmp_path / "model")
+    save_wide(tmp_path / "model")
     words = ("teach", place / "clips", "--question", "Which hand?", "--model", tmp_path / "model", "--output")
     settings = ("--copies", "0", "--set", "max_steps=2", "--set", "dtype=float32")
     code, _, err = run(*words, tmp_path / "out", "--lora", "--quantize", "nf4", *settings)
     assert code == 0, err
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
     assert json.loads((tmp_path / "out" / "teach.json").read_text())["test_questions"] == 4
-    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as weights:
-        kinds = {weights.get_tensor(name).dtype for name in weights.keys() if name.endswith("_proj.weight")}  # noqa: SIM118
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    kinds = {weight.dtype for name, weight in weights.items() if name.endswith("_proj.weight")}
     assert kinds == {torch.bfloat16}
 
 

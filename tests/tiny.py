@@ -1,6 +1,7 @@
 """Tiny things that tests share: a tokenizer trained on the spot, configurations, models, synthetic clips."""
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -138,6 +139,16 @@ def tiny_processor(preset: str = "released", stab: VideoPandaStabConfig | None =
     fields.setdefault("pad_frames", preset == "released")
     video_processor = VideoPandaVideoProcessor.for_stab(stab or tiny_stab(preset), **fields)
     return VideoPandaProcessor(video_processor, tiny_tokenizer(), time_prompt=time_prompt)
+
+
+def save_wide(folder: Path) -> Path:
+    """Save a model and processor that 4 bits fit: on a CPU bitsandbytes wants widths that are multiples of 64."""
+    config = tiny_config()
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 1, "num_key_value_heads": 1}
+    config.text_config = type(config.text_config)(**{**config.text_config.to_dict(), **sizes, "head_dim": 64})
+    type(tiny_model())(config).save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
 
 
 def layouts_of(placement: torch.Tensor, stab: VideoPandaStabConfig) -> list[torch.Tensor]:

@@ -11,7 +11,7 @@ from clips import Clips, metrics, timed
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from tiny import clip, tiny_config, tiny_model, tiny_processor
+from tiny import clip, save_wide, tiny_model, tiny_processor
 from tiny_elva import batch, elva, frames, model_inputs
 from videopanda.data.sample import Sample
 from videopanda.models.load import load_checkpoint
@@ -128,26 +128,10 @@ def test_a_run_with_an_adapter_resumes(start, tuned, tmp_path):
     assert np.isfinite(json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["loss"])
 
 
-def wide(folder):
-    """A model that 4 bits fit: on a CPU bitsandbytes wants widths that are multiples of 64."""
-    pytest.importorskip("bitsandbytes")
-    config = tiny_config()
-    text = {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_attention_heads": 1,
-        "num_key_value_heads": 1,
-        "head_dim": 64,
-    }
-    config.text_config = type(config.text_config)(**{**config.text_config.to_dict(), **text})
-    type(tiny_model())(config).save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
-
-
 def test_four_bits_pass_gradients_on_after_an_evaluation(tmp_path):
+    pytest.importorskip("bitsandbytes")
     settings = stage(quantize="nf4")
-    model, _ = load_quantized(wide(tmp_path))
+    model, _ = load_quantized(save_wide(tmp_path))
     model = add_adapter(model, settings)
     ids = torch.arange(5, 25)[None]
     found = []
@@ -167,7 +151,8 @@ def test_four_bits_pass_gradients_on_after_an_evaluation(tmp_path):
 
 def test_a_quantized_language_model_is_adapted(tmp_path_factory, tmp_path):
     """4 bits in the language model alone, in training alone: what is saved has the full weights."""
-    start = wide(tmp_path_factory.mktemp("wide"))
+    pytest.importorskip("bitsandbytes")
+    start = save_wide(tmp_path_factory.mktemp("wide"))
     settings = stage(quantize="nf4", max_steps=5)
     model, processor = load_quantized(start)
     in_four_bits = {name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}

@@ -464,8 +464,10 @@ def _saved_bytes(model: Any, quantize: str) -> int:
 
     8 bits have a scale of 32 bits per row, 4 bits one of 8 bits for 64 weights.
     """
+    if not quantize:
+        return 0
     saved = 0
-    for linear in (module for module in model.get_decoder().modules() if type(module) is nn.Linear and quantize):
+    for linear in (module for module in model.get_decoder().modules() if type(module) is nn.Linear):
         count = linear.weight.numel()
         small = count + 4 * linear.out_features if quantize == "int8" else -(-count // 2) + -(-count // 64)
         saved += linear.weight.nbytes - small

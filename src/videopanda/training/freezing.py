@@ -95,5 +95,5 @@ def parameter_groups(
 
 def recompute_activations(model: Any, recompute: bool = True) -> None:
     """Activation checkpointing on or off, by the name that it has in this version of transformers."""
-    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # up to 5.16
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # as in 5.16.1
     getattr(model, f"{name}_checkpointing_{'enable' if recompute else 'disable'}")()

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from videopanda.data.worlds.scenes.questions import Question, pick
+from videopanda.data.worlds.scenes.questions import Question, in_random_order, near_miss, pick
 from videopanda.data.worlds.scenes.wordings import expand, in_style
-from videopanda.data.worlds.scenes.world import COLOURS, SHAPES, Scene, Thing
+from videopanda.data.worlds.scenes.world import COLOURS, Scene
 
 # Statements in the present, with "|" before their verb without "s".
 _APPEARS = "the {a} (appears|shows up|comes in|comes into view|is seen for the first time|becomes visible|turns up)"
@@ -99,8 +99,7 @@ def exact_questions(part: ScenePart, rng: np.random.Generator) -> list[Question]
     found = [question for _ in range(3) for question in _when(part, rng)]
     found += _frame_times(part, rng)
     found += [*_whether(part, rng), *_whether(part, rng)][:6]
-    found = list({question.question: question for question in found}.values())
-    return [found[i] for i in rng.permutation(len(found))]
+    return in_random_order({question.question: question for question in found}.values(), rng)
 
 
 def _when(part: ScenePart, rng: np.random.Generator) -> Iterator[Question]:
@@ -129,7 +128,7 @@ def _whether(part: ScenePart, rng: np.random.Generator) -> Iterator[Question]:
         elif not inside:
             yield _asked(_TRUE, statement, "no", rng)
     for thing in scene.things:
-        other = _other_name(scene, thing, rng)
+        other = near_miss(scene, thing, rng)
         if rng.random() < 0.4:
             pattern = pick(rng, _APPEARS, _VANISHES, _VISIBLE, _TURNS)
             statement = pattern.replace("{a}", other).replace("{new}", pick(rng, *COLOURS))
@@ -159,13 +158,6 @@ def _events(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, float
     if len(pair) == 2:
         a, b = (pair[i].name for i in rng.permutation(2))
         yield expand(pick(rng, _HITS, _COLLIDE).format(a=a, b=b), rng), pair[0].path[1][0]
-
-
-def _other_name(scene: Scene, thing: Thing, rng: np.random.Generator) -> str:
-    """A name that nothing in the scene ever has, next to that of a thing."""
-    ever = {t.name for t in scene.things} | {f"{t.turns[1]} {t.shape}" for t in scene.things if t.turns}
-    near = [f"{thing.colour} {shape}" for shape in SHAPES] + [f"{colour} {thing.shape}" for colour in COLOURS]
-    return pick(rng, *(name for name in near if name not in ever))
 
 
 def _asked(frames: tuple[str, ...], statement: str, answer: str, rng: np.random.Generator) -> Question:

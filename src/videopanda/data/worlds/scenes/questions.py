@@ -205,16 +205,19 @@ def _ask_count(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 
 
 def _ask_existence(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
-    names = {t.name for t in scene.things} | {f"{t.turns[1]} {t.shape}" for t in scene.things if t.turns}
     wording = pick(rng, "Is there a {}?", "Does a {} appear in the video?")
     for thing in scene.things:
         if rng.random() < 0.5:
             yield Question("existence", wording.format(thing.name), "yes")
             continue
-        # A near miss: right colour with a wrong shape, or the other way round.
-        near = [f"{thing.colour} {s}" for s in SHAPES] + [f"{c} {thing.shape}" for c in COLOURS]
-        absent = [n for n in near if n not in names]
-        yield Question("existence", wording.format(absent[rng.integers(len(absent))]), "no")
+        yield Question("existence", wording.format(near_miss(scene, thing, rng)), "no")
+
+
+def near_miss(scene: Scene, thing: Thing, rng: np.random.Generator) -> str:
+    """A name that nothing in the scene ever has: the colour of a thing with another shape, or the other way round."""
+    names = {t.name for t in scene.things} | {f"{t.turns[1]} {t.shape}" for t in scene.things if t.turns}
+    near = [f"{thing.colour} {s}" for s in SHAPES] + [f"{c} {thing.shape}" for c in COLOURS]
+    return pick(rng, *(name for name in near if name not in names))
 
 
 def pairs(things: Sequence[T], rng: np.random.Generator) -> Iterator[tuple[T, T]]:
