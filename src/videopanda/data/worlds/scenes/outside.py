@@ -66,7 +66,8 @@ def _absent(scene: Scene, rng: np.random.Generator) -> str:
     alone = [s for s in SHAPES if s not in shapes]
     objects = [f"{c} object" for c in COLOURS if c not in colours]
     sized = {(t.size, t.shape) for t in scene.things}
-    odd = [f"{size} {shape}" for size in SIZES for shape in shapes if (size, shape) not in sized]
+    there = [shape for shape in SHAPES if shape in shapes]  # not in the order of a set, which differs between processes
+    odd = [f"{size} {shape}" for size in SIZES for shape in there if (size, shape) not in sized]
     kinds = [names for names in (near, near, alone, alone, objects, odd, names) if names]
     chosen = kinds[int(rng.integers(len(kinds)))]
     return str(chosen[int(rng.integers(len(chosen)))])
