@@ -15,7 +15,9 @@ from videopanda.data.sample import Sample
 from videopanda.data.worlds.scenes.dataset import ScenesDataset, draw
 from videopanda.data.worlds.scenes.questions import place
 from videopanda.data.worlds.scenes.world import COLOURS, SHAPES, SIZES, Background, Scene, Thing
+from videopanda.models.families import fresh_config, processor_class
 from videopanda.models.videopanda import VideoPandaProcessor
+from videopanda.models.visual import CELL
 from videopanda.training.nano import CHAT_TEMPLATE, make_tokenizer
 
 PACKED = Sample(
@@ -372,6 +374,24 @@ def test_cell_words_follow_the_videos_of_a_batch():
     found = torch.split(batch["cell_words"], counts)  # fails unless the counts add up
     for sample, words in zip(samples, found):
         assert torch.equal(collator([sample])["cell_words"], words)
+
+
+def test_frames_of_two_resolutions_have_the_words_of_their_own_cells():
+    """ELVA with hybrid resolution: the first and last frame in full, the others at half the side."""
+    fields = {"hybrid.every": 4, "embedding.patch_size": 8}
+    text = {"model_type": "qwen3", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = fresh_config("elva", "nano", fields, text_config=text, video_token_id=1, image_token_id=2)
+    processor = processor_class(config).for_config(config, world_tokenizer(), CHAT_TEMPLATE)
+    video = draw(corner_scene(), 4)
+    batch = Collator(processor, 4096, text=False, cell_words=True)([Sample("corner", (video,), ((("a", "b"),),))])
+    layout = processor.video_processor.token_layout(batch, 0)
+    rows = [int((layout[(layout[:, 0] == t) & (layout[:, 3] == CELL)][:, 1]).unique().numel()) for t in range(4)]
+    assert rows == [4, 2, 2, 4]
+    for (t, row, column, kind), words in zip(layout.tolist(), batch["cell_words"]):
+        if kind == CELL:
+            shown = row + 0.5 < rows[t] / 2 and column + 0.5 < rows[t] / 2
+            assert ("square" in words_of(words)) == shown
+            assert not shown or ("red", "blue")[t >= 2] in words_of(words)
 
 
 def test_frames_that_fill_a_short_clip_have_no_words():

@@ -317,9 +317,15 @@ class Collator:
         """Token ids of the words for each visual token of one video, (V, K); none for tokens that show no cell."""
         ids = torch.full((len(layout), MAX_CELL_WORDS), IGNORE)
         shown = (layout[:, 3] == CELL).nonzero().squeeze(1)
-        rows, columns = (layout[shown].amax(0) - layout[shown].amin(0) + 1)[1:3].tolist()
-        for place, cell in zip(shown.tolist(), video.cell_words(rows, columns), strict=True):
-            ids[place, : len(cell)] = torch.tensor([self._word_id(word) for word in cell])
+        words: dict[tuple[int, int], list] = {}  # by rows and columns, which frames of one clip need not share
+        for number, frame in enumerate(layout[shown, 0].unique()):
+            places = shown[layout[shown, 0] == frame]
+            rows, columns = (layout[places].amax(0) - layout[places].amin(0) + 1)[1:3].tolist()
+            if (rows, columns) not in words:
+                words[rows, columns] = video.cell_words(rows, columns)
+            cells = words[rows, columns][number * rows * columns :][: rows * columns]
+            for place, cell in zip(places.tolist(), cells, strict=True):
+                ids[place, : len(cell)] = torch.tensor([self._word_id(word) for word in cell])
         return ids
 
     def _phrases(self, number: int, video: Any) -> torch.Tensor:
