@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from videopanda.data.worlds.scenes.dataset import ScenesDataset, draw
-from videopanda.data.worlds.scenes.make import MAX_PER_FAMILY, clip_questions, ensure_clip, make
+from videopanda.data.worlds.scenes.make import MAX_PER_FAMILY, clip_questions, ensure_clip, make, write_annotations
 from videopanda.data.worlds.scenes.questions import DESCRIBE, FAMILIES, make_questions
 from videopanda.data.worlds.scenes.render import Renderer
 from videopanda.data.worlds.scenes.world import Difficulty, make_scene
@@ -186,6 +186,16 @@ def test_make_goes_on_where_it_stopped(tmp_path):
     make(tmp_path, num=3, seed=0, workers=1, progress=False)
     assert first.stat().st_mtime_ns == times
     assert len(json.loads((folder / "annotations.json").read_text())) == 3
+
+
+def test_two_processes_may_write_the_same_annotations_at_once(tmp_path):
+    """As evaluations that share a test do: an unfinished file of another process is not touched."""
+    for name in ("annotations.json.part", "annotations.json.1.part"):
+        (tmp_path / name).write_text("[")
+        (tmp_path / name).chmod(0o400)
+    write_annotations(tmp_path, 0, "test", [(0, clip_questions(0, "test", 0))])
+    assert len(json.loads((tmp_path / "annotations.json").read_text())) == 1
+    assert (tmp_path / "annotations.json.part").read_text() == "["
 
 
 def test_make_refuses_to_mix_worlds(tmp_path):

@@ -194,6 +194,6 @@ def write_clips(
 
 
 def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two evaluations may write the same test at once
     part.write_text(text, encoding="utf-8", newline="\n")
     part.replace(path)
