@@ -63,6 +63,9 @@ def test_seeds_widen_an_interval_by_students_t():
     half = 4.303 * 0.1 / np.sqrt(3)
     assert interval(apart, clips)["ci95"] == pytest.approx([0.5 - half, 0.5 + half], abs=1e-4)
     assert interval(apart, clips)["detectable"] == pytest.approx(half * 2.80 / 1.96, abs=1e-4)
+    many = [np.full(QUESTIONS, 0.5 + 0.1 * (-1) ** seed) for seed in range(12)]  # 11 degrees of freedom: 2.201
+    half = 2.201 * np.std([seed[0] for seed in many], ddof=1) / np.sqrt(12)
+    assert np.ptp(interval(many, clips)["ci95"]) / 2 == pytest.approx(half, abs=1e-4)
 
 
 def test_an_interval_covers_the_truth_as_often_as_it_says():
@@ -117,6 +120,16 @@ def test_a_row_can_name_the_row_that_it_is_compared_with(tmp_path):
         read(write_table(tmp_path, text.replace("compare: no row token", "compare: nobody")))
 
 
+def test_a_paper_may_give_no_more_than_a_difference(tmp_path):
+    text = TABLE.replace("published: {Bench: 50}", "published_differences: {Other: -2.5}")
+    found = report(
+        results([line("full", 0, np.ones(QUESTIONS)), line("no row token", 0, np.zeros(QUESTIONS))]),
+        read(write_table(tmp_path, text)),
+        "small",
+    )["rows"][1]
+    assert (found["published_difference"], found["direction"]) == ({"Other": -2.5}, "agrees")
+
+
 @pytest.mark.parametrize(
     ("ci95", "published", "expected"),
     [
@@ -146,6 +159,7 @@ def test_other_questions_are_refused(table):
 def test_the_page_says_what_is_missing_and_how_sure_it_is(table, tmp_path):
     found = report(results([line("full", 0, drawn(0.6, 3))]), table, "small")
     text = markdown(found)
+    assert "\n\nBudget small: 1 seed per row" in text  # no source of its own
     assert "Not run yet: no row token" in text
     assert "Rows with one seed" in text
     full, other = drawn(0.6, 3), drawn(0.5, 4)

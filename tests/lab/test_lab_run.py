@@ -83,6 +83,15 @@ def test_results_of_another_table_are_refused(tmp_path):
         ResultsFile(results, table)
 
 
+def test_two_runs_of_a_table_keep_the_rows_of_each_other(tmp_path):
+    """As two commands with another --row each: both have read the file before either writes."""
+    table, path = read(write_table(tmp_path)), tmp_path / "results.json"
+    one, other = ResultsFile(path, table), ResultsFile(path, table)
+    one.add({"row": "full", "seed": 0, "budget": "small", "test": "t"}, {"clips": [0]})
+    other.add({"row": "no row token", "seed": 0, "budget": "small", "test": "t"}, {"clips": [0]})
+    assert [row["row"] for row in ResultsFile(path).content["rows"]] == ["full", "no row token"]
+
+
 def test_a_row_replaces_the_same_cell_only(tmp_path):
     file = ResultsFile(tmp_path / "results.json", read(write_table(tmp_path)))
     for number, (row, seed) in enumerate([("full", 0), ("full", 1), ("full", 0)]):

@@ -1,14 +1,17 @@
 """Protects the tables: every row of every shipped table can be built and trained, and a wrong one is told."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from micro import TABLE, write_language_model, write_table
+from transformers import CLIPVisionConfig, Dinov2Config
 
 from command import run as command
+from videopanda.lab.check import check
 from videopanda.lab.run import cells
-from videopanda.lab.table import names, read
+from videopanda.lab.table import names, only, read
 from videopanda.models.families import fresh_config, model_class, processor_class
 from videopanda.training.dry_run import plan
 from videopanda.training.freezing import set_stage, vision_modules
@@ -56,9 +59,7 @@ def test_every_row_builds_a_model_and_freezes_what_its_stages_say(name):
                 set_stage(model, stage.learning_rates(vision_modules(model)))
         seen = processor_class(config).video_processor_for(config)
         assert 0 < seen.token_count(stages[-1].num_frames, 144, 192) < stages[-1].max_length
-        for stage in stages:  # as `make_task` would refuse when the stage begins
-            assert not (seen.compression and (stage.align_weight or stage.distill_weight or stage.is_guided)), row.name
-            assert bool(stage.distill_weight or stage.is_guided) == bool(stage.teacher), row.name
+    check(table, "full")
 
 
 def test_a_frozen_encoder_is_trained_first_and_named_as_a_folder(tmp_path):
@@ -145,19 +146,100 @@ def test_a_teacher_is_trained_before_the_stage_that_needs_it(tmp_path):
         (("compare: full", "compares: full"), "unknown key 'compares'"),
         (("no row token,", "full,"), "two rows have the same name"),
         (("stages: [pretrain]", "stages: [train]"), "no stage 'train'"),
-        (("questions: 12", "questions: 0"), "at least 1"),
+        (("questions: 12", "questions: 11"), "questions at least 12"),
+        (("seeds: 1,", "seeds: 1.5,"), "seeds must be a whole number, got 1.5"),
+        (("{name: full,", "{name: 16,"), "name must be text (in quotation marks), got 16"),
+        (("fields: {stab.row_tokens: false}", "fields: [stab.row_tokens]"), "fields must be a mapping, got ["),
+        (("fields: {stab.row_tokens: false}", "without: pretrain"), "without must be a list, got 'pretrain'"),
+        (("published: {Bench: 50}", "published: {Bench: low}"), "published must be a mapping whose values are each a"),
+        (("published: {Bench: 50}", "steps: {pretrain: 0}"), "steps must be positive factors"),
+        (("published: {Bench: 50}", "steps: {prealign: 0.5}"), "no stage 'prealign', choose from pretrain"),
+        (
+            ("published: {Bench: 50}", "steps: {pretrain: 2}, without: [pretrain]"),
+            "stage pretrain, which it leaves out",
+        ),
+        (("compare: full", "compare: full\ncolumns: [shapes]"), "columns: no family 'shapes', choose from colour"),
+        (("stab.row_tokens: false", "text.hidden_size: 64"), "text.hidden_size has no effect without stage language"),
+        (("title: Two rows", "title: Two rows\nbase: micro.yaml"), "base refers to the table itself"),
         (("seeds: 1, ", ""), "missing 1 required positional argument: 'seeds'"),
         (("rows:", "rows: 3\nothers:"), "rows must be a list"),
         (("rows:", "rows"), "not valid YAML"),
     ],
 )
-def test_a_wrong_table_is_told_in_one_line(tmp_path, change, message):
+def test_a_wrong_table_is_told_in_one_line(tmp_path, monkeypatch, change, message):
     text = TABLE.replace(*change)
     assert text != TABLE
-    code, _, err = command("lab", "run", write_table(tmp_path, text), "--dry-run")
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path, text)
+    code, _, err = command("lab", "run", "micro.yaml", "--dry-run")
     assert code == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("fields: {stab.row_tokens: true}", "rows 'full' and 'x' are the same experiment"),
+        ("fields: {text.hidden_sizes: 64}", "row 'x': unknown setting 'text.hidden_sizes': did you mean"),
+        ("fields: {compression.kind: pool, compression.pool_time: 2}", "the tokens of this model are compressed"),
+        ("stages: {pretrain: {num_frames: 32}}", "32 frames take at least 800 visual tokens"),
+        ("stages: {pretrain: {lr.projectr: 1}}", "did you mean 'lr.projector'"),
+        ("stages: {pretrain: {stab.row_tokens: false}}", "stab.row_tokens belongs to `fields`"),
+        ("stages: {pretrain: {teacher: none}}", "the teacher has no effect: set distill_weight"),
+        ("stages: {pretrain: {align_weight: 0, distill_weight: 1}}", "choose one with --set teacher=DIR"),
+        ("stages: {pretrain: {align_weight: 0, distill_weight: 1, teacher: none}}", "teacher none: none/config.json"),
+        (
+            "stages: {prealign: {encoder: small, whiten_patches: false}}",
+            "family videopanda takes no pretrained encoder",
+        ),
+        ("fields: {stab.fsra: false}}\nteachers: {t: {kind: image, step: 3}", "teacher t: unknown key 'step'"),
+        ("fields: {stab.fsra: false}}\nteachers: {t: {kind: images}", "kind must be one of video-text"),
+        ("fields: {stab.fsra: false}}\nteachers: {t: {kind: image, clips: 1}", "clips must be a whole number of at"),
+    ],
+)
+def test_a_row_that_a_stage_would_refuse_is_told_before_anything_runs(tmp_path, change, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: table4\ntitle: Mine\nrows:\n  - {{name: full}}\n  - {{name: x, {change}}}\n")
+    code, _, err = command("lab", "run", path, "--dry-run")
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_plain_embedding_cannot_start_from_whitened_patches(tmp_path):
+    path = tmp_path / "mine.yaml"
+    rows = "  - {name: VPEL}\n  - {name: x, fields: {embedding.kind: linear}}\n"
+    path.write_text(f"base: elva\ntitle: Mine\ncompare: VPEL\nrows:\n{rows}")
+    with pytest.raises(ValueError, match="row 'x': stage prealign: this model has no patch embedding"):
+        check(read(path), "small")
+
+
+def test_rows_that_change_the_language_model_do_not_start_from_one(tmp_path):
+    language, table = write_language_model(tmp_path / "language"), read("scaling")
+    with pytest.raises(ValueError, match=r"half as wide': text.hidden_size has no effect with --model"):
+        cells(table, "small", tmp_path / "runs", 1, language)
+    assert cells(only(table, ["full", "STAB half as wide"]), "small", tmp_path / "runs", 1, language)
+
+
+def test_teachers_of_one_name_in_two_folders_are_two_experiments(tmp_path):
+    rows = ["  - {name: video and text}"]
+    for place, side in (("a", 20), ("b", 10)):
+        folder = tmp_path / place / "teacher"
+        CLIPVisionConfig(hidden_size=32, num_attention_heads=4, image_size=100, patch_size=side).save_pretrained(folder)
+        rows.append(
+            f"  - {{name: {place}, stages: {{prealign: {{teacher: {folder}}}, pretrain: {{teacher: {folder}}}}}}}"
+        )
+    path = tmp_path / "mine.yaml"
+    path.write_text("\n".join(["base: table10", "title: Mine", "rows:", *rows]) + "\n")
+    _, one, other = cells(read(path), "small", tmp_path / "runs", 1)
+    assert one.units[0] == other.units[0]  # the language model
+    assert one.units[1].folder != other.units[1].folder
+    moved = tmp_path / "c" / "teacher"
+    moved.parent.mkdir()
+    shutil.copytree(tmp_path / "a" / "teacher", moved)
+    path.write_text(path.read_text().replace(str(tmp_path / "a"), str(tmp_path / "c")))
+    assert cells(read(path), "small", tmp_path / "runs", 1)[1].units[1].folder == one.units[1].folder
 
 
 def test_wrong_names_are_told():
@@ -175,13 +257,16 @@ def test_a_table_of_ones_own_needs_few_lines(tmp_path):
     table = read(path)
     assert table.chain("narrow LSTE", 0, "full")[1].settings["stab.lste_bottleneck"] == "64"
     assert table.budgets["full"].seeds == 3
+    assert table.source == ""  # it is not the paper's table
     code, out, _ = command("lab", "run", path, "--dry-run")
     assert code == 0
     assert out.count("videopanda train language") == 1
     assert out.count("videopanda train pretrain") == 2
 
 
-def test_the_tables_of_the_page_are_complete(tmp_path):
+def test_the_tables_of_the_page_are_complete(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Dinov2Config(hidden_size=64, num_attention_heads=4, image_size=70, patch_size=14).save_pretrained("out/dinov2-s")
     text = (Path(__file__).parents[2] / "docs" / "lab.md").read_text(encoding="utf-8")
     examples = [block.partition("```")[0] for block in text.split("```yaml\n")[1:]]
     assert len(examples) == 3

@@ -14,10 +14,12 @@
 Every row is one line of the file. `add_row` writes one for any evaluation of Scenes, not only for those of `lab run`.
 """
 
+import fcntl
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +65,13 @@ class ResultsFile:
         return next((row for row in rows if row["runs"] == runs), None)
 
     def add(self, row: dict[str, Any], test: dict[str, list]) -> None:
-        """Add a row and write the file."""
+        """Add a row to what the file has by now, and write it: other runs may add rows of the table meanwhile."""
+        with _alone(self.path.parent):
+            if self.path.exists():
+                self.content = json.loads(self.path.read_text(encoding="utf-8"))
+            self._add(row, test)
+
+    def _add(self, row: dict[str, Any], test: dict[str, list]) -> None:
         key = ("row", "seed", "budget")
         rows = [old for old in self.content["rows"] if any(old[name] != row[name] for name in key)]
         self.content["tests"][row["test"]] = test
@@ -73,6 +81,18 @@ class ResultsFile:
         lines = [json.dumps(value) for value in self.content["rows"]]
         text = f'{json.dumps(head)[:-1]},\n"tests": {{\n{_joined(tests)}\n}},\n"rows": [\n{_joined(lines)}\n]}}\n'
         replace_file(self.path, text, _KIND)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing results in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _joined(lines: Sequence[str]) -> str:

@@ -18,11 +18,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from videopanda.data.manifest import file_sha256
 from videopanda.evaluation.predictions import CONDITIONS
+from videopanda.lab.check import check
 from videopanda.lab.results import ResultsFile, measured
 from videopanda.lab.table import Table
 from videopanda.training.stages import make_config
@@ -95,8 +97,10 @@ def cells(table: Table, budget: str, runs: Path, seeds: int | None = None, start
         start: a language model to start from, instead of the stage `language`.
 
     Raises:
-        ValueError: a wrong setting, or `start` is no model folder.
+        ValueError: a wrong setting, a row that a stage would refuse or that changes nothing, or `start` is no model
+            folder.
     """
+    check(table, budget, start)
     number = seeds or table.budget(budget).seeds
     return [_cell(table, row.name, seed, budget, runs, start) for seed in range(number) for row in table.rows]
 
@@ -108,8 +112,6 @@ def _cell(table: Table, row: str, seed: int, budget: str, runs: Path, start: Pat
     for training in table.chain(row, seed, budget):
         if training.stage == "language" and start:
             continue
-        if training.stage != "language" and parent is None:
-            raise ValueError(f"stage {training.stage} needs a language model: name one with --model")
         config = make_config(training.stage, training.config, training.options)
         settings = dict(training.settings)
         for key in _TOWERS:
@@ -117,7 +119,7 @@ def _cell(table: Table, row: str, seed: int, budget: str, runs: Path, start: Pat
                 teacher = _teacher(table, getattr(config, key), *language, runs)
                 units += [teacher] if teacher not in units else []
                 settings[key] = str(teacher.folder)
-        named = {key: Path(value).name if key in _TOWERS else value for key, value in settings.items()}
+        named = {key: _tower(value, runs) if key in _TOWERS else value for key, value in settings.items()}
         origin = _digest([training.stage, training.config, named], origin)
         folder = runs / f"{training.stage}-{origin}"
         arguments = ["train", training.stage, "--config", training.config]
@@ -155,6 +157,20 @@ def _origin(start: Path | None) -> str:
     files = sorted(start.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{start} is not a model folder: it has no *.safetensors")
+    return " ".join(file_sha256(file) for file in files)
+
+
+def _tower(name: str, runs: Path) -> str:
+    """Identifies a teacher or encoder: one of the table by the name of its run, a folder by its files."""
+    folder = Path(name)
+    if folder.parent == runs:
+        return folder.name
+    return _digest_of(folder) if folder.is_dir() else name
+
+
+@cache
+def _digest_of(folder: Path) -> str:
+    files = sorted(path for kind in ("config.json", "*.safetensors", "*.bin") for path in folder.glob(kind))
     return " ".join(file_sha256(file) for file in files)
 
 

@@ -12,10 +12,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from videopanda.data.worlds.scenes.questions import FAMILIES
 from videopanda.training.stages import STAGES, make_config
 
 TABLES = Path(__file__).parent / "tables"
@@ -31,6 +32,7 @@ class TableRow:
     without: stages that are left out.
     compare: the row that this one is compared with, if it is not that of the table; itself: none.
     published: the paper's numbers by benchmark.
+    published_differences: to the compared row, where a paper gives no more than a difference.
     """
 
     name: str
@@ -40,6 +42,7 @@ class TableRow:
     without: Sequence[str] = ()
     compare: str = ""
     published: Mapping[str, float] = field(default_factory=dict)
+    published_differences: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
 
 
@@ -135,6 +138,9 @@ class Table:
             except ValueError as error:
                 raise ValueError(f"table {self.name}, row {row!r}, stage {stage}: {error}") from error
             chain.append(Training(stage, self.config, settings))
+        text = [key for key in model if key.startswith("text.")]
+        if text and not any(training.stage == "language" for training in chain):
+            raise ValueError(f"table {self.name}, row {row!r}: {text[0]} has no effect without stage language")
         return chain
 
     def _settled(self, stage: str, settings: Mapping[str, Any], seed: int, steps: float) -> dict[str, str]:
@@ -177,12 +183,14 @@ def read(name: str | Path) -> Table:
     return table
 
 
-def _with_base(name: str | Path) -> tuple[dict[str, Any], Path]:
+def _with_base(name: str | Path, above: Sequence[Path] = ()) -> tuple[dict[str, Any], Path]:
     path = Path(name)
     if str(name) in names():
         path = TABLES / f"{name}.yaml"
     elif not path.is_file():
         raise ValueError(f"no table {name}: neither a file nor one of {', '.join(names())}")
+    if path in above:
+        raise ValueError(f"{path}: base refers to the table itself")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -193,7 +201,8 @@ def _with_base(name: str | Path) -> tuple[dict[str, Any], Path]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must contain a mapping with the keys title, compare, rows and budgets")
     base = values.pop("base", None)
-    return ({**_with_base(base)[0], **values} if base else values), path
+    # A user's own table is not that of the paper, even if it has the rest from there.
+    return ({**_with_base(base, [*above, path])[0], "source": "", **values} if base else values), path
 
 
 def _table(name: str, values: dict[str, Any]) -> Table:
@@ -213,15 +222,23 @@ def _table(name: str, values: dict[str, Any]) -> Table:
         "stages": set(table.stages),
         "shared": set(table.shared),
         "settings": set(table.settings),
-        **{f"row {row.name!r}": {*row.stages, *row.steps, *row.without} for row in rows},
         **{f"budget {key}": set(budget.stages) for key, budget in budgets.items()},
     }
     for place, stages in known.items():
         if wrong := sorted(stages - set(STAGES)):
             raise ValueError(f"{place}: no stage {wrong[0]!r}, choose from {', '.join(STAGES)}")
+    for row in rows:
+        if wrong := sorted({*row.stages, *row.steps, *row.without} - set(table.stages)):
+            raise ValueError(f"row {row.name!r}: no stage {wrong[0]!r}, choose from {', '.join(table.stages)}")
+        if wrong := sorted({*row.stages, *row.steps} & set(row.without)):
+            raise ValueError(f"row {row.name!r}: settings for stage {wrong[0]}, which it leaves out")
+        if any(factor <= 0 for factor in row.steps.values()):
+            raise ValueError(f"row {row.name!r}: steps must be positive factors")
     for key, budget in budgets.items():
-        if budget.seeds < 1 or budget.questions < 1:
-            raise ValueError(f"budget {key}: seeds and questions must be at least 1")
+        if budget.seeds < 1 or budget.questions < len(FAMILIES):
+            raise ValueError(f"budget {key}: seeds must be at least 1, and questions at least {len(FAMILIES)}")
+    if wrong := sorted(set(table.columns) - set(FAMILIES)):
+        raise ValueError(f"columns: no family {wrong[0]!r}, choose from {', '.join(FAMILIES)}")
     return table
 
 
@@ -231,10 +248,35 @@ def _made(kind: Any, values: Any, what: str) -> Any:
     known = {found.name for found in fields(kind)}
     if wrong := sorted(set(map(str, values)) - known):
         raise ValueError(f"{what}: unknown key {wrong[0]!r}, choose from {', '.join(sorted(known))}")
+    types = get_type_hints(kind)
+    for key, value in values.items():
+        if not _fits(value, types[key]):
+            raise ValueError(f"{what}: {key} must be {_described(types[key])}, got {value!r:.60}")
     try:
         return kind(**values)
     except TypeError as error:
         raise ValueError(f"{what}: {str(error).partition(' ')[2]}") from error
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value read from a file has the type of a field."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Mapping:
+        return isinstance(value, dict) and all(isinstance(k, str) and _fits(v, parts[1]) for k, v in value.items())
+    if origin in (Sequence, tuple):
+        return isinstance(value, list | tuple) and all(_fits(each, parts[0]) for each in value)
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return kind is Any or isinstance(value, kind)
+
+
+def _described(kind: Any) -> str:
+    if get_origin(kind) is Mapping:
+        inner = get_args(kind)[1]
+        return "a mapping" if inner is Any else f"a mapping whose values are each {_described(inner)}"
+    if get_origin(kind) in (Sequence, tuple):
+        return "a list"
+    return {str: "text (in quotation marks)", int: "a whole number", float: "a number"}[kind]
 
 
 def only(table: Table, rows: Sequence[str]) -> Table:

@@ -47,8 +47,10 @@ def markdown(found: dict[str, Any], pictures: Sequence[str] = ()) -> str:
     """The whole page."""
     seeds = sorted({len(row["seeds"]) for row in found["rows"]})
     counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    source = f"{found['source']}. " if found["source"] else ""
     intro = (
-        f"# {found['title']}\n\n{found['source']}. Budget {found['budget']}: {counted} seeds per row, "
+        f"# {found['title']}\n\n{source}Budget {found['budget']}: "
+        f"{counted} {'seed' if seeds == [1] else 'seeds'} per row, "
         f"{found['questions']:,} questions about {found['clips']:,} clips, {found['hours']:.1f} hours in all. "
         f"Percent; in brackets 95 % intervals over clips and seeds."
     )
@@ -89,8 +91,8 @@ def _against(found: dict[str, Any]) -> str:
             against = [row["row"], row["compare"], _value(row["difference"], "+"), _percent(least)]
             rows.append([*against, there or "–", row["direction"]])
     note = (
-        "A difference is that of the same questions and seeds. *Would have been seen*: the smallest true difference "
-        "that this many clips and seeds find four times out of five. *Undecided*: the interval contains 0."
+        "A difference is that of the same questions and seeds. *Detectable*: the smallest true difference that this "
+        "many clips and seeds find four times out of five. *Undecided*: the interval contains 0."
     )
     header = ["row", "against", "difference here", "detectable", "published", "direction"]
     return f"{markdown_table(header, rows)}\n\n{note}"

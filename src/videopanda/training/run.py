@@ -168,12 +168,7 @@ def make_task(settings: StageConfig, model: Any, processor: Any, folder: Path | 
     Raises:
         ValueError: distillation without a teacher, or a teacher that cannot be opened.
     """
-    compared = settings.distill_weight or settings.align_weight or settings.is_guided
-    if compared and processor.video_processor.compression:
-        raise ValueError(
-            "the tokens of this model are compressed, so they cannot be compared with single cells: "
-            "--set align_weight=0 distill_weight=0 tube_weight=0 frame_weight=0, or train without a compressor"
-        )
+    check_task(settings, processor.video_processor)
     if not settings.distill_weight and not settings.is_guided:
         nothing = None
         if settings.align_weight and settings.align_to == "phrases":
@@ -186,16 +181,10 @@ def make_task(settings: StageConfig, model: Any, processor: Any, folder: Path | 
         features = FeatureFolder(settings.teacher_features, settings, sampling)
         teacher, size = StoredFeatures(), features.size
         collator = make_collator(settings, processor, teacher_features=features.read)
-    elif settings.teacher:
+    else:
         teacher = _open_teacher(settings, processor)
         size = teacher.size
         collator = make_collator(settings, processor, teacher_processor=_seen(settings, teacher, processor))
-    else:
-        off = "tube_weight=0 --set frame_weight=0" if settings.is_guided else "distill_weight=0"
-        raise ValueError(
-            "this stage distills a teacher: choose one with --set teacher=DIR (or teacher_features=DIR), or train "
-            f"without one with --set {off}"
-        )
     set_seed(settings.seed)
     if settings.is_guided:
         width = model.config.get_text_config().hidden_size
@@ -206,6 +195,26 @@ def make_task(settings: StageConfig, model: Any, processor: Any, folder: Path | 
     _load_head(head, folder)
     distillation = Distillation(head, processor.video_processor.max_cells, settings.distill_distance)
     return DistillVideoLanguage(distillation, teacher, layers, settings.distill_weight), collator
+
+
+def check_task(settings: StageConfig, video_processor: Any) -> None:
+    """Check that a model with this video processor can learn what a stage asks for.
+
+    Raises:
+        ValueError: single cells of compressed tokens are compared, or a teacher is missing.
+    """
+    taught = settings.distill_weight or settings.is_guided
+    if (taught or settings.align_weight) and video_processor.compression:
+        raise ValueError(
+            "the tokens of this model are compressed, so they cannot be compared with single cells: "
+            "--set align_weight=0 distill_weight=0 tube_weight=0 frame_weight=0, or train without a compressor"
+        )
+    if taught and not (settings.teacher or settings.teacher_features):
+        off = "tube_weight=0 --set frame_weight=0" if settings.is_guided else "distill_weight=0"
+        raise ValueError(
+            "this stage distills a teacher: choose one with --set teacher=DIR (or teacher_features=DIR), or train "
+            f"without one with --set {off}"
+        )
 
 
 def make_head(settings: StageConfig, text: Any, size: int) -> tuple[FusedHead | LastLayerHead, tuple[int, ...]]:
