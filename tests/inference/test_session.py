@@ -2,8 +2,10 @@
 every moment, memory and cost do not grow, every second counts, and what was lost is told."""
 
 import tracemalloc
+from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from videopanda.inference.session import VideoSession
 from videopanda.inference.stream_encoder import encode_long
 from videopanda.inference.token_memory import TokenMemory
 from videopanda.models.visual import CELL
+from videopanda.video.read import VideoReadError
 
 QUESTION = "What colour is the circle?"
 COMPRESSIONS = [
@@ -112,6 +115,27 @@ def test_a_file_is_encoded_as_the_stream_of_it_and_as_the_whole_clip(tmp_path):
     baseline, _, log = encode_long(model, processor, path, fps=2, last_frames=4)
     np.testing.assert_allclose(baseline.times, [18.0, 18.5, 19.0, 19.5])
     assert log.dropped == 36
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+def test_a_file_that_is_cut_short_or_damaged_is_refused(tmp_path, name):
+    """As `read_video` refuses it: an answer about its first half would not say so."""
+    model, processor = compressed("elva", {"kind": "pool", "pool_time": 2})
+    whole = write_video(tmp_path / f"whole{Path(name).suffix}", range(100), fps=10, g="10")
+    if name == "a.mp4":  # its table of frames to the front
+        fast = tmp_path / "fast.mp4"
+        with av.open(str(whole)) as old, av.open(str(fast), "w", options={"movflags": "faststart"}) as new:
+            track = new.add_stream_from_template(old.streams.video[0])
+            for packet in old.demux(video=0):
+                if packet.size:
+                    packet.stream = track
+                    new.mux(packet)
+        whole = fast
+    cut = tmp_path / name
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    with pytest.raises(VideoReadError, match=r"(cut short|breaks off).* \(after [1-9]"):
+        encode_long(model, processor, cut, fps=1)
+    encode_long(model, processor, cut, fps=1, end=2.0)  # what is there can be asked about
 
 
 def test_a_model_that_was_trained_with_a_memory_reads_files_into_it(tmp_path):

@@ -1,5 +1,6 @@
 """Protects watching: questions at their times, alarms with hysteresis that name the right second, and notes told."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -26,12 +27,8 @@ class Session:
         return SimpleNamespace(answer="Yes." if is_red else "no", visual_tokens=7)
 
 
-class Frames(list):
-    notes = ()
-
-
-def stream(count: int) -> Frames:
-    return Frames(SimpleNamespace(image=None, time=float(second)) for second in range(count))
+def stream(count: int, between: float = 1.0) -> list:
+    return [SimpleNamespace(image=None, time=between * number) for number in range(count)]
 
 
 def test_questions_come_at_their_times_and_stop():
@@ -54,13 +51,24 @@ def test_hysteresis(answers, expected):
     assert [change for change in changes if change is not None] == expected
 
 
-def test_notes_of_the_stream_are_told():
-    frames = stream(4)
-    frames.notes = (SimpleNamespace(time=1.0, kind="jump", text="the clock jumped"),)
-    (event,) = watch(Session(), frames)
-    assert (event.kind, event.text) == ("note", "jump: the clock jumped")
+def test_a_question_that_is_asked_late_does_not_delay_the_later_ones():
+    events = list(watch(Session(), stream(14, between=0.7), every=2.0, question="What?"))
+    assert [round(event.time, 1) for event in events] == [2.1, 4.2, 6.3, 8.4]
     with pytest.raises(ValueError, match="must be positive"):
-        next(watch(Session(), frames, every=0.0))
+        next(watch(Session(), stream(4), every=0.0))
+
+
+def test_what_happens_to_the_stream_is_told_at_once_and_after_its_last_frame(tmp_path):
+    whole = write_video(tmp_path / "whole.mkv", range(60), fps=10, g="10").read_bytes()
+    path = tmp_path / "cut.mkv"
+    path.write_bytes(whole[: len(whole) * 3 // 4])
+    code, out, err = run("watch", path, "--every", "2s", "How many objects are there?")
+    assert code == 0
+    assert "[0:00:02.0]" in out
+    assert "end: the file is cut short" in err
+    code, out, _ = run("watch", path, "--every", "1h", "What?", "--json")
+    kinds = [json.loads(line)["kind"] for line in out.splitlines()]
+    assert (code, kinds) == (0, ["note", "log"])
 
 
 def test_the_verb(tmp_path):

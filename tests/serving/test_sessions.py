@@ -3,6 +3,9 @@ the library; keys, owners and hosts hold; idle sessions are freed and their numb
 
 import base64
 import io
+import socket
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -13,6 +16,7 @@ from media import write_video
 from tiny import clip
 from videopanda.inference.engine_thread import EngineThread
 from videopanda.inference.session import VideoSession
+from videopanda.serving import run
 from videopanda.serving.api import ServerSettings, create_app
 from videopanda.serving.decoder_pool import DecodeLimits
 from videopanda.serving.sessions import SessionLimits
@@ -75,16 +79,44 @@ def test_frames_chunks_and_questions_give_the_answers_of_the_library(client, loa
     assert (asked["timestamp"], asked["frames"]) == (7.0, 10)
     state = client.get(f"{PATH}/{name}").json()
     assert sum(count for *_, count in state["log"]["steps"]) == 10
-    with client.websocket_connect(f"{PATH}/{name}/ws") as socket:
-        socket.send_bytes(png(frames[4]))
-        assert socket.receive_json()["frames"] == 11
-        socket.send_json({"type": "ask", "question": QUESTION, "max_tokens": 6})
+    with client.websocket_connect(f"{PATH}/{name}/ws") as connection:
+        connection.send_bytes(png(frames[4]))
+        assert connection.receive_json()["frames"] == 11
+        connection.send_json({"type": "ask", "question": QUESTION, "max_tokens": 6})
         local.push(frames[4], 7.0)
-        assert socket.receive_json()["answer"] == local.ask(QUESTION).answer
-        socket.send_json({"type": "sing"})
-        assert "frame or ask" in socket.receive_json()["error"]["message"]
-    assert client.delete(f"{PATH}/{name}").json()["deleted"]
+        assert connection.receive_json()["answer"] == local.ask(QUESTION).answer
+        connection.send_json({"type": "sing"})
+        assert "frame, chunk or ask" in connection.receive_json()["error"]["message"]
+        connection.send_json({"type": "chunk", "video": base64.b64encode(video.read_bytes()).decode(), "fps": 2})
+        assert connection.receive_json()["frames"] == 17
+        assert client.delete(f"{PATH}/{name}").json()["deleted"]
+        connection.send_bytes(png(frames[4]))  # the session is gone, and so is the connection
+        assert "no session" in connection.receive_json()["error"]["message"]
+        with pytest.raises(WebSocketDisconnect):
+            connection.receive_json()
     assert client.get(f"{PATH}/{name}").status_code == 404
+
+
+def test_the_server_that_is_run_accepts_websockets(monkeypatch):
+    """Not only the application in these tests."""
+    made = []
+
+    class Server:
+        def __init__(self, config):
+            made.append(config)
+
+        def run(self, sockets):
+            made[0].load()
+
+    monkeypatch.setattr(run.uvicorn, "Server", Server)
+    monkeypatch.setattr(run, "load", lambda *args, **kwargs: (None, None))
+    monkeypatch.setattr(run, "EngineThread", lambda *args, **kwargs: None)
+    monkeypatch.setattr(run, "create_app", lambda *args: None)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        run.serve(None, None, listener, run.Limits(), ServerSettings("tiny", Path()))
+    (config,) = made
+    assert config.ws == "auto"
+    assert config.ws_protocol_class is not None or find_spec("websockets") is None
 
 
 def test_keys_owners_and_hosts_hold(client):

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from media import paint_number, read_number, set_display_matrix, write_video
-from videopanda.video import stream
+from videopanda.video import stream, stream_input
 from videopanda.video.read import VideoReadError, read_video
 from videopanda.video.stream import stream_video
 
@@ -200,6 +200,84 @@ def test_http_and_hls_from_allowed_hosts_only(tmp_path, server):
     for name in ("away", "bad.m3u8"):
         with pytest.raises((VideoReadError, ValueError)):
             numbers(stream_video(f"{server}/{name}", **short))
+
+
+class Flaky(http.server.SimpleHTTPRequestHandler):
+    """Breaks off after a third of what was asked for; with parts of files, or without."""
+
+    gives_parts, asked = True, []
+
+    def do_GET(self):
+        data = open(self.translate_path(self.path), "rb").read()  # noqa: SIM115
+        wanted = self.headers.get("Range")
+        self.asked.append(wanted)
+        at = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
+        self.send_response(206 if wanted and self.gives_parts else 200)
+        if self.gives_parts:
+            self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(data) - at))
+        self.end_headers()
+        self.wfile.write(data[at : at + len(data) // 3 + 1])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize("gives_parts", [True, False])
+def test_a_lost_connection_to_a_file_is_continued_or_told_and_never_an_end(tmp_path, gives_parts, monkeypatch):
+    monkeypatch.setattr(Flaky, "gives_parts", gives_parts)
+    monkeypatch.setattr(Flaky, "asked", [])
+    monkeypatch.setattr(stream_input, "FIRST_PAUSE", 0.05)
+    write_video(tmp_path / "a.ts", range(100), fps=25)
+    handler = functools.partial(Flaky, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{running.server_port}/a.ts"
+        with stream_video(url, fps=None, hosts=["127.0.0.1"], stall_seconds=2, give_up_seconds=5) as frames:
+            seen = numbers(frames)
+        running.shutdown()
+    assert len(set(Flaky.asked)) == len(Flaky.asked)  # nothing is fetched twice
+    if gives_parts:
+        assert seen == list(range(100))
+        assert [note.kind for note in frames.notes] == ["reconnect", "reconnect"]
+    else:
+        assert 0 < len(seen) < 60
+        assert [note.kind for note in frames.notes] == ["end"]
+        assert "connection lost after" in frames.notes[0].text
+
+
+def test_a_pipe_that_stays_silent_ends_once(tmp_path):
+    data, pipe = write_video(tmp_path / "a.ts", range(50), fps=25).read_bytes(), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = os.open(pipe, os.O_RDWR)  # stays open
+    os.write(writer, data[:60000])
+    try:
+        with stream_video(pipe, fps=None, stall_seconds=0.1, give_up_seconds=0.4) as frames:
+            assert numbers(frames)
+    finally:
+        os.close(writer)
+    assert [note.kind for note in frames.notes] == ["stall", "end"]
+
+
+@pytest.mark.parametrize("waits", [1, 2, 3, 5])
+def test_ctrl_c_ends_the_wait_for_data(tmp_path, monkeypatch, waits):
+    """FFmpeg swallows it: the source would go on waiting."""
+    path = write_video(tmp_path / "a.ts", range(100), fps=25)
+    select, calls = stream_input.select.select, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == waits:
+            raise KeyboardInterrupt
+        return select(*arguments)
+
+    monkeypatch.setattr(stream_input.select, "select", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        stream_video(path, follow=True, fps=None, stall_seconds=0.1, give_up_seconds=0.3) as frames,
+    ):
+        list(frames)
+    assert len(calls) == waits
 
 
 def test_a_dead_source_is_given_up_with_a_reason(tmp_path):

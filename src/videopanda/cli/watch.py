@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
@@ -95,8 +95,8 @@ def watch_verb(
     if not any((source == "-", "://" in source, Path(source).exists())):
         raise FileNotFoundError(f"no video at {source}")
     from videopanda.inference.session import VideoSession
-    from videopanda.inference.watching import watch
-    from videopanda.video.stream import stream_video
+    from videopanda.inference.watching import Event, watch
+    from videopanda.video.stream import Note, stream_video
 
     network, processor = load_model(model, device)
     rules = processor.video_processor
@@ -119,24 +119,35 @@ def watch_verb(
     )
     # The user named this URL, so its host is allowed, and no other.
     hosts = [urlsplit(source).hostname or ""] if "://" in source else []
-    with stream_video(source, fps=fps, follow=follow, hosts=hosts, background=rules.background) as stream:
-        for event in watch(
-            session, stream, every=between, question=every[1], conditions=when or (), check_every=looks, until=stop
-        ):
-            if as_json:
-                print(json.dumps(asdict(event)), flush=True)
-            elif event.kind == "note":
-                print(f"videopanda: at {_clock(event.time)}: {event.text}", file=sys.stderr, flush=True)
-            elif event.kind == "answer":
-                print(f"[{_clock(event.time)}] {event.text}", flush=True)
-            else:
-                print(f"[{_clock(event.time)}] {event.kind}: {event.question}", flush=True)
-    log = session.log
-    if as_json:
-        print(json.dumps({"kind": "log", **asdict(log)}), flush=True)
-    else:
-        lost = f", {log.dropped:,} frames no longer in memory" if log.dropped else ""
-        print(f"videopanda: {log.frames:,} frames in {len(log.steps)} steps{lost}", file=sys.stderr)
+
+    def show(event: Event) -> None:
+        if as_json:
+            print(json.dumps(asdict(event)), flush=True)
+        elif event.kind == "note":
+            print(f"videopanda: at {_clock(event.time)}: {event.text}", file=sys.stderr, flush=True)
+        elif event.kind == "answer":
+            print(f"[{_clock(event.time)}] {event.text}", flush=True)
+        else:
+            print(f"[{_clock(event.time)}] {event.kind}: {event.question}", flush=True)
+
+    def tell(note: Note) -> None:
+        # At once: after a stall or an end, no frame may follow.
+        show(Event(note.time, "note", "", f"{note.kind}: {note.text}", note.time, session.num_frames, 0))
+
+    options: dict[str, Any] = {"hosts": hosts, "background": rules.background, "on_note": tell}
+    try:
+        with stream_video(source, fps=fps, follow=follow, **options) as stream:
+            for event in watch(
+                session, stream, every=between, question=every[1], conditions=when or (), check_every=looks, until=stop
+            ):
+                show(event)
+    finally:  # also after Ctrl-C, the usual end of a stream, and after the loss of the source
+        log = session.log
+        if as_json:
+            print(json.dumps({"kind": "log", **asdict(log)}), flush=True)
+        else:
+            lost = f", {log.dropped:,} frames no longer in memory" if log.dropped else ""
+            print(f"videopanda: {log.frames:,} frames in {len(log.steps)} steps{lost}", file=sys.stderr)
 
 
 def _clock(seconds: float) -> str:

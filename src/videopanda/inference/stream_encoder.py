@@ -25,7 +25,7 @@ from videopanda.inference.token_memory import TokenMemory
 from videopanda.models.configuration import context_length
 from videopanda.models.visual import ChunkState
 from videopanda.video.read import VideoReadError, read_video
-from videopanda.video.stream import stream_video
+from videopanda.video.stream import Note, stream_video
 
 MAX_VISUAL_TOKENS = 2048
 KEPT_TIMES = 100_000  # frame times that an answer reports at most
@@ -225,7 +225,7 @@ def encode_long(
         start, end: range in seconds.
 
     Raises:
-        VideoReadError: the source cannot be read, or shows nothing in this range.
+        VideoReadError: the source cannot be read, is damaged or cut short, or shows nothing in this range.
         ValueError: the model needs a whole clip.
     """
     began = time.perf_counter()
@@ -239,7 +239,8 @@ def encode_long(
     encoder = StreamEncoder(
         model, processor, max_visual_tokens=max_visual_tokens, last_frames=last_frames, total_frames=total
     )
-    with stream_video(source, fps=fps, background=background) as stream:
+    notes: list[Note] = []
+    with stream_video(source, fps=fps, background=background, on_note=notes.append) as stream:
         while True:
             began = time.perf_counter()
             frame = next(stream, None)
@@ -248,6 +249,9 @@ def encode_long(
                 break
             if start is None or frame.time >= start:
                 encoder.push(frame.image, frame.time)
+    # As `read_video`: an answer about a part of the file would not say so. Damage before the first frame shows nothing.
+    if lost := [note for note in notes if note.kind in ("damage", "end") and note.time > 0]:
+        raise VideoReadError(str(source), f"{lost[0].text} (after {lost[0].time:.1f} s)")
     if not encoder.num_frames:
         raise VideoReadError(str(source), "no video frames" if start is None else f"no frame after {start:g} s")
     clip = encoder.clip()

@@ -7,6 +7,7 @@ A condition becomes true after two consecutive "yes" answers and false after two
 answer raises no alarm. The event has the time of the first of the two.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -65,8 +66,8 @@ def watch(
     """Push frames into a session, and ask.
 
     Args:
-        frames: with `image` and `time`, as of `stream_video`; its notes become events, too.
-        every, question: seconds between answers to this question.
+        frames: with `image` and `time`, as of `stream_video`.
+        every, question: seconds between answers to this question; asked at the first frame after each multiple of them.
         conditions: yes-or-no questions, asked every `check_every` seconds.
         until: second at which to stop.
 
@@ -76,21 +77,18 @@ def watch(
     if (every is not None and every <= 0) or check_every <= 0:
         raise ValueError("the time between two questions must be positive")
     watched = [Condition(text) for text in conditions]
-    due, check_due, notes = every, check_every, 0
+    due, check_due = every, check_every
     for frame in frames:
         if until is not None and frame.time > until:
             break
         session.push(frame.image, frame.time)
-        for note in list(getattr(frames, "notes", ()))[notes:]:
-            notes += 1
-            yield Event(note.time, "note", "", f"{note.kind}: {note.text}", frame.time, session.num_frames, 0)
         now = frame.time
         if due is not None and now >= due:
             answer = session.ask(question)
-            due = now + (every or 0.0)
+            due = _next(now, every or 0.0)
             yield Event(now, "answer", question, answer.answer, now, session.num_frames, answer.visual_tokens)
         if watched and now >= check_due:
-            check_due = now + check_every
+            check_due = _next(now, check_every)
             for condition in watched:
                 answer = session.ask(condition.question)
                 changed = condition.update(now, answer.answer)
@@ -99,6 +97,11 @@ def watch(
                     yield Event(
                         changed, kind, condition.question, answer.answer, now, session.num_frames, answer.visual_tokens
                     )
+
+
+def _next(now: float, between: float) -> float:
+    """The first multiple of `between` after `now`: a question asked late does not delay the later ones."""
+    return (math.floor(now / between + 1e-6) + 1) * between
 
 
 __all__ = ["IN_A_ROW", "Condition", "Event", "watch"]

@@ -23,6 +23,7 @@ DRAIN_SECONDS = 30
 KEEP_ALIVE_SECONDS = 90  # longer than proxies and clients keep one (75 s in nginx), so that they close it first
 HEADER_SECONDS = 20
 HEADER_BYTES = 32 << 10
+MESSAGE_BYTES = 16 << 20  # of a WebSocket
 
 
 def _end(error: BaseException) -> None:
@@ -54,7 +55,8 @@ def serve(
     config = uvicorn.Config(
         app,
         http=HeaderLimits,
-        ws="none",
+        ws_max_size=MESSAGE_BYTES,
+        ws_max_queue=2,  # messages that wait, which take memory
         access_log=False,
         log_level="warning",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,

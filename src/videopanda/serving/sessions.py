@@ -5,7 +5,7 @@
     POST   /v1/streaming/sessions/{id}/chunk    a video of a few seconds, ?timestamp=10&fps=1
     POST   /v1/streaming/sessions/{id}/ask      {"question": "What happens?"}     → {"answer": …, "timestamp": …}
     DELETE /v1/streaming/sessions/{id}
-    WS     /v1/streaming/sessions/{id}/ws       the same as messages: {"type": "frame", …}, {"type": "ask", …}
+    WS     /v1/streaming/sessions/{id}/ws       the same as messages: {"type": "frame", …}, "chunk", "ask"
 
 The first three names are those that vLLM proposes for streaming sessions. A session keeps a bounded number of visual
 tokens, however long it runs; one that is not used for a while is freed. Decoding happens in the decoder processes.
@@ -21,12 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, WebSocket, WebSocketDisconnect
+from fastapi import APIRouter, Query, Request, Response, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from videopanda.inference.answer import build_prompt, question_messages
 from videopanda.inference.request import MAX_NEW_TOKENS, Finished, GenerateRequest
 from videopanda.inference.session import VideoSession
+from videopanda.serving.disconnect import GONE, GoneError, unless_gone
 from videopanda.serving.errors import BusyError, NotFoundError, ServeError, TooLargeError
 from videopanda.serving.files import owner_of_request
 
@@ -60,6 +61,15 @@ class FrameRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     image: str
     timestamp: float | None = Field(None, ge=0, allow_inf_nan=False)
+
+
+class ChunkRequest(BaseModel):
+    """A short video in a message. video: data URL or base64; timestamp: seconds; fps: frames per second to read."""
+
+    model_config = ConfigDict(extra="forbid")
+    video: str
+    timestamp: float | None = Field(None, ge=0, allow_inf_nan=False)
+    fps: float = Field(1.0, gt=0, le=_MAX_FPS)
 
 
 class AskRequest(BaseModel):
@@ -204,18 +214,21 @@ async def push_chunk(
     return await _push(_service(request), opened, await request.body(), timestamp, {"fps": fps})
 
 
-@router.post("/{session_id}/ask")
-async def ask_session(request: Request, session_id: str, body: AskRequest) -> dict[str, Any]:
-    """Answer a question about the frames so far."""
+@router.post("/{session_id}/ask", response_model=None)
+async def ask_session(request: Request, session_id: str, body: AskRequest) -> dict[str, Any] | Response:
+    """Answer a question about the frames so far; given up if the client disconnects."""
     opened = _service(request).sessions.get(session_id, owner_of_request(request))
-    return await _ask(_service(request), opened, body)
-
-
-def _bytes_of(image: str) -> bytes:
     try:
-        return base64.b64decode(image.partition(",")[2] if image.startswith("data:") else image, validate=True)
+        return await unless_gone(request, _ask(_service(request), opened, body))
+    except GoneError:
+        return Response(status_code=GONE)
+
+
+def _bytes_of(content: str) -> bytes:
+    try:
+        return base64.b64decode(content.partition(",")[2] if content.startswith("data:") else content, validate=True)
     except binascii.Error as error:
-        raise ServeError("image must be a data URL, or base64", "image") from error
+        raise ServeError("frames and chunks must be a data URL, or base64") from error
 
 
 async def _push(
@@ -270,7 +283,7 @@ async def _ask(service: Any, opened: OpenSession, body: AskRequest) -> dict[str,
 
 @router.websocket("/{session_id}/ws")
 async def session_socket(socket: WebSocket, session_id: str) -> None:
-    """Frames and questions over one connection; a binary message is a frame without a time."""
+    """Frames, chunks and questions over one connection, which ends with the session; a binary message is a frame."""
     service = _service(socket)
     owner = str(socket.scope.get("owner", ""))
     await socket.accept()
@@ -281,15 +294,24 @@ async def session_socket(socket: WebSocket, session_id: str) -> None:
                 return
             try:
                 opened = service.sessions.get(session_id, owner)
+            except NotFoundError as error:
+                await socket.send_json(_error(error))
+                await socket.close(1008, "no such session")
+                return
+            try:
                 if message.get("bytes") is not None:
                     reply = await _push(service, opened, message["bytes"], None, {"num_frames": 1})
                 else:
                     reply = await _handle(service, opened, message.get("text") or "")
             except ServeError as error:
-                reply = {"object": "error", "error": {"message": str(error), "code": error.code, "param": error.param}}
+                reply = _error(error)
             await socket.send_json(reply)
     except WebSocketDisconnect:
         return
+
+
+def _error(error: ServeError) -> dict[str, Any]:
+    return {"object": "error", "error": {"message": str(error), "code": error.code, "param": error.param}}
 
 
 class _SocketMessage(BaseModel):
@@ -306,11 +328,14 @@ async def _handle(service: Any, opened: OpenSession, text: str) -> dict[str, Any
         if message.type == "frame":
             frame = FrameRequest(**fields)
             return await _push(service, opened, _bytes_of(frame.image), frame.timestamp, {"num_frames": 1})
+        if message.type == "chunk":
+            chunk = ChunkRequest(**fields)
+            return await _push(service, opened, _bytes_of(chunk.video), chunk.timestamp, {"fps": chunk.fps})
         if message.type == "ask":
             return await _ask(service, opened, AskRequest(**fields))
     except ValidationError as error:
         raise ServeError(f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
-    raise ServeError(f"the type of a message must be frame or ask, got {message.type!r}", "type")
+    raise ServeError(f"the type of a message must be frame, chunk or ask, got {message.type!r}", "type")
 
 
 __all__ = ["OpenSession", "SessionLimits", "SessionStore", "router"]

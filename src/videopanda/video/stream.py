@@ -12,11 +12,8 @@ connection was lost, the time that passed counts.
 
 import math
 import os
-import select
 import stat
-import sys
 import time
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -28,18 +25,26 @@ from urllib.parse import urlsplit
 import av
 import numpy as np
 
-from videopanda.video.container import Deadline, Matrix, UnreadableError, display_matrix, to_rgb, upright, upright_size
+from videopanda.video.container import (
+    SHORT_SECONDS,
+    Deadline,
+    Matrix,
+    UnreadableError,
+    display_matrix,
+    to_rgb,
+    upright,
+    upright_size,
+)
 from videopanda.video.pictures import Pictures
 from videopanda.video.read import VideoReadError
 from videopanda.video.source import open_source
+from videopanda.video.stream_input import FIRST_PAUSE, LONGEST_PAUSE, BrokenOffError, Download, Growing
 from videopanda.video.timeline import may_leap
 
 KEPT_NOTES = 1000
 _KEPT_STEPS = 1000  # times between frames, whose median is how long a last frame of unknown length lasts
 _SLACK_SECONDS = 0.001  # of stamps that were rounded to milliseconds, as in `read_video`
 _BACK_SECONDS, _AHEAD_SECONDS = 0.1, 10.0  # a clock that moves further between two frames has been started again
-_POLL_SECONDS = 0.1
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before connecting again; doubled each time
 
 NoteKind = Literal["stall", "reconnect", "jump", "size", "damage", "end"]
 
@@ -228,7 +233,7 @@ class _Source:
 
     def __init__(self, name: str, follow: bool, hosts: tuple[str, ...], stall: float, give_up: float, stack: ExitStack):
         self.name, self.follow, self.hosts, self.stall, self.give_up = name, follow, hosts, stall, give_up
-        self.stack, self.tell = stack, lambda kind, text: None
+        self.stack, self.tell, self.interrupted = stack, lambda kind, text: None, False
         self.scheme = urlsplit(name).scheme.lower() if "://" in name else ""
         self.is_camera = name.startswith("/dev/video")
         self.is_live = self.scheme != "" or self.is_camera
@@ -275,7 +280,7 @@ class _Source:
 
     def frames(self, clock: _Clock, background: tuple[int, int, int]) -> Iterator[_Frame]:
         """Every frame of the source. A live source that fails is opened again until it was silent for too long."""
-        number, pause, silent_since = 0, _FIRST_PAUSE, time.monotonic()
+        number, pause, silent_since = 0, FIRST_PAUSE, time.monotonic()
         while True:
             reason = "the stream ended"
             try:
@@ -284,10 +289,11 @@ class _Source:
                     convert, is_resumed = partial(self._picture, frame, matrix, background), clock.restarted is not None
                     lasts = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
                     yield _Frame(convert, clock.time_of(stamp), number, lasts, is_resumed)
-                    number, pause, silent_since = number + 1, _FIRST_PAUSE, time.monotonic()
+                    number, pause, silent_since = number + 1, FIRST_PAUSE, time.monotonic()
             except (av.FFmpegError, OSError, UnreadableError) as error:
+                self._pass_interrupt()
                 reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
-                if not self.is_live:
+                if not self.is_live or isinstance(error, BrokenOffError):
                     if number:
                         clock.tell("end", f"the stream breaks off: {reason}")
                         return
@@ -302,7 +308,7 @@ class _Source:
             clock.tell("reconnect", f"{reason}; connecting again in {pause:g} s")
             clock.restarted = silent_since if number else None
             time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     def _picture(self, frame: av.VideoFrame, matrix: Matrix | None, background: tuple[int, int, int]) -> np.ndarray:
         try:
@@ -324,12 +330,20 @@ class _Source:
             clock.step = 1 / float(stream.average_rate) if stream.average_rate else clock.step
             # AVI stores an order of decoding and no presentation times, which differ where there are B-frames.
             is_unstamped = container.format.name == "avi" and stream.codec_context.has_b_frames
-            damaged = 0
-            packets = container.demux(stream)
+            damaged, latest, count = 0, 0.0, 0
+            packets = container.demux()
             while True:
                 packet = next(packets, None)
+                self._pass_interrupt()
                 if packet is None:
+                    if not (self.is_live or self.is_pipe or self.follow):
+                        self._check_whole(container, stream, count, latest + clock.step)
                     return
+                if packet.pts is not None:
+                    latest = max(latest, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                if packet.stream is not stream:
+                    continue
+                count += packet.size > 0
                 try:
                     for frame in packet.decode():
                         is_timed = frame.pts is not None and not is_unstamped
@@ -339,6 +353,23 @@ class _Source:
                     damaged += 1
                     if damaged & (damaged - 1) == 0:  # at 1, 2, 4, 8, …: a broken stream must not flood the notes
                         self.tell("damage", f"{damaged} damaged packets so far, which give no frames")
+
+    def _pass_interrupt(self) -> None:
+        """Raise the KeyboardInterrupt that came while FFmpeg was reading, through which no such exception passes."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def _check_whole(self, container: Any, stream: Any, packets: int, latest: float) -> None:
+        """Note that a file ends before its header says; one that FFmpeg itself finds broken is an error of it."""
+        rate, missing = float(stream.average_rate or 0), 0.0
+        if container.format.name == "avi" and rate:
+            missing = (stream.frames - packets) / rate
+        elif "matroska" in container.format.name and container.duration:
+            missing = container.duration / av.time_base - latest
+        elif stream.duration and packets < len(stream.index_entries):
+            missing = float(((stream.start_time or 0) + stream.duration) * stream.time_base) - latest
+        if missing > SHORT_SECONDS:
+            self.tell("end", f"the file is cut short: {missing:.1f} s are missing at its end")
 
     def _open(self, stack: ExitStack) -> Any:
         timeout = (self.give_up, self.stall) if self.is_live else None
@@ -351,61 +382,13 @@ class _Source:
         if self.scheme:
             return av.open(self.name, io_open=lambda url, *_: self._fetch(url, stack), timeout=timeout)
         if self.is_pipe or self.follow:
-            return av.open(_Growing(self, stack, self.is_pipe and self.name != "-"))
+            return av.open(Growing(self, stack, self.is_pipe and self.name != "-"))
         return av.open(**open_source(self.name, Deadline(math.inf), stack).opener())
 
     def _fetch(self, url: str, stack: ExitStack) -> Any:
         """Open a URL of an allowed host; playlists name others."""
         self.allow(url)
-        opener = urllib.request.build_opener(_NoRedirect(self.allow))
-        return stack.enter_context(opener.open(url, timeout=self.stall))
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to allowed hosts only."""
-
-    def __init__(self, allow: Callable[[str], None]):
-        self.allow = allow
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        """Check the new URL."""
-        self.allow(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-class _Growing:
-    """A pipe, or a file that is still being written: `read` waits for data, reports stalls, and gives up."""
-
-    def __init__(self, source: _Source, stack: ExitStack, is_fifo: bool):
-        self.name, self._source, self._is_file = source.name, source, not is_fifo and source.name != "-"
-        if source.name == "-":
-            self._descriptor = sys.stdin.fileno()
-        else:
-            # Opened without blocking: an ordinary open of a FIFO would wait for a writer, and nothing could end that.
-            self._descriptor = os.open(source.name, os.O_RDONLY | (os.O_NONBLOCK if is_fifo else 0))
-            stack.callback(os.close, self._descriptor)
-        self._begun = not is_fifo
-
-    def read(self, size: int) -> bytes:
-        """Up to `size` bytes; empty at the end."""
-        began, told = time.monotonic(), False
-        while True:
-            ready = select.select([self._descriptor], [], [], _POLL_SECONDS)[0]
-            data = os.read(self._descriptor, size) if ready else None
-            if data:
-                self._begun = True
-                return data
-            if data == b"" and self._begun and not self._is_file:
-                return b""  # the writer has closed the pipe
-            silent = time.monotonic() - began
-            if silent > self._source.stall and not told:
-                told = True
-                self._source.tell("stall", f"no data for {self._source.stall:g} s")
-            if silent > self._source.give_up:
-                self._source.tell("end", f"no data for {self._source.give_up:g} s: taken as the end")
-                return b""
-            if data is not None:
-                time.sleep(_POLL_SECONDS)
+        return Download(self, url, stack)
 
 
 __all__ = ["Note", "StreamFrame", "VideoStream", "stream_video"]

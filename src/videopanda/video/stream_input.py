@@ -1,0 +1,145 @@
+"""What FFmpeg reads a stream from: URLs of allowed hosts, pipes, and files that are still being written."""
+
+import os
+import select
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+_POLL_SECONDS = 0.1
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds before connecting again; doubled each time
+
+
+class StreamSource(Protocol):
+    """What is read. stall, give_up: seconds without data until a note, and until the end.
+
+    interrupted: a KeyboardInterrupt came while FFmpeg was reading, through which no such exception passes.
+    """
+
+    name: str
+    stall: float
+    give_up: float
+    interrupted: bool
+    tell: Callable[[Any, str], None]
+
+    def allow(self, url: str) -> None:
+        """Raise ValueError for a URL whose host is not allowed."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to allowed hosts only."""
+
+    def __init__(self, allow: Callable[[str], None]):
+        self.allow = allow
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """Check the new URL."""
+        self.allow(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+class BrokenOffError(OSError):
+    """The connection to a file was lost, and cannot be continued: from its start, all would be shown again."""
+
+
+class Download:
+    """A URL. A file of known length is continued where its connection was lost, if the server gives parts of files."""
+
+    def __init__(self, source: StreamSource, url: str, stack: ExitStack):
+        self._source, self._url, self._at, self._failed = source, url, 0, False
+        self._opener = urllib.request.build_opener(_NoRedirect(source.allow))
+        self._response = self._opener.open(url, timeout=source.stall)
+        stack.callback(lambda: self._response.close())
+        self._length: int | None = self._response.length
+        self._has_parts = self._length is not None and self._response.headers.get("Accept-Ranges") == "bytes"
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes; empty at the end."""
+        if self._failed:  # FFmpeg asks again after an error
+            return b""
+        self._failed = True
+        try:
+            data = self._next(size)
+        except KeyboardInterrupt:
+            self._source.interrupted = True
+            return b""
+        self._failed = False
+        return data
+
+    def _next(self, size: int) -> bytes:
+        pause, began = FIRST_PAUSE, time.monotonic()
+        while True:
+            try:
+                if self._response.closed and self._at != self._length and self._has_parts:
+                    self._continue()
+                data: bytes = self._response.read(size)
+                self._at += len(data)
+                if data or self._length is None or self._at >= self._length:
+                    return data
+                raise ConnectionError(f"connection lost after {self._at:,} of {self._length:,} bytes")
+            except OSError as error:
+                self._response.close()
+                if not self._has_parts or time.monotonic() - began + pause > self._source.give_up:
+                    is_file = self._length is not None and self._url == self._source.name
+                    raise (BrokenOffError(str(error)) if is_file else error) from None
+                self._source.tell("reconnect", f"{error}; continuing at byte {self._at:,} in {pause:g} s")
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _continue(self) -> None:
+        request = urllib.request.Request(self._url, headers={"Range": f"bytes={self._at}-"})
+        self._response = self._opener.open(request, timeout=self._source.stall)
+        if self._response.status != 206:
+            self._has_parts = False
+            raise ConnectionError("the server does not continue files where they broke off")
+
+
+class Growing:
+    """A pipe, or a file that is still being written: `read` waits for data, reports stalls, and gives up."""
+
+    def __init__(self, source: StreamSource, stack: ExitStack, is_fifo: bool):
+        self.name, self._source, self._is_file = source.name, source, not is_fifo and source.name != "-"
+        if source.name == "-":
+            self._descriptor = sys.stdin.fileno()
+        else:
+            # Opened without blocking: an ordinary open of a FIFO would wait for a writer, and nothing could end that.
+            self._descriptor = os.open(source.name, os.O_RDONLY | (os.O_NONBLOCK if is_fifo else 0))
+            stack.callback(os.close, self._descriptor)
+        self._begun, self._ended = not is_fifo, False
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes; empty at the end."""
+        if self._ended:  # FFmpeg asks again after an end
+            return b""
+        try:
+            data = self._wait(size)
+        except KeyboardInterrupt:
+            self._source.interrupted, data = True, b""
+        self._ended = not data
+        return data
+
+    def _wait(self, size: int) -> bytes:
+        began, told = time.monotonic(), False
+        while True:
+            ready = select.select([self._descriptor], [], [], _POLL_SECONDS)[0]
+            data = os.read(self._descriptor, size) if ready else None
+            if data:
+                self._begun = True
+                return data
+            if data == b"" and self._begun and not self._is_file:
+                return b""  # the writer has closed the pipe
+            silent = time.monotonic() - began
+            if silent > self._source.stall and not told:
+                told = True
+                self._source.tell("stall", f"no data for {self._source.stall:g} s")
+            if silent > self._source.give_up:
+                self._source.tell("end", f"no data for {self._source.give_up:g} s: taken as the end")
+                return b""
+            if data is not None:
+                time.sleep(_POLL_SECONDS)
+
+
+__all__ = ["FIRST_PAUSE", "LONGEST_PAUSE", "BrokenOffError", "Download", "Growing"]
