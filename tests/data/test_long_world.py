@@ -182,7 +182,14 @@ def test_scores_become_a_heat_map(tmp_path):
     (tmp_path / "other" / "annotations.json").write_text('[{"id": "a"}]')
     code, _, err = run("evaluate", "needle", tmp_path / "s.jsonl", "--data", tmp_path / "other", "--output", tmp_path)
     assert (code, "lack minutes and depths" in err) == (2, True)
-    for text, told in (("", "has no scores"), ("no", "s.jsonl line 1"), ('{"a": 1}\n', "is not a score file")):
+    first = json.dumps({"id": f"{rows[0]['id']}/0", "metrics": {"accuracy": 1.0}}) + "\n"
+    for text, told in (
+        ("", "has no scores"),
+        ("no", "s.jsonl line 1"),
+        ('{"a": 1}\n', "is not a score file"),
+        (first + first, "is scored twice"),
+        (first.replace("accuracy", "wups@0.9"), "has no accuracy"),
+    ):
         (tmp_path / "s.jsonl").write_text(text)
         code, _, err = run("evaluate", "needle", tmp_path / "s.jsonl", "--data", folder, "--output", tmp_path)
         assert (code, told in err, len(err.splitlines())) == (2, True, 1), err

@@ -394,7 +394,9 @@ def test_subtitles_at_the_frames_shown(tmp_path):
     found = subtitles.read(write_json(tmp_path / "b.json", rows), offset=5.0)
     assert [(cue.start, cue.end, cue.text) for cue in found] == [(2.0, 3.5, "a"), (4.0, float("inf"), "b")]
     rows = [{"start": "00:01:05.250", "end": "00:01:06.000", "line": "c"}]
-    assert subtitles.read(write_json(tmp_path / "c.json", rows)) == [subtitles.Cue(65.25, 66.0, "c")]
+    assert subtitles.read(write_json(tmp_path / "c.json", rows)) == [
+        subtitles.Cue(65.125, 66.125, "c")
+    ]  # a second long
     with pytest.raises(subtitles.SubtitleError, match="contains no subtitles"):
         subtitles.read(write_json(tmp_path / "d.json", [{"x": 1}]))
 

@@ -4,12 +4,15 @@ frames, and frames by motion or scenes, each named in the protocol."""
 from pathlib import Path
 
 import pytest
+from benchmark_files import WRITERS
 
 from compressed import compressed
 from videopanda.data.worlds.long.make import make_long
-from videopanda.evaluation.predict import PredictJob, predict
+from videopanda.evaluation.conditions import Shown
+from videopanda.evaluation.predict import PredictJob, Predictor, predict
 from videopanda.evaluation.predictions import read_predictions
 from videopanda.inference.answer import ask
+from videopanda.inference.clip import EncodedClip
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,16 @@ def test_predictions_are_the_answers_of_the_library(tmp_path, folder, choice, sa
     clip = next((folder / "clips").iterdir())
     answers = ask(*loaded, clip, questions, max_new_tokens=3, **choice)
     assert [row.prediction for row in rows] == [answer.answer for answer in answers]
+
+
+def test_subtitles_are_those_of_all_frames_in_a_memory(tmp_path):
+    """Not only of the frames with which its steps begin."""
+    annotations = WRITERS["video-mme-subtitles"](tmp_path)
+    job = PredictJob("video-mme-subtitles", annotations, tmp_path, max_visual_tokens=200)
+    item = next(one.item for batch in job.batches for one in batch if "subtitles" in one.item.extra)  # from 1 to 2.5 s
+    clip = EncodedClip("key", "video", "", times=(0.0, 1.0, 2.0, 3.0))
+    shown = Shown(clip, (), (0.0, 3.0), "pyav")
+    assert Predictor(job, loaded=compressed("elva"))._subtitles(item, shown) == ["Two cups."]
 
 
 def test_one_way_at_a_time(tmp_path, folder):

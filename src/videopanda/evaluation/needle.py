@@ -26,7 +26,7 @@ def needle_report(scores: str | Path, data: str | Path) -> dict[str, Any]:
         data: the folder that `scenes make --long` wrote.
 
     Raises:
-        ValueError: the data is not of that kind, or the scores are of other questions.
+        ValueError: the data is not of that kind, or the scores are of other questions, of one twice, or no accuracy.
     """
     known: dict[str, tuple[float, str, float | None]] = {}
     file = Path(data) / "annotations.json"
@@ -38,13 +38,19 @@ def needle_report(scores: str | Path, data: str | Path) -> dict[str, Any]:
     cells: dict[tuple[float, int], list[float]] = defaultdict(list)
     lengths: dict[float, list[float]] = defaultdict(list)
     families: dict[tuple[float, str], list[float]] = defaultdict(list)
+    seen: set[str] = set()
     for score in _objects(Path(scores)):
         if "id" not in score or "metrics" not in score:
             raise ValueError(f"{scores} is not a score file of `videopanda evaluate score`: rows lack id and metrics")
         if score["id"] not in known:
             raise ValueError(f"{scores}: {score['id']!r} is not a question of {file}")
+        if score["id"] in seen:
+            raise ValueError(f"{scores}: {score['id']!r} is scored twice")
+        if "accuracy" not in score["metrics"]:
+            raise ValueError(f"{scores}: {score['id']!r} has no accuracy: score with a scorer that gives one")
+        seen.add(score["id"])
         minutes, family, depth = known[score["id"]]
-        right = float(score["metrics"].get("accuracy", 0.0))
+        right = float(score["metrics"]["accuracy"])
         lengths[minutes].append(right)
         families[minutes, family].append(right)
         if depth is not None:

@@ -269,7 +269,8 @@ class Predictor:
             return []
         root = self.job.path if self.job.path.is_dir() else self.job.path.parent
         cues = subtitles.read(root / item.extra["subtitles"], float(item.extra.get("subtitle_offset", 0.0)))
-        return [cue.text for cue in subtitles.at_times(cues, video.times)]
+        times = video.clip.times if isinstance(video.clip, EncodedClip) else video.times  # all that are in a memory
+        return [cue.text for cue in subtitles.at_times(cues, times)]
 
     def _reply(self, prompts: dict[int, tuple[list[Any], EncodedClip | None]]) -> dict[int, dict[str, Any]]:
         requests = []

@@ -51,9 +51,13 @@ def _srt(text: str) -> Iterator[Cue]:
 def _json_cue(cue: Any) -> Cue:
     if "timestamp" in cue:
         start, end = cue["timestamp"]
-        return Cue(float(start), float(end) if isinstance(end, (int, float)) else math.inf, cue["text"].strip())
-    start, end = (_seconds(*cue[key].split(":")) for key in ("start", "end"))
-    return Cue(start, end, cue["line"].strip())
+        start, end, text = float(start), float(end) if isinstance(end, (int, float)) else math.inf, cue["text"]
+    else:
+        start, end = (_seconds(*cue[key].split(":")) for key in ("start", "end"))
+        text = cue["line"]
+    middle = (start + end) / 2
+    # Lines of less than a second last one, as in the code of LongVideoBench.
+    return Cue(*((start, end) if end - start >= 1 else (middle - 0.5, middle + 0.5)), text.strip())
 
 
 def _seconds(hours: str, minutes: str, seconds: str) -> float:
