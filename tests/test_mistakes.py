@@ -114,6 +114,34 @@ QUICK = [
     (55, "plan --duration 30 --num-frames 8 --fps 1", r"--num-frames and --fps are mutually exclusive"),
     (57, "plan --duration abc", r"--duration must be a time such as 90s, 30m or 1\.5h, got 'abc'"),
     (59, "bench speed", r"No such command 'speed'; choose from decode, efficiency, elva, generate, train"),
+    (
+        60,
+        "answer DEMO clip.mp4 What?",
+        r"clip\.mp4 is a file, not a question: a command answers questions about one video",
+    ),
+    (61, "answer DEMO What shape is it?", r'write the question in quotes: "What shape is it\?"'),
+    (61, "find DEMO the circle is white", r"unexpected extra argument.*write a text of several words in quotes"),
+    (
+        62,
+        "answer --video DEMO What?",
+        r"No such option: --video; write only its value:  videopanda answer VIDEO QUESTION",
+    ),
+    (62, "answer DEMO --question What?", r"No such option: --question; write only its value"),
+    (63, "answer nothere.mp4 LONG", r"no video at nothere\.mp4$"),
+    (64, "answer file:///a%20b.mp4 What?", r"pass the path of the file instead of its URL: /a b\.mp4"),
+    (65, "answer DEMO What? --model fake.mp4", r"fake\.mp4 is a file: pass the folder of the model"),
+    (65, "answer DEMO What? --model nanoo", r"no model folder at nanoo.*one of nano, nano-long, nano-elva"),
+    (65, "pull https://huggingface.co/org/name", r"is a page: pass the name of the model, org/name"),
+    (65, "serve --model https://huggingface.co/org/name", r"is a page: pass the name of the model, org/name"),
+    (11, "answer DEMO What? --device gpu", r"unknown device 'gpu': use cpu, cuda, cuda:1 or mps"),
+    (66, "serve --device 0", r"unknown device '0': use cpu, cuda, cuda:1 or mps"),
+    (67, "answer DEMO What? --explain --picture why.txt", r"--picture must be a file such as why\.png.*'why\.txt'"),
+    (67, "answer DEMO What? --explain --picture emptydir", r"--picture must be a file.*'emptydir'"),
+    (68, "serve --api-keys clip.mp4", r"clip\.mp4 is not a text file of API keys"),
+    (69, "train finetune --config nano --model NANO --lr 1e-4", r"a setting of training is written  --set lr=VALUE"),
+    (69, "finetune --data rows.json --model NANO --output o --resume", r"the same command resumes an interrupted run"),
+    (69, "finetune --data rows.json --model NANO --output o --max-steps 3", r"written  --set max_steps=VALUE"),
+    (69, "finetune --data rows.json --model NANO --out o", r"No such option: --out.*--output"),
 ]
 # A run of one step: what is tested is that it needs no --output.
 BRIEFLY = "--set max_steps=1 --set batch_size=1 --set validation=0 --set num_workers=0 --set compile=false"
@@ -121,7 +149,6 @@ BRIEFLY = "--set max_steps=1 --set batch_size=1 --set validation=0 --set num_wor
 SLOW = [
     (11, "answer DEMO What? --device cuda", r"device cuda is not available: torch .*; use cpu"),
     (11, "answer DEMO What? --device mps", r"device mps is not available: torch .* finds no Apple GPU; use cpu"),
-    (11, "answer DEMO What? --device gpu", r"unknown device 'gpu': use cpu, cuda, cuda:1 or mps"),
     (17, "answer DEMO What? --num-frames 100000", r"exceed the context .*at most [0-9]+ frames fit"),
     (21, "answer pic.png What?", None),
     (
@@ -230,7 +257,7 @@ def ports():
 
 
 def words(command, ports):
-    names = {"DEMO": str(DEMO), "NANO": str(NANO), "EMPTY": " ", **ports}
+    names = {"DEMO": str(DEMO), "NANO": str(NANO), "EMPTY": " ", "LONG": "x" * 9000, **ports}
     return [names.get(word, word) for word in command.split()]
 
 
@@ -290,6 +317,22 @@ def test_a_mistake_is_one_line(place, ports, monkeypatch, number, command, line)
 
     monkeypatch.chdir(place)
     check(command, line, *run(*words(command, ports)))
+
+
+@pytest.mark.parametrize("command", ["", "scenes"])
+def test_a_command_alone_prints_its_help_and_no_error(command):
+    from command import run
+
+    code, out, err = run(*command.split())
+    assert (code, err) == (2, "")
+    assert "Usage: videopanda" in out
+
+
+def test_several_questions_of_one_word_are_questions():
+    from videopanda.cli import checks
+
+    checks.require_video(DEMO, questions=["What?", "Who?"])
+    checks.require_video(DEMO, questions=["什么颜色", "几个"])  # languages without spaces
 
 
 def test_a_missing_extra_is_named(monkeypatch, place):

@@ -57,7 +57,13 @@ def folder_of(name: str | Path, *, pickled: bool = False, files: tuple[str, ...]
             return Path(name)
         if str(name) in BUNDLED:
             return Path(__file__).parent / "assets" / name
-        raise FileNotFoundError(f"no model folder at {name}, and it is not a Hub name such as org/name")
+        if Path(name).is_file():
+            raise FileNotFoundError(f"{name} is a file: pass the folder of the model")
+        if page := re.match(r"https?:/+huggingface\.co/([\w.-]+/[\w.-]+)", str(name)):
+            raise FileNotFoundError(f"{name} is a page: pass the name of the model, {page[1]}")
+        raise FileNotFoundError(
+            f"no model folder at {name}, and it is neither a Hub name such as org/name nor one of {', '.join(BUNDLED)}"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         EntryNotFoundError,

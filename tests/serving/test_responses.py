@@ -27,6 +27,13 @@ def test_every_form_of_a_clip_gets_the_answer_of_chat_completions(client, upload
     assert len(reply.model_extra["videopanda"]["frame_times"][0]) == 8
 
 
+def test_frames_are_chosen_in_every_form_of_a_part(client, uploaded):
+    for address in ({"file_id": uploaded.id}, {"file_url": uploaded.id}):
+        part = {"type": "input_file", **address, "num_frames": 3}
+        reply = client.responses.create(model="nano", input=message(part))
+        assert len(reply.model_extra["videopanda"]["frame_times"][0]) == 3
+
+
 def test_a_stream_has_the_events_of_openai(client, uploaded, wanted):
     part = {"type": "input_file", "file_id": uploaded.id}
     with client.responses.stream(model="nano", input=message(part)) as stream:
@@ -71,6 +78,10 @@ def test_a_cut_answer_is_incomplete(client):
         ({"input": [{"type": "function_call_output", "call_id": "1", "output": "x"}]}, "not supported"),
         ({"input": "Hi", "previous_response_id": "resp_1"}, "previous_response_id"),
         ({"input": [{"role": "user", "content": [{"type": "input_audio", "data": "x"}]}]}, "input.0.content"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi", "start": 1}]}]},
+            "start.*omit it",
+        ),
         ({"input": []}, "input: Value should have at least 1 item"),
         ({"input": "Hi", "include": ["file_search_call.results"]}, "include"),
         ({"input": "Hi", "extra_body": {"top_q": 1}}, "top_q: this server does not know this field: omit it"),

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import typer
 
@@ -130,6 +130,8 @@ def answer_verb(
         raise ValueError("--stream prints plain answers: omit --json and --explain")
     if picture is not None and not explain:
         raise ValueError("--picture requires --explain")
+    if picture is not None and (picture.is_dir() or picture.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp")):
+        raise ValueError(f"--picture must be a file such as why.png, .jpg or .webp, got {str(picture)!r}")
     if explain and (server or cache or max_visual_tokens):
         raise ValueError(
             "--explain needs the model and all frames here: omit --server, --cache and --max-visual-tokens"
@@ -265,6 +267,8 @@ def local_video(video: str, allowed: list[str] | None) -> Iterator[Path]:
         yield Path(video)
         return
     address = urlsplit(video)
+    if address.scheme == "file":
+        raise ValueError(f"pass the path of the file instead of its URL: {unquote(address.path)}")
     if address.scheme not in ("http", "https") or not address.hostname:
         raise ValueError(f"only http and https URLs can be fetched, got {video!r}")
     if not allowed:
@@ -308,6 +312,8 @@ def _explain(
     from videopanda.inference import explain
 
     reports = []
+    if picture is not None:
+        picture.parent.mkdir(parents=True, exist_ok=True)
     for number, question in enumerate(questions):
         with progress_bar("knocking frames out") as progress:
             found = explain.explain(network, processor, path, question, progress=progress, **options)

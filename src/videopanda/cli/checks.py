@@ -4,6 +4,8 @@ They raise ValueError or OSError, which `cli.app` prints.
 """
 
 import json
+import os
+import re
 import socket
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -93,6 +95,8 @@ def require_choice(option: str, value: str | None, *choices: str) -> None:
 
 def require_device(device: str | None) -> None:
     """Check that the installed torch supports a device; torch itself checks whether the device exists."""
+    if device is not None and not re.fullmatch(r"(?!gpu)[a-z]+(:\d+)?", device):
+        raise ValueError(f"unknown device {device!r}: use cpu, cuda, cuda:1 or mps")
     if device is not None and device.startswith("cuda") and version("torch").endswith("+cpu"):
         raise ValueError(f"device {device} is not available: torch {version('torch')} is built for CPUs; use cpu")
 
@@ -172,13 +176,18 @@ def require_video(
     """Check that the clip exists and can be read, the choice of frames is valid, and no question is empty."""
     if fps is not None and num_frames is not None:
         raise ValueError("--num-frames and --fps are mutually exclusive")
+    files = [question for question in questions if os.path.exists(question)]
     if not video.exists():
-        swapped = any(Path(question).is_file() for question in questions)
         raise FileNotFoundError(
-            f"no video at {video}" + ": the video comes first, then the question" * swapped,
+            f"no video at {video}" + ": the video comes first, then the question" * bool(files),
         )
     if not all(question.strip() for question in questions):
         raise ValueError("the question is empty: ask something")
+    if files:
+        raise ValueError(f"{files[0]} is a file, not a question: a command answers questions about one video")
+    are_words = len(questions) > 1 and all(re.fullmatch(r"[!-~]+", question) for question in questions)
+    if are_words and not re.search(r"[?.!]$", questions[0]):
+        raise ValueError(f'write the question in quotes: "{" ".join(questions)}"')
     from videopanda.video.read import read_video
 
     read_video(video, num_frames=1, start=start, end=end, decoder="pyav")

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # typer exports only this subclass of it
+NoArgsIsHelpError: Any = sys.modules[UsageError.__module__].NoArgsIsHelpError
 
 # The extra that installs each optional module.
 _EXTRAS = {
@@ -36,6 +37,8 @@ def run(app: typer.Typer) -> None:
         code = app(prog_name="videopanda", standalone_mode=False)
     except typer.Abort:
         sys.exit(1)
+    except NoArgsIsHelpError:  # the help is printed
+        sys.exit(2)
     except (UsageError, *_user_errors()) as error:
         line = _explained(error)
         if line is None:
@@ -87,7 +90,11 @@ def _usage(error: Any) -> str:
             reason = re.sub(words, plain, reason)
         return f"{bad[1]} {reason}" if reason != bad[2] else f"{bad[1]}: {reason}"
     command = error.ctx.command if error.ctx else None
-    if command is None or "Did you mean" in text or "ossible options" in text:
+    if command is None:
+        return text
+    if (option := re.match(r"No such option: --([\w-]+)", text)) and (hint := _instead(option[1], command)):
+        return f"{option[0]}; {hint}"
+    if "Did you mean" in text or "ossible options" in text:
         return text
     text = text.rstrip(".")
     if text.startswith("No such command"):
@@ -97,4 +104,22 @@ def _usage(error: Any) -> str:
             return f"{text}; a file whose name begins with a dash is written ./{files[0]}"
         options = [param.opts[0] for param in command.params if param.opts[0].startswith("--")]
         return f"{text}; choose from {', '.join(options)}"
+    if text.startswith("Got unexpected extra argument") and _WORDS & {param.name for param in command.params}:
+        return f"{text}; write a text of several words in quotes"
     return f"{text}; see  {error.ctx.command_path} --help"
+
+
+_WORDS = {"question", "description"}  # arguments that are sentences
+_TRAINING = ("train", "finetune", "teach")  # commands whose settings are given with --set
+
+
+def _instead(option: str, command: Any) -> str:
+    """How to say what was meant by an option that does not exist; empty if that is not known."""
+    arguments = [param.name for param in command.params if param.param_type_name == "argument"]
+    if option in arguments:
+        return f"write only its value:  videopanda {command.name} {' '.join(name.upper() for name in arguments)}"
+    if command.name not in _TRAINING or any(f"--{option}" in name for param in command.params for name in param.opts):
+        return ""
+    if option == "resume":
+        return "the same command resumes an interrupted run"
+    return f"a setting of training is written  --set {option.replace('-', '_')}=VALUE"

@@ -158,7 +158,10 @@ def serve_verb(
 
 
 def _keys(file: Path) -> list[str]:
-    keys = file.read_text(encoding="utf-8").split()
+    try:
+        keys = file.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not a text file of API keys") from error
     if not keys:
         raise ValueError(f"{file} contains no API key")
     return keys

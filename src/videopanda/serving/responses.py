@@ -98,26 +98,32 @@ def _message(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _part(part: Any) -> Any:
-    """A content part of the Responses API as one of chat completions; others are unchanged."""
+    """A content part of the Responses API as one of chat completions; others are unchanged.
+
+    Fields that are not translated are kept: they choose frames, or are refused.
+    """
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind in ("input_text", "output_text"):
-        return {"type": "text", "text": part.get("text")}
+
+    def rest(*translated: str) -> dict[str, Any]:
+        return {name: value for name, value in part.items() if name not in translated}
+
+    if kind == "output_text":
+        return {**rest("annotations", "logprobs"), "type": "text"}
+    if kind == "input_text":
+        return {**part, "type": "text"}
     if kind == "input_image" and part.get("file_id") is not None:
-        return {"type": "file", "file": {"file_id": part["file_id"]}}
+        return {**rest("file_id", "detail"), "type": "file", "file": {"file_id": part["file_id"]}}
     if kind == "input_image":
-        return {
-            "type": "image_url",
-            "image_url": {"url": part.get("image_url"), "detail": part.get("detail") or "auto"},
-        }
+        address = {"url": part.get("image_url"), "detail": part.get("detail") or "auto"}
+        return {**rest("detail"), "type": "image_url", "image_url": address}
     if kind == "input_video" and part.get("video_url") is not None:
-        rest = {name: value for name, value in part.items() if name not in ("type", "video_url")}
-        return {**rest, "type": "video_url", "video_url": part["video_url"]}
+        return {**part, "type": "video_url"}
     if kind == "input_file" and part.get("file_url") is not None:
-        return {"type": "video_url", "video_url": {"url": part["file_url"]}}
+        address = {"url": part["file_url"]}
+        return {**rest("file_url", "filename", "detail"), "type": "video_url", "video_url": address}
     if kind == "input_file":
         file = {name: value for name, value in part.items() if name in ("file_id", "file_data", "filename")}
-        rest = {name: value for name, value in part.items() if name not in (*file, "type", "detail")}
-        return {**rest, "type": "file", "file": file}
+        return {**rest(*file, "detail"), "type": "file", "file": file}
     return part
 
 
