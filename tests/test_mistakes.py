@@ -141,6 +141,14 @@ QUICK = [
     (69, "train finetune --config nano --model NANO --lr 1e-4", r"a setting of training is written  --set lr=VALUE"),
     (69, "finetune --data rows.json --model NANO --output o --resume", r"the same command resumes an interrupted run"),
     (69, "finetune --data rows.json --model NANO --output o --max-steps 3", r"written  --set max_steps=VALUE"),
+    (70, "evaluate run rows.json --output e", r"write NAME=rows\.json, such as custom=rows\.json"),
+    (70, "evaluate run custom=rows.json --output e --media-root mvbech=.", r"mvbech is none of the benchmarks"),
+    (70, "evaluate run custom=rows.json --output empty.mp4", r"empty\.mp4 is a file: choose a folder"),
+    (71, "pull org/name --output empty.mp4", r"empty\.mp4 is a file: choose a folder"),
+    (72, "answer EMPTY What?", r"the video is empty: pass a file"),
+    (73, "answer DEMO What? --cache empty.mp4", r"empty\.mp4 is a file: choose a folder"),
+    (73, "answer DEMO What? --cache emptydir --cache-size lots", r"expected a size such as 24GiB, got 'lots'"),
+    (74, "watch DEMO --when EMPTY", r"the question of --when is empty"),
     (69, "finetune --data rows.json --model NANO --out o", r"No such option: --out.*--output"),
 ]
 # A run of one step: what is tested is that it needs no --output.

@@ -15,6 +15,7 @@ from videopanda.cli.checks import (
     require_checkpoint,
     require_choice,
     require_device,
+    require_folder,
     require_settings,
     require_video,
     seconds,
@@ -147,6 +148,8 @@ def answer_verb(
         raise ValueError("--max-visual-tokens reads the whole clip at --fps: omit --num-frames, --cache and --server")
     if cache_size and cache is None:
         raise ValueError("--cache-size requires --cache")
+    require_folder(cache)
+    cache_bytes = size_in_bytes(cache_size or DEFAULT_CACHE_SIZE)
     require_choice("--frames-by", frames_by, "motion", "scenes", "vectors")
     require_format(quantize)
     require_choice("--dtype", dtype, *DTYPES)
@@ -174,7 +177,7 @@ def answer_verb(
             return
         from videopanda.inference.visual_cache import TokenDiskCache
 
-        kept = TokenDiskCache(cache, size_in_bytes(cache_size or DEFAULT_CACHE_SIZE)) if cache else None
+        kept = TokenDiskCache(cache, cache_bytes) if cache else None
         network, processor = load_model(model, device, dtype, set_, quantize)
         options = {**choice, **_chat_options(**drawing), "cache": kept, "max_visual_tokens": max_visual_tokens}
         options["frames_by"] = frames_by
@@ -263,6 +266,8 @@ def _chat_options(max_new_tokens: int, temperature: float, seed: int | None) -> 
 @contextmanager
 def local_video(video: str, allowed: list[str] | None) -> Iterator[Path]:
     """The file of a video; a URL of an allowed host is downloaded first."""
+    if not video.strip():
+        raise ValueError("the video is empty: pass a file")
     if "://" not in video:
         yield Path(video)
         return

@@ -152,7 +152,9 @@ def run_verb(
     roots = {name: folder for name, _, folder in (root.rpartition("=") for root in media_root or [])}
     chosen = []
     for entry in bench:
-        name, _, annotations = entry.partition("=")
+        name, is_pair, annotations = entry.partition("=")
+        if not is_pair and Path(name).is_file():
+            raise ValueError(f"{name} needs the name of a benchmark: write NAME={name}, such as custom={name}")
         benchmark(name)
         path = Path(annotations or name)
         if not path.exists():
@@ -160,6 +162,9 @@ def run_verb(
         videos = Path(roots.get(name) or roots.get("") or (path if path.is_dir() else path.parent))
         require_paths(videos)
         chosen.append((name, path.resolve(), videos.resolve()))
+    if unknown := roots.keys() - {"", *(name for name, _, _ in chosen)}:
+        raise ValueError(f"--media-root {min(unknown)}=DIR: {min(unknown)} is none of the benchmarks of this command")
+    require_folder(output)
     model = require_checkpoint(model)
     require_device(device)
     quiet()

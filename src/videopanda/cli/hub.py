@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint, require_paths
+from videopanda.cli.checks import require_checkpoint, require_folder, require_paths
 from videopanda.cli.options import console, quiet
 
 _MAX_BYTES = 4 << 30  # of weights in memory; larger models are not run by `pull`, to stay within 6 GB
@@ -24,6 +24,7 @@ def pull_verb(
 
     Example:  videopanda pull jh-yi/Video-Panda-7B:videopanda_fitu --output out/video-panda-7b
     """
+    require_folder(output)
     from videopanda.hub import folder_of
 
     is_official = not (folder_of(name, files=("*.json",)) / "processor_config.json").is_file()

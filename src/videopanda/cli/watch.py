@@ -87,6 +87,8 @@ def watch_verb(
         raise ValueError("--last-frames keeps no earlier frames: omit --max-visual-tokens and --window")
     if every[0] and not every[1].strip():
         raise ValueError("the question of --every is empty")
+    if not all(question.strip() for question in when or []):
+        raise ValueError("the question of --when is empty")
     between, looks, stop = (
         _interval(every[0]) if every[0] else None,
         _interval(check or "1s"),
