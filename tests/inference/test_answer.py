@@ -153,6 +153,8 @@ def test_a_clip_keeps_no_prefix_unless_told(loaded):
 def test_a_list_of_questions_gets_a_list_of_answers(checkpoint, path):
     answers = videopanda.answer(path, QUESTIONS, model=checkpoint)
     assert list(map(str, answers)) == [str(videopanda.answer(path, text, model=checkpoint)) for text in QUESTIONS]
+    each = videopanda.answer([path, path], (text for text in QUESTIONS), model=checkpoint)  # a generator is read once
+    assert [list(map(str, one)) for one in each] == 2 * [list(map(str, answers))]
 
 
 def test_the_public_name_loads_a_model_once(checkpoint, path):
@@ -167,11 +169,27 @@ def test_the_public_name_loads_a_model_once(checkpoint, path):
 # -- mistakes ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("questions", "message"),
-    [([], "one or more"), ("What?", "list"), ([" "], "empty"), (["Is <video> ok?"], "must not contain <video>")],
+    [
+        ([], "one or more"),
+        ("What?", "list"),
+        (None, "list"),
+        ([5], "list"),
+        (b"What?", "list"),
+        ([" "], "empty"),
+        (["Is <video> ok?"], "must not contain <video>"),
+    ],
 )
 def test_bad_questions_are_told_before_the_video_is_read(loaded, questions, message):
     with pytest.raises(ValueError, match=message):
         ask(*loaded, "missing.mp4", questions)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1}, {"temperature": "hot"}, {"top_p": 0}, {"top_p": 1.1}, {"repetition_penalty": 0}]
+)
+def test_a_wrong_sampling_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a number"):
+        videopanda.Sampling(**wrong)
 
 
 def test_a_missing_video_and_a_wrong_range(loaded, path):
@@ -181,6 +199,10 @@ def test_a_missing_video_and_a_wrong_range(loaded, path):
         ask(*loaded, path, ["What?"], start=100.0)
     with pytest.raises(ValueError, match="num_frames"):
         ask(*loaded, path, ["What?"], num_frames=0)
+    with pytest.raises(ValueError, match="start must be a time in seconds, at least 0, got '0:01'"):
+        ask(*loaded, path, ["What?"], start="0:01")
+    with pytest.raises(ValueError, match="fps must be a positive number of frames per second, got '2'"):
+        ask(*loaded, path, ["What?"], fps="2")
 
 
 def test_a_prompt_that_does_not_fit_is_refused(loaded, path):

@@ -17,7 +17,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, overload
@@ -298,12 +298,19 @@ def ask(model: Any, processor: Any, video: Any, questions: Sequence[str], **opti
         DoesNotFitError: the clip does not fit into the context window or into memory; the message says what would.
         ValueError: no or empty questions, or a range outside the video.
     """
-    if isinstance(questions, str) or not questions:
-        raise ValueError("questions must be a list of one or more strings")
+    questions = _as_list(questions)
     for question in questions:  # refused before the video is read
         question_messages(processor, question)
     # The questions are answered together, so they share the prefix anyway.
     return Chat(model, processor, video, keep_prefix=False, **options).ask_each(questions)
+
+
+def _as_list(questions: Any) -> list[str]:
+    """Questions as a list, read once. Raises ValueError for anything but one or more strings."""
+    found = [] if isinstance(questions, str | bytes) or not isinstance(questions, Iterable) else list(questions)
+    if not found or not all(isinstance(question, str) for question in found):
+        raise ValueError("questions must be a list of one or more strings")
+    return found
 
 
 @overload
@@ -322,8 +329,8 @@ def answer(
     A list of videos gives a list with the answers about each. `model` is a folder, what `load` returned, or None for
     the bundled model; the last one used stays loaded. `options` are those of `Chat`; see `ask` for errors.
     """
+    questions = [question] if isinstance(question, str) else _as_list(question)
     loaded = loaded_model(model)
-    questions = [question] if isinstance(question, str) else question
     videos = list(video) if isinstance(video, list | tuple) else [video]
     answers = [ask(*loaded, one, questions, **options) for one in videos]
     replies: list[Any] = [each[0] for each in answers] if isinstance(question, str) else answers

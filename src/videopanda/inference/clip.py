@@ -95,8 +95,8 @@ class ClipSource:
     def __post_init__(self) -> None:
         if self.num_frames is not None and self.fps is not None:
             raise ValueError("num_frames and fps are mutually exclusive")
-        if self.fps is not None and not 0 < self.fps < math.inf:
-            raise ValueError(f"fps must be a positive number of frames per second, got {self.fps}")
+        if self.fps is not None and (isinstance(self.fps, str) or not 0 < self.fps < math.inf):
+            raise ValueError(f"fps must be a positive number of frames per second, got {self.fps!r}")
         if hasattr(self.video, "frames") and not (self.num_frames is self.fps is self.start is self.end is None):
             raise ValueError("num_frames, fps, start and end choose frames of a file; these frames are already decoded")
 

@@ -1,5 +1,6 @@
 """Chooses the next token of each sequence: greedily as `generate` does, or drawn with its own seed."""
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,12 +35,23 @@ class Sampling:
 
     repetition_penalty: in place of the checkpoint's own.
     seed: None draws differently each time.
+
+    Raises:
+        ValueError: a number out of range.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
     repetition_penalty: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.temperature, str) or not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be a number of at least 0, got {self.temperature!r}")
+        if isinstance(self.top_p, str) or not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be a number above 0 and at most 1, got {self.top_p!r}")
+        if self.repetition_penalty is not None and not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(f"repetition_penalty must be a number above 0, got {self.repetition_penalty!r}")
 
     def generator(self) -> torch.Generator:
         """The random numbers of one sequence, so that draws do not depend on its batch."""

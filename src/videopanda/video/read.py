@@ -172,8 +172,8 @@ class _Request:
         if self.num_frames is not None and not (isinstance(self.num_frames, int | np.integer) and self.num_frames >= 1):
             raise ValueError(f"num_frames must be a whole number of at least 1, got {self.num_frames}")
         for name, rate in (("fps", self.fps), ("image_fps", self.image_fps)):
-            if rate is not None and not 0 < rate < math.inf:
-                raise ValueError(f"{name} must be a positive number of frames per second, got {rate}")
+            if rate is not None and (isinstance(rate, str) or not 0 < rate < math.inf):
+                raise ValueError(f"{name} must be a positive number of frames per second, got {rate!r}")
         if self.timestamps is not None:
             if self.start is not None or self.end is not None:
                 raise ValueError(
@@ -186,8 +186,8 @@ class _Request:
         if self.sampling == "released" and self.num_frames is None:
             raise ValueError("sampling='released' needs num_frames=, its maximum number of frames")
         for name, moment in (("start", self.start), ("end", self.end)):
-            if moment is not None and not 0 <= moment < math.inf:
-                raise ValueError(f"{name} must be a time in seconds, at least 0, got {moment}")
+            if moment is not None and (isinstance(moment, str) or not 0 <= moment < math.inf):
+                raise ValueError(f"{name} must be a time in seconds, at least 0, got {moment!r}")
         if self.end is not None and self.end <= (self.start or 0.0):
             raise ValueError(f"end ({self.end} s) must be later than start ({self.start or 0.0} s)")
         if self.max_side is not None and self.max_side < 1:
