@@ -7,9 +7,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedTokenizerFast,
+    __version__,
+)
 
 import chat_templates as templates
 from tiny import TINY_SIZES
@@ -126,6 +134,13 @@ MEMBERS = {
 }
 
 
+def where_known(name: str, kind: str) -> Any:
+    """A parameter of a test that is skipped where the installed transformers lacks that `model_type`."""
+    lacks = pytest.mark.skipif(kind not in CONFIG_MAPPING, reason=f"transformers {__version__} has no {kind}")
+    return pytest.param(name, marks=lacks)
+
+
+NAMES = [where_known(name, member.kind) for name, member in MEMBERS.items()]
 TURN_ENDS = ("<|eot_id|>", "<end_of_turn>", "<turn|>", "<|end|>")  # of Llama 3, Gemma 3 and 4, Phi-3
 
 

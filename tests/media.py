@@ -90,6 +90,7 @@ def remux(source: Path, target: Path, *, skip: int = 0) -> Path:
     """Copy the packets of a video, the first `skip` left out, into another container."""
     with av.open(str(source)) as old, av.open(str(target), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
+        stream.time_base = old.streams.video[0].time_base  # which PyAV 17 does not take over
         for number, packet in enumerate(old.demux(video=0)):
             if packet.size and number >= skip:
                 packet.stream = stream

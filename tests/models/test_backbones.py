@@ -22,7 +22,7 @@ from transformers import (
 
 import videopanda  # noqa: F401 - makes the Auto classes know our classes
 from chat_templates import CHATML
-from language_models import MEMBERS, TURN_ENDS, text_tokenizer, write
+from language_models import MEMBERS, NAMES, TURN_ENDS, text_tokenizer, write
 from tiny import clip, randomize, realign, tiny_model, tiny_processor, tiny_stab
 from videopanda.checkpoints.verify import verify
 from videopanda.data.worlds.scenes.dataset import Clip
@@ -37,7 +37,7 @@ def tiny_fields(preset: str = "released") -> dict[str, int]:
     return {f"stab.{name}": getattr(stab, name) for name in ("hidden_size", "patch_size", "image_size", "num_heads")}
 
 
-@pytest.fixture(scope="module", params=MEMBERS)
+@pytest.fixture(scope="module", params=NAMES)
 def family(request, tmp_path_factory):
     """The member, the folder of its language model, and the Video-Panda made of it, whose STAB has no zero weights."""
     member = MEMBERS[request.param]
@@ -291,6 +291,9 @@ def test_caps_and_scales_of_logits_and_embeddings(tmp_path, model_type, fields):
     write_other(tmp_path / "backbone", model_type, **fields)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "backbone").eval()
     model, processor = build_model(tmp_path / "backbone", seed=0, fields=tiny_fields())
+    attention = model.get_decoder().config._attn_implementation
+    assert (attention == "eager") is (model_type == "gemma2")  # which caps its attention scores too
+    plain.set_attn_implementation(attention)
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         expected = plain(ids).logits

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tiny import TEXT, clip, tiny_model, tiny_processor, tiny_stab
+from tiny import TEXT, clip, tiny_config, tiny_model, tiny_processor, tiny_stab
 from videopanda.models.families import processor_class
 from videopanda.models.generation import CACHE_NAME
-from videopanda.models.videopanda import VideoPandaStabConfig, VideoPandaVideoProcessor
+from videopanda.models.videopanda import VideoPandaConfig, VideoPandaStabConfig, VideoPandaVideoProcessor
 from videopanda.plan.backbones import BACKBONES, config_of
 from videopanda.plan.planner import DoesNotFitError, Planner, _largest_within, budget, planner_for
 
@@ -231,6 +231,38 @@ def test_backbones_have_their_published_sizes():
         vision = (planner.model.model.stab, planner.model.model.projector)
         own = sum(p.numel() for part in vision for p in part.parameters())
         assert (planner.weight_bytes / 2 - own) / 1e9 == pytest.approx(billions, abs=1.5e-3)  # two rows and buffers
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("gemma2", {}),  # caps its attention scores, which SDPA cannot
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+        (
+            "phi3",
+            {
+                "pad_token_id": 0,
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "short_factor": [1.0] * 6,
+                    "long_factor": [2.0] * 6,
+                    "original_max_position_embeddings": 512,
+                },
+            },
+        ),
+    ],
+)
+def test_language_models_that_are_computed_in_their_own_way(kind, fields):
+    sizes = {"vocab_size": 301, "num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 96, "head_dim": 12}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    text = {"model_type": kind, **sizes, **heads, "max_position_embeddings": 2048, **fields}
+    config = VideoPandaConfig(**{**tiny_config("paper").to_dict(), "text_config": text})
+    planner = Planner(config, tiny_processor("paper").video_processor, torch.float32)
+    usual = setup("paper", True, True)[2]
+    assert planner.context == (512 if kind == "phi3" else 2048)
+    assert planner.plan(4, 40, 40).flops["vision"] == usual.plan(4, 40, 40).flops["vision"]
+    assert planner.plan(4, 40, 40).flops["prefill"] > 2 * 2 * 48 * 48 * planner.plan(4, 40, 40).tokens
 
 
 def test_the_released_model_takes_the_published_macs():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from language_models import where_known
 from tiny import clip, randomize, tiny_config, tiny_processor
 from videopanda.data.collate import IGNORE, Collator, filled
 from videopanda.data.row_masks import ALL_LAYERS
@@ -56,7 +57,7 @@ OTHER = Sample("other", (clip(5, 48, 24, seed=2),), ((("How many circles?", "non
 LOGITS, GRADIENTS = 3e-4, 1e-4
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=[where_known(kind, kind) for kind in FAMILIES])
 def family(request):
     """Name, model in evaluation mode, processor and the windows that belong to it."""
     fields, windows = FAMILIES[request.param]
@@ -239,7 +240,7 @@ def language_model(kind: str, **fields):
     [
         ("gpt2", {"n_embd": 48, "n_head": 4, "n_layer": 2}, {ALL_LAYERS: None}, {ALL_LAYERS: None}, True),
         ("bloom", {"n_layer": 2, "n_head": 4}, {ALL_LAYERS: None}, None, False),  # positions from the mask (ALiBi)
-        ("gemma2", {**SLIDING, "num_key_value_heads": 2}, BY_TYPE, BY_TYPE, False),  # eager attention adds its mask
+        ("gemma2", {**SLIDING, "num_key_value_heads": 2, "attn_implementation": "eager"}, BY_TYPE, BY_TYPE, False),
         ("mamba", {"state_size": 8}, None, None, False),
     ],
 )

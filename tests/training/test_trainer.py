@@ -1,8 +1,12 @@
 """Protects the trained module: what of a step is drawn at random, and on what it depends."""
 
+import pytest
 import torch
 from torch import nn
+from transformers import TrainingArguments
 
+from videopanda.training.arguments import arguments
+from videopanda.training.stages import CUSTOM
 from videopanda.training.trainer import TaskModule
 
 
@@ -25,6 +29,12 @@ class Look:
 def drawn(seed: int, number: int) -> torch.Tensor:
     torch.manual_seed(torch.seed())  # whatever was drawn before
     return TaskModule(Drops(), Look(), seed)({"number": number})["loss"]
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu:1", "cpu"), ("cuda:1", "cuda:1")])
+def test_processes_on_cpus_resume_from_a_device_that_torch_can_load_to(tmp_path, monkeypatch, device, expected):
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", torch.device(device))
+    assert arguments(CUSTOM["finetune"], tmp_path).device == torch.device(expected)
 
 
 def test_dropout_depends_on_seed_and_batch_number_alone():

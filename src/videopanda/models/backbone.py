@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import AutoModel, Cache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 
 from .generation import CACHE_NAME, splice
@@ -24,6 +24,15 @@ from .merging import ARGUMENT, Merger, VisualPlaces, add_layer_hooks
 from .visual import VISUAL_INPUTS, ChunkState, EncodedVisual
 
 Features = Sequence[EncodedVisual] | BaseModelOutputWithPooling
+
+
+def new_language_model(text: Any) -> Any:
+    """The language model of a text configuration, without its head. One that caps its attention scores is computed
+    eagerly: SDPA has no cap, and older transformers left it out unnoticed.
+    """
+    if getattr(text, "attn_logit_softcapping", None) is not None:
+        text._attn_implementation = "eager"
+    return AutoModel.from_config(text)
 
 
 class VisualPreTrainedModel(PreTrainedModel):
@@ -285,4 +294,4 @@ def _encoded(features: Features) -> Sequence[EncodedVisual]:
     return [EncodedVisual(tokens, getattr(tokens, "token_layout", None)) for tokens in features.pooler_output or ()]
 
 
-__all__ = ["VisualModelMixin", "VisualPreTrainedModel", "layouts_of"]
+__all__ = ["VisualModelMixin", "VisualPreTrainedModel", "layouts_of", "new_language_model"]

@@ -55,14 +55,32 @@ def context_length(text: Any) -> int:
     """
     if not hasattr(text, "max_position_embeddings"):
         return sys.maxsize
-    rope = getattr(text, "rope_parameters", None) or {}
-    found = [rope, *(part for part in rope.values() if isinstance(part, dict))]
     limits = [int(text.max_position_embeddings)]
-    for part in found:
-        if part.get("rope_type") in ("longrope", "dynamic"):
-            original = part.get("original_max_position_embeddings") or 0
-            limits.append(int(original) or int(getattr(text, "original_max_position_embeddings", limits[0])))
+    for part in _switching(text):
+        original = part.get("original_max_position_embeddings") or 0
+        limits.append(int(original) or int(getattr(text, "original_max_position_embeddings", limits[0])))
     return min(limits)
 
 
-__all__ = ["TIMESTAMPS", "check_choice", "check_counts", "check_placeholders", "context_length", "text_config_of"]
+def fix_rope(text: Any) -> None:
+    """Take the branch out of "longrope" and "dynamic", which a trace without data cannot decide; FLOPs are the same."""
+    for part in _switching(text):
+        part["rope_type"] = "default"
+
+
+def _switching(text: Any) -> list[dict[str, Any]]:
+    """The parts of the rotary embedding whose frequencies depend on the longest sequence of a batch."""
+    rope = getattr(text, "rope_parameters", None) or {}
+    found = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    return [part for part in found if part.get("rope_type") in ("longrope", "dynamic")]
+
+
+__all__ = [
+    "TIMESTAMPS",
+    "check_choice",
+    "check_counts",
+    "check_placeholders",
+    "context_length",
+    "fix_rope",
+    "text_config_of",
+]

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicCache, DynamicLayer
 
-from videopanda.models.configuration import context_length
+from videopanda.models.configuration import context_length, fix_rope
 from videopanda.models.families import model_class
 from videopanda.models.merging import ARGUMENT as MERGER
 from videopanda.models.merging import Merger, VisualPlaces, add_layer_hooks
@@ -140,7 +140,9 @@ class Planner:
         self.video_processor, self.dtype, self.on_host, self.grain = video_processor, dtype, on_host, grain
         self.stamp_tokens, self.quantize = stamp_tokens, quantize
         config = deepcopy(config)
-        config._attn_implementation = "sdpa"
+        config._attn_implementation = None  # SDPA where the language model can be computed so
+        self.context = context_length(config.text_config)
+        fix_rope(config.text_config)
         with torch.inference_mode(False), torch.device("meta"):
             self.model = model_class(config)(config).eval().to(dtype)
         add_layer_hooks(self.model.get_decoder())
@@ -151,7 +153,6 @@ class Planner:
         embedding = self.model.get_input_embeddings().weight  # of which a new token reads one row
         read = {id(weight): weight.nbytes for weight in text if weight is not embedding or weight is text[-1]}
         self.text_bytes = sum(read.values()) - saved  # that each new token reads
-        self.context = context_length(config.text_config)
         self._vision: dict[str, tuple[int, int]] = {}
         self._text: dict[tuple[int, tuple[int, ...], Any], _Text] = {}
 

@@ -12,6 +12,16 @@ from transformers import TrainingArguments
 from videopanda.training.stages import StageConfig
 
 
+class _Arguments(TrainingArguments):
+    @property
+    def device(self) -> torch.device:
+        """On CPUs without the number of the process: no checkpoint can be loaded to "cpu:1", where an older Trainer
+        puts the optimizer when it resumes.
+        """
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+
 def arguments(
     stage: StageConfig, output: Path, wrapped: Sequence[str] = (), evaluate: Literal["no", "steps"] = "no"
 ) -> TrainingArguments:
@@ -45,7 +55,7 @@ def arguments(
                 "with --set strategy=fsdp2"
             )
         sharded = {"deepspeed": deepspeed_config(stage)}
-    return TrainingArguments(
+    return _Arguments(
         output_dir=str(output),
         use_cpu=not cuda,
         bf16=stage.dtype == "bfloat16",

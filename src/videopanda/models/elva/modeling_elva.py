@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
 from transformers import initialization as init
 
-from ..backbone import VisualModelMixin, VisualPreTrainedModel, layouts_of
+from ..backbone import VisualModelMixin, VisualPreTrainedModel, layouts_of, new_language_model
 from ..compression import Compressor, changed_cells, init_compressor
 from ..generation import VisualGenerationMixin
 from ..layer_cache import check_layers
@@ -52,7 +51,7 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
         self.compressor = (
             Compressor(compression, config.embedding_config.hidden_size) if compression.is_active else None
         )
-        self.language_model: Any = AutoModel.from_config(config.text_config)
+        self.language_model: Any = new_language_model(config.text_config)
         if config.merge_config.layers:
             check_layers(self.language_model)
         if config.frame_attention != "causal":

@@ -13,7 +13,7 @@ from transformers import AutoModel
 from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 
-from ..backbone import VisualModelMixin, VisualPreTrainedModel
+from ..backbone import VisualModelMixin, VisualPreTrainedModel, new_language_model
 from ..generation import VisualGenerationMixin
 from ..languagebind import LanguageBindTower, TemporalLayer
 from ..visual import EncodedVisual
@@ -55,7 +55,7 @@ class TowerModel(VisualModelMixin, TowerPreTrainedModel):
         self.encoder: Any = make_tower(config)
         width, language = config.vision_config.hidden_size, config.text_config.hidden_size
         self.projector = nn.Sequential(nn.Linear(width, language), nn.GELU(), nn.Linear(language, language))
-        self.language_model: Any = AutoModel.from_config(config.text_config)
+        self.language_model: Any = new_language_model(config.text_config)
         self.post_init()
 
     @property

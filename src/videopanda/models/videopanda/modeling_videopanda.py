@@ -11,10 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel
 from transformers import initialization as init
 
-from ..backbone import VisualModelMixin, VisualPreTrainedModel
+from ..backbone import VisualModelMixin, VisualPreTrainedModel, new_language_model
 from ..compression import Compressor, init_compressor
 from ..generation import VisualGenerationMixin
 from ..visual import ChunkState, EncodedVisual
@@ -166,7 +165,7 @@ class VideoPandaModel(VisualModelMixin, VideoPandaPreTrainedModel):
         compression, width = config.compression, config.stab_config.hidden_size
         self.compressor = Compressor(compression, width) if compression.is_active else None
         self.projector = VideoPandaProjector(width, config.text_config.hidden_size)
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model = new_language_model(config.text_config)
         self.post_init()
 
     @property
