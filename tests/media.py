@@ -4,6 +4,7 @@ write_video(path, range(30), fps=30)         # 30 frames of 64x48 pixels, H.264
 read_number(frame)                           # 17
 """
 
+import gc
 import io
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -96,6 +97,12 @@ def remux(source: Path, target: Path, *, skip: int = 0) -> Path:
                 packet.stream = stream
                 new.mux(packet)
     return target
+
+
+def frames_alive() -> int:
+    """How many decoded frames are held, except by a codec context: PyAV 17 keeps the next frame there."""
+    frames = [found for found in gc.get_objects() if type(found) is av.VideoFrame]
+    return sum(not any(isinstance(one, av.CodecContext) for one in gc.get_referrers(frame)) for frame in frames)
 
 
 def write_jpegs(path: Path, greys: Sequence[int], *, orientation: int | None, size: tuple[int, int] = (64, 48)) -> Path:

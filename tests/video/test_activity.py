@@ -4,12 +4,11 @@ every scene, and a reason for each."""
 import gc
 from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
 
 from compressed import compressed
-from media import write_video
+from media import frames_alive, write_video
 from videopanda.data.worlds.scenes.render import write_frames
 from videopanda.inference.answer import ask
 from videopanda.video.activity import Activity, _by_scenes, activity_of, chosen_times, vectors_of
@@ -67,9 +66,9 @@ def test_frames_with_vectors_are_freed(tmp_path):
     gc.collect()
     gc.disable()
     try:
-        before = sum(isinstance(one, av.VideoFrame) for one in gc.get_objects())
+        before = frames_alive()
         vectors_of(tmp_path / "a.mp4")
-        assert sum(isinstance(one, av.VideoFrame) for one in gc.get_objects()) == before
+        assert frames_alive() == before
     finally:
         gc.enable()
 
