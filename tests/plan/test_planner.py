@@ -242,6 +242,7 @@ def test_backbones_have_their_published_sizes():
             "phi3",
             {
                 "pad_token_id": 0,
+                "original_max_position_embeddings": 512,
                 "rope_parameters": {
                     "rope_type": "longrope",
                     "rope_theta": 1e4,
@@ -259,9 +260,7 @@ def test_language_models_that_are_computed_in_their_own_way(kind, fields):
     text = {"model_type": kind, **sizes, **heads, "max_position_embeddings": 2048, **fields}
     config = VideoPandaConfig(**{**tiny_config("paper").to_dict(), "text_config": text})
     planner = Planner(config, tiny_processor("paper").video_processor, torch.float32)
-    usual = setup("paper", True, True)[2]
     assert planner.context == (512 if kind == "phi3" else 2048)
-    assert planner.plan(4, 40, 40).flops["vision"] == usual.plan(4, 40, 40).flops["vision"]
     assert planner.plan(4, 40, 40).flops["prefill"] > 2 * 2 * 48 * 48 * planner.plan(4, 40, 40).tokens
 
 
