@@ -42,6 +42,7 @@ _KINDS = {
     "train": {"ask": 0.4, "clause": 0.16, "noun": 0.1, "yes_no": 0.26, "options": 0.08},
     "held_out": {"ask": 0.5, "clause": 0.18, "noun": 0.1, "yes_no": 0.14, "options": 0.08},
 }
+_YES_NO_OF_TWO = 0.6  # instead, in training, where the answer is one of two objects
 _SENTENCES = {"train": 0.18, "held_out": 0.07}  # how often the answer is to be a sentence
 _AMERICAN = (("colour", "color"), ("travelling", "traveling"))
 
@@ -94,6 +95,8 @@ def reworded(question: Question, part: str, rng: np.random.Generator, plain: boo
     intent, slots = intent_of(question.question)
     wordings, answer = intent.wordings[part], question.answer
     often = _KINDS[part]
+    if part == "train" and answer in (slots.get("a"), slots.get("b")):
+        often = {**often, "yes_no": _YES_NO_OF_TWO}
     kinds = [kind for kind in often if wordings.get(kind) or (kind == "options" and intent.name in _CHOICES)]
     if answer == DECLINE:  # a guess or a choice needs a true answer
         kinds = [kind for kind in kinds if kind not in ("yes_no", "options")]
