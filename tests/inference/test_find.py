@@ -105,6 +105,10 @@ def test_the_time_that_most_replies_state_wins_and_the_windows_decide_between_eq
     assert (best.start, best.end, best.confidence) == (0.5, 1.5, 0.5)
     (best,), _ = _moment([(0.5, 1.5), (4.5, 5.5)], fit, edges)
     assert (best.start, best.end) == (4.5, 5.5)
+    (best,), _ = _moment([(2.5, 3.5), (2.75, 3.75), (2.0, 3.0), (6.0, 7.0)], fit, edges)  # 2.75 to 3 in common
+    assert (best.start, best.end, best.confidence) == (2.375, 3.375, 0.75)
+    (best,), _ = _moment([(2.0, 5.0), (2.5, 5.5)], fit, edges)
+    assert (best.start, best.end) == (2.5, 5.0)
     assert _moment([(0.5, 1.5)] * 4, _Fit((10, 20), 0.5, 0.01), edges) == ([], 0.01)
     assert _moment([None] * 4, fit, edges) == ([], 0.0)
 

@@ -11,9 +11,10 @@ the slope is what the interval adds to it, and the confidence.
 
 What lasts ("the circle is white", told by a form of to be or to have) gets this interval, after a second pass over
 windows around its ends. Anything else happens at some time, and to small models "a circle appears" is true as long as
-the circle is there. So the model is asked when, about several choices of frames of the whole video; the time that most
-of its replies agree on, next to an end of the interval if they do not, is reported as the second around it, and a reply
-with two times as what is between them. The confidence is then the share of these replies, or that of the windows if it
+the circle is there. So the model is asked when, about several choices of frames of the whole video. A reply states an
+interval: the second around one time, or what is between two ("between 2.5 and 3.5 seconds", asked of a model that is
+told the times of its frames). What most of them have in common, or those next to an end of the interval if they do not
+agree, is reported, widened to a second. The confidence is then the share of these replies, or that of the windows if it
 is less.
 
 Nothing here is trained: it needs a model that says yes or no, and when. The library and the server run one generator,
@@ -41,7 +42,11 @@ NUM_FRAMES = 32  # of the whole video: times are as exact as these are close
 MOST_FRAMES = 512  # that can be searched: the model is asked about two windows for every three of them
 LEAST = 0.45  # confidence of an interval that is reported
 MOST_INTERVALS = 3
-IS_TRUE, WHEN = "Is it true that {description}?", "Tell me when {description}."
+IS_TRUE, WHEN, EXACTLY_WHEN = (
+    "Is it true that {description}?",
+    "Tell me when {description}.",
+    "Tell me exactly when {description}.",
+)
 _LASTS = re.compile(r"\b(is|are|was|were|has|have|had|there's|it's)\b", re.IGNORECASE)
 _IS_TIME = re.compile(r"\bsec|\d ?s\b|:\d\d", re.IGNORECASE)
 _TIME = re.compile(r"(?:(\d+):)?(\d+(?:\.\d+)?)")
@@ -144,7 +149,8 @@ def search(processor: Any, video: Any, description: str) -> Steps[Found]:
             "(num_frames or fps), or a shorter range"
         )
     said = description.strip().rstrip(".?!")
-    is_true, when = (question_messages(processor, text.format(description=said)) for text in (IS_TRUE, WHEN))
+    when_text = WHEN if processor.timestamps == "none" else EXACTLY_WHEN
+    is_true, when = (question_messages(processor, text.format(description=said)) for text in (IS_TRUE, when_text))
     count = len(video.frames)
     size = min(processor.video_processor.num_frames, max(2, count // 2))
     yes_tokens, edges, scores = _yes_tokens(processor), _edges(video), dict[Window, float]()
@@ -313,17 +319,31 @@ def _stated(reply: str, origin: float, first: float, last: float) -> tuple[float
 
 
 def _moment(stated: Sequence[tuple[float, float] | None], fit: _Fit, edges: np.ndarray) -> tuple[list[Interval], float]:
-    """The stated interval that most others agree with, or that is nearest to an end of the fitted one; a confidence."""
+    """What the stated intervals have in common, widened to a second, and a confidence.
+
+    Those count that overlap with the one that most others overlap with, or with the one nearest to an end of the fitted
+    interval if several do so equally.
+    """
     ends = [float(edges[place]) for place in fit.window if 0 < place < len(edges) - 1]
-    best: tuple[float, float, tuple[float, float]] | None = None
-    for one in stated:
-        if one is None:
-            continue
-        middle = (one[0] + one[1]) / 2
-        votes = sum(other is not None and abs(sum(other) / 2 - middle) <= 0.5 for other in stated)
+    known = [one for one in stated if one is not None]
+    best: tuple[int, float, list[tuple[float, float]]] | None = None
+    for one in known:
+        middle, agreeing = sum(one) / 2, list[tuple[float, float]]()
+        for other in sorted(known, key=lambda other: abs(sum(other) / 2 - middle)):
+            if _shared([one, *agreeing, other]):
+                agreeing.append(other)
         near = -min((abs(end - middle) for end in ends), default=0.0)
-        best = max(best or (0, 0.0, one), (votes, near, one))
+        best = max(best or (0, 0.0, []), (len(agreeing), near, agreeing))
     if best is None:
         return [], 0.0
     confidence = min(best[0] / len(stated), fit.confidence)
-    return [Interval(*best[2], confidence)] if confidence >= LEAST else [], confidence
+    start, end = _shared(best[2]) or best[2][0]
+    middle, half = (start + end) / 2, max(0.5, (end - start) / 2)
+    start, end = max(float(edges[0]), middle - half), min(float(edges[-1]), middle + half)
+    return [Interval(start, end, confidence)] if confidence >= LEAST else [], confidence
+
+
+def _shared(intervals: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """What intervals have in common."""
+    start, end = max(a for a, _ in intervals), min(b for _, b in intervals)
+    return (start, end) if start < end else None

@@ -102,12 +102,17 @@ def exact_questions(part: ScenePart, rng: np.random.Generator) -> list[Question]
     return in_random_order({question.question: question for question in found}.values(), rng)
 
 
-def _when(part: ScenePart, rng: np.random.Generator) -> Iterator[Question]:
+def visible_events(part: ScenePart, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """What happens between two of the frames, as a statement, and when: "between 2.5 and 3.5 seconds"."""
     for statement, second in _events(part.scene, rng):
         after = bisect_left(part.times, second)
         if 0 < after < len(part.times):
-            answer = f"between {part.times[after - 1]:.1f} and {part.times[after]:.1f} seconds"
-            yield _asked(_WHEN, statement, answer, rng)
+            yield statement, f"between {part.times[after - 1]:.1f} and {part.times[after]:.1f} seconds"
+
+
+def _when(part: ScenePart, rng: np.random.Generator) -> Iterator[Question]:
+    for statement, answer in visible_events(part, rng):
+        yield _asked(_WHEN, statement, answer, rng)
 
 
 def _frame_times(part: ScenePart, rng: np.random.Generator) -> Iterator[Question]:
