@@ -84,7 +84,7 @@ def samples(seed: int, usual: float, rank: int, world: int) -> Iterator[Sample]:
 
 
 def main() -> None:
-    """Train, and save a model folder."""
+    """Train, and save a model folder every 100 steps."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
@@ -143,9 +143,9 @@ def main() -> None:
         if rank == 0 and step % 20 == 19:
             print("step {} loss {:.3f} right {:.3f} pointed {:.3f}".format(step + 1, *sums / 20), flush=True)
             sums[:] = 0
-    if rank == 0:
-        model.save_pretrained(arguments.output)
-        processor.save_pretrained(arguments.output)
+        if rank == 0 and (step % 100 == 99 or step + 1 == arguments.steps):
+            model.save_pretrained(arguments.output)
+            processor.save_pretrained(arguments.output)
     dist.destroy_process_group()
 
 
