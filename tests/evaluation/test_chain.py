@@ -46,7 +46,7 @@ def test_every_benchmark_runs_through(name, model, tmp_path):
     assert (asked["questions"], asked["answered"]) == (inspected["questions"],) * 2
     out = tmp_path / "s.jsonl"
     if name in JUDGED:
-        with StandIn(lambda text, nth: '{"pred": "yes", "score": 2}') as server:
+        with StandIn(lambda text, nth: '{"pred": "yes", "score": 2} A') as server:  # an answer, points, a grade
             options = ("--name", "x", "--base-url", server.url)
             code, printed, _ = run(
                 "evaluate", "judge", name, annotations, tmp_path / "p.jsonl", "--output", out, *options, "--json"

@@ -95,6 +95,23 @@ def test_aspects_need_points_only():
     assert parse("detail", '{"score": -1}') is None
 
 
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("A", (1.0, 0.0)),
+        ("B.", (0.0, 0.0)),
+        ("C: NOT_ATTEMPTED", (0.0, 1.0)),
+        ("The reply is INCORRECT", (0.0, 0.0)),
+        ("<think>A or B? It names the hat.</think>\n\nA", (1.0, 0.0)),
+        ("A or B", None),
+        ("a", None),
+        ("", None),
+    ],
+)
+def test_grades_are_letters(reply, expected):
+    assert parse("grade", reply) == (expected and dict(zip(("accuracy", "not_attempted"), expected)))
+
+
 def test_own_prompts(tmp_path):
     given = {"answer": {"system": "S", "user": "{question}|{answer}|{prediction}"}}
     prompts = read_prompts(write_json(tmp_path / "p.json", given))

@@ -7,6 +7,7 @@ from benchmark_files import WRITERS, video_mme_v2_rows, write_json, write_lines,
 
 from videopanda.evaluation.benchmarks.table import load
 from videopanda.evaluation.benchmarks.video_mme_v2 import group_score
+from videopanda.evaluation.judging.judge import units
 from videopanda.evaluation.reporting.report import report
 from videopanda.evaluation.reporting.write import markdown
 from videopanda.evaluation.scoring.score import score_file
@@ -128,6 +129,7 @@ def test_videoeval_pro_in_words_and_with_options(tmp_path):
     folder = WRITERS["videoeval-pro"](tmp_path)
     open_, _ = load("videoeval-pro", folder).items
     assert (open_.task, open_.options, open_.answers) == ("description", (), ("Dark green",))
+    assert [unit.aspect for unit in units([open_])] == ["grade"]
     with pytest.raises(ValueError, match="scorer"):
         score_replies("videoeval-pro", folder, {"inv_3/0": "Dark green"})
     summary = score_replies("videoeval-pro-choice", folder, {"inv_3/0": "B", "inv_3/1": "A"})

@@ -3,8 +3,8 @@
     data/test-*.parquet    video, question, options ("A. …"), answer (letter), answer_text, qa_type, qa_subtype, source
     videos/
 
-`videoeval-pro` asks for a short answer, which only a judge can rate (its authors: gpt-4o-2024-08-06, with a prompt that
-tells right, wrong and not attempted apart; ours asks for right or wrong). `videoeval-pro-choice` shows the options.
+`videoeval-pro` asks for a short answer, which only a judge can rate: right, wrong or not attempted (its authors:
+gpt-4o-2024-08-06; their prompt is passed with `--prompts`). `videoeval-pro-choice` shows the options.
 Rows have no id; they are numbered per video: `abc/0`. Columns as described by
 https://github.com/TIGER-AI-Lab/VideoEval-Pro; types as in the task `videoevalpro` of lmms-eval.
 """
@@ -38,6 +38,7 @@ def _item(row: AnnotationRow, number: RunningNumber, with_options: bool) -> Item
     video = row.text("video")
     given = row.texts("options") if with_options else ()
     options = unmark_all(given)
+    grade = {} if with_options else {"aspects": ["grade"]}
     return Item(
         id=number(stem(video)),
         video=video,
@@ -47,5 +48,5 @@ def _item(row: AnnotationRow, number: RunningNumber, with_options: bool) -> Item
         options=options,
         right=(letter_index(row, "answer", options=options),) if with_options else (),
         answers=() if with_options else (row.text("answer_text"),),
-        extra={**row.extra("source", "qa_subtype"), **published(given, options)},
+        extra={**row.extra("source", "qa_subtype"), **published(given, options), **grade},
     )

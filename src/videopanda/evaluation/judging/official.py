@@ -47,7 +47,7 @@ def _names(unit: JudgeUnit) -> tuple[str, ...]:
     id_ = unit.id.partition("#")[0]
     if unit.aspect == "answer":
         return (id_,)
-    _, video, number = id_.split("/")
+    *_, video, number = id_.split("/")
     return (f"{video}_{number}",)
 
 

@@ -1,6 +1,7 @@
-"""What a judge is asked and how its verdict is read: the two protocols of the field, in our own wording.
+"""What a judge is asked and how its verdict is read: the three protocols of the field, in our own wording.
 
     answer                      right or wrong, and 0 to 5 points: open questions
+    grade                       A: right, B: wrong, C: not attempted: VideoEval-Pro, after SimpleQA
     correctness, detail, context, temporal, consistency     0 to 5 points each: Video-ChatGPT's five aspects
 
 A JSON file {"answer": {"system": …, "user": …}, …} puts official prompts in place of ours.
@@ -62,6 +63,13 @@ PROMPTS = {
         + "Say whether the reply is right, and how close its meaning is to the right answer, as a whole number from 0 "
         '(unrelated) to 5 (the same). Write one JSON object and nothing else: {"pred": "yes" or "no", "score": 3}',
     ),
+    "grade": JudgePrompt(
+        "You grade replies of a system that was asked about a video you do not see. The right answer tells you what "
+        "the video shows. A reply is right if it contains what the right answer says and nothing that contradicts it, "
+        "even if it hedges or guesses. It is wrong if it contradicts the right answer, even if it hedges. It is not "
+        "attempted if it neither contradicts the right answer nor contains all of it.",
+        _TEXTS + "Write one letter and nothing else: A (right), B (wrong) or C (not attempted).",
+    ),
     "correctness": _aspect(
         "Rate how correct the facts of the reply are; what contradicts the right answer costs most."
     ),
@@ -98,17 +106,20 @@ def read_prompts(path: Path | None) -> dict[str, JudgePrompt]:
 
 def metrics_of(aspect: str) -> tuple[str, ...]:
     """What a verdict on this aspect measures."""
-    return ("accuracy", "score") if aspect == "answer" else (aspect,)
+    return {"answer": ("accuracy", "score"), "grade": ("accuracy", "not_attempted")}.get(aspect, (aspect,))
 
 
 def parse(aspect: str, reply: str) -> dict[str, float] | None:
     """The metrics of the verdict in a reply; None if there is none, or if several differ.
 
     An object, JSON or, for official prompts, a Python literal. It may stand in a sentence, a code block, or after
-    thoughts (`<think>…</think>`); objects of other forms are passed over.
+    thoughts (`<think>…</think>`); objects of other forms are passed over. A grade is a letter, or its name.
     """
     found = {}
     text = final_text(reply)
+    if aspect == "grade":
+        grades = {_GRADES[match[0]] for match in _GRADE.finditer(text)}
+        return dict(zip(metrics_of(aspect), grades.pop())) if len(grades) == 1 else None
     for match in _OBJECT.finditer(text):
         for read in (json.loads, ast.literal_eval):
             try:
@@ -138,6 +149,12 @@ def verdict(aspect: str, given: Any) -> dict[str, float] | None:
     return {"accuracy": float(said == "yes"), "score": score} if said in ("yes", "no") else None
 
 
+_RIGHT, _WRONG, _NOT_ATTEMPTED = (1.0, 0.0), (0.0, 0.0), (0.0, 1.0)
+_GRADES = {
+    "A": _RIGHT, "B": _WRONG, "C": _NOT_ATTEMPTED,
+    "CORRECT": _RIGHT, "INCORRECT": _WRONG, "NOT_ATTEMPTED": _NOT_ATTEMPTED,
+}  # fmt: skip
+_GRADE = re.compile(rf"\b({'|'.join(_GRADES)})\b(?!')")
 _OBJECT = re.compile(r"\{[^{}]*\}")
 _POINTS_TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*5(?:\.0)?)?\s*", re.ASCII)  # "4.5", "4/5"
 
