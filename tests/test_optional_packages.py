@@ -22,7 +22,7 @@ CLIP = str(BUNDLED_MODEL.parent / "demo.mp4")
 # All that the extras install and the package itself does not need, as modules.
 HIDDEN = (
     "torchcodec matplotlib peft google.protobuf sentencepiece tensorboard torchdata deepspeed trackio wandb "
-    "bitsandbytes openai pyarrow ray fastapi uvicorn multipart prometheus_client llguidance mcp panda3d"
+    "bitsandbytes openai pyarrow ray fastapi uvicorn multipart prometheus_client llguidance websockets mcp panda3d"
 )
 MODULES = {"protobuf": "google.protobuf", "python-multipart": "multipart", "prometheus-client": "prometheus_client"}
 # Runs many commands in one process in which packages cannot be found: the same for all, or for each its own.
@@ -100,7 +100,10 @@ ALONE = [
     ("pyarrow", "evaluate predict egoschema PLACE/q.parquet --model MODEL --output PLACE/e.jsonl", "eval"),
     ("google.protobuf", "convert PLACE/official PLACE/another", "train"),
     ("sentencepiece", "convert PLACE/official PLACE/other", "train"),
-    *((name, "serve --model MODEL", "serve") for name in ("fastapi", "uvicorn", "multipart", "prometheus_client")),
+    *(
+        (name, "serve --model MODEL", "serve")
+        for name in ("fastapi", "uvicorn", "multipart", "prometheus_client", "websockets")
+    ),
 ]
 
 

@@ -13,7 +13,7 @@ NoArgsIsHelpError: Any = sys.modules[UsageError.__module__].NoArgsIsHelpError
 
 # The extra that installs each optional module.
 _EXTRAS = {
-    **dict.fromkeys(("fastapi", "uvicorn", "multipart", "prometheus_client"), "serve"),
+    **dict.fromkeys(("fastapi", "uvicorn", "multipart", "prometheus_client", "websockets"), "serve"),
     **dict.fromkeys(("peft", "torchdata", "sentencepiece", "google", "tensorboard", "matplotlib"), "train"),
     **dict.fromkeys(("openai", "pyarrow"), "eval"),
     **{"torchcodec": "video", "ray": "ray", "deepspeed": "deepspeed", "bitsandbytes": "qlora", "panda3d": "worlds"},

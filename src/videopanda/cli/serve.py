@@ -110,7 +110,7 @@ def serve_verb(
 
     Ask it:   curl -F file=@clip.mp4 localhost:8000/v1/files, then POST its id to /v1/chat/completions
     """
-    require_extra("serve", "fastapi", "uvicorn", "multipart", "prometheus_client")
+    require_extra("serve", "fastapi", "uvicorn", "multipart", "prometheus_client", "websockets")
     from videopanda.serving.fetch import FetchPolicy
     from videopanda.serving.uploads import FileLimits, FileStore, default_files
 
