@@ -171,6 +171,28 @@ def test_the_bundled_model_merges_by_its_name():
     assert plan.layer_tokens[2] < 0.7 * plan.layer_tokens[1] == 0.7 * plan.visual_tokens
 
 
+def test_a_language_model_that_cannot_merge_is_refused_before_its_weights_are_read(world, tmp_path):
+    config = AutoConfig.for_model(
+        "gpt2", vocab_size=len(tiny_tokenizer()), n_embd=32, n_layer=4, n_head=4, architectures=["GPT2LMHeadModel"]
+    )
+    config.save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer().save_pretrained(tmp_path / "gpt2")
+    given = ("--backbone", tmp_path / "gpt2", "--chat-template", "vicuna", "--family", "elva")
+    code, _, err = run("init", tmp_path / "new", *given, *sets(*SMALL, "merge.layers=1"))
+    wanted = "token merging needs decoder layers that take rotary positions and a cache, and those of gpt2 do not"
+    assert (code, wanted in err, len(err.strip().splitlines())) == (2, True, 1), err
+
+
+def test_a_stage_refuses_layers_out_of_range_before_weights_and_data_are_read(world, tmp_path):
+    """The preset merges after layers of a deep model; this one has four, and no weights."""
+    for path in (world / "fresh").glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    given = ("--config", "elva", "--model", tmp_path, "--output", tmp_path / "out", *sets("global_batch=0"))
+    code, _, err = run("train", "finetune", *given)
+    assert (code, "merge layers must be increasing numbers in [0, 3], got [3, 9, 17]" in err) == (2, True), err
+    assert len(err.strip().splitlines()) == 1, err
+
+
 def test_a_language_model_with_states_is_refused_by_the_switch(tmp_path):
     """A gated delta rule keeps a state of all tokens, from which merged ones cannot be taken."""
     text = {"model_type": "qwen3_5_text", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 32,

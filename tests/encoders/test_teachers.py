@@ -60,10 +60,20 @@ def test_languagebind_video_gives_the_reference_features(tmp_path, prefix):
     assert (found - expected).abs().max() <= 1e-5  # measured worst: 2.1e-6
 
 
-def test_frames_that_do_not_make_groups_are_refused(tmp_path):
+@pytest.mark.parametrize("frames", [1, 4, 12])
+def test_groups_are_of_one_clip_and_the_last_one_is_filled_with_its_last_frame(tmp_path, frames):
+    """Groups have 8 frames: two clips of 4, or of 12, would also make whole groups together."""
     teacher = open_teacher(str(golden_video_teacher(tmp_path, "vision_model.")))
-    with pytest.raises(ValueError, match=r"a multiple of 8 frames, got 12: use --set num_frames=8"):
-        teacher({"teacher_pixels": pixels(56, 1, 12)})
+    clips = pixels(56, 2, frames)
+    found = teacher({"teacher_pixels": clips})
+    filled = torch.cat([clips, *[clips[:, -1:]] * (-frames % 8)], 1)
+    for b in range(2):
+        for start in range(0, frames, 8):
+            group = teacher({"teacher_pixels": filled[b : b + 1, start : start + 8]})[0]
+            mine = found[b, start : start + 8]
+            torch.testing.assert_close(mine, group[: len(mine)], atol=1e-5, rtol=0)  # measured: 5e-7
+    with pytest.raises(ValueError, match="a multiple of 8 frames, got 12"):
+        teacher._module(pixels(56, 1, 12)[0])
 
 
 def test_an_unfinished_tower_is_refused(tmp_path):

@@ -295,3 +295,36 @@ def test_a_model_with_states_or_foreign_attention_is_refused(fields):
     made = {"embedding_config": {"hidden_size": 32, "patch_size": 4, "num_heads": 4}, "video_token_id": 3}
     with pytest.raises(ValueError, match="needs attention in every layer, and qwen3_next has linear_attention"):
         ElvaForConditionalGeneration(ElvaConfig(text_config=text, **made, **fields, image_token_id=4))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "xglm"])
+@pytest.mark.parametrize(
+    ("fields", "purpose"),
+    [
+        ({"modality_split": "norm"}, "a split by modality needs decoder layers that take rotary positions"),
+        ({"frame_attention": "both"}, "inside a frame needs decoder layers that take rotary positions"),
+        ({"merge_config": MERGING}, "token merging needs decoder layers that take rotary positions"),
+    ],
+)
+def test_layers_without_rotary_positions_or_under_other_names_are_refused(kind, fields, purpose):
+    """Learned positions, layers with another name, a cache with another name."""
+    with pytest.raises(ValueError, match=f"{purpose} and a cache, and those of {kind} do not"):
+        ElvaForConditionalGeneration(of_another_scheme(kind, **fields))
+
+
+@torch.no_grad()
+def test_without_variants_any_language_model_serves():
+    model = ElvaForConditionalGeneration(of_another_scheme("gpt2")).eval()
+    ids = torch.tensor([[5, *[3] * 9, 6]])  # one frame of 2 × 3 cells
+    placement = torch.tensor([[0, 0, 2, 3]])
+    assert torch.isfinite(model(ids, pixel_values_videos=torch.randn(6, 4, 48), video_placement=placement).logits).all()
+    with pytest.raises(ValueError, match="pre_buffer_layers are not supported with gpt2"):
+        ElvaForConditionalGeneration(of_another_scheme("gpt2", pre_buffer_layers=1))
+
+
+def of_another_scheme(kind: str, **fields) -> ElvaConfig:
+    names = {"gpt2": ("n_embd", "n_layer", "n_head"), "xglm": ("d_model", "num_layers", "attention_heads")}
+    usual = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    text = {"model_type": kind, "vocab_size": 300, **dict(zip(names.get(kind, usual), (32, 4, 4)))}
+    made = {"embedding_config": {"hidden_size": 32, "patch_size": 4, "num_heads": 4}, "video_token_id": 3}
+    return ElvaConfig(text_config=text, **made, **fields, image_token_id=4)

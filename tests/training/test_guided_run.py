@@ -16,16 +16,18 @@ import pytest
 import torch
 import torch.distributed as dist
 from clips import Disturbed, Timed, timed
-from safetensors.torch import load_file
-from transformers import AutoConfig, SiglipVisionConfig, SiglipVisionModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, CLIPVisionConfig, SiglipVisionConfig, SiglipVisionModel
 
 from media import write_video
 from tiny import randomize, tiny_config, tiny_tokenizer
 from videopanda.checkpoints.tensors import HEAD_FILE
 from videopanda.data.sample import Sample
+from videopanda.encoders.open import open_teacher
 from videopanda.models.elva import ElvaConfig, ElvaForConditionalGeneration, ElvaProcessor
+from videopanda.models.languagebind import LanguageBindTower
 from videopanda.training.callbacks import RunStoppedError
-from videopanda.training.guidance import last_hidden_state
+from videopanda.training.guidance import WholeFrames, last_hidden_state
 from videopanda.training.run import make_features, make_task, run_stage, shutdown_distributed, train
 from videopanda.training.stages import GUIDED, make_config
 
@@ -117,6 +119,39 @@ def test_a_teacher_on_disk_is_as_good_as_one_in_the_loop(folder, guided, tmp_pat
     distilled = make_config("pretrain", "paper", [*stored, "distill_weight=1"])
     with pytest.raises(ValueError, match="was written for tube_weight and frame_weight"):
         make_task(distilled, elva(), processor_of(elva()), None)
+
+
+@pytest.fixture(scope="module")
+def video_teacher(tmp_path_factory) -> Path:
+    """A LanguageBind that reads eight frames together, twice as many as a clip has here."""
+    folder = tmp_path_factory.mktemp("video_teacher")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = {**sizes, "image_size": 24, "patch_size": 8}
+    tower = LanguageBindTower(CLIPVisionConfig(**config), 8)
+    randomize(tower)
+    save_file(
+        {f"vision_model.{name}": weight for name, weight in tower.state_dict().items()}, folder / "model.safetensors"
+    )
+    vision = {**config, "add_time_attn": True, "num_frames": 8}
+    (folder / "config.json").write_text(json.dumps({"model_type": "LanguageBindVideo", "vision_config": vision}))
+    return folder
+
+
+def test_a_video_teacher_sees_every_clip_alone(folder, video_teacher, tmp_path):
+    """Also a clip of three frames beside one of four; features on disk, which are made clip by clip, give the same."""
+    wanted = [*settings(folder), f"teacher={video_teacher}"]
+    live = train("spatiotemporal", "elva", wanted, folder / "model", tmp_path / "live", False)
+    assert make_features("spatiotemporal", "elva", wanted, folder / "model", tmp_path / "features") == 5
+    stored = [*wanted, f"teacher_features={tmp_path / 'features'}"]
+    train("spatiotemporal", "elva", stored, folder / "model", tmp_path / "disk", False)
+    np.testing.assert_allclose(trace(tmp_path / "disk"), trace(live), rtol=2e-3)
+    teacher = open_teacher(str(video_teacher), None)
+    seen = WholeFrames(teacher.image_size, teacher.mean, teacher.std, 6)
+    clips = [np.random.default_rng(count).integers(0, 256, (count, 30, 40, 3), dtype=np.uint8) for count in (3, 6)]
+    together, alone = (
+        teacher({"teacher_pixels": seen.place(part)["pixel_values_videos"]}) for part in (clips, clips[:1])
+    )
+    torch.testing.assert_close(together[:1, :3], alone[:, :3], atol=1e-5, rtol=0)  # measured: 5e-7
 
 
 def test_only_the_last_hidden_state_is_kept_and_it_is_unmerged():

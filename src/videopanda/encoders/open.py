@@ -20,7 +20,7 @@ from transformers import AutoModel, CLIPVisionConfig, SiglipVisionModel
 from videopanda.checkpoints.tensors import find_tensors
 from videopanda.hub import folder_of, parse
 from videopanda.models.frames import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from videopanda.models.languagebind import LanguageBindTower, tower_weights
+from videopanda.models.languagebind import LanguageBindTower, in_groups, tower_weights
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -132,7 +132,10 @@ def open_teacher(name: str, max_cells: int | None = 16, dtype: torch.dtype = tor
 
 
 def clip_teacher(folder: Path, vision: dict[str, Any], dtype: torch.dtype = torch.float32) -> Teacher:
-    """CLIP or LanguageBind: the input of the last layer, without class token, as distilled by the official code."""
+    """CLIP or LanguageBind: the input of the last layer, without class token, as distilled by the official code.
+
+    The groups of LanguageBind-Video are those of a clip alone; the last one is filled with its last frame.
+    """
     num_frames = vision.get("num_frames", 1) if vision.get("add_time_attn") else 1
     known = {key: vision[key] for key in CLIPVisionConfig().to_dict() if key in vision}
     config = CLIPVisionConfig(**known)
@@ -150,8 +153,9 @@ def clip_teacher(folder: Path, vision: dict[str, Any], dtype: torch.dtype = torc
         return tower
 
     def features(tower: nn.Module, pixels_BTCHW: Tensor) -> Tensor:
-        tokens_FND = tower(pixels_BTCHW.flatten(0, 1))[:, 1:]
-        return _grid(tokens_FND, pixels_BTCHW)
+        whole_BTCHW = in_groups(pixels_BTCHW, num_frames)
+        tokens_FND = tower(whole_BTCHW.flatten(0, 1))[:, 1:]
+        return _grid(tokens_FND, whole_BTCHW)[:, : pixels_BTCHW.shape[1]]
 
     return Teacher(build, features, config.hidden_size, vision.get("image_size", 224), dtype=dtype)
 

@@ -10,6 +10,7 @@ are registered with the Auto classes elsewhere count as well.
 from collections.abc import Mapping
 from importlib import import_module
 from inspect import signature
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -104,3 +105,16 @@ def vision_fields(config: PreTrainedConfig) -> dict[str, Any]:
 def changed_config(config: PreTrainedConfig, fields: Mapping[str, Any]) -> Any:
     """A configuration with some fields changed, by their dotted names."""
     return type(config)(**with_fields(type(config), config.to_dict(), fields)) if fields else config
+
+
+def adjusted_config(config: PreTrainedConfig, fields: Mapping[str, Any], folder: Path) -> Any:
+    """As `changed_config`, for the trained model in `folder`: only fields that change none of its weights.
+
+    Raises:
+        ValueError: a field that only a new model can have, or a wrong value.
+    """
+    adjustable = getattr(type(config), "adjustable", ())
+    for name in fields:
+        if name.partition(".")[0] not in adjustable:
+            raise ValueError(f"{name} can only be set when a model is created, and {folder} already exists: use init")
+    return changed_config(config, fields)

@@ -69,14 +69,20 @@ class LanguageBindTower(nn.Module):
         """
         if pixels_FCHW.shape[0] % self.num_frames:
             raise ValueError(
-                f"This teacher needs a multiple of {self.num_frames} frames, got {pixels_FCHW.shape[0]}: "
-                f"use --set num_frames={self.num_frames}"
+                f"this tower needs a multiple of {self.num_frames} frames, got {pixels_FCHW.shape[0]}: see in_groups"
             )
         x_FND = self.pre_layrnorm(self.embeddings(pixels_FCHW))
         *layers, _ = self.encoder["layers"].children()
         for layer in layers:
             x_FND = layer(x_FND, None)
         return x_FND
+
+
+def in_groups(frames: Tensor, num_frames: int) -> Tensor:
+    """The frames of clips (..., T, 3, S, S), the last one of each repeated until they fill groups of `num_frames`."""
+    missing = -frames.shape[-4] % num_frames
+    last = frames[..., -1:, :, :, :]
+    return torch.cat([frames, *[last] * missing], dim=-4) if missing else frames
 
 
 def tower_weights(state: dict[str, T]) -> dict[str, T]:
@@ -96,4 +102,4 @@ def tower_weights(state: dict[str, T]) -> dict[str, T]:
     raise ValueError("no CLIP or LanguageBind tower in the weights: vision_model.* is missing")
 
 
-__all__ = ["LanguageBindTower", "TemporalLayer", "tower_weights"]
+__all__ = ["LanguageBindTower", "TemporalLayer", "in_groups", "tower_weights"]

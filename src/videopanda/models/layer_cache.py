@@ -4,6 +4,7 @@ Part of exported folders.
 """
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -66,16 +67,23 @@ class MergedCache(DynamicCache):
 
 # -- masks of layers that differ ---------------------------------------------------------------------------------------
 def check_layers(language_model: Any, purpose: str = "token merging") -> None:
-    """Check that every layer of a language model takes a mask of its own.
+    """Check that every layer of a language model takes a mask and positions of its own.
 
     Raises:
-        ValueError: the model keeps a state in some layers, or its attention does not accept precomputed masks. The
-            message names the purpose.
+        ValueError: the model keeps a state in some layers, its layers take no rotary positions, or its attention does
+            not accept precomputed masks. The message names the purpose.
     """
     config = language_model.config
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         raise ValueError(f"{purpose} needs attention in every layer, and {config.model_type} has {min(kinds)}")
+    layers = getattr(language_model, "layers", ())
+    takes = set(signature(type(layers[0]).forward).parameters) if len(layers) else set()
+    if "position_embeddings" not in takes or not takes & {"cache", "past_key_values"}:
+        raise ValueError(
+            f"{purpose} needs decoder layers that take rotary positions and a cache, and those of {config.model_type} "
+            "do not: choose another language model"
+        )
     if config._attn_implementation not in ("sdpa", "eager"):
         raise ValueError(
             f"{purpose} needs attn_implementation sdpa or eager, and the model uses {config._attn_implementation}: "

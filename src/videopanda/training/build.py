@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from videopanda.hub import folder_of, parse
 from videopanda.models.configuration import context_length
 from videopanda.models.families import (
     DEFAULT,
+    adjusted_config,
     changed_config,
     config_class,
     fresh_config,
@@ -37,6 +39,7 @@ from videopanda.models.families import (
 )
 from videopanda.models.fields import with_fields
 from videopanda.models.generation import CACHE_NAME
+from videopanda.models.layer_cache import check_layers
 from videopanda.models.load import check_checkpoint, require_finite
 from videopanda.training.chat_template import end_tokens, visual_chat_template, with_system_prompt
 from videopanda.training.stages import StageConfig
@@ -89,7 +92,10 @@ def build_model(
     source = _source_config(backbone, fields)
     text = source.get_text_config()
     # Report errors before weights are read.
-    fresh_config(family, preset, fields, **vision, text_config=text, video_token_id=0, image_token_id=1)
+    given = {**vision, "text_config": deepcopy(text), "video_token_id": 0, "image_token_id": 1}
+    early = fresh_config(family, preset, fields, **given)
+    with torch.device("meta"):
+        model_class(early)(early)  # families refuse language models
     language_model, tokenizer = _load_backbone(backbone, source, dtype)
     template = visual_chat_template(tokenizer, chat_template)
     set_seed(seed)
@@ -245,16 +251,14 @@ def change_fields(model: Any, processor: Any, fields: Mapping[str, Any], folder:
     """Change settings of a trained model that change none of its weights; the trained model keeps them.
 
     Raises:
-        ValueError: a field that only a new model can have, or a wrong value.
+        ValueError: a field that only a new model can have, a wrong value, or a language model that cannot merge.
     """
-    adjustable = getattr(type(model.config), "adjustable", ())
-    for name in fields:
-        if name.partition(".")[0] not in adjustable:
-            raise ValueError(f"{name} can only be set when a model is created, and {folder} already exists: use init")
-    changed = changed_config(model.config, fields)
+    changed = adjusted_config(model.config, fields, folder)
     _follow(processor, model.config, changed)
     for part in {name.partition(".")[0] for name in fields}:
         setattr(model.config, f"{part}_config", getattr(changed, f"{part}_config"))
+    if model.model.changes_masks:
+        check_layers(model.get_decoder())
 
 
 def as_trained(model: Any, processor: Any, settings: StageConfig) -> None:
@@ -295,11 +299,11 @@ def config_of(settings: StageConfig, folder: Path) -> Any:
     a plain language model there. Reads no weights.
 
     Raises:
-        ValueError: the tokenizer of the language model has no chat template, and none is given.
+        ValueError: the tokenizer of the language model has no chat template, and none is given; or as `change_fields`.
     """
     config = AutoConfig.from_pretrained(folder)
     if model_class(config) is not None:
-        return config
+        return adjusted_config(config, settings.model_fields, folder)
     text = _source_config(folder, settings.model_fields).get_text_config()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     visual_chat_template(tokenizer, read_template(settings.chat_template))

@@ -141,9 +141,9 @@ class GuidedVideoLanguage:
             teacher_BTGGD = batch["pixel_values_videos"].new_zeros(0, 1, 1, 1, guidance.teacher_size)
             times_BT = teacher_BTGGD.new_zeros(0, 1)
         else:
-            with torch.no_grad():
-                teacher_BTGGD = self.teacher(batch)
             times_BT = batch.pop("frame_times")
+            with torch.no_grad():
+                teacher_BTGGD = self.teacher(batch)[:, : times_BT.shape[1]]
         visuals = model.encode(batch)
         for name in VISUAL_INPUTS["video"]:
             del batch[name]
@@ -187,19 +187,25 @@ def resized(maps_BEHW: Tensor, side: int) -> Tensor:
 
 
 class WholeFrames(FrameProcessor):
-    """Resizes every frame to a square of `side` pixels, whatever its aspect, as image towers are trained."""
+    """Resizes every frame to a square of `side` pixels, whatever its aspect, as image towers are trained.
 
-    def __init__(self, side: int, mean: Sequence[float], std: Sequence[float]):
+    A clip of fewer than `num_frames` frames repeats its last one: what a video teacher says of a clip must not depend
+    on those beside it.
+    """
+
+    def __init__(self, side: int, mean: Sequence[float], std: Sequence[float], num_frames: int):
         super().__init__(do_sample_frames=False)
-        self.side, self.image_mean, self.image_std = side, list(mean), list(std)
+        self.side, self.image_mean, self.image_std, self.num_frames = side, list(mean), list(std), num_frames
         self.do_sample_frames, self.background = False, list(WHITE)
 
     def place(self, clips: list[np.ndarray], is_image: bool = False) -> dict[str, Tensor]:
-        """Frames (B, T, 3, S, S) of the longest clip's T; shorter ones end in zeros."""
+        """Frames (B, T, 3, S, S), T being `num_frames`, or the frames of the longest clip if it has more."""
         mean, std = np.array(self.image_mean, np.float32), np.array(self.image_std, np.float32)
         pixels = [(self.resize(clip, self.side, self.side) / np.float32(255) - mean) / std for clip in clips]
-        tensors = [torch.from_numpy(clip).permute(0, 3, 1, 2).float() for clip in pixels]
-        return {"pixel_values_videos": torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)}
+        clips_TCSS = [torch.from_numpy(clip).permute(0, 3, 1, 2).float() for clip in pixels]
+        longest = max(self.num_frames, *map(len, clips_TCSS))
+        filled = [torch.cat([clip, *[clip[-1:]] * (longest - len(clip))]) for clip in clips_TCSS]
+        return {"pixel_values_videos": torch.stack(filled)}
 
 
 def _mean(summed: Tensor, count: int) -> Tensor:

@@ -233,7 +233,7 @@ def _open_teacher(settings: StageConfig, processor: Any) -> Teacher:
 def _seen(settings: StageConfig, teacher: Teacher, processor: Any) -> Any:
     """The processor of the frames that the teacher sees."""
     if settings.is_guided:
-        return WholeFrames(teacher.image_size, teacher.mean, teacher.std)
+        return WholeFrames(teacher.image_size, teacher.mean, teacher.std, settings.num_frames)
     return teacher.video_processor(processor.video_processor)
 
 

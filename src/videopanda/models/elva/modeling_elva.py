@@ -60,14 +60,16 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
         if config.modality_split != "none":
             check_layers(self.language_model, "a split by modality")
             self.visual_parameters = VisualParameters(self.language_model, config.modality_split)
-        if not all(hasattr(layer.self_attn, "o_proj") and hasattr(layer.mlp, "down_proj") for layer in self.pre_buffer):
+        parts = [(getattr(layer, "self_attn", None), getattr(layer, "mlp", None)) for layer in self.pre_buffer]
+        known = [hasattr(attention, "o_proj") and hasattr(mlp, "down_proj") for attention, mlp in parts]
+        if known != [True] * config.pre_buffer_layers:
             raise ValueError(f"pre_buffer_layers are not supported with {config.text_config.model_type}")
         self.post_init()
 
     @property
     def pre_buffer(self) -> list[Any]:
         """The new decoder layers in front of those of the pretrained language model."""
-        return list(self.language_model.layers[: self.config.pre_buffer_layers])
+        return list(getattr(self.language_model, "layers", ())[: self.config.pre_buffer_layers])
 
     @torch.no_grad()
     def adopt(self, language_model: Any) -> None:

@@ -15,7 +15,7 @@ from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 
 from ..backbone import VisualModelMixin, VisualPreTrainedModel, new_language_model
 from ..generation import VisualGenerationMixin
-from ..languagebind import LanguageBindTower, TemporalLayer
+from ..languagebind import LanguageBindTower, TemporalLayer, in_groups
 from ..visual import EncodedVisual
 from .configuration_tower import CLIP, TowerConfig
 from .video_processing_tower import token_layout
@@ -72,7 +72,8 @@ class TowerModel(VisualModelMixin, TowerPreTrainedModel):
         clips = pixels.unsqueeze(1) if kind == "image" else pixels
         rows = placement.tolist()
         # The tower cannot run on nothing: a clip of no frames gives it one, whose tokens are not taken.
-        groups = [self._grouped(clip[: max(frames, 1)]) for clip, (*_, frames) in zip(clips, rows, strict=True)]
+        size = self.config.group_frames
+        groups = [in_groups(clip[: max(frames, 1)], size) for clip, (*_, frames) in zip(clips, rows, strict=True)]
         features_FGGD = self.features(torch.cat(groups))
         tokens, start = [], 0
         for group, (top, left, height, width, frames) in zip(groups, rows):
@@ -82,11 +83,6 @@ class TowerModel(VisualModelMixin, TowerPreTrainedModel):
         tokens_VE = self.projector(torch.cat(tokens))
         parts = tokens_VE.split([len(each) for each in tokens])
         return [EncodedVisual(part, token_layout(row)) for part, row in zip(parts, rows)]
-
-    def _grouped(self, frames_TCSS: Tensor) -> Tensor:
-        """The frames of a clip, the last one repeated until they fill whole groups."""
-        missing = -len(frames_TCSS) % self.config.group_frames
-        return torch.cat([frames_TCSS, frames_TCSS[-1:].expand(missing, -1, -1, -1)]) if missing else frames_TCSS
 
     def features(self, pixels_FCSS: Tensor) -> Tensor:
         """The tower's features of every cell, (F, G, G, D).
