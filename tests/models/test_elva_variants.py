@@ -11,13 +11,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tiny import tiny_tokenizer
-from tiny_elva import batch, elva, frames, greedy_by_recompute, model_inputs
+from tiny_elva import TEMPLATE, batch, elva, frames, greedy_by_recompute, model_inputs
 from videopanda.data.collate import Collator
 from videopanda.data.row_masks import row_masks
 from videopanda.data.sample import Sample
 from videopanda.data.worlds.scenes.dataset import Clip
 from videopanda.inference.answer import ask
-from videopanda.models.elva import ElvaConfig, ElvaForConditionalGeneration
+from videopanda.models.elva import ElvaConfig, ElvaForConditionalGeneration, ElvaProcessor
 from videopanda.models.modality import split_parts
 from videopanda.training.build import build_model
 from videopanda.training.freezing import recompute_activations
@@ -312,12 +312,14 @@ def test_layers_without_rotary_positions_or_under_other_names_are_refused(kind, 
         ElvaForConditionalGeneration(of_another_scheme(kind, **fields))
 
 
-@torch.no_grad()
 def test_without_variants_any_language_model_serves():
+    """Also one whose layers have another name: it is planned, and answers as `generate` does."""
     model = ElvaForConditionalGeneration(of_another_scheme("gpt2")).eval()
-    ids = torch.tensor([[5, *[3] * 9, 6]])  # one frame of 2 × 3 cells
-    placement = torch.tensor([[0, 0, 2, 3]])
-    assert torch.isfinite(model(ids, pixel_values_videos=torch.randn(6, 4, 48), video_placement=placement).logits).all()
+    processor = ElvaProcessor.for_config(model.config, tiny_tokenizer(), TEMPLATE)
+    (told,) = ask(model, processor, Clip(frames(1, 4), (0.0, 0.25, 0.5, 0.75), 1.0), ["What?"], max_new_tokens=4)
+    inputs = model_inputs(batch(processor, [frames(1, 4)], ["What?"]))
+    made = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert told.answer == processor.tokenizer.decode(made, skip_special_tokens=True).strip()
     with pytest.raises(ValueError, match="pre_buffer_layers are not supported with gpt2"):
         ElvaForConditionalGeneration(of_another_scheme("gpt2", pre_buffer_layers=1))
 
@@ -325,6 +327,7 @@ def test_without_variants_any_language_model_serves():
 def of_another_scheme(kind: str, **fields) -> ElvaConfig:
     names = {"gpt2": ("n_embd", "n_layer", "n_head"), "xglm": ("d_model", "num_layers", "attention_heads")}
     usual = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    text = {"model_type": kind, "vocab_size": 300, **dict(zip(names.get(kind, usual), (32, 4, 4)))}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    text = {"model_type": kind, "vocab_size": 300, **ends, **dict(zip(names.get(kind, usual), (32, 4, 4)))}
     made = {"embedding_config": {"hidden_size": 32, "patch_size": 4, "num_heads": 4}, "video_token_id": 3}
     return ElvaConfig(text_config=text, **made, **fields, image_token_id=4)

@@ -145,7 +145,6 @@ class Planner:
         fix_rope(config.text_config)
         with torch.inference_mode(False), torch.device("meta"):
             self.model = model_class(config)(config).eval().to(dtype)
-        add_layer_hooks(self.model.get_decoder())
         self._held = [*self.model.parameters(), *self.model.buffers()]
         saved = _saved_bytes(self.model, quantize)
         self.weight_bytes = weight_bytes or sum(tensor.nbytes for tensor in self._held) - saved
@@ -303,10 +302,11 @@ class Planner:
             def read() -> Any:
                 embeds = torch.empty(1, length, hidden_size, dtype=self.dtype, device="meta")
                 cache = full_cache(self.model.config.text_config)
-                merger = _PlannedMerger(self.model.model.schedule(), length, merged) if merged else None
-                output = self.model.get_decoder()(
-                    inputs_embeds=embeds, use_cache=True, **{self.model.cache_name: cache, MERGER: merger}
-                )
+                given: dict[str, Any] = {self.model.cache_name: cache}
+                if merged:
+                    add_layer_hooks(self.model.get_decoder())
+                    given[MERGER] = _PlannedMerger(self.model.model.schedule(), length, merged)
+                output = self.model.get_decoder()(inputs_embeds=embeds, use_cache=True, **given)
                 self.model.compute_logits(output.last_hidden_state[:, -1])
                 return output[self.model.cache_name]
 
