@@ -183,16 +183,6 @@ def test_a_language_model_that_cannot_merge_is_refused_before_its_weights_are_re
     assert (code, wanted in err, len(err.strip().splitlines())) == (2, True, 1), err
 
 
-def test_a_stage_refuses_layers_out_of_range_before_weights_and_data_are_read(world, tmp_path):
-    """The preset merges after layers of a deep model; this one has four, and no weights."""
-    for path in (world / "fresh").glob("*.json"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    given = ("--config", "elva", "--model", tmp_path, "--output", tmp_path / "out", *sets("global_batch=0"))
-    code, _, err = run("train", "finetune", *given)
-    assert (code, "merge layers must be increasing numbers in [0, 3], got [3, 9, 17]" in err) == (2, True), err
-    assert len(err.strip().splitlines()) == 1, err
-
-
 def test_a_language_model_with_states_is_refused_by_the_switch(tmp_path):
     """A gated delta rule keeps a state of all tokens, from which merged ones cannot be taken."""
     text = {"model_type": "qwen3_5_text", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 32,

@@ -178,6 +178,14 @@ def test_a_later_stage_switches_merging_on_and_its_model_keeps_it(folder, guided
         train("finetune", "elva", [*sets, "embedding.patch_size=8"], guided, tmp_path / "no", False)
 
 
+def test_layers_that_a_model_does_not_have_are_refused_before_weights_and_data_are_read(folder, tmp_path):
+    """The preset merges after layers of a deep model; this one has four. Neither its weights nor the data exist."""
+    for path in (folder / "model").glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=r"merge layers must be increasing numbers in \[0, 3\], got \[3, 9, 17\]"):
+        train("finetune", "elva", [*SETTINGS, "data=nowhere.json"], tmp_path, tmp_path / "out", False)
+
+
 def test_guidance_needs_text_and_no_other_teacher():
     for wrong in ("distill_weight=1", "align_weight=1", "text_weight=0"):
         with pytest.raises(ValueError, match=r"tube_weight and frame_weight require|nothing to learn"):
