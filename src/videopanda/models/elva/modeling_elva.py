@@ -102,7 +102,8 @@ class ElvaModel(VisualModelMixin, ElvaPreTrainedModel):
             found[FRAMES] = frame_numbers(input_ids_BN, encoded, {"video": video, "image": image})
         if self.visual_parameters is not None:
             found[VISUAL] = (input_ids_BN == video) | (input_ids_BN == image)
-        add_layer_hooks(self.language_model)
+        if found:
+            add_layer_hooks(self.language_model)
         return found
 
     @property
