@@ -168,7 +168,8 @@ def make_task(settings: StageConfig, model: Any, processor: Any, folder: Path | 
     Raises:
         ValueError: distillation without a teacher, or a teacher that cannot be opened.
     """
-    check_task(settings, processor.video_processor)
+    if settings.stage != "language":  # which has no clips
+        check_task(settings, processor.video_processor)
     if not settings.distill_weight and not settings.is_guided:
         nothing = None
         if settings.align_weight and settings.align_to == "phrases":
