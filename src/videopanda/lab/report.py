@@ -154,7 +154,8 @@ def _t(degrees: int) -> float:
 def published_difference(row: TableRow, full: TableRow) -> dict[str, float]:
     """The paper's differences to its full model, by benchmark, in points."""
     shared = {name: value for name, value in row.published.items() if name in full.published}
-    return {name: round(value - full.published[name], 2) for name, value in shared.items()} | row.published_differences
+    differences = {name: round(value - full.published[name], 2) for name, value in shared.items()}
+    return {**differences, **row.published_differences}
 
 
 def direction(difference: Mapping[str, Any], published: Mapping[str, float]) -> Direction:

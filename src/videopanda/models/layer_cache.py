@@ -77,7 +77,7 @@ def check_layers(language_model: Any, purpose: str = "token merging") -> None:
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         raise ValueError(f"{purpose} needs attention in every layer, and {config.model_type} has {min(kinds)}")
-    layers = getattr(language_model, "layers", ())
+    layers: Any = getattr(language_model, "layers", ())
     takes = set(signature(type(layers[0]).forward).parameters) if len(layers) else set()
     if "position_embeddings" not in takes or not takes & {"cache", "past_key_values"}:
         raise ValueError(
