@@ -1,12 +1,14 @@
 """Teach the language model of nano to copy the times in front of frames, by pointing one head of its attention at them.
 
-    torchrun --nproc-per-node 2 benchmarks/nano_pointing.py --model IN --output OUT --steps 900
+    torchrun --nproc-per-node 2 benchmarks/nano_pointing.py --output OUT --steps 900 --lr 2e-4
 
 An answer such as "between 2.5 and 3.5 seconds" repeats numbers of the prompt. Loss on answers alone did not teach this
 in an hour (docs/notebook.md). Where each digit of an answer stands in the prompt is known, so the attention of one head
-gets a loss of its own: minus the logarithm of its weight on that token. The vision part and the embeddings are frozen;
-`videopanda train finetune` comes after it. Exact times are asked about all clips but a share of `--usual`, which keep
-what the model knows.
+gets a loss of its own: minus the logarithm of its weight on that token. The vision part and the embeddings are frozen.
+Exact times are asked about all clips but a share of `--usual`, which keep what the model knows.
+
+The run starts from `nano_pointing.safetensors`, where the last one ended (the language model without embeddings, in
+bfloat16), and leaves its own weights there.
 """
 
 import argparse
@@ -20,10 +22,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from videopanda.data.collate import Collator
 from videopanda.data.sample import Sample
 from videopanda.data.worlds.scenes.dataset import ScenesDataset
+from videopanda.inference.load import BUNDLED_MODEL
 from videopanda.models.load import load_checkpoint
 from videopanda.models.visual import VISUAL_INPUTS
 from videopanda.training.packing import set_rows
@@ -31,6 +35,7 @@ from videopanda.training.packing import set_rows
 LAYER, HEAD, WEIGHT = 4, 3, 0.3  # what is pointed, and the weight of its loss
 MAX_LENGTH, WARMUP = 768, 30
 ENDLESS = 10_000_000
+WEIGHTS = Path(__file__).with_suffix(".safetensors")
 
 
 class Pointing:
@@ -86,7 +91,7 @@ def samples(seed: int, usual: float, rank: int, world: int) -> Iterator[Sample]:
 def main() -> None:
     """Train, and save a model folder every 100 steps."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=BUNDLED_MODEL)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--rows", type=int, default=2, help="clips per step and process")
@@ -100,6 +105,7 @@ def main() -> None:
     model, processor = load_checkpoint(arguments.model, torch.float32)
     processor.timestamps = model.config.timestamps = "frame"
     language_model, words = model.get_decoder(), model.get_input_embeddings().weight
+    language_model.load_state_dict(load_file(WEIGHTS), strict=False)
     language_model.set_attn_implementation("eager")  # which returns its weights
     collator = Collator(processor, MAX_LENGTH)
     set_rows(collator, model)
@@ -146,6 +152,8 @@ def main() -> None:
         if rank == 0 and (step % 100 == 99 or step + 1 == arguments.steps):
             model.save_pretrained(arguments.output)
             processor.save_pretrained(arguments.output)
+            weights = {name: each for name, each in language_model.state_dict().items() if "embed" not in name}
+            save_file({name: each.to(torch.bfloat16) for name, each in weights.items()}, WEIGHTS)
     dist.destroy_process_group()
 
 
