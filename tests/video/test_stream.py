@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -207,7 +208,7 @@ class Flaky(http.server.SimpleHTTPRequestHandler):
     gives_parts, asked = True, []
 
     def do_GET(self):
-        data = open(self.translate_path(self.path), "rb").read()  # noqa: SIM115
+        data = Path(self.translate_path(self.path)).read_bytes()
         wanted = self.headers.get("Range")
         self.asked.append(wanted)
         at = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0

@@ -12,9 +12,10 @@ import torch
 from transformers import AutoConfig
 
 from videopanda.encoders.open import open_teacher
+from videopanda.lab.results import FRAME_SIZE
 from videopanda.lab.table import Table, TableRow
 from videopanda.lab.teachers import KINDS
-from videopanda.models.families import config_class, fresh_config, model_class, processor_class
+from videopanda.models.families import config_class, fixed_fields, fresh_config, model_class, processor_class
 from videopanda.training import nano
 from videopanda.training.build import encoder_fields
 from videopanda.training.datasets import check_clips_fit
@@ -24,7 +25,6 @@ from videopanda.training.stages import StageConfig, make_config
 from videopanda.training.whiten import patch_embedding
 
 _TEACHER_NUMBERS = {"steps": 1, "batch_size": 2, "clips": 2}  # and the least that they can be
-FRAME_SIZE = 144, 192  # height and width of a clip of Scenes
 
 
 def check(table: Table, budget: str, start: Path | None = None) -> None:
@@ -68,7 +68,7 @@ def _experiment(table: Table, row: TableRow, budget: str, start: Path | None) ->
             maker, config = stage, _new_config(table, stage, text)
             with torch.device("meta"):
                 model = model_class(config)(config)
-        elif fixed := [name for name in stage.model_fields if name.partition(".")[0] not in _adjustable(config)]:
+        elif fixed := fixed_fields(config, stage.model_fields):
             raise ValueError(f"stage {stage.stage}: {fixed[0]} belongs to `fields`, which make the model, not here")
         try:
             _check_stage(table, stage, model, config, stage is maker)
@@ -89,10 +89,6 @@ def _check_teacher(name: str, made: Mapping[str, Any]) -> None:
     for key, least in _TEACHER_NUMBERS.items():
         if not isinstance(value := made.get(key, least), int) or value < least:
             raise ValueError(f"teacher {name}: {key} must be a whole number of at least {least}, got {value!r}")
-
-
-def _adjustable(config: Any) -> tuple[str, ...]:
-    return getattr(type(config), "adjustable", ())
 
 
 def _text_config(stages: list[StageConfig], start: Path | None) -> Any:

@@ -113,8 +113,12 @@ def adjusted_config(config: PreTrainedConfig, fields: Mapping[str, Any], folder:
     Raises:
         ValueError: a field that only a new model can have, or a wrong value.
     """
-    adjustable = getattr(type(config), "adjustable", ())
-    for name in fields:
-        if name.partition(".")[0] not in adjustable:
-            raise ValueError(f"{name} can only be set when a model is created, and {folder} already exists: use init")
+    if fixed := fixed_fields(config, fields):
+        raise ValueError(f"{fixed[0]} can only be set when a model is created, and {folder} already exists: use init")
     return changed_config(config, fields)
+
+
+def fixed_fields(config: PreTrainedConfig, fields: Mapping[str, Any]) -> list[str]:
+    """Those of `fields` that only a new model can have."""
+    adjustable = getattr(type(config), "adjustable", ())
+    return [name for name in fields if name.partition(".")[0] not in adjustable]
