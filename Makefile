@@ -107,8 +107,8 @@ test-oldest: $(UV)/.installed
 	$(OLDEST)/bin/python -m pytest -n 2
 
 lint: setup
-	$(BIN)/ruff check src tests locks examples docs/hooks.py hatch_build.py
-	$(BIN)/ruff format --check src tests locks examples docs/hooks.py hatch_build.py
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/actionlint
 
 types: setup
