@@ -11,8 +11,8 @@ from videopanda.checkpoints.export import TAUGHT
 
 _SHOWN = ("num_frames", "lora_rank", "epochs", "max_steps", "batch_size", "vision_lr", "language_model_lr")
 _LIMITS = (
-    "It answers every question, also about clips unlike those it was trained on, where its answers mean nothing.",
-    "Numbers hold for the questions, frames and scoring that stand beside them, and for no others.",
+    "It answers every question, even about clips unlike those it was trained on; those answers mean nothing.",
+    "The scores hold only for the questions, frames and scorers that are listed with them.",
 )
 
 
@@ -54,7 +54,7 @@ def model_card(
 
 def _training(folder: Path) -> str:
     if not (folder / "run.json").is_file():
-        return "No record of its training is in the folder."
+        return "The folder has no record of its training."
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     lines = [f"Started from {record['start']}.\n"] if record.get("start") else []
     for number, one in enumerate([*record.get("earlier", []), record], 1):
@@ -99,7 +99,7 @@ def _taught(folder: Path) -> str:
         f"{report['question']}: {values['after']:.1%} of {report['test_questions']} questions about "
         f"{report['test_recordings']} held-out clips ({', '.join(report['kinds'])}); before training "
         f"{values['before']:.1%}, without the video {values['without_video']:.1%}, most frequent answer "
-        f"{report['most_frequent_class']:.1%}. Equal words count as right."
+        f"{report['most_frequent_class']:.1%}. An answer is right if its words match."
     )
 
 
