@@ -123,7 +123,7 @@ def test_any_checkpoint_merges_by_a_switch(tmp_path):
         (["hybrid.every=3", "hybrid.policy=some"], "hybrid.policy must be one of every, ends, change, random"),
         (["hybrid.policy=ends"], "hybrid.policy has no effect while hybrid.every is 0"),
         (["max_frame_cells=0"], "`max_frame_cells` must be a positive integer"),
-        (["max_frame_pixels=9"], "must hold a cell of 8 × 8 pixels, got 9"),
+        (["max_frame_pixels=9"], "must be at least one cell, 8 × 8 pixels, got 9"),
         (["num_frames=0"], "`num_frames` must be at least 1"),
         (["patch_size=8"], "unknown setting 'patch_size'"),
     ],
@@ -142,7 +142,7 @@ def test_a_setting_that_makes_no_sense_is_one_line(world, settings, message):
         ("merge.random_keep=2", "merge.random_keep must be in [0, 1]"),
         ("merge.wher=1", "unknown setting 'merge.wher'"),
         ("hybrid.scale=0", "hybrid.scale must be in (0, 1]"),
-        ("max_frame_pixels=9", "must hold a cell of 8 × 8 pixels"),
+        ("max_frame_pixels=9", "must be at least one cell, 8 × 8 pixels"),
         ("hybrid.every=-2", "every` must be"),
     ],
 )

@@ -195,7 +195,7 @@ def test_a_file_is_taught_and_its_options_are_checked(place, questions, tmp_path
     words = ("teach", questions, "--model", place / "model", "--output", out)
     for more, reason in (
         (("--question", "Which?"), "has its own questions"),
-        (("--copies", "2"), "need not hold for altered clips"),
+        (("--copies", "2"), "may not hold for altered clips"),
     ):
         code, _, err = run(*words, *more)
         assert (code, reason in err) == (2, True), err

@@ -127,13 +127,13 @@ def _require_fitting(clips: Path, question: str, copies: int | None, media_root:
     """Refuse what has no meaning for a folder, or for a file."""
     if clips.is_dir():
         if not question:
-            raise ValueError(f"{clips} is a folder of clips: what is asked about them? Pass --question")
+            raise ValueError(f"{clips} is a folder of clips: pass the question about them with --question")
         if media_root:
-            raise ValueError("--media-root is the folder of a file's clips: omit it")
+            raise ValueError("--media-root is for a file of questions: omit it")
     elif question:
         raise ValueError(f"{clips} has its own questions: omit --question")
     elif copies:
-        raise ValueError(f"--copies is for folders of classes: the answers of {clips} need not hold for altered clips")
+        raise ValueError(f"--copies is for folders of classes: the answers in {clips} may not hold for altered clips")
 
 
 def _require_same(file: Path, asked: dict[str, Any]) -> None:

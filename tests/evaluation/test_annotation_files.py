@@ -215,7 +215,7 @@ def test_predictions_of_others_are_read(tmp_path):
         ("line 4", "prediction is not a string: ['x']"),
         ("line 5", "'id' or 'question_id' or 'uid' is mi"),
         ("line 6", "unknown failure 'bored'; choose from"),
-        ("line 7", "the protocol does not belong to this"),
+        ("line 7", "the protocol is from another version"),
         ("line 8", "not valid JSON: Expecting property n"),
     ]
     for content, expected in [

@@ -152,7 +152,7 @@ def test_pictures_with_and_without_transparency_are_put_on_the_background():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"max_frame_pixels": 100}, "must hold a cell of 28 × 28 pixels, got 100"),
+        ({"max_frame_pixels": 100}, "must be at least one cell, 28 × 28 pixels, got 100"),
         ({"max_frame_pixels": 0}, "`max_frame_pixels` must be a positive integer"),
         ({"max_frame_cells": 2.5}, "`max_frame_cells` must be a positive integer"),
     ],

@@ -117,7 +117,7 @@ def test_an_animation_is_a_video_and_a_still_gif_an_image(client, tmp_path, suff
     image, moving = (data_url(tmp_path / f"{name}.{suffix}", f"image/{suffix}") for name in ("still", "moving"))
     ask(client, {"type": "image_url", "image_url": image}, TEXT)
     ask(client, video(moving), TEXT)
-    with pytest.raises(openai.UnprocessableEntityError, match="an animation is no image: send it as video_url"):
+    with pytest.raises(openai.UnprocessableEntityError, match="an animation is not an image: send it as video_url"):
         ask(client, {"type": "image_url", "image_url": moving}, TEXT)
 
 

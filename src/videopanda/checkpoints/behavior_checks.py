@@ -61,7 +61,7 @@ def check_greedy(folder: Path, config: Any, num_parameters: int) -> Check:
             step = first_difference(one, other, tie)
             if step is not None:
                 reasons.append(f"{question!r}: token {step + 1} differs {how}")
-    summary = f"{NEW_TOKENS} tokens of {len(prompts)} prompts alike with and without cache, alone and in a batch"
+    summary = f"{NEW_TOKENS} tokens of {len(prompts)} prompts are equal with and without cache, alone and in a batch"
     tokens = {question: alone[number].tokens[0].tolist() for number, (question, _) in enumerate(prompts)}
     return Check.of("greedy", reasons, "" if reasons else summary, tokens=tokens)
 

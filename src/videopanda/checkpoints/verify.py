@@ -97,7 +97,7 @@ def tables(report: VerifyReport) -> Group:
     for part, counts in rows:
         parts.add_row(part, f"{counts['found']:,}", f"{counts['expected']:,}")
     checks = Table(title=f"Verification of {report.checkpoint}", title_justify="left")
-    for column in ("check", "result", "what was seen"):
+    for column in ("check", "result", "finding"):
         checks.add_column(column)
     for check in report.checks:
         shown = list(check.reasons[:5]) + [f"… and {len(check.reasons) - 5} more"] * (len(check.reasons) > 5)

@@ -320,7 +320,7 @@ def _explain(
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
     for number, question in enumerate(questions):
-        with progress_bar("knocking frames out") as progress:
+        with progress_bar("removing frames") as progress:
             found = explain.explain(network, processor, path, question, progress=progress, **options)
         reports.append(found.as_dict())
         if picture is not None:
@@ -337,7 +337,7 @@ def _explain(
     if as_json:
         print(json.dumps(reports[0] if len(reports) == 1 else {"answers": reports}))
     else:
-        print("Changes of the probability; the bars add both, as logarithms.")
+        print("Changes in probability; the bars show the sum of both, as logarithms.")
 
 
 def _print(answers: Iterator[str | dict[str, Any]], stream: bool, as_json: bool) -> None:

@@ -184,7 +184,7 @@ def init_verb(
     family: Family = None,
     preset: Preset = "",
     encoder: Annotated[
-        str, typer.Option("--encoder", metavar="DIR|NAME", help="Pretrained tower, for a family that has one.")
+        str, typer.Option("--encoder", metavar="DIR|NAME", help="Pretrained vision encoder, for a family that has one.")
     ] = "",
     set_: Set = None,
     chat_template: Annotated[

@@ -400,7 +400,7 @@ def report_verb(
 ) -> None:
     """Build tables and plots from score files: intervals, question types, baselines, published numbers.
 
-    Prints the headlines; everything else is in report.md.
+    Prints the main results; everything else is in report.md.
 
     Example:  videopanda evaluate report full.scores.jsonl no_video.scores.jsonl --output report
     """

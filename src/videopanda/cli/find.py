@@ -27,8 +27,8 @@ def find_verb(
 ) -> None:
     """Find when something happens in a video: intervals, the most likely one first.
 
-    Times are only as precise as the frames are dense: for a long clip, ask for
-    more frames or a range.
+    Times are only as precise as the frames are close together: for a long clip,
+    ask for more frames or a range.
 
     Example:  videopanda find clip.mp4 "the red circle turns white"
     """

@@ -19,7 +19,7 @@ def judge_verb(
     output: ScoresOutput,
     name: Annotated[
         str | None,
-        typer.Option("--name", metavar="ID", help="Name of the judge on the server, including its date."),
+        typer.Option("--name", metavar="ID", help="Name of the judge model on the server; prefer a dated version."),
     ] = None,
     base_url: Annotated[
         str | None,
@@ -40,14 +40,15 @@ def judge_verb(
     ] = None,
     errata: Errata = "as-published",
     concurrency: Annotated[
-        int | None, typer.Option("--concurrency", metavar="N", min=1, help="Concurrent calls of a server. Default: 8.")
+        int | None,
+        typer.Option("--concurrency", metavar="N", min=1, help="Concurrent calls to the server. Default: 8."),
     ] = None,
     retries: Annotated[
-        int | None, typer.Option("--retries", metavar="N", min=0, help="Retries per call of a server. Default: 5.")
+        int | None, typer.Option("--retries", metavar="N", min=0, help="Retries per call to the server. Default: 5.")
     ] = None,
     timeout: Annotated[
         float | None,
-        typer.Option("--timeout", metavar="S", min=0.1, help="Seconds for one call of a server. Default: 60."),
+        typer.Option("--timeout", metavar="S", min=0.1, help="Seconds for one call to the server. Default: 60."),
     ] = None,
     price_in: Annotated[
         float | None, typer.Option("--price-in", metavar="X", min=0, help="Price of a million prompt tokens.")
@@ -75,7 +76,7 @@ def judge_verb(
     if base_url and not name:
         raise ValueError("--base-url is the server of a judge that --name names: omit it")
     if not name and (concurrency, retries, timeout) != (None, None, None):
-        raise ValueError("--concurrency, --retries and --timeout are for calls of a server: they require --name")
+        raise ValueError("--concurrency, --retries and --timeout are for calls to a server: they require --name")
     if imported and (prompts or dry_run or price_in is not None or price_out is not None):
         raise ValueError("--import calls no judge: omit --prompts, --price-in, --price-out and --dry-run")
     require_server("--base-url", base_url)

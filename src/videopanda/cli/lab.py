@@ -114,7 +114,7 @@ def report_verb(
     ] = Path("report"),
     as_json: AsJson = False,
 ) -> None:
-    """Compare the rows of a table: intervals, differences from the full model, use of the video, cost.
+    """Compare the rows of a table: intervals, differences from the reference row, use of the video, cost.
 
     Example:  videopanda lab report table4 --input benchmarks/lab/table4.json --output report
     """

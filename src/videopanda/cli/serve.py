@@ -97,7 +97,7 @@ def serve_verb(
     ] = 1.0,
     decoders: Annotated[int, typer.Option("--decoders", metavar="N", min=1, help="Video decoder processes.")] = 2,
     decode_timeout: Annotated[
-        float, typer.Option("--decode-timeout", metavar="S", min=0.1, help="Time limit to fetch or decode a video.")
+        float, typer.Option("--decode-timeout", metavar="S", min=0.1, help="Seconds to fetch or decode a video.")
     ] = 30.0,
 ) -> None:
     """Serve a model: a web page to ask about videos, and an OpenAI-compatible API.

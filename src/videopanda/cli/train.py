@@ -148,9 +148,9 @@ def teach_verb(
 ) -> None:
     """Teach a model your clips, and test it on recordings that it has never seen.
 
-    Labels and checks the clips, splits them by recording, trains until held-out
-    clips stop improving, and reports accuracy before and after, with and
-    without the video. The same command resumes.
+    Labels and checks the clips, splits them by recording, trains until the
+    loss on held-out clips stops improving, and reports accuracy before and
+    after, with and without the video. The same command resumes.
 
     Example:  videopanda teach clips --question "Which word is signed?" --output out/mine
 

@@ -71,7 +71,7 @@ def watch_verb(
     max_new_tokens: MaxNewTokens = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per event on stdout.")] = False,
 ) -> None:
-    """Watch a video that may never end: answers with timestamps, at constant memory.
+    """Watch a video that may never end: answers with timestamps, in constant memory.
 
     Example:  videopanda watch lobby.mp4 --every 5s "What happens?"
 

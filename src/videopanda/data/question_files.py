@@ -73,8 +73,8 @@ def _refusal(record: Record) -> str:
     if len(record.media) != 1 or record.media[0].kind != "video":
         return "a row must be about one video"
     if record.system:
-        return "a row with a system prompt of its own is not supported"
-    return "folders of frames with a rate of their own are not supported" if record.media[0].fps != 1.0 else ""
+        return "rows with their own system prompt are not supported"
+    return "folders of frames with their own frame rate are not supported" if record.media[0].fps != 1.0 else ""
 
 
 def _row(id_: str, video: str, recording: str, record: Record, is_tested: bool) -> dict[str, Any]:

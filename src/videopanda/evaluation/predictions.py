@@ -252,7 +252,7 @@ def prediction_of(row: AnnotationRow) -> Prediction:
         raise AnnotationRowError(f"prediction is not a string: {text!r:.40}")
     protocol = row.get("protocol")
     if protocol is not None and (not isinstance(protocol, dict) or not protocol.keys() <= _PROTOCOL_KEYS):
-        raise AnnotationRowError("the protocol does not belong to this version")
+        raise AnnotationRowError("the protocol is from another version")
     return Prediction(
         id=row.id(*_ID),
         prediction=text,

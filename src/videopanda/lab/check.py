@@ -69,7 +69,7 @@ def _experiment(table: Table, row: TableRow, budget: str, start: Path | None) ->
             with torch.device("meta"):
                 model = model_class(config)(config)
         elif fixed := fixed_fields(config, stage.model_fields):
-            raise ValueError(f"stage {stage.stage}: {fixed[0]} belongs to `fields`, which make the model, not here")
+            raise ValueError(f"stage {stage.stage}: {fixed[0]} belongs under `fields`, which define the model")
         try:
             _check_stage(table, stage, model, config, stage is maker)
         except ValueError as error:
@@ -100,7 +100,7 @@ def _text_config(stages: list[StageConfig], start: Path | None) -> Any:
         return config.get_text_config()
     language = next((stage for stage in stages if stage.stage == "language"), None)
     if language is None:
-        raise ValueError("without stage language there is no language model: name one with --model")
+        raise ValueError("without stage language there is no language model: pass one with --model")
     with torch.device("meta"):
         return nano.make_language_model(_tokenizer(), 0, language.model_fields).config
 

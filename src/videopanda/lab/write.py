@@ -55,7 +55,7 @@ def markdown(found: dict[str, Any], pictures: Sequence[str] = ()) -> str:
         f"Percent; in brackets 95 % intervals over clips and seeds."
     )
     if seeds[0] == 1:
-        intro += " **Rows with one seed: the interval covers the clips only, not the chance of the training.**"
+        intro += " **Rows with one seed: the interval covers the clips only, not the randomness of training.**"
     if found["missing"]:
         intro += f" Not run yet: {', '.join(found['missing'])}."
     parts = [intro, _accuracies(found), f"## Differences\n\n{_against(found)}"]

@@ -67,7 +67,7 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype | str, **options: Any
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
-        raise ValueError(f"the weights in {folder} have other sizes than its config.json says") from error
+        raise ValueError(f"the weights in {folder} do not have the sizes that its config.json gives") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ValueError(

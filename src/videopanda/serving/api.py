@@ -348,7 +348,7 @@ def _is_full(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-_FULL = StorageError("the disk of the server is full: delete files or retry later")
+_FULL = StorageError("the server's disk is full: delete files or retry later")
 
 
 async def _on_os_error(request: Request, error: Exception) -> Response:

@@ -68,7 +68,7 @@ def _answer(request: dict[str, Any], out: BinaryIO) -> None:
     except ValueError as error:
         header = {"reason": str(error)}
     except MemoryError:
-        header = {"reason": "decoding needs more memory than there is"}
+        header = {"reason": "decoding needs more memory than is available"}
     _send(header, b"" if video is None else video.frames.tobytes(), out)
 
 

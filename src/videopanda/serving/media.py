@@ -270,7 +270,7 @@ class MediaLoader:
         videos = [await self.pool.read(file.path, **shown.sampling) for file in shown.files]
         video = videos[0] if shown.fps is None else _joined(videos, shown.fps)
         if shown.is_image and not video.is_still:
-            raise UnfitError("an animation is no image: send it as video_url")
+            raise UnfitError("an animation is not an image: send it as video_url")
         self._recent[shown.key] = video
         while sum(one.frames.nbytes for one in self._recent.values()) > self.max_recent_bytes:
             self._recent.popitem(last=False)
@@ -295,7 +295,7 @@ class MediaLoader:
             with _named(place):
                 shown = await self._find(place, part, request, owner, opened)
                 if num_frames is not None and (shown.is_image or "baseline" in shown.sampling):
-                    raise ServeError("find needs a video as it is: images and baseline are not supported")
+                    raise ServeError("find needs an unaltered video: images and baseline are not supported")
                 if num_frames is not None and not isinstance(part, FrameListPart):
                     most, choice = min(num_frames, self.pool.limits.limits.frames), request.choice_for(part)
                     shown = replace(shown, sampling=choice if "fps" in choice else {"num_frames": most, **choice})

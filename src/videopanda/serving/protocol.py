@@ -414,7 +414,7 @@ class ExplainRequest(ChatRequest):
         if len(self._visuals) != 1:
             raise ValueError(f"an explanation is about one video or image: the messages contain {len(self._visuals)}")
         if "baseline" in self.choice_for(self.visual[1]):
-            raise ValueError("only an answer about the video as it is can be explained: omit baseline")
+            raise ValueError("only an answer about the unaltered video can be explained: omit baseline")
         return self
 
     @property

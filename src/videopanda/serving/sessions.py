@@ -116,7 +116,7 @@ class SessionStore:
         self.free_idle()
         found = self._open.get(name)
         if found is None or found.owner != owner:
-            raise NotFoundError(f"no session with the id {name!r}; sessions that are not used are closed", "session_id")
+            raise NotFoundError(f"no session with the id {name!r}; idle sessions are closed", "session_id")
         found.used = time.monotonic()
         return found
 

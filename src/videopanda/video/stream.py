@@ -295,7 +295,7 @@ class _Source:
                 reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
                 if not self.is_live or isinstance(error, BrokenOffError):
                     if number:
-                        clock.tell("end", f"the stream breaks off: {reason}")
+                        clock.tell("end", f"the stream broke off: {reason}")
                         return
                     raise VideoReadError(self.name, reason) from error
             else:

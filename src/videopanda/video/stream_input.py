@@ -94,7 +94,7 @@ class Download:
         self._response = self._opener.open(request, timeout=self._source.stall)
         if self._response.status != 206:
             self._has_parts = False
-            raise ConnectionError("the server does not continue files where they broke off")
+            raise ConnectionError("the server cannot resume a download")
 
 
 class Growing:

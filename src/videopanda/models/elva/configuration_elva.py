@@ -40,7 +40,9 @@ def cell_limit(max_frame_cells: int, max_frame_pixels: int | None, cell: int) ->
         return max_frame_cells
     check_counts(max_frame_pixels=max_frame_pixels)
     if max_frame_pixels < cell * cell:
-        raise ValueError(f"`max_frame_pixels` must hold a cell of {cell} × {cell} pixels, got {max_frame_pixels}.")
+        raise ValueError(
+            f"`max_frame_pixels` must be at least one cell, {cell} × {cell} pixels, got {max_frame_pixels}."
+        )
     return min(max_frame_cells, max_frame_pixels // (cell * cell))
 
 
@@ -120,7 +122,7 @@ class ElvaEmbeddingConfig(PreTrainedConfig):
         check_choice("reduction", reduction, ("attention", "mean"))
         check_choice("kind", kind, ("vpel", "convolution", "linear"))
         if kind != "vpel" and (frame_link or not markers or reduction != "attention"):
-            raise ValueError(f"embedding.frame_link, markers and reduction are of kind vpel and do nothing with {kind}")
+            raise ValueError(f"embedding.frame_link, markers and reduction apply only to kind=vpel, not to {kind}")
         super().__init__(**kwargs)
 
     @property

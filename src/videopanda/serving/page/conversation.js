@@ -44,7 +44,7 @@ export class Conversation {
 export async function ensureUploaded(clip, signal) {
   if (await api.isStored(clip.fileId, signal)) return;
   const blob = await keptClip(clip.key);
-  if (!blob) throw new Error(`${clip.name} is no longer kept, neither here nor on the server: choose it again.`);
+  if (!blob) throw new Error(`${clip.name} is no longer stored here or on the server: choose it again.`);
   Object.assign(clip, await api.upload(blob, clip.name));
 }
 

@@ -75,7 +75,7 @@ function explaining(progress) {
   const bar = element("progress", {}), text = element("span", { className: "quiet" });
   bar.setAttribute("aria-label", "Progress of the explanation");
   showProgress(bar, text, progress);
-  const title = element("p", { className: "verdict", textContent: "Taking the frames away one by one …" });
+  const title = element("p", { className: "verdict", textContent: "Removing the frames one by one …" });
   return element("div", { className: "explaining" }, title, element("p", { className: "row" }, bar, text));
 }
 
@@ -83,7 +83,7 @@ function note(turn) {
   if (turn.state === "stopped") return "stopped";
   const { about, usage } = turn;
   const times = about.frame_times[0] ?? [];
-  const known = usage?.prompt_tokens_details.cached_tokens ? ", read before" : "";
+  const known = usage?.prompt_tokens_details.cached_tokens ? ", cached" : "";
   const parts = [`${about.visual_tokens} visual tokens${known}`];
   if (times.length > 1) parts.push(`${times.length} frames from ${seconds(times[0])} to ${seconds(times.at(-1))}`);
   if (turn.wait) parts.push(`first word after ${seconds(turn.wait / 1000)}`);
@@ -113,7 +113,7 @@ function checks(turn, isRunning) {
       { className: isSame ? "same" : "" },
       element("th", { scope: "row", textContent: BASELINES[baseline] }),
       element("td", { textContent: answer }),
-      element("td", { textContent: isSame ? "the same" : "another answer" }),
+      element("td", { textContent: isSame ? "the same" : "a different answer" }),
     );
   });
   const verdict = element("p", { className: "verdict", textContent: isRunning ? "Asking again …" : conclusion(turn) });
@@ -123,7 +123,7 @@ function checks(turn, isRunning) {
 function conclusion({ checks: answers, answer }) {
   if (answers.no_video === undefined) return "Stopped.";
   const isSame = (baseline) => answers[baseline] !== undefined && plain(answers[baseline]) === plain(answer);
-  if (isSame("no_video")) return "The same answer without the video: it need not come from what the video shows.";
+  if (isSame("no_video")) return "The same answer without the video: it may not come from what the video shows.";
   const further = [];
   if (isSame("shuffled")) further.push("the order of the frames does not matter");
   if (isSame("one_frame")) further.push("one frame is enough");

@@ -77,7 +77,7 @@ async function openClip(conversation) {
     await showFramesOf(conversation);
   } catch (error) {
     if (conversation !== current) return;
-    problem(error.status === 404 ? `${clip.name} is no longer kept, neither here nor on the server: choose it again.` : error.message);
+    problem(error.status === 404 ? `${clip.name} is no longer stored here or on the server: choose it again.` : error.message);
   }
 }
 

@@ -74,7 +74,7 @@ function showCost() {
   const count = seen.data.length;
   const requests = why === null ? 0 : 2 + 2 * count + why.regions * Math.min(count, WITH_REGIONS);
   const reasons = requests ? `, about ${(why.pace * requests * tokens).toFixed(1)} s for “Why?”` : "";
-  const excess = tokens >= context ? `: more than the ${context} that the model can hold` : "";
+  const excess = tokens >= context ? `: more than the model's context of ${context}` : "";
   $("cost").textContent = `${count}: ${tokens} tokens${time}${reasons}${excess}`;
   $("cost").classList.toggle("excess", Boolean(excess));
 }

@@ -8,8 +8,8 @@ import { ensureUploaded } from "./conversation.js";
 import { seconds, seek } from "./timeline.js";
 
 const NOTICEABLE = 0.1; // of a probability
-const METHOD = "Each frame was knocked out, and then kept alone, and the model computed how probable the same answer is. "
-  + "This shows what the answer depends on, not whether it is right. Numbers are percentage points. The bars add up both tests, as logarithms: a frame that others resemble is missed by neither.";
+const METHOD = "Each frame was removed, and then kept alone, and the model computed how probable the same answer is. "
+  + "This shows what the answer depends on, not whether it is right. Numbers are percentage points. The bars add up both tests, as logarithms, so that frames that resemble each other are not overlooked.";
 
 const pictures = new WeakMap(); // turn -> promise of the pictures of its frames
 const closed = new WeakSet(); // turns whose explanation was folded
@@ -44,14 +44,14 @@ export function showWhy(conversation, turn) {
 /** What the numbers say, in a sentence. */
 function conclusion({ probability, empty, frames }, isImage) {
   const list = (chosen) => chosen.map(({ time }) => seconds(time)).join(", ");
-  if (probability - empty < NOTICEABLE) return `The answer is about as likely with an empty ${isImage ? "image" : "video"}: it need not come from what is shown.`;
+  if (probability - empty < NOTICEABLE) return `The answer is about as likely with an empty ${isImage ? "image" : "video"}: it may not come from what is shown.`;
   if (isImage) return "The answer depends on the image.";
   const needed = frames.filter(({ fall }) => fall >= NOTICEABLE);
   if (needed.length) return `Without ${needed.length > 1 ? "any one of the frames" : "the frame"} at ${list(needed)} the answer is less likely.`;
   const enough = frames.filter(({ alone }) => alone >= NOTICEABLE);
-  if (enough.length > 1) return `No single frame is needed: each of those at ${list(enough)} makes the answer likely alone.`;
+  if (enough.length > 1) return `No single frame is needed: each of those at ${list(enough)} makes the answer likely on its own.`;
   if (enough.length) return `The frame at ${list(enough)} alone makes the answer likely.`;
-  return "No frame alone decides: the answer comes from several together.";
+  return "No single frame decides: the answer comes from several together.";
 }
 
 const greatest = (frames) => Math.max(...frames.map(({ weight }) => weight), 1e-6);
