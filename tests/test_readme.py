@@ -1,4 +1,4 @@
-"""Protects the README: every command in it parses, every piece of Python in it runs."""
+"""Protects the README: its commands parse, and its Python runs. Commands on all other pages parse, too."""
 
 import re
 import runpy
@@ -15,6 +15,7 @@ UsageError = typer.BadParameter.__mro__[1]  # click's, or that of the copy of cl
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 DEMO = Path(cli.__file__).parents[1] / "assets" / "demo.mp4"
+PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *(ROOT / "src/videopanda/assets").glob("*/README.md")])
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -126,3 +127,10 @@ def test_links_to_files_lead_somewhere():
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", TEXT)
     local = [target for target in targets if "://" not in target and not target.startswith("mailto:")]
     assert [target for target in local if not (ROOT / target).exists()] == []
+
+
+# -- other pages -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_command_of_a_page_parses(page):
+    for line in commands(page.read_text(encoding="utf-8")):
+        parse(line)
