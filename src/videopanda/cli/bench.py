@@ -36,9 +36,9 @@ def efficiency_verb(
 ) -> None:
     """Measure parameters, multiply-accumulates, latency and memory of vision parts at their published sizes.
 
-    Weights are random. Models run in turns: compare the ratios within one run,
-    not times across runs. On a CPU, Video-ChatGPT runs 10 of its 100
-    independent frames, and its time is scaled up.
+    Weights are random. Models run in interleaved rounds: compare the ratios
+    within one run, not times across runs. On a CPU, Video-ChatGPT runs 10 of
+    its 100 independent frames, and its time is scaled up.
 
     Example:  videopanda bench efficiency --flops-only --json
     """

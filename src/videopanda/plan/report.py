@@ -51,11 +51,11 @@ def lines(plan: Plan, machine: Machine, samples: int | None = None) -> list[str]
         "compute": f"vision {_flops(plan.flops['vision'])}, prompt {_flops(plan.flops['prefill'])}, "
         f"each new token {_flops(plan.flops['per_token'])}",
         "memory": f"{in_gib(plan.peak_bytes)} at most, {in_gib(plan.weight_bytes)} of it weights in {dtype}",
-        "beside weights": ", ".join(
+        "without weights": ", ".join(
             f"{name} {in_gib(size)}" + " on the host" * (name == "prepare" and not plan.planner.on_host)
             for name, size in memory.items()
         ),
-        "keys and values": in_gib(plan.kv_bytes),
+        "KV cache": in_gib(plan.kv_bytes),
         "first token": f"{_short(seconds['total'])} s after the frames are read ("
         + ", ".join(f"{part} {_short(seconds[part])} s" for part in ("prepare", "vision", "prefill"))
         + ")",
