@@ -37,7 +37,7 @@ def test_without_an_address_its_links_are_plain_text():
     page = package_page(TEXT, None)
     assert all("://" in target for target in targets(page))
     assert "![" not in page
-    assert "implementation of ELVA (ICCV 2025)" in page
+    assert "**ELVA** (ICCV 2025)" in page
 
 
 # -- citation and issues -----------------------------------------------------------------------------------------------

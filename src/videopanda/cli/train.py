@@ -21,7 +21,7 @@ from videopanda.cli.options import AsJson, MediaRoot, Model, Set, TestShare, con
 
 Output = Annotated[
     Path | None,
-    typer.Option("--output", metavar="DIR", help="Folder for checkpoints and logs; the same command resumes."),
+    typer.Option("--output", metavar="DIR", help="Folder for checkpoints and logs. Default: out/STAGE."),
 ]
 Lora = Annotated[bool, typer.Option("--lora", help="Train LoRA adapters instead of the weights of the language model.")]
 TrainQuantize = Annotated[
