@@ -1,14 +1,14 @@
 """A video-language model on one page: pixels → tokens → loss → a model that answers.
 
-    python examples/one_page.py                       # docs/tutorials/one_page.md says what it costs and reaches
-    python examples/one_page.py --steps 20 --clips 8  # only to see that it runs
+    python examples/one_page.py                       # docs/tutorials/one_page.md has the time and the accuracy
+    python examples/one_page.py --steps 20 --clips 8  # a quick test that it runs
 
 The world is Scenes: clips of one or two shapes, made by this package, with true answers to questions about colour,
-shape, direction of motion and order of appearance. One process draws, another trains, and nothing is seen twice.
-Lesson one, to see: pictures with captions, which name what is there, "small red circle still", not where; some token of
-the picture must come to resemble the words of that name more than those of any other. Lesson two, to answer: clips,
-whose captions tell what moves or appears, with questions; predict the next word, after the question mark. Then the
-model answers questions about unseen clips, written to H.264 files, beside two ways to score without looking.
+shape, direction of motion and order of appearance. One process draws, another trains, and no clip is seen twice.
+The model first learns to see, from pictures with captions that name what is there ("small red circle still"), but not
+where: some token of the picture must resemble the words of that name more than those of any other. Then it learns to
+answer, from clips whose captions tell what moves or appears, with questions: it predicts the next word after the
+question mark. Then it answers questions about unseen clips in H.264 files, next to two baselines that do not look.
 
 In shapes of tensors: B clips, T frames, C visual tokens of a frame, V = T C, K kinds of things, Q questions about a
 clip, L words of a question with its answer, N = V + Q L tokens in a row, D features of a token.
@@ -130,7 +130,7 @@ class Eyes(nn.Module):
 
 
 class Block(nn.Module):
-    """A layer of a transformer: tokens tell each other what they know (attention), then each thinks alone (MLP).
+    """A layer of a transformer: tokens exchange information (attention), then each is transformed alone (MLP).
 
     Attention begins as a search for what is alike (query = key) that copies what it finds (`out` = transposed value).
     """
@@ -170,7 +170,7 @@ class Model(nn.Module):
         self.norm = nn.LayerNorm(features)
 
     def forward(self, seen: Tensor, tokens: Tensor) -> Tensor:
-        """seen: what the eyes gave, (B, V, D); tokens: words, (B, Q, L) -> logits of the next word, (B, Q, L, words)"""
+        """seen: visual tokens, (B, V, D); tokens: words, (B, Q, L) -> logits of the next word, (B, Q, L, words)"""
         # All visual tokens see each other. A word sees them and the words before it in its own question. So the Q
         # questions share the tokens of their clip, and each is answered as if it were alone.
         length = V + tokens[0].numel()
@@ -269,7 +269,7 @@ def scores(found: list[tuple[Question, str, str]]) -> dict[str, dict[str, float]
 
 
 def main() -> None:
-    """Train, examine, show."""
+    """Train, test, show."""
     parser = argparse.ArgumentParser(description="A video-language model on one page.")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--clips", type=int, default=200, help="unseen clips at the end")

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A real language model, SmolLM2-135M-Instruct, learns to see Scenes, on two CPU cores. Repeat the command to resume.
+# A pretrained language model, SmolLM2-135M-Instruct, learns to see Scenes on two CPU cores. Repeat the command to resume.
 #
 #     bash runs/laptop_smollm2.sh out/smollm2 [FOLDER OF SMOLLM2]
 #
 # The vision part is nano's, with a new projector (`--model nano`; without it, everything is new).
 # 1. Visual tokens are matched with the words of what they show; the language model does not run.
-# 2. Captions and questions, the language model frozen.
+# 2. Captions and questions, with the language model frozen.
 # 3. The same, with LoRA on the language model.
 set -euo pipefail
 out=${1:-out/smollm2}

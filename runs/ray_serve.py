@@ -2,9 +2,9 @@
 
     python runs/ray_serve.py --model /shared/video-panda-7b --replicas 8 --gpus 1 --host 0.0.0.0
 
-Every replica has a model, a batch and a memory of clips of its own; Ray sends each request to one that is free.
-Uploaded files are known to the replica that took them, so clients send data URLs, or addresses of allowed hosts.
-Run it where the cluster is (`ray start`), or alone: it then starts Ray on this machine.
+Every replica has its own model, batch and clip cache; Ray sends each request to one that is free. Only the replica that
+received an upload knows the file, so clients should send data URLs, or URLs of allowed hosts. Run it on a machine of a
+Ray cluster (`ray start`), or on any other: it then starts Ray there.
 """
 
 import argparse

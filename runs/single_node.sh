@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The three stages of the paper on one machine with several GPUs.
 #   MODEL  folder of a language model or Video-Panda    DATA_ROOT  as in the official README    TEACHER  LanguageBind
-#   CHAT_TEMPLATE  vicuna, or a jinja file, where the tokenizer of MODEL has none
+#   CHAT_TEMPLATE  vicuna, or a Jinja file, if the tokenizer of MODEL has none
 set -euo pipefail
 gpus=${GPUS:-$(nvidia-smi --list-gpus | wc -l)}
 out=${OUT:-out}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The three stages as three chained jobs. Ten minutes before a job's time is over every process is told (USR1); the run
-# saves, exits with 75, and the job is queued again, to go on behind its checkpoint.
+# The three stages as three chained jobs. Ten minutes before a job's time limit, every process gets SIGUSR1: the run saves
+# a checkpoint and exits with 75, and the job is requeued and resumes.
 #   MODEL=... DATA_ROOT=... TEACHER=... OUT=... runs/slurm.sh
 #SBATCH --nodes=16
 #SBATCH --ntasks-per-node=4
