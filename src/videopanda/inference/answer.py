@@ -8,7 +8,7 @@
     for text in chat.stream("How many objects are there?"):
         print(text, end="", flush=True)
 
-Decoding is greedy unless asked otherwise. A clip is read and encoded once for any number of questions; each question is
+Decoding is greedy by default. A clip is read and encoded once for any number of questions; each question is
 answered exactly as if it were the only one. Prompts come from the chat template of the processor.
 """
 
@@ -54,7 +54,7 @@ def question_messages(processor: Any, question: str, has_video: bool = True) -> 
 def build_prompt(processor: Any, messages: Sequence[Message], clips: Sequence[EncodedClip] = ()) -> list[int]:
     """The token ids of a conversation whose video and image parts stand for `clips`, in order.
 
-    A still picture may be passed where the conversation says video: it is shown as an image.
+    A still picture can be passed for a video part: it is shown as an image.
 
     Raises:
         ValueError: parts and clips differ in number or kind.
@@ -106,11 +106,11 @@ class Chat:
             `EncodedClip`, such as that of a `VideoSession`.
         num_frames: number of frames, uniform in time; default: the number saved with the processor.
         fps: frames per second of the video, instead of `num_frames`.
-        start: second of the video from which it is looked at.
-        end: second up to which it is looked at.
+        start: start of the range, in seconds.
+        end: end of the range, in seconds.
         max_new_tokens: maximum length of an answer.
         sampling: how tokens are chosen, such as `videopanda.Sampling(temperature=0.8, seed=1)`; default: greedily.
-        cache: visual tokens on disk, read and extended.
+        cache: visual tokens on disk, which are used and extended.
         keep_prefix: keep the KV cache of the clip for later questions.
         max_visual_tokens: read the whole video at `fps` (default 1) in constant memory, and merge tokens beyond
             this number; see `VideoSession`, also for `last_frames`. Default: with `fps`, what the model was trained
@@ -227,11 +227,11 @@ class Chat:
             self._turn.release()
 
     async def aask(self, question: str) -> Answer:
-        """As `ask`; generates in a thread, so that the event loop is free."""
+        """Like `ask`, but in a thread, so that the event loop stays free."""
         return await asyncio.to_thread(self.ask, question)
 
     async def astream(self, question: str) -> AsyncGenerator[str, None]:
-        """As `stream`; generates in a thread, so that the event loop is free."""
+        """Like `stream`, but in a thread, so that the event loop stays free."""
         async for text in _in_thread(self.stream(question)):
             yield text
 
@@ -345,12 +345,12 @@ def stream(
 
 
 async def aanswer(video: Any, question: Any, **options: Any) -> Any:
-    """As `answer`, in a thread, so that the event loop is free."""
+    """Like `answer`, but in a thread, so that the event loop stays free."""
     return await asyncio.to_thread(lambda: answer(video, question, **options))
 
 
 async def astream(video: Any, question: str, **options: Any) -> AsyncGenerator[str, None]:
-    """As `stream`, in a thread, so that the event loop is free."""
+    """Like `stream`, but in a thread, so that the event loop stays free."""
     async for text in _in_thread(stream(video, question, **options)):
         yield text
 

@@ -5,9 +5,9 @@
 
 Occlusion (Zeiler and Fergus, 1311.2901), applied to visual tokens: those of a frame, or of a region of it, are replaced
 by the tokens of a clip that shows nothing, and the probability of the same answer is computed again. No approximation
-is made; what comes before the first changed token is prefilled once for all. Where several frames show the same, no
-single one of them is missed. Therefore each frame is also shown alone, all others being empty; the ranking adds both,
-the first and the last term of a Shapley value. The vision part may carry traces of a frame into the tokens of its
+is made; what comes before the first changed token is prefilled once for all. If several frames show the same, the
+answer needs no single one of them. Therefore each frame is also shown alone, with all others empty; the ranking adds
+both, the first and the last term of a Shapley value. The vision part may carry traces of a frame into the tokens of its
 neighbors, which stay.
 
 The library and the server run one generator, `study`, which yields requests for an engine and gets their replies.
@@ -43,7 +43,7 @@ class _Blank(NamedTuple):
 
 @dataclass(frozen=True)
 class FrameEffect:
-    """A frame that was knocked out.
+    """What the probability of the answer loses without one frame, and gains with it alone.
 
     fall: of the answer's probability: with all frames, minus without this one.
     alone: rise of its probability: with this frame only, minus with none.
@@ -59,7 +59,7 @@ class FrameEffect:
 
 @dataclass(frozen=True)
 class RegionEffect:
-    """A region that was knocked out in one frame; its box is in fractions of the picture's width and height."""
+    """What it loses without a region of one frame; the box is in fractions of the picture's width and height."""
 
     frame: int
     left: float
@@ -84,7 +84,7 @@ class Effects:
 
     @property
     def ranking(self) -> list[int]:
-        """Places of the frames, the one that matters most first."""
+        """Indices of the frames, the most important one first."""
         return sorted(range(len(self.frames)), key=lambda place: -self.frames[place].weight)
 
 
@@ -137,7 +137,7 @@ def study(
     reply: Sequence[int],
     regions: bool = True,
 ) -> Steps[Effects]:
-    """Yields requests that score a reply with frames or regions knocked out; returns their effects.
+    """Yields requests that score a reply with frames or regions removed; returns their effects.
 
     Args:
         clip: the only one of the prompt, encoded.

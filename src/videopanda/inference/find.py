@@ -3,8 +3,8 @@
     found = videopanda.find("clip.mp4", "the red circle turns white")
     found.intervals[0]                # Interval(start=2.5, end=3.5, confidence=0.91)
 
-The video is read once, at more frames than the model takes. Overlapping windows of it, short and long, become clips of
-their own, and the model is asked of each whether the description is true; the probability of "yes" is its score. The
+The video is read once, with more frames than the model takes. Overlapping windows, short and long, become clips of
+their own, and the model is asked about each whether the description is true; the probability of "yes" is its score. The
 interval is the one whose overlap with the windows, as a share of the shorter of both, fits the scores best by least
 squares: the constant is the baseline of this description, which a model that says yes to anything raises everywhere;
 the slope is what the interval adds to it, and the confidence.
@@ -70,7 +70,7 @@ class Interval:
 class Found:
     """Where a description is true.
 
-    intervals: the most likely one first; none where the model sees it at no time.
+    intervals: the most likely one first; empty if the model does not see it at any time.
     most_likely: confidence of the best interval, reported or not.
     windows: start, end and score of every window that was asked about.
     frame_times: seconds of the frames that were read.
@@ -106,8 +106,8 @@ def find(
         model: a folder, what `load` returned, or None for the bundled model.
         num_frames: frames of the video, uniform in time; default `NUM_FRAMES`.
         fps: frames per second of the video, instead.
-        start: second of the video from which it is searched.
-        end: second up to which it is searched.
+        start: start of the range to search, in seconds.
+        end: end of the range to search, in seconds.
         progress: called with the numbers of requests that are done, and of all, as far as known.
 
     Raises:

@@ -28,7 +28,7 @@ def load(
     settings: Mapping[str, Any] | None = None,
     quantize: str = "",
 ) -> tuple[Any, Any]:
-    """Model and processor, ready for inference: of a folder or a Hub name (`videopanda.hub`); None: the bundled model.
+    """Load model and processor for inference, from a folder or a Hub name (`videopanda.hub`); None: the bundled model.
 
     Args:
         device: a torch device; default: CUDA if available, else the CPU.

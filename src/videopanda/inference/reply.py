@@ -22,7 +22,7 @@ class Answer:
     timings: seconds for "decode", "preprocess" and "generate" (encoding included), of the whole batch of questions.
     model: folder of the checkpoint.
     token_ids: of the answer, the end token included.
-    selection: why these frames: a line per frame, or per step of a memory; None for the rule of the model.
+    selection: why these frames: a line per frame, or per step of a memory; None if the model's own rule chose them.
     frames: what the model saw, before preprocessing, uint8 (T, H, W, 3); None for a clip from the cache on disk.
     """
 

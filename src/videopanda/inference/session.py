@@ -1,4 +1,4 @@
-"""Questions about a video that is still coming, at constant memory and cost per frame.
+"""Questions about a video that is still coming, in constant memory and at constant cost per frame.
 
 session = VideoSession(model, processor, max_visual_tokens=2048)
 for frame in stream_video("rtsp://camera/live", fps=1, hosts=["camera"]):

@@ -1,4 +1,4 @@
-"""A video that is still coming, or too long for one array, encoded at constant memory and cost per frame.
+"""A video that is still coming, or too long for one array, encoded in constant memory, at constant cost per frame.
 
 Frames are encoded in chunks, with the state of the vision part carried from chunk to chunk, into a `TokenMemory`. At
 any frame, `clip()` is the stream so far as if it ended there: its tokens are those of the whole clip offline.

@@ -227,7 +227,7 @@ def read_video(
     image_fps: rate of a folder of images (a single image is shown for 1 / image_fps seconds).
     background: RGB color, 0 to 255, under transparent pixels.
     decoder: "auto" uses torchcodec if it is installed and can read the source, else PyAV; both return the same frames.
-    timeout: seconds after which reading is given up (math.inf for never).
+    timeout: seconds after which reading is abandoned (math.inf for never).
     limits: refuse sources and requests that are larger.
 
     Raises ValueError for a request that is invalid or outside the duration, and `VideoReadError` for a source

@@ -111,7 +111,7 @@ def stream_video(
             (v4l2; not tested, as is rtsp).
         fps: the frames shown at 0, 1/fps, 2/fps, … ; None: every frame.
         follow: wait for more at the end of a file that is still being written.
-        hosts: where http, https and rtsp may connect to, by name; also what playlists and redirects lead to.
+        hosts: names of the hosts that http, https and rtsp may connect to, also through playlists and redirects.
         stall_seconds: a note is added after this time without data.
         give_up_seconds: without data for this time, a growing file or pipe ends, and a network source or camera is an
             error.
@@ -121,7 +121,7 @@ def stream_video(
 
     Raises:
         ValueError: a rate that is not positive, or a host that is not allowed.
-        VideoReadError: the source cannot be opened, or is not a video; while reading, that it was given up.
+        VideoReadError: the source cannot be opened or is not a video; while reading, no data came for too long.
     """
     if fps is not None and not 0 < fps < math.inf:
         raise ValueError(f"fps must be a positive number of frames per second, got {fps}")
