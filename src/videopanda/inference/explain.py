@@ -59,7 +59,7 @@ class FrameEffect:
 
 @dataclass(frozen=True)
 class RegionEffect:
-    """What it loses without a region of one frame; the box is in fractions of the picture's width and height."""
+    """What the probability loses without a region of a frame; box in fractions of the picture's width and height."""
 
     frame: int
     left: float

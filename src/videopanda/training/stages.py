@@ -42,15 +42,15 @@ class StageConfig:
     timestamps: Literal["", "none", "frame"] = ""  # "frame" writes "<1.5 seconds>" before each frame; "" = as the model
     system_prompt: str = ""  # put into the chat template of the model; "" = leave the template as it is
     official_flip: bool = False  # mirror half of the clips, as the official frame transform does
-    random_resolution: float = 0.0  # least side relative to a full frame, drawn for every frame; 0 = all are full
+    random_resolution: float = 0.0  # smallest scale of a frame, drawn for every frame; 0 = all are full
     scenes_max_things: int = 4
     scenes_ramp: float = 0.0  # share of the stage during which the number of objects grows from 1 to the maximum
     scenes_plain: float = 0.0  # share of scenes on a plain background
     scenes_captions: int = 2  # captions per clip, in addition to its questions
-    scenes_brief: bool = False  # captions only name the things, as captions of the web do
+    scenes_brief: bool = False  # captions only name the objects, as captions from the web often do
     scenes_wordings: float = 0.0  # share of rephrased questions; above 0, some cannot be answered from the clip
     scenes_outside: float = 0.0  # share of clips of another world; the answer is always that the model cannot tell
-    scenes_exact_times: float = 0.0  # share of clips at other speeds and moments, asked exactly when something happens
+    scenes_exact_times: float = 0.0  # share of clips at other speeds and moments, with questions about exact times
     scenes_vocabulary: int = 0  # grow the tokenizer to this many tokens with words of these questions; 0 = keep it
     scenes_themes: str = ""  # comma-separated names; "" = all
     scenes_text: Literal["frames", "whole"] = "frames"  # what stage `language` reads: descriptions of frames or clips
@@ -91,7 +91,7 @@ class StageConfig:
     batch_size: int = 8  # rows per process and step
     accumulation: int = 1
     global_batch: int = 0  # rows per step over all processes; if not 0, it determines the accumulation
-    group_by_length: bool = False  # batch samples of similar length, and give every rank about as many tokens
+    group_by_length: bool = False  # batch samples of similar length, and give all ranks about the same number of tokens
     pack_rows: bool = False  # several clips in one row, up to max_length tokens; rows need no grouping by length then
     # Machine.
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; weights and optimizer stay float32
@@ -100,7 +100,7 @@ class StageConfig:
     sync_batch_norm: bool = False  # batch-norm statistics over the clips of all processes
     num_workers: int = 0
     frame_cache: str = ""  # folder that keeps decoded frames between epochs and runs; "" = decode every time
-    frame_cache_gb: float = 50.0  # that it may hold
+    frame_cache_gb: float = 50.0  # its maximum size
     seed: int = 42
     strategy: Literal["ddp", "fsdp2", "zero2", "zero3"] = "ddp"  # used with several processes
     # Records.
