@@ -15,4 +15,5 @@ for stage in prealign pretrain finetune; do
         --set data="$DATA_ROOT/train/train_json/$data" --set manifest="$out/manifest.jsonl" \
         ${CHAT_TEMPLATE:+--chat-template "$CHAT_TEMPLATE"} --set teacher="$TEACHER" --set strategy=zero2 --set num_workers=8
     start=$out/$stage
+    CHAT_TEMPLATE=  # a trained model has its own
 done

@@ -228,15 +228,27 @@ def test_training_ends_early_with_the_best_weights(tmp_path):
     from videopanda.training.callbacks import EarlyStop
 
     model = torch.nn.Linear(1, 1, bias=False)
-    stop, control = EarlyStop(model, 2), type("Control", (), {"should_training_stop": False})()
+    control = type("Control", (), {"should_training_stop": False})()
+    state = type("State", (), {"is_world_process_zero": True, "global_step": 1})()
+    stop = EarlyStop(model, 2, tmp_path / "best")
     for value, loss in ((1.0, 3.0), (2.0, 1.0), (3.0, 2.0)):
         model.weight.data.fill_(value)
-        stop.on_evaluate(None, None, control, metrics={"validation_loss": loss})
+        stop.on_evaluate(None, state, control, metrics={"validation_loss": loss})
     assert not control.should_training_stop
-    stop.on_evaluate(None, None, control, metrics={"validation_loss": 1.0})
+    stop.on_evaluate(None, state, control, metrics={"validation_loss": 1.0})
     assert control.should_training_stop
     stop.restore()
     assert model.weight.item() == 2.0
+
+
+def test_a_step_has_no_more_rows_than_clips(tmp_path):
+    """All questions about a clip share a row: forty about two clips are two rows."""
+    from videopanda.inference.load import BUNDLED_MODEL
+    from videopanda.teach import _scaled
+
+    rows = tmp_path / "train.jsonl"
+    rows.write_text("".join(json.dumps({"video": f"{i % 2}.mp4"}) + "\n" for i in range(40)))
+    assert "batch_size=1" in _scaled(BUNDLED_MODEL, rows, False, 0)
 
 
 def test_clips_that_cannot_be_read_are_named(place, tmp_path):

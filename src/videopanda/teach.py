@@ -158,7 +158,7 @@ def _scaled(model: Path, rows: Path, lora: bool, copies: int) -> list[str]:
     passes, rate = next((passes, rate) for most, passes, rate in _SIZES if size <= most)
     if copies:
         passes = max(1, round(2 * passes / (1 + copies)))
-    batch = min(4, max(1, len(_rows(rows)) // 4))
+    batch = min(4, max(1, len({row["video"] for row in _rows(rows)}) // 4))  # all questions about a clip share a row
     return [
         *(f"epochs={passes}", f"batch_size={batch}", "warmup_ratio=0.05", "early_stop=3", "log_steps=5"),
         *(f"vision_lr={rate}", f"language_model_lr={_LORA_RATE if lora else rate}"),

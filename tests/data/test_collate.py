@@ -256,8 +256,24 @@ def test_a_conversation_does_not_see_the_one_before():
     assert (right - moved).abs().max() > 0.01
 
 
+def test_conversations_that_ask_the_same_learn_whole_answers():
+    """The first token by which their answers differ follows one that they share, which is beside each of them."""
+    turns = ("red thing", "blue thing", "red")
+    same = Sample("same", (clip(3, 30, 40, seed=1),), tuple((("What is it?", answer),) for answer in turns))
+    processor = tiny_processor()
+    row = Collator(processor, 4096)([same])
+    expected = [token for turn in same.conversations for token in answers(processor, turn)]
+    assert supervised(row["labels"][0]) == expected
+    model = tiny_model()
+    losses = []
+    for batch in (row, Collator(processor, 4096, windows=None)([same])):
+        with torch.no_grad():
+            losses.append(model(**batch).loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 # -- lengths -----------------------------------------------------------------------------------------------------------
-def test_conversations_that_do_not_fit_are_left_out_whole():
+def test_conversations_that_do_not_fit_are_left_out_whole(caplog):
     tokenizer = text_tokenizer()
     conversations = ((("a?", "first"),), (("b?", "second " * 30),), (("c?", "third"),))
     sample = Sample("long", (), conversations)
@@ -268,8 +284,13 @@ def test_conversations_that_do_not_fit_are_left_out_whole():
     assert supervised(short.labels) == expected
     assert len(short) == len(row) - long
     assert sorted(set(short.segments)) == [0, 1, 2]
-    one_less = Collator(tokenizer, len(short) - 1).pack(sample, [])
-    assert supervised(one_less.labels) == answers(tokenizer, conversations[0])
+    one_less = Collator(tokenizer, len(short) - 1)
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        assert supervised(one_less.pack(sample, []).labels) == answers(tokenizer, conversations[0])
+        one_less.pack(replace(sample, id="other"), [])
+    (told,) = caplog.messages
+    assert told.startswith(f"sample 'long': 2 of its 3 conversations do not fit into max_length={len(short) - 1} and")
 
 
 def test_a_first_conversation_that_does_not_fit_is_an_error():

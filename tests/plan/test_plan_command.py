@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from transformers import Gemma3Config
 
 from tiny import TEXT, tiny_model, tiny_processor
 from videopanda.cli import app as cli
@@ -70,6 +71,14 @@ def test_a_fresh_model_and_a_length(run):
     paper = report(run, "--backbone", "qwen2.5-0.5b", "--preset", "paper", "--num-frames", "2", "--samples", "1000")
     assert paper["visual_tokens"] == 2 * 154  # and no frame that fills a short clip
     assert paper["training"]["gpu_hours"] > 0
+
+
+def test_a_language_model_that_is_part_of_a_larger_one(run, tmp_path):
+    """As Gemma 3 is published; `init` takes its language model, so does the plan."""
+    text = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 300}
+    Gemma3Config(text_config={**text, "num_attention_heads": 4, "head_dim": 16}).save_pretrained(tmp_path / "gemma")
+    found = report(run, "--backbone", str(tmp_path / "gemma"))
+    assert len(found["layer_tokens"]) == 2
 
 
 def test_fit_finds_frames_or_canvas(run, tmp_path):

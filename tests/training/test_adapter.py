@@ -16,7 +16,8 @@ from tiny_elva import batch, elva, frames, model_inputs
 from videopanda.data.sample import Sample
 from videopanda.models.load import load_checkpoint
 from videopanda.models.videopanda import VideoPandaForConditionalGeneration
-from videopanda.training.adapter import ADAPTER, add_adapter, load_quantized
+from videopanda.training.adapter import ADAPTER, add_adapter, load_quantized, merge
+from videopanda.training.build import as_trained, change_fields
 from videopanda.training.freezing import set_stage
 from videopanda.training.run import run_stage
 from videopanda.training.stages import CUSTOM, StageConfig
@@ -197,3 +198,34 @@ def test_an_adapter_of_a_model_that_merges_is_merged_exactly(tmp_path):
         merged, loaded, before = (net.eval()(**inputs).logits[:, -1] for net in (model, adapted, start))
     assert (loaded - before).abs().max() > 1e-2
     assert (loaded - merged).abs().max() <= 1e-4  # measured worst: 1e-6
+
+
+def test_an_adapted_model_keeps_the_fields_that_its_stage_changed(tmp_path):
+    """Merging and time stamps, which it was trained with; weights and 4 bits are those of its start."""
+    for part in elva(merge={"layers": []}):
+        part.save_pretrained(tmp_path / "start")
+    model, processor = load_checkpoint(tmp_path / "start", torch.float32)
+    settings = stage(timestamps="frame", max_steps=1)
+    change_fields(model, processor, {"merge.layers": "1,2", "merge.random_keep": "0.3"}, tmp_path / "start")
+    as_trained(model, processor, settings)
+    model.config.quantization_config = {"load_in_4bit": True}  # as bitsandbytes leaves it
+    adapted = add_adapter(model, settings)
+    adapted.save_pretrained(tmp_path / ADAPTER)
+    merge(adapted, tmp_path / ADAPTER).save_pretrained(tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (saved["merge_config"]["layers"], saved["merge_config"]["random_keep"]) == ([1, 2], 0.3)
+    assert saved["timestamps"] == "frame"
+    assert "quantization_config" not in saved
+
+
+def test_vision_modules_beside_four_bits_are_trained_in_float32(tmp_path):
+    """Steps of their size would be rounded away in bfloat16, in which large models are saved."""
+    pytest.importorskip("bitsandbytes")
+    save_wide(tmp_path)
+    VideoPandaForConditionalGeneration.from_pretrained(tmp_path).to(torch.bfloat16).save_pretrained(tmp_path)
+    settings = stage(quantize="nf4")
+    model = add_adapter(load_quantized(tmp_path)[0], settings)
+    set_stage(model, settings.learning_rates(("stab", "projector")))
+    trained = {name: weight.dtype for name, weight in model.named_parameters() if weight.requires_grad}
+    assert any(".stab." in name for name in trained)
+    assert set(trained.values()) == {torch.float32}

@@ -22,6 +22,7 @@ from videopanda.training.distill import (
     real_cells,
 )
 from videopanda.training.freezing import recompute_activations
+from videopanda.training.tasks import VideoLanguage
 
 E, D = 48, 16
 
@@ -157,6 +158,21 @@ def test_the_task_sees_the_states_of_the_model(gradient_checkpointing):
             worst = (parameter.grad - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-3)
             assert worst <= 1e-4, name
     assert all(parameter.grad is not None for parameter in task.distillation.parameters())
+
+
+def test_both_weights_count():
+    model, processor = tiny_model().train(), tiny_processor()
+    batch = batch_for(processor, [clip()])
+    batch["labels"][:, :-4] = -100
+    losses = make_task(model, weight=3.0, text_weight=0.5).step(model, batch)
+    parts = [losses[name].item() for name in ("text_loss", "distill_loss")]
+    assert losses["loss"].item() == pytest.approx(0.5 * parts[0] + 3.0 * parts[1], rel=1e-6)
+    text = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    text["input_ids"] = text["input_ids"].clamp(max=2)  # no placeholders
+    losses = make_task(model, text_weight=0.5).step(model, text)
+    assert losses["loss"].item() == pytest.approx(0.5 * losses["text_loss"].item())
+    losses = VideoLanguage(text_weight=0.5).step(model, text)
+    assert losses["loss"].item() == pytest.approx(0.5 * losses["text_loss"].item())
 
 
 def test_only_asked_states_are_kept():

@@ -26,6 +26,22 @@ def test_the_plan_counts_rows_steps_and_parameters():
     assert [line.split()[0] for line in lines if "FROZEN" in line] == ["language_model"]
 
 
+def test_the_plan_of_an_adapter_trains_the_adapter_alone():
+    lines = plan("finetune", "nano", [*SETTINGS, "lora_rank=4", "align_weight=0", "vision_lr=0"], NANO, 1)
+    (trained,) = [line for line in lines if "TRAINABLE" in line]
+    assert trained.split()[0] == "language_model"
+    assert trained.endswith("of them")
+
+
+@pytest.mark.parametrize("make", [plan, lambda *a: train(*a[:4], Path("out-of-nothing"), False)])
+@pytest.mark.parametrize("name", ["chat_template", "encoder"])
+def test_what_only_a_new_model_takes_is_refused_for_a_trained_one(make, name):
+    settings = [*SETTINGS, "compile=false", f"{name}=somewhere"]
+    settings += ["whiten_patches=false"]
+    with pytest.raises(ValueError, match=f"^{name} can only be set when a model is created, and .*nano has its own"):
+        make("pretrain", "nano", settings, NANO, 1)
+
+
 @pytest.mark.slow
 def test_the_trial_makes_two_steps_on_two_processes():
     assert try_steps("pretrain", "nano", SETTINGS, NANO, 2).startswith(

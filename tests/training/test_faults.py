@@ -20,6 +20,7 @@ from videopanda.models.load import load_checkpoint
 from videopanda.training.run_folder import MetricsFile, complete_checkpoints, last_good_checkpoint, locked, seal
 from videopanda.training.stages import PRESETS
 from videopanda.training.trainer import DivergedError
+from videopanda.video.read import VideoReadError
 
 STEPS = 6
 
@@ -63,6 +64,15 @@ def test_the_rows_of_a_bad_batch_are_named(tmp_path):
     with pytest.raises(DivergedError, match=r"step 3: loss nan on rank 0, rows 4, 5\. .*checkpoint is .*checkpoint-2$"):
         run(tmp_path, model=model, dataset=Disturbed(4, poison))
     assert [row["step"] for row in metrics(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("error", [ValueError("sample 5: too long"), VideoReadError("5.mp4", "empty")])
+def test_an_error_of_a_worker_is_told_as_without_workers(tmp_path, error):
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(ValueError, match=f"^{error}$"):
+        run_clips(tmp_path, dataset=Disturbed(5, fail), batch_size=2, max_steps=4, num_workers=1)
 
 
 def test_an_infinite_gradient_stops_the_run(tmp_path):

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from tiny import tiny_config, tiny_model
 from videopanda.training.adapter import add_adapter
-from videopanda.training.freezing import parameter_groups, set_stage, vision_modules
+from videopanda.training.freezing import on_paper, parameter_groups, set_stage, vision_modules
 from videopanda.training.stages import NANO, PAPER, SCRIPTS, make_config
 
 NAMES = json.loads(Path(__file__).with_name("trainable_names.json").read_text())
@@ -119,6 +119,26 @@ def test_the_head_learns_as_fast_as_the_first_vision_module(model):
     rates, head = {"stab": 1e-3, "projector": 2e-3, "language_model": 0.0}, torch.nn.Linear(2, 3)
     groups = [group for group in parameter_groups(model, rates, 0.1, head) if group["part"] == "head"]
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-3, 0.1), (1e-3, 0.0)]
+
+
+def test_a_head_learns_though_the_first_vision_module_is_frozen(model):
+    frozen = {"stab": 0.0, "projector": 0.0, "language_model": 0.0}
+    for rates in ({**frozen, "projector": 2e-3}, {**frozen, "language_model": 2e-3}):
+        groups = parameter_groups(model, rates, 0.0, torch.nn.Linear(2, 3))
+        assert {group["lr"] for group in groups if group["part"] == "head"} == {2e-3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["vision_lr=0", "lr.language_model=0"], "the learning rates of stab, projector, language_model are 0"),
+        (["lr.stab=0", "lr.projector=0", "lr.language_model=0"], "rates of stab, projector, language_model are 0"),
+        (["vision_lr=0", "text_weight=0", "align_weight=1"], "the learning rates of stab, projector are 0"),
+    ],
+)
+def test_a_stage_that_trains_nothing_is_refused_before_anything_is_read(settings, told):
+    with pytest.raises(ValueError, match=f"^nothing is trained: .*{told}$"):
+        on_paper(make_config("finetune", "custom", settings), tiny_config())
 
 
 def test_tied_embeddings_are_one_parameter():

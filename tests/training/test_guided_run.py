@@ -26,7 +26,10 @@ from videopanda.data.sample import Sample
 from videopanda.encoders.open import open_teacher
 from videopanda.models.elva import ElvaConfig, ElvaForConditionalGeneration, ElvaProcessor
 from videopanda.models.languagebind import LanguageBindTower
+from videopanda.models.merge_schedule import published_layers
+from videopanda.training.build import config_of
 from videopanda.training.callbacks import RunStoppedError
+from videopanda.training.dry_run import _small
 from videopanda.training.guidance import WholeFrames, last_hidden_state
 from videopanda.training.run import make_features, make_task, run_stage, shutdown_distributed, train
 from videopanda.training.stages import GUIDED, make_config
@@ -102,6 +105,12 @@ def test_a_stage_learns_by_three_losses(guided):
     assert (losses[:, 2] < 4).all()  # squared distance of unit vectors
 
 
+def test_the_weight_of_the_text_counts_beside_a_teacher(folder, tmp_path):
+    wanted = settings(folder, "text_weight=0.5", "max_steps=1")
+    (losses,) = trace(train("spatiotemporal", "elva", wanted, folder / "model", tmp_path, False))
+    assert losses[0] == pytest.approx(0.5 * losses[1] + losses[2] + losses[3], rel=1e-5)
+
+
 def test_heads_and_teacher_are_not_among_the_weights(folder, guided):
     names = set(load_file(folder / "model" / "model.safetensors"))
     for path in (guided, guided / "checkpoint-2"):
@@ -168,7 +177,7 @@ def test_only_the_last_hidden_state_is_kept_and_it_is_unmerged():
 
 
 def test_a_later_stage_switches_merging_on_and_its_model_keeps_it(folder, guided, tmp_path):
-    assert GUIDED["finetune"].model_fields["merge.layers"] == "3,9,17"
+    assert GUIDED["finetune"].model_fields["merge.layers"] == "published"
     sets = settings(folder, "merge.layers=1,2", "merge.random_keep=0.5", "max_steps=2", "gradient_checkpointing=true")
     out = train("finetune", "elva", sets, guided, tmp_path / "tuned", False)
     merge = AutoConfig.from_pretrained(out).merge_config
@@ -182,8 +191,24 @@ def test_layers_that_a_model_does_not_have_are_refused_before_weights_and_data_a
     """The preset merges after layers of a deep model; this one has four. Neither its weights nor the data exist."""
     for path in (folder / "model").glob("*.json"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
+    fields = ["data=nowhere.json", "merge.layers=3,9,17"]
     with pytest.raises(ValueError, match=r"merge layers must be increasing numbers in \[0, 3\], got \[3, 9, 17\]"):
-        train("finetune", "elva", [*SETTINGS, "data=nowhere.json"], tmp_path, tmp_path / "out", False)
+        train("finetune", "elva", [*SETTINGS, *fields], tmp_path, tmp_path / "out", False)
+
+
+def test_the_published_layers_follow_the_depth_of_the_language_model(folder):
+    wanted = {2: [1], 4: [1, 2], 6: [1, 2, 4], 24: [3, 8, 15], 28: [3, 9, 17], 32: [3, 10, 19], 48: [5, 15, 29]}
+    assert {layers: published_layers(layers) for layers in (1, *wanted)} == {1: [], **wanted}
+    planned = config_of(make_config("finetune", "elva"), folder / "model")  # of four layers
+    assert planned.merge_config.layers == [1, 2]
+    assert type(planned)(**planned.to_dict()).merge_config.layers == [1, 2]
+
+
+def test_the_trial_is_as_deep_as_its_merges(folder, tmp_path):
+    model, _ = _small(make_config("finetune", "elva", ["merge.layers=1,3"]), folder / "model", tmp_path)
+    assert (model.config.text_config.num_hidden_layers, model.config.merge_config.layers) == (4, [1, 3])
+    model, _ = _small(make_config("spatial", "elva"), folder / "model", tmp_path)
+    assert (model.config.text_config.num_hidden_layers, model.config.merge_config.layers) == (2, [])
 
 
 def test_guidance_needs_text_and_no_other_teacher():

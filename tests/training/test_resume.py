@@ -1,7 +1,9 @@
 """Protects a run that is killed: at any moment, also inside of a checkpoint, it goes on as if nothing had been."""
 
+import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clips import Clips, Disturbed, metrics, run_clips
+from clips import Clips, Disturbed, held_out, metrics, run_clips
 from safetensors.torch import load_file
 
 from videopanda.training.callbacks import RunStoppedError, StallWatchdog
@@ -81,6 +83,29 @@ def test_a_run_with_several_clips_in_a_row_goes_on_bit_identically(tmp_path, cap
     assert trace(tmp_path / "stopped") == trace(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("killed", [13, None], ids=["killed after the best", "finished"])
+def test_a_run_that_ends_with_its_best_weights_goes_on_with_them(tmp_path, killed):
+    def run(folder: Path, **fields) -> Path:
+        rates = {"vision_lr": 0.3, "language_model_lr": 0.3, "max_grad_norm": 0.0, "batch_size": 2}
+        return run_clips(folder, held_out=held_out(), max_steps=16, save_steps=3, early_stop=9, **rates, **fields)
+
+    def kill() -> None:
+        raise KeyboardInterrupt
+
+    whole = run(tmp_path / "whole")
+    entries = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["validation_loss"] for row in entries if "validation_loss" in row}
+    assert 0 < min(losses, key=losses.__getitem__) < 12  # before the checkpoint from which it goes on
+    if killed is None:
+        shutil.copytree(whole, tmp_path / "again")
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "again", dataset=Disturbed(2 * killed, kill))
+    run(tmp_path / "again", resume=True)
+    one, other = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path / "again"))
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
 def test_a_checkpoint_that_is_not_complete_does_not_count(whole, tmp_path):
     for step in (1, 2, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -96,6 +121,9 @@ def test_the_record_is_wound_back_to_the_checkpoint(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
     MetricsFile(path).rewind(2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    path.write_text('{"step": 0}\n{"step": 1}\n')
+    MetricsFile(path).rewind(0)  # a run without checkpoints starts anew, also with its first measurement
+    assert path.read_text() == ""
 
 
 # -- signals and stalls ------------------------------------------------------------------------------------------------

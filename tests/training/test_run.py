@@ -6,7 +6,7 @@ The nano model at its real size, for four steps of two rows in float32; the book
 import json
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +23,9 @@ from videopanda.data.worlds.scenes.world import COLOURS, SHAPES, SIZES
 from videopanda.inference.load import load
 from videopanda.training import nano
 from videopanda.training.nano import CHAT_TEMPLATE
-from videopanda.training.run import run_stage, train
-from videopanda.training.stages import StageConfig
+from videopanda.training.run import _start, run_stage, train
+from videopanda.training.run_folder import check_settings, write_record
+from videopanda.training.stages import StageConfig, make_config
 
 SMALL = [
     *("max_steps=4", "batch_size=2", "compile=false", "num_workers=0", "dtype=float32", "validation=2"),
@@ -158,6 +159,11 @@ def test_stages_after_language_need_a_model(tmp_path, stage):
     assert not (tmp_path / "out").exists()
 
 
+def test_stage_language_reads_scenes_only(tmp_path):
+    with pytest.raises(ValueError, match=r"stage language reads descriptions of Scenes, .*: set data=scenes"):
+        _start(make_config("language", "nano", ["data=rows.json"]), None, None)
+
+
 def test_scenes_need_a_number_of_steps(tmp_path):
     with pytest.raises(ValueError, match="--set max_steps=N"):
         train("pretrain", "nano", [*SMALL, "max_steps=0"], None, tmp_path, False)
@@ -249,12 +255,23 @@ def test_a_run_goes_on_with_its_own_settings_and_data_only(tmp_path):
         ({"language_model_lr": 0.1}, "language_model_lr was 0.01 and is 0.1"),
         ({"max_steps": 3, "seed": 7}, "max_steps was 2 and is 3, seed was 42 and is 7"),
         ({"strategy": "zero2"}, "strategy was ddp and is zero2"),
+        ({"module_lr": {"language_model": 1e-3}}, "lr.language_model was not set and is 0.001"),
         ({"word": "no"}, "the training data changed"),
     ):
         with pytest.raises(ValueError, match=f"^{tmp_path} contains a run with different settings: {told}[.] Use the"):
             run_tiny(tmp_path, resume=True, **{"max_steps": 2, **settings})
     assert json.loads((tmp_path / "run.json").read_text()) == recorded
     run_tiny(tmp_path, resume=True, max_steps=2, log_steps=5, save_steps=9)
+
+
+def test_a_run_goes_on_without_fields_that_it_had_or_from_another_model_only_if_asked(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    one, other = tmp_path / "one", tmp_path / "other"
+    write_record(tmp_path, replace(EIGHT, module_lr={"language_model": 1e-3}), [], {"sha256": ""}, 1, one)
+    with pytest.raises(ValueError, match=r"settings: lr.language_model was 0.001 and is not set[.] Use"):
+        check_settings(tmp_path, EIGHT, "", 1, one)
+    with pytest.raises(ValueError, match=r"settings: the run started from one, this one from other[.] Use"):
+        check_settings(tmp_path, replace(EIGHT, module_lr={"language_model": 1e-3}), "", 1, other)
 
 
 def test_a_run_that_made_no_step_leaves_the_folder_free(tmp_path):

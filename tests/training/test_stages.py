@@ -56,8 +56,9 @@ def test_only_prealign_and_language_freeze_anything():
 
 # What else must be set for a value to make sense.
 WITH = {name: {"distill_weight": 0.0} for name in ("align_weight", "tube_weight", "frame_weight")}
-WITH |= {"quantize": {"lora_rank": 4}, "early_stop": {"strategy": "ddp"}}
-WITH |= {name: {"lora_rank": 4} for name in ("lora_alpha", "lora_dropout")}
+WITH |= {"early_stop": {"strategy": "ddp"}, "lora_rank": {"language_model_lr": 1e-4}}
+WITH |= {name: {"lora_rank": 4, "language_model_lr": 1e-4} for name in ("quantize", "lora_alpha", "lora_dropout")}
+WITH |= {"scenes_vocabulary": {"language_model_lr": 1e-4}}
 
 
 # -- single settings ---------------------------------------------------------------------------------------------------
@@ -207,6 +208,27 @@ def test_a_wrong_setting_in_a_file_is_told(tmp_path):
 def test_what_zero3_cannot_do(fields, message):
     with pytest.raises(ValueError, match=message):
         StageConfig("finetune", strategy="zero3", **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lora_rank": 4, "language_model_lr": 0.0}, "lora_rank adapts the language model, whose learning rate is 0"),
+        ({"scenes_vocabulary": 2000, "lora_rank": 4}, "scenes_vocabulary adds word embeddings, which are trained only"),
+        ({"scenes_vocabulary": 2000, "language_model_lr": 0.0}, "scenes_vocabulary adds word embeddings, which are"),
+        ({"early_stop": 3, "validation": 0}, "early_stop measures held-out clips: set validation and text_weight"),
+        ({"stage": "language", "lora_rank": 4}, "stage language trains a new language model on text: set lora_rank=0"),
+        ({"stage": "language", "align_weight": 1.0}, "language model on text: set align_weight=0"),
+    ],
+)
+def test_settings_without_effect_together_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        StageConfig(**{"stage": "finetune", **fields})
+
+
+def test_any_layer_of_a_deep_language_model_may_merge():
+    """How many layers there are is known only with the model; the default has 32."""
+    assert make_config("finetune", "elva", ["merge.layers=3,9,40"]).model_fields["merge.layers"] == "3,9,40"
 
 
 def test_an_unknown_stage_cannot_be_built():

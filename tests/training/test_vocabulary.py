@@ -60,6 +60,14 @@ def test_the_folder_reads_words_as_it_was_left(grown):
     assert lengths[0] < lengths[1]
 
 
+def test_spare_rows_stay():
+    model, processor = load_checkpoint(BUNDLED_MODEL, torch.float32)
+    rows = len(model.get_input_embeddings().weight) + 256
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    grow_vocabulary(model, processor, len(processor.tokenizer) + 8, num_scenes=4)
+    assert len(model.get_input_embeddings().weight) == rows
+
+
 def test_growing_to_a_size_that_is_reached_changes_nothing(grown):
     folder, *_ = grown
     model, processor = load_checkpoint(folder, torch.float32)

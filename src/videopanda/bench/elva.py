@@ -63,21 +63,15 @@ class Encoder(nn.Module):
         return nn.functional.avg_pool2d(grid_1DSS, 2).flatten(2).transpose(1, 2)[0]
 
 
-def depths(num_layers: int) -> tuple[int, ...]:
-    """After which layers tokens merge: 3, 9 and 17 of 28, scaled."""
-    return tuple(round(place * num_layers / 28) for place in (3, 9, 17))
-
-
-def variants(num_layers: int) -> dict[str, dict[str, str]]:
-    """Fields of the configuration for each way of reading the clip natively."""
-    merge = {"merge.layers": ",".join(map(str, depths(num_layers))), "merge.keep": str(KEEP)}
-    return {"native": {}, "merged": merge, "merged, hybrid": {**merge, "hybrid.every": str(EVERY)}}
+MERGE = {"merge.layers": "published", "merge.keep": str(KEEP)}
+# Fields of the configuration for each way of reading the clip natively.
+VARIANTS = {"native": {}, "merged": MERGE, "merged, hybrid": {**MERGE, "hybrid.every": str(EVERY)}}
 
 
 def tera_flops(backbone: str, frames: int) -> dict[str, float]:
     """10¹² FLOPs up to the first token, by the planner, for each way."""
     found, text = {}, config_of(backbone, FAMILY).text_config
-    for name, fields in variants(text.num_hidden_layers).items():
+    for name, fields in VARIANTS.items():
         config = config_of(backbone, FAMILY, "", fields)
         planner = Planner(config, processor_class(config).video_processor_for(config), torch.bfloat16)
         flops = planner.plan(frames, SIDE, SIDE, text_tokens=1).flops
@@ -131,7 +125,6 @@ def measure(
 def _measured(backbone: str, frames: int, rounds: int, device: str, dtype: torch.dtype, portion: int) -> dict[str, Any]:
     place = torch.device(device)
     config = config_of(backbone, FAMILY)
-    num_layers = config.text_config.num_hidden_layers
     torch.manual_seed(0)
     model = model_class(config)(config).eval().to(place, dtype)
     encoder = Encoder(config.text_config.hidden_size).eval().to(place, dtype)
@@ -172,7 +165,7 @@ def _measured(backbone: str, frames: int, rounds: int, device: str, dtype: torch
         model.model.merge_schedule = MergeSchedule(())
         return looking + seconds(lambda: first_token(ENCODER, clip))
 
-    calls = {ENCODER: encoded, **{name: native(name, fields) for name, fields in variants(num_layers).items()}}
+    calls = {ENCODER: encoded, **{name: native(name, fields) for name, fields in VARIANTS.items()}}
     peaks: dict[str, int | None] = {}
     taken = in_turns({name: _with_peak(name, call, place, peaks) for name, call in calls.items()}, rounds)
     return {

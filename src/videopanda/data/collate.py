@@ -11,6 +11,7 @@ none sees another. A language model whose layers cannot be masked like this gets
 (`training/packing.py`).
 """
 
+import logging
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,8 @@ from jinja2 import TemplateError
 from videopanda.data.row_masks import FULL_ATTENTION, clip_masks, row_masks
 from videopanda.data.sample import Sample, Turn, to_messages
 from videopanda.models.visual import CELL
+
+logger = logging.getLogger(__name__)
 
 IGNORE = -100
 MAX_CELL_WORDS = 5
@@ -163,6 +166,7 @@ class Collator:
                 "Mirroring needs a square canvas: on a tight one the picture would move within the canvas."
             )
         self._word_ids: dict[str, int] = {}
+        self._told = False  # that conversations are left out
         markers = self.tokenizer.convert_tokens_to_ids(["<video>", "<image>"])
         self.visual_ids = frozenset(token for token in markers if token is not None)
 
@@ -287,7 +291,11 @@ class Collator:
             all_spans.append(spans)
         encoded = self.tokenizer(texts, return_offsets_mapping=True, add_special_tokens=False)
         shared = _common_prefix(encoded["input_ids"])
-        packed = Packed([], [], [], [])
+        for offsets, spans in zip(encoded["offset_mapping"], all_spans):
+            # The token before an answer stays beside it, to predict it: rows that ask the same have it once each.
+            before = sum(start < spans[0][0] for start, _ in offsets) - 1 if spans else shared
+            shared = max(0, min(shared, before))
+        packed, left_out = Packed([], [], [], []), 0
         for ids, offsets, spans in zip(encoded["input_ids"], encoded["offset_mapping"], all_spans):
             wanted = [self.supervise == "all" or any(a <= start < b for a, b in spans) for start, _ in offsets]
             labels = [token if keep and token not in self.visual_ids else IGNORE for token, keep in zip(ids, wanted)]
@@ -311,6 +319,15 @@ class Collator:
                 packed.labels += [IGNORE, *labels[shared + 1 :]]
                 packed.positions += range(shared, len(ids))
                 packed.segments += [packed.segments[-1] + 1] * (len(ids) - shared)
+            else:
+                left_out += 1
+        if left_out and not self._told:
+            self._told = True
+            logger.warning(
+                "sample %r: %d of its %d conversations do not fit into max_length=%d and are not trained (said of the "
+                "first such sample only): raise max_length, or set group_by_clip=false",
+                *(sample.id, left_out, len(texts), self.max_length),
+            )
         return packed
 
     def _words(self, video: Any, layout: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
@@ -21,6 +21,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from videopanda.data.rows import Rows, filled_rows
 from videopanda.data.sample import Sample
 from videopanda.data.shuffling import hash_keys
+
+T = TypeVar("T")
 
 MEGA_BATCH = 16  # steps (of all ranks) among which samples are grouped by length
 
@@ -160,6 +162,23 @@ def batch_order(
     return np.concatenate([np.empty((0, batch_size, world_size), np.int64), *groups]).transpose(0, 2, 1)
 
 
+def without_traces(batches: Iterator[T]) -> Iterator[T]:
+    """The same, but errors that data cause in a worker as they are without workers: torch puts the trace of the worker
+    in front of the message, and calls errors of its own making (`VideoReadError`) a RuntimeError.
+
+    Raises:
+        ValueError: a sample cannot be used; the message says which and why.
+    """
+    try:
+        yield from batches
+    except (ValueError, OSError, RuntimeError) as error:
+        kind, _, reason = str(error).strip().rpartition("\n")[2].partition(": ")
+        is_of_data = isinstance(error, ValueError | OSError) or kind.endswith("VideoReadError")
+        if is_of_data and str(error).startswith("Caught ") and "DataLoader worker" in str(error):
+            raise ValueError(reason) from error
+        raise
+
+
 class Loader(StatefulDataLoader):
     """Batches of a stream, collated."""
 
@@ -173,7 +192,7 @@ class Loader(StatefulDataLoader):
         """
         gc.freeze()
         try:
-            return super().__iter__()
+            return without_traces(super().__iter__())
         finally:
             gc.unfreeze()
 

@@ -4,6 +4,14 @@ from dataclasses import dataclass
 from math import ceil, isfinite
 from typing import Any, Literal
 
+_PUBLISHED, _OF_LAYERS = (3, 9, 17), 28  # ELVA's merges on Qwen2-7B
+
+
+def published_layers(num_layers: int) -> list[int]:
+    """The layers after which ELVA merges, at the same depths of a language model of `num_layers` layers."""
+    found = {max(1, round(k * num_layers / _OF_LAYERS)) for k in _PUBLISHED}
+    return sorted(k for k in found if k < num_layers)
+
 
 @dataclass(frozen=True)
 class MergeSchedule:
@@ -55,4 +63,4 @@ class MergeSchedule:
         return min(patches, max(least, ceil(self.keep**stage * patches - 1e-9)))
 
 
-__all__ = ["MergeSchedule"]
+__all__ = ["MergeSchedule", "published_layers"]

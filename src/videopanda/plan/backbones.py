@@ -72,12 +72,12 @@ def config_of(backbone: str, family: str = DEFAULT, preset: str = "", fields: Ma
     """The configuration that `videopanda init` would make from a published language model, or from one in a folder.
 
     Raises:
-        ValueError: no such name and no such folder, or the folder contains more than a language model; an unknown
-            family, preset or field.
+        ValueError: no such name and no such folder, or the folder has a vision part of this package; an unknown family,
+            preset or field.
     """
     text: Any = BACKBONES.get(backbone.lower())
     if text is None:
-        text = _read(backbone).to_dict()
+        text = _read(backbone).get_text_config().to_dict()
     ids = {"video_token_id": text["vocab_size"] - 2, "image_token_id": text["vocab_size"] - 1}
     return fresh_config(
         family, preset, fields or {}, text_config=text, tie_word_embeddings=text["tie_word_embeddings"], **ids

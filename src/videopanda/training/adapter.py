@@ -2,6 +2,7 @@
 everything that was trained: PEFT's own layout, so `PeftModel.from_pretrained(model, folder)` also reads it.
 """
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ _TARGETS = r".*language_model\.layers\.\d+\..*_proj"
 
 def load_quantized(folder: Path) -> tuple[Any, Any]:
     """Model and processor of a folder, with the language model in memory as 4-bit NormalFloat (QLoRA, 2305.14314): the
-    same weights as those of `inference.quantize` in the format nf4.
+    same weights as those of `inference.quantize` in the format nf4. Vision modules are float32, as they are trained.
 
     Raises:
         ValueError: bitsandbytes is not installed, or does not work on this machine.
@@ -40,6 +41,8 @@ def load_quantized(folder: Path) -> tuple[Any, Any]:
         model, processor = load_checkpoint(folder, "auto", quantization_config=config)
     except (ImportError, RuntimeError) as error:
         raise ValueError(f"4-bit weights need bitsandbytes: pip install 'videopanda[qlora]' ({error})") from error
+    for part in model.vision_modules().values():
+        part.float()
     for module in model.modules():
         # Some CPUs repack the weights in the first evaluation, and what is repacked passes no gradients on.
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -78,9 +81,13 @@ def add_adapter(model: Any, stage: StageConfig) -> Any:
         return get_peft_model(model, config)
 
 
-def merge(start: Path, adapter: Path) -> Any:
-    """The original model with the adapter merged into its weights."""
+def merge(trained: Any, adapter: Path) -> Any:
+    """The model that `trained`, a `PeftModel`, started from, with its adapter merged into the weights and with its
+    configuration, of which the stage may have changed fields.
+    """
     from peft import PeftModel
 
-    model, _ = load_checkpoint(start, torch.float32)
+    config = deepcopy(trained.config)
+    vars(config).pop("quantization_config", None)  # the weights are merged as they were before
+    model, _ = load_checkpoint(Path(config._name_or_path), torch.float32, config=config)
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()

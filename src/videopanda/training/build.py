@@ -41,7 +41,7 @@ from videopanda.models.fields import with_fields
 from videopanda.models.generation import CACHE_NAME
 from videopanda.models.layer_cache import check_layers
 from videopanda.models.load import check_checkpoint, require_finite
-from videopanda.training.chat_template import end_tokens, visual_chat_template, with_system_prompt
+from videopanda.training.chat_template import end_tokens, read_template, visual_chat_template, with_system_prompt
 from videopanda.training.stages import StageConfig
 
 PLACEHOLDERS = ["<video>", "<image>"]
@@ -299,18 +299,21 @@ def config_of(settings: StageConfig, folder: Path) -> Any:
     a plain language model there. Reads no weights.
 
     Raises:
-        ValueError: the tokenizer of the language model has no chat template, and none is given; or as `change_fields`.
+        ValueError: the tokenizer of the language model has no chat template, and none is given; what only a new model
+            takes is given for a trained one; or as `change_fields`.
     """
     config = AutoConfig.from_pretrained(folder)
     if model_class(config) is not None:
+        for name in ("chat_template", "encoder"):
+            if getattr(settings, name):
+                raise ValueError(f"{name} can only be set when a model is created, and {folder} has its own: omit it")
         return adjusted_config(config, settings.model_fields, folder)
     text = _source_config(folder, settings.model_fields).get_text_config()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     visual_chat_template(tokenizer, read_template(settings.chat_template))
     tokenizer.add_tokens(PLACEHOLDERS, special_tokens=True)
     text.vocab_size = max(text.vocab_size, len(tokenizer))
-    names = zip(("video_token_id", "image_token_id"), PLACEHOLDERS)
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in names}
+    ids = {f"{token[1:-1]}_token_id": tokenizer.convert_tokens_to_ids(token) for token in PLACEHOLDERS}
     family, preset = settings.model_family, settings.model_preset
     given = {"text_config": text, **ids, **encoder_fields(family, settings.encoder)}
     return fresh_config(family, preset, settings.model_fields, **given)
@@ -345,22 +348,6 @@ def _read_encoder(encoder: str) -> Any:
         return open_teacher(encoder, None).build()
     except (OSError, RuntimeError) as error:
         raise ValueError(f"encoder {encoder}: its weights are not those of its configuration: {error}") from error
-
-
-def read_template(name: str | None) -> str | None:
-    """The chat template that a user names: "vicuna", or the text of a jinja file; None for the tokenizer's own.
-
-    Raises:
-        ValueError: no such file, or not a text.
-    """
-    if not name or name == "vicuna":
-        return name or None
-    if not Path(name).is_file():
-        raise ValueError(f"--chat-template {name}: neither a file nor vicuna")
-    try:
-        return Path(name).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--chat-template {name}: not a text in UTF-8") from error
 
 
 def _source_config(backbone: str | Path, fields: Mapping[str, Any]) -> Any:

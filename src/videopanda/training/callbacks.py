@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 logger = logging.getLogger(__name__)
@@ -79,20 +82,42 @@ def _text(path: Path) -> str:
 
 
 class EarlyStop(TrainerCallback):
-    """Ends training after `patience` validations without a better loss, and keeps the best weights in memory."""
+    """Ends training after `patience` validations without a better loss, and keeps the best weights: in memory, and in
+    `file` for a run that is resumed.
+    """
 
-    def __init__(self, model: torch.nn.Module, patience: int):
+    def __init__(self, model: torch.nn.Module, patience: int, file: Path):
+        self.file = file
         self.trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.statistics = dict(model.named_buffers())
         self.patience, self.waited, self.best = patience, 0, math.inf
         self.kept: dict[str, torch.Tensor] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Continue where a run was interrupted: its losses are in its record, the weights of the best one in the file.
+
+        A file of a later step than the checkpoint is written again when that step is repeated.
+        """
+        found = [(row["step"], row["validation_loss"]) for row in state.log_history if "validation_loss" in row]
+        if not found or not self.file.exists():
+            return
+        best = min(range(len(found)), key=lambda i: found[i][1])
+        with safe_open(self.file, "pt") as file:
+            if file.metadata()["step"] != str(found[best][0]):
+                return
+            self.kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        self.best, self.waited = found[best][1], len(found) - 1 - best
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         """Keep the weights, or count another validation without a better loss."""
         if metrics["validation_loss"] < self.best:
             self.best, self.waited = metrics["validation_loss"], 0
             kept = {**self.trained, **self.statistics}
-            self.kept = {name: tensor.detach().to("cpu", copy=True) for name, tensor in kept.items()}
+            self.kept = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in kept.items()}
+            if state.is_world_process_zero:
+                part = self.file.with_name(f"{self.file.name}.part")
+                save_file(self.kept, part, {"step": str(state.global_step)})
+                os.replace(part, self.file)
             return
         self.waited += 1
         if self.waited >= self.patience:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Set
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
@@ -40,6 +41,22 @@ _NO_THINKING = """\
 _PROBE = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What moves?"}]}]
 _ANSWERED = "A cat."
 _ANSWER = {"role": "assistant", "content": [{"type": "text", "text": _ANSWERED}]}  # in the form of training
+
+
+def read_template(name: str | None) -> str | None:
+    """The chat template that a user names: "vicuna", or the text of a jinja file; None for the tokenizer's own.
+
+    Raises:
+        ValueError: no such file, or not a text.
+    """
+    if not name or name == "vicuna":
+        return name or None
+    if not Path(name).is_file():
+        raise ValueError(f"--chat-template {name}: neither a file nor vicuna")
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--chat-template {name}: not a text in UTF-8") from error
 
 
 def visual_chat_template(tokenizer: Any, template: str | None = None) -> str:

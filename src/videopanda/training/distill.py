@@ -221,15 +221,23 @@ class DistillVideoLanguage:
         distillation: head and loss; its parameters are trained together with the model's.
         teacher: is called without gradients.
         layers: hidden states used by the head, last layer first; see `every_fourth_layer`.
-        weight: of the distillation.
+        weight, text_weight: of the distillation and of the cross-entropy.
     """
 
-    def __init__(self, distillation: Distillation, teacher: FeatureSource, layers: Sequence[int], weight: float = 1.0):
+    def __init__(
+        self,
+        distillation: Distillation,
+        teacher: FeatureSource,
+        layers: Sequence[int],
+        weight: float = 1.0,
+        text_weight: float = 1.0,
+    ):
         if len(layers) != distillation.head.num_states:
             raise ValueError(
                 f"The head reads {distillation.head.num_states} states, but {len(layers)} layers were given."
             )
-        self.distillation, self.teacher, self.layers, self.weight = distillation, teacher, tuple(layers), weight
+        self.distillation, self.teacher, self.layers = distillation, teacher, tuple(layers)
+        self.weight, self.text_weight = weight, text_weight
         self.head = distillation.head
 
     def step(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -238,7 +246,8 @@ class DistillVideoLanguage:
         """
         if "pixel_values_videos" not in batch:
             loss = model(**batch).loss
-            return {"loss": loss, "text_loss": loss.detach(), "distill_loss": torch.zeros_like(loss.detach())}
+            zero = torch.zeros_like(loss.detach())
+            return {"loss": self.text_weight * loss, "text_loss": loss.detach(), "distill_loss": zero}
         batch = dict(batch)
         is_taught = not batch.keys().isdisjoint(("teacher_pixels", "teacher_features"))
         if is_taught:
@@ -259,7 +268,7 @@ class DistillVideoLanguage:
         else:
             distill_loss = self.head(at_tokens).sum()  # 0, of no token
         return {
-            "loss": text_loss + self.weight * distill_loss,
+            "loss": self.text_weight * text_loss + self.weight * distill_loss,
             "text_loss": text_loss.detach(),
             "distill_loss": distill_loss.detach(),
         }

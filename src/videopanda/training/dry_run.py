@@ -23,8 +23,10 @@ from videopanda.encoders.open import open_teacher
 from videopanda.models.families import config_class, model_class, processor_class
 from videopanda.models.fields import with_fields
 from videopanda.training import build, nano
+from videopanda.training.adapter import add_adapter
+from videopanda.training.chat_template import read_template
 from videopanda.training.datasets import check_clips_fit, frame_sampling, make_dataset
-from videopanda.training.freezing import PartReport, rates_of, set_stage
+from videopanda.training.freezing import PartReport, head_rate, on_paper, rates_of, set_stage
 from videopanda.training.packing import for_backbone
 from videopanda.training.run import make_head, run_stage, shutdown_distributed
 from videopanda.training.stages import StageConfig, make_config
@@ -49,12 +51,15 @@ def plan(stage: str, config: str, set_: list[str], folder: Path | None, processe
     dataset = make_dataset(settings, frame_sampling(settings, folder))
     model, config_ = _on_paper(settings, folder)
     check_clips_fit(settings, config_)
-    reports = set_stage(model, rates_of(settings, model))
+    if settings.lora_rank:
+        model = add_adapter(model, settings)
+    rates = rates_of(settings, model)
+    reports = set_stage(model, rates)
     if settings.distill_weight:
         with torch.device("meta"):
             head, _ = make_head(settings, config_.get_text_config(), _teacher_size(settings))
         count = sum(parameter.numel() for parameter in head.parameters())
-        reports.append(PartReport("distillation head", count, settings.vision_lr, count))
+        reports.append(PartReport("distillation head", count, head_rate(rates), count))
     rows = settings.batch_size * settings.accumulation * processes
     visual = 0
     if model_class(config_) is not None:
@@ -94,14 +99,13 @@ def _teacher_size(settings: StageConfig) -> int:
 
 def _on_paper(settings: StageConfig, folder: Path | None) -> tuple[torch.nn.Module, Any]:
     """The model without weights, and its configuration."""
-    with torch.device("meta"):
-        if folder is None:
-            model = nano.make_language_model(
-                nano.make_tokenizer(10, settings.seed), settings.seed, settings.model_fields
-            )
-            return model, model.config
-        config = build.config_of(settings, folder)
-        return model_class(config)(config), config
+    if folder is None:
+        with torch.device("meta"):
+            tokenizer = nano.make_tokenizer(10, settings.seed)
+            model = nano.make_language_model(tokenizer, settings.seed, settings.model_fields)
+        return model, model.config
+    config = build.config_of(settings, folder)
+    return on_paper(settings, config), config
 
 
 def try_steps(stage: str, config: str, set_: list[str], folder: Path | None, processes: int) -> str:
@@ -151,13 +155,14 @@ def _small(settings: StageConfig, folder: Path | None, out: Path) -> tuple[Any, 
     if folder is None:
         tokenizer = nano.make_tokenizer(10, settings.seed)
         return nano.make_language_model(tokenizer, settings.seed, settings.model_fields), tokenizer
-    config = AutoConfig.from_pretrained(folder)
-    if model_class(config) is not None:
-        values = {**config.to_dict(), "text_config": _shrunk(config.text_config)}
+    config: Any = build.config_of(settings, folder)
+    text = _shrunk(config.text_config, on_paper(settings, config))
+    if model_class(AutoConfig.from_pretrained(folder)) is not None:
+        values = {**config.to_dict(), "text_config": text}
         config = type(config)(**with_fields(type(config), values, _narrow(type(config))))
         return model_class(config)(config), AutoProcessor.from_pretrained(folder)
     small = out / f"language-{os.getpid()}"
-    AutoModelForCausalLM.from_config(type(config)(**_shrunk(config))).save_pretrained(small)
+    AutoModelForCausalLM.from_config(type(config.text_config)(**text)).save_pretrained(small)
     AutoTokenizer.from_pretrained(folder).save_pretrained(small)
     return build.build_model(
         small,
@@ -166,7 +171,7 @@ def _small(settings: StageConfig, folder: Path | None, out: Path) -> tuple[Any, 
         preset=settings.model_preset,
         fields={**settings.model_fields, **_narrow(config_class(settings.model_family))},
         encoder=settings.encoder,
-        chat_template=build.read_template(settings.chat_template),
+        chat_template=read_template(settings.chat_template),
     )
 
 
@@ -176,13 +181,16 @@ def _narrow(config: Any) -> dict[str, int]:
     return {f"{name}.hidden_size": _WIDTH for name, kind in parts.items() if hasattr(kind(), "hidden_size")}
 
 
-def _shrunk(text: Any) -> dict[str, Any]:
-    values = text.to_dict()
-    small = {"hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
+def _shrunk(text: Any, model: Any) -> dict[str, Any]:
+    """A small language model, as deep as the merges inside it need; `model` is the whole one, without weights."""
+    values, schedule = text.to_dict(), model.model.schedule()
+    depth = max(2, *(k + 1 for k in schedule.layers)) if schedule is not None and schedule.layers else 2
+    small = {"hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH, "num_attention_heads": 4}
+    small["num_hidden_layers"] = min(depth, text.num_hidden_layers)
     small |= {"num_key_value_heads": 4, "head_dim": _WIDTH // 4}
     values |= {name: value for name, value in small.items() if name in values}
     if values.get("layer_types"):
-        values["layer_types"] = values["layer_types"][:2]
+        values["layer_types"] = values["layer_types"][: values["num_hidden_layers"]]
     return values
 
 

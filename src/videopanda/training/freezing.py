@@ -4,11 +4,14 @@ report = set_stage(model, {"projector": 4e-4, "language_model": 0.0})
 print(report)          # TRAINABLE  projector  24,086,866 ...   FROZEN  language_model ...
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
+from videopanda.models.families import model_class
 from videopanda.training.stages import StageConfig
 
 _ADAPTED = "base_model.model."  # where PEFT keeps the model that it adapts
@@ -46,6 +49,23 @@ def rates_of(stage: StageConfig, model: Any) -> dict[str, float]:
     return {name: 0.0 if name in pretrained and name not in stage.module_lr else rate for name, rate in rates.items()}
 
 
+def on_paper(stage: StageConfig, config: Any) -> nn.Module:
+    """The model of a configuration without weights, as a stage trains it, after a check that it trains something.
+
+    Raises:
+        ValueError: nothing is trained, `lr.NAME` names an unknown module, or an adapter does not fit the model.
+    """
+    with torch.device("meta"):
+        model: Any = model_class(config)(config)
+    rates = rates_of(stage, model)
+    if not any(rate for name, rate in rates.items() if stage.text_weight or name != "language_model"):
+        parts = ", ".join(rates if stage.text_weight else vision_modules(model))
+        raise ValueError(f"nothing is trained: the learning rates of {parts} are 0")
+    if stage.lora_rank:
+        model.check_adaptable()
+    return model
+
+
 def _parts(model: nn.Module) -> dict[int, str]:
     """The module name of each vision parameter, by the parameter's id."""
     return {id(weight): name for name, module in vision_modules(model).items() for weight in module.parameters()}
@@ -71,10 +91,10 @@ def parameter_groups(
     model: nn.Module, learning_rates: dict[str, float], weight_decay: float, head: nn.Module | None = None
 ) -> list[dict]:
     """Optimizer groups: one learning rate per part; weight decay on matrices only. They contain the trainable
-    parameters. A distillation `head` has the learning rate of the first vision module, as in the official code.
+    parameters. The rate of a distillation `head` is `head_rate`.
     """
     parts = _parts(model)
-    rates = {**learning_rates, "head": next(iter(learning_rates.values()))}
+    rates = {**learning_rates, "head": head_rate(learning_rates)}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -91,6 +111,13 @@ def parameter_groups(
         }
         for (part, matrix), parameters in groups.items()
     ]
+
+
+def head_rate(learning_rates: Mapping[str, float]) -> float:
+    """The learning rate of a distillation head: that of the first vision module, as in the official code, that is
+    trained; else that of the language model.
+    """
+    return next((rate for rate in learning_rates.values() if rate), 0.0)
 
 
 def recompute_activations(model: Any, recompute: bool = True) -> None:

@@ -121,10 +121,11 @@ class GuidedVideoLanguage:
     Args:
         guidance: heads and losses; its parameters are trained together with the model's.
         teacher: is called without gradients; it sees `WholeFrames`.
+        text_weight: of the cross-entropy.
     """
 
-    def __init__(self, guidance: VideoGuidance, teacher: FeatureSource):
-        self.guidance, self.teacher = guidance, teacher
+    def __init__(self, guidance: VideoGuidance, teacher: FeatureSource, text_weight: float = 1.0):
+        self.guidance, self.teacher, self.text_weight = guidance, teacher, text_weight
         self.head = guidance
 
     def step(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -135,7 +136,8 @@ class GuidedVideoLanguage:
         if "pixel_values_videos" not in batch:
             loss = model(**batch).loss
             zero = torch.zeros_like(loss.detach())
-            return {"loss": loss, "text_loss": loss.detach(), "tube_loss": zero, "frame_loss": zero}
+            parts = {"text_loss": loss.detach(), "tube_loss": zero, "frame_loss": zero}
+            return {"loss": self.text_weight * loss, **parts}
         batch = dict(batch)
         if batch.keys().isdisjoint(("teacher_pixels", "teacher_features")):
             teacher_BTGGD = batch["pixel_values_videos"].new_zeros(0, 1, 1, 1, guidance.teacher_size)
@@ -158,7 +160,7 @@ class GuidedVideoLanguage:
         losses = guidance(hidden_VE, layout_V4.to(device), video_V.to(device), teacher_BTGGD.to(device), times_BT)
         weighted = guidance.tube_weight * losses["tube_loss"] + guidance.frame_weight * losses["frame_loss"]
         return {
-            "loss": text_loss + weighted,
+            "loss": self.text_weight * text_loss + weighted,
             "text_loss": text_loss.detach(),
             **{name: loss.detach() for name, loss in losses.items()},
         }

@@ -105,7 +105,8 @@ def grow_vocabulary(model: Any, processor: Any, size: int, num_scenes: int = 150
             embeddings.append((free, *(vocabulary[piece] for piece in pair)))
             free += 1
     processor.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
-    model.resize_token_embeddings(-(-free // 64) * 64, mean_resizing=False)
+    rows = len(model.get_input_embeddings().weight)
+    model.resize_token_embeddings(max(rows, -(-free // 64) * 64), mean_resizing=False)
     weight = model.get_input_embeddings().weight.data
     for new, first, second in embeddings:
         weight[new] = (weight[first] + weight[second]) / 2

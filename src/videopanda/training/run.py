@@ -31,6 +31,7 @@ from videopanda.training import build, nano
 from videopanda.training.adapter import ADAPTER, add_adapter, load_quantized, merge
 from videopanda.training.arguments import arguments
 from videopanda.training.callbacks import EarlyStop, RunStoppedError, StallWatchdog, StopOnSignal
+from videopanda.training.chat_template import read_template
 from videopanda.training.datasets import check_clips_fit, count_tokens, frame_sampling, make_dataset, make_validation
 from videopanda.training.distill import (
     Distillation,
@@ -40,7 +41,7 @@ from videopanda.training.distill import (
     StoredFeatures,
     every_fourth_layer,
 )
-from videopanda.training.freezing import rates_of, recompute_activations, set_stage
+from videopanda.training.freezing import on_paper, rates_of, recompute_activations, set_stage
 from videopanda.training.guidance import GuidedVideoLanguage, VideoGuidance, WholeFrames
 from videopanda.training.packing import for_backbone, packing_report, set_rows
 from videopanda.training.progress import ProgressLine
@@ -84,7 +85,9 @@ def train(
     if settings.compile and not _can_compile():
         settings = replace(settings, compile=False)
     if model is not None and settings.stage != "language":
-        check_clips_fit(settings, build.config_of(settings, model))
+        planned = build.config_of(settings, model)
+        on_paper(settings, planned)
+        check_clips_fit(settings, planned)
     dataset = make_dataset(settings, frame_sampling(settings, model))
     start, processor = _start(settings, model, dataset)
     count_tokens(dataset, processor, settings)
@@ -128,6 +131,8 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
     if settings.stage == "language":
         if folder is not None:
             raise ValueError('stage "language" trains from scratch: remove --model')
+        if settings.data != "scenes":
+            raise ValueError("stage language reads descriptions of Scenes, whose words are its tokens: set data=scenes")
         tokenizer = nano.make_tokenizer(seed=settings.seed)
         return nano.make_language_model(tokenizer, settings.seed, settings.model_fields), tokenizer
     if folder is None:
@@ -144,6 +149,8 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
         return model, processor
     if settings.lora_rank:
         raise ValueError(f"LoRA needs a trained checkpoint, but {folder} is a plain language model")
+    if settings.scenes_vocabulary:
+        raise ValueError(f"scenes_vocabulary needs a trained checkpoint, but {folder} is a plain language model")
     logger.info("adding a fresh vision part to %s", folder)
     model, processor = build.build_model(
         folder,
@@ -152,7 +159,7 @@ def _start(settings: StageConfig, folder: Path | None, dataset: Any) -> tuple[An
         preset=settings.model_preset,
         fields=settings.model_fields,
         encoder=settings.encoder,
-        chat_template=build.read_template(settings.chat_template),
+        chat_template=read_template(settings.chat_template),
     )
     if settings.whiten_patches and dataset is not None:
         clips = [dataset[i] for i in range(min(64, len(dataset)))]
@@ -191,11 +198,12 @@ def make_task(settings: StageConfig, model: Any, processor: Any, folder: Path | 
         width = model.config.get_text_config().hidden_size
         guidance = VideoGuidance(width, size, settings.tube_weight, settings.frame_weight)
         _load_head(guidance, folder)
-        return GuidedVideoLanguage(guidance, teacher), collator
+        return GuidedVideoLanguage(guidance, teacher, settings.text_weight), collator
     head, layers = make_head(settings, model.config.get_text_config(), size)
     _load_head(head, folder)
     distillation = Distillation(head, processor.video_processor.max_cells, settings.distill_distance)
-    return DistillVideoLanguage(distillation, teacher, layers, settings.distill_weight), collator
+    weights = settings.distill_weight, settings.text_weight
+    return DistillVideoLanguage(distillation, teacher, layers, *weights), collator
 
 
 def check_task(settings: StageConfig, video_processor: Any) -> None:
@@ -316,9 +324,11 @@ def _run(
     if validation is not None:
         logger.info("%-16s%d samples held out from training", "validation", min(len(validation), MAX_SAMPLES))
     content = dataset.content()
-    check_settings(output, stage, content, args.world_size)
+    check_settings(output, stage, content, args.world_size, start_folder)
     watch = [StallWatchdog(stage.stall_seconds, args.process_index, output / "reading")] if stage.stall_seconds else []
-    early = [EarlyStop(model, stage.early_stop)] if stage.early_stop and validation is not None else []
+    early = []
+    if stage.early_stop and validation is not None:
+        early = [EarlyStop(model, stage.early_stop, output / ".best")]
     trainer = StageTrainer(
         model=TaskModule(model, task or VideoLanguage(stage.text_weight, stage.align_weight), stage.seed),
         args=args,
@@ -358,7 +368,7 @@ def _run(
             from videopanda.training.plots import plot_curves
 
             if stage.lora_rank:
-                merged = merge(Path(model.config._name_or_path), part / ADAPTER)
+                merged = merge(model, part / ADAPTER)
                 merged.to(getattr(torch, stage.save_dtype)).save_pretrained(part)
                 processor.save_pretrained(part)
             checksums.record(part)

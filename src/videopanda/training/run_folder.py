@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -178,8 +179,8 @@ def _sync(path: Path) -> None:
 
 
 # -- record and log ----------------------------------------------------------------------------------------------------
-def check_settings(output: Path, stage: StageConfig, content: str, processes: int) -> None:
-    """Compare settings and data with those in `run.json`, if that run made a step.
+def check_settings(output: Path, stage: StageConfig, content: str, processes: int, start: Path | None = None) -> None:
+    """Compare settings, data and the model that the run started from with those in `run.json`, if it made a step.
 
     Raises:
         ValueError: one differs that changes what the run computes; the message names it.
@@ -188,13 +189,16 @@ def check_settings(output: Path, stage: StageConfig, content: str, processes: in
     if not (output / "run.json").exists() or not begun:
         return
     record = json.loads((output / "run.json").read_text(encoding="utf-8"))
-    changed = [
-        f"{name} was {record['stage'][name]} and is {value}"
-        for name, value in stage.as_dict().items()
-        if name not in _MAY_CHANGE and record["stage"].get(name, value) != value
-    ]
-    if (before := record["machine"].get("processes", processes)) != processes:
-        changed.append(f"the run used {before} processes, this one has {processes}")
+    before, now, changed = record["stage"], stage.as_dict(), []
+    always = {field.name for field in fields(StageConfig)}  # others, such as lr.NAME, are recorded only if they are set
+    for name in (name for name in before | now if name not in _MAY_CHANGE):
+        was, value = before.get(name, now.get(name) if name in always else "not set"), now.get(name, "not set")
+        if was != value:
+            changed.append(f"{name} was {was} and is {value}")
+    if (count := record["machine"].get("processes", processes)) != processes:
+        changed.append(f"the run used {count} processes, this one has {processes}")
+    if start is not None and (model := record.get("start", name_of(start))) != name_of(start):
+        changed.append(f"the run started from {model}, this one from {name_of(start)}")
     if record.get("data", {}).get("sha256", content) != content:
         changed.append("the training data changed")
     if changed:
@@ -274,8 +278,8 @@ class MetricsFile(TrainerCallback):
                 raise OSError(f"cannot write to {self.path}: {error.strerror}") from error
 
     def rewind(self, step: int) -> None:
-        """Drop log lines after the resumed step, and a partial last line."""
+        """Drop log lines after the resumed step (at 0, where a run starts anew, all), and a partial last line."""
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            kept = [line for line in lines if step and line.endswith("\n") and json.loads(line)["step"] <= step]
             write_text(self.path, "".join(kept))

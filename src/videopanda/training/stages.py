@@ -145,6 +145,18 @@ class StageConfig:
                 raise ValueError(f"{name} must {'not be negative' if value < 0 else 'be a finite number'}, got {value}")
         if not any((self.vision_lr, self.language_model_lr, *self.module_lr.values())):
             raise ValueError("nothing is trained: all learning rates are 0")
+        language_model_lr = self.module_lr.get("language_model", self.language_model_lr)
+        if self.lora_rank and not language_model_lr:
+            raise ValueError("lora_rank adapts the language model, whose learning rate is 0: set language_model_lr")
+        if self.scenes_vocabulary and (self.lora_rank or not language_model_lr):
+            raise ValueError(
+                "scenes_vocabulary adds word embeddings, which are trained only with the whole language model: set "
+                "scenes_vocabulary=0, or lora_rank=0 and language_model_lr above 0"
+            )
+        if self.stage == "language":
+            for name in ("align_weight", "distill_weight", "tube_weight", "frame_weight", "lora_rank"):
+                if getattr(self, name):
+                    raise ValueError(f"stage language trains a new language model on text: set {name}=0")
         if not self.epochs:
             raise ValueError("epochs must be positive, got 0")
         if not self.lora_rank and (self.lora_alpha or self.lora_dropout):
@@ -168,6 +180,8 @@ class StageConfig:
             raise ValueError(f"zero3 saves weights in float32, not {self.save_dtype}: set save_dtype=float32")
         if self.early_stop and self.strategy != "ddp":
             raise ValueError(f"early_stop keeps whole weights, which {self.strategy} shards: set strategy=ddp")
+        if self.early_stop and not self.held_out:
+            raise ValueError("early_stop measures held-out clips: set validation and text_weight above 0")
         if self.strategy == "zero3" and self.lora_rank:
             raise ValueError("a LoRA adapter cannot be merged from ZeRO-3 shards: use fsdp2, zero2 or ddp")
         if self.text_weight == self.align_weight == self.distill_weight == 0:
@@ -336,7 +350,7 @@ GUIDED = {
     "finetune": replace(
         _GUIDED, stage="finetune", data="elva_tune.json", num_frames=32, vision_lr=2e-5, language_model_lr=2e-5,
         global_batch=128, batch_size=1, max_length=8192, random_resolution=0.5,
-        model_fields={"merge.layers": "3,9,17", "merge.random_keep": "0.3"},
+        model_fields={"merge.layers": "published", "merge.random_keep": "0.3"},
     ),
 }  # fmt: skip
 # A few hundred clips of your own, on one machine.
@@ -392,7 +406,8 @@ def make_config(stage: str, preset: str | Path = "paper", overrides: Sequence[st
         # What can be checked without the language model.
         told = {key: value for key, value in settings.model_fields.items() if not key.startswith("text.")}
         check = fresh_fields if settings.encoder else fresh_config  # whose folder says what values are possible
-        check(settings.model_family, settings.model_preset, told)
+        deep = {"model_type": "llama", "num_hidden_layers": 10_000, "vocab_size": 32002}  # any layer may be named
+        check(settings.model_family, settings.model_preset, told, text_config=deep)
     return settings
 
 

@@ -49,7 +49,7 @@ class VideoLanguage:
         """Mean over the supervised tokens of the batch."""
         if self.align_weight == 0:
             loss = model(**batch).loss
-            return {"loss": loss, "text_loss": loss.detach()}
+            return {"loss": self.text_weight * loss, "text_loss": loss.detach()}
         batch = dict(batch)
         words = batch.pop("cell_words" if self.nothing is None else "phrases")
         visuals = model.encode(batch)

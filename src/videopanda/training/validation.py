@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from videopanda.data.collate import IGNORE, Collator
+from videopanda.data.loader import without_traces
 from videopanda.data.sample import Sample, Turn
 from videopanda.models.attention import eager_attention, unmerged
 
@@ -67,7 +68,7 @@ class ValidationBatches(Dataset):
         """All steps, read by some workers."""
         gc.freeze()  # workers are forks, see `data.loader.Loader`
         try:
-            return iter(DataLoader(self, batch_size=None, num_workers=num_workers))
+            return without_traces(iter(DataLoader(self, batch_size=None, num_workers=num_workers)))
         finally:
             gc.unfreeze()
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ..compression_config import CompressionConfig, compression_of
 from ..configuration import TIMESTAMPS, check_choice, check_counts, check_placeholders, text_config_of
-from ..merge_schedule import MergeSchedule
+from ..merge_schedule import MergeSchedule, published_layers
 
 SPLITS = ("none", "norm", "norm+ffn", "all")
 AUTO_MAP = {
@@ -135,7 +135,8 @@ class ElvaMergeConfig(PreTrainedConfig):
     """Hierarchical token merging inside the language model; see `MergeSchedule` for `layers` to `deep_layers`.
 
     Args:
-        layers: merge after these layers, numbered from 1; empty for no merging.
+        layers: merge after these layers, numbered from 1; empty for no merging. "published" are those of ELVA, 3, 9 and
+            17 of 28, at the same depths of the language model; an `ElvaConfig` holds their numbers.
         random_keep: in training, redraw `keep` for every step between this and 1; 0 keeps it fixed.
     """
 
@@ -143,7 +144,7 @@ class ElvaMergeConfig(PreTrainedConfig):
 
     def __init__(
         self,
-        layers: list[int] | None = None,
+        layers: list[int] | Literal["published"] | None = None,
         keep: float = 0.5,
         threshold: float = 0.6,
         mode: Literal["ratio", "threshold", "drop"] = "ratio",
@@ -151,7 +152,7 @@ class ElvaMergeConfig(PreTrainedConfig):
         random_keep: float = 0.0,
         **kwargs: Any,
     ):
-        self.layers = list(layers or [])
+        self.layers = layers if isinstance(layers, str) else list(layers or [])
         self.keep = keep
         self.threshold = threshold
         self.mode = mode
@@ -258,6 +259,8 @@ class ElvaConfig(PreTrainedConfig):
             embedding_config = ElvaEmbeddingConfig(**(embedding_config or {}))
         if not isinstance(merge_config, ElvaMergeConfig):
             merge_config = ElvaMergeConfig(**(merge_config or {}))
+        if merge_config.layers == "published":
+            merge_config.layers = published_layers(text_config.num_hidden_layers)
         if not isinstance(hybrid_config, ElvaHybridConfig):
             hybrid_config = ElvaHybridConfig(**(hybrid_config or {}))
         compression = compression_of(compression, kwargs)
