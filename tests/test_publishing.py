@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import videopanda
-from test_readme import DEMO, TEXT, blocks, commands, parse
+from test_readme import DEMO, TEXT, blocks
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -67,11 +67,6 @@ def test_every_page_is_in_the_navigation():
 
 def test_all_tutorials_are_tested():
     assert {file.stem for file in TUTORIALS} == {"camera", "evaluation", "one_page", "own_clips", "paper"}
-
-
-@pytest.mark.parametrize("line", sorted({line for file in TUTORIALS for line in commands(file.read_text("utf-8"))}))
-def test_every_command_of_a_tutorial_parses(line):
-    parse(line)
 
 
 @pytest.mark.parametrize("name", ["camera", "own_clips"])
