@@ -53,7 +53,9 @@ def test_one_command_from_clips_to_a_measured_model(place):
     assert f"fewer than {FEW}" in err
     for part in ("videopanda serve --model", "videopanda push", "most frequent class", "teach.html"):
         assert part in printed
-    assert "Confusions" in (out / "teach.html").read_text()
+    page = (out / "teach.html").read_text()
+    assert "Confusions" in page
+    assert "most frequent class" in page
     assert (out / "errors.png").exists() == bool(report["errors"])
     written = (out / "model.safetensors").stat().st_mtime_ns
     again, printed_again, _ = run(*words)

@@ -300,10 +300,12 @@ def _write(report: Mapping[str, Any], output: Path, data: Path) -> None:
         "<style>body{font:16px system-ui;max-width:72rem;margin:2rem auto;padding:0 1rem}"
         "td,th{padding:.2rem .6rem;text-align:right}img{max-width:100%}</style>"
         f"<h1>{html.escape(report['question'])}</h1>"
-        f"<p>{report['test_recordings']} test clips, {report['test_questions']} questions: {scores}.</p>"
-        f"<ul>{notes}</ul><h2>Confusions: rows are the truth</h2><table><tr>{head}</tr>{body}</table>"
+        f"<p>{report['test_recordings']} test clips, {report['test_questions']} questions: {scores}, "
+        f"most frequent class {report['most_frequent_class']:.1%}.</p>"
+        f"<ul>{notes}</ul><h2>Confusions (rows: right answers, columns: given answers)</h2>"
+        f"<table><tr>{head}</tr>{body}</table>"
         + ('<h2>Errors</h2><img src="errors.png" alt="frames of wrong answers">' if rows else "")
-        + '<p><a href="index.html">The training run</a></p></html>\n'
+        + '<p><a href="index.html">About the training run</a></p></html>\n'
     )
     write_text(output / "teach.html", page)
 
