@@ -25,7 +25,6 @@ import matplotlib
 import numpy as np
 import torch
 
-from videopanda.bench.elva import depths
 from videopanda.bench.timing import in_turns, interval, machine, ratios, seconds
 from videopanda.data.worlds.scenes.make import clip_name, clip_questions, ensure_clip
 from videopanda.data.worlds.scenes.questions import Question
@@ -40,7 +39,7 @@ from videopanda.inference.batch import Prompt, prefill
 from videopanda.inference.clip import encode_clips
 from videopanda.inference.kv_prefix import CacheLayout
 from videopanda.inference.load import load
-from videopanda.models.merge_schedule import MergeSchedule
+from videopanda.models.merge_schedule import MergeSchedule, published_layers
 from videopanda.plan.planner import planner_for
 from videopanda.video.read import read_video
 
@@ -250,7 +249,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     if not options.layers:
         config = load(options.model, "cpu")[0].config
         own = getattr(config, "merge_config", None)
-        options.layers = (own and own.layers) or sorted({*depths(config.get_text_config().num_hidden_layers)})
+        options.layers = (own and own.layers) or published_layers(config.get_text_config().num_hidden_layers)
     options.output.mkdir(parents=True, exist_ok=True)
     options.media_root = options.media_root or options.output / "scenes"
     file = options.output / FILE
