@@ -111,8 +111,9 @@ def test_a_language_model_without_positions_has_no_limit(bare):
 
 
 def test_the_dry_run_starts_from_a_bare_language_model(bare):
-    settings = settings_of(bare, "chat_template=vicuna", "distill_weight=1")
+    settings = settings_of(bare, "chat_template=vicuna", "distill_weight=1", "epochs=0.3")  # of two steps
     lines = plan("prealign", "paper", settings, bare / "llama", 1)
+    assert "1 steps" in next(line for line in lines if line.startswith("data "))
     head = next(line for line in lines if "distillation head" in line)
     assert head.split()[2:4] == [f"{32 * 1024 + 1024:,}", "TRAINABLE"]  # one linear map to LanguageBind's width
 

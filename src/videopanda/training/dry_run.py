@@ -3,10 +3,12 @@
     videopanda train pretrain --model DIR --set data=valley_.json --dry-run --processes 64
 
 The plan is arithmetic. The trial is real: processes over gloo, the stage's own data, batches, strategy and checkpoints;
-only the model is small (two layers of width 64), without a teacher, one row per process and step.
+only the model is small (width 64, two layers or as many as its merges need), without a teacher; a step has one row per
+process.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -68,7 +70,7 @@ def plan(stage: str, config: str, set_: list[str], folder: Path | None, processe
     if settings.pack_rows:
         dataset.visual_tokens["video"] = visual
         tokens, held = settings.max_length, len(filled_rows(dataset.lengths(), settings.max_length))
-    steps = settings.max_steps or int(held // rows * settings.epochs)
+    steps = settings.max_steps or math.ceil(held // rows * settings.epochs)
     total = sum(report.num_parameters for report in reports)
     trained = sum(report.num_trainable for report in reports)
     shards = {"ddp": (1, 1), "zero2": (1, processes), "zero3": (processes, processes), "fsdp2": (processes, processes)}
