@@ -202,7 +202,7 @@ def test_a_file_is_taught_and_its_options_are_checked(place, questions, tmp_path
         code, _, err = run(*words, *more)
         assert (code, reason in err) == (2, True), err
     code, _, err = run("teach", place / "clips", *words[2:])
-    assert (code, "Pass --question" in err) == (2, True)
+    assert (code, "with --question" in err) == (2, True)
     code, printed, err = run(*words, "--set", "max_steps=2", "--set", "dtype=float32")
     assert code == 0, err
     report = json.loads((out / "teach.json").read_text())

@@ -185,7 +185,7 @@ def test_a_wrong_table_is_told_in_one_line(tmp_path, monkeypatch, change, messag
         ("fields: {compression.kind: pool, compression.pool_time: 2}", "the tokens of this model are compressed"),
         ("stages: {pretrain: {num_frames: 32}}", "32 frames take at least 800 visual tokens"),
         ("stages: {pretrain: {lr.projectr: 1}}", "did you mean 'lr.projector'"),
-        ("stages: {pretrain: {stab.row_tokens: false}}", "stab.row_tokens belongs to `fields`"),
+        ("stages: {pretrain: {stab.row_tokens: false}}", "stab.row_tokens belongs under `fields`"),
         ("stages: {pretrain: {teacher: none}}", "the teacher has no effect: set distill_weight"),
         ("stages: {pretrain: {align_weight: 0, distill_weight: 1}}", "choose one with --set teacher=DIR"),
         ("stages: {pretrain: {align_weight: 0, distill_weight: 1, teacher: none}}", "teacher none: none/config.json"),
