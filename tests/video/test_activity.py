@@ -130,3 +130,12 @@ def test_what_has_no_packets_is_refused(tmp_path):
     with pytest.raises(ValueError, match="motion, scenes or vectors"):
         chosen_times(clip(tmp_path / "a.mp4"), 4, "speed")
     assert len(read_video(tmp_path / "a.mp4", timestamps=[0.0])) == 1
+
+
+def test_a_clock_that_starts_again_is_refused(tmp_path):
+    """The second recording was taken for part of the first, and its frames were never chosen."""
+    parts = [write_video(tmp_path / f"{number}.ts", range(50), fps=25).read_bytes() for number in range(2)]
+    (tmp_path / "joined.ts").write_bytes(b"".join(parts))
+    for rule in ("motion", "scenes", "vectors"):
+        with pytest.raises(VideoReadError, match="its clock starts again"):
+            chosen_times(tmp_path / "joined.ts", 4, rule)

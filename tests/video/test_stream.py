@@ -1,12 +1,14 @@
 """Protects streaming: the frames of `read_video`, in constant memory, from files, pipes, networks and growing files;
 stalls, jumps, changes of size and lost connections are told and survived."""
 
+import contextlib
 import functools
 import gc
 import http.server
 import os
 import threading
 import time
+import weakref
 from fractions import Fraction
 from pathlib import Path
 
@@ -90,7 +92,7 @@ def test_nothing_is_shown_for_the_time_without_a_connection():
     shown = [
         stream._Frame(lambda: np.zeros(0), time, k, 0.0, is_resumed=time == 8) for k, time in enumerate([0, 1, 2, 8, 9])
     ]
-    frames = list(stream._at_rate(iter(shown), 2))
+    frames = list(stream._at_rate(iter(shown), 2, 0.0))
     assert [frame.time for frame in frames] == [0, 0.5, 1, 1.5, 2, 2.5, 8, 8.5, 9, 9.5]
 
 
@@ -316,3 +318,122 @@ def test_frames_are_freed_at_once(tmp_path):
     finally:
         gc.enable()
     assert kept == 0
+
+
+class Parts(http.server.SimpleHTTPRequestHandler):
+    """Gives parts of files, or only whole ones; `version` is that of the file."""
+
+    gives_parts, asked, versions = True, [], ["a"]
+
+    def do_GET(self):
+        data, wanted = Path(self.translate_path(self.path)).read_bytes(), self.headers.get("Range")
+        self.asked.append(wanted)
+        at = int(wanted[6:-1]) if wanted and self.gives_parts else 0
+        self.send_response(206 if wanted and self.gives_parts else 200)
+        self.send_header("ETag", self.versions[min(len(self.asked), len(self.versions)) - 1])
+        if self.gives_parts:
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Range", f"bytes {at}-{len(data) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(data) - at))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(data[at:])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(Parts, "asked", [])
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Parts, directory=str(tmp_path))
+    ) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+SHORT = {"hosts": ["127.0.0.1"], "stall_seconds": 1, "give_up_seconds": 1}
+
+
+def write_index_last(path: Path) -> None:
+    """An MP4 of 100 frames, its index behind a gap of 1 MiB, so that it is not read by chance."""
+    data = write_video(path, range(100), fps=25).read_bytes()
+    index = data.index(b"moov") - 4
+    path.write_bytes(data[:index] + (1 << 20).to_bytes(4, "big") + b"free" + bytes((1 << 20) - 8) + data[index:])
+
+
+def test_an_mp4_whose_index_is_at_its_end_is_streamed_if_the_server_gives_parts(tmp_path, parts, monkeypatch):
+    """It was fetched again and again, and then given up."""
+    write_index_last(tmp_path / "a.mp4")
+    with stream_video(f"{parts}/a.mp4", fps=None, **SHORT) as frames:
+        assert numbers(frames) == list(range(100))
+    assert not frames.notes
+    assert 1 < len(Parts.asked) <= 4
+    monkeypatch.setattr(Parts, "gives_parts", False)
+    Parts.asked.clear()
+    with pytest.raises(VideoReadError, match=r"index may be at its end.*faststart"):
+        numbers(stream_video(f"{parts}/a.mp4", fps=None, **SHORT))
+    assert len(Parts.asked) == 1
+
+
+def test_a_file_that_changes_on_the_server_is_never_mixed_with_another(tmp_path, parts, monkeypatch):
+    write_index_last(tmp_path / "a.mp4")
+    monkeypatch.setattr(Parts, "versions", ["a", "b"])
+    with pytest.raises(VideoReadError, match="changed"):
+        numbers(stream_video(f"{parts}/a.mp4", fps=None, **SHORT))
+
+
+def test_what_is_no_video_or_no_address_is_told_at_once(tmp_path, parts):
+    (tmp_path / "a.html").write_text("<html>nothing here</html>")
+    with pytest.raises(VideoReadError):
+        numbers(stream_video(f"{parts}/a.html", **SHORT))
+    assert len(Parts.asked) == 1
+    with pytest.raises(ValueError, match="must be percent-encoded"):
+        stream_video(f"{parts}/a b.mp4", **SHORT)
+
+
+@pytest.mark.parametrize(("start", "fps"), [(0.5, 2), (1.02, 3), (0.1, 10), (6.0, 1)])
+def test_a_stream_that_begins_later_gives_the_frames_of_read_video(tmp_path, start, fps):
+    path = write_video(tmp_path / "a.mp4", range(5), pts=[0, 100, 1000, 1050, 5000], time_base=Fraction(1, 1000))
+    frames = list(stream_video(path, fps=fps, start=start))
+    video = read_video(path, fps=fps, start=start) if start < 6 else None
+    assert [frame.index for frame in frames] == ([] if video is None else video.indices.tolist())
+    if video is not None:
+        np.testing.assert_allclose([frame.time for frame in frames], video.times, atol=1e-9)
+    every = [frame.time for frame in stream_video(path, fps=None, start=start)]
+    assert every == [moment for moment in (0, 0.1, 1, 1.05, 5) if moment >= start]
+
+
+def test_the_segments_of_a_playlist_are_closed_when_they_are_read(tmp_path, parts, monkeypatch):
+    """Memory grew with every segment of an endless one."""
+    downloads = weakref.WeakSet()
+
+    class Download(stream_input.Download):
+        def __init__(self, *args):
+            super().__init__(*args)
+            downloads.add(self)
+
+    monkeypatch.setattr(stream, "Download", Download)
+    for number in range(6):
+        write_video(tmp_path / f"{number}.ts", range(10 * number, 10 * number + 10), fps=10)
+    lines = "".join(f"#EXT-X-DISCONTINUITY\n#EXTINF:1,\n{number}.ts\n" for number in range(6))
+    (tmp_path / "a.m3u8").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n{lines}#EXT-X-ENDLIST\n")
+    with stream_video(f"{parts}/a.m3u8", fps=None, **SHORT) as frames:
+        kept = [len(downloads) for _ in frames]
+    assert len(kept) == 60  # FFmpeg ended the process at the second segment
+    assert max(kept) <= 4
+
+
+def test_pictures_that_show_damage_are_told(tmp_path):
+    """As `read_video` refuses them; MPEG-4 and MPEG-2 give them without an error."""
+    path = write_video(tmp_path / "a.mkv", range(100), fps=25, size=(320, 240), codec="mpeg4", g="12")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 60] = np.random.default_rng(0).bytes(60)
+    path.write_bytes(data)
+    with pytest.raises(VideoReadError, match="damaged at"):
+        read_video(path, fps=25)
+    with stream_video(path, fps=25) as frames:
+        assert len(list(frames)) == 100
+    assert [note.kind for note in frames.notes] == ["damage"] * len(frames.notes) != []

@@ -26,6 +26,7 @@ from av.video.stream import VideoStream
 from videopanda.video.container import Deadline, UnreadableError, open_container, side_data_of
 from videopanda.video.read import VideoReadError
 from videopanda.video.source import open_source
+from videopanda.video.timeline import Timeline, scan
 
 Rule = Literal["motion", "scenes", "vectors"]
 RULES = ("motion", "scenes", "vectors")
@@ -44,17 +45,20 @@ class Activity:
 
 
 @contextmanager
-def _opened(source: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its video. Raises VideoReadError, also for what goes wrong inside."""
+def _opened(source: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, VideoStream, Timeline]]:
+    """The container, its video, and when its frames are shown. Errors inside become VideoReadError, too."""
     with ExitStack() as stack:
         try:
             deadline = Deadline(math.inf)
             opened = open_source(source, deadline, stack)
             if opened.pictures is not None:
                 raise UnreadableError("images have no packets to choose frames by: use num_frames or fps")
+            line = scan(opened.opener, deadline, full=True)
+            if len(line.parts) > 1:
+                raise UnreadableError("its clock starts again in the middle: use num_frames or fps")
             container, stream = open_container(opened.opener, deadline)
             stack.callback(container.close)
-            yield container, stream
+            yield container, stream, line
         except (UnreadableError, OSError, av.FFmpegError) as error:
             raise VideoReadError(os.fspath(source), str(error)) from error
 
@@ -66,18 +70,18 @@ def activity_of(source: str | os.PathLike[str]) -> Activity:
         VideoReadError: it cannot be read, is a picture, or has no timestamps.
     """
     rows = []
-    with _opened(source) as (container, stream):
-        tick = float(stream.time_base or 1)  # a closed container has none
+    with _opened(source) as (container, stream, line):
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
                 if packet.pts is None:
                     raise UnreadableError("its packets have no timestamps: use num_frames or fps")
-                rows.append((packet.pts, packet.size, packet.is_keyframe))
+                if packet.pts >= line.first:  # earlier ones cannot be shown
+                    rows.append((packet.pts, packet.size, packet.is_keyframe))
     if not rows:
         raise VideoReadError(os.fspath(source), "no video frames")
     rows.sort()
     stamps, sizes, is_key = (np.array(column) for column in zip(*rows))
-    return Activity((stamps - stamps[0]) * tick, sizes.astype(float), is_key.astype(bool))
+    return Activity((stamps - line.first) * float(line.time_base), sizes.astype(float), is_key.astype(bool))
 
 
 def vectors_of(source: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +94,7 @@ def vectors_of(source: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
         VideoReadError: it cannot be read, has no timestamps, or its codec reports no motion vectors.
     """
     times, motion, has_vectors = [], [], False
-    with _opened(source) as (container, stream):
+    with _opened(source) as (container, stream, _):
         stream.codec_context.options = {"flags2": "+export_mvs"}
         for frame in container.decode(stream):
             if frame.time is None:

@@ -95,6 +95,7 @@ def stream_video(
     source: str | os.PathLike[str],
     *,
     fps: float | None = 1.0,
+    start: float = 0.0,
     follow: bool = False,
     hosts: Sequence[str] = (),
     stall_seconds: float = 5.0,
@@ -109,7 +110,8 @@ def stream_video(
         source: a file; a folder of images; "-" or a FIFO, for a format that needs no seeking (MPEG-TS, Matroska, FLV,
             fragmented MP4); an http(s) URL of a file or an HLS playlist; rtsp://…; a camera such as /dev/video0
             (v4l2; not tested, as is rtsp).
-        fps: the frames shown at 0, 1/fps, 2/fps, … ; None: every frame.
+        fps: the frames shown at start, start + 1/fps, … ; None: every frame from there on.
+        start: seconds.
         follow: wait for more at the end of a file that is still being written.
         hosts: names of the hosts that http, https and rtsp may connect to, also through playlists and redirects.
         stall_seconds: a note is added after this time without data.
@@ -125,6 +127,8 @@ def stream_video(
     """
     if fps is not None and not 0 < fps < math.inf:
         raise ValueError(f"fps must be a positive number of frames per second, got {fps}")
+    if not 0 <= start < math.inf:
+        raise ValueError(f"start must be a time in seconds, at least 0, got {start}")
     name, notes, stack = os.fspath(source), deque[Note](maxlen=KEPT_NOTES), ExitStack()
     color = (int(background[0]), int(background[1]), int(background[2]))
     reader = _Source(name, follow, tuple(hosts), stall_seconds, give_up_seconds, stack)
@@ -133,7 +137,7 @@ def stream_video(
     reader.tell = clock.tell
     pictures = reader.pictures()
     frames = reader.frames(clock, color) if pictures is None else reader.shown(pictures, image_fps, color)
-    return VideoStream(_at_rate(frames, fps), notes, stack)
+    return VideoStream(_at_rate(frames, fps, start), notes, stack)
 
 
 @dataclass(frozen=True)
@@ -156,26 +160,29 @@ class _Frame:
         return self.convert()
 
 
-def _at_rate(frames: Iterator[_Frame], fps: float | None) -> Iterator[StreamFrame]:
-    """The frames shown at multiples of 1/fps: the last one that starts at or before each moment."""
+def _at_rate(frames: Iterator[_Frame], fps: float | None, start: float) -> Iterator[StreamFrame]:
+    """The frames shown every 1/fps seconds: the last one that starts at or before each moment."""
     if fps is None:
         for frame in frames:
-            yield StreamFrame(frame.picture, frame.time, frame.index)
+            if frame.time >= start - _SLACK_SECONDS:
+                yield StreamFrame(frame.picture, frame.time, frame.index)
         return
     number, current, steps = 0, None, deque[float](maxlen=_KEPT_STEPS)
     for frame in frames:
         if current is not None:
             # A picture lasts until the next one, but nobody saw what happened while a connection was lost.
             end = current.time + _lasting(current, steps) if frame.is_resumed else math.inf
-            while frame.time > number / fps + _SLACK_SECONDS:
-                if number / fps < end:
-                    yield StreamFrame(current.picture, number / fps, current.index)
+            while frame.time > (moment := start + number / fps) + _SLACK_SECONDS:
+                if moment < end:
+                    yield StreamFrame(current.picture, moment, current.index)
                 number += 1
             if not frame.is_resumed:
                 steps.append(frame.time - current.time)
         current = frame
-    while current is not None and number / fps < current.time + _lasting(current, steps) - 1e-6 / fps:
-        yield StreamFrame(current.picture, number / fps, current.index)
+    while (
+        current is not None and (moment := start + number / fps) < current.time + _lasting(current, steps) - 1e-6 / fps
+    ):
+        yield StreamFrame(current.picture, moment, current.index)
         number += 1
 
 
@@ -234,6 +241,7 @@ class _Source:
     def __init__(self, name: str, follow: bool, hosts: tuple[str, ...], stall: float, give_up: float, stack: ExitStack):
         self.name, self.follow, self.hosts, self.stall, self.give_up = name, follow, hosts, stall, give_up
         self.stack, self.tell, self.interrupted = stack, lambda kind, text: None, False
+        self.opened: Download | None = None  # the last one
         self.scheme = urlsplit(name).scheme.lower() if "://" in name else ""
         self.is_camera = name.startswith("/dev/video")
         self.is_live = self.scheme != "" or self.is_camera
@@ -251,6 +259,8 @@ class _Source:
 
     def allow(self, url: str) -> None:
         """Raise ValueError for a URL whose host is not allowed."""
+        if any(not "!" <= letter <= "~" for letter in url):
+            raise ValueError(f"{url!r}: the URL must be percent-encoded")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https", "rtsp") or parts.hostname not in self.hosts:
             raise ValueError(f"{url} is not allowed: name its host in `hosts`")
@@ -293,7 +303,14 @@ class _Source:
             except (av.FFmpegError, OSError, UnreadableError) as error:
                 self._pass_interrupt()
                 reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
-                if not self.is_live or isinstance(error, BrokenOffError):
+                # What is no video at a URL is none the next time.
+                is_wrong = not number and self.scheme in ("http", "https") and isinstance(error, av.InvalidDataError)
+                if not self.is_live or is_wrong or isinstance(error, BrokenOffError):
+                    if is_wrong and self.opened is not None and self.opened.is_mp4 and not self.opened.seekable():
+                        reason = (
+                            "an MP4 whose index may be at its end, which this server gives no way to read first: "
+                            "download the file, or write it with -movflags +faststart"
+                        )
                     if number:
                         clock.tell("end", f"the stream broke off: {reason}")
                         return
@@ -330,7 +347,7 @@ class _Source:
             clock.step = 1 / float(stream.average_rate) if stream.average_rate else clock.step
             # AVI stores an order of decoding and no presentation times, which differ where there are B-frames.
             is_unstamped = container.format.name == "avi" and stream.codec_context.has_b_frames
-            damaged, latest, count = 0, 0.0, 0
+            damaged, broken, latest, count = 0, 0, 0.0, 0
             packets = container.demux()
             while True:
                 packet = next(packets, None)
@@ -346,6 +363,9 @@ class _Source:
                 count += packet.size > 0
                 try:
                     for frame in packet.decode():
+                        broken += frame.is_corrupt
+                        if frame.is_corrupt and broken & (broken - 1) == 0:
+                            self.tell("damage", f"{broken} damaged frames so far")
                         is_timed = frame.pts is not None and not is_unstamped
                         seconds = float(frame.pts * frame.time_base) if is_timed else None
                         yield frame, display_matrix(frame), seconds
@@ -380,15 +400,18 @@ class _Source:
             options = {"rtsp_transport": "tcp", "protocol_whitelist": "rtsp,rtp,tcp"}
             return av.open(self.name, options=options, timeout=timeout)
         if self.scheme:
-            return av.open(self.name, io_open=lambda url, *_: self._fetch(url, stack), timeout=timeout)
+            # A connection of our own cannot be kept for the next segment: FFmpeg would abort the process.
+            options = {"http_persistent": "0", "http_multiple": "0"}
+            return av.open(self.name, options=options, io_open=lambda url, *_: self._fetch(url), timeout=timeout)
         if self.is_pipe or self.follow:
             return av.open(Growing(self, stack, self.is_pipe and self.name != "-"))
         return av.open(**open_source(self.name, Deadline(math.inf), stack).opener())
 
-    def _fetch(self, url: str, stack: ExitStack) -> Any:
-        """Open a URL of an allowed host; playlists name others."""
+    def _fetch(self, url: str) -> Any:
+        """Open a URL of an allowed host; playlists name others. FFmpeg closes it."""
         self.allow(url)
-        return Download(self, url, stack)
+        self.opened = Download(self, url)
+        return self.opened
 
 
 __all__ = ["Note", "StreamFrame", "VideoStream", "stream_video"]

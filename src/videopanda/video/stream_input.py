@@ -1,5 +1,6 @@
 """What FFmpeg reads a stream from: URLs of allowed hosts, pipes, and files that are still being written."""
 
+import http.client
 import os
 import select
 import sys
@@ -10,6 +11,10 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 
 _POLL_SECONDS = 0.1
+_HEAD_BYTES = 8  # in which an MP4 can be told
+_MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # that it may begin with
+_PARTIAL = 206  # status of a part of a file
+_SKIPPED_BYTES = 1 << 18  # a place this far ahead is reached by reading on, not by another request
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds before connecting again; doubled each time
 
 
@@ -46,15 +51,50 @@ class BrokenOffError(OSError):
 
 
 class Download:
-    """A URL. A file of known length is continued where its connection was lost, if the server gives parts of files."""
+    """A URL. If its length is known and the server gives parts of files, a file is continued where its connection was
+    lost, and FFmpeg may go to the index of an MP4, often at its end. Other formats are read from front to back.
+    """
 
-    def __init__(self, source: StreamSource, url: str, stack: ExitStack):
-        self._source, self._url, self._at, self._failed = source, url, 0, False
+    def __init__(self, source: StreamSource, url: str):
+        self._source, self._url, self._failed = source, url, False
+        self._at = 0  # byte that is read next
         self._opener = urllib.request.build_opener(_NoRedirect(source.allow))
-        self._response = self._opener.open(url, timeout=source.stall)
-        stack.callback(lambda: self._response.close())
+        self._response = self._open(url)
         self._length: int | None = self._response.length
         self._has_parts = self._length is not None and self._response.headers.get("Accept-Ranges") == "bytes"
+        self._version = self._response.headers.get("ETag") or self._response.headers.get("Last-Modified")
+        self._head = self._response.read(_HEAD_BYTES)
+        self._received = len(self._head)  # byte that the response gives next
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._response.close()
+
+    def seekable(self) -> bool:
+        """Whether FFmpeg may use `seek`."""
+        return self._has_parts and self.is_mp4
+
+    @property
+    def is_mp4(self) -> bool:
+        """Whether it begins as an MP4 does."""
+        return self._head[4:8] in _MP4_BOXES
+
+    def tell(self) -> int:
+        """The byte that is read next."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a byte; nothing is asked of the server before it is read."""
+        assert self._length is not None
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence]
+        return self._at
+
+    def _open(self, request: Any) -> Any:
+        """The response. Raises OSError."""
+        try:
+            return self._opener.open(request, timeout=self._source.stall)
+        except http.client.HTTPException as error:  # what answers does not speak HTTP
+            raise ConnectionError(str(error) or type(error).__name__) from error
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes; empty at the end."""
@@ -73,14 +113,19 @@ class Download:
         pause, began = FIRST_PAUSE, time.monotonic()
         while True:
             try:
-                if self._response.closed and self._at != self._length and self._has_parts:
-                    self._continue()
-                data: bytes = self._response.read(size)
-                self._at += len(data)
-                if data or self._length is None or self._at >= self._length:
+                if self._length is not None and self._at >= self._length:
+                    return b""
+                if data := self._head[self._at : self._at + size]:
+                    self._at += len(data)
+                    return data
+                self._go_to_place()
+                data = self._response.read(size)
+                self._at = self._received = self._at + len(data)
+                if data or self._length is None:
                     return data
                 raise ConnectionError(f"connection lost after {self._at:,} of {self._length:,} bytes")
-            except OSError as error:
+            except (OSError, http.client.HTTPException) as lost:
+                error = lost if isinstance(lost, OSError) else ConnectionError(f"connection lost: {lost}")
                 self._response.close()
                 if not self._has_parts or time.monotonic() - began + pause > self._source.give_up:
                     is_file = self._length is not None and self._url == self._source.name
@@ -89,12 +134,27 @@ class Download:
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _continue(self) -> None:
+    def _go_to_place(self) -> None:
+        """Make the response one that gives the byte that is read next."""
+        while not self._response.closed and 0 < self._at - self._received <= _SKIPPED_BYTES:
+            skipped = len(self._response.read(self._at - self._received))
+            self._received += skipped
+            if not skipped:
+                break
+        if not self._has_parts or (self._at == self._received and not self._response.closed):
+            return
+        self._response.close()
         request = urllib.request.Request(self._url, headers={"Range": f"bytes={self._at}-"})
-        self._response = self._opener.open(request, timeout=self._source.stall)
-        if self._response.status != 206:
+        self._response, self._received = self._open(request), self._at
+        if self._response.status != _PARTIAL:
             self._has_parts = False
             raise ConnectionError("the server cannot resume a download")
+        headers = self._response.headers
+        place = headers.get("Content-Range") or f"bytes {self._at}-/{self._length}"
+        is_place = place.startswith(f"bytes {self._at}-") and place.endswith(f"/{self._length}")
+        if not is_place or self._version != (headers.get("ETag") or headers.get("Last-Modified")):
+            self._has_parts = False
+            raise ConnectionError("the file on the server has changed")
 
 
 class Growing:
