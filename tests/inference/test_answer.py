@@ -1,7 +1,9 @@
 """Protects answers: the same alone, in a batch and in a chat; and clear words for what cannot be answered."""
 
+import asyncio
 import json
 import shutil
+from contextlib import aclosing
 
 import numpy as np
 import pytest
@@ -185,10 +187,19 @@ def test_bad_questions_are_told_before_the_video_is_read(loaded, questions, mess
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1}, {"temperature": "hot"}, {"top_p": 0}, {"top_p": 1.1}, {"repetition_penalty": 0}]
+    "wrong",
+    [
+        {"temperature": -1},
+        {"temperature": "hot"},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"repetition_penalty": 0},
+        {"seed": 2**63},
+        {"seed": 1.5},
+    ],
 )
 def test_a_wrong_sampling_is_refused(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a number"):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be an? (number|integer)"):
         videopanda.Sampling(**wrong)
 
 
@@ -275,3 +286,32 @@ def test_missing_weights_are_never_made_up(tmp_path, checkpoint):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="row_token"):
         load(folder)
+
+
+def test_choices_of_frames_that_do_not_go_together_are_refused(loaded, path):
+    """One of them was ignored."""
+    encoded = Chat(*loaded, path).clip
+    frames = Clip(clip(4), tuple(range(4)), 4.0)
+    for video, options, said in (
+        (encoded, {"start": 1.0}, "already encoded"),
+        (encoded, {"num_frames": 2}, "already encoded"),
+        (encoded, {"frames_by": "motion"}, "already encoded"),
+        (path, {"frames_by": "motion", "max_visual_tokens": 200}, "omit fps, start, end, max_visual_tokens"),
+        (path, {"frames_by": "motion", "last_frames": 2}, "omit fps, start, end, max_visual_tokens"),
+        (path, {"frames_by": "motion", "num_frames": 0}, "at least 1"),
+        (frames, {"frames_by": "motion"}, "already decoded"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Chat(*loaded, video, **options)
+
+
+def test_a_stream_that_is_closed_frees_its_chat(loaded, path):
+    chat = Chat(*loaded, path, max_new_tokens=12)
+
+    async def ask_twice() -> str:
+        async with aclosing(chat.astream(QUESTIONS[0])) as pieces:
+            async for _ in pieces:
+                break
+        return (await chat.aask(QUESTIONS[0])).answer
+
+    assert asyncio.run(ask_twice()) == Chat(*loaded, path, max_new_tokens=12).ask(QUESTIONS[0]).answer

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from command import run
+from compressed import compressed
+from media import write_video
 from tiny import clip, tiny_model, tiny_processor
 from videopanda.data.worlds.scenes.dataset import Clip
 from videopanda.inference import engine
 from videopanda.inference import explain as module
 from videopanda.inference.answer import Chat, build_prompt, question_messages
+from videopanda.inference.changes import change
 from videopanda.inference.clip import encode_prepared
 from videopanda.inference.explain import _blank, _regions, explain
 from videopanda.inference.load import BUNDLED_MODEL, load
@@ -133,3 +136,22 @@ def test_the_command_prints_frames_and_writes_a_picture(tmp_path):
     assert len(json.loads(run(*words, "--json")[1])["frames"]) == 8
     assert run(*words, "--stream")[0] == 2
     assert run("answer", CLIP, QUESTION, "--picture", tmp_path / "x.png")[0] == 2
+
+
+def test_frames_that_are_chosen_by_their_pixels_cannot_be_knocked_out():
+    """The empty clip had the high resolution in other frames, and as many tokens: they were mixed."""
+    model, processor = compressed("elva")
+    change(model, processor, {"hybrid.every": "3", "hybrid.policy": "change"})
+    frames = clip(8).copy()
+    frames[5:] = 255 - frames[5:]
+    with pytest.raises(ValueError, match="policy=every or ends"):
+        explain(model, processor, Clip(frames, tuple(range(8)), 8.0), QUESTION, max_new_tokens=2)
+    change(model, processor, {"hybrid.policy": "every"})
+    assert explain(model, processor, Clip(frames, tuple(range(8)), 8.0), QUESTION, max_new_tokens=2).frames
+
+
+def test_a_memory_has_no_frames_to_knock_out(tmp_path):
+    model, processor = compressed("elva", {"kind": "pool", "pool_time": 2})
+    processor.video_processor.max_visual_tokens = 200
+    with pytest.raises(ValueError, match="pass num_frames"):
+        explain(model, processor, write_video(tmp_path / "a.mp4", range(25), fps=10), QUESTION, fps=1.0)

@@ -2,6 +2,7 @@
 of it is, and answers and predictions name them."""
 
 import json
+from fractions import Fraction
 
 import pytest
 import torch
@@ -53,12 +54,13 @@ def test_the_attention_is_that_of_the_whole_prompt(family, video):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_frames_come_from_where_most_attention_is(family, memory, video):
     model, processor = compressed(family, {"kind": "pool", "pool_time": 2})
-    first = first_look(model, processor, video, num_frames=8, fps=2, max_visual_tokens=memory)
+    fps = memory and 2
+    first = first_look(model, processor, video, num_frames=8, fps=fps, max_visual_tokens=memory)
     assert first.spans[0][0] == pytest.approx(0)
     assert first.spans[-1][1] == pytest.approx(24, abs=0.2)
     assert all(a[1] == pytest.approx(b[0]) for a, b in zip(first.spans, first.spans[1:]))
     step = first.clip.layout[:, 0]
-    (answer,) = ask_twice(model, processor, video, [QUESTION], num_frames=8, fps=2, max_visual_tokens=memory,
+    (answer,) = ask_twice(model, processor, video, [QUESTION], num_frames=8, fps=fps, max_visual_tokens=memory,
                           max_new_tokens=4)  # fmt: skip
     share = torch.zeros(len(first.spans)).index_add(0, step, attention_to(model, processor, first.clip, QUESTION))
     best = [first.spans[place] for place in share.argsort(descending=True)[:2].tolist()]
@@ -92,8 +94,11 @@ def test_every_question_has_frames_of_its_own(video):
 
 def test_what_cannot_be_looked_at_twice_is_refused(video):
     model, processor = compressed("videopanda")
-    with pytest.raises(ValueError, match="a list of one or more"):
-        ask_twice(model, processor, video, QUESTION)
+    for questions in (QUESTION, [], iter([])):
+        with pytest.raises(ValueError, match="a list of one or more"):
+            ask_twice(model, processor, video, questions)
+    with pytest.raises(ValueError, match="fps is that of a memory"):
+        ask_twice(model, processor, video, [QUESTION], fps=2.0)
     code, out, err = run("answer", video, QUESTION, "--look-twice", "--frames-by", "motion")
     assert (code, out) == (2, "")
     assert "--look-twice chooses frames of the whole file" in err
@@ -119,3 +124,15 @@ def test_the_command_and_predictions_name_the_frames(video, tmp_path):
 def test_without_it_nothing_changes(video):
     model, processor = compressed("videopanda")
     assert ask(model, processor, video, [QUESTION], num_frames=4, max_new_tokens=4)[0].selection is None
+
+
+def test_nothing_is_looked_at_after_the_end(tmp_path):
+    """A last step shorter than a second, and a last picture that lasts less than the one before."""
+    model, processor = compressed("videopanda", {"kind": "pool", "pool_time": 2})
+    short = write_video(tmp_path / "a.mp4", range(25), fps=10)
+    (answer,) = ask_twice(model, processor, short, iter([QUESTION]), num_frames=32, max_visual_tokens=300,
+                          max_new_tokens=2)  # fmt: skip
+    assert len(answer.frame_times) == 8
+    assert 2 < answer.frame_times[-1] < 2.5
+    slides = write_video(tmp_path / "b.mp4", range(2), fps=1, pts=[0, 15], time_base=Fraction(1))
+    assert first_look(model, processor, slides, num_frames=4).spans[-1][1] == pytest.approx(16)

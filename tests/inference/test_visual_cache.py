@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from compressed import compressed
 from tiny import clip, tiny_model, tiny_processor
 from videopanda.cli import app as cli
 from videopanda.data.worlds.scenes.dataset import Clip
@@ -142,6 +143,7 @@ def test_a_key_changes_with_everything_that_decides_the_tokens(loaded, path, tmp
         weights.model.projector.down.bias[0] += 1e-3
     key(model=weights)
     frames = [Clip(clip(8, seed=seed), tuple(range(8)), seconds) for seed, seconds in ((0, 8.0), (1, 8.0), (0, 9.0))]
+    frames.append(Clip(clip(8, seed=0), tuple(range(1, 9)), 8.0))  # which are told to some models, and reported
     for video in frames:
         key(video=video)
     monkeypatch.setattr("videopanda.video.disk_cache.metadata.version", lambda name: "999")
@@ -290,3 +292,10 @@ def test_a_killed_writer_leaves_whole_entries_only(tmp_path):
         os.utime(draft, (1000, 1000))  # long ago
     cache.put(cache.key("one more"), torch.zeros(2, 2), {})
     assert not list(Path(tmp_path).glob("*/*.draft"))
+
+
+def test_a_memory_is_no_other_with_a_cache(path, cache):
+    model, processor = compressed("elva", {"kind": "pool", "pool_time": 2})
+    processor.video_processor.max_visual_tokens = 90
+    clips = [Chat(model, processor, path, fps=4.0, cache=kept).clip for kept in (None, cache)]
+    assert clips[0].num_tokens == clips[1].num_tokens <= 90

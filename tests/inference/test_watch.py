@@ -7,6 +7,7 @@ import pytest
 
 from command import run
 from media import write_video
+from videopanda.cli.watch import _clock
 from videopanda.inference.watching import Condition, watch
 
 RED = "Is there a red circle?"
@@ -87,3 +88,9 @@ def test_the_verb(tmp_path):
         code, _, err = run("watch", *arguments)
         assert code == 2
         assert message in err
+
+
+def test_times_are_rounded_before_they_are_split():
+    assert [_clock(seconds) for seconds in (0.04, 59.94, 59.96, 3599.97)] == [
+        "0:00:00.0", "0:00:59.9", "0:01:00.0", "1:00:00.0"
+    ]  # fmt: skip

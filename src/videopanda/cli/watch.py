@@ -153,4 +153,5 @@ def watch_verb(
 
 
 def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{seconds % 60:04.1f}"
+    minutes, tenths = divmod(round(10 * seconds), 600)  # so that 59.96 s are 1:00.0
+    return f"{minutes // 60}:{minutes % 60:02}:{tenths / 10:04.1f}"

@@ -110,7 +110,7 @@ class Chat:
         end: end of the range, in seconds.
         max_new_tokens: maximum length of an answer.
         sampling: how tokens are chosen, such as `videopanda.Sampling(temperature=0.8, seed=1)`; default: greedily.
-        cache: visual tokens on disk, which are used and extended.
+        cache: visual tokens on disk, which are used and extended; those of a memory are not kept.
         keep_prefix: keep the KV cache of the clip for later questions.
         max_visual_tokens: read the whole video at `fps` (default 1) in constant memory, and merge tokens beyond
             this number; see `VideoSession`, also for `last_frames`. Default: with `fps`, what the model was trained
@@ -120,7 +120,7 @@ class Chat:
     Raises:
         VideoReadError: the video cannot be read.
         DoesNotFitError: the clip does not fit into the context window or into memory; the message says what would.
-        ValueError: a range outside the video.
+        ValueError: a range outside the video, or choices that do not go together.
     """
 
     def __init__(
@@ -144,8 +144,17 @@ class Chat:
         self.processor, self.max_new_tokens, self.sampling = processor, max_new_tokens, sampling
         self.engine = Engine(model, processor, keep_prefixes=keep_prefix)
         self.messages: list[Message] = []
-        other_choices = (num_frames, max_visual_tokens, cache, frames_by) != (None,) * 4 or last_frames
-        if fps is not None and not other_choices and not hasattr(video, "frames"):
+        has_memory = max_visual_tokens is not None or bool(last_frames)
+        if isinstance(video, EncodedClip):
+            if (num_frames, fps, start, end, frames_by) != (None,) * 5 or has_memory:
+                raise ValueError("this clip is already encoded: omit what chooses frames of a file")
+        elif frames_by is not None:
+            if (fps, start, end) != (None,) * 3 or has_memory:
+                raise ValueError(
+                    "frames_by chooses num_frames frames of a whole file: omit fps, start, end, max_visual_tokens and "
+                    "last_frames"
+                )
+        elif fps is not None and num_frames is None and not has_memory and not hasattr(video, "frames"):
             max_visual_tokens = processor.video_processor.max_visual_tokens
         if isinstance(video, EncodedClip):
             self.clip, self._costs = video, {"decode": 0.0, "preprocess": 0.0, "encode": 0.0}
@@ -159,17 +168,17 @@ class Chat:
                     model,
                     processor,
                     video,
-                    fps=fps or 1.0,
+                    fps=1.0 if fps is None else fps,
                     max_visual_tokens=max_visual_tokens,
                     last_frames=last_frames,
                     start=start,
                     end=end,
                 )
         elif frames_by is not None:
-            if fps is not None or start is not None or end is not None:
-                raise ValueError("frames_by chooses num_frames frames of a whole file: omit fps, start and end")
+            if hasattr(video, "frames"):
+                raise ValueError("frames_by chooses frames of a file; these frames are already decoded")
             began, rules = time.perf_counter(), processor.video_processor
-            times, reasons = chosen_times(video, num_frames or rules.num_frames, frames_by)
+            times, reasons = chosen_times(video, rules.num_frames if num_frames is None else num_frames, frames_by)
             read = read_video(video, timestamps=times, background=rules.background)
             chosen = time.perf_counter() - began
             with ONE_AT_A_TIME:
@@ -230,10 +239,9 @@ class Chat:
         """Like `ask`, but in a thread, so that the event loop stays free."""
         return await asyncio.to_thread(self.ask, question)
 
-    async def astream(self, question: str) -> AsyncGenerator[str, None]:
+    def astream(self, question: str) -> AsyncGenerator[str, None]:
         """Like `stream`, but in a thread, so that the event loop stays free."""
-        async for text in _in_thread(self.stream(question)):
-            yield text
+        return _in_thread(self.stream(question))
 
     def ask_each(self, questions: Sequence[str]) -> list[Answer]:
         """Answer questions in one batch; none sees the others or the earlier conversation."""
@@ -298,14 +306,14 @@ def ask(model: Any, processor: Any, video: Any, questions: Sequence[str], **opti
         DoesNotFitError: the clip does not fit into the context window or into memory; the message says what would.
         ValueError: no or empty questions, or a range outside the video.
     """
-    questions = _as_list(questions)
+    questions = question_list(questions)
     for question in questions:  # refused before the video is read
         question_messages(processor, question)
     # The questions are answered together, so they share the prefix anyway.
     return Chat(model, processor, video, keep_prefix=False, **options).ask_each(questions)
 
 
-def _as_list(questions: Any) -> list[str]:
+def question_list(questions: Any) -> list[str]:
     """Questions as a list, read once. Raises ValueError for anything but one or more strings."""
     found = [] if isinstance(questions, str | bytes) or not isinstance(questions, Iterable) else list(questions)
     if not found or not all(isinstance(question, str) for question in found):
@@ -329,7 +337,7 @@ def answer(
     A list of videos gives a list with the answers about each. `model` is a folder, what `load` returned, or None for
     the bundled model; the last one used stays loaded. `options` are those of `Chat`; see `ask` for errors.
     """
-    questions = [question] if isinstance(question, str) else _as_list(question)
+    questions = [question] if isinstance(question, str) else question_list(question)
     loaded = loaded_model(model)
     videos = list(video) if isinstance(video, list | tuple) else [video]
     answers = [ask(*loaded, one, questions, **options) for one in videos]
@@ -349,10 +357,9 @@ async def aanswer(video: Any, question: Any, **options: Any) -> Any:
     return await asyncio.to_thread(lambda: answer(video, question, **options))
 
 
-async def astream(video: Any, question: str, **options: Any) -> AsyncGenerator[str, None]:
+def astream(video: Any, question: str, **options: Any) -> AsyncGenerator[str, None]:
     """Like `stream`, but in a thread, so that the event loop stays free."""
-    async for text in _in_thread(stream(video, question, **options)):
-        yield text
+    return _in_thread(stream(video, question, **options))
 
 
 def loaded_model(model: str | Path | tuple[Any, Any] | None) -> tuple[Any, Any]:

@@ -73,7 +73,8 @@ class EncodedClip:
         """Memory in use: pixels, tokens and KV caches."""
         tensors = [value for value in (self.inputs or {}).values() if isinstance(value, Tensor)]
         tensors += [tensor for tensor in (self.tokens, self.layout) if tensor is not None]
-        return sum(tensor.nbytes for tensor in tensors) + sum(kv.num_bytes for kv in self.kv_prefixes.values())
+        kept = list(self.kv_prefixes.values())  # at once: the thread of the engine may add one
+        return sum(tensor.nbytes for tensor in tensors) + sum(kv.num_bytes for kv in kept)
 
     def keep_prefix(self, key: PrefixKey, kv: KVPrefix) -> None:
         """Keep the KV cache of a prompt up to this clip; the oldest ones are evicted."""

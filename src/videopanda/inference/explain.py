@@ -30,7 +30,10 @@ from videopanda.inference.request import ChangedTokens, Failed, GenerateRequest,
 REGIONS = 4  # maximum rows and columns of regions per frame
 FRAMES_WITH_REGIONS = 3  # the most important ones
 _TOGETHER = 8  # requests at a time
-_OTHER_TOKENS = "this model family gives an empty clip of the same size a different number of visual tokens"
+_OTHER_TOKENS = (
+    "this model gives an empty clip of the same size other visual tokens, so frames cannot be knocked out: with hybrid "
+    "resolution, choose hybrid.policy=every or ends"
+)
 
 
 class _Blank(NamedTuple):
@@ -121,9 +124,12 @@ def explain(
         ValueError: the family does not say where its visual tokens come from, or as `ask`.
     """
     chat = Chat(model, processor, video, **options)
+    if chat.clip.frames is None:
+        raise ValueError(
+            "explain needs the frames of the clip, which neither a memory (fps, max_visual_tokens, last_frames) nor a "
+            "cache keeps: pass num_frames"
+        )
     answer, clip = chat.ask(question), chat.clip
-    if clip.frames is None:
-        raise ValueError("a clip from the disk cache has no frames: explain without a cache")
     ids = build_prompt(processor, question_messages(processor, question), [clip])
     effects = run(chat.engine, study(processor, clip, clip.frames, ids, answer.token_ids, regions), progress)
     return Explanation(**vars(effects), answer=answer)
@@ -161,7 +167,7 @@ def study(
     if regions and places:
         left += min(FRAMES_WITH_REGIONS, len(places)) * len(_regions(layout_V4, places[0]))
     whole, nothing = _scores((yield Round([request(clip), request(blank)], left)))
-    if blank.tokens is None or blank.tokens.shape != tokens_VE.shape:
+    if blank.layout is None or blank.tokens is None or not torch.equal(blank.layout.cpu(), layout_V4):
         raise ValueError(_OTHER_TOKENS)
     blank_VE = blank.tokens
 

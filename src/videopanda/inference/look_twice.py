@@ -13,6 +13,7 @@ Dimensions: V visual tokens; S steps of the first look, each a frame or what a m
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from videopanda.inference.answer import Chat, build_prompt, question_messages
+from videopanda.inference.answer import Chat, build_prompt, question_list, question_messages
 from videopanda.inference.clip import ClipSource, EncodedClip, encode_clip
 from videopanda.inference.reply import Answer
-from videopanda.inference.request import MAX_NEW_TOKENS
+from videopanda.inference.request import MAX_NEW_TOKENS, ONE_AT_A_TIME
 from videopanda.inference.stream_encoder import encode_long
 from videopanda.models.attention import eager_attention, unmerged
 from videopanda.models.visual import EncodedVisual
@@ -60,28 +61,32 @@ def first_look(
         VideoReadError: the file cannot be read.
         ValueError: the model needs a whole clip, or the source is a still picture.
     """
-    coarse = copy.copy(processor)
-    coarse.video_processor = processor.video_processor.coarse()
+    coarse, rules = copy.copy(processor), processor.video_processor
+    coarse.video_processor = rules.coarse()
+    whole = read_video(source, num_frames=1, background=rules.background, decoder="pyav", timeout=math.inf)
+    if whole.is_still:
+        raise ValueError("look_twice needs a video, and this is a still image")
     tokens = max_visual_tokens or processor.video_processor.max_visual_tokens
     if tokens is not None:
-        rate = fps or 1.0
-        clip, costs, log = encode_long(model, coarse, source, fps=rate, max_visual_tokens=tokens)
-        return FirstLook(source, clip, tuple((start, end + 1 / rate) for start, end, _ in log.steps), costs)
-    count = FIRST_TIMES * (num_frames or processor.video_processor.num_frames)
+        rate = 1.0 if fps is None else fps
+        with ONE_AT_A_TIME:
+            clip, costs, log = encode_long(model, coarse, source, fps=rate, max_visual_tokens=tokens)
+        spans = [(start, min(end + 1 / rate, whole.duration)) for start, end, _ in log.steps]
+        return FirstLook(source, clip, tuple(spans), costs)
+    count = FIRST_TIMES * (rules.num_frames if num_frames is None else num_frames)
     while True:
         try:
-            clip, costs = encode_clip(model, coarse, ClipSource(source, count, None, None), max_new_tokens)
+            with ONE_AT_A_TIME:
+                clip, costs = encode_clip(model, coarse, ClipSource(source, count, None, None), max_new_tokens)
             break
         except DoesNotFitError:
             if count == 1:
                 raise
             count = max(1, count // 2)
-    if clip.kind == "image":
-        raise ValueError("look_twice needs a video, and this is a still image")
     middles = [(a + b) / 2 for a, b in zip(clip.times, clip.times[1:])]
     step = clip.times[-1] - middles[-1] if middles else 0.5
-    edges = [max(0.0, clip.times[0] - step), *middles, clip.times[-1] + step]
-    frames = processor.video_processor.frames_per_step
+    edges = [max(0.0, clip.times[0] - step), *middles, min(clip.times[-1] + step, whole.duration)]
+    frames = rules.frames_per_step
     spans = [(edges[i], edges[min(i + frames, len(edges) - 1)]) for i in range(0, len(clip.times), frames)]
     return FirstLook(source, clip, tuple(spans), costs)
 
@@ -99,7 +104,7 @@ def attention_to(model: Any, processor: Any, clip: EncodedClip, question: str) -
     is_visual_N = ids_N == model.config.video_token_id
     last = int(is_visual_N.nonzero().max()) + 1
     visual = {"video": [EncodedVisual(clip.tokens, clip.layout)]}
-    with unmerged(model):
+    with ONE_AT_A_TIME, unmerged(model):
         before = model(input_ids=ids_N[None, :last], mm_encoder_outputs=visual, use_cache=True, logits_to_keep=1)
         cache = {model.cache_name: before[model.cache_name]}
         with eager_attention(model):  # of the question, not the clip
@@ -121,7 +126,7 @@ def second_look(
 ) -> tuple[EncodedClip, dict[str, float]]:
     """The clip of the frames that a question pays attention to, in order of time, and what it cost."""
     rules = processor.video_processor
-    total = num_frames or rules.num_frames
+    total = rules.num_frames if num_frames is None else num_frames
     assert first.clip.layout is not None
     step_V = first.clip.layout[:, 0].cpu()
     share_S = torch.zeros(len(first.spans)).index_add(
@@ -137,7 +142,8 @@ def second_look(
         times += [start + (end - start) * (i + 0.5) / each for i in range(each)]
         reasons += [f"{float(share_S[place]):.1%} of the attention is on {start:.2f} to {end:.2f} s"] * each
     video = read_video(first.source, timestamps=times, background=rules.background)
-    clip, costs = encode_clip(model, processor, ClipSource(video, None, None, None), max_new_tokens)
+    with ONE_AT_A_TIME:
+        clip, costs = encode_clip(model, processor, ClipSource(video, None, None, None), max_new_tokens)
     clip.selection = tuple(reasons)
     return clip, costs
 
@@ -161,10 +167,11 @@ def ask_twice(
         DoesNotFitError: the frames of the second look do not fit.
         ValueError: no or empty questions, or as `first_look` and `attention_to`.
     """
-    if isinstance(questions, str) or not questions:
-        raise ValueError("questions must be a list of one or more strings")
+    questions = question_list(questions)
     for question in questions:  # refused before the video is read
         question_messages(processor, question)
+    if fps is not None and max_visual_tokens is None and processor.video_processor.max_visual_tokens is None:
+        raise ValueError("fps is that of a memory: omit it, or pass max_visual_tokens, too")
     first = first_look(
         model,
         processor,

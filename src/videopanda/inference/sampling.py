@@ -52,6 +52,8 @@ class Sampling:
             raise ValueError(f"top_p must be a number above 0 and at most 1, got {self.top_p!r}")
         if self.repetition_penalty is not None and not 0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty must be a number above 0, got {self.repetition_penalty!r}")
+        if self.seed is not None and not (isinstance(self.seed, int) and -(2**63) <= self.seed < 2**63):
+            raise ValueError(f"seed must be an integer of 64 bits, got {self.seed!r}")
 
     def generator(self) -> torch.Generator:
         """The random numbers of one sequence, so that draws do not depend on its batch."""

@@ -11,16 +11,19 @@ memory has to beat (SimpleStream, arXiv 2604.02317), and the only way to stream 
 """
 
 import math
+import os
 import time
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
 
-from videopanda.inference.clip import EncodedClip, encode_prepared, prepare_clips
+from videopanda.inference.clip import ClipSource, EncodedClip, encode_prepared, prepare_clips
 from videopanda.inference.token_memory import TokenMemory
 from videopanda.models.configuration import context_length
 from videopanda.models.visual import ChunkState
@@ -29,6 +32,7 @@ from videopanda.video.stream import Note, stream_video
 
 MAX_VISUAL_TOKENS = 2048
 KEPT_TIMES = 100_000  # frame times that an answer reports at most
+_SLACK = 1e-6  # of a frame, for rates and ranges that are no binary fractions
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class StreamEncoder:
         self.memory = TokenMemory(max_visual_tokens, window)
         self.num_frames = self.resized = 0
         self.seconds = {"preprocess": 0.0, "encode": 0.0}
+        self.end: float | None = None  # second at which the last frame ends; None: it lasts as long as the one before
+        self._key = uuid4().hex
         self._size: tuple[int, int] | None = None
         self._state = ChunkState()
         self._chunk = 1
@@ -115,27 +121,37 @@ class StreamEncoder:
         if self._times and seconds < self._times[-1]:
             raise ValueError(f"frame times must not decrease: got {seconds:.3f} s after {self._times[-1]:.3f} s")
         size = image.shape[1], image.shape[0]
-        self._size = self._size or size
-        if size != self._size:
-            self.resized += 1
+        is_resized = self._size not in (None, size)
+        if self._size is not None and is_resized:
             image = self.processor.video_processor.resize(image[None], self._size[1], self._size[0])[0]
+        pending = [*self._pending, (image, seconds)]
+        if not self.last_frames and len(pending) == self._chunk:
+            self._state = self._encode(self.memory, pending)  # if this fails, all is as if the frame had not come
+            self._pending.clear()
+        else:
+            self._pending.append((image, seconds))
+        self._size, self.resized = self._size or size, self.resized + is_resized
         self._first = seconds if self._first is None else self._first
         self._times.append(seconds)
-        self.num_frames += 1
-        self._pending.append((image, seconds))
-        if not self.last_frames and len(self._pending) == self._chunk:
-            self._state = self._encode(self.memory)
+        self.num_frames, self.end = self.num_frames + 1, None
+
+    @torch.inference_mode()
+    def finish(self, end: float) -> None:
+        """The stream has ended, at this second: its last frames need not wait for a whole chunk."""
+        self.end = end
+        if self._pending and not self.last_frames:
+            self._state = self._encode(self.memory, self._pending)
             self._pending.clear()
 
-    def _encode(self, memory: TokenMemory) -> ChunkState:
-        """Encode the pending frames into a memory."""
+    def _encode(self, memory: TokenMemory, pending: Collection[tuple[np.ndarray, float]]) -> ChunkState:
+        """Encode pending frames into a memory."""
         began = time.perf_counter()
-        frames = np.stack([image for image, _ in self._pending])
+        frames = np.stack([image for image, _ in pending])
         rules = self.processor.video_processor
         inputs = rules.place_chunk(frames)
         placed = time.perf_counter()
         visual, state = self.model.encode_chunk(inputs, self._state, self.total_frames)
-        memory.add(visual.tokens, visual.layout, [seconds for _, seconds in self._pending], rules.frames_per_step)
+        memory.add(visual.tokens, visual.layout, [seconds for _, seconds in pending], rules.frames_per_step)
         self.seconds["preprocess"] += placed - began
         self.seconds["encode"] += time.perf_counter() - placed
         return state
@@ -152,11 +168,11 @@ class StreamEncoder:
     def _memory_clip(self) -> EncodedClip:
         memory = self.memory.copy()
         if self._pending:
-            self._encode(memory)
+            self._encode(memory, self._pending)
         tokens, layout = memory.tokens, memory.layout
         text = self.processor.video_text(layout, self.duration, [start for start, _, _ in memory.spans])
         return EncodedClip(
-            f"stream {id(self)} {self.num_frames}",
+            f"stream {self._key} {self.num_frames}",
             "video",
             text,
             tuple(self._times),
@@ -179,8 +195,15 @@ class StreamEncoder:
 
     def _span(self, start: float) -> float:
         """Seconds from `start` to the end of the last frame, which is shown as long as the one before."""
+        if self.end is not None:
+            return self.end - start
         step = self._times[-1] - self._times[-2] if len(self._times) > 1 else 1.0
         return self._times[-1] + step - start
+
+    @property
+    def next_time(self) -> float:
+        """Second at which the last frame ends, and a next one may begin."""
+        return self._span(0.0) if self._times else 0.0
 
     @property
     def duration(self) -> float:
@@ -220,39 +243,48 @@ def encode_long(
 
     Args:
         source: a file or a folder of images.
-        fps: frames per second that are encoded.
+        fps: frames per second that are encoded, the first at `start`.
         max_visual_tokens, last_frames: see `StreamEncoder`.
         start, end: range in seconds.
 
     Raises:
-        VideoReadError: the source cannot be read, is damaged or cut short, or shows nothing in this range.
-        ValueError: the model needs a whole clip.
+        VideoReadError: the source cannot be read, is damaged or cut short.
+        ValueError: the model needs a whole clip, the source is a still picture, or has nothing in this range.
     """
+    ClipSource(source, None, start, end, fps)  # refuses frames and wrong rates
+    if not isinstance(source, str | os.PathLike):
+        raise ValueError("only a file or a folder of images is read into a memory: pass its path, or use num_frames")
     began = time.perf_counter()
     background = processor.video_processor.background
-    total = None
-    if not last_frames and model.needs_total_frames:
-        video = read_video(source, num_frames=1, background=background, timeout=math.inf)
-        last = video.duration if end is None else min(end, video.duration)
-        total = max(1, math.ceil((last - (start or 0.0)) * fps - 1e-6))
+    whole = read_video(
+        source, num_frames=1, start=start, end=end, background=background, decoder="pyav", timeout=math.inf
+    )
+    if whole.is_still:
+        raise ValueError(
+            "a memory is for videos, and this is a still image: omit fps, max_visual_tokens and last_frames"
+        )
     decode = time.perf_counter() - began
     encoder = StreamEncoder(
-        model, processor, max_visual_tokens=max_visual_tokens, last_frames=last_frames, total_frames=total
+        model,
+        processor,
+        max_visual_tokens=max_visual_tokens,
+        last_frames=last_frames,
+        total_frames=max(1, math.ceil((whole.end - whole.start) * fps - _SLACK)),
     )
     notes: list[Note] = []
-    with stream_video(source, fps=fps, background=background, on_note=notes.append) as stream:
+    with stream_video(source, fps=fps, start=whole.start, background=background, on_note=notes.append) as stream:
         while True:
             began = time.perf_counter()
             frame = next(stream, None)
             decode += time.perf_counter() - began
-            if frame is None or (end is not None and frame.time >= end):
+            if frame is None or (end is not None and frame.time >= whole.end - _SLACK / fps):
                 break
-            if start is None or frame.time >= start:
-                encoder.push(frame.image, frame.time)
+            encoder.push(frame.image, frame.time)
     # As `read_video`: an answer about a part of the file would not say so. Damage before the first frame shows nothing.
     if lost := [note for note in notes if note.kind in ("damage", "end") and note.time > 0]:
         raise VideoReadError(str(source), f"{lost[0].text} (after {lost[0].time:.1f} s)")
     if not encoder.num_frames:
-        raise VideoReadError(str(source), "no video frames" if start is None else f"no frame after {start:g} s")
+        raise VideoReadError(str(source), "no video frames")
+    encoder.finish(whole.end)
     clip = encoder.clip()
     return clip, {"decode": decode, **encoder.seconds}, encoder.log

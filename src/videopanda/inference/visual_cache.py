@@ -104,7 +104,8 @@ def clip_key(
         for frame in map(np.asarray, video.frames):  # which may differ in size
             content.update(json.dumps(frame.shape).encode())
             content.update(frame.tobytes())
-        content.update(json.dumps(float(video.duration)).encode())
+        times = [float(moment) for moment in video.timestamps]
+        content.update(json.dumps([float(video.duration), times, bool(getattr(video, "is_still", False))]).encode())
         return f"frames {content.hexdigest()}"
     if (found := content_sha256(video)) is None:
         return None
