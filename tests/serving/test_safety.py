@@ -325,7 +325,7 @@ def other(path):
                 self.end_headers()
                 return
             self.send_response(200 if name != "missing" else 404)
-            if name == "clip":
+            if name in ("clip", "cut"):
                 self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if name == "endless":
@@ -341,7 +341,7 @@ def other(path):
                     except OSError:
                         return
             else:
-                self.wfile.write(content)
+                self.wfile.write(content[: len(content) // 2] if name == "cut" else content)
 
         def log_message(self, *args):
             pass
@@ -443,6 +443,8 @@ def test_size_time_and_redirects_are_bounded(other):
             fetch(url, lambda chunk: None, world.remote(max_bytes=len(content) - 1))
     with pytest.raises(UnfitError, match="redirects"):
         fetch("http://a.example/to?/to?/to?/to?/clip", lambda chunk: None, world.remote())
+    with pytest.raises(UnfitError, match="connection lost after"):  # half a video was taken for the whole
+        fetch("http://a.example/cut", lambda chunk: None, world.remote())
     with pytest.raises(UnfitError, match="404"):
         fetch("http://a.example/missing", lambda chunk: None, world.remote())
     slow = FetchPolicy(hosts=["a.example"], look_up=world.look_up, connect=world.connect, timeout=0.6)

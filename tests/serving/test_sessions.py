@@ -160,3 +160,51 @@ def test_what_makes_no_sense_is_refused_in_a_line(client):
     late = client.post(f"{PATH}/{name}/frame?timestamp=2", content=png(clip(1)[0]))
     assert "must not decrease" in late.json()["error"]["message"]
     client.delete(f"{PATH}/{name}")
+
+
+def test_what_is_pushed_without_a_time_follows_what_was_pushed_last(client, tmp_path):
+    """Chunks of half a second counted as a second each, and nothing could follow a first time."""
+    half, more = (write_video(tmp_path / f"{count}.mp4", range(count), fps=10).read_bytes() for count in (5, 25))
+    name = opened(client)
+    times = [client.post(f"{PATH}/{name}/frame?timestamp=12.5", content=png(clip(1)[0])).json()["timestamp"]]
+    for path, content in (
+        ("frame", png(clip(1)[0])),
+        ("chunk", half),
+        ("chunk", half),
+        ("chunk", more),
+        ("chunk", half),
+    ):
+        times.append(client.post(f"{PATH}/{name}/{path}", content=content).json()["timestamp"])
+    assert times == [12.5, 13.5, 14.5, 15.0, 15.5, 18.0]
+    asked = client.post(f"{PATH}/{name}/ask", json={"question": QUESTION, "max_tokens": 2})
+    assert asked.json()["timestamp"] == 18.5
+    data = {"image": base64.b64encode(png(clip(1)[0])).decode()}
+    assert client.post(f"{PATH}/{name}/frame?timestamp=20", json=data).json()["timestamp"] == 20
+    client.delete(f"{PATH}/{name}")
+
+
+def test_a_frame_is_a_picture_and_a_chunk_a_video(client, tmp_path):
+    """Of a video, the picture in its middle was taken."""
+    name, video = opened(client), write_video(tmp_path / "a.mp4", range(25), fps=10).read_bytes()
+    for path, content, said in (
+        ("frame", video, "push it as a chunk"),
+        ("chunk", png(clip(1)[0]), "push it as a frame"),
+    ):
+        reply = client.post(f"{PATH}/{name}/{path}", content=content)
+        assert reply.status_code == 400
+        assert said in reply.json()["error"]["message"]
+    assert client.get(f"{PATH}/{name}").json()["frames"] == 0
+    client.delete(f"{PATH}/{name}")
+
+
+def test_a_session_is_not_idle_while_it_is_asked(client):
+    name = opened(client)
+    store = client.app.state.service.sessions
+    session = store._open[name]
+    with session.in_use():
+        session.used -= 2000
+        store.free_idle()
+        assert name in store._open
+    store.free_idle()
+    assert name in store._open  # not used for long only from here on
+    client.delete(f"{PATH}/{name}")

@@ -18,6 +18,7 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from videopanda.inference.answer import build_prompt
 from videopanda.inference.engine_thread import EngineThread
@@ -293,12 +294,13 @@ def _model(service: Service) -> dict[str, Any]:
 
 
 @router.get("/v1/models")
+@router.get("/v1/models/", include_in_schema=False)
 async def list_models(request: Request) -> dict[str, Any]:
     """The model of this server."""
     return {"object": "list", "data": [_model(_service(request))]}
 
 
-@router.get("/v1/models/{model}")
+@router.get("/v1/models/{model:path}")  # those of the Hub have a slash in their names
 async def get_model(request: Request, model: str) -> dict[str, Any]:
     """The model of this server, by its name."""
     service = _service(request)
@@ -360,6 +362,10 @@ async def _on_os_error(request: Request, error: Exception) -> Response:
 async def _on_serve_error(_: Request, error: Exception) -> Response:
     status, body = error_of(error)
     return JSONResponse(body, status, headers={"Retry-After": "1"} if status in (429, 503) else None)
+
+
+async def _on_disconnect(_: Request, error: Exception) -> Response:
+    return Response(status_code=GONE)  # which nobody reads: an upload was broken off
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -434,6 +440,7 @@ def create_app(engine: EngineThread, settings: ServerSettings) -> FastAPI:
     app.add_exception_handler(ServeError, _on_serve_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(OSError, _on_os_error)
     app.add_exception_handler(Exception, _on_serve_error)
     limits = engine.limits

@@ -72,10 +72,10 @@ class _DecoderProcess:
         return header, await stdout.readexactly(math.prod(header["shape"])) if "shape" in header else b""
 
     async def kill(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
-            await self._process.wait()
-        self._process = None
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 class DecoderPool:
@@ -119,9 +119,11 @@ class DecoderPool:
         except (OSError, EOFError) as error:
             raise UnfitError("cannot read this video: the decoder crashed on it") from error
         finally:
-            if not answered:  # a late answer would belong to no request
-                await worker.kill()
-            self._free.put_nowait(worker)
+            try:
+                if not answered:  # a late answer would belong to no request
+                    await worker.kill()
+            finally:  # also where waiting for its end is cancelled
+                self._free.put_nowait(worker)
         if "reason" in header:
             raise UnfitError(f"cannot read this video: {header['reason']}")
         values: dict[str, Any] = {name: np.array(header[name], kind) for name, kind in ARRAYS.items()}

@@ -125,14 +125,16 @@ def _get(parts: SplitResult, write: Callable[[bytes], object], policy: FetchPoli
             return str(response.headers["Location"])
         if response.status != HTTPStatus.OK:
             raise UnfitError(f"{parts.hostname} answers with status {response.status}")
-        left = policy.max_bytes
-        if (response.length or 0) > left:
-            raise TooLargeError(f"the file is larger than {left} bytes")
+        length, received = response.length, 0
+        if (length or 0) > policy.max_bytes:
+            raise TooLargeError(f"the file is larger than {policy.max_bytes} bytes")
         while chunk := response.read1(_CHUNK):
-            left -= len(chunk)
-            if left < 0:
+            received += len(chunk)
+            if received > policy.max_bytes:
                 raise TooLargeError(f"the file is larger than {policy.max_bytes} bytes")
             write(chunk)
+        if length is not None and received < length:  # which `read1` does not tell
+            raise ConnectionError(f"connection lost after {received:,} of {length:,} bytes")
     finally:
         connection.close()
     return None

@@ -141,7 +141,10 @@ class MediaLoader:
                 raise UnfitError("a list of frames holds images only: send a video as video_url")
             return _Shown(place, files, False, _ONE, part.fps)
         if isinstance(part, FilePart):
-            media = await find(part.file.file_id or _as_data_url(part.file.file_data))
+            if part.file.file_id is not None:
+                media = self._stored(part.file.file_id, owner)
+            else:
+                media = await find(_as_data_url(part.file.file_data))
             return self._shown(place, media, media.kind == "image", choice)
         if isinstance(part, ImagePart):
             media = await find(part.image_url.url)
@@ -236,7 +239,11 @@ class MediaLoader:
             task = asyncio.create_task(self._decode(key, shown))
             self._decoding[key] = task
             task.add_done_callback(partial(self._done, key))
-        return await asyncio.shield(task)  # others may wait for it when this request is given up
+        try:
+            return await asyncio.shield(task)  # others may wait for it when this request is given up
+        except asyncio.CancelledError:
+            await asyncio.wait([task])  # so that requests that are given up never decode more than there are slots for
+            raise
 
     def _done(self, key: str, task: asyncio.Task[EncodedClip]) -> None:
         del self._decoding[key]

@@ -375,7 +375,8 @@ class ChatRequest(Strict):
             chosen |= one.chosen
         if isinstance(part, VideoPart):
             beside, inside = part.chosen, part.video_url.chosen
-            if any(beside[name] != inside[name] for name in beside.keys() & inside.keys()):
+            both = {**beside, **inside}
+            if any(beside[name] != both[name] for name in beside) or both.keys() >= {"fps", "num_frames"}:
                 raise ValueError("video_url and the part itself choose different frames")
         if "end" in chosen and chosen["end"] <= chosen.get("start", 0.0):
             raise ValueError("end must be later than start")

@@ -36,6 +36,12 @@ class TextOptions(Strict):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
+class StreamExtras(Strict):
+    """What a stream contains in addition to its events: nothing."""
+
+    include_obfuscation: Literal[False] | None = None
+
+
 class ResponsesRequest(Strict):
     """POST /v1/responses."""
 
@@ -46,6 +52,7 @@ class ResponsesRequest(Strict):
     temperature: float | None = None
     top_p: float | None = None
     stream: bool = False
+    stream_options: StreamExtras | None = None
     video: FrameChoice = Field(default_factory=FrameChoice)
     text: TextOptions | None = None
     # Fields of OpenAI's API that have no effect here.
@@ -129,13 +136,14 @@ def _part(part: Any) -> Any:
 
 def response(head: Mapping[str, Any], status: str, text: str = "", end: Finished | None = None) -> dict[str, Any]:
     """The response object. `head`: its id, time and model."""
+    cut = end is not None and end.finish_reason == "length"
+    status = "incomplete" if cut else status
     item = {"id": f"msg_{head['id'][5:]}", "type": "message", "role": "assistant", "status": status}
     shown = [{**item, "content": [_text(text)]}] if end is not None else []
-    cut = end is not None and end.finish_reason == "length"
     return {
         **head,
         "object": "response",
-        "status": "incomplete" if cut else status,
+        "status": status,
         "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
         "error": None,
         "output": shown,

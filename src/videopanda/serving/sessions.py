@@ -17,6 +17,8 @@ import binascii
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,7 +84,7 @@ class AskRequest(BaseModel):
 
 @dataclass(eq=False)
 class OpenSession:
-    """A session and its owner; `lock` keeps its frames in order."""
+    """A session and its owner; `lock` keeps its frames in order. users: requests that it is answering."""
 
     id: str
     owner: str
@@ -90,6 +92,16 @@ class OpenSession:
     created: float
     used: float = field(default_factory=time.monotonic)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Within it, the session is not idle."""
+        self.users += 1
+        try:
+            yield
+        finally:
+            self.users, self.used = self.users - 1, time.monotonic()
 
 
 class SessionStore:
@@ -127,7 +139,7 @@ class SessionStore:
     def free_idle(self) -> None:
         """Close the sessions that were not used for too long."""
         limit = time.monotonic() - self.limits.idle_seconds
-        for name in [name for name, one in self._open.items() if one.used < limit and not one.lock.locked()]:
+        for name in [name for name, one in self._open.items() if one.used < limit and not one.users]:
             del self._open[name]
 
 
@@ -198,8 +210,8 @@ async def push_frame(
             frame = FrameRequest.model_validate_json(data)
         except ValidationError as error:
             raise ServeError(f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
-        data, timestamp = _bytes_of(frame.image), frame.timestamp
-    return await _push(_service(request), opened, data, timestamp, {"num_frames": 1})
+        data, timestamp = _bytes_of(frame.image), timestamp if frame.timestamp is None else frame.timestamp
+    return await _push(_service(request), opened, data, timestamp)
 
 
 @router.post("/{session_id}/chunk")
@@ -211,7 +223,7 @@ async def push_chunk(
 ) -> dict[str, Any]:
     """Push a short video, whose frames at `fps` come after those so far."""
     opened = _service(request).sessions.get(session_id, owner_of_request(request))
-    return await _push(_service(request), opened, await request.body(), timestamp, {"fps": fps})
+    return await _push(_service(request), opened, await request.body(), timestamp, fps)
 
 
 @router.post("/{session_id}/ask", response_model=None)
@@ -232,37 +244,56 @@ def _bytes_of(content: str) -> bytes:
 
 
 async def _push(
-    service: Any, opened: OpenSession, data: bytes, timestamp: float | None, choice: dict[str, Any]
+    service: Any, opened: OpenSession, data: bytes, timestamp: float | None, fps: float | None = None
 ) -> dict[str, Any]:
-    """Decode and push; without a timestamp the frames follow the last one."""
+    """Decode and push a picture, or with `fps` a video; without a timestamp it follows what was pushed last."""
     if not data:
         raise ServeError("the body is empty: send a picture or a video")
     if len(data) > _UPLOAD_BYTES:
         raise TooLargeError(f"a frame or chunk is at most {_UPLOAD_BYTES} bytes")
-    async with opened.lock:
-        with tempfile.NamedTemporaryFile() as file:
-            await asyncio.to_thread(Path(file.name).write_bytes, data)
-            video = await service.pool.read(Path(file.name), **choice)
-        start = opened.video.duration if timestamp is None else timestamp
+    with opened.in_use():
+        async with opened.lock:
+            return await _push_in_order(service, opened, data, timestamp, fps)
 
-        def push() -> None:
-            for image, moment in zip(video.frames, video.times):
-                opened.video.push(image, start + (0.0 if video.is_still else float(moment)))
 
-        try:
-            await asyncio.to_thread(push)
-        except ValueError as error:
-            raise ServeError(str(error), "timestamp") from error
+async def _push_in_order(
+    service: Any, opened: OpenSession, data: bytes, timestamp: float | None, fps: float | None
+) -> dict[str, Any]:
+    choice = {"num_frames": 1} if fps is None else {"fps": fps}
+    with tempfile.NamedTemporaryFile() as file:
+        await asyncio.to_thread(Path(file.name).write_bytes, data)
+        video = await service.pool.read(Path(file.name), **choice)
+    if fps is None and not video.is_still:
+        raise ServeError("a frame must be a picture, and this is a video: push it as a chunk")
+    if fps is not None and video.is_still:
+        raise ServeError("a chunk must be a video, and this is a picture: push it as a frame")
+    start = opened.video.next_time if timestamp is None else timestamp
+
+    def push() -> None:
+        for image, moment in zip(video.frames, video.times):
+            opened.video.push(image, start if fps is None else start + float(moment))
+        if fps is not None:
+            opened.video.end = start + video.duration
+
+    try:
+        await asyncio.to_thread(push)
+    except ValueError as error:
+        raise ServeError(str(error), "timestamp") from error
     return {"id": opened.id, "object": "streaming.frame", "frames": opened.video.num_frames, "timestamp": start}
 
 
 async def _ask(service: Any, opened: OpenSession, body: AskRequest) -> dict[str, Any]:
+    with opened.in_use():
+        return await _answer(service, opened, body)
+
+
+async def _answer(service: Any, opened: OpenSession, body: AskRequest) -> dict[str, Any]:
     processor = service.engine.processor
     try:
         messages = question_messages(processor, body.question)
         async with opened.lock:
             clip = await asyncio.to_thread(opened.video.clip)
-            duration, frames = opened.video.duration, opened.video.num_frames
+            now, frames = opened.video.next_time, opened.video.num_frames
         prompt = await asyncio.to_thread(build_prompt, processor, messages, [clip])
         tokens = min(body.max_tokens, service.settings.max_tokens, service.engine.room_for(len(prompt)))
     except ValueError as error:
@@ -274,7 +305,7 @@ async def _ask(service: Any, opened: OpenSession, body: AskRequest) -> dict[str,
                 "object": "streaming.answer",
                 "answer": event.text,
                 "finish_reason": event.finish_reason,
-                "timestamp": duration,
+                "timestamp": now,
                 "frames": frames,
                 "visual_tokens": clip.num_tokens,
             }
@@ -300,7 +331,7 @@ async def session_socket(socket: WebSocket, session_id: str) -> None:
                 return
             try:
                 if message.get("bytes") is not None:
-                    reply = await _push(service, opened, message["bytes"], None, {"num_frames": 1})
+                    reply = await _push(service, opened, message["bytes"], None)
                 else:
                     reply = await _handle(service, opened, message.get("text") or "")
             except ServeError as error:
@@ -327,10 +358,10 @@ async def _handle(service: Any, opened: OpenSession, text: str) -> dict[str, Any
         fields = message.model_extra or {}
         if message.type == "frame":
             frame = FrameRequest(**fields)
-            return await _push(service, opened, _bytes_of(frame.image), frame.timestamp, {"num_frames": 1})
+            return await _push(service, opened, _bytes_of(frame.image), frame.timestamp)
         if message.type == "chunk":
             chunk = ChunkRequest(**fields)
-            return await _push(service, opened, _bytes_of(chunk.video), chunk.timestamp, {"fps": chunk.fps})
+            return await _push(service, opened, _bytes_of(chunk.video), chunk.timestamp, chunk.fps)
         if message.type == "ask":
             return await _ask(service, opened, AskRequest(**fields))
     except ValidationError as error:

@@ -166,8 +166,8 @@ class FileStore:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all files."""
-        return sum(file.bytes for file in self._known.values())
+        """Bytes of all files. May be called from any thread."""
+        return sum(file.bytes for file in list(self._known.values()))
 
     def add(self, file: StoredFile, part: Path) -> None:
         """Add a complete file."""
