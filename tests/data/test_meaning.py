@@ -159,6 +159,12 @@ def test_a_range_of_videochatgpt_is_used():
         {"timestamps": [[1.0, 2.0]]},
         {"max_frames": 16},
         {"sample_weight": 0.5},
+        {"clip_range": [1, 3]},
+        {"relevantWindows": [[1, 3], [5, 6], [8, 9]]},
+        {"time_reference": "00:01-00:05"},
+        {"frame_indices": [0, 8, 16]},
+        {"loss_weight": 0},
+        {"systemMessage": "Answer in French."},
     ],
     ids=str,
 )
@@ -170,7 +176,9 @@ def test_a_key_that_changes_the_meaning_is_refused(name, more):
 @every_format
 def test_keys_that_say_nothing_about_training_are_accepted(name):
     more = {"duration": 12.5, "width": 640, "type": "caption", "weight": 1, "tools": "", "timestamp": "2026-01-02"}
+    more |= {"results": [1, 2], "comments": ["a", "b"], "num_frames": 64, "moments": ["noon", "night"]}
     more |= {"weekend": 1, "end_of_turn": True, "video_end": None, "timestamps": [0.0, 0.5, 1.0], "trending_score": 3}
+    more |= {"loss_weight": 1}
     assert len(read(name, form(name, [{"a": "x"}], **more)).turns) == 1
 
 
@@ -198,7 +206,7 @@ def test_columns_of_null_do_not_choose_the_format(tmp_path):
 
 
 @every_format
-@pytest.mark.parametrize("end", ["</s>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>"])
+@pytest.mark.parametrize("end", ["</s>", "<eos>", "<|return|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>"])
 def test_an_end_marker_in_the_data_would_be_learned_twice(name, end):
     with pytest.raises(RowError, match=f"a turn ends with {re.escape(end)}, which the chat template adds"):
         read(name, form(name, [{"a": f"red{end}"}]))

@@ -200,6 +200,30 @@ def test_options_of_the_same_text_are_chosen_together():
     assert choice("green", ("red", "Green", "green.", "white")) == (1, 2)
 
 
+def test_options_that_differ_in_an_article_alone_are_not_the_same():
+    assert choice("cat", ("a cat", "the cat", "dog")) is None
+    assert choice("the cat", ("a cat", "the cat", "dog")) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("reply", "complete", "cut"),
+    [
+        ("B", "B", "B"),  # one token was asked for
+        ("B. He boils pasta. The man is seen putting the", "B", "B"),
+        ("He boils pasta. In the video, the man puts a pot", "B", "B"),
+        ("The answer is B. Option A", "A", "B"),
+        ("C is the answer. A", "A", "C"),
+        ("Let's look at each option:\n\nA. He chops onions.\nThe video shows onions on", "A", None),
+        ("We need to look at what he does. Option A", "A", None),
+        ("A: he chops. No.\nB: he boils. Yes.\nC", "C", None),
+    ],
+)
+def test_a_reply_that_was_cut_short_is_not_read_by_what_it_only_mentions(reply, complete, cut):
+    options = ("He chops onions.", "He boils pasta.", "He washes dishes.")
+    assert letters(choice(reply, options)) == complete
+    assert letters(choice(reply, options, is_cut=True)) == cut
+
+
 # -- yes or no ---------------------------------------------------------------------------------------------------------
 @given(
     st.sampled_from(["yes", "no"]), st.sampled_from(["{}", "{}.", "{}, it is.", "'{}'", "The answer is {}.", "**{}**"])

@@ -20,7 +20,7 @@ from media import read_number, write_video
 from videopanda.evaluation.benchmarks.item import Item
 from videopanda.evaluation.benchmarks.videos import Videos
 from videopanda.evaluation.conditions import CONDITIONS, asked, show
-from videopanda.evaluation.predict import PredictJob, Predictor, finish, predict
+from videopanda.evaluation.predict import PredictJob, Predictor, finish, parts, predict
 from videopanda.evaluation.predictions import only_writer, read_predictions
 from videopanda.evaluation.prompts import Prompts, read_prompts
 from videopanda.inference.answer import ask, question_messages
@@ -402,3 +402,9 @@ def test_output_is_never_a_file_of_something_else(job, tmp_path, content):
     with pytest.raises(ValueError, match=r"not written by this command|not predictions"):
         predict(job, tmp_path / "p.jsonl")
     assert (tmp_path / "p.jsonl").read_bytes() == content
+
+
+def test_parts_of_a_file_with_brackets_in_its_name_are_found(tmp_path):
+    (tmp_path / "a[1].rank-0.jsonl").touch()
+    (tmp_path / "a1.rank-0.jsonl").touch()
+    assert [part.name for part in parts(tmp_path / "a[1].jsonl")] == ["a[1].rank-0.jsonl"]

@@ -10,6 +10,7 @@ from wordnet_files import write_wordnet
 
 from command import run
 from videopanda.evaluation.benchmarks.item import Item
+from videopanda.evaluation.benchmarks.options import LETTERS
 from videopanda.evaluation.benchmarks.table import load
 from videopanda.evaluation.predictions import FAILURES
 from videopanda.evaluation.scoring.score import score_file
@@ -32,6 +33,8 @@ def item(*answers: str, task: str = "short_answer", **fields) -> Item:
         ("normalized", "dog", "The dogs.", 1.0),
         ("normalized", "2", "two", 1.0),
         ("normalized", "dog", "a small dog", 0.0),
+        ("normalized", "it doesn't", "It does not.", 1.0),
+        ("normalized", "he cannot", "he can't", 1.0),
         ("normalized", "dog", "...", None),
         ("contains", "dog", "a small dog", 1.0),
         ("contains", "dog", "dogma", 0.0),
@@ -168,6 +171,20 @@ def test_an_id_with_two_predictions_is_wrong(asked):
     summary = scored(asked, *right(1, 2, "v_3", "v_4", "v_4"))
     assert (summary["questions"], summary["metrics"]) == (4, {"accuracy": 0.75})
     assert summary["wrong_without_being_read"] == {"duplicate_id": ["v_4"]}
+
+
+def test_replies_that_were_cut_short_are_counted_and_read_with_care(tmp_path):
+    folder = WRITERS["next-qa"](tmp_path)
+    asked, *others = [item for item in load("next-qa", folder).items if item.has_answer]
+    reply = f"Let's look at each option:\n\n{LETTERS[asked.right[0]]}. {asked.options[asked.right[0]]}\nThe video shows"
+    rows = [{"id": item.id, "prediction": "?", "finish_reason": "stop"} for item in others]
+    for reason, status in (("stop", "scored"), ("length", "unparsable")):
+        predictions = write_lines(
+            tmp_path / "p.jsonl", {"id": asked.id, "prediction": reply, "finish_reason": reason}, *rows
+        )
+        summary = score_file("next-qa", folder, predictions, tmp_path / "scores.jsonl")
+        first = json.loads((tmp_path / "scores.jsonl").read_text().splitlines()[0])
+        assert (first["id"], first["status"], summary["cut_short"]) == (asked.id, status, int(reason == "length"))
 
 
 def test_numbers_and_strings_are_the_same_id(asked):

@@ -7,6 +7,7 @@ what is missing; the result is identical to that of an uninterrupted run. Severa
 Ray, share the batches; every torchrun process writes its own part, and the last one joins them.
 """
 
+import glob
 import hashlib
 import json
 import uuid
@@ -281,7 +282,7 @@ class Predictor:
         answers: dict[int, dict[str, Any]] = {}
         for place, result in zip(prompts, self.engine.generate(requests)):
             if not isinstance(result, Failed):
-                answers[place] = {"prediction": result.text}
+                answers[place] = {"prediction": result.text, "finish_reason": result.finish_reason}
             elif isinstance(result.error, ValueError):  # a prompt that is too long
                 answers[place] = {"prediction": None, "failure": "error", "reason": str(result.error)}
             else:  # out of memory, or a bug of this program: a later run asks again
@@ -292,7 +293,7 @@ class Predictor:
 # -- the file ----------------------------------------------------------------------------------------------------------
 def parts(out: Path) -> list[Path]:
     """The files in which other processes keep their share."""
-    return sorted(out.parent.glob(f"{out.stem}.rank-*{out.suffix}"))
+    return sorted(out.parent.glob(f"{glob.escape(out.stem)}.rank-*{out.suffix}"))
 
 
 def stored(out: Path, own: Path, job: PredictJob, protocol: Protocol) -> dict[str, Prediction]:

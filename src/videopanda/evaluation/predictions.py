@@ -1,7 +1,8 @@
 """Predictions as they are stored: one JSON object per line, one line per question, complete enough to be scored again.
 
-    {"id": "v_abc_3", "prediction": "yes", "failure": null, "reason": "", "video": "v_abc.mp4",
-     "frame_indices": [12, 36, …], "frame_times": [0.4, 1.2, …], "decoder": "pyav 18.1.0", "prompt_sha256": "…",
+    {"id": "v_abc_3", "prediction": "yes", "failure": null, "reason": "", "finish_reason": "stop",
+     "video": "v_abc.mp4", "frame_indices": [12, 36, …], "frame_times": [0.4, 1.2, …], "decoder": "pyav 18.1.0",
+     "prompt_sha256": "…",
      "protocol": {"benchmark": "activitynet-qa", "errata": "as-published", "condition": "full", "model": "…", …}}
 
 `id` and `prediction` are enough to be scored; what is missing in a foreign file stays unknown. A question whose video
@@ -65,6 +66,7 @@ class Prediction:
     prediction: str | None
     failure: Failure | None = None
     reason: str = ""  # what went wrong, for people
+    finish_reason: str = ""  # "stop", or "length" where the reply was cut short by max_new_tokens; "" if unknown
     video: str = ""  # what was shown, by its path below the folder of videos
     frame_indices: tuple[int, ...] = ()  # of the frames shown, in the order shown
     frame_times: tuple[float, ...] = ()  # seconds
@@ -76,6 +78,11 @@ class Prediction:
     def __post_init__(self) -> None:
         if (self.prediction is None) == (self.failure is None):
             raise ValueError(f"prediction {self.id!r} must have either a text or a failure")
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the reply was cut short by a limit of tokens."""
+        return self.finish_reason == "length"
 
     def as_json(self) -> str:
         """One line without its line end; equal for equal predictions."""
@@ -258,6 +265,7 @@ def prediction_of(row: AnnotationRow) -> Prediction:
         prediction=text,
         failure=failure,
         reason=str(row.get("reason") or ""),
+        finish_reason=str(row.get("finish_reason") or ""),
         video=str(row.get("video") or ""),
         frame_indices=tuple(row.get("frame_indices") or ()),
         frame_times=tuple(row.get("frame_times") or ()),

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -83,8 +84,9 @@ RANGE_KEYS = (
     *(("start_sec", "end_sec"), ("starting_sec", "ending_sec"), ("start_s", "end_s"), ("begin", "stop")),
 )
 RANGE_NAMES = frozenset(key for keys in RANGE_KEYS for key in keys)
-_RANGES = {"clip", "segment", "span", "range", "time_range", "window", "interval", "timestamp", "timestamps", "bounds"}
-_RANGES |= {"ts", "segments", "time_span", "timespan", "time_window"}
+# Words of names that may say which part a row is about: clip_range, temporalWindow, time_reference.
+_PARTS = "clip|segment|span|range|window|interval|time(?:stamp|span)?|bound|ts|moment|trim"
+_PART = re.compile(rf"(?:(?<![A-Za-z])(?i:{_PARTS})|(?:{_PARTS.title()}))s?(?![a-z])")
 # A name that says where a part begins or ends in other units: start_ms, endFrame, frame_start.
 _LIMIT = re.compile(
     "(?:^|_)(?i:start|begin|end|stop)(?:ing|ning)?(?:_|$|(?=[A-Z]))|(?<=[a-z])(?:Start|Begin|End|Stop)(?:$|_|(?=[A-Z]))"
@@ -96,16 +98,16 @@ _NAMES_MEDIUM = re.compile(
     re.IGNORECASE,
 )
 _MEANINGFUL = {
-    *RANGE_NAMES,
-    *(*_FLAGS, "loss_scale", "mask", "system", "system_prompt", "history", "tools", "functions"),
-    *("label", "image", "images", "video", "videos", "audio", "audios", "objects"),
+    *(*RANGE_NAMES, "mask", "history", "tools", "functions"),
+    *("image", "images", "video", "videos", "audio", "audios", "objects"),
     *("max_frames", "min_frames", "max_pixels", "min_pixels", "total_pixels", "resized_height", "resized_width"),
-    *("crop", "sample_weight"),
 }
-_NEUTRAL = (*((key, 1) for key in (*_FLAGS, "label")), ("mask", 0))  # what a row does without the key
+# loss_scale, sample_weight, crop_box; systemMessage.
+_WEIGHT = re.compile(r"(?:\w*_)?(?:loss|weight|crop)s?(?:_\w*)?|sys(?:tem)?_?(?:prompt|message|msg)?", re.IGNORECASE)
+_FRAMES = re.compile(r"(?:\w*_)?frames?(?:_(?:ids?|idxs?|index|indexes|indices|list|numbers?))?", re.IGNORECASE)
 
 # Left behind where a data set was written with the chat template of another model.
-_ENDS = ("</s>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end|>", "<end_of_turn>")
+_END = re.compile(r"(?:<\|[^|<>\s]{1,40}\|>|</s>|<eos>|<end_of_turn>)$")
 _SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]+://")
 _PLACEHOLDER = re.compile("<(?:image|video)>")
 # Left behind in answers of Video-ChatGPT-100K; later users of that data remove it.
@@ -187,9 +189,8 @@ def pair(turns: Sequence[Said]) -> tuple[Turn, ...]:
         texts.append(turn.text.replace(_NOISE, "").strip())
         if not texts[-1]:
             raise RowError("empty", f"a turn of the {turn.role} has no text")
-        if texts[-1].endswith(_ENDS):
-            end = next(end for end in _ENDS if texts[-1].endswith(end))
-            raise RowError("schema", f"a turn ends with {end}, which the chat template adds: remove it")
+        if texts[-1].endswith(">") and (end := _END.search(texts[-1])):
+            raise RowError("schema", f"a turn ends with {end[0]}, which the chat template adds: remove it")
     if not any(turn.is_trained for turn in turns[1::2]):
         raise RowError("empty", "the row has no answer to train on")
     return tuple(Turn(q, a, turn.is_trained) for q, a, turn in zip(texts[::2], texts[1::2], turns[1::2]))
@@ -203,22 +204,50 @@ def refuse_unused(row: Mapping[str, Any], used: Iterable[str]) -> None:
     """
     for key in sorted(set(row) - set(used)):
         value = row[key]
-        is_range = _tells_part(key, value)
-        if value not in (None, "", [], {}) and (is_range or (key in _MEANINGFUL and (key, value) not in _NEUTRAL)):
+        if value in (None, "", [], {}) or not (kinds := _kinds(key)):
+            continue
+        is_range = ("part" in kinds and _is_part(value)) or ("limit" in kinds and _is_moment(value))
+        if is_range or _changes_row(key, kinds, value):
             advice = "give the range as 'start' and 'end' in seconds" if is_range else "remove it, or the row"
             raise RowError("schema", f"the key {key!r} is not supported in this format: {advice}")
 
 
-def _tells_part(key: str, value: Any) -> bool:
-    """Whether a key that is not read says which part of the clip a row is about."""
-    if key in _RANGES:
-        if isinstance(value, list) and len(value) == 1:
-            (value,) = value
-        is_pair = isinstance(value, list | Mapping) and len(value) == 2
-        return is_pair or (isinstance(value, str) and bool(_CLOCKS.fullmatch(value)))
-    is_moment = isinstance(value, int | float) and not isinstance(value, bool)
-    is_moment = is_moment or (isinstance(value, str) and bool(re.fullmatch(r"[\d.:]+", value)))
-    return is_moment and bool(_LIMIT.search(key))
+@lru_cache(maxsize=1024)  # the same few keys in millions of rows
+def _kinds(key: str) -> frozenset[str]:
+    """What a key that is not read may say, by its name."""
+    said = {
+        "part": _PART.search(key),
+        "limit": _LIMIT.search(key),
+        "frames": _FRAMES.fullmatch(key),
+        "weight": key in ("train", "label") or _WEIGHT.fullmatch(key),
+        "more": key in _MEANINGFUL,
+    }
+    return frozenset(kind for kind, found in said.items() if found)
+
+
+def _changes_row(key: str, kinds: frozenset[str], value: Any) -> bool:
+    """Whether a key that is not read changes what a row means: its loss, its system prompt, its media."""
+    if "weight" in kinds:
+        return bool(value != 1)
+    if key == "mask":
+        return bool(value != 0)
+    return "more" in kinds or ("frames" in kinds and isinstance(value, list))
+
+
+def _is_part(value: Any) -> bool:
+    """Whether a value is a range of time, "0:01 - 0:05" or two moments, or a list of such ranges."""
+    if isinstance(value, str):
+        return bool(_CLOCKS.fullmatch(value))
+    members = list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else []
+    if len(members) == 2 and all(map(_is_moment, members)):
+        return True
+    return isinstance(value, list) and bool(members) and all(map(_is_part, members))
+
+
+def _is_moment(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(re.fullmatch(r"[\d.:]+", value))
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def mark(turns: Sequence[Turn], media: Sequence[Medium], missing: Literal["refuse", "front"]) -> tuple[Turn, ...]:

@@ -49,6 +49,7 @@ from videopanda.evaluation.scoring.choice_patterns import (
     WORD,
 )
 from videopanda.evaluation.scoring.clauses import clauses
+from videopanda.evaluation.scoring.extract import yes_no
 from videopanda.evaluation.scoring.final_text import final_text, unwrapped
 from videopanda.evaluation.scoring.normalize import tokens
 from videopanda.evaluation.scoring.option_texts import asserted, denied_or_open, equal, masked, text_beside, written
@@ -86,17 +87,23 @@ class _Mention:
     is_final: bool = False  # a sentence of its own, the last one
 
 
-def choice(reply: str, options: Sequence[str]) -> tuple[int, ...] | None:
+def choice(reply: str, options: Sequence[str], *, is_cut: bool = False) -> tuple[int, ...] | None:
     """The option that a reply chooses: its index, or several where options are the same text.
 
     A reply that is the text of an option chooses it. Else letters decide as the module says: the last one that is
     stated; else the only one that stands alone; else the only one that is mentioned, where none is denied. A letter
     beside the text of another option chooses nothing. Without letters, the text of one option within a reply that
     denies nothing. Else the only option that is right where a reply judges each of them.
+
+    Of options of which one begins with yes and one with no, a reply without letters chooses as `yes_no` reads it. Of a
+    reply that `is_cut` short by a limit of tokens, what follows might change what was only mentioned: its letters count
+    where they are stated, else its first sentence decides, or a letter that it begins with.
     """
     said = final_text(reply)[-_LONGEST:]
-    found = _chosen(said, options)
-    return _judged(unwrapped(said), options) if found is None else found
+    found = _chosen(said, options, is_cut)
+    if found is not None or is_cut:
+        return found
+    return _judged(unwrapped(said), options)
 
 
 def _judged(text: str, options: Sequence[str]) -> tuple[int, ...] | None:
@@ -110,7 +117,7 @@ def _judged(text: str, options: Sequence[str]) -> tuple[int, ...] | None:
     return (LETTERS.index(right[0]),)
 
 
-def _chosen(said: str, options: Sequence[str]) -> tuple[int, ...] | None:
+def _chosen(said: str, options: Sequence[str], is_cut: bool) -> tuple[int, ...] | None:
     asks = "?" in said and not any("?" in option for option in options)
     if (name := NAME.fullmatch(said.strip())) and name[1].lower() not in tokens(" ".join(options)):
         return None
@@ -119,8 +126,23 @@ def _chosen(said: str, options: Sequence[str]) -> tuple[int, ...] | None:
     text = unwrapped(said)
     if _lists_letters(text) and not any(ONE.fullmatch(option.strip()) for option in options):
         return None
-    text = _without_list(text)
+    listed, text = text, _without_list(text)
     mentions = list(_mentions(text, options))
+    if is_cut:
+        mentions = [mention for mention in mentions if mention.how in (_How.STATED, _How.DENIED)]
+        if all(mention.how == _How.DENIED for mention in mentions):
+            first = SENTENCE_END.search(text := text.lstrip())
+            if text != listed.lstrip() or not (first or MARK.match(text)):
+                return None
+            return _chosen(text[: first.end()] if first else text, options, False)
+    polar = _polar(options)
+    said_polar = polar.get(yes_no(text) or "") if polar else None
+    if mentions and said_polar is not None:
+        chosen = _decide(mentions, text, options)
+        return chosen if chosen == (said_polar,) else None  # "No, the answer is A", which is "Yes"
+    if polar and not mentions:
+        others = [option for i, option in enumerate(options) if i not in polar.values()]
+        return None if said_polar is None or written(text, others, asserts=False) else (said_polar,)
     if not mentions:
         number = {NUMBERS[match[match.lastindex or 0].lower()] for match in NUMBERED.finditer(text)}
         if number and not denied_or_open(text):
@@ -129,6 +151,12 @@ def _chosen(said: str, options: Sequence[str]) -> tuple[int, ...] | None:
             return (index,) if len(number) == 1 and index < len(options) and same in ((), (index,)) else None
         return asserted(text, options)
     return _decide(mentions, text, options)
+
+
+def _polar(options: Sequence[str]) -> dict[str, int]:
+    """The index of the only option that begins with "yes" and of the only one that begins with "no"; {} if not both."""
+    first = [(tokens(option) or [""])[0] for option in options]
+    return {w: first.index(w) for w in ("yes", "no")} if first.count("yes") == first.count("no") == 1 else {}
 
 
 def _decide(mentions: list[_Mention], text: str, options: Sequence[str]) -> tuple[int, ...] | None:
@@ -164,8 +192,10 @@ def _without_list(text: str) -> str:
 
 
 def _lists_letters(text: str) -> bool:
-    """Whether a text has no words but several letters, "A) B) C)"."""
+    """Whether a text has no words but several letters, "A) B) C)", or an "answer" for each, "Answer: A Answer: B"."""
     words = re.findall(r"\w+", text)
+    letters = [word for word in words if word.lower() != "answer"]
+    words = letters if len(words) == 2 * len(letters) else words
     return len({word.upper() for word in words}) > 1 and all(re.fullmatch("[A-Za-z]", word) for word in words)
 
 
@@ -181,8 +211,11 @@ def _mentions(text: str, options: Sequence[str]) -> Iterator[_Mention]:
     text = GROUP.sub(lambda match: re.sub(r"[,、]|\bvs\b\.?", "/", match[0]), text)  # a list is one thing
     whole, text = text, masked(text, options)
     named, indices, longest = 0, frozenset[int](), max(map(len, options), default=0)
+    told, told_end = tuple[int, ...](), 0  # the option that the clause before is, and where that ends
     for number, (start, end, kind) in enumerate(clauses(text)):
         clause = text[start:end]
+        named_before = told if not SENTENCE_END.search(text[told_end:start]) else ()
+        told, told_end = equal(whole[start:end], options), end
         if kind or UNREAL.search(clause):
             continue
         if indices and start >= named and REFUSAL.fullmatch(clause):  # "C - wrong", "the answer is A. No, …"
@@ -203,6 +236,8 @@ def _mentions(text: str, options: Sequence[str]) -> Iterator[_Mention]:
                 continue
             if len(indices) == 1 and not indices.isdisjoint(beside):
                 named = start + last + length
+            elif named_before and how != _How.DENIED and indices.isdisjoint(named_before):
+                indices = frozenset()  # "he boils pasta, which is option C"
             elif (how != _How.DENIED and _is_unclear(place, how, indices, beside, options)) or (
                 how == _How.ALONE and _tells_another(whole[start + last :][:_NEAR], indices, options)
             ):

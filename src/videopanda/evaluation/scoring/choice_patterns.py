@@ -94,7 +94,7 @@ PREFERRED = re.compile(r"(prefer\w*\s+\S+\s+)to\b", re.IGNORECASE)
 IDIOMS = re.compile(
     r"\bat\s+least\b|\b(?:no|without(?:\s+an?y?)?)\s+(?:doubt|question|problem)\b|\bnot\s+only\b"
     r"|\bif\s+(?:i|we|you)\s+(?:had|have|must|were)\s+to\b(?:\s+\w+)?|\bif\s+(?:forced|anything)\b"
-    r"|\bthat['’]s\s+right\b(?=\s*[,.!])|\ball\s+right\b|\bright\s+(?:now|away|after|before|here)\b"
+    r"|\b\d+\s*%\s*(?:sure|certain|confident)\b|\bthat['’]s\s+right\b(?=\s*[,.!])|\ball\s+right\b|\bright\s+(?:now|away|after|before|here)\b"
     r"|毫无疑问|毫無疑問|不用说|間違いなく|sans\s+(?:aucun\s+)?doute|ohne\s+Zweifel|sin\s+duda|без\s+сомнения",
     re.IGNORECASE,
 )
@@ -112,23 +112,27 @@ NAMED = re.compile(
     re.IGNORECASE,
 )
 CONDITION = re.compile(
-    r"\b(?:if|unless|suppos\w+|assum\w+|wenn|falls|si|se\s+(?:fosse|for)|если)\b|如果|假如|若|もし|만약", re.IGNORECASE
+    r"^\W*(?:were|had|should)\s+(?:he|she|it|they|there|the|this|that|we|i|you)\b"
+    r"|\b(?:if|unless|suppos\w+|assum\w+|wenn|falls|si|se\s+(?:fosse|for)|если)\b|如果|假如|若|もし|만약",
+    re.IGNORECASE,
 )
 HEDGE = re.compile(
-    r"\b(?:might|may|maybe|perhaps|possibly|could|thought|initially|at\s+first|seemed|looked|tempting|vielleicht)\b"
+    r"\b(?:might|may|maybe|perhaps|possibly|could|thought|initially|at\s+first|seemed|looked|tempting|vielleicht|könnte"
+    r"|podr[ií]a|pourrait)\b"
     r"|可能|也许|也許|かもしれ",
     re.IGNORECASE,
 )
 UNREAL = re.compile(
     r"\bwould\s+(?:have(?!\s+to\s+be)|need|require|imply|mean|only)\b"
-    r"|\b(?:some|others|people|many|one)\s+(?:might|may|would|could)\b",
+    r"|\b(?:some|others|people|many|one)\s+(?:might|may|would|could)\b"
+    r"|\byou(?:['’]d|\s+(?:might|may|would|could))\s+think\b",
     re.IGNORECASE,
 )
 DENIAL = re.compile(
     r"""\b(?:not|no|non|none|neither|nor|never|nothing|nobody|hardly|barely|far\s+from|against|contradict\w*|poor|bad
     |seems\s+off|cannot|(?:is|are|was|were|do|does|did|ca|could|would|should|has|have|had|wo)n['’]?t|doubt\w*|wrong
     |incorrect\w*|false|inaccurate|invalid
-        |least|worst|second[\s-]best|improbable|unlikely|implausible|impossible|(?:ruled?|ruling|is|are)\s+out
+        |least|worst|second[\s-]best|(?:second|2nd)\s+(?:choice|guess)(?=\s*[:=]|\s+(?:is|would)\b)|improbable|unlikely|implausible|impossible|(?:ruled?|ruling|is|are)\s+out
         |eliminat(?:e[sd]?|ing)|exclud\w+|reject\w*|dismiss\w*
         |distractors?|mistake\w*|except|unlike|rather\s+than|instead\s+of|than|lacks?|fails?
         |nicht|kein\w*|falsch\w*|weder|ausgeschlossen|ausschließen|scheidet|descart\w+|exclure|exclu[es]?|élimin\w+
@@ -182,7 +186,7 @@ STATED_BEFORE = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 FILLER = re.compile(
-    rf"""(?:[\s:"'“”’>\-–—]|\b(?:definitely|clearly|obviously|probably|(?:most|more)\s+likely|likely|actually|now|only
+    rf"""(?:[\s:"'“”’>\-–—]|\b(?:definitely|clearly|obviously|probably|(?:most|more)\s+likely|likely|actually|really|now|only
     |just|maybe|possibly|perhaps|therefore|thus|indeed|simply|surely|certainly|undoubtedly|of\s+course|clairement
         |wahrscheinlich|vermutlich|wohl|nur|eindeutig|zweifellos|solo|sólo|\w{{3,}}mente|\w{{3,}}[ae](?:l|ir)ement
         |probablement|certainement|seule?|только|наверное|вероятно

@@ -23,7 +23,9 @@ _END = re.compile(
 )
 _TOKEN = re.compile(r"<\|[^|>]{1,40}\|>|<s>|<bos>|<pad>|<unk>|<start_of_turn>\s*(?:model|assistant)?", re.IGNORECASE)
 _SPACE = re.compile(r"[^\S\n]{2,}")
-_ASKER = re.compile(r"(?<=\S)\s*^[ \t]*(?:human|user)\s*:.*", re.IGNORECASE | re.MULTILINE | re.DOTALL)
+_ASKER = re.compile(
+    r"(?<=\S)\s*^[ \t]*(?:human|user|(?:next\s+)?question(?:\s*\d+)?)\s*:.*", re.IGNORECASE | re.MULTILINE | re.DOTALL
+)
 _ROLE = re.compile(r"^[ \t]*(?:assistant|model)\s*:", re.IGNORECASE | re.MULTILINE)
 
 

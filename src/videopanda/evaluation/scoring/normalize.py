@@ -59,6 +59,7 @@ _IRREGULAR = {
 # Words that end like plurals and are none.
 _SINGULAR = frozenset({"always", "across", "series", "species", "news", "sports", "physics", "lens", "chess", "gas"})
 _POSSESSIVE = re.compile(r"['’](?:s\b)?")
+_CONTRACTED = re.compile(r"\b(?:(ca)n|(wo)n|(\w+)n)['’]t\b|\b(can)not\b")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _TOKEN = re.compile(r"\d+\.\d+|[^\W_]+")
 _NUMBER = re.compile(r"0*(\d+?)(?:\.(\d*?)0*)?")
@@ -69,16 +70,22 @@ def normalize(text: str) -> str:
     return " ".join(tokens(text))
 
 
-def tokens(text: str) -> list[str]:
+def tokens(text: str, *, with_articles: bool = False) -> list[str]:
     """The words of a text in their normal form.
 
-    Lower case, no punctuation and no possessive ending; plurals become singular; articles go; number words and digits
-    become the same digits ("twenty-one", "21.0"), ordinals up to tenth "1st" to "10th".
+    Lower case, no punctuation and no possessive ending; plurals become singular; articles go, unless `with_articles`;
+    "doesn't" is "does not"; number words and digits become the same digits ("twenty-one", "21.0"), ordinals up to tenth
+    "1st" to "10th".
     """
-    text = _plain(text)
+    text = _CONTRACTED.sub(_in_full, _plain(text))
     text = _THOUSANDS.sub("", _POSSESSIVE.sub("", text))
     words = [singular(word) for word in _TOKEN.findall(text)]
-    return _numbers([word for word in words if word not in ARTICLES])
+    return _numbers([word for word in words if with_articles or word not in ARTICLES])
+
+
+def _in_full(match: re.Match[str]) -> str:
+    verb = "can" if match[1] or match[4] else "will" if match[2] else match[3]
+    return f"{verb} not"
 
 
 def _plain(text: str) -> str:

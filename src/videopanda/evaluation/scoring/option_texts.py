@@ -14,7 +14,13 @@ from videopanda.evaluation.scoring.choice_patterns import (
     PRONOUN,
 )
 from videopanda.evaluation.scoring.clauses import clauses
-from videopanda.evaluation.scoring.normalize import normalize, tokens
+from videopanda.evaluation.scoring.normalize import tokens
+
+# An "A" that is no article: "Team A", "Team A wins", "A-B-C", "(a)(c)(b)".
+_NO_ARTICLE = re.compile(r"(?<=\w )A\b(?!\s+[A-Z])|\bA(?=\W*$|[^\w\s]|\s+[A-Z]\b)|[(\[]a[)\]]")
+# Numbers that count nothing: "0:03", "1995-96", "frame 3".
+_COMPOUND = re.compile(r"\b\d+(?:[:/–-]\d+)+|\b(?:frames?|steps?|scenes?|pages?|lines?)\s*#?\s*\d+", re.IGNORECASE)
+_NUMERALS = "零一二两兩三四五六七八九十百千万萬"
 
 
 def masked(text: str, options: Sequence[str]) -> str:
@@ -27,13 +33,22 @@ def masked(text: str, options: Sequence[str]) -> str:
 
 
 def equal(text: str, options: Sequence[str]) -> tuple[int, ...]:
-    """The options that a text is, but for case and punctuation."""
-    wanted, bare = normalize(text), text.strip(" .\"'").casefold()
-    return tuple(
-        i
-        for i, option in enumerate(options)
-        if (wanted and normalize(option) == wanted) or (bare and option.strip().casefold() == bare)
-    )
+    """The options that a text is, but for case and punctuation; else those of the same normal form, if they are one
+    text."""
+    wanted, bare = _normal(text, options), _bare(text)
+    if bare and (same := tuple(i for i, option in enumerate(options) if _bare(option) == bare)):
+        return same
+    same = tuple(i for i, option in enumerate(options) if wanted and _normal(option, options) == wanted)
+    return same if len({_bare(options[i]) for i in same}) == 1 else ()
+
+
+def _bare(text: str) -> str:
+    return text.strip(" .\"'").casefold()
+
+
+def _normal(text: str, options: Sequence[str]) -> str:
+    """The normal form of a text to compare with options; with articles where an option has an "A" that is none."""
+    return " ".join(tokens(text, with_articles=any(map(_NO_ARTICLE.search, options))))
 
 
 def text_beside(rest: str, options: Sequence[str]) -> tuple[tuple[int, ...], int]:
@@ -56,10 +71,12 @@ def denied_or_open(text: str) -> bool:
 def asserted(reply: str, options: Sequence[str]) -> tuple[int, ...] | None:
     """The only option whose words stand in the reply, or in what it asserts."""
     kept = " ".join(options).casefold()
-    text = IDIOMS.sub(lambda match: match[0] if match[0].casefold() in kept else " ", reply)
+    text = reply
+    for pattern in (IDIOMS, _COMPOUND):
+        text = pattern.sub(lambda match: match[0] if match[0].casefold() in kept else " ", text)
     if len(found := written(text, options)) == 1:
         ((word, indices),) = found.items()
-        if not denied_or_open(_words(text).replace(word, " ") + ("?" if "?" in reply else "")):
+        if not denied_or_open(_words(text, options).replace(word, " ") + ("?" if "?" in reply else "")):
             return indices
     told: list[str] = []
     denied: list[str] = []
@@ -86,28 +103,34 @@ def written(reply: str, options: Sequence[str], *, asserts: bool = True) -> dict
 
     None at all if the text `asserts` one of them and something more ("a cat and a bird").
     """
-    text = _words(reply)
-    words = [f" {normalize(option)} " if not ONE.fullmatch(option.strip()) else "" for option in options]
+    text = _words(reply, options)
+    words = [f" {_normal(option, options)} " if not ONE.fullmatch(option.strip()) else "" for option in options]
     words = [option if CJK.fullmatch(option) else word for option, word in zip(options, words)]
     openings = [PRONOUN.match(word) for word in words]
     if len({match and match[0] for match in openings}) == 1:
         words = [PRONOUN.sub(r"\1", word) for word in words]
     if all(ARTICLE.match(word) for word in words):
         words = [ARTICLE.sub(r"\1", word) for word in words]
-    found = {word for word in words if word.strip() and (_is_written(word, text) if len(word) == 1 else word in text)}
+    found = {word for word in words if word.strip() and _is_written(word, text)}
     found = {word for word in found if not any(word != other and word in other for other in found)}
     for word in found if asserts else ():
         if re.search(rf"\b(?:and|or|but)\s+{re.escape(word.strip())}(?!\w)|{re.escape(word)}(?:and|or|then)\b", text):
             return {}
-    return {one: tuple(i for i, word in enumerate(words) if word == one) for one in found}
+    same = {one: tuple(i for i, word in enumerate(words) if word == one) for one in found}
+    return {one: indices for one, indices in same.items() if len({_bare(options[i]) for i in indices}) == 1}
 
 
-def _is_written(character: str, text: str) -> bool:
-    """Whether a text holds a word of one Chinese character or Korean syllable, which may also be part of another."""
-    if character >= "가":
-        return bool(re.search(rf"(?<![가-힣]){character}(?=[와과는은이가을를도]|[^가-힣]|$)", text))
-    return bool(re.search(rf"(?:(?<![一-鿿])|(?<=[是只匹条个头隻])){character}(?![一-鿿])", text))
+def _is_written(word: str, text: str) -> bool:
+    """Whether a text holds a word. One Chinese character or Korean syllable may also be part of another word, and a
+    Chinese number part of a larger one."""
+    if word[0] in _NUMERALS and len(word) > 1:
+        return bool(re.search(rf"(?<![{_NUMERALS}第几幾]){re.escape(word)}", text))
+    if len(word) > 1:
+        return word in text
+    if word >= "가":
+        return bool(re.search(rf"(?<![가-힣]){word}(?=[와과는은이가을를도]|[^가-힣]|$)", text))
+    return bool(re.search(rf"(?:(?<![一-鿿])|(?<=[是只匹条个头隻])){word}(?![一-鿿])", text))
 
 
-def _words(reply: str) -> str:
-    return f" {' '.join(tokens(reply))} " + re.sub(r"[^\u3040-\ud7a3]+", " ", reply)  # scripts without spaces, too
+def _words(reply: str, options: Sequence[str]) -> str:
+    return f" {_normal(reply, options)} " + re.sub(r"[^\u3040-\ud7a3]+", " ", reply)  # scripts without spaces, too

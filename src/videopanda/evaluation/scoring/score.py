@@ -112,7 +112,8 @@ def _score(item: Item, predictions: Sequence[Prediction], scorer: Scorer) -> Sco
     if prediction.prediction is None:
         assert prediction.failure is not None
         return wrong(prediction.failure)
-    verdict = scorer.judge(item, prediction.prediction)
+    judge = (prediction.is_cut and scorer.judge_cut) or scorer.judge
+    verdict = judge(item, prediction.prediction)
     if verdict is None:
         return wrong("unparsable", prediction.prediction)
     metrics = {name: round(value, _DIGITS) for name, value in verdict.metrics.items()}
@@ -190,6 +191,7 @@ def summarize(
         "most_frequent_answer": None,
         "types": types,
         "groups": {name: _means(groups[name]) for name in entry.groups if name in groups},
+        "cut_short": sum(prediction.is_cut for prediction in predictions),
         "statuses": dict(sorted(Counter(score.status for score in scores).items())),
         "wrong_without_being_read": {
             status: ids for status in WRONG if (ids := [score.id for score in scores if score.status == status])
@@ -361,6 +363,8 @@ def table(summary: Mapping[str, Any]) -> Group:
         f"{status.replace('_', ' ')} {len(ids):,}" for status, ids in summary["wrong_without_being_read"].items()
     )
     notes = [f"counted as wrong: {lost}"] if lost else []
+    if n := summary["cut_short"]:
+        notes.append(f"replies cut short by the limit of tokens: {n:,} (raise --max-new-tokens)")
     unscored = summary["not_scored"]
     if unscored["without_public_answer"]:
         notes.append(f"without public answer, not counted: {unscored['without_public_answer']:,}")

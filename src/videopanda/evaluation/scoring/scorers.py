@@ -48,6 +48,7 @@ class Scorer:
     judge: Callable[[Item, str], Verdict | None]  # None: the reply cannot be understood
     modules: tuple[ModuleType, ...]  # whose code decides
     data_sha256: str = ""  # of data files that decide
+    judge_cut: Callable[[Item, str], Verdict | None] | None = None  # of a reply cut short, if that is read otherwise
 
     @property
     def sha256(self) -> str:
@@ -89,8 +90,8 @@ def _same(first: list[str], second: list[str], words: WordNet) -> bool:
     return len(first) == len(second) and all(a == b or words.synonyms(a, b) for a, b in zip(first, second))
 
 
-def _choice(item: Item, reply: str) -> Verdict | None:
-    chosen = choice.choice(reply, item.options)
+def _choice(item: Item, reply: str, is_cut: bool = False) -> Verdict | None:
+    chosen = choice.choice(reply, item.options, is_cut=is_cut)
     if chosen is None:
         return None
     return _accuracy("".join(options.LETTERS[i] for i in chosen), not set(chosen).isdisjoint(item.right))
@@ -155,13 +156,19 @@ SCORERS = {
     scorer.name: scorer
     for scorer in (
         Scorer("exact", "1", TEXT, ("accuracy",), _exact, ()),
-        Scorer("normalized", "1", TEXT, ("accuracy",), _normalized, (normalize,)),
-        Scorer("contains", "1", TEXT, ("accuracy",), _contains, (normalize,)),
+        Scorer("normalized", "2", TEXT, ("accuracy",), _normalized, (normalize,)),
+        Scorer("contains", "2", TEXT, ("accuracy",), _contains, (normalize,)),
         Scorer(
-            "choice", "2", ("choice",), ("accuracy",), _choice, (choice, option_texts, options, *_READING, normalize)
+            "choice",
+            "3",
+            ("choice",),
+            ("accuracy",),
+            _choice,
+            (choice, option_texts, options, extract, *_READING, normalize),
+            judge_cut=partial(_choice, is_cut=True),
         ),
-        Scorer("yes-no", "2", ("yes_no",), ("accuracy",), _yes_no, (extract, *_READING)),
-        Scorer("iou", "2", ("grounding",), ("miou", *(f"r1@{t}" for t in THRESHOLDS)), _iou, (extract, *_READING)),
+        Scorer("yes-no", "3", ("yes_no",), ("accuracy",), _yes_no, (extract, *_READING)),
+        Scorer("iou", "3", ("grounding",), ("miou", *(f"r1@{t}" for t in THRESHOLDS)), _iou, (extract, *_READING)),
     )
 }
 WORDNET_SCORERS = ("synonyms", "wups")
@@ -189,6 +196,6 @@ def scorer(name: str, words: WordNet | None = None) -> Scorer:
     modules = (normalize, wordnet)
     if name == "synonyms":
         judge = partial(_synonyms, words=words)
-        return Scorer(name, "1", TEXT, ("accuracy",), judge, modules, words.sha256)
+        return Scorer(name, "2", TEXT, ("accuracy",), judge, modules, words.sha256)
     judge = partial(_wups, words=words)
-    return Scorer(name, "1", TEXT, ("wups@0.0", "wups@0.9"), judge, modules, words.sha256)
+    return Scorer(name, "2", TEXT, ("wups@0.0", "wups@0.9"), judge, modules, words.sha256)
