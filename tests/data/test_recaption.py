@@ -98,6 +98,27 @@ class Silent:
         return "", "silent"
 
 
+class Waiting:
+    """A captioner whose clip another command describes meanwhile."""
+
+    name = "waiting"
+
+    def __init__(self, data, output, scenes):
+        self.data, self.output, self.scenes = data, output, scenes
+
+    def describe(self, path, video, prompt):
+        with pytest.raises(ValueError, match=r"another process is writing .*new\.jsonl: wait for it, or choose"):
+            module.recaption(self.data, self.output, Silent(), media_root=self.scenes)
+        return "A cat.", "waiting"
+
+
+def test_two_commands_do_not_write_one_file(few, scenes, tmp_path):
+    """Both would describe every clip, and each clip would be in the file twice."""
+    output = tmp_path / "new.jsonl"
+    report = module.recaption(few, output, Waiting(few, output, scenes), media_root=scenes)
+    assert (report.written, len(lines(output))) == (3, 3)
+
+
 def test_what_fails_is_listed_and_tried_again(few, scenes, tmp_path):
     rows = [*json.loads(few.read_text())[:1], {"id": "none", "video": "clips/none.mp4", "conversations": [
         {"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "A cat."}]}]  # fmt: skip

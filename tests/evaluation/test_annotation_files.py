@@ -9,9 +9,10 @@ from benchmark_files import write_json, write_lines, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from videopanda.data.growing_file import only_writer
 from videopanda.evaluation.benchmarks import custom, files
 from videopanda.evaluation.benchmarks.files import AnnotationError, AnnotationRow, AnnotationRowError, Rejected, rows
-from videopanda.evaluation.predictions import Prediction, Protocol, append_predictions, only_writer, read_predictions
+from videopanda.evaluation.predictions import Prediction, Protocol, append_predictions, read_predictions
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3), max_leaves=5

@@ -10,11 +10,11 @@ from benchmark_files import WRITERS, question, write_json, write_lines
 from judge_server import BusyError, DieError, RawError, RefusedError, StandIn, slowly
 
 from command import run
+from videopanda.data.growing_file import only_writer
 from videopanda.evaluation.judging.clients import JudgeError, RemoteJudge
 from videopanda.evaluation.judging.judge import ATTEMPTS
 from videopanda.evaluation.judging.protocols import PROMPTS, parse, read_prompts
 from videopanda.evaluation.judging.run import judge_file, prepare
-from videopanda.evaluation.predictions import only_writer
 from videopanda.evaluation.reporting.report import report
 from videopanda.evaluation.reporting.write import markdown, write
 

@@ -17,11 +17,12 @@ from benchmark_files import WRITERS, question, write_json
 
 from command import run
 from media import read_number, write_video
+from videopanda.data.growing_file import only_writer
 from videopanda.evaluation.benchmarks.item import Item
 from videopanda.evaluation.benchmarks.videos import Videos
 from videopanda.evaluation.conditions import CONDITIONS, asked, show
 from videopanda.evaluation.predict import PredictJob, Predictor, finish, parts, predict
-from videopanda.evaluation.predictions import only_writer, read_predictions
+from videopanda.evaluation.predictions import read_predictions
 from videopanda.evaluation.prompts import Prompts, read_prompts
 from videopanda.inference.answer import ask, question_messages
 from videopanda.inference.load import load

@@ -11,7 +11,6 @@ import base64
 import hashlib
 import io
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import date
@@ -24,6 +23,7 @@ from PIL import Image
 from videopanda.data.formats.opening import open_sources
 from videopanda.data.formats.record import Medium, Record, RowError
 from videopanda.data.formats.sources import Source
+from videopanda.data.growing_file import append_lines, only_writer
 from videopanda.video.read import Video, VideoReadError, read_video
 
 PROMPT = "Describe this video in detail: what is shown, what happens, and in which order."
@@ -154,12 +154,10 @@ def recaption(
     """Describe every clip that the rows name once, and append a row for each to `out`.
 
     Raises:
-        ValueError: the data cannot be read, `out` was written with another model, prompt or number of frames, or the
-            server refuses.
+        ValueError: the data cannot be read, `out` was written with another model, prompt or number of frames or is
+            being written by another process, or the server refuses.
     """
     report = CaptionReport()
-    settings = {"model": captioner.name, "prompt_sha256": _sha256(prompt), "num_frames": num_frames}
-    known = _known(out, settings)
     jobs: dict[tuple, CaptionJob] = {}
     for source in open_sources(data, format, media_root):
         for row, record in source.records():
@@ -168,10 +166,11 @@ def recaption(
             else:
                 job = CaptionJob(source, row.number, record)
                 jobs.setdefault(job.key, job)
-    report.known = len(jobs.keys() & known)
-    todo = [job for key, job in jobs.items() if key not in known]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a", encoding="utf-8") as file, ThreadPoolExecutor(concurrency) as pool:
+    settings = {"model": captioner.name, "prompt_sha256": _sha256(prompt), "num_frames": num_frames}
+    with only_writer(out), ThreadPoolExecutor(concurrency) as pool:
+        known = _known(out, settings)
+        report.known = len(jobs.keys() & known)
+        todo = [job for key, job in jobs.items() if key not in known]
         waiting = {pool.submit(_described, job, captioner, prompt, num_frames): job for job in todo}
         try:
             for done in as_completed(waiting):
@@ -182,9 +181,7 @@ def recaption(
                     report.failed[job.medium.path] = " ".join(str(error).split())
                     continue
                 line["provenance"] |= settings
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+                append_lines(out, [json.dumps(line, ensure_ascii=False)])
                 report.written += 1
         finally:
             pool.shutdown(cancel_futures=True)
@@ -217,9 +214,7 @@ def _described(job: CaptionJob, captioner: Captioner, prompt: str, num_frames: i
 
 
 def _known(out: Path, settings: dict[str, Any]) -> set[tuple]:
-    """The clips that a file describes; a partial last line, left by an interruption, is removed."""
-    if not out.exists():
-        return set()
+    """The clips that a file describes; a partial last line is that of an interruption, and not counted."""
     content = out.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     torn = content[len(whole) :]
@@ -236,8 +231,6 @@ def _known(out: Path, settings: dict[str, Any]) -> set[tuple]:
             if there[key] != value:
                 raise ValueError(f"{out} was written with {key} {there[key]}, not {value}: use another --output")
         known.add((row["video"], row.get("start"), row.get("end")))
-    if whole != content:
-        out.write_bytes(whole)
     return known
 
 

@@ -19,6 +19,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from videopanda.data.growing_file import only_writer, remove_torn_line
 from videopanda.evaluation.benchmarks import subtitles
 from videopanda.evaluation.benchmarks.files import AnnotationError, Rejected
 from videopanda.evaluation.benchmarks.item import Item
@@ -31,9 +32,7 @@ from videopanda.evaluation.predictions import (
     Protocol,
     append_predictions,
     check_appendable,
-    only_writer,
     read_predictions,
-    remove_torn_line,
     watched,
 )
 from videopanda.evaluation.prompts import Prompts

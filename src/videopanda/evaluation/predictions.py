@@ -10,10 +10,7 @@ or answer failed is also a row: its prediction is null and `failure` says why. P
 """
 
 import json
-import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,6 +18,7 @@ from typing import Any, Literal, get_args
 from rich.console import Console
 from rich.progress import track
 
+from videopanda.data.growing_file import append_lines
 from videopanda.evaluation.benchmarks.files import (
     AnnotationError,
     AnnotationRow,
@@ -30,9 +28,6 @@ from videopanda.evaluation.benchmarks.files import (
     rows,
 )
 from videopanda.evaluation.benchmarks.options import LETTERS
-
-if sys.platform != "win32":
-    import fcntl
 
 Failure = Literal["missing_video", "unreadable_video", "error"]
 FAILURES: tuple[Failure, ...] = get_args(Failure)
@@ -91,46 +86,9 @@ class Prediction:
         return json.dumps(content, allow_nan=False)
 
 
-@contextmanager
-def only_writer(path: Path) -> Iterator[None]:
-    """Create a file and lock it for this process; the lock ends with the process. Windows has no such locks: two runs
-    that write to one file are not noticed there.
-
-    Raises:
-        ValueError: another process has locked it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(
-                    f"another process is writing {path}: wait for it, or choose another --output"
-                ) from error
-        yield
-
-
 def append_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Add predictions to a file, as `append_lines` does."""
     append_lines(path, [prediction.as_json() for prediction in predictions])
-
-
-def append_lines(path: Path, lines: Sequence[str]) -> None:
-    """Add lines to a file, all of them or none; a partial last line left by an interruption is removed first.
-
-    The lines are on the disk when this returns. A file has one writer at a time (`only_writer`).
-    """
-    with open(path, "a+b") as file:
-        remove_torn_line(file)
-        end = file.seek(0, os.SEEK_END)
-        try:
-            file.write("".join(f"{line}\n" for line in lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError:
-            file.truncate(end)
-            raise
 
 
 def check_appendable(path: Path, row_start: bytes) -> None:
@@ -145,21 +103,6 @@ def check_appendable(path: Path, row_start: bytes) -> None:
     for line in (lines[0], lines[-1]) if lines else ():
         if line[: len(row_start)] != row_start[: len(line)]:
             raise ValueError(f"{path} exists and was not written by this command: choose another --output or remove it")
-
-
-def remove_torn_line(file: Any) -> None:
-    """Remove everything after the last line end of a binary file opened for reading and writing."""
-    length = end = file.seek(0, os.SEEK_END)
-    while end > 0:
-        size = min(end, 1 << 16)
-        file.seek(end - size)
-        newline = file.read(size).rfind(b"\n")
-        if newline >= 0:
-            end += newline + 1 - size
-            break
-        end -= size
-    if end < length:
-        file.truncate(end)
 
 
 def watched(steps: Iterable[Any], what: str, total: int | None = None) -> Iterable[Any]:

@@ -16,11 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from videopanda.data.growing_file import append_lines
 from videopanda.evaluation.benchmarks.files import AnnotationRowError, Rejected, rows
 from videopanda.evaluation.benchmarks.item import Item
 from videopanda.evaluation.judging.clients import SETTINGS, Judge, JudgeError
 from videopanda.evaluation.judging.protocols import JudgePrompt, metrics_of, parse
-from videopanda.evaluation.predictions import Prediction, append_lines, check_appendable, watched
+from videopanda.evaluation.predictions import Prediction, check_appendable, watched
 from videopanda.evaluation.scoring.score import Score, Status
 
 ATTEMPTS = 3  # unreadable replies to one call before giving up

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from videopanda.data.growing_file import only_writer
 from videopanda.evaluation.benchmarks.table import Loaded, load
 from videopanda.evaluation.judging.clients import Judge
 from videopanda.evaluation.judging.judge import (
@@ -22,7 +23,7 @@ from videopanda.evaluation.judging.judge import (
 )
 from videopanda.evaluation.judging.official import read_verdicts
 from videopanda.evaluation.judging.protocols import JudgePrompt, sha256
-from videopanda.evaluation.predictions import Prediction, only_writer
+from videopanda.evaluation.predictions import Prediction
 from videopanda.evaluation.scoring.score import Status, check_output, read_all, summarize, write_scores
 
 VERSION = "1"
