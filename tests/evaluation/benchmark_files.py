@@ -305,7 +305,7 @@ def ovo_bench(folder: Path) -> Path:
     moments = [{"realtime": 10, "type": 0}, {"realtime": 20.5, "type": 1}]
     rows = [
         {"task": "EPM", "question": "Where was it?", "options": ["here", "there"], "gt": 1, "realtime": 31},
-        {"task": "REC", "activity": "jump", "test_info": [{"realtime": 8, "count": 2}]},
+        {"task": "REC", "activity": "jump", "test_info": [{"realtime": 0, "count": 2}]},
         {"task": "SSR", "test_info": [{**moment, "step": "Fold the paper."} for moment in moments]},
         {"task": "CRR", "question": "Who wins?", "answer": "Ann", "ask_time": 5, "test_info": moments},
     ]

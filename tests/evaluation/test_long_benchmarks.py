@@ -91,11 +91,12 @@ def test_unknown_groups_are_refused(tmp_path):
 # -- the others --------------------------------------------------------------------------------------------------------
 def test_ovo_bench_shows_what_came_before_and_averages_tasks(tmp_path):
     folder = WRITERS["ovo-bench"](tmp_path)
-    where, count, step, _, ready, _ = load("ovo-bench", folder).items
+    where, count, step, later, ready, _ = load("ovo-bench", folder).items
     assert (where.video, where.start, where.end, where.right) == ("invented/0.mp4", 0.0, 31.0, (1,))
-    assert (count.task, count.answers, count.end) == ("short_answer", ("2",), 8.0)
+    assert (count.task, count.answers, count.end) == ("short_answer", ("2",), 1.0)  # at second 0
     assert "jump" in count.question
     assert (step.task, step.answers) == ("yes_no", ("no",))
+    assert (step.end, later.end) == (10.0, 21.0)  # at 20.5 s
     assert "Fold the paper." in step.question
     assert "Who wins?" in ready.question
     assert (where.groups, ready.groups, ready.types) == (("backward",), ("forward",), ("CRR",))

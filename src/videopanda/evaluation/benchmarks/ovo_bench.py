@@ -4,7 +4,11 @@
         REC   {"activity", "test_info": [{"realtime", "count"}, …]}: how often so far?
         SSR   {"test_info": [{"realtime", "step", "type" (1: yes, 0: no)}, …]}: is it this step now?
         CRR   {"question", "test_info": [{"realtime", "type"}, …]}: can it be answered yet?
-    the source videos; each is shown from its start to "realtime"
+    the source videos; each is shown from its start to "realtime", in whole seconds
+
+The clips that come with the benchmark are cut at whole seconds, rounded up (0.03 s: one second), and those are what
+published numbers are of. A moment of 0 is shown as one second, too: the official script cuts a clip without frames
+there, which no model can answer.
 
 A question of the last three tasks is asked at several moments: `7/0`, `7/1`. Their wording is ours. The mean over the
 twelve tasks is the "Total Avg." of the official script, whose averages of the three kinds are also means over tasks;
@@ -13,6 +17,7 @@ for "Yes" or "No" anywhere in a reply; here the reply must state the number, or 
 https://github.com/JoeLeelyf/OVO-Bench (utils/OVOBench.py, utils/OVOBenchScore.py).
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +57,7 @@ def _item(row: AnnotationRow, number: RunningNumber) -> Item:
         types=(task,),
         groups=(kind,),
         start=0.0,
-        end=row.number("realtime"),
+        end=float(max(1, math.ceil(row.number("realtime")))),
         **(_forward(row, task) if kind == "forward" else _choice(row)),
     )
 
