@@ -12,6 +12,7 @@ from tiny import clip, tiny_model, tiny_processor
 from tiny_elva import batch, elva, frames, model_inputs
 from videopanda.inference.answer import ask
 from videopanda.inference.load import BUNDLED_MODEL, load
+from videopanda.models.state_space import Mamba, Mamba2
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 DEVICE = "cuda"
@@ -112,3 +113,33 @@ def test_merging(variant):
     model, inputs = model.to(DEVICE), moved(inputs)
     assert relative(logits(model, inputs), exact) <= 1e-4
     assert torch.equal(model.generate(**inputs, max_new_tokens=8, do_sample=False).cpu(), expected)
+
+
+@pytest.mark.parametrize("kind", [Mamba, Mamba2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_of_mamba_ssm(kind, dtype, monkeypatch):
+    """Values and gradients of the mixers with the kernels are those of plain torch, also in chunks."""
+    pytest.importorskip("mamba_ssm")
+    torch.manual_seed(0)
+    mixer, x = kind(64).to(DEVICE, dtype), torch.randn(2, 300, 64, device=DEVICE, dtype=dtype)
+
+    def made():
+        y, _ = mixer(x)
+        with torch.no_grad():
+            state, parts = None, []
+            for part in x.split(150, dim=1):
+                z, state = mixer(part, state)
+                parts.append(z)
+        return y, torch.autograd.grad(y.float().square().sum(), mixer.parameters()), torch.cat(parts, 1)
+
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"  # or float32 would not take the kernel of Mamba-2
+        y, gradients, chunked = made()
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    monkeypatch.setattr("videopanda.models.state_space.kernels_for", lambda x: None)
+    exact, expected, _ = made()
+    least = 1e-5 if (kind, dtype) == (Mamba, torch.float32) else 2e-2  # TF32 or bfloat16; not measured yet
+    for found, right in [(y, exact), (chunked, exact), *zip(gradients, expected)]:
+        assert (found - right).float().norm() <= least * right.float().norm()

@@ -7,7 +7,8 @@ from torch import Tensor
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
-from videopanda.models.state_space import Mamba, Mamba2, selective_scan, ssd_scan
+from videopanda.models import state_space
+from videopanda.models.state_space import Kernels, Mamba, Mamba2, selective_scan, ssd_scan
 
 B, L, H, P, N = 2, 37, 3, 4, 5
 
@@ -89,3 +90,93 @@ def test_mamba2_equals_the_one_of_transformers():
             parameter.copy_(values[name])
     x = torch.randn(B, L, 16)
     torch.testing.assert_close(ours(x)[0], theirs(x), atol=1e-5, rtol=1e-5)  # measured: 2e-7
+
+
+# -- the kernels of mamba_ssm, by stand-ins with their public signatures -----------------------------------------------
+class SelectiveScan(torch.autograd.Function):
+    """As in mamba_ssm: u, delta (B, D, L), A (D, N), B, C (B, N, L); no gradient of the last state."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        ctx.save_for_backward(*inputs)
+        u, delta, a, b, c = (part.transpose(1, 2) if part.dim() == 3 else part for part in inputs)
+        y, last = selective_scan(u, delta, a, b, c, u.new_zeros(len(u), *a.shape))
+        return y.transpose(1, 2), last
+
+    @staticmethod
+    def backward(ctx, dy, *_):
+        leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+        with torch.enable_grad():
+            u, delta, a, b, c = (part.transpose(1, 2) if part.dim() == 3 else part for part in leaves)
+            y, _ = selective_scan(u, delta, a, b, c, u.new_zeros(len(u), *a.shape))
+            return torch.autograd.grad(y.transpose(1, 2), leaves, dy)
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Puts stand-ins in place of the kernels, as on CUDA; names of those that were called."""
+    calls: list[str] = []
+
+    def selective_scan_fn(u, delta, a, b, c, d=None, z=None, delta_bias=None, delta_softplus=False,
+                          return_last_state=False):  # fmt: skip
+        calls.append("selective")
+        assert u.shape == delta.shape
+        assert b.shape == c.shape == (len(u), a.shape[1], u.shape[2])
+        assert return_last_state
+        return SelectiveScan.apply(u, delta, a, b, c)
+
+    def mamba_chunk_scan_combined(x, dt, a, b, c, chunk_size, d=None, z=None, dt_bias=None, initial_states=None,
+                                  seq_idx=None, cu_seqlens=None, dt_softplus=False, dt_limit=(0.0, float("inf")),
+                                  return_final_states=False):  # fmt: skip
+        calls.append("ssd")
+        assert b.shape == c.shape == (*x.shape[:2], 1, initial_states.shape[3])
+        assert return_final_states
+        y, last = ssd_scan(x.float(), dt, a, b.squeeze(2).float(), c.squeeze(2).float(), initial_states, chunk_size)
+        return y.to(x.dtype), last
+
+    monkeypatch.setattr(state_space, "kernels_for", lambda x: Kernels(selective_scan_fn, mamba_chunk_scan_combined))
+    return calls
+
+
+def test_the_kernel_of_mamba_starts_a_clip_and_gives_the_state_for_the_next_chunk(called, monkeypatch):
+    torch.manual_seed(0)
+    mixer, x = Mamba(16), torch.randn(B, L, 16)
+    (first, state), (fast, _) = mixer(x[:, :11]), mixer(x)
+    second, after = mixer(x[:, 11:], state)
+    assert called == ["selective", "selective"]  # not with a state, which it cannot take
+    monkeypatch.undo()
+    plain, last = mixer(x)
+    torch.testing.assert_close(fast, plain, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(torch.cat([first, second], 1), plain, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(after.recurrent, last.recurrent, atol=1e-6, rtol=1e-5)
+    with_kernel = torch.autograd.grad(fast.square().sum(), mixer.parameters())
+    without = torch.autograd.grad(plain.square().sum(), mixer.parameters())
+    for one, other in zip(with_kernel, without):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)  # measured: 4e-6
+    with pytest.raises(RuntimeError, match="has no gradient of its state"):
+        second.sum().backward()
+
+
+def test_the_kernel_of_mamba2_is_not_taken_where_its_products_are_less_exact(called):
+    torch.manual_seed(0)
+    mixer, x = Mamba2(16, state_size=8, head_size=8), torch.randn(B, L, 16)
+    plain, last = mixer(x)
+    assert called == []
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        first, state = mixer(x[:, :11])
+        second, after = mixer(x[:, 11:], state)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    torch.testing.assert_close(torch.cat([first, second], 1), plain, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(after.recurrent, last.recurrent, atol=1e-6, rtol=1e-5)
+    assert called == ["ssd", "ssd"]
+    half, state = mixer.bfloat16()(x.bfloat16())
+    assert called == ["ssd"] * 3
+    assert (half.dtype, state.recurrent.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(half.float(), plain, atol=0.05, rtol=0.05)  # measured: 0.01
+
+
+def test_a_cpu_asks_for_no_kernel():
+    assert state_space.kernels_for(torch.zeros(1)) is None

@@ -4,14 +4,17 @@
     y_BLD, state = mixer(x_BLD, state)             # state: None at the start, then what the last call returned
 
 `selective_scan` (Gu & Dao 2023, Alg. 2) is a scan by doubling within chunks, `ssd_scan` (Dao & Gu 2024, Listing 1) the
-block decomposition of state space duality. Both equal the sequential recurrence.
+block decomposition of state space duality. Both equal the sequential recurrence. On CUDA, the kernels of the package
+mamba_ssm take their place where it is installed and they compute the same: that of Mamba-1 only from an empty state,
+that of Mamba-2 only in half precision or where TF32 is allowed, because its products are TF32.
 
 Dimensions: B sequences; L steps; D width; I inner width; N state size; H heads; P = I / H; Q steps of a chunk;
 K kernel of the convolution.
 """
 
+from functools import cache
 from math import ceil, log
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +78,58 @@ def ssd_scan(
     return torch.cat(outputs, 1), state_BHPN
 
 
+class Kernels(NamedTuple):
+    """`selective_scan_fn` and `mamba_chunk_scan_combined` of mamba_ssm."""
+
+    selective: Any
+    ssd: Any
+
+
+@cache
+def _installed_kernels() -> Kernels | None:
+    try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    except ImportError:
+        return None
+    return Kernels(selective_scan_fn, mamba_chunk_scan_combined)
+
+
+def kernels_for(x: Tensor) -> Kernels | None:
+    """The kernels for a tensor; None on other devices than CUDA, and where mamba_ssm is not installed."""
+    return _installed_kernels() if x.is_cuda else None
+
+
+def selective_scan_by(
+    kernel: Any, x_BLI: Tensor, dt_BLI: Tensor, a_IN: Tensor, b_BLN: Tensor, c_BLN: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`selective_scan` from an empty state by `selective_scan_fn`, which can take no other.
+
+    Raises:
+        RuntimeError: in a backward pass through the state after it, of which the kernel has no gradient.
+    """
+    x_BIL, dt_BIL, b_BNL, c_BNL = (tensor.transpose(1, 2) for tensor in (x_BLI, dt_BLI, b_BLN, c_BLN))
+    y_BIL, state_BIN = kernel(x_BIL, dt_BIL, a_IN, b_BNL, c_BNL, return_last_state=True)
+    if state_BIN.requires_grad:
+        state_BIN.register_hook(_refuse_gradient)
+    return y_BIL.transpose(1, 2), state_BIN
+
+
+def _refuse_gradient(gradient: Tensor | None) -> None:
+    if gradient is not None:
+        raise RuntimeError("the kernel of mamba_ssm has no gradient of its state: train on whole clips")
+
+
+def ssd_scan_by(
+    kernel: Any, x_BLHP: Tensor, dt_BLH: Tensor, a_H: Tensor, b_BLN: Tensor, c_BLN: Tensor, state_BHPN: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`ssd_scan` by `mamba_chunk_scan_combined`."""
+    b_BL1N, c_BL1N = b_BLN[:, :, None], c_BLN[:, :, None]  # one group
+    return kernel(
+        x_BLHP, dt_BLH, a_H, b_BL1N, c_BL1N, chunk_size=128, initial_states=state_BHPN, return_final_states=True
+    )
+
+
 class _Mixer(nn.Module):
     """The shared part of both mixers: a causal depth-wise convolution that continues where the last chunk ended."""
 
@@ -120,8 +175,12 @@ class Mamba(_Mixer):
         parts = self.x_proj(x_BLI).split([self.rank, self.state_size, self.state_size], dim=2)
         dt_BLI, b_BLN, c_BLN = F.softplus(self.dt_proj(parts[0])).float(), parts[1].float(), parts[2].float()
         a_IN = -self.A_log.float().exp()
-        before = a_IN.new_zeros(len(x_BLD), *a_IN.shape) if state is None else state.recurrent
-        y_BLI, after = selective_scan(x_BLI.float(), dt_BLI, a_IN, b_BLN, c_BLN, before)
+        kernels = kernels_for(x_BLI)
+        if kernels and state is None and self.state_size <= 256:  # the most that the kernel takes
+            y_BLI, after = selective_scan_by(kernels.selective, x_BLI.float(), dt_BLI, a_IN, b_BLN, c_BLN)
+        else:
+            before = a_IN.new_zeros(len(x_BLD), *a_IN.shape) if state is None else state.recurrent
+            y_BLI, after = selective_scan(x_BLI.float(), dt_BLI, a_IN, b_BLN, c_BLN, before)
         y_BLI = (y_BLI + self.D * x_BLI.float()).to(x_BLI.dtype) * F.silu(gate_BLI)
         return self.out_proj(y_BLI), MixerState(inputs, after)
 
@@ -154,13 +213,19 @@ class Mamba2(_Mixer):
         sizes = [self.inner, self.inner + 2 * self.state_size, self.heads]
         gate_BLI, mixed_BLC, dt_BLH = self.in_proj(x_BLD).split(sizes, dim=2)
         mixed_BLC, inputs = self._convolved(mixed_BLC, None if state is None else state.inputs)
-        x_BLI, b_BLN, c_BLN = mixed_BLC.float().split([self.inner, self.state_size, self.state_size], dim=2)
+        kernels, exact = kernels_for(mixed_BLC), mixed_BLC.dtype == torch.float32
+        if not kernels or (exact and torch.backends.cuda.matmul.fp32_precision != "tf32"):
+            kernels, mixed_BLC = None, mixed_BLC.float()
+        x_BLI, b_BLN, c_BLN = mixed_BLC.split([self.inner, self.state_size, self.state_size], dim=2)
         x_BLHP = x_BLI.unflatten(2, (self.heads, -1))
-        dt_BLH = F.softplus(dt_BLH.float() + self.dt_bias)
+        dt_BLH, a_H = F.softplus(dt_BLH.float() + self.dt_bias), -self.A_log.float().exp()
         shape = (len(x_BLD), self.heads, x_BLHP.shape[3], self.state_size)
-        before = x_BLI.new_zeros(shape) if state is None else state.recurrent
-        y_BLHP, after = ssd_scan(x_BLHP, dt_BLH, -self.A_log.float().exp(), b_BLN, c_BLN, before)
-        y_BLI = (y_BLHP + self.D[:, None] * x_BLHP).flatten(2).to(gate_BLI.dtype)
+        before = a_H.new_zeros(shape) if state is None else state.recurrent
+        if kernels:
+            y_BLHP, after = ssd_scan_by(kernels.ssd, x_BLHP, dt_BLH, a_H, b_BLN, c_BLN, before)
+        else:
+            y_BLHP, after = ssd_scan(x_BLHP, dt_BLH, a_H, b_BLN, c_BLN, before)
+        y_BLI = (y_BLHP.float() + self.D[:, None] * x_BLHP.float()).flatten(2).to(gate_BLI.dtype)
         return self.out_proj(self.norm(y_BLI * F.silu(gate_BLI))), MixerState(inputs, after)
 
 
