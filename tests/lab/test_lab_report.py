@@ -1,6 +1,7 @@
 """Protects the numbers of the report: intervals against a bootstrap, paired differences, directions."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,14 @@ import pytest
 from micro import TABLE, write_table
 
 from videopanda.lab.report import direction, interval, report
-from videopanda.lab.table import read
+from videopanda.lab.table import Table, read
 from videopanda.lab.write import markdown, write
+from videopanda.training import stages
 
 QUESTIONS, CLIPS = 240, 80
 
 
-def line(row: str, seed: int, right: np.ndarray, test: str = "t") -> dict:
+def line(row: str, seed: int, right: np.ndarray, test: str = "t", table: Table | None = None) -> dict:
     return {
         "row": row,
         "seed": seed,
@@ -25,6 +27,7 @@ def line(row: str, seed: int, right: np.ndarray, test: str = "t") -> dict:
         "right": "".join(str(int(value)) for value in right),
         "cost": {"vision_parameters": 1e6, "visual_tokens": 50, "vision_gflops": 0.1, "hours": 0.5},
         "runs": [],
+        **({"experiment": table.experiment(row, seed, "small")} if table else {}),
     }
 
 
@@ -156,6 +159,57 @@ def test_other_questions_are_refused(table):
         report(results([]), table, "small")
 
 
+def test_rows_that_are_older_than_the_table_are_told(tmp_path):
+    table, right = read(write_table(tmp_path)), np.ones(QUESTIONS)
+    rows = [line(name, seed, right, table=table) for seed in (0, 1) for name in ("full", "no row token")]
+    rows += [line("wide", 0, right)]
+    found = report(results(rows), read(write_table(tmp_path, TABLE + "  - {name: wide}\n")), "small")
+    assert [row["outdated"] for row in found["rows"]] == [{}, {}, {0: ["its settings were not recorded"]}]
+    text = TABLE.replace("stab.row_tokens: false}", "stab.row_tokens: false}, stages: {pretrain: {align_weight: 0.5}}")
+    found = report(results(rows), read(write_table(tmp_path, text)), "small")
+    change = ["pretrain: align_weight was the default, is 0.5"]
+    assert [row["outdated"] for row in found["rows"]] == [{}, {0: change, 1: change}]
+    page = markdown(found)
+    assert "- no row token, seed 1: pretrain: align_weight was the default, is 0.5" in page
+    assert "| no row token | 0*, 1* |" in page
+    assert "| full | 0, 1 |" in page
+    assert "no longer has them: wide." in page
+    with pytest.raises(ValueError, match="only of rows that the table does not have: wide"):
+        report(results(rows[-1:]), table, "small")
+
+
+def test_a_change_of_a_preset_of_questions_or_of_a_stage_is_told(tmp_path, monkeypatch):
+    table, right = read(write_table(tmp_path)), np.ones(QUESTIONS)
+    rows = [line("full", 0, right, table=table), line("no row token", 0, right, "other", table)]
+    longer = read(
+        write_table(tmp_path, TABLE.replace("questions: 12", "questions: 24").replace("[pret", "[language, pret"))
+    )
+    (older,) = report(results(rows[:1]), longer, "small")["rows"]
+    assert older["outdated"] == {0: ["language is new", "evaluate: questions was 12, is 24"]}
+    with pytest.raises(ValueError, match="run these again, they are older than the table: full, no row token"):
+        report(results(rows), longer, "small")
+    monkeypatch.setitem(stages.NANO, "pretrain", replace(stages.NANO["pretrain"], max_grad_norm=0.5, log_steps=7))
+    (older,) = report(results(rows[:1]), table, "small")["rows"]
+    assert older["outdated"] == {0: ["pretrain: max_grad_norm was the default, is 0.5"]}
+
+
+def test_rows_from_different_language_models_are_told(tmp_path):
+    table, right = read(write_table(tmp_path)), np.ones(QUESTIONS)
+    full, other = (line(name, 0, right, table=table) for name in ("full", "no row token"))
+    full["experiment"]["start"] = {"model": "1a2b"}
+    found = report(results([full, other]), table, "small")["rows"]
+    assert [row["outdated"] for row in found] == [{}, {0: ["it starts from another language model than full"]}]
+
+
+def test_the_committed_rows_are_those_of_the_tables():
+    for file in sorted((Path(__file__).parents[2] / "benchmarks/lab").glob("*.json")):
+        table, content = read(file.stem), json.loads(file.read_text())
+        for budget in {row["budget"] for row in content["rows"]}:
+            found = report(content, table, budget)
+            assert not found["removed"], file.name
+            assert all(row["outdated"] == {} for row in found["rows"]), file.name
+
+
 def test_the_page_says_what_is_missing_and_how_sure_it_is(table, tmp_path):
     found = report(results([line("full", 0, drawn(0.6, 3))]), table, "small")
     text = markdown(found)
@@ -163,7 +217,11 @@ def test_the_page_says_what_is_missing_and_how_sure_it_is(table, tmp_path):
     assert "Not run yet: no row token" in text
     assert "Rows with one seed" in text
     full, other = drawn(0.6, 3), drawn(0.5, 4)
-    rows = [line(name, seed, right) for seed in (0, 1) for name, right in (("full", full), ("no row token", other))]
+    rows = [
+        line(name, seed, right, table=table)
+        for seed in (0, 1)
+        for name, right in (("full", full), ("no row token", other))
+    ]
     found = report(results(rows), table, "small")
     files = write(found, tmp_path)
     assert [file.name for file in files] == ["micro.md", "micro.json", "micro.png", "micro.costs.png"]

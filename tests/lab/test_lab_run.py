@@ -62,13 +62,32 @@ def test_a_failed_command_is_told_with_its_error(tmp_path):
     unit = LabCommand(
         "pretrain", tmp_path / "pretrain-1", ("answer", str(tmp_path / "none.mp4"), "What?"), 1, "config.json"
     )
-    runner = _Runner([Cell("full", 0, (unit,))], 1, print)
+    runner = _Runner([Cell("full", 0, (unit,), {})], 1, print)
     with pytest.raises(ValueError, match=r"full, seed 0: pretrain failed, see .*: videopanda: error: no video at"):
-        runner.run(Cell("full", 0, (unit,)))
+        runner.run(Cell("full", 0, (unit,), {}))
     assert unit.cost["cpu_seconds"] > 0
     runner.stop()
     with pytest.raises(LabStoppedError):
-        runner.run(Cell("full", 0, (unit,)))
+        runner.run(Cell("full", 0, (unit,), {}))
+
+
+def test_a_command_that_is_killed_is_told_so(tmp_path):
+    """As by the kernel when memory runs out: its output says nothing of it."""
+    unit = LabCommand("pretrain", tmp_path / "pretrain-1", (), 1, "config.json")
+    runner = _Runner([Cell("full", 0, (unit,), {})], 1, print)
+    runner.program = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
+    with pytest.raises(ValueError, match=r"was ended by SIGKILL \(is there enough memory.*the same command continues"):
+        runner.run(Cell("full", 0, (unit,), {}))
+
+
+def test_the_time_left_is_that_of_the_commands_at_a_time(tmp_path):
+    units = [LabCommand("pretrain", tmp_path / str(number), (), 100, "config.json") for number in range(5)]
+    runner = _Runner([Cell(str(number), 0, (unit,), {}) for number, unit in enumerate(units)], 2, print)
+    assert runner.left() == "0 of 5 runs done, time left not known yet"
+    units[0].folder.mkdir()
+    (units[0].folder / "config.json").touch()
+    (units[0].folder / "lab.json").write_text('{"seconds": 600, "cpu_seconds": 600}')
+    assert runner.left() == "1 of 5 runs done, 20 min left"  # four of ten minutes, two at a time
 
 
 def test_results_of_another_table_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Protects the tables: every row of every shipped table can be built and trained, and a wrong one is told."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from transformers import CLIPVisionConfig, Dinov2Config
 
 from command import run as command
 from videopanda.lab.check import check
-from videopanda.lab.run import cells
+from videopanda.lab.run import LabCommand, _cell, _content, cells
 from videopanda.lab.table import names, only, read
 from videopanda.models.families import fresh_config, model_class, processor_class
+from videopanda.training import stages
 from videopanda.training.dry_run import plan
 from videopanda.training.freezing import set_stage, vision_modules
 from videopanda.training.stages import make_config
@@ -71,6 +73,33 @@ def test_a_frozen_encoder_is_trained_first_and_named_as_a_folder(tmp_path):
     assert not any(word.startswith("encoder=") for word in pretrain.arguments)
     assert found["video encoder, trained along"][2] == prealign  # shared
     assert found["frozen image encoder"][1] != teacher
+
+
+def test_a_run_is_of_what_the_preset_and_the_data_are_now(tmp_path, monkeypatch):
+    """A finished run is taken for a row only if all that decides it is the same, not only what the table says of it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.json").write_text("[]")
+    text = TABLE.replace("num_workers: 0,", "num_workers: 0, data: mine.json, max_bad_share: 0.5,")
+    table = read(write_table(tmp_path, text))
+
+    def pretrain() -> str:
+        return _cell(table, "full", 0, "small", tmp_path / "runs", None).units[0].folder.name
+
+    before = pretrain()
+    monkeypatch.setitem(stages.NANO, "pretrain", replace(stages.NANO["pretrain"], log_steps=7, max_steps=9))
+    assert pretrain() == before  # neither decides anything here
+    monkeypatch.setitem(stages.NANO, "pretrain", replace(stages.NANO["pretrain"], max_grad_norm=0.5))
+    changed = pretrain()
+    assert changed != before
+    (tmp_path / "mine.json").write_text("[{}]")
+    _content.cache_clear()
+    assert pretrain() not in (before, changed)
+
+
+def test_commands_can_be_pasted_and_have_no_local_paths(tmp_path):
+    arguments = ("train", "pretrain", "--model", str(tmp_path / "a-1"), "--set", "data=/home/my clips.json", "--set")
+    unit = LabCommand("pretrain", tmp_path / "pretrain-1", (*arguments, "w=[1, 2]"), 1, "config.json")
+    assert unit.command == "videopanda train pretrain --model a-1 --set 'data=my clips.json' --set 'w=[1, 2]'"
 
 
 def test_no_two_rows_of_a_table_are_the_same_experiment():

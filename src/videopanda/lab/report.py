@@ -33,22 +33,31 @@ def report(results: Mapping[str, Any], table: Table, budget: str) -> dict[str, A
     """
     table.budget(budget)
     found: dict[str, dict[int, dict[str, Any]]] = {}
+    removed: list[str] = []
     for line in results["rows"]:
-        if line["budget"] == budget:
+        if line["budget"] == budget and line["row"] in {row.name for row in table.rows}:
             found.setdefault(line["row"], {})[line["seed"]] = line
+        elif line["budget"] == budget and line["row"] not in removed:
+            removed.append(line["row"])
     if not found:
         there = sorted({line["budget"] for line in results["rows"]})
         raise ValueError(
             f"no results for budget {budget}"
-            + (f", only for {', '.join(there)}" if there else "")
+            + (f", only for {', '.join(there)}" if there and not removed else "")
+            + (f", only of rows that the table does not have: {', '.join(removed)}" if removed else "")
             + f": run  videopanda lab run {table.name} --budget {budget}"
         )
-    tests = {line["test"] for seeds in found.values() for line in seeds.values()}
+    lines = [line for seeds in found.values() for line in seeds.values()]
+    tests = {line["test"] for line in lines}
     if len(tests) > 1:
-        raise ValueError(f"the rows of budget {budget} were evaluated on {len(tests)} different sets of questions")
+        older = [line["row"] for line in lines if outdated(line, line, table, budget)]
+        raise ValueError(
+            f"the rows of budget {budget} were evaluated on {len(tests)} different sets of questions"
+            + (f"; run these again, they are older than the table: {', '.join(dict.fromkeys(older))}" if older else "")
+        )
     test = results["tests"][tests.pop()]
     rows = [
-        _row(row, found[row.name], found.get(row.compare or table.compare, {}), test, table)
+        _row(row, found[row.name], found.get(row.compare or table.compare, {}), test, table, budget)
         for row in table.rows
         if row.name in found
     ]
@@ -63,7 +72,8 @@ def report(results: Mapping[str, Any], table: Table, budget: str) -> dict[str, A
         "clips": len(set(test["clips"])),
         "rows": rows,
         "missing": [row.name for row in table.rows if row.name not in found],
-        "hours": round(sum(line["cost"]["hours"] for seeds in found.values() for line in seeds.values()), 3),
+        "removed": removed,
+        "hours": round(sum(line["cost"]["hours"] for line in lines), 3),
     }
 
 
@@ -73,6 +83,7 @@ def _row(
     full: Mapping[int, dict[str, Any]],
     test: Mapping[str, list],
     table: Table,
+    budget: str,
 ) -> dict[str, Any]:
     own = {seed: _right(line) for seed, line in seeds.items()}
     shared, compare = sorted(seeds.keys() & full.keys()), row.compare or table.compare
@@ -88,6 +99,11 @@ def _row(
         "compare": compare,
         "published": dict(row.published),
         "note": row.note,
+        "outdated": {
+            seed: changes
+            for seed in sorted(seeds)
+            if (changes := outdated(seeds[seed], full.get(seed, seeds[seed]), table, budget))
+        },
     }
     for family in dict.fromkeys(test["families"]):
         asked = families == family
@@ -102,6 +118,31 @@ def _row(
         measured["published_difference"] = published_difference(row, table.row(compare))
         measured["direction"] = direction(measured["difference"], measured["published_difference"])
     return measured
+
+
+def outdated(line: Mapping[str, Any], full: Mapping[str, Any], table: Table, budget: str) -> list[str]:
+    """What the table says now of a row in it that was measured with something else, and whether it and the row that it
+    is compared with, `full`, start from different language models.
+
+    Returns:
+        Changes in words: "pretrain: max_steps was 900, is 1200".
+    """
+    if "experiment" not in line:
+        return ["its settings were not recorded"]
+    before = line["experiment"]
+    now = table.experiment(line["row"], line["seed"], budget, before.get("start", {}).get("model", ""))
+    changes = [f"{stage} is new" for stage in now if stage not in before]
+    changes += [f"{stage} is gone" for stage in before if stage not in now]
+    for stage in (stage for stage in before if stage in now):
+        values, wanted = before[stage], now[stage]
+        changes += [
+            f"{stage}: {key} was {values.get(key, 'the default')}, is {wanted.get(key, 'the default')}"
+            for key in {**values, **wanted}
+            if values.get(key) != wanted.get(key)
+        ]
+    if before.get("start") != full.get("experiment", before).get("start"):
+        changes.append(f"it starts from another language model than {full['row']}")
+    return changes
 
 
 def _right(line: Mapping[str, Any]) -> np.ndarray:

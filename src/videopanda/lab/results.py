@@ -9,6 +9,7 @@
         "test": "5f2a…", "right": "0110…",                       per question, in the order of the test
         "cost": {"vision_parameters": …, "visual_tokens": …, "vision_gflops": …, "hours": …, "cpu_hours": …},
         "commands": ["videopanda train …", …], "runs": ["prealign-1a2b…", …], "model_sha256": "…",
+        "experiment": {"pretrain": {"max_steps": 400, …}, …, "evaluate": {"questions": 120, "seed": 0}},
         "date": "2026-11-29", "machine": "…", "threads": 2, "versions": {…}}]}
 
 Every row is one line of the file. `add_row` writes one for any evaluation of Scenes, not only for those of `lab run`.
@@ -31,7 +32,7 @@ from videopanda.evaluation.outputs import object_with, replace_file
 from videopanda.plan.planner import Planner
 
 if TYPE_CHECKING:
-    from videopanda.lab.run import LabCommand
+    from videopanda.lab.run import Cell
     from videopanda.lab.table import Table
 
 _KIND = object_with("table", "tests", "rows")
@@ -58,11 +59,11 @@ class ResultsFile:
         else:
             raise ValueError(f"no results at {path}: run  videopanda lab run TABLE --output {path}")
 
-    def find(self, key: dict[str, Any], units: "Sequence[LabCommand]") -> dict[str, Any] | None:
-        """The row of a cell, if it is there and of these runs."""
-        runs = [unit.folder.name for unit in units]
-        rows = (row for row in self.content["rows"] if all(row[name] == value for name, value in key.items()))
-        return next((row for row in rows if row["runs"] == runs), None)
+    def find(self, cell: "Cell", budget: str) -> dict[str, Any] | None:
+        """The row of a cell, if it is there and of its runs."""
+        wanted = cell.row, cell.seed, budget, [unit.folder.name for unit in cell.units]
+        rows = self.content["rows"]
+        return next((row for row in rows if (row["row"], row["seed"], row["budget"], row["runs"]) == wanted), None)
 
     def add(self, row: dict[str, Any], test: dict[str, list]) -> None:
         """Add a row to what the file has by now, and write it: other runs may add rows of the table meanwhile."""
@@ -99,8 +100,9 @@ def _joined(lines: Sequence[str]) -> str:
     return ",\n".join(lines)
 
 
-def measured(units: "Sequence[LabCommand]", key: dict[str, Any], file: ResultsFile) -> dict[str, Any]:
+def measured(cell: "Cell", budget: str, file: ResultsFile) -> dict[str, Any]:
     """Add the row of a cell whose units are finished, and return it."""
+    units = cell.units
     *trained, evaluated = units
     costs = [unit.cost for unit in units]
     cost = {
@@ -109,7 +111,8 @@ def measured(units: "Sequence[LabCommand]", key: dict[str, Any], file: ResultsFi
     }
     commands = [unit.command for unit in units]
     runs = [unit.folder.name for unit in units]
-    return add_row(file, key, trained[-1].folder, evaluated.folder, cost, commands, runs)
+    key = {"row": cell.row, "seed": cell.seed, "budget": budget}
+    return add_row(file, key, trained[-1].folder, evaluated.folder, cost, commands, cell.experiment, runs)
 
 
 def add_row(
@@ -119,6 +122,7 @@ def add_row(
     evaluation: Path,
     cost: dict[str, float],
     commands: Sequence[str],
+    experiment: dict[str, dict[str, Any]],
     runs: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Add the row of an evaluation that `videopanda evaluate scenes --output` wrote, and return it.
@@ -128,6 +132,7 @@ def add_row(
         model: folder of the model.
         cost: at least "hours"; size, tokens and FLOPs of the vision part are added.
         commands: that lead to the model, for those who repeat it.
+        experiment: all settings that decide the numbers, see `Table.experiment`.
     """
     report = json.loads((evaluation / "report.json").read_text(encoding="utf-8"))
     scores = [json.loads(line) for line in (evaluation / "full.scores.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -151,6 +156,7 @@ def add_row(
         "cost": {**vision_cost(model), **cost},
         "commands": list(commands),
         "runs": list(runs),
+        "experiment": experiment,
         "model_sha256": report["model"]["sha256"],
         "date": date.today().isoformat(),
         "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",

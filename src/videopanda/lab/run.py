@@ -10,6 +10,7 @@ its cell is finished.
 import hashlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,13 +27,11 @@ from videopanda.data.manifest import file_sha256
 from videopanda.evaluation.predictions import CONDITIONS
 from videopanda.lab.check import check
 from videopanda.lab.results import ResultsFile, measured
-from videopanda.lab.table import Table
+from videopanda.lab.table import QUESTIONS_SEED, TOWERS, Table
 from videopanda.training.stages import make_config
 
-QUESTIONS_SEED = 0  # the same questions for all rows and seeds: differences are paired
 COST_FILE = "lab.json"  # in the folder of a unit: seconds that it took, of all its sessions
 LOG_FILE = "lab.log"  # output of its command
-_TOWERS = ("teacher", "encoder")  # settings that may name a teacher of the table
 _STOPPED = 75  # exit code of a training that stopped at a signal after a checkpoint
 
 
@@ -69,18 +68,22 @@ class LabCommand:
     @property
     def command(self) -> str:
         """For people and records, without local paths."""
-        root = f"{self.folder.parent}{os.sep}"
-        parts = (part.replace(root, "") for part in self.arguments)
-        return " ".join(["videopanda", *(Path(part).name if os.path.isabs(part) else part for part in parts)])
+        return shlex.join(["videopanda", *map(self._told, self.arguments)])
+
+    def _told(self, part: str) -> str:
+        key, equals, value = part.rpartition("=")
+        value = value.removeprefix(f"{self.folder.parent}{os.sep}")
+        return f"{key}{equals}{Path(value).name if os.path.isabs(value) else value}"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A row with a seed: the units that lead to its numbers, in order."""
+    """A row with a seed: the units that lead to its numbers, in order, and all settings that decide these (`Table`)."""
 
     row: str
     seed: int
     units: tuple[LabCommand, ...]
+    experiment: dict[str, dict[str, Any]]
 
     @property
     def name(self) -> str:
@@ -113,14 +116,15 @@ def _cell(table: Table, row: str, seed: int, budget: str, runs: Path, start: Pat
         if training.stage == "language" and start:
             continue
         config = make_config(training.stage, training.config, training.options)
-        settings = dict(training.settings)
-        for key in _TOWERS:
+        settings, outcome = dict(training.settings), training.outcome
+        for key in TOWERS:
             if getattr(config, key) in table.teachers:
                 teacher = _teacher(table, getattr(config, key), *language, runs)
                 units += [teacher] if teacher not in units else []
                 settings[key] = str(teacher.folder)
-        named = {key: _tower(value, runs) if key in _TOWERS else value for key, value in settings.items()}
-        origin = _digest([training.stage, training.config, named], origin)
+                outcome[key] = teacher.folder.name
+        read = {key: _content(outcome[key]) for key in (*TOWERS, "data") if key in outcome}
+        origin = _digest([training.stage, outcome | read], origin)
         folder = runs / f"{training.stage}-{origin}"
         arguments = ["train", training.stage, "--config", training.config]
         arguments += ["--model", str(parent)] if parent else []
@@ -138,7 +142,8 @@ def _cell(table: Table, row: str, seed: int, budget: str, runs: Path, start: Pat
     arguments = ["evaluate", "scenes", "--model", str(parent), "--num", str(questions), "--seed", str(QUESTIONS_SEED)]
     arguments += ["--media-root", str(clips), "--output", str(folder), "--json"]
     units.append(LabCommand("evaluate", folder, tuple(arguments), questions * len(CONDITIONS), "report.json"))
-    return Cell(row, seed, tuple(units))
+    experiment = table.experiment(row, seed, budget, _digest("start", _origin(start)) if start else "")
+    return Cell(row, seed, tuple(units), experiment)
 
 
 def clips_folder(runs: Path, questions: int) -> Path:
@@ -160,18 +165,14 @@ def _origin(start: Path | None) -> str:
     return " ".join(file_sha256(file) for file in files)
 
 
-def _tower(name: str, runs: Path) -> str:
-    """Identifies a teacher or encoder: one of the table by the name of its run, a folder by its files."""
-    folder = Path(name)
-    if folder.parent == runs:
-        return folder.name
-    return _digest_of(folder) if folder.is_dir() else name
-
-
 @cache
-def _digest_of(folder: Path) -> str:
-    files = sorted(path for kind in ("config.json", "*.safetensors", "*.bin") for path in folder.glob(kind))
-    return " ".join(file_sha256(file) for file in files)
+def _content(name: str) -> str:
+    """What a setting names: a digest of that file, or of the model in that folder; the name itself where neither is."""
+    path = Path(name)
+    if path.is_file():
+        return file_sha256(path)
+    files = sorted(file for kind in ("config.json", "*.safetensors", "*.bin") for file in path.glob(kind))
+    return " ".join(file_sha256(file) for file in files) or name
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
@@ -203,9 +204,8 @@ def run(
                 for done in as_completed(waiting):
                     done.result()
                     cell = waiting[done]
-                    key = {"row": cell.row, "seed": cell.seed, "budget": budget}
-                    row = file.find(key, cell.units) or measured(cell.units, key, file)
-                    say(f"{cell.name}: {100 * row['accuracy']:.1f} % ({runner.left()})")
+                    row = file.find(cell, budget) or measured(cell, budget, file)
+                    runner.say(f"{cell.name}: {100 * row['accuracy']:.1f} % ({runner.left()})")
             finally:  # if a cell fails, the others stop, too
                 runner.stop()
     finally:
@@ -217,7 +217,7 @@ class _Runner:
     """Runs the units of cells, those that are shared once; can be stopped from a signal handler."""
 
     def __init__(self, planned: Sequence[Cell], jobs: int, say: Callable[[str], None]):
-        self.say = say
+        self.jobs, self._say, self._saying = jobs, say, threading.Lock()
         threads = max(1, (os.cpu_count() or 1) // jobs)  # of each process: more than cores only slow each other down
         self.program = [
             *(["env", f"OMP_NUM_THREADS={threads}"] if jobs > 1 else []),
@@ -229,6 +229,11 @@ class _Runner:
         self.locks = {folder: threading.Lock() for folder in self.units}
         self.active: dict[Path, tuple[subprocess.Popen, float]] = {}
         self.is_stopped = False
+
+    def say(self, line: str) -> None:
+        """Say a line, one thread at a time."""
+        with self._saying:
+            self._say(line)
 
     def stop(self, *_: Any) -> None:
         """Start nothing more, and let trainings stop after a checkpoint."""
@@ -265,6 +270,13 @@ class _Runner:
         (unit.folder / COST_FILE).write_text(text + "\n", encoding="utf-8")
         if self.is_stopped or process.returncode == _STOPPED:
             raise LabStoppedError
+        if process.returncode < 0:
+            killed = signal.Signals(-process.returncode).name
+            raise ValueError(
+                f"{name}: {unit.kind} was ended by {killed}"
+                + " (is there enough memory? then fewer --jobs)" * (killed == "SIGKILL")
+                + "; the same command continues"
+            )
         if process.returncode or not unit.is_done:
             raise ValueError(
                 f"{name}: {unit.kind} failed, see {unit.folder / LOG_FILE}: {_reason(unit.folder / LOG_FILE)}"
@@ -284,10 +296,13 @@ class _Runner:
                 pace[unit.kind] = (now - began + unit.cost["seconds"]) / steps
         rest = [unit for unit in self.units.values() if not unit.is_done]
         minutes = sum(pace.get(unit.kind, 0.0) * (unit.work - _steps(unit.folder)) for unit in rest) / 60
-        minutes /= max(1, len(self.active))
+        minutes /= min(self.jobs, max(1, len(rest)))
+        count = f"{len(done)} of {len(self.units)} runs done"
+        if rest and not any(unit.kind in pace for unit in rest):
+            return f"{count}, time left not known yet"
         least = "at least " if any(unit.kind not in pace for unit in rest) else ""
         time_left = f"{minutes / 60:.1f} h" if minutes > 90 else f"{minutes:.0f} min"
-        return f"{len(done)} of {len(self.units)} runs done, {least}{time_left} left"
+        return f"{count}, {least}{time_left} left"
 
 
 def _reason(log: Path) -> str:

@@ -17,9 +17,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from videopanda.data.worlds.scenes.questions import FAMILIES
-from videopanda.training.stages import STAGES, make_config
+from videopanda.training.run_folder import WITHOUT_EFFECT
+from videopanda.training.stages import STAGES, StageConfig, make_config
 
 TABLES = Path(__file__).parent / "tables"
+QUESTIONS_SEED = 0  # the same questions for all rows and seeds: differences are paired
+TOWERS = ("teacher", "encoder")  # settings that may name a teacher of the table
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,13 @@ class Training:
     def options(self) -> list[str]:
         """The settings as "key=value"."""
         return [f"{key}={value}" for key, value in self.settings.items()]
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """All settings that decide the outcome and are not the default of every stage, those of the preset included."""
+        default = StageConfig(self.stage).as_dict()
+        values = make_config(self.stage, self.config, self.options).as_dict()
+        return {key: value for key, value in values.items() if key not in WITHOUT_EFFECT and value != default.get(key)}
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,19 @@ class Table:
         if text and not any(training.stage == "language" for training in chain):
             raise ValueError(f"table {self.name}, row {row!r}: {text[0]} has no effect without stage language")
         return chain
+
+    def experiment(self, row: str, seed: int, budget: str, start: str = "") -> dict[str, dict[str, Any]]:
+        """Everything that decides the numbers of a row: settings of its stages, their teachers, and the evaluation.
+
+        Args:
+            start: identifies the language model in place of the stage `language`.
+        """
+        stages = {training.stage: training.outcome for training in self.chain(row, seed, budget)}
+        named = {value for outcome in stages.values() for key, value in outcome.items() if key in TOWERS}
+        teachers = {f"teacher {name}": dict(self.teachers[name]) for name in sorted(named & self.teachers.keys())}
+        if start:
+            stages = {"start": {"model": start}, **{k: v for k, v in stages.items() if k != "language"}}
+        return {**stages, **teachers, "evaluate": {"questions": self.budget(budget).questions, "seed": QUESTIONS_SEED}}
 
     def _settled(self, stage: str, settings: Mapping[str, Any], seed: int, steps: float) -> dict[str, str]:
         text = {key: as_text(value) for key, value in settings.items()}

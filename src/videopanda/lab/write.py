@@ -58,7 +58,9 @@ def markdown(found: dict[str, Any], pictures: Sequence[str] = ()) -> str:
         intro += " **Rows with one seed: the interval covers the clips only, not the randomness of training.**"
     if found["missing"]:
         intro += f" Not run yet: {', '.join(found['missing'])}."
-    parts = [intro, _accuracies(found), f"## Differences\n\n{_against(found)}"]
+    if found["removed"]:
+        intro += f" Left out, because the table no longer has them: {', '.join(found['removed'])}."
+    parts = [intro, *_outdated(found), _accuracies(found), f"## Differences\n\n{_against(found)}"]
     if found["columns"]:
         parts.append(f"## By family of questions\n\n{_families(found)}")
     parts += [f"## Does it look at the video?\n\n{_battery(found)}", f"## What it costs\n\n{_cost_table(found)}"]
@@ -68,12 +70,27 @@ def markdown(found: dict[str, Any], pictures: Sequence[str] = ()) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _outdated(found: dict[str, Any]) -> list[str]:
+    lines = [
+        f"- {row['row']}, seed {seed}: {'; '.join(changes)}"
+        for row in found["rows"]
+        for seed, changes in row["outdated"].items()
+    ]
+    if not lines:
+        return []
+    told = (
+        "**Rows marked with * were measured with other settings than the table has now.** Differences from them say "
+        "nothing about this table: run it again, which replaces them."
+    )
+    return [told, "\n".join(lines)]
+
+
 def _accuracies(found: dict[str, Any]) -> str:
     benchmarks = list(dict.fromkeys(name for row in found["rows"] for name in row["published"]))
     rows = [
         [
             row["row"],
-            ", ".join(map(str, row["seeds"])),
+            ", ".join(f"{seed}{'*' * (seed in row['outdated'])}" for seed in row["seeds"]),
             _value(row["accuracy"]),
             *(f"{row['published'][name]:g}" if name in row["published"] else "–" for name in benchmarks),
         ]

@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 _COMPLETE = "complete"  # SHA-256 of every file of a checkpoint; written last
 # Settings that may differ when a run is resumed: locations and logging.
-_MAY_CHANGE = {
-    *("data", "media_root", "manifest", "teacher", "teacher_features"),
+WITHOUT_EFFECT = {
     *("frame_cache", "frame_cache_gb"),
     *("log_steps", "save_steps", "keep_checkpoints", "report_to", "stall_seconds"),
 }
+_MAY_CHANGE = {*WITHOUT_EFFECT, "data", "media_root", "manifest", "teacher", "teacher_features"}
 
 
 @contextmanager
