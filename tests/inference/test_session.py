@@ -231,6 +231,20 @@ def test_idle_stretches_merge_before_events_do():
     assert any(start >= 50 and end <= 51 for start, end, _ in memory.spans)
 
 
+def test_steps_stand_for_the_frames_whose_tokens_they_hold():
+    """Of eight frames in pairs, ToMe left tokens numbered 1 and 3, test-time sampling 0 and 2."""
+    times = [float(second) for second in range(8)]
+    for numbers, spans in (
+        ([1, 1, 3], [(0.0, 5.0, 6), (6.0, 7.0, 2)]),
+        ([0, 2, 2], [(0.0, 3.0, 4), (4.0, 7.0, 4)]),
+        ([0, 1, 2], [(0.0, 1.0, 2), (2.0, 3.0, 2), (4.0, 7.0, 4)]),
+    ):
+        memory, layout = TokenMemory(100), torch.zeros(3, 4, dtype=torch.long)
+        layout[:, 0] = torch.tensor(numbers)
+        memory.add(torch.zeros(3, 4), layout, times, frames=2)
+        assert memory.spans == spans
+
+
 def test_what_cannot_merge_is_dropped_and_told():
     memory = TokenMemory(20)
     for number in range(6):

@@ -211,3 +211,15 @@ def test_an_exported_folder_writes_them_without_the_package(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1]) == ids_of(processor, VIDEO)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_that_merged_across_frames_have_no_time_of_a_frame(family):
+    """The times would stand before tokens of other frames, and those of later frames before none."""
+    merging = {"kind": "pool", "pool_time": 1, "merge_tokens": 2}
+    with pytest.raises(ValueError, match="timestamps=frame states the time of every frame, and"):
+        compressed(family, merging, timestamps="frame")
+    _, processor = compressed(family, merging)
+    processor.timestamps = "frame"
+    with pytest.raises(ValueError, match=r"set timestamps=none, or compression\.merge_tokens=0"):
+        processor.video_text(torch.zeros(2, 4, dtype=torch.long), 4.0, [0.0, 1.0, 2.0, 3.0])

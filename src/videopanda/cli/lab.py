@@ -128,7 +128,10 @@ def report_verb(
     from videopanda.lab.write import markdown, write
 
     described = read(table)
-    content = ResultsFile(input_ or runs / f"{described.name}.json", described).content
+    results = input_ or runs / f"{described.name}.json"
+    if not results.exists():
+        raise ValueError(f"no results at {results}: run  videopanda lab run {table} --budget {budget}  or use --input")
+    content = ResultsFile(results, described).content
     found = report(content, described, budget)
     pictures = write_pictures(content["rows"], found, runs, output)
     files = write(found, output, pictures)

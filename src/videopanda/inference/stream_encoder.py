@@ -151,7 +151,7 @@ class StreamEncoder:
         inputs = rules.place_chunk(frames)
         placed = time.perf_counter()
         visual, state = self.model.encode_chunk(inputs, self._state, self.total_frames)
-        memory.add(visual.tokens, visual.layout, [seconds for _, seconds in pending], rules.frames_per_step)
+        memory.add(visual.tokens, visual.layout, [seconds for _, seconds in pending], rules.frames_per_number)
         self.seconds["preprocess"] += placed - began
         self.seconds["encode"] += time.perf_counter() - placed
         return state

@@ -62,12 +62,16 @@ class TokenMemory:
         return other
 
     def add(self, tokens_VE: Tensor, layout_V4: Tensor, times: Sequence[float], frames: int = 1) -> None:
-        """Add the tokens of a chunk whose frames are shown at `times`; each step stands for `frames` frames."""
+        """Add the tokens of a chunk whose frames are shown at `times`; `frames` of them share a number in the layout.
+
+        A number without tokens, as where those of several frames merge (ToMe), belongs to the step before it.
+        """
         layout_V4 = layout_V4.cpu()
-        counts = torch.unique_consecutive(layout_V4[:, 0], return_counts=True)[1]
-        parts = zip(tokens_VE.split(counts.tolist()), layout_V4[:, 1:].split(counts.tolist()))
-        for number, (tokens_SE, places_S3) in enumerate(parts):
-            shown = times[number * frames : (number + 1) * frames] or times[-1:]
+        number_S, count_S = torch.unique_consecutive(layout_V4[:, 0], return_counts=True)
+        edges = [0, *(number_S[1:] * frames).tolist(), len(times)]
+        parts = zip(tokens_VE.split(count_S.tolist()), layout_V4[:, 1:].split(count_S.tolist()), edges, edges[1:])
+        for tokens_SE, places_S3, first, end in parts:
+            shown = times[first:end] or times[-1:]
             # A copy: a view would keep the tokens of the whole chunk.
             self._append(Step(tokens_SE.clone(), places_S3.clone(), len(shown), shown[0], shown[-1]))
 

@@ -45,7 +45,7 @@ def report(results: Mapping[str, Any], table: Table, budget: str) -> dict[str, A
             f"no results for budget {budget}"
             + (f", only for {', '.join(there)}" if there and not removed else "")
             + (f", only of rows that the table does not have: {', '.join(removed)}" if removed else "")
-            + f": run  videopanda lab run {table.name} --budget {budget}"
+            + f": run  videopanda lab run TABLE --budget {budget}"
         )
     lines = [line for seeds in found.values() for line in seeds.values()]
     tests = {line["test"] for line in lines}
@@ -166,7 +166,8 @@ def interval(values: Sequence[np.ndarray], clips: np.ndarray) -> dict[str, Any]:
         clips: the clip of each question, (Q,).
 
     Returns:
-        "mean", "ci95" and "detectable": the true difference that a test at 5 % finds with a probability of 80 %.
+        "mean", "ci95" and "detectable": the true difference that a test at 5 % finds with a probability of 80 %. Both
+        are None for a single clip, and where all clips and seeds have one value, which tells nothing of their spread.
     """
     center = float(np.mean(values))
     per_question = np.mean(values, axis=0)
@@ -178,10 +179,11 @@ def interval(values: Sequence[np.ndarray], clips: np.ndarray) -> dict[str, Any]:
         squares += (_t(len(values) - 1) * spread) ** 2
     half = math.sqrt(squares)
     low, high = center - half, center + half
+    known = 0 < half < math.inf
     return {
         "mean": round(center, 4),
-        "ci95": [round(low, 4), round(high, 4)] if math.isfinite(half) else None,
-        "detectable": round(half * (Z + POWER) / Z, 4) if math.isfinite(half) else None,
+        "ci95": [round(low, 4), round(high, 4)] if known else None,
+        "detectable": round(half * (Z + POWER) / Z, 4) if known else None,
     }
 
 

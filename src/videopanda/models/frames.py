@@ -134,8 +134,13 @@ class FrameProcessor(VideoProcessorMixin):
     @property
     def frames_per_step(self) -> int:
         """Consecutive frames that share the tokens of one time step, after the compressor of the model."""
+        return self.frames_per_number * int((self.compression or {}).get("keep_every", 1))
+
+    @property
+    def frames_per_number(self) -> int:
+        """Consecutive frames that a compressor averages, and which share a frame number in the layout of its tokens."""
         settings = CompressionConfig(**(self.compression or {}))
-        return settings.pool_time * settings.keep_every if settings.is_active else 1
+        return settings.pool_time if settings.is_active else 1
 
     def compressed(self, layout_V4: torch.Tensor) -> torch.Tensor:
         """The layout of the tokens of one visual after the compressor of the model, if it has one."""

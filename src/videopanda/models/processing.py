@@ -50,6 +50,7 @@ class VisualProcessor(ProcessorMixin):
     ):
         check_choice("timestamps", timestamps, TIMESTAMPS)
         self.time_prompt, self.timestamps = time_prompt, timestamps
+        self._check_stamps(video_processor)
         self.video_token, self.image_token = "<video>", "<image>"
         vocabulary = tokenizer.get_vocab()
         for token in (self.video_token, self.image_token):
@@ -189,6 +190,7 @@ class VisualProcessor(ProcessorMixin):
         text = self._time_text(duration)
         if self.timestamps == "none":
             return text + self.video_token * len(layout_V4)
+        self._check_stamps(self.video_processor)
         if times is None:
             raise ValueError(
                 "This processor states the time of every frame in the prompt (`timestamps`), but the times are "
@@ -197,6 +199,13 @@ class VisualProcessor(ProcessorMixin):
         counts = torch.unique_consecutive(layout_V4[:, 0], return_counts=True)[1].tolist()
         stamps = [*map(self.stamp, times), *[""] * (len(counts) - len(times))]
         return text + "".join(stamp + self.video_token * count for stamp, count in zip(stamps, counts))
+
+    def _check_stamps(self, video_processor: Any) -> None:
+        if self.timestamps != "none" and (video_processor.compression or {}).get("merge_tokens"):
+            raise ValueError(
+                "timestamps=frame states the time of every frame, and compression.merge_tokens leaves tokens of "
+                "several frames: set timestamps=none, or compression.merge_tokens=0"
+            )
 
     @staticmethod
     def stamp(seconds: float) -> str:
