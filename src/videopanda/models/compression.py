@@ -35,13 +35,6 @@ class Groups(NamedTuple):
     visual: Tensor
 
 
-class CompressorState(NamedTuple):
-    """The state of a compressor between chunks of one clip: a state per mixer, and the frames so far."""
-
-    mixers: tuple[MixerState, ...]
-    frames: int
-
-
 def pooled_groups(layout_V4: Tensor, visual_V: Tensor, time: int, space: int) -> Groups:
     """Group tokens over `time` frames and squares of `space` cells; marks of frames and rows are pooled alike.
 
@@ -137,14 +130,14 @@ class Compressor(nn.Module):
         self.apply(init_compressor)
 
     def forward(
-        self, tokens_VD: Tensor, layout_V4: Tensor, visual_V: Tensor, state: CompressorState | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, CompressorState]:
+        self, tokens_VD: Tensor, layout_V4: Tensor, visual_V: Tensor, state: tuple[MixerState, ...] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[MixerState, ...]]:
         """Compress the tokens of B visuals, or the next chunk of one clip.
 
         Args:
             layout_V4: frame, row, column and kind of each token, on the CPU; frames of a chunk are numbered from 0.
             visual_V: number of the visual of each token, ascending, on the CPU.
-            state: of the earlier chunks, which must have ended on `segment_frames`; None at the start.
+            state: of each mixer after the earlier chunks, which must have ended on `segment_frames`; None at the start.
 
         Returns: tokens, their layout and visuals, and the state after them.
 
@@ -155,7 +148,7 @@ class Compressor(nn.Module):
         if state is not None and config.needs_whole_clip:
             raise ValueError("this compressor needs the whole clip: bidirectional mixing and queries cannot stream")
         groups = pooled_groups(layout_V4, visual_V, config.pool_time, config.pool_space)
-        mixed_VD, states = self._mix(tokens_VD, visual_V, groups, state)
+        mixed_VD, state = self._mix(tokens_VD, visual_V, groups, state)
         pooled_GD = mixed_VD if config.queries else group_means(mixed_VD, groups)
         kept_G = _sampled(config, groups)
         layout_G4, visual_G = groups.layout[kept_G], groups.visual[kept_G]
@@ -165,8 +158,7 @@ class Compressor(nn.Module):
             pooled_GD, kept_G = merge_similar(pooled_GD, layout_G4, visual_G, config.merge_tokens, config.merge_frames)
             visual_G = _merged(config, layout_G4, visual_G)[1]
             layout_G4 = layout_G4.to(kept_G.device)[kept_G]
-        frames = (0 if state is None else state.frames) + (int(layout_V4[:, 0].max()) + 1 if len(layout_V4) else 0)
-        return pooled_GD, layout_G4, visual_G, CompressorState(states, frames)
+        return pooled_GD, layout_G4, visual_G, state
 
     def clips(self, tokens_VD: Tensor, layouts: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Compress whole visuals, which follow one another, and return the tokens and the layout of each."""
@@ -177,13 +169,13 @@ class Compressor(nn.Module):
         tokens_VD, layout_V4, visual_V, _ = self(tokens_VD, torch.cat(list(layouts)), visual_V)
         return tokens_VD, list(layout_V4.split(torch.bincount(visual_V, minlength=len(layouts)).tolist()))
 
-    def chunk(self, tokens_VD: Tensor, layout_V4: Tensor, state: CompressorState | None) -> tuple[Any, ...]:
+    def chunk(self, tokens_VD: Tensor, layout_V4: Tensor, state: tuple[MixerState, ...] | None) -> tuple[Any, ...]:
         """Compress the next chunk of one clip: tokens, their layout, and the state."""
         tokens_GD, layout_G4, _, state = self(tokens_VD, layout_V4, layout_V4.new_zeros(len(layout_V4)), state)
         return tokens_GD, layout_G4, state
 
     def _mix(
-        self, tokens_VD: Tensor, visual_V: Tensor, groups: Groups, state: CompressorState | None
+        self, tokens_VD: Tensor, visual_V: Tensor, groups: Groups, state: tuple[MixerState, ...] | None
     ) -> tuple[Tensor, tuple[MixerState, ...]]:
         """All tokens mixed, (V, D); with queries only those, (G, D)."""
         if not self.mixers:
@@ -199,7 +191,7 @@ class Compressor(nn.Module):
         tokens_BLD = tokens_XD.view(len(length_B), longest, -1)
         states = []
         for number, mixer in enumerate(self.mixers):
-            tokens_BLD, after = mixer(tokens_BLD, length_B, None if state is None else state.mixers[number])
+            tokens_BLD, after = mixer(tokens_BLD, length_B, None if state is None else state[number])
             states.append(after)
         return tokens_BLD.flatten(0, 1)[flat_U[slot_V.to(device)]], tuple(states)
 
@@ -366,7 +358,6 @@ def _merge_round(
 
 __all__ = [
     "Compressor",
-    "CompressorState",
     "Groups",
     "changed_cells",
     "compressed_layout",
