@@ -51,7 +51,8 @@ def markdown(found: dict[str, Any], pictures: Sequence[str] = ()) -> str:
     intro = (
         f"# {found['title']}\n\n{source}Budget {found['budget']}: "
         f"{counted} {'seed' if seeds == [1] else 'seeds'} per row, "
-        f"{found['questions']:,} questions about {found['clips']:,} clips, {found['hours']:.1f} hours in all. "
+        f"{found['questions']:,} questions about {found['clips']:,} clips, {found['hours']:.1f} hours in all, "
+        f"with stages that rows share counted in each. "
         f"Percent; in brackets 95 % intervals over clips and seeds."
     )
     if seeds[0] == 1:
