@@ -14,7 +14,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "": ({"_auto", "models", "inference", "video"}, set()),  # inference and video for type checkers and on first use
     "__main__": ({"cli"}, set()),
     "_auto": ({"models", "video"}, set()),
-    "models": ({".", "models.pictures"}, {"torch", "transformers", "numpy", "PIL"}),
+    "models": ({".", "models.pictures"}, {"torch", "transformers", "numpy", "PIL", "mamba_ssm"}),
     "models.videopanda.convert": (
         {"models", "checkpoints"},
         {"torch", "transformers", "tokenizers", "rich", "sentencepiece", "google"},
