@@ -127,7 +127,7 @@ def test_a_row_can_name_the_row_that_it_is_compared_with(tmp_path):
 def test_a_paper_may_give_no_more_than_a_difference(tmp_path):
     text = TABLE.replace("published: {Bench: 50}", "published_differences: {Other: -2.5}")
     found = report(
-        results([line("full", 0, np.ones(QUESTIONS)), line("no row token", 0, np.zeros(QUESTIONS))]),
+        results([line("full", 0, np.ones(QUESTIONS)), line("no row token", 0, drawn(0.5, 0))]),
         read(write_table(tmp_path, text)),
         "small",
     )["rows"][1]
