@@ -97,7 +97,7 @@ def test_a_run_is_of_what_the_preset_and_the_data_are_now(tmp_path, monkeypatch)
 
 
 def test_commands_can_be_pasted_and_have_no_local_paths(tmp_path):
-    arguments = ("train", "pretrain", "--model", str(tmp_path / "a-1"), "--set", "data=/home/my clips.json", "--set")
+    arguments = ("train", "pretrain", "--model", str(tmp_path / "a-1"), "--set", "data=/clips/my clips.json", "--set")
     unit = LabCommand("pretrain", tmp_path / "pretrain-1", (*arguments, "w=[1, 2]"), 1, "config.json")
     assert unit.command == "videopanda train pretrain --model a-1 --set 'data=my clips.json' --set 'w=[1, 2]'"
 
