@@ -195,7 +195,7 @@ SLOW = [
     (38, "train finetune --config nano --model NANO --output /proc/x --set max_steps=2", r"/proc/x"),
     (45, "evaluate predict msvd-qa emptydir --output x.jsonl", r"emptydir contains none of these files"),
     (47, "evaluate predict custom rows_question.json --output y.jsonl", r"none of the videos is in .*--media-root"),
-    (46, "lab report table4 --runs emptydir", r"no results for budget small: run  videopanda lab run table4"),
+    (46, "lab report table4 --runs emptydir", r"no results at .*: run  videopanda lab run table4 --budget small"),
     (46, "lab run broken.yaml", r"broken\.yaml is not valid YAML: line [12]: "),
     (33, "data features pretrain out/g --model NANO --config pic.png", r"pic\.png is not valid JSON"),
     (33, "data features nostage out/g --model NANO", r"unknown stage 'nostage': choose one of language, prealign"),

@@ -1,6 +1,5 @@
 """Protects answers: the same alone, in a batch and in a chat; and clear words for what cannot be answered."""
 
-import asyncio
 import json
 import shutil
 from contextlib import aclosing
@@ -10,6 +9,7 @@ import pytest
 import torch
 from engine_helpers import ask_for, finished
 
+import coroutines
 import videopanda
 from tiny import clip, tiny_model, tiny_processor
 from videopanda.data.worlds.scenes.dataset import Clip
@@ -314,4 +314,4 @@ def test_a_stream_that_is_closed_frees_its_chat(loaded, path):
                 break
         return (await chat.aask(QUESTIONS[0])).answer
 
-    assert asyncio.run(ask_twice()) == Chat(*loaded, path, max_new_tokens=12).ask(QUESTIONS[0]).answer
+    assert coroutines.run(ask_twice()) == Chat(*loaded, path, max_new_tokens=12).ask(QUESTIONS[0]).answer

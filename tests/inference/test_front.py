@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import coroutines
 import videopanda
 from videopanda.inference.answer import Chat, ask
 from videopanda.inference.load import BUNDLED_MODEL, load
@@ -70,8 +71,8 @@ def test_asyncio_gets_the_same_answers(nano):
     first, second = (answer.answer for answer in ask(*nano, CLIP, QUESTIONS))
     chat = Chat(*nano, CLIP)
     chat.ask(QUESTIONS[0])
-    assert asyncio.run(run()) == ([first, second], first, chat.ask(QUESTIONS[1]).answer)
-    assert str(asyncio.run(videopanda.aanswer(CLIP, QUESTIONS[0], model=nano))) == first
+    assert coroutines.run(run()) == ([first, second], first, chat.ask(QUESTIONS[1]).answer)
+    assert str(coroutines.run(videopanda.aanswer(CLIP, QUESTIONS[0], model=nano))) == first
 
 
 def test_a_cancelled_task_leaves_the_chat_usable(nano):
@@ -89,7 +90,7 @@ def test_a_cancelled_task_leaves_the_chat_usable(nano):
             await task
         return await chat.aask(QUESTIONS[0])
 
-    assert asyncio.run(run()).question == QUESTIONS[0]
+    assert coroutines.run(run()).question == QUESTIONS[0]
     assert len(chat.messages) == 2
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from starlette.testclient import TestClient
 
+import coroutines
 from compressed import compressed
 from media import write_video
 from videopanda.inference.clip import ClipMemoryCache, EncodedClip
@@ -94,7 +95,7 @@ def test_an_upload_that_is_broken_off_is_no_error_of_the_server(client):
                  "root_path": "", "app": client.app}  # fmt: skip
         await client.app(scope, receive, send)
 
-    asyncio.run(push())
+    coroutines.run(push())
     assert sent[0]["status"] == 499
 
 
@@ -127,7 +128,7 @@ def test_requests_that_are_given_up_decode_no_more_than_there_are_slots(loaded, 
         )
         assert not list((tmp_path / "parts").iterdir())
 
-    asyncio.run(ask_and_go())
+    coroutines.run(ask_and_go())
     assert 1 <= most <= 2
 
 
@@ -154,7 +155,7 @@ def test_a_worker_is_never_lost_however_often_a_request_is_cancelled(tmp_path):
         await asyncio.wait([reading])
         assert pool._free.qsize() == 1
 
-    asyncio.run(cancel_twice())
+    coroutines.run(cancel_twice())
 
 
 @pytest.mark.parametrize("what", ["clips", "files"])
