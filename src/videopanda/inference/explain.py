@@ -124,14 +124,15 @@ def explain(
         ValueError: the family does not say where its visual tokens come from, or as `ask`.
     """
     chat = Chat(model, processor, video, **options)
-    if chat.clip.frames is None:
+    frames = chat.clip.frames
+    if frames is None:
         raise ValueError(
             "explain needs the frames of the clip, which neither a memory (fps, max_visual_tokens, last_frames) nor a "
             "cache keeps: pass num_frames"
         )
     answer, clip = chat.ask(question), chat.clip
     ids = build_prompt(processor, question_messages(processor, question), [clip])
-    effects = run(chat.engine, study(processor, clip, clip.frames, ids, answer.token_ids, regions), progress)
+    effects = run(chat.engine, study(processor, clip, frames, ids, answer.token_ids, regions), progress)
     return Explanation(**vars(effects), answer=answer)
 
 
