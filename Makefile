@@ -29,6 +29,9 @@ $(VENV)/.installed: locks/dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP) $(TORCH_FROM) "torch==$(TORCH)"
 	$(BIN)/python $(LOCKED) locks/dev.txt
+	@$(BIN)/python -c "import torch" 2>/dev/null || { echo "torch $(TORCH) does not import: it is not the CPU build, as its \
+	index (https://download.pytorch.org/whl/cpu) was not reached. Make it reachable, or set PIP_FIND_LINKS to a folder with \
+	the wheel, and remove $(VENV). With all CUDA packages, several gigabytes:  make GPU=yes" >&2; exit 1; }
 	$(BIN)/python $(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -365,6 +365,16 @@ def test_a_mistake_is_one_line_and_exit_code_two(run, model, tmp_path):
         assert err.count("\n") == 1
 
 
+def test_a_library_that_cannot_be_loaded_is_one_line(monkeypatch, capsys):
+    def broken(**_):
+        raise ImportError("libcudnn.so.9: cannot open shared object file", name="_C", path="/site/torch/_C.so")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert re.fullmatch(r"videopanda: error: .*libcudnn\.so\.9.*videopanda doctor .*\n", capsys.readouterr().err)
+
+
 def test_a_bug_is_not_dressed_up_as_a_mistake(monkeypatch):
     def broken(**_):
         raise RuntimeError("a bug")

@@ -87,6 +87,7 @@ def _package(wanted: Requirement, needed: bool) -> Finding:
     fix = f"pip install '{wanted.name}{bounds}'"
     reason = _import(wanted.name) if needed else ""
     if reason:
+        fix = f"pip install --force-reinstall '{wanted.name}{bounds}'"
         return Finding(wanted.name, f"{found}, does not import: {reason}", bounds, "broken", fix)
     if wanted.specifier.contains(Version(found), prereleases=True):
         return Finding(wanted.name, found, bounds)

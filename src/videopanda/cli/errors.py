@@ -67,6 +67,8 @@ def _explained(error: Exception) -> str | None:
     if isinstance(error, UsageError):
         return _usage(error)
     if isinstance(error, ImportError):
+        if (error.path or "").endswith((".so", ".pyd")):  # compiled for another machine, or what it needs is missing
+            return f"a package cannot be loaded ({error}): videopanda doctor  shows which one, and the fix"
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         return extra and f"this needs {error.name}: pip install 'videopanda[{extra}]'"
     if isinstance(error, OSError) and error.strerror:
