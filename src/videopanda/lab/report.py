@@ -33,11 +33,11 @@ def report(results: Mapping[str, Any], table: Table, budget: str) -> dict[str, A
     """
     table.budget(budget)
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    removed: list[str] = []
-    for line in results["rows"]:
-        if line["budget"] == budget and line["row"] in {row.name for row in table.rows}:
+    names, removed = {row.name for row in table.rows}, list[str]()
+    for line in (line for line in results["rows"] if line["budget"] == budget):
+        if line["row"] in names:
             found.setdefault(line["row"], {})[line["seed"]] = line
-        elif line["budget"] == budget and line["row"] not in removed:
+        elif line["row"] not in removed:
             removed.append(line["row"])
     if not found:
         there = sorted({line["budget"] for line in results["rows"]})

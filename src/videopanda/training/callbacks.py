@@ -105,7 +105,7 @@ class EarlyStop(TrainerCallback):
         with safe_open(self.file, "pt") as file:
             if file.metadata()["step"] != str(found[best][0]):
                 return
-            self.kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            self.kept = {name: file.get_tensor(name) for name in (*self.trained, *self.statistics)}
         self.best, self.waited = found[best][1], len(found) - 1 - best
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):

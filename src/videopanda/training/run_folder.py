@@ -278,7 +278,7 @@ class MetricsFile(TrainerCallback):
                 raise OSError(f"cannot write to {self.path}: {error.strerror}") from error
 
     def rewind(self, step: int) -> None:
-        """Drop log lines after the resumed step (at 0, where a run starts anew, all), and a partial last line."""
+        """Drop log lines after the resumed step, or all if the run starts over (step 0), and a partial last line."""
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if step and line.endswith("\n") and json.loads(line)["step"] <= step]
