@@ -43,17 +43,11 @@ from videopanda.cli.options import (
     size_in_bytes,
 )
 
-Video = Annotated[
-    str,
-    typer.Argument(help="Video file, GIF, image, folder of images, or URL (see --allow-host).", show_default=False),
-]
-Start = Annotated[
-    float | None, typer.Option("--start", metavar="S", parser=seconds, help="Start of the range, in seconds.")
-]
-End = Annotated[float | None, typer.Option("--end", metavar="S", parser=seconds, help="End of the range, in seconds.")]
+Video = Annotated[str, typer.Argument(help="Video file, GIF, image, folder of images, or URL (see --allow-host).")]
+Start = Annotated[float | None, typer.Option(metavar="S", parser=seconds, help="Start of the range, in seconds.")]
+End = Annotated[float | None, typer.Option(metavar="S", parser=seconds, help="End of the range, in seconds.")]
 Temperature = Annotated[
-    float,
-    typer.Option("--temperature", metavar="X", min=0.0, help="Sampling temperature; 0 takes the most likely tokens."),
+    float, typer.Option(metavar="X", min=0.0, help="Sampling temperature; 0 takes the most likely tokens.")
 ]
 
 
@@ -65,24 +59,17 @@ def _seed_of_torch(seed: int | None) -> int | None:
 
 
 AnswerSeed = Annotated[
-    int | None,
-    typer.Option("--seed", metavar="S", min=0, callback=_seed_of_torch, help="Random seed of the sampling."),
+    int | None, typer.Option(metavar="S", min=0, callback=_seed_of_torch, help="Random seed of the sampling.")
 ]
 AllowHost = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allow-host",
-        metavar="HOST",
-        help="Fetch videos from this host; may be repeated.",
-    ),
+    list[str] | None, typer.Option(metavar="HOST", help="Fetch videos from this host; may be repeated.")
 ]
 
 
 def answer_verb(
     video: Video,
     question: Annotated[
-        list[str],
-        typer.Argument(help="Question about the video; several are answered independently.", show_default=False),
+        list[str], typer.Argument(help="Question about the video; several are answered independently.")
     ],
     model: Model = None,
     num_frames: NumFrames = None,
@@ -106,13 +93,12 @@ def answer_verb(
         bool, typer.Option("--explain", help="Show how much each frame contributes to the answer.")
     ] = False,
     picture: Annotated[
-        Path | None, typer.Option("--picture", metavar="FILE", help="With --explain: frames and regions as a picture.")
+        Path | None, typer.Option(metavar="FILE", help="With --explain: frames and regions as a picture.")
     ] = None,
     server: Annotated[
-        str | None,
-        typer.Option("--server", metavar="URL", help="Ask a running server instead of loading a model."),
+        str | None, typer.Option(metavar="URL", help="Ask a running server instead of loading a model.")
     ] = None,
-    api_key: Annotated[str | None, typer.Option("--api-key", metavar="KEY", help="API key of the server.")] = None,
+    api_key: Annotated[str | None, typer.Option(metavar="KEY", help="API key of the server.")] = None,
     allow_host: AllowHost = None,
     as_json: AsJson = False,
 ) -> None:

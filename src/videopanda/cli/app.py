@@ -76,9 +76,7 @@ app.command("chat")(chat_verb)
 
 @app.command("demo")
 def demo_verb(
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the picture.")] = Path(
-        "videopanda_demo"
-    ),
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the picture.")] = Path("videopanda_demo"),
 ) -> None:
     """Show the bundled model answering questions about the bundled clip, with the frames that it saw.
 
@@ -111,16 +109,16 @@ def demo_verb(
 
 @scenes_app.command("make")
 def scenes_make_verb(
-    out: Annotated[Path, typer.Argument(help="Folder to write or resume.", show_default=False)],
-    num: Annotated[int, typer.Option("--num", metavar="N", min=1, help="Number of clips.")] = 1000,
+    out: Annotated[Path, typer.Argument(help="Folder to write or resume.")],
+    num: Annotated[int, typer.Option(metavar="N", min=1, help="Number of clips.")] = 1000,
     seed: Seed = 0,
-    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "train",
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
     long: Annotated[bool, typer.Option("--long", help="Make clips of minutes to hours with rare events.")] = False,
     minutes: Annotated[
-        str, typer.Option("--minutes", metavar="M,…", help="With --long: lengths of the clips; --num clips of each.")
+        str, typer.Option(metavar="M,…", help="With --long: lengths of the clips; --num clips of each.")
     ] = "",
     world: Annotated[
-        str, typer.Option("--world", metavar="NAME", help="scenes, or tabletop (solid objects in perspective).")
+        str, typer.Option(metavar="NAME", help="scenes, or tabletop (solid objects in perspective).")
     ] = "scenes",
 ) -> None:
     """Write scenes as mp4 files with questions and answers in the conversation format.
@@ -168,30 +166,26 @@ app.command("plan")(plan_verb)
 
 @app.command("init")
 def init_verb(
-    out: Annotated[Path, typer.Argument(help="New folder for the checkpoint.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
     backbone: Annotated[
-        str | None,
-        typer.Option("--backbone", metavar="DIR|NAME", help="Causal language model: folder or Hub name."),
+        str | None, typer.Option(metavar="DIR|NAME", help="Causal language model: folder or Hub name.")
     ] = None,
     model: Annotated[
         Path | None,
         typer.Option(
-            "--model",
-            metavar="DIR|NAME",
-            help="Trained model: to change with --set, or its vision part for --backbone.",
+            metavar="DIR|NAME", help="Trained model: to change with --set, or its vision part for --backbone."
         ),
     ] = None,
     family: Family = None,
     preset: Preset = "",
     encoder: Annotated[
-        str, typer.Option("--encoder", metavar="DIR|NAME", help="Pretrained vision encoder, for a family that has one.")
+        str, typer.Option(metavar="DIR|NAME", help="Pretrained vision encoder, for a family that has one.")
     ] = "",
     set_: Set = None,
     chat_template: Annotated[
-        str | None,
-        typer.Option("--chat-template", metavar="FILE|vicuna", help="Chat template. Default: the tokenizer's own."),
+        str | None, typer.Option(metavar="FILE|vicuna", help="Chat template. Default: the tokenizer's own.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the new weights.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Random seed of the new weights.")] = 0,
 ) -> None:
     """Make an untrained model, the start of training: a language model with a new vision part.
 
@@ -264,8 +258,8 @@ def doctor_verb(as_json: AsJson = False) -> None:
 
 @app.command("export")
 def export_verb(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    out: Annotated[Path, typer.Argument(help="New folder.")],
 ) -> None:
     """Copy a checkpoint together with the code it needs, for the Hub, vLLM, or machines without this package.
 
@@ -281,11 +275,11 @@ def export_verb(
 
 @app.command("convert")
 def convert_verb(
-    source: Annotated[Path, typer.Argument(help="Official checkpoint: folder or Hub name.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="Official checkpoint: folder or Hub name.")],
+    out: Annotated[Path, typer.Argument(help="New folder.")],
     allow: Annotated[
         list[str] | None,
-        typer.Option("--allow", metavar="KEY|PATTERN", help="Drop unknown tensors with this name; may be repeated."),
+        typer.Option(metavar="KEY|PATTERN", help="Drop unknown tensors with this name; may be repeated."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -314,10 +308,9 @@ def convert_verb(
 
 @app.command("verify")
 def verify_verb(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.", show_default=False)],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
     against: Annotated[
-        Path | None,
-        typer.Option("--against", metavar="SRC", help="Official checkpoint that the weights must match bit for bit."),
+        Path | None, typer.Option(metavar="SRC", help="Official checkpoint that the weights must match bit for bit.")
     ] = None,
     record: Annotated[
         bool, typer.Option("--record", help="Write checksums of the current weights if all checks pass.")

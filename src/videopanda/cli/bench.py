@@ -9,22 +9,20 @@ import typer
 from videopanda.cli.checks import require_extra
 from videopanda.cli.options import AsJson, Device, Model, console, quiet
 
-Rounds = Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Number of interleaved rounds.")]
-BenchDevice = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu or cuda.")]
-BenchDtype = Annotated[str, typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16.")]
+Rounds = Annotated[int, typer.Option(metavar="N", min=1, help="Number of interleaved rounds.")]
+BenchDevice = Annotated[str, typer.Option(metavar="DEVICE", help="cpu or cuda.")]
+BenchDtype = Annotated[str, typer.Option(metavar="TYPE", help="float32, bfloat16 or float16.")]
 
 bench_app = typer.Typer(help="Measure what a model costs, compared with its peers.", no_args_is_help=True)
 
 
 @bench_app.command("efficiency")
 def efficiency_verb(
-    models: Annotated[
-        str, typer.Option("--models", metavar="NAME,…", help="Vision parts to compare. Default: all.")
-    ] = "",
+    models: Annotated[str, typer.Option(metavar="NAME,…", help="Vision parts to compare. Default: all.")] = "",
     resolution: Annotated[
-        str, typer.Option("--resolution", metavar="WxH", help="Size of the source video; decides the token grid.")
+        str, typer.Option(metavar="WxH", help="Size of the source video; decides the token grid.")
     ] = "448x448",
-    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Number of interleaved rounds.")] = 5,
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Number of interleaved rounds.")] = 5,
     device: BenchDevice = "cpu",
     dtype: BenchDtype = "float32",
     compiled: Annotated[bool, typer.Option("--compile", help="Compile Video-Panda with torch.compile.")] = False,
@@ -32,7 +30,7 @@ def efficiency_verb(
         bool, typer.Option("--flops-only", help="Count parameters and multiply-accumulates; run nothing.")
     ] = False,
     as_json: AsJson = False,
-    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Also draw a bubble chart.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw a bubble chart.")] = None,
 ) -> None:
     """Measure parameters, multiply-accumulates, latency and memory of vision parts at their published sizes.
 
@@ -74,7 +72,7 @@ def efficiency_verb(
 @bench_app.command("decode")
 def decode_verb(
     rounds: Rounds = 5,
-    minutes: Annotated[int, typer.Option("--minutes", metavar="N", min=1, help="Length of the long clip.")] = 60,
+    minutes: Annotated[int, typer.Option(metavar="N", min=1, help="Length of the long clip.")] = 60,
     as_json: AsJson = False,
 ) -> None:
     """Measure the time to read 8 frames of a short and a long clip.
@@ -100,12 +98,10 @@ def decode_verb(
 def generate_verb(
     model: Model = None,
     video: Annotated[
-        Path | None, typer.Option("--video", metavar="FILE", help="Clip to ask about. Default: the demo clip.")
+        Path | None, typer.Option(metavar="FILE", help="Clip to ask about. Default: the demo clip.")
     ] = None,
     rounds: Rounds = 5,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", metavar="N", min=2, help="Length of every answer, in tokens.")
-    ] = 32,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Length of every answer, in tokens.")] = 32,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -133,7 +129,7 @@ def generate_verb(
 @bench_app.command("train")
 def train_verb(
     model: Model = None,
-    clips: Annotated[int, typer.Option("--clips", metavar="N", min=1, help="Clips of Scenes per step.")] = 4,
+    clips: Annotated[int, typer.Option(metavar="N", min=1, help="Clips of Scenes per step.")] = 4,
     rounds: Rounds = 5,
     device: Device = None,
     as_json: AsJson = False,
@@ -164,10 +160,10 @@ def train_verb(
 @bench_app.command("elva")
 def elva_verb(
     backbone: Annotated[
-        str, typer.Option("--backbone", metavar="NAME", help="Shape of the language model; weights are random.")
+        str, typer.Option(metavar="NAME", help="Shape of the language model; weights are random.")
     ] = "smollm2-135m",
     num_frames: Annotated[
-        str, typer.Option("--num-frames", metavar="N,…", help="Numbers of frames to compare at, such as 32,128.")
+        str, typer.Option(metavar="N,…", help="Numbers of frames to compare at, such as 32,128.")
     ] = "32",
     rounds: Rounds = 3,
     device: BenchDevice = "cpu",

@@ -178,9 +178,7 @@ def require_video(
         raise ValueError("--num-frames and --fps are mutually exclusive")
     files = [question for question in questions if os.path.exists(question)]
     if not video.exists():
-        raise FileNotFoundError(
-            f"no video at {video}" + ": the video comes first, then the question" * bool(files),
-        )
+        raise FileNotFoundError(f"no video at {video}" + ": the video comes first, then the question" * bool(files))
     if not all(question.strip() for question in questions):
         raise ValueError("the question is empty: ask something")
     if files:

@@ -25,29 +25,24 @@ Format = Annotated[str, typer.Option("--format", metavar="NAME", help="Annotatio
 
 @data_app.command("check")
 def check_verb(
-    data: Annotated[
-        list[str],
-        typer.Argument(help="Annotation files, mixtures, or DATA_ROOT of the official layout.", show_default=False),
-    ],
+    data: Annotated[list[str], typer.Argument(help="Annotation files, mixtures, or DATA_ROOT of the official layout.")],
     media_root: MediaRoot = None,
     format_: Format = "auto",
-    manifest: Annotated[Path, typer.Option("--manifest", metavar="FILE", help="Manifest to write or resume.")] = Path(
+    manifest: Annotated[Path, typer.Option(metavar="FILE", help="Manifest to write or resume.")] = Path(
         "manifest.jsonl"
     ),
     against: Annotated[
-        Path | None, typer.Option("--against", metavar="FILE", help="Test set whose clips must not appear in the data.")
+        Path | None, typer.Option(metavar="FILE", help="Test set whose clips must not appear in the data.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", min=1, help="Number of processes. Default: one per CPU.")
+        int | None, typer.Option(metavar="N", min=1, help="Number of processes. Default: one per CPU.")
     ] = None,
-    num_frames: Annotated[
-        int, typer.Option("--num-frames", metavar="N", min=1, help="Frames per clip that training will read.")
-    ] = 8,
+    num_frames: Annotated[int, typer.Option(metavar="N", min=1, help="Frames per clip that training will read.")] = 8,
     sampling: Annotated[
-        str, typer.Option("--sampling", metavar="RULE", help="uniform, or released for the published weights.")
+        str, typer.Option(metavar="RULE", help="uniform, or released for the published weights.")
     ] = "uniform",
     words: Annotated[
-        str, typer.Option("--words", metavar="A,B", help="Also count these words in the answers, such as dog,cat.")
+        str, typer.Option(metavar="A,B", help="Also count these words in the answers, such as dog,cat.")
     ] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -79,16 +74,14 @@ def check_verb(
 
 @data_app.command("label")
 def label_verb(
-    clips: Annotated[Path, typer.Argument(help="Folder with one subfolder of clips per class.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
-    question: Annotated[str, typer.Option("--question", metavar="TEXT", help="The question about every clip.")],
+    clips: Annotated[Path, typer.Argument(help="Folder with one subfolder of clips per class.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    question: Annotated[str, typer.Option(metavar="TEXT", help="The question about every clip.")],
     test_share: TestShare = 0.2,
     copies: Annotated[
-        int, typer.Option("--copies", metavar="N", min=0, help="Number of altered copies of each training recording.")
+        int, typer.Option(metavar="N", min=0, help="Number of altered copies of each training recording.")
     ] = 0,
-    seed: Annotated[
-        int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the split and the alterations.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Random seed of the split and the alterations.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Make train.jsonl and test.jsonl from one folder of clips per class, with one question about each clip.
@@ -111,19 +104,18 @@ def label_verb(
 
 @data_app.command("shard")
 def shard_verb(
-    data: Annotated[str, typer.Argument(help="Annotations or a mixture.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Folder to write or resume.", show_default=False)],
+    data: Annotated[str, typer.Argument(help="Annotations or a mixture.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write or resume.")],
     media_root: MediaRoot = None,
     format_: Format = "auto",
     manifest: Annotated[
-        Path | None, typer.Option("--manifest", metavar="FILE", help="Skip the rows that `data check` found bad.")
+        Path | None, typer.Option(metavar="FILE", help="Skip the rows that `data check` found bad.")
     ] = None,
     max_bad_share: Annotated[
-        float,
-        typer.Option("--max-bad-share", metavar="X", min=0, max=1, help="Fail if a larger share of the rows is bad."),
+        float, typer.Option(metavar="X", min=0, max=1, help="Fail if a larger share of the rows is bad.")
     ] = 0.01,
-    shard_size: Annotated[int, typer.Option("--shard-size", metavar="N", min=1, help="Clips per shard.")] = 1000,
-    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the shard assignment.")] = 0,
+    shard_size: Annotated[int, typer.Option(metavar="N", min=1, help="Clips per shard.")] = 1000,
+    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Random seed of the shard assignment.")] = 0,
 ) -> None:
     """Pack annotations and clips into WebDataset shards; train on them with the setting data=OUT.
 
@@ -138,13 +130,7 @@ def shard_verb(
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     dataset = ConversationDataset(
-        data,
-        media_root,
-        seed=seed,
-        format=format_,
-        group_by_clip=True,
-        manifest=manifest,
-        max_bad_share=max_bad_share,
+        data, media_root, seed=seed, format=format_, group_by_clip=True, manifest=manifest, max_bad_share=max_bad_share
     )
     written = write_shards(dataset, out, shard_size)
     print(f"{written['samples']} clips with their conversations in {written['shards']} shards: {out}")
@@ -152,9 +138,9 @@ def shard_verb(
 
 @data_app.command("cache")
 def cache_verb(
-    folder: Annotated[Path, typer.Argument(help="Folder of decoded frames or visual tokens.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Folder of decoded frames or visual tokens.")],
     cache_size: Annotated[
-        str, typer.Option("--cache-size", metavar="SIZE", help="Evict the least recently used entries above this size.")
+        str, typer.Option(metavar="SIZE", help="Evict the least recently used entries above this size.")
     ] = "",
     clear: Annotated[bool, typer.Option("--clear", help="Remove all entries.")] = False,
     as_json: AsJson = False,
@@ -183,12 +169,10 @@ def cache_verb(
 
 @data_app.command("features")
 def features_verb(
-    stage: Annotated[str, typer.Argument(help="Training stage whose clips are encoded.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Folder to write or resume.", show_default=False)],
-    model: Annotated[Path, typer.Option("--model", metavar="DIR|NAME", help="Checkpoint that the stage starts from.")],
-    config: Annotated[
-        str, typer.Option("--config", metavar="NAME|FILE", help="Settings, as for videopanda train.")
-    ] = "paper",
+    stage: Annotated[str, typer.Argument(help="Training stage whose clips are encoded.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write or resume.")],
+    model: Annotated[Path, typer.Option(metavar="DIR|NAME", help="Checkpoint that the stage starts from.")],
+    config: Annotated[str, typer.Option(metavar="NAME|FILE", help="Settings, as for videopanda train.")] = "paper",
     set_: Set = None,
 ) -> None:
     """Compute a teacher's features once; train on them with the setting teacher_features=OUT.
@@ -213,29 +197,23 @@ def features_verb(
 
 @data_app.command("recaption")
 def recaption_verb(
-    data: Annotated[str, typer.Argument(help="Annotations or a mixture.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="JSON Lines file to write or resume.")],
+    data: Annotated[str, typer.Argument(help="Annotations or a mixture.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="JSON Lines file to write or resume.")],
     media_root: MediaRoot = None,
     format_: Format = "auto",
     base_url: Annotated[
-        str, typer.Option("--base-url", metavar="URL", help="OpenAI-compatible server, such as http://host/v1.")
+        str, typer.Option(metavar="URL", help="OpenAI-compatible server, such as http://host/v1.")
     ] = "",
-    name: Annotated[str, typer.Option("--name", metavar="ID", help="Name of the model on that server.")] = "",
+    name: Annotated[str, typer.Option(metavar="ID", help="Name of the model on that server.")] = "",
     model: Annotated[
-        Path | None,
-        typer.Option("--model", metavar="DIR|NAME", help="Checkpoint to caption with, instead of a server."),
+        Path | None, typer.Option(metavar="DIR|NAME", help="Checkpoint to caption with, instead of a server.")
     ] = None,
     send: Annotated[
-        str,
-        typer.Option(
-            "--send", metavar="WHAT", help="What to send to the server: frames (as images) or video (the file)."
-        ),
+        str, typer.Option(metavar="WHAT", help="What to send to the server: frames (as images) or video (the file).")
     ] = "frames",
-    prompt: Annotated[
-        str, typer.Option("--prompt", metavar="TEXT", help="What to ask. Default: a detailed description.")
-    ] = "",
-    num_frames: Annotated[int, typer.Option("--num-frames", metavar="N", min=1, help="Frames per clip.")] = 8,
-    concurrency: Annotated[int, typer.Option("--concurrency", metavar="N", min=1, help="Concurrent calls.")] = 8,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What to ask. Default: a detailed description.")] = "",
+    num_frames: Annotated[int, typer.Option(metavar="N", min=1, help="Frames per clip.")] = 8,
+    concurrency: Annotated[int, typer.Option(metavar="N", min=1, help="Concurrent calls.")] = 8,
     as_json: AsJson = False,
 ) -> None:
     """Describe every clip of training data with a stronger model; the same command resumes.

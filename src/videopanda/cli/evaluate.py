@@ -53,28 +53,23 @@ evaluate_app = typer.Typer(help="Measure the accuracy of a model.", no_args_is_h
 @evaluate_app.command("scenes")
 def scenes_verb(
     model: Model = None,
-    num: Annotated[int, typer.Option("--num", metavar="N", min=12, help="Number of questions.")] = 2000,
+    num: Annotated[int, typer.Option(metavar="N", min=12, help="Number of questions.")] = 2000,
     seed: Seed = 0,
     as_json: AsJson = False,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Keep report, predictions and clips in this folder.")
+        Path | None, typer.Option(metavar="DIR", help="Keep report, predictions and clips in this folder.")
     ] = None,
     media_root: Annotated[
         Path | None,
         typer.Option(
-            "--media-root",
-            metavar="DIR",
-            help="Write the clips to this folder, or reuse those in it. Default: the output folder.",
+            metavar="DIR", help="Write the clips to this folder, or reuse those in it. Default: the output folder."
         ),
     ] = None,
     no_baselines: Annotated[
         bool, typer.Option("--no-baselines", help="Skip the baselines (six times faster).")
     ] = False,
     wordings: Annotated[
-        str,
-        typer.Option(
-            "--wordings", metavar="NAME|FILE", help="Wordings of the questions: written, held-out, or a file."
-        ),
+        str, typer.Option(metavar="NAME|FILE", help="Wordings of the questions: written, held-out, or a file.")
     ] = "written",
     set_: Change = None,
 ) -> None:
@@ -104,38 +99,25 @@ def scenes_verb(
 @evaluate_app.command("run")
 def run_verb(
     bench: Annotated[
-        list[str],
-        typer.Argument(
-            help="Benchmarks and their annotations, NAME=PATH, such as mvbench=MVBench/json.", show_default=False
-        ),
+        list[str], typer.Argument(help="Benchmarks and their annotations, NAME=PATH, such as mvbench=MVBench/json.")
     ],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder to write or resume.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write or resume.")],
     media_root: Annotated[
         list[str] | None,
-        typer.Option(
-            "--media-root",
-            metavar="[NAME=]DIR",
-            help="Folder of the clips of all benchmarks, or of one; may be repeated.",
-        ),
+        typer.Option(metavar="[NAME=]DIR", help="Folder of the clips of all benchmarks, or of one; may be repeated."),
     ] = None,
     model: Model = None,
     limit: Annotated[
         int | None,
-        typer.Option(
-            "--limit", metavar="N", min=1, help="Ask only N questions of each benchmark, the same ones every time."
-        ),
+        typer.Option(metavar="N", min=1, help="Ask only N questions of each benchmark, the same ones every time."),
     ] = None,
     condition: Annotated[
         list[str] | None,
-        typer.Option(
-            "--condition",
-            metavar="NAME",
-            help="full or a baseline; may be repeated. Default: full and three baselines.",
-        ),
+        typer.Option(metavar="NAME", help="full or a baseline; may be repeated. Default: full and three baselines."),
     ] = None,
     errata: Errata = "as-published",
     num_frames: NumFrames = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Questions per batch.")] = 8,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Questions per batch.")] = 8,
     max_new_tokens: MaxNewTokens = 64,
     device: Device = None,
     cache: Cache = None,
@@ -198,7 +180,7 @@ def inspect_verb(
     path: Annotations,
     errata: Errata = "as-published",
     media_root: Annotated[
-        Path | None, typer.Option("--media-root", metavar="DIR", help="List the videos missing from this folder.")
+        Path | None, typer.Option(metavar="DIR", help="List the videos missing from this folder.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -219,15 +201,13 @@ def inspect_verb(
 def predict_verb(
     bench: Bench,
     path: Annotations,
-    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="Predictions to write or resume.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="Predictions to write or resume.")],
     media_root: MediaRoot = None,
     model: Model = None,
     condition: Annotated[
         str,
         typer.Option(
-            "--condition",
-            metavar="NAME",
-            help="full, or a baseline: no_video, one_frame, shuffled, reversed or wrong_video.",
+            metavar="NAME", help="full, or a baseline: no_video, one_frame, shuffled, reversed or wrong_video."
         ),
     ] = "full",
     errata: Errata = "as-published",
@@ -235,22 +215,19 @@ def predict_verb(
     fps: Fps = None,
     max_visual_tokens: MaxVisualTokens = None,
     last_frames: Annotated[
-        int, typer.Option("--last-frames", metavar="N", min=0, help="Show only the last N frames, read at --fps.")
+        int, typer.Option(metavar="N", min=0, help="Show only the last N frames, read at --fps.")
     ] = 0,
     frames_by: FramesBy = None,
     look_twice: LookTwice = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Questions per batch.")] = 8,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Questions per batch.")] = 8,
     max_new_tokens: MaxNewTokens = 64,
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="JSON file with custom prompt templates.")
+        Path | None, typer.Option(metavar="FILE", help="JSON file with custom prompt templates.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the shuffled frames.")] = 0,
-    engine: Annotated[
-        str, typer.Option("--engine", metavar="NAME", help="local (one process, or torchrun) or ray.")
-    ] = "local",
+    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Random seed of the shuffled frames.")] = 0,
+    engine: Annotated[str, typer.Option(metavar="NAME", help="local (one process, or torchrun) or ray.")] = "local",
     workers: Annotated[
-        int | None,
-        typer.Option("--workers", metavar="N", min=1, help="With --engine ray: number of Ray actors. Default: 1."),
+        int | None, typer.Option(metavar="N", min=1, help="With --engine ray: number of Ray actors. Default: 1.")
     ] = None,
     cache: Cache = None,
     cache_size: CacheSize = "",
@@ -329,17 +306,12 @@ def score_verb(
     predictions: Predictions,
     output: ScoresOutput,
     scorer: Annotated[
-        str | None,
-        typer.Option(
-            "--scorer", metavar="NAME", help="Scoring method. Default: the one for the type of each question."
-        ),
+        str | None, typer.Option(metavar="NAME", help="Scoring method. Default: the one for the type of each question.")
     ] = None,
     errata: Errata = "as-published",
     wordnet: Annotated[
         Path | None,
-        typer.Option(
-            "--wordnet", metavar="DIR", help="Folder of the WordNet database, for the scorers synonyms and wups."
-        ),
+        typer.Option(metavar="DIR", help="Folder of the WordNet database, for the scorers synonyms and wups."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -365,9 +337,9 @@ evaluate_app.command("judge")(judge_verb)
 
 @evaluate_app.command("needle")
 def needle_verb(
-    scores: Annotated[Path, typer.Argument(help="Score file.", show_default=False)],
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of the long scenes.")],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for needle.json and needle.png.")],
+    scores: Annotated[Path, typer.Argument(help="Score file.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the long scenes.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for needle.json and needle.png.")],
     as_json: AsJson = False,
 ) -> None:
     """Plot accuracy on long scenes by length of the clip and position of the event.
@@ -392,10 +364,8 @@ def needle_verb(
 
 @evaluate_app.command("report")
 def report_verb(
-    scores: Annotated[list[Path], typer.Argument(help="Score files, each next to its summary.", show_default=False)],
-    output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Folder for Markdown, JSON and plots.")
-    ] = Path("report"),
+    scores: Annotated[list[Path], typer.Argument(help="Score files, each next to its summary.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for Markdown, JSON and plots.")] = Path("report"),
     as_json: AsJson = False,
 ) -> None:
     """Build tables and plots from score files: intervals, question types, baselines, published numbers.

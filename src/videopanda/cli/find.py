@@ -12,11 +12,9 @@ from videopanda.cli.options import DTYPES, AsJson, Device, Dtype, Fps, Model, lo
 
 def find_verb(
     video: Video,
-    description: Annotated[str, typer.Argument(help="What happens, as a statement.", show_default=False)],
+    description: Annotated[str, typer.Argument(help="What happens, as a statement.")],
     model: Model = None,
-    num_frames: Annotated[
-        int | None, typer.Option("--num-frames", metavar="N", min=1, help="Number of frames. Default: 32.")
-    ] = None,
+    num_frames: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of frames. Default: 32.")] = None,
     fps: Fps = None,
     start: Start = None,
     end: End = None,

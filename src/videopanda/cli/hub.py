@@ -13,11 +13,9 @@ _MAX_BYTES = 4 << 30  # of weights in memory; larger models are not run by `pull
 
 
 def pull_verb(
-    name: Annotated[
-        str, typer.Argument(help="Hub name: org/name, org/name@revision, org/name:folder.", show_default=False)
-    ],
+    name: Annotated[str, typer.Argument(help="Hub name: org/name, org/name@revision, org/name:folder.")],
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Folder for a converted official checkpoint.")
+        Path | None, typer.Option(metavar="DIR", help="Folder for a converted official checkpoint.")
     ] = None,
 ) -> None:
     """Download a model, convert it if it is an official checkpoint, and verify it. The same command resumes.
@@ -52,18 +50,15 @@ def pull_verb(
 
 
 def push_verb(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.", show_default=False)],
-    name: Annotated[str, typer.Argument(help="Name on the Hub: org/name.", show_default=False)],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    name: Annotated[str, typer.Argument(help="Name on the Hub: org/name.")],
     scores: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--scores", metavar="FILE", help="Summary written by `evaluate score`, for the card; may be repeated."
-        ),
+        typer.Option(metavar="FILE", help="Summary written by `evaluate score`, for the card; may be repeated."),
     ] = None,
     license_: Annotated[str, typer.Option("--license", metavar="ID", help="License, such as apache-2.0.")] = "",
     limitation: Annotated[
-        list[str] | None,
-        typer.Option("--limitation", metavar="TEXT", help="What the model cannot do, for the card; may be repeated."),
+        list[str] | None, typer.Option(metavar="TEXT", help="What the model cannot do, for the card; may be repeated.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the card and the file names.")] = False,

@@ -18,16 +18,13 @@ def judge_verb(
     predictions: Predictions,
     output: ScoresOutput,
     name: Annotated[
-        str | None,
-        typer.Option("--name", metavar="ID", help="Name of the judge model on the server; prefer a dated version."),
+        str | None, typer.Option(metavar="ID", help="Name of the judge model on the server; prefer a dated version.")
     ] = None,
     base_url: Annotated[
-        str | None,
-        typer.Option("--base-url", metavar="URL", help="OpenAI-compatible server, such as http://host/v1."),
+        str | None, typer.Option(metavar="URL", help="OpenAI-compatible server, such as http://host/v1.")
     ] = None,
     model: Annotated[
-        Path | None,
-        typer.Option("--model", metavar="DIR|NAME", help="Chat model as the judge, instead of a server."),
+        Path | None, typer.Option(metavar="DIR|NAME", help="Chat model as the judge, instead of a server.")
     ] = None,
     imported: Annotated[
         Path | None,
@@ -35,26 +32,22 @@ def judge_verb(
             "--import", metavar="PATH", help="Import verdicts of the official scripts from this file or folder."
         ),
     ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="JSON file with custom judge prompts.")
-    ] = None,
+    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file with custom judge prompts.")] = None,
     errata: Errata = "as-published",
     concurrency: Annotated[
-        int | None,
-        typer.Option("--concurrency", metavar="N", min=1, help="Concurrent calls to the server. Default: 8."),
+        int | None, typer.Option(metavar="N", min=1, help="Concurrent calls to the server. Default: 8.")
     ] = None,
     retries: Annotated[
-        int | None, typer.Option("--retries", metavar="N", min=0, help="Retries per call to the server. Default: 5.")
+        int | None, typer.Option(metavar="N", min=0, help="Retries per call to the server. Default: 5.")
     ] = None,
     timeout: Annotated[
-        float | None,
-        typer.Option("--timeout", metavar="S", min=0.1, help="Seconds for one call to the server. Default: 60."),
+        float | None, typer.Option(metavar="S", min=0.1, help="Seconds for one call to the server. Default: 60.")
     ] = None,
     price_in: Annotated[
-        float | None, typer.Option("--price-in", metavar="X", min=0, help="Price of a million prompt tokens.")
+        float | None, typer.Option(metavar="X", min=0, help="Price of a million prompt tokens.")
     ] = None,
     price_out: Annotated[
-        float | None, typer.Option("--price-out", metavar="X", min=0, help="Price of a million completion tokens.")
+        float | None, typer.Option(metavar="X", min=0, help="Price of a million completion tokens.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate what the run would cost.")] = False,
     as_json: AsJson = False,

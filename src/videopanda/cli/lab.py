@@ -11,15 +11,13 @@ from videopanda.cli.options import AsJson, console, quiet
 
 lab_app = typer.Typer(help="Run the papers' tables, or your own, at a small scale.", no_args_is_help=True)
 
-TableName = Annotated[str, typer.Argument(help="Name of a table (see lab list), or a file.", show_default=False)]
+TableName = Annotated[str, typer.Argument(help="Name of a table (see lab list), or a file.")]
 Budget = Annotated[
-    str,
-    typer.Option("--budget", metavar="NAME", help="Budget of the table, such as small or full (see lab list --json)."),
+    str, typer.Option(metavar="NAME", help="Budget of the table, such as small or full (see lab list --json).")
 ]
-Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder for all training runs and evaluations.")]
+Runs = Annotated[Path, typer.Option(metavar="DIR", help="Folder for all training runs and evaluations.")]
 Results = Annotated[
-    Path | None,
-    typer.Option("--output", metavar="FILE", help="Results file to write or extend. Default: NAME.json in --runs."),
+    Path | None, typer.Option(metavar="FILE", help="Results file to write or extend. Default: NAME.json in --runs.")
 ]
 _STOPPED = 75
 
@@ -64,16 +62,13 @@ def run_verb(
     table: TableName,
     budget: Budget = "small",
     seeds: Annotated[
-        int | None, typer.Option("--seeds", metavar="N", min=1, help="Seeds per row. Default: those of the budget.")
+        int | None, typer.Option(metavar="N", min=1, help="Seeds per row. Default: those of the budget.")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Training runs at the same time.")] = 1,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Training runs at the same time.")] = 1,
     model: Annotated[
-        Path | None,
-        typer.Option("--model", metavar="DIR|NAME", help="Start from this language model instead of training one."),
+        Path | None, typer.Option(metavar="DIR|NAME", help="Start from this language model instead of training one.")
     ] = None,
-    rows: Annotated[
-        list[str] | None, typer.Option("--row", metavar="NAME", help="Run only this row; may be repeated.")
-    ] = None,
+    row: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Run only this row; may be repeated.")] = None,
     runs: Runs = Path("out/lab"),
     output: Results = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands that would run.")] = False,
@@ -87,7 +82,7 @@ def run_verb(
     from videopanda.lab.run import LabStoppedError, cells, run
     from videopanda.lab.table import only, read
 
-    chosen = only(read(table), rows or [])
+    chosen = only(read(table), row or [])
     if dry_run:
         units = {unit.folder: unit for cell in cells(chosen, budget, runs, seeds, model) for unit in cell.units}
         print(*(unit.command for unit in units.values()), sep="\n")
@@ -109,9 +104,9 @@ def report_verb(
         Path | None, typer.Option("--input", metavar="FILE", help="Results file. Default: NAME.json in --runs.")
     ] = None,
     runs: Runs = Path("out/lab"),
-    output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Folder for Markdown, JSON and pictures.")
-    ] = Path("report"),
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for Markdown, JSON and pictures.")] = Path(
+        "report"
+    ),
     as_json: AsJson = False,
 ) -> None:
     """Compare the rows of a table: intervals, differences from the reference row, use of the video, cost.
@@ -144,14 +139,12 @@ def report_verb(
 
 @lab_app.command("teacher")
 def teacher_verb(
-    kind: Annotated[str, typer.Option("--kind", metavar="NAME", help="video-text, image-text, video or image.")],
-    model: Annotated[
-        Path, typer.Option("--model", metavar="DIR|NAME", help="Language model whose tokenizer the teacher uses.")
-    ],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the teacher.")],
-    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Training steps.")] = 600,
-    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=2, help="Clips per step.")] = 64,
-    clips: Annotated[int, typer.Option("--clips", metavar="N", min=2, help="Clips of Scenes to train on.")] = 4096,
+    kind: Annotated[str, typer.Option(metavar="NAME", help="video-text, image-text, video or image.")],
+    model: Annotated[Path, typer.Option(metavar="DIR|NAME", help="Language model whose tokenizer the teacher uses.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the teacher.")],
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Training steps.")] = 600,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=2, help="Clips per step.")] = 64,
+    clips: Annotated[int, typer.Option(metavar="N", min=2, help="Clips of Scenes to train on.")] = 4096,
 ) -> None:
     """Train a small teacher on Scenes, for tables about distillation.
 

@@ -15,63 +15,38 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 TestShare = Annotated[
-    float,
-    typer.Option(
-        "--test-share", metavar="X", min=0.01, max=0.99, help="Share of each class's recordings held out for testing."
-    ),
+    float, typer.Option(metavar="X", min=0.01, max=0.99, help="Share of each class's recordings held out for testing.")
 ]
 Model = Annotated[
-    Path | None,
-    typer.Option("--model", metavar="DIR|NAME", help="Model folder or Hub name. Default: the bundled nano."),
+    Path | None, typer.Option(metavar="DIR|NAME", help="Model folder or Hub name. Default: the bundled nano.")
 ]
-NumFrames = Annotated[
-    int | None, typer.Option("--num-frames", metavar="N", min=1, help="Number of frames. Default: the model's own.")
-]
+NumFrames = Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of frames. Default: the model's own.")]
 Fps = Annotated[
-    float | None,
-    typer.Option("--fps", metavar="X", min=0.001, help="Frames per second of the clip, instead of --num-frames."),
+    float | None, typer.Option(metavar="X", min=0.001, help="Frames per second of the clip, instead of --num-frames.")
 ]
-FramesBy = Annotated[
-    str | None,
-    typer.Option("--frames-by", metavar="RULE", help="Choose frames by motion, scenes or vectors."),
-]
+FramesBy = Annotated[str | None, typer.Option(metavar="RULE", help="Choose frames by motion, scenes or vectors.")]
 LookTwice = Annotated[
     bool,
     typer.Option("--look-twice", help="Look at the whole clip coarsely, then closely at what the question is about."),
 ]
 MaxVisualTokens = Annotated[
     int | None,
-    typer.Option(
-        "--max-visual-tokens",
-        metavar="N",
-        min=1,
-        help="Read the whole clip at --fps (default 1); merge tokens beyond N.",
-    ),
+    typer.Option(metavar="N", min=1, help="Read the whole clip at --fps (default 1); merge tokens beyond N."),
 ]
-MaxNewTokens = Annotated[
-    int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Maximum length of an answer, in tokens.")
-]
+MaxNewTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Maximum length of an answer, in tokens.")]
 Device = Annotated[
-    str | None,
-    typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 or mps. Default: cuda if available, else cpu."),
+    str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1 or mps. Default: cuda if available, else cpu.")
 ]
 DEFAULT_CACHE_SIZE = "10GiB"
 DTYPES = ("float32", "bfloat16", "float16", "auto")  # repeated here so that a typo is reported without importing torch
 Dtype = Annotated[
     str | None,
-    typer.Option(
-        "--dtype",
-        metavar="TYPE",
-        help="float32, bfloat16, float16, or auto (bfloat16 where the device has it).",
-    ),
+    typer.Option(metavar="TYPE", help="float32, bfloat16, float16, or auto (bfloat16 where the device has it)."),
 ]
 MediaRoot = Annotated[
-    Path | None,
-    typer.Option("--media-root", metavar="DIR", help="Folder of the clips. Default: the folder of the annotations."),
+    Path | None, typer.Option(metavar="DIR", help="Folder of the clips. Default: the folder of the annotations.")
 ]
-Quantize = Annotated[
-    str, typer.Option("--quantize", metavar="FORMAT", help="Quantize the language model: int8 or nf4 (4 bits).")
-]
+Quantize = Annotated[str, typer.Option(metavar="FORMAT", help="Quantize the language model: int8 or nf4 (4 bits).")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
 ]
@@ -83,37 +58,22 @@ Change = Annotated[
         help="Change token merging or resolution, as in merge.layers=3,9; may be repeated.",
     ),
 ]
-Family = Annotated[
-    str | None, typer.Option("--family", metavar="NAME", help="Family of a new model. Default: videopanda.")
-]
-Preset = Annotated[
-    str, typer.Option("--preset", metavar="NAME", help="Preset of a new vision part. Default: the family's first.")
-]
+Family = Annotated[str | None, typer.Option(metavar="NAME", help="Family of a new model. Default: videopanda.")]
+Preset = Annotated[str, typer.Option(metavar="NAME", help="Preset of a new vision part. Default: the family's first.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 Cache = Annotated[
-    Path | None,
-    typer.Option("--cache", metavar="DIR", help="Keep visual tokens here, so that a clip is encoded only once."),
+    Path | None, typer.Option(metavar="DIR", help="Keep visual tokens here, so that a clip is encoded only once.")
 ]
 CacheSize = Annotated[
     str,
-    typer.Option(
-        "--cache-size",
-        metavar="SIZE",
-        help="Maximum cache size (default 10GiB); least recently used entries are evicted.",
-    ),
+    typer.Option(metavar="SIZE", help="Maximum cache size (default 10GiB); least recently used entries are evicted."),
 ]
-Bench = Annotated[str, typer.Argument(help="Name of the benchmark, such as mvbench.", show_default=False)]
-Annotations = Annotated[
-    Path, typer.Argument(help="Original annotations of the benchmark: folder or file.", show_default=False)
-]
-Predictions = Annotated[Path, typer.Argument(help="Predictions, JSON Lines.", show_default=False)]
-Errata = Annotated[
-    str, typer.Option("--errata", metavar="MODE", help="Known errors: as-published, corrected or strict.")
-]
-ScoresOutput = Annotated[
-    Path, typer.Option("--output", metavar="FILE", help="Scores to write; a summary file goes next to them.")
-]
-Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the scenes.")]
+Bench = Annotated[str, typer.Argument(help="Name of the benchmark, such as mvbench.")]
+Annotations = Annotated[Path, typer.Argument(help="Original annotations of the benchmark: folder or file.")]
+Predictions = Annotated[Path, typer.Argument(help="Predictions, JSON Lines.")]
+Errata = Annotated[str, typer.Option(metavar="MODE", help="Known errors: as-published, corrected or strict.")]
+ScoresOutput = Annotated[Path, typer.Option(metavar="FILE", help="Scores to write; a summary file goes next to them.")]
+Seed = Annotated[int, typer.Option(metavar="S", min=0, help="Random seed of the scenes.")]
 
 
 def require_format(quantize: str) -> None:

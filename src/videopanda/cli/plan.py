@@ -22,61 +22,40 @@ _SOURCE_FPS = 30.0  # assumed without a clip
 def plan_verb(
     model: Model = None,
     backbone: Annotated[
-        str | None,
-        typer.Option(
-            "--backbone", metavar="DIR|NAME", help="Plan a new model on this language model, such as qwen3-8b."
-        ),
+        str | None, typer.Option(metavar="DIR|NAME", help="Plan a new model on this language model, such as qwen3-8b.")
     ] = None,
     family: Family = None,
     preset: Preset = "",
     set_: Set = None,
-    video: Annotated[
-        Path | None, typer.Option("--video", metavar="FILE", help="Clip that the question is about.")
-    ] = None,
+    video: Annotated[Path | None, typer.Option(metavar="FILE", help="Clip that the question is about.")] = None,
     duration: Annotated[
-        str | None,
-        typer.Option(
-            "--duration", metavar="TIME", help="Length of the clip, without --video: 90s, 30m, 1.5h. See --fps."
-        ),
+        str | None, typer.Option(metavar="TIME", help="Length of the clip, without --video: 90s, 30m, 1.5h. See --fps.")
     ] = None,
-    resolution: Annotated[
-        str, typer.Option("--resolution", metavar="WxH", help="Size of the frames, without --video.")
-    ] = "1280x720",
+    resolution: Annotated[str, typer.Option(metavar="WxH", help="Size of the frames, without --video.")] = "1280x720",
     num_frames: NumFrames = None,
     fps: Annotated[
-        float | None,
-        typer.Option("--fps", metavar="X", help="Frames per second of the clip, instead of --num-frames."),
+        float | None, typer.Option(metavar="X", help="Frames per second of the clip, instead of --num-frames.")
     ] = None,
-    text_tokens: Annotated[
-        int, typer.Option("--text-tokens", metavar="N", min=0, help="Prompt tokens besides the clip.")
-    ] = 64,
+    text_tokens: Annotated[int, typer.Option(metavar="N", min=0, help="Prompt tokens besides the clip.")] = 64,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", metavar="N", min=0, help="Maximum length of an answer, in tokens.")
+        int, typer.Option(metavar="N", min=0, help="Maximum length of an answer, in tokens.")
     ] = 64,
     device: Annotated[
-        str | None,
-        typer.Option("--device", metavar="DEVICE", help="cpu or cuda: the device to plan for; need not be present."),
+        str | None, typer.Option(metavar="DEVICE", help="cpu or cuda: the device to plan for; need not be present.")
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(
-            "--dtype", metavar="TYPE", help="float32, bfloat16 or float16. Default: float32 on cpu, else bfloat16."
-        ),
+        typer.Option(metavar="TYPE", help="float32, bfloat16 or float16. Default: float32 on cpu, else bfloat16."),
     ] = None,
     quantize: Quantize = "",
     fit: Annotated[
         str | None,
         typer.Option(
-            "--fit",
-            metavar="SIZE",
-            help="Find what fits into SIZE, such as 24GiB: frames, or pixels with --num-frames.",
+            metavar="SIZE", help="Find what fits into SIZE, such as 24GiB: frames, or pixels with --num-frames."
         ),
     ] = None,
     samples: Annotated[
-        int | None,
-        typer.Option(
-            "--samples", metavar="N", min=1, help="Also estimate the GPU-hours of training on N such samples."
-        ),
+        int | None, typer.Option(metavar="N", min=1, help="Also estimate the GPU-hours of training on N such samples.")
     ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure this machine first and keep the profile for later plans.")

@@ -20,24 +20,22 @@ from videopanda.cli.options import Change, Device, Model, Quantize, load_model, 
 
 def serve_verb(
     model: Model = None,
-    host: Annotated[
-        str, typer.Option("--host", metavar="HOST", help="Address to listen on; 0.0.0.0 lets other machines in.")
-    ] = ("127.0.0.1"),
-    port: Annotated[int, typer.Option("--port", metavar="PORT", min=1, max=65535, help="Port to listen on.")] = 8000,
+    host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen on; 0.0.0.0 lets other machines in.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Port to listen on.")] = 8000,
     api_key: Annotated[
-        list[str] | None, typer.Option("--api-key", metavar="KEY", help="Require this API key; may be repeated.")
+        list[str] | None, typer.Option(metavar="KEY", help="Require this API key; may be repeated.")
     ] = None,
     api_keys: Annotated[
         Path | None,
         typer.Option(
-            "--api-keys",
             metavar="FILE",
             help="Require one of the keys in this file, one per line. Safer than --api-key, which ps shows.",
         ),
     ] = None,
     name: Annotated[
-        str | None,
-        typer.Option("--name", metavar="NAME", help="Model name in the API. Default: the name of its folder."),
+        str | None, typer.Option(metavar="NAME", help="Model name in the API. Default: the name of its folder.")
     ] = None,
     device: Device = None,
     quantize: Quantize = "",
@@ -45,7 +43,6 @@ def serve_verb(
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
-            "--allow-host",
             metavar="HOST",
             help="Fetch videos from this host, if it is public (*.example.org: all subdomains); may be repeated.",
         ),
@@ -53,51 +50,38 @@ def serve_verb(
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(
-            "--allow-origin",
             metavar="ORIGIN",
             help="Let web pages of this origin, such as https://app.example.org, use the API; may be repeated.",
         ),
     ] = None,
     public_url: Annotated[
         str | None,
-        typer.Option(
-            "--public-url", metavar="URL", help="URL of the server as users see it, when it is behind a reverse proxy."
-        ),
+        typer.Option(metavar="URL", help="URL of the server as users see it, when it is behind a reverse proxy."),
     ] = None,
     media_root: Annotated[
-        Path | None,
-        typer.Option("--media-root", metavar="DIR", help="Let clients use file:// URLs of files below this folder."),
+        Path | None, typer.Option(metavar="DIR", help="Let clients use file:// URLs of files below this folder.")
     ] = None,
     files: Annotated[
-        Path | None,
-        typer.Option("--files", metavar="DIR", help="Folder for uploads. Default: a folder in the system's /tmp."),
+        Path | None, typer.Option(metavar="DIR", help="Folder for uploads. Default: a folder in the system's /tmp.")
     ] = None,
-    keep: Annotated[
-        float, typer.Option("--keep", metavar="H", min=0.0, help="Hours until an upload is deleted.")
-    ] = 24.0,
-    max_upload: Annotated[
-        int, typer.Option("--max-upload", metavar="MB", min=1, help="Maximum size of an upload.")
-    ] = 512,
-    max_files: Annotated[
-        int, typer.Option("--max-files", metavar="GB", min=1, help="Maximum total size of all uploads.")
-    ] = 8,
+    keep: Annotated[float, typer.Option(metavar="H", min=0.0, help="Hours until an upload is deleted.")] = 24.0,
+    max_upload: Annotated[int, typer.Option(metavar="MB", min=1, help="Maximum size of an upload.")] = 512,
+    max_files: Annotated[int, typer.Option(metavar="GB", min=1, help="Maximum total size of all uploads.")] = 8,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Maximum length of an answer, in tokens.")
+        int, typer.Option(metavar="N", min=1, help="Maximum length of an answer, in tokens.")
     ] = 1024,
-    max_frames: Annotated[int, typer.Option("--max-frames", metavar="N", min=1, help="Maximum frames per video.")] = 64,
-    max_pixels: Annotated[int, typer.Option("--max-pixels", metavar="N", min=1, help="Maximum pixels per frame.")] = 1
-    << 25,
+    max_frames: Annotated[int, typer.Option(metavar="N", min=1, help="Maximum frames per video.")] = 64,
+    max_pixels: Annotated[int, typer.Option(metavar="N", min=1, help="Maximum pixels per frame.")] = 1 << 25,
     max_num_seqs: Annotated[
-        int, typer.Option("--max-num-seqs", metavar="N", min=1, help="Maximum sequences decoded at the same time.")
+        int, typer.Option(metavar="N", min=1, help="Maximum sequences decoded at the same time.")
     ] = 32,
-    max_queue: Annotated[int, typer.Option("--max-queue", metavar="N", min=0, help="Maximum waiting requests.")] = 256,
+    max_queue: Annotated[int, typer.Option(metavar="N", min=0, help="Maximum waiting requests.")] = 256,
     clip_cache: Annotated[
-        float,
-        typer.Option("--clip-cache", metavar="GB", min=0.0, help="Memory for the encoded-clip and KV-prefix cache."),
+        float, typer.Option(metavar="GB", min=0.0, help="Memory for the encoded-clip and KV-prefix cache.")
     ] = 1.0,
-    decoders: Annotated[int, typer.Option("--decoders", metavar="N", min=1, help="Video decoder processes.")] = 2,
+    decoders: Annotated[int, typer.Option(metavar="N", min=1, help="Video decoder processes.")] = 2,
     decode_timeout: Annotated[
-        float, typer.Option("--decode-timeout", metavar="S", min=0.1, help="Seconds to fetch or decode a video.")
+        float, typer.Option(metavar="S", min=0.1, help="Seconds to fetch or decode a video.")
     ] = 30.0,
 ) -> None:
     """Serve a model: a web page to ask about videos, and an OpenAI-compatible API.
@@ -169,8 +153,7 @@ def _keys(file: Path) -> list[str]:
 
 def mcp_verb(
     media_root: Annotated[
-        list[Path],
-        typer.Option("--media-root", metavar="DIR", help="Folder whose videos may be read; may be repeated."),
+        list[Path], typer.Option(metavar="DIR", help="Folder whose videos may be read; may be repeated.")
     ],
     model: Model = None,
     device: Device = None,

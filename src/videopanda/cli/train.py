@@ -20,12 +20,11 @@ from videopanda.cli.checks import (
 from videopanda.cli.options import AsJson, MediaRoot, Model, Set, TestShare, console, quiet
 
 Output = Annotated[
-    Path | None,
-    typer.Option("--output", metavar="DIR", help="Folder for checkpoints and logs. Default: out/STAGE."),
+    Path | None, typer.Option(metavar="DIR", help="Folder for checkpoints and logs. Default: out/STAGE.")
 ]
 Lora = Annotated[bool, typer.Option("--lora", help="Train LoRA adapters instead of the weights of the language model.")]
 TrainQuantize = Annotated[
-    str, typer.Option("--quantize", metavar="FORMAT", help="With --lora: nf4 keeps the language model in 4 bits.")
+    str, typer.Option(metavar="FORMAT", help="With --lora: nf4 keeps the language model in 4 bits.")
 ]
 T = TypeVar("T")
 
@@ -34,31 +33,24 @@ _STOPPED = 75  # EX_TEMPFAIL of sysexits.h: clusters requeue on it
 
 
 def train_verb(
-    stage: Annotated[
-        str,
-        typer.Argument(help="language, prealign, spatial, spatiotemporal, pretrain or finetune.", show_default=False),
-    ],
+    stage: Annotated[str, typer.Argument(help="language, prealign, spatial, spatiotemporal, pretrain or finetune.")],
     config: Annotated[
         str,
         typer.Option(
-            "--config",
-            metavar="NAME|FILE",
-            help="Settings: paper, scripts, nano, elva, custom, or a JSON file {key: value}.",
+            metavar="NAME|FILE", help="Settings: paper, scripts, nano, elva, custom, or a JSON file {key: value}."
         ),
     ] = "paper",
     set_: Set = None,
-    model: Annotated[Path | None, typer.Option("--model", metavar="DIR|NAME", help="Model to start from.")] = None,
+    model: Annotated[Path | None, typer.Option(metavar="DIR|NAME", help="Model to start from.")] = None,
     chat_template: Annotated[
-        str | None,
-        typer.Option("--chat-template", metavar="FILE", help="Chat template. Default: the tokenizer's own."),
+        str | None, typer.Option(metavar="FILE", help="Chat template. Default: the tokenizer's own.")
     ] = None,
     output: Output = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what the run would do, and try two steps on a small model.")
     ] = False,
     processes: Annotated[
-        int | None,
-        typer.Option("--processes", metavar="N", min=1, help="With --dry-run: number of processes to simulate."),
+        int | None, typer.Option(metavar="N", min=1, help="With --dry-run: number of processes to simulate.")
     ] = None,
 ) -> None:
     """Train one stage. The same command resumes an interrupted run.
@@ -86,10 +78,8 @@ def train_verb(
 
 
 def finetune_verb(
-    data: Annotated[
-        str, typer.Option("--data", metavar="FILE", help="Conversations about clips, in any supported format.")
-    ],
-    model: Annotated[Path, typer.Option("--model", metavar="DIR|NAME", help="Model to start from.")],
+    data: Annotated[str, typer.Option(metavar="FILE", help="Conversations about clips, in any supported format.")],
+    model: Annotated[Path, typer.Option(metavar="DIR|NAME", help="Model to start from.")],
     media_root: MediaRoot = None,
     lora: Lora = False,
     quantize: TrainQuantize = "",
@@ -117,15 +107,10 @@ def finetune_verb(
 
 def teach_verb(
     clips: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder with one subfolder of clips per class, or a file of questions about clips.", show_default=False
-        ),
+        Path, typer.Argument(help="Folder with one subfolder of clips per class, or a file of questions about clips.")
     ],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the model and the report.")],
-    question: Annotated[
-        str, typer.Option("--question", metavar="TEXT", help="The question about every clip of a folder.")
-    ] = "",
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the model and the report.")],
+    question: Annotated[str, typer.Option(metavar="TEXT", help="The question about every clip of a folder.")] = "",
     media_root: MediaRoot = None,
     model: Model = None,
     lora: Lora = False,
@@ -134,15 +119,12 @@ def teach_verb(
     copies: Annotated[
         int | None,
         typer.Option(
-            "--copies",
             metavar="N",
             min=0,
             help="Number of altered copies of each training recording. Default: 4 up to 200 recordings, else none.",
         ),
     ] = None,
-    seed: Annotated[
-        int, typer.Option("--seed", metavar="S", min=0, help="Random seed of the split and the training.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Random seed of the split and the training.")] = 0,
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:

@@ -28,45 +28,35 @@ def _interval(text: str) -> float:
 def watch_verb(
     source: Annotated[
         str,
-        typer.Argument(
-            help="File, folder of images, - for stdin, FIFO, http(s) or rtsp URL, camera (/dev/video0).",
-            show_default=False,
-        ),
+        typer.Argument(help="File, folder of images, - for stdin, FIFO, http(s) or rtsp URL, camera (/dev/video0)."),
     ],
     every: Annotated[
-        tuple[str, str], typer.Option("--every", metavar="TIME QUESTION", help="Ask this question at this interval.")
+        tuple[str, str], typer.Option(metavar="TIME QUESTION", help="Ask this question at this interval.")
     ] = ("", ""),
     when: Annotated[
         list[str] | None,
         typer.Option(
-            "--when", metavar="QUESTION", help="Report when the answer changes to yes, and back to no; may be repeated."
+            metavar="QUESTION", help="Report when the answer changes to yes, and back to no; may be repeated."
         ),
     ] = None,
-    check: Annotated[
-        str, typer.Option("--check", metavar="TIME", help="Interval at which --when is checked. Default: 1s.")
-    ] = "",
+    check: Annotated[str, typer.Option(metavar="TIME", help="Interval at which --when is checked. Default: 1s.")] = "",
     model: Model = None,
-    fps: Annotated[float, typer.Option("--fps", metavar="X", min=0.001, help="Frames per second to read.")] = 1.0,
+    fps: Annotated[float, typer.Option(metavar="X", min=0.001, help="Frames per second to read.")] = 1.0,
     max_visual_tokens: Annotated[
-        int | None,
-        typer.Option("--max-visual-tokens", metavar="N", min=1, help="Merge older tokens beyond N to limit memory."),
+        int | None, typer.Option(metavar="N", min=1, help="Merge older tokens beyond N to limit memory.")
     ] = None,
     window: Annotated[
         int | None,
-        typer.Option(
-            "--window", metavar="N", min=0, help="Number of latest steps whose tokens are never merged. Default: 4."
-        ),
+        typer.Option(metavar="N", min=0, help="Number of latest steps whose tokens are never merged. Default: 4."),
     ] = None,
     last_frames: Annotated[
         int | None,
-        typer.Option(
-            "--last-frames", metavar="N", min=1, help="Keep only the last N frames, with no memory of earlier ones."
-        ),
+        typer.Option(metavar="N", min=1, help="Keep only the last N frames, with no memory of earlier ones."),
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="At the end of the file, wait for more to be written.")
     ] = False,
-    until: Annotated[str, typer.Option("--until", metavar="TIME", help="Stop at this time of the stream.")] = "",
+    until: Annotated[str, typer.Option(metavar="TIME", help="Stop at this time of the stream.")] = "",
     device: Device = None,
     max_new_tokens: MaxNewTokens = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per event on stdout.")] = False,
