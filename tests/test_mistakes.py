@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import wave
+from typing import get_args
 
 import pytest
 from PIL import Image
@@ -100,7 +101,7 @@ QUICK = [
     (46, "evaluate scenes --wordings fancy", r"--wordings must be written, held-out or a file, got 'fancy'"),
     (
         46,
-        "data recaption rows.json --output c.jsonl --base-url u --name n --send all",
+        "data recaption rows.json --output c.jsonl --base-url http://h/v1 --name n --send all",
         r"--send must be frames or video",
     ),
     (48, "data label emptydir out --question Which?", r"emptydir contains 0 classes of clips.*at least 2 are needed"),
@@ -112,7 +113,7 @@ QUICK = [
     (30, "train finetune --config trailing.json --output o1", r"trailing\.json is not valid JSON"),
     (31, "train finetune --config nano --output o1", r"needs a model to start from: pass --model DIR"),
     (55, "plan --duration 30 --num-frames 8 --fps 1", r"--num-frames and --fps are mutually exclusive"),
-    (57, "plan --duration abc", r"--duration must be a time such as 90s, 30m or 1\.5h, got 'abc'"),
+    (57, "plan --duration abc", r"--duration: expected a time such as 90s, 30m or 1\.5h, got 'abc'"),
     (59, "bench speed", r"No such command 'speed'; choose from decode, efficiency, elva, generate, train"),
     (
         60,
@@ -202,7 +203,7 @@ SLOW = [
     (33, "data features pretrain empty.mp4 --model NANO", r"empty\.mp4 is a file: choose a folder"),
     (10, "data features pretrain out/g --model nothere", r"no model folder at nothere"),
     (47, "data recaption rows.json --output emptydir --model NANO", r"--output emptydir is a folder: choose a file"),
-    (45, "evaluate needle rows.json --data emptydir --output r", r"emptydir/annotations\.json: no such file"),
+    (45, "evaluate needle rows.json --data emptydir --output r", r"no such file or folder: emptydir/annotations\.json"),
     (50, "init --backbone nosuch/model out/f", r"nosuch/model is not in the cache, and the Hub cannot be reached"),
     (51, "init --backbone emptydir out/f", r"no language model at emptydir"),
     (51, "init --model NANO --set foo.bar=1 out/f", r"unknown setting 'foo\.bar'"),
@@ -357,7 +358,8 @@ def test_the_command_knows_the_types_of_the_library():
     from videopanda.cli import options
     from videopanda.inference import load
 
-    assert options.DTYPES == load.DTYPES
+    choices, _ = get_args(options.Dtype.__origin__)
+    assert get_args(choices) == load.DTYPES
 
 
 def test_checks_know_the_stages_and_presets_of_training():

@@ -11,18 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 import typer
 
-from videopanda.cli.checks import (
-    require_checkpoint,
-    require_choice,
-    require_device,
-    require_folder,
-    require_settings,
-    require_video,
-    seconds,
-)
+from videopanda.cli.checks import require_checkpoint, require_video, seconds
 from videopanda.cli.options import (
-    DEFAULT_CACHE_SIZE,
-    DTYPES,
     AsJson,
     Cache,
     CacheSize,
@@ -37,10 +27,9 @@ from videopanda.cli.options import (
     Model,
     NumFrames,
     Quantize,
+    cache_bytes,
     load_model,
     progress_bar,
-    require_format,
-    size_in_bytes,
 )
 
 Video = Annotated[str, typer.Argument(help="Video file, GIF, image, folder of images, or URL (see --allow-host).")]
@@ -82,7 +71,7 @@ def answer_verb(
     device: Device = None,
     dtype: Dtype = None,
     cache: Cache = None,
-    cache_size: CacheSize = "",
+    cache_size: CacheSize = None,
     max_new_tokens: MaxNewTokens = 64,
     temperature: Temperature = 0.0,
     seed: AnswerSeed = None,
@@ -112,7 +101,6 @@ def answer_verb(
 
     Merge similar visual tokens in the language model:  videopanda answer clip.mp4 "What moves?" --set merge.layers=2
     """
-    require_settings(set_)
     if stream + as_json > 1 or stream + explain > 1:
         raise ValueError("--stream prints plain answers: omit --json and --explain")
     if picture is not None and not explain:
@@ -132,13 +120,7 @@ def answer_verb(
         (num_frames is not None and not look_twice) or cache is not None or server is not None
     ):
         raise ValueError("--max-visual-tokens reads the whole clip at --fps: omit --num-frames, --cache and --server")
-    if cache_size and cache is None:
-        raise ValueError("--cache-size requires --cache")
-    require_folder(cache)
-    cache_bytes = size_in_bytes(cache_size or DEFAULT_CACHE_SIZE)
-    require_choice("--frames-by", frames_by, "motion", "scenes", "vectors")
-    require_format(quantize)
-    require_choice("--dtype", dtype, *DTYPES)
+    max_bytes = cache_bytes(cache, cache_size)
     if frames_by is not None and (max_visual_tokens, fps, cache, start, end, server) != (None,) * 6:
         raise ValueError(
             "--frames-by chooses frames from the whole file: omit --fps, --start, --end, --cache, --server and "
@@ -151,7 +133,6 @@ def answer_verb(
             "--model, --device, --dtype, --quantize, --set and --cache belong to the server: set them when you start it"
         )
     model = require_checkpoint(model)
-    require_device(device)
     with local_video(video, allow_host) as path:
         require_video(path, start, end, fps, num_frames, question)
         choice = {"num_frames": num_frames, "fps": fps, "start": start, "end": end}
@@ -163,7 +144,7 @@ def answer_verb(
             return
         from videopanda.inference.visual_cache import TokenDiskCache
 
-        kept = TokenDiskCache(cache, cache_bytes) if cache else None
+        kept = TokenDiskCache(cache, max_bytes) if cache else None
         network, processor = load_model(model, device, dtype, set_, quantize)
         options = {**choice, **_chat_options(**drawing), "cache": kept, "max_visual_tokens": max_visual_tokens}
         options["frames_by"] = frames_by
@@ -206,11 +187,7 @@ def chat_verb(
 
     Example:  videopanda chat clip.mp4
     """
-    require_settings(set_)
-    require_choice("--dtype", dtype, *DTYPES)
-    require_format(quantize)
     model = require_checkpoint(model)
-    require_device(device)
     with suppress(ImportError):  # line editing with the arrow keys, where the system has it
         import readline  # noqa: F401
     with local_video(video, allow_host) as path:

@@ -16,13 +16,12 @@ import typer
 from videopanda.cli.answer import answer_verb, chat_verb
 from videopanda.cli.bench import bench_app
 from videopanda.cli.checks import (
+    no_file,
     require_checkpoint,
     require_extra,
-    require_folder,
     require_language_model,
     require_new,
     require_paths,
-    require_settings,
 )
 from videopanda.cli.data import data_app
 from videopanda.cli.errors import run
@@ -30,7 +29,7 @@ from videopanda.cli.evaluate import evaluate_app
 from videopanda.cli.find import find_verb
 from videopanda.cli.hub import pull_verb, push_verb
 from videopanda.cli.lab import lab_app
-from videopanda.cli.options import AsJson, Family, Preset, Seed, Set, console, load_model, quiet
+from videopanda.cli.options import AsJson, Family, Preset, Seed, Set, console, load_model, quiet, show
 from videopanda.cli.plan import plan_verb
 from videopanda.cli.serve import mcp_verb, serve_verb
 from videopanda.cli.train import finetune_verb, teach_verb, train_verb
@@ -76,13 +75,14 @@ app.command("chat")(chat_verb)
 
 @app.command("demo")
 def demo_verb(
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the picture.")] = Path("videopanda_demo"),
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the picture.", callback=no_file)] = Path(
+        "videopanda_demo"
+    ),
 ) -> None:
     """Show the bundled model answering questions about the bundled clip, with the frames that it saw.
 
     Example:  videopanda demo --output out/demo
     """
-    require_folder(output)
     output.mkdir(parents=True, exist_ok=True)
     from rich.table import Table
 
@@ -94,9 +94,7 @@ def demo_verb(
     network, processor = load_model(None)
     video = read_video(_ASSETS / "demo.mp4", num_frames=processor.video_processor.num_frames)
     answers = ask(network, processor, video, [item["question"] for item in asked])
-    grid = Table(title=f"What {_ASSETS.name}/demo.mp4 shows", title_justify="left")
-    for column in ("question", "answer", "truth"):
-        grid.add_column(column)
+    grid = Table("question", "answer", "truth", title=f"What {_ASSETS.name}/demo.mp4 shows", title_justify="left")
     lines = []
     for item, answer in zip(asked, answers):
         grid.add_row(item["question"], answer.answer, item["answer"])
@@ -109,7 +107,7 @@ def demo_verb(
 
 @scenes_app.command("make")
 def scenes_make_verb(
-    out: Annotated[Path, typer.Argument(help="Folder to write or resume.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write or resume.", callback=no_file)],
     num: Annotated[int, typer.Option(metavar="N", min=1, help="Number of clips.")] = 1000,
     seed: Seed = 0,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
@@ -127,7 +125,6 @@ def scenes_make_verb(
 
     Long clips with rare events:  videopanda scenes make --long --minutes 1,10,60 --num 5 --split test data/long
     """
-    require_folder(out)
     if minutes and not long:
         raise ValueError("--minutes requires --long")
     if long and world != "scenes":
@@ -199,7 +196,6 @@ def init_verb(
 
     videopanda init --backbone HuggingFaceTB/SmolLM2-135M-Instruct --model nano out/fresh
     """
-    require_settings(set_)
     if backbone is None and model is None:
         raise ValueError("pass --backbone (a language model), --model (a trained model to change), or both")
     if model is not None and (family or preset or encoder):
@@ -236,22 +232,18 @@ def doctor_verb(as_json: AsJson = False) -> None:
     """
     from dataclasses import asdict
 
+    from rich.table import Table
+
     from videopanda.doctor import examine
 
     checks = examine()
     broken = [check for check in checks if check.state == "broken"]
-    if as_json:
-        print(json.dumps({"ok": not broken, "checks": [asdict(check) for check in checks]}))
-    else:
-        from rich.table import Table
-
-        table = Table("check", "found", "tested", "state", box=None, pad_edge=False)
-        for check in checks:
-            table.add_row(check.name, check.found, check.tested, check.state)
-        console().print(table)
-        fixes = [check for check in checks if check.fix and check.state != "missing"]
-        for check in [*fixes, *(check for check in checks if check.fix and check.state == "missing")]:
-            print(f"{check.name}: {check.fix}")
+    table = Table("check", "found", "tested", "state", box=None, pad_edge=False)
+    for check in checks:
+        table.add_row(check.name, check.found, check.tested, check.state)
+    fixes = sorted((check for check in checks if check.fix), key=lambda check: check.state == "missing")
+    report = {"ok": not broken, "checks": [asdict(check) for check in checks]}
+    show(report, as_json, table, *(f"{check.name}: {check.fix}" for check in fixes))
     if broken:
         raise typer.Exit(1)
 
@@ -329,12 +321,8 @@ def verify_verb(
 
     quiet()
     report = verify(checkpoint, against, record)
-    if as_json:
-        print(json.dumps(report.as_dict()))
-    else:
-        console().print(tables(report))
-        if report.recorded:
-            print(f"checksums recorded: {checkpoint / 'checksums.json'}")
+    recorded = [f"checksums recorded: {checkpoint / 'checksums.json'}"] if report.recorded else []
+    show(report.as_dict(), as_json, tables(report), *recorded)
     if not report.passed:
         raise typer.Exit(1)
 

@@ -1,13 +1,12 @@
 """The verbs `videopanda bench …`. Heavy imports are inside the functions."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from videopanda.cli.checks import require_extra
-from videopanda.cli.options import AsJson, Device, Model, console, quiet
+from videopanda.cli.options import AsJson, Device, Model, quiet, show
 
 Rounds = Annotated[int, typer.Option(metavar="N", min=1, help="Number of interleaved rounds.")]
 BenchDevice = Annotated[str, typer.Option(metavar="DEVICE", help="cpu or cuda.")]
@@ -22,7 +21,7 @@ def efficiency_verb(
     resolution: Annotated[
         str, typer.Option(metavar="WxH", help="Size of the source video; decides the token grid.")
     ] = "448x448",
-    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Number of interleaved rounds.")] = 5,
+    rounds: Rounds = 5,
     device: BenchDevice = "cpu",
     dtype: BenchDtype = "float32",
     compiled: Annotated[bool, typer.Option("--compile", help="Compile Video-Panda with torch.compile.")] = False,
@@ -61,12 +60,7 @@ def efficiency_verb(
     )
     if plot:
         draw(report, plot)
-    if as_json:
-        print(json.dumps(report))
-        return
-    console().print(table(report))
-    if plot:
-        print(f"chart: {plot}")
+    show(report, as_json, table(report), *([f"chart: {plot}"] if plot else []))
 
 
 @bench_app.command("decode")
@@ -86,12 +80,8 @@ def decode_verb(
     from videopanda.bench.report import rows_table
 
     report = measure(rounds, minutes)
-    if as_json:
-        print(json.dumps(report))
-        return
-    console().print(rows_table(report, "8 frames"))
-    for decoder, reason in report["missing"].items():
-        print(f"{decoder} was not measured: {reason}")
+    missing = [f"{decoder} was not measured: {reason}" for decoder, reason in report["missing"].items()]
+    show(report, as_json, rows_table(report, "8 frames"), *missing)
 
 
 @bench_app.command("generate")
@@ -120,10 +110,7 @@ def generate_verb(
 
     quiet()
     report = measure(video or BUNDLED_MODEL.parent / "demo.mp4", model, rounds, max_new_tokens, device)
-    if as_json:
-        print(json.dumps(report))
-        return
-    console().print(rows_table(report, f"Answers of {max_new_tokens} tokens"))
+    show(report, as_json, rows_table(report, f"Answers of {max_new_tokens} tokens"))
 
 
 @bench_app.command("train")
@@ -148,13 +135,9 @@ def train_verb(
 
     quiet()
     report = stepping.measure(model, clips, rounds, device)
-    if not as_json:
-        console().print(rows_table(report, f"A step of {clips} clips"))
     packing = rows.measure(model, clips, rounds, device)
-    if as_json:
-        print(json.dumps({**report, "packing": packing}))
-    else:
-        console().print(rows_table(packing, "The same data in other rows"))
+    tables = rows_table(report, f"A step of {clips} clips"), rows_table(packing, "The same data in other rows")
+    show({**report, "packing": packing}, as_json, *tables)
 
 
 @bench_app.command("elva")
@@ -187,7 +170,4 @@ def elva_verb(
     if min(counts) < 1:
         raise ValueError(f"--num-frames must be positive numbers such as 32,128, got {num_frames!r}")
     report = measure(backbone, counts, rounds, device=device, dtype=dtype, flops_only=flops_only)
-    if as_json:
-        print(json.dumps(report))
-        return
-    console().print(rows_table(report, "Frames to first token"))
+    show(report, as_json, rows_table(report, "Frames to first token"))

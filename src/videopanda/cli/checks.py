@@ -1,6 +1,6 @@
 """Checks of user input before torch is imported: each takes milliseconds and fails with one line.
 
-They raise ValueError or OSError, which `cli.app` prints.
+They raise ValueError or OSError, which `cli.app` prints. The first group are callbacks of options.
 """
 
 import json
@@ -11,12 +11,94 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from typer import CallbackParam
 
 # Repeated here so that a typo is reported without importing torch.
 STAGES = ("language", "prealign", "spatial", "spatiotemporal", "pretrain", "finetune")
 PRESETS = ("paper", "scripts", "nano", "elva", "custom")
 
 
+# -- of one option -----------------------------------------------------------------------------------------------------
+def existing_folder(param: CallbackParam, folders: Any) -> Any:
+    """The folder, or each of several, must exist."""
+    for folder in folders if isinstance(folders, list) else [folders]:
+        if folder is not None and not folder.is_dir():
+            raise FileNotFoundError(f"{param.opts[0]} {folder}: no such folder")
+    return folders
+
+
+def existing_file(param: CallbackParam, file: Path | None) -> Path | None:
+    """The file must exist."""
+    if file is not None and not file.is_file():
+        raise FileNotFoundError(f"{param.opts[0]} {file}: no such file")
+    return file
+
+
+def no_file(output: Path | None) -> Path | None:
+    """A folder to write must not be a file."""
+    if output is not None and output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file: choose a folder")
+    return output
+
+
+def server_url(param: CallbackParam, url: str | None) -> str | None:
+    """The URL must be that of an OpenAI-compatible server."""
+    if url and not url.startswith(("http://", "https://")):
+        raise ValueError(f"{param.opts[0]} must be a URL such as http://127.0.0.1:8000/v1, got {url!r}")
+    return url
+
+
+def known_device(device: str | None) -> str | None:
+    """The installed torch must support the device; torch itself checks whether it exists."""
+    if device is not None and not re.fullmatch(r"(?!gpu)[a-z]+(:\d+)?", device):
+        raise ValueError(f"unknown device {device!r}: use cpu, cuda, cuda:1 or mps")
+    if device is not None and device.startswith("cuda") and version("torch").endswith("+cpu"):
+        raise ValueError(f"device {device} is not available: torch {version('torch')} is built for CPUs; use cpu")
+    return device
+
+
+def key_value(settings: list[str] | None) -> list[str] | None:
+    """Each setting must be KEY=VALUE."""
+    for setting in settings or []:
+        if "=" not in setting:
+            raise ValueError(f"--set {setting}: write it as key=value")
+    return settings
+
+
+def seconds(text: str) -> float:
+    """Parse a time in seconds or clock notation: 90.5, 1:30.5, 1:02:03."""
+    try:
+        parts = [float(part) for part in text.split(":")]
+    except ValueError:
+        parts = []
+    if not 1 <= len(parts) <= 3 or not all(0 <= part < float("inf") for part in parts):
+        raise ValueError(f"expected a time in seconds, or one such as 1:30, got {text!r}")
+    total = 0.0
+    for part in parts:
+        total = 60 * total + part
+    return total
+
+
+def duration(text: str) -> float:
+    """Parse 90s, 30m, 1.5h or 90 into seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([smh]?)", text)
+    length = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    if not length:
+        raise ValueError(f"expected a time such as 90s, 30m or 1.5h, got {text!r}")
+    return length
+
+
+def size_in_bytes(text: str) -> int:
+    """Parse a size such as 24GiB into bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text)
+    if not found:
+        raise ValueError(f"expected a size such as 24GiB, got {text!r}")
+    return int(float(found[1]) * 2 ** (10 * " KMGT".index(found[2] or " ")))
+
+
+# -- of several, or of what an argument names --------------------------------------------------------------------------
 def require_extra(extra: str, *modules: str) -> None:
     """Check that the modules of an optional dependency are installed."""
     missing = [module for module in modules if find_spec(module) is None]
@@ -87,38 +169,6 @@ def require_rows(data: str, media_root: Path | None) -> None:
         raise FileNotFoundError(f"no video at {missing[0]}: pass the folder of the clips with --media-root")
 
 
-def require_choice(option: str, value: str | None, *choices: str) -> None:
-    """Check that an option has one of its values; None and "" are its default."""
-    if value and value not in choices:
-        raise ValueError(f"{option} must be {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
-
-
-def require_device(device: str | None) -> None:
-    """Check that the installed torch supports a device; torch itself checks whether the device exists."""
-    if device is not None and not re.fullmatch(r"(?!gpu)[a-z]+(:\d+)?", device):
-        raise ValueError(f"unknown device {device!r}: use cpu, cuda, cuda:1 or mps")
-    if device is not None and device.startswith("cuda") and version("torch").endswith("+cpu"):
-        raise ValueError(f"device {device} is not available: torch {version('torch')} is built for CPUs; use cpu")
-
-
-def require_media_root(folder: Path | None) -> None:
-    """Check that the folder of the clips exists."""
-    if folder is not None and not folder.is_dir():
-        raise FileNotFoundError(f"--media-root {folder}: no such folder")
-
-
-def require_file(option: str, file: Path | None) -> None:
-    """Check that the file that an option names exists."""
-    if file is not None and not file.is_file():
-        raise FileNotFoundError(f"{option} {file}: no such file")
-
-
-def require_server(option: str, url: str | None) -> None:
-    """Check that an option is an http or https URL."""
-    if url and not url.startswith(("http://", "https://")):
-        raise ValueError(f"{option} must be a URL such as http://127.0.0.1:8000/v1, got {url!r}")
-
-
 def require_paths(*paths: Path | str | None) -> None:
     """Check that inputs exist."""
     for path in paths:
@@ -133,25 +183,12 @@ def require_new(*outputs: Path) -> None:
             raise ValueError(f"{output} already exists: choose a new folder")
 
 
-def require_folder(output: Path | None) -> None:
-    """Check that an output can be a folder."""
-    if output is not None and output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is a file: choose a folder")
-
-
 def require_json(file: Path) -> None:
     """Check that a file is JSON."""
     try:
         json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
-
-
-def require_settings(settings: list[str] | None) -> None:
-    """Check that each is KEY=VALUE."""
-    for setting in settings or []:
-        if "=" not in setting:
-            raise ValueError(f"--set {setting}: write it as key=value")
 
 
 def require_stage(stage: str, config: str) -> None:
@@ -189,20 +226,6 @@ def require_video(
     from videopanda.video.read import read_video
 
     read_video(video, num_frames=1, start=start, end=end, decoder="pyav")
-
-
-def seconds(text: str) -> float:
-    """Parse a time in seconds or clock notation: 90.5, 1:30.5, 1:02:03."""
-    try:
-        parts = [float(part) for part in text.split(":")]
-    except ValueError:
-        parts = []
-    if not 1 <= len(parts) <= 3 or not all(0 <= part < float("inf") for part in parts):
-        raise ValueError(f"expected a time in seconds, or one such as 1:30, got {text!r}")
-    total = 0.0
-    for part in parts:
-        total = 60 * total + part
-    return total
 
 
 def listen(host: str, port: int) -> socket.socket:

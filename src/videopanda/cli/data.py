@@ -1,22 +1,12 @@
 """The verbs `videopanda data …`. Heavy imports are inside the functions."""
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from videopanda.cli.checks import (
-    require_checkpoint,
-    require_choice,
-    require_file,
-    require_folder,
-    require_media_root,
-    require_server,
-    require_settings,
-    require_stage,
-)
-from videopanda.cli.options import AsJson, MediaRoot, Set, TestShare, console, quiet, size_in_bytes
+from videopanda.cli.checks import existing_file, no_file, require_checkpoint, require_stage, size_in_bytes
+from videopanda.cli.options import AsJson, BaseUrl, MediaRoot, Set, TestShare, quiet, show
 
 data_app = typer.Typer(help="Check and prepare training data.", no_args_is_help=True)
 
@@ -32,14 +22,16 @@ def check_verb(
         "manifest.jsonl"
     ),
     against: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Test set whose clips must not appear in the data.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Test set whose clips must not appear in the data.", callback=existing_file),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Number of processes. Default: one per CPU.")
     ] = None,
     num_frames: Annotated[int, typer.Option(metavar="N", min=1, help="Frames per clip that training will read.")] = 8,
     sampling: Annotated[
-        str, typer.Option(metavar="RULE", help="uniform, or released for the published weights.")
+        Literal["uniform", "released"],
+        typer.Option(metavar="RULE", help="uniform, or released for the published weights."),
     ] = "uniform",
     words: Annotated[
         str, typer.Option(metavar="A,B", help="Also count these words in the answers, such as dog,cat.")
@@ -52,22 +44,15 @@ def check_verb(
 
     Example:  videopanda data check train.json --media-root videos --manifest manifest.jsonl --against test_q.json
     """
-    require_choice("--sampling", sampling, "uniform", "released")
-    require_media_root(media_root)
-    require_file("--against", against)
     import os
 
     from videopanda.data.doctor import check, tables
 
     processes = workers or os.cpu_count() or 1
     listed = [word.strip() for word in words.split(",") if word.strip()]
-    report = check(data, manifest, format_, media_root, against, processes, num_frames, sampling, listed)  # type: ignore[arg-type]
-    if as_json:
-        print(json.dumps(report.as_dict()))
-    else:
-        for table in tables(report):
-            console().print(table)
-        print(f"manifest: {manifest}; to skip bad rows:  videopanda train STAGE --set manifest={manifest}")
+    report = check(data, manifest, format_, media_root, against, processes, num_frames, sampling, listed)
+    then = f"manifest: {manifest}; to skip bad rows:  videopanda train STAGE --set manifest={manifest}"
+    show(report.as_dict(), as_json, *tables(report), then)
     if not report.passed:
         raise typer.Exit(1)
 
@@ -91,15 +76,13 @@ def label_verb(
     from videopanda.data.class_folders import write_labeled
 
     counts = write_labeled(clips, out, question, test_share, copies, seed)
-    if as_json:
-        print(json.dumps(counts))
-        return
-    print(f"{counts['classes']} classes: {counts['train']} training rows, {counts['test']} test rows: {out}")
+    lines = [f"{counts['classes']} classes: {counts['train']} training rows, {counts['test']} test rows: {out}"]
     if counts["test_altered_copies"]:
-        print(
+        lines.append(
             f"{counts['test_altered_copies']} test rows show altered copies of training recordings: they test "
             "whether a recording is recognized, not whether its class is"
         )
+    show(counts, as_json, *lines)
 
 
 @data_app.command("shard")
@@ -109,7 +92,8 @@ def shard_verb(
     media_root: MediaRoot = None,
     format_: Format = "auto",
     manifest: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Skip the rows that `data check` found bad.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Skip the rows that `data check` found bad.", callback=existing_file),
     ] = None,
     max_bad_share: Annotated[
         float, typer.Option(metavar="X", min=0, max=1, help="Fail if a larger share of the rows is bad.")
@@ -121,8 +105,6 @@ def shard_verb(
 
     Example:  videopanda data shard train.json out/shards --media-root videos --manifest manifest.jsonl
     """
-    require_media_root(media_root)
-    require_file("--manifest", manifest)
     import logging
 
     from videopanda.data.conversations import ConversationDataset
@@ -140,8 +122,11 @@ def shard_verb(
 def cache_verb(
     folder: Annotated[Path, typer.Argument(help="Folder of decoded frames or visual tokens.")],
     cache_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Evict the least recently used entries above this size.")
-    ] = "",
+        int | None,
+        typer.Option(
+            metavar="SIZE", help="Evict the least recently used entries above this size.", parser=size_in_bytes
+        ),
+    ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Remove all entries.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -156,21 +141,20 @@ def cache_verb(
 
     if not folder.is_dir():
         raise ValueError(f"no cache at {folder}")
-    if clear and cache_size:
+    if clear and cache_size is not None:
         raise ValueError("--clear and --cache-size are mutually exclusive")
-    if clear or cache_size:
-        evict(folder, 0 if clear else size_in_bytes(cache_size))
+    most = 0 if clear else cache_size
+    if most is not None:
+        evict(folder, most)
     sizes = [size for _, size, _ in files_in(folder)]
-    if as_json:
-        print(json.dumps({"entries": len(sizes), "bytes": sum(sizes)}))
-    else:
-        print(f"{len(sizes):,} entries, {sum(sizes) / 1e9:.2f} GB: {folder}")
+    report = {"entries": len(sizes), "bytes": sum(sizes)}
+    show(report, as_json, f"{len(sizes):,} entries, {sum(sizes) / 1e9:.2f} GB: {folder}")
 
 
 @data_app.command("features")
 def features_verb(
     stage: Annotated[str, typer.Argument(help="Training stage whose clips are encoded.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write or resume.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write or resume.", callback=no_file)],
     model: Annotated[Path, typer.Option(metavar="DIR|NAME", help="Checkpoint that the stage starts from.")],
     config: Annotated[str, typer.Option(metavar="NAME|FILE", help="Settings, as for videopanda train.")] = "paper",
     set_: Set = None,
@@ -180,8 +164,6 @@ def features_verb(
     Example:  videopanda data features pretrain out/features --model out/prealign --config my.json
     """
     require_stage(stage, config)
-    require_settings(set_)
-    require_folder(out)
     start = require_checkpoint(model)
     assert start is not None
     import logging
@@ -201,15 +183,14 @@ def recaption_verb(
     output: Annotated[Path, typer.Option(metavar="FILE", help="JSON Lines file to write or resume.")],
     media_root: MediaRoot = None,
     format_: Format = "auto",
-    base_url: Annotated[
-        str, typer.Option(metavar="URL", help="OpenAI-compatible server, such as http://host/v1.")
-    ] = "",
+    base_url: BaseUrl = None,
     name: Annotated[str, typer.Option(metavar="ID", help="Name of the model on that server.")] = "",
     model: Annotated[
         Path | None, typer.Option(metavar="DIR|NAME", help="Checkpoint to caption with, instead of a server.")
     ] = None,
     send: Annotated[
-        str, typer.Option(metavar="WHAT", help="What to send to the server: frames (as images) or video (the file).")
+        Literal["frames", "video"],
+        typer.Option(metavar="WHAT", help="What to send to the server: frames (as images) or video (the file)."),
     ] = "frames",
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="What to ask. Default: a detailed description.")] = "",
     num_frames: Annotated[int, typer.Option(metavar="N", min=1, help="Frames per clip.")] = 8,
@@ -227,12 +208,9 @@ def recaption_verb(
 
     if bool(base_url) == bool(model):
         raise ValueError("choose a model: either --base-url and --name, or --model")
-    require_choice("--send", send, "frames", "video")
     if bool(base_url) != bool(name):
         raise ValueError("--base-url needs --name, the name of a model on that server")
-    require_server("--base-url", base_url)
     model = require_checkpoint(model)
-    require_media_root(media_root)
     if output.is_dir():
         raise ValueError(f"--output {output} is a folder: choose a file")
     from videopanda.data.recaption import PROMPT, Captioner, Local, Remote, recaption
@@ -241,12 +219,9 @@ def recaption_verb(
     captioner: Captioner = Remote(name, base_url, send) if base_url else Local(model)
     calls = concurrency if base_url else 1
     report = recaption(data, output, captioner, prompt or PROMPT, num_frames, format_, media_root, calls)
-    if as_json:
-        print(json.dumps(asdict(report)))
-    else:
-        for path, reason in list(report.failed.items())[:3]:
-            print(f"{path}: {reason}")
-        skipped = f", {report.skipped_rows} rows without exactly one clip" if report.skipped_rows else ""
-        print(f"{report.written} captions written, {report.known} kept, {len(report.failed)} failed{skipped}: {output}")
+    lines = [f"{path}: {reason}" for path, reason in list(report.failed.items())[:3]]
+    skipped = f", {report.skipped_rows} rows without exactly one clip" if report.skipped_rows else ""
+    counts = f"{report.written} captions written, {report.known} kept, {len(report.failed)} failed{skipped}: {output}"
+    show(asdict(report), as_json, *lines, counts)
     if report.failed:
         raise typer.Exit(1)

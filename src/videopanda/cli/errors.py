@@ -88,6 +88,9 @@ def _usage(error: Any) -> str:
     text = " ".join(error.format_message().split()).replace("Value error, ", "")  # a prefix of pydantic
     if bad := re.fullmatch(r"Invalid value for '(--[\w-]+)': (.*)", text):
         reason = bad[2]
+        if choices := re.fullmatch(r"('.*') is not one of (.*)\.", reason):
+            *most, last = re.findall(r"'([\w-]+)'", choices[2])
+            return f"{bad[1]} must be {', '.join(most)} or {last}, got {choices[1]}"
         for words, plain in _REASONS:
             reason = re.sub(words, plain, reason)
         return f"{bad[1]} {reason}" if reason != bad[2] else f"{bad[1]}: {reason}"

@@ -1,27 +1,15 @@
 """The verbs `videopanda evaluate …`. Heavy imports are inside the functions."""
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from videopanda.cli.checks import (
-    require_checkpoint,
-    require_choice,
-    require_device,
-    require_extra,
-    require_file,
-    require_folder,
-    require_media_root,
-    require_paths,
-    require_settings,
-)
+from videopanda.cli.checks import existing_file, no_file, require_checkpoint, require_extra, require_paths
 from videopanda.cli.judge import judge_verb
 from videopanda.cli.options import (
-    DEFAULT_CACHE_SIZE,
     Annotations,
     AsJson,
     Bench,
@@ -41,10 +29,10 @@ from videopanda.cli.options import (
     Predictions,
     ScoresOutput,
     Seed,
-    console,
+    cache_bytes,
     load_model,
     quiet,
-    size_in_bytes,
+    show,
 )
 
 evaluate_app = typer.Typer(help="Measure the accuracy of a model.", no_args_is_help=True)
@@ -79,7 +67,6 @@ def scenes_verb(
     """
     if wordings not in ("written", "held-out") and not Path(wordings).is_file():
         raise ValueError(f"--wordings must be written, held-out or a file, got {wordings!r}")
-    require_settings(set_)
     from videopanda.evaluation.scenes_report import scenes_report, table
 
     loaded = load_model(model, set_=set_)
@@ -88,12 +75,7 @@ def scenes_verb(
         report = scenes_report(
             folder, loaded, model, num, seed, not no_baselines, media_root=media_root, wordings=wordings
         )
-    if as_json:
-        print(json.dumps(report))
-        return
-    console().print(table(report))
-    if output:
-        print(f"report, clips, predictions, scores: {output}")
+    show(report, as_json, table(report), *([f"report, clips, predictions, scores: {output}"] if output else []))
 
 
 @evaluate_app.command("run")
@@ -101,7 +83,7 @@ def run_verb(
     bench: Annotated[
         list[str], typer.Argument(help="Benchmarks and their annotations, NAME=PATH, such as mvbench=MVBench/json.")
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write or resume.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write or resume.", callback=no_file)],
     media_root: Annotated[
         list[str] | None,
         typer.Option(metavar="[NAME=]DIR", help="Folder of the clips of all benchmarks, or of one; may be repeated."),
@@ -130,7 +112,6 @@ def run_verb(
     """
     from videopanda.evaluation.benchmarks.table import benchmark
 
-    require_settings(set_)
     roots = {name: folder for name, _, folder in (root.rpartition("=") for root in media_root or [])}
     chosen = []
     for entry in bench:
@@ -146,9 +127,7 @@ def run_verb(
         chosen.append((name, path.resolve(), videos.resolve()))
     if unknown := roots.keys() - {"", *(name for name, _, _ in chosen)}:
         raise ValueError(f"--media-root {min(unknown)}=DIR: {min(unknown)} is none of the benchmarks of this command")
-    require_folder(output)
     model = require_checkpoint(model)
-    require_device(device)
     quiet()
     from videopanda.evaluation.run import DEFAULT_CONDITIONS, Bench, run, table
     from videopanda.models.fields import parse_settings
@@ -167,11 +146,8 @@ def run_verb(
         cache=cache.resolve() if cache else None,
         settings=parse_settings(set_ or []),
     )
-    if as_json:
-        print(json.dumps(measured))
-        return
-    console().print(table(measured))
-    print(f"predictions and scores: {output}, report: {output / 'report' / 'report.md'}")
+    written = f"predictions and scores: {output}, report: {output / 'report' / 'report.md'}"
+    show(measured, as_json, table(measured), written)
 
 
 @evaluate_app.command("inspect")
@@ -191,10 +167,7 @@ def inspect_verb(
     from videopanda.evaluation.benchmarks.inspect import inspect, table
 
     report = inspect(bench, path, errata, media_root)
-    if as_json:
-        print(json.dumps(report))
-    else:
-        console().print(table(report))
+    show(report, as_json, table(report))
 
 
 @evaluate_app.command("predict")
@@ -222,15 +195,18 @@ def predict_verb(
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Questions per batch.")] = 8,
     max_new_tokens: MaxNewTokens = 64,
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON file with custom prompt templates.")
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON file with custom prompt templates.", callback=existing_file),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="S", min=0, help="Random seed of the shuffled frames.")] = 0,
-    engine: Annotated[str, typer.Option(metavar="NAME", help="local (one process, or torchrun) or ray.")] = "local",
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(metavar="NAME", help="local (one process, or torchrun) or ray.")
+    ] = "local",
     workers: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="With --engine ray: number of Ray actors. Default: 1.")
     ] = None,
     cache: Cache = None,
-    cache_size: CacheSize = "",
+    cache_size: CacheSize = None,
     set_: Change = None,
     as_json: AsJson = False,
 ) -> None:
@@ -241,18 +217,12 @@ def predict_verb(
     from videopanda.evaluation.benchmarks.table import benchmark
 
     benchmark(bench)
-    require_choice("--frames-by", frames_by, "motion", "scenes", "vectors")
     if fps is not None and max_visual_tokens is None and not last_frames and not look_twice:
         raise ValueError("--fps requires --max-visual-tokens, --last-frames or --look-twice")
-    require_choice("--engine", engine, "local", "ray")
     if workers is not None and engine != "ray":
         raise ValueError("--workers requires --engine ray; for several local processes, use torchrun")
-    if cache_size and cache is None:
-        raise ValueError("--cache-size requires --cache")
-    require_settings(set_)
+    max_bytes = cache_bytes(cache, cache_size)
     require_paths(path)
-    require_media_root(media_root)
-    require_file("--prompts", prompts)
     model = require_checkpoint(model)
     from videopanda.evaluation.predict import PredictJob, predict
     from videopanda.evaluation.processes import distributed_rank
@@ -271,14 +241,14 @@ def predict_verb(
         fps=fps or 1.0,
         max_visual_tokens=max_visual_tokens,
         last_frames=last_frames,
-        frames_by=frames_by,  # type: ignore[arg-type]
+        frames_by=frames_by,
         look_twice=look_twice,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         seed=seed,
         prompts=read_prompts(prompts),
         cache=cache.resolve() if cache else None,
-        cache_bytes=size_in_bytes(cache_size or DEFAULT_CACHE_SIZE),
+        cache_bytes=max_bytes,
         settings=parse_settings(set_ or []),
     )
     rank, world_size, device = distributed_rank()
@@ -292,11 +262,9 @@ def predict_verb(
     )
     if report["complete"] and len(report["failures"].get("missing_video", ())) == report["questions"]:
         raise FileNotFoundError(f"none of the videos is in {job.videos}: pass their folder with --media-root")
-    if as_json:
-        print(json.dumps(report))
-    elif report["complete"]:
-        failures = "".join(f", {kind.replace('_', ' ')} {len(ids)}" for kind, ids in report["failures"].items())
-        print(f"{report['questions']} questions, answered {report['answered']}{failures}: {output}")
+    failures = "".join(f", {kind.replace('_', ' ')} {len(ids)}" for kind, ids in report["failures"].items())
+    counts = f"{report['questions']} questions, answered {report['answered']}{failures}: {output}"
+    show(report, as_json, *([counts] if report["complete"] else []))
 
 
 @evaluate_app.command("score")
@@ -325,11 +293,7 @@ def score_verb(
     from videopanda.evaluation.scoring.score import score_file, table
 
     summary = score_file(bench, path, predictions, output, scorer, errata, wordnet)
-    if as_json:
-        print(json.dumps(summary))
-        return
-    console().print(table(summary))
-    print(f"scores: {output}, summary: {output.with_suffix('.summary.json')}")
+    show(summary, as_json, table(summary), f"scores: {output}, summary: {output.with_suffix('.summary.json')}")
 
 
 evaluate_app.command("judge")(judge_verb)
@@ -339,27 +303,27 @@ evaluate_app.command("judge")(judge_verb)
 def needle_verb(
     scores: Annotated[Path, typer.Argument(help="Score file.")],
     data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the long scenes.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for needle.json and needle.png.")],
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for needle.json and needle.png.", callback=no_file)
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Plot accuracy on long scenes by length of the clip and position of the event.
 
     Example:  videopanda evaluate needle full.scores.jsonl --data data/long --output report
     """
-    require_paths(scores)
-    require_file("--data", data / "annotations.json")
-    require_folder(output)
+    require_paths(scores, data / "annotations.json")
     from videopanda.evaluation.needle import needle_report, write_needle
 
     report = needle_report(scores, data)
     files = write_needle(report, output)
-    if as_json:
-        print(json.dumps(report))
-        return
+    lines = []
     for part in report["lengths"]:
         low, high = (100 * end for end in part["ci95"])
-        print(f"{part['minutes']:g} min: {100 * part['accuracy']:.1f} % of {part['n']} ({low:.0f} to {high:.0f})")
-    print(f"written: {', '.join(map(str, files))}")
+        lines.append(
+            f"{part['minutes']:g} min: {100 * part['accuracy']:.1f} % of {part['n']} ({low:.0f} to {high:.0f})"
+        )
+    show(report, as_json, *lines, f"written: {', '.join(map(str, files))}")
 
 
 @evaluate_app.command("report")
@@ -380,8 +344,4 @@ def report_verb(
 
     measured = report(scores)
     files = write(measured, output)
-    if as_json:
-        print(json.dumps(measured))
-        return
-    console().print(overview(measured))
-    print(f"written: {', '.join(map(str, files))}")
+    show(measured, as_json, overview(measured), f"written: {', '.join(map(str, files))}")

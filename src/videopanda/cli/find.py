@@ -1,13 +1,12 @@
 """The verb `videopanda find`. Heavy imports are inside the function."""
 
-import json
 from typing import Annotated, Any
 
 import typer
 
 from videopanda.cli.answer import AllowHost, End, Start, Video, local_video
-from videopanda.cli.checks import require_checkpoint, require_choice, require_device, require_video
-from videopanda.cli.options import DTYPES, AsJson, Device, Dtype, Fps, Model, load_model, progress_bar
+from videopanda.cli.checks import require_checkpoint, require_video
+from videopanda.cli.options import AsJson, Device, Dtype, Fps, Model, load_model, progress_bar, show
 
 
 def find_verb(
@@ -36,9 +35,7 @@ def find_verb(
         )
     if num_frames == 1:
         raise ValueError("one frame is not enough to tell when something happens: raise --num-frames")
-    require_choice("--dtype", dtype, *DTYPES)
     model = require_checkpoint(model)
-    require_device(device)
     with local_video(video, allow_host) as path:
         require_video(path, start, end, fps, num_frames)
         from videopanda.video.read import read_video
@@ -51,12 +48,8 @@ def find_verb(
         choice: dict[str, Any] = {"num_frames": num_frames, "fps": fps, "start": start, "end": end}
         with progress_bar("looking") as progress:
             found = find(path, description, model=(network, processor), progress=progress, **choice)
-    if as_json:
-        print(json.dumps(found.as_dict()))
-        return
+    lines = [f"{'start':>10}  {'end':>10}  confidence"]
+    lines += [f"{one.start:8.2f} s  {one.end:8.2f} s  {one.confidence:10.2f}" for one in found.intervals]
     if not found.intervals:
-        print(f"not found: the model does not see this at any time (at most {found.most_likely:.0%} likely)")
-        return
-    print(f"{'start':>10}  {'end':>10}  confidence")
-    for interval in found.intervals:
-        print(f"{interval.start:8.2f} s  {interval.end:8.2f} s  {interval.confidence:10.2f}")
+        lines = [f"not found: the model does not see this at any time (at most {found.most_likely:.0%} likely)"]
+    show(found.as_dict(), as_json, *lines)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint, require_folder, require_paths
+from videopanda.cli.checks import no_file, require_checkpoint, require_paths
 from videopanda.cli.options import console, quiet
 
 _MAX_BYTES = 4 << 30  # of weights in memory; larger models are not run by `pull`, to stay within 6 GB
@@ -15,14 +15,14 @@ _MAX_BYTES = 4 << 30  # of weights in memory; larger models are not run by `pull
 def pull_verb(
     name: Annotated[str, typer.Argument(help="Hub name: org/name, org/name@revision, org/name:folder.")],
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for a converted official checkpoint.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for a converted official checkpoint.", callback=no_file),
     ] = None,
 ) -> None:
     """Download a model, convert it if it is an official checkpoint, and verify it. The same command resumes.
 
     Example:  videopanda pull jh-yi/Video-Panda-7B:videopanda_fitu --output out/video-panda-7b
     """
-    require_folder(output)
     from videopanda.hub import folder_of
 
     is_official = not (folder_of(name, files=("*.json",)) / "processor_config.json").is_file()

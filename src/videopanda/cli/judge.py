@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint, require_file, require_paths, require_server
-from videopanda.cli.options import Annotations, AsJson, Bench, Errata, Predictions, ScoresOutput, console
+from videopanda.cli.checks import existing_file, require_checkpoint, require_paths
+from videopanda.cli.options import Annotations, AsJson, BaseUrl, Bench, Errata, Predictions, ScoresOutput, show
 
 
 def judge_verb(
@@ -20,9 +20,7 @@ def judge_verb(
     name: Annotated[
         str | None, typer.Option(metavar="ID", help="Name of the judge model on the server; prefer a dated version.")
     ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="OpenAI-compatible server, such as http://host/v1.")
-    ] = None,
+    base_url: BaseUrl = None,
     model: Annotated[
         Path | None, typer.Option(metavar="DIR|NAME", help="Chat model as the judge, instead of a server.")
     ] = None,
@@ -32,7 +30,10 @@ def judge_verb(
             "--import", metavar="PATH", help="Import verdicts of the official scripts from this file or folder."
         ),
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file with custom judge prompts.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON file with custom judge prompts.", callback=existing_file),
+    ] = None,
     errata: Errata = "as-published",
     concurrency: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Concurrent calls to the server. Default: 8.")
@@ -72,10 +73,8 @@ def judge_verb(
         raise ValueError("--concurrency, --retries and --timeout are for calls to a server: they require --name")
     if imported and (prompts or dry_run or price_in is not None or price_out is not None):
         raise ValueError("--import calls no judge: omit --prompts, --price-in, --price-out and --dry-run")
-    require_server("--base-url", base_url)
     require_paths(predictions, imported)
     model = require_checkpoint(model, plain=True)
-    require_file("--prompts", prompts)
     work = prepare(bench, path, predictions, output, errata)
     if imported:
         summary = import_file(work, output, imported)
@@ -94,10 +93,6 @@ def judge_verb(
         summary = judge_file(work, output, asked, used, 1 if model else concurrency or 8)
         for reason, count in Counter(summary["failed_calls"].values()).most_common(3):
             print(f"videopanda: {count} calls failed: {reason}", file=sys.stderr)
-    if as_json:
-        print(json.dumps(summary))
-    else:
-        console().print(table(summary))
-        print(f"scores: {output}, summary: {output.with_suffix('.summary.json')}")
+    show(summary, as_json, table(summary), f"scores: {output}, summary: {output.with_suffix('.summary.json')}")
     if not {"not_judged", "unparsable_verdict"}.isdisjoint(summary["wrong_without_being_read"]):
         raise typer.Exit(1)

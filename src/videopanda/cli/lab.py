@@ -1,13 +1,12 @@
 """The verbs `videopanda lab …`. Heavy imports are inside the functions."""
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from videopanda.cli.checks import require_checkpoint, require_extra, require_paths
-from videopanda.cli.options import AsJson, console, quiet
+from videopanda.cli.options import AsJson, quiet, show
 
 lab_app = typer.Typer(help="Run the papers' tables, or your own, at a small scale.", no_args_is_help=True)
 
@@ -33,28 +32,16 @@ def list_verb(as_json: AsJson = False) -> None:
 
     from videopanda.lab.table import names, read
 
-    tables = [read(name) for name in names()]
-    if as_json:
-        print(
-            json.dumps(
-                {
-                    table.name: {
-                        "title": table.title,
-                        "source": table.source,
-                        "rows": [row.name for row in table.rows],
-                        "budgets": {name: vars(budget) for name, budget in table.budgets.items()},
-                    }
-                    for table in tables
-                }
-            )
-        )
-        return
-    grid = Grid(show_edge=False, box=None, padding=(0, 2, 0, 0))
-    for header in ("table", "rows", "title"):
-        grid.add_column(header)
-    for table in tables:
+    grid, report = Grid("table", "rows", "title", show_edge=False, box=None, padding=(0, 2, 0, 0)), {}
+    for table in (read(name) for name in names()):
         grid.add_row(table.name, str(len(table.rows)), table.title)
-    console().print(grid)
+        report[table.name] = {
+            "title": table.title,
+            "source": table.source,
+            "rows": [row.name for row in table.rows],
+            "budgets": {name: vars(budget) for name, budget in table.budgets.items()},
+        }
+    show(report, as_json, grid)
 
 
 @lab_app.command("run")
@@ -130,16 +117,15 @@ def report_verb(
     found = report(content, described, budget)
     pictures = write_pictures(content["rows"], found, runs, output)
     files = write(found, output, pictures)
-    if as_json:
-        print(json.dumps(found))
-        return
-    print(markdown(found))
-    print(f"written: {', '.join(map(str, files))}")
+    show(found, as_json, markdown(found), f"written: {', '.join(map(str, files))}")
 
 
 @lab_app.command("teacher")
 def teacher_verb(
-    kind: Annotated[str, typer.Option(metavar="NAME", help="video-text, image-text, video or image.")],
+    kind: Annotated[
+        Literal["video-text", "image-text", "video", "image"],
+        typer.Option(metavar="NAME", help="video-text, image-text, video or image."),
+    ],
     model: Annotated[Path, typer.Option(metavar="DIR|NAME", help="Language model whose tokenizer the teacher uses.")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the teacher.")],
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Training steps.")] = 600,
@@ -154,5 +140,5 @@ def teacher_verb(
     quiet()
     from videopanda.lab.teachers import train_teacher
 
-    folder = train_teacher(kind, model, output, steps, batch_size, clips)  # type: ignore[arg-type]
+    folder = train_teacher(kind, model, output, steps, batch_size, clips)
     print(f"teacher: {folder}; what it learned: {folder / 'training.json'}")

@@ -1,15 +1,24 @@
-"""Shared by all verbs: options (each defined once), loading a model, printing a table."""
+"""Shared by all verbs: options (each defined once), loading a model, printing a report."""
 
-import re
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint, require_choice, require_extra
+from videopanda.cli.checks import (
+    existing_folder,
+    key_value,
+    known_device,
+    no_file,
+    require_checkpoint,
+    require_extra,
+    server_url,
+    size_in_bytes,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +33,10 @@ NumFrames = Annotated[int | None, typer.Option(metavar="N", min=1, help="Number 
 Fps = Annotated[
     float | None, typer.Option(metavar="X", min=0.001, help="Frames per second of the clip, instead of --num-frames.")
 ]
-FramesBy = Annotated[str | None, typer.Option(metavar="RULE", help="Choose frames by motion, scenes or vectors.")]
+FramesBy = Annotated[
+    Literal["motion", "scenes", "vectors"] | None,
+    typer.Option(metavar="RULE", help="Choose frames by motion, scenes or vectors."),
+]
 LookTwice = Annotated[
     bool,
     typer.Option("--look-twice", help="Look at the whole clip coarsely, then closely at what the question is about."),
@@ -35,20 +47,32 @@ MaxVisualTokens = Annotated[
 ]
 MaxNewTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Maximum length of an answer, in tokens.")]
 Device = Annotated[
-    str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1 or mps. Default: cuda if available, else cpu.")
-]
-DEFAULT_CACHE_SIZE = "10GiB"
-DTYPES = ("float32", "bfloat16", "float16", "auto")  # repeated here so that a typo is reported without importing torch
-Dtype = Annotated[
     str | None,
+    typer.Option(
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:1 or mps. Default: cuda if available, else cpu.",
+        callback=known_device,
+    ),
+]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16", "auto"] | None,
     typer.Option(metavar="TYPE", help="float32, bfloat16, float16, or auto (bfloat16 where the device has it)."),
 ]
 MediaRoot = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Folder of the clips. Default: the folder of the annotations.")
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of the clips. Default: the folder of the annotations.",
+        callback=existing_folder,
+    ),
 ]
-Quantize = Annotated[str, typer.Option(metavar="FORMAT", help="Quantize the language model: int8 or nf4 (4 bits).")]
+Quantize = Annotated[
+    Literal["", "int8", "nf4"],
+    typer.Option(metavar="FORMAT", help="Quantize the language model: int8 or nf4 (4 bits)."),
+]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.", callback=key_value),
 ]
 Change = Annotated[
     list[str] | None,
@@ -56,17 +80,27 @@ Change = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Change token merging or resolution, as in merge.layers=3,9; may be repeated.",
+        callback=key_value,
     ),
 ]
 Family = Annotated[str | None, typer.Option(metavar="NAME", help="Family of a new model. Default: videopanda.")]
 Preset = Annotated[str, typer.Option(metavar="NAME", help="Preset of a new vision part. Default: the family's first.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 Cache = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Keep visual tokens here, so that a clip is encoded only once.")
+    Path | None,
+    typer.Option(metavar="DIR", help="Keep visual tokens here, so that a clip is encoded only once.", callback=no_file),
 ]
 CacheSize = Annotated[
-    str,
-    typer.Option(metavar="SIZE", help="Maximum cache size (default 10GiB); least recently used entries are evicted."),
+    int | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Maximum cache size (default 10GiB); least recently used entries are evicted.",
+        parser=size_in_bytes,
+    ),
+]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="OpenAI-compatible server, such as http://host/v1.", callback=server_url),
 ]
 Bench = Annotated[str, typer.Argument(help="Name of the benchmark, such as mvbench.")]
 Annotations = Annotated[Path, typer.Argument(help="Original annotations of the benchmark: folder or file.")]
@@ -74,13 +108,6 @@ Predictions = Annotated[Path, typer.Argument(help="Predictions, JSON Lines.")]
 Errata = Annotated[str, typer.Option(metavar="MODE", help="Known errors: as-published, corrected or strict.")]
 ScoresOutput = Annotated[Path, typer.Option(metavar="FILE", help="Scores to write; a summary file goes next to them.")]
 Seed = Annotated[int, typer.Option(metavar="S", min=0, help="Random seed of the scenes.")]
-
-
-def require_format(quantize: str) -> None:
-    """Check that there is such a format of --quantize, and what makes it is installed."""
-    require_choice("--quantize", quantize, "int8", "nf4")
-    if quantize:
-        require_extra("qlora", "bitsandbytes")
 
 
 def load_model(
@@ -91,6 +118,8 @@ def load_model(
     quantize: str = "",
 ) -> Any:
     """Load a model with the settings applied, and its processor; prints a note if it is the bundled one."""
+    if quantize:
+        require_extra("qlora", "bitsandbytes")
     model = require_checkpoint(model)
     from videopanda.inference.load import load
     from videopanda.models.fields import parse_settings
@@ -113,12 +142,11 @@ def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def size_in_bytes(text: str) -> int:
-    """Parse a size such as 24GiB into bytes."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text)
-    if not found:
-        raise ValueError(f"expected a size such as 24GiB, got {text!r}")
-    return int(float(found[1]) * 2 ** (10 * " KMGT".index(found[2] or " ")))
+def cache_bytes(cache: Path | None, cache_size: int | None) -> int:
+    """The maximum size of a cache of visual tokens."""
+    if cache_size is not None and cache is None:
+        raise ValueError("--cache-size requires --cache")
+    return 10 << 30 if cache_size is None else cache_size
 
 
 def quiet() -> None:
@@ -142,8 +170,20 @@ def _is_worth_reading(record: Any) -> bool:
     return not record.getMessage().startswith("Setting accelerator to CPU")
 
 
+def show(report: Any, as_json: bool, *parts: Any) -> None:
+    """Print a report: as one JSON object, or its parts, which are tables or text."""
+    if as_json:
+        print(json.dumps(report))
+        return
+    for part in parts:
+        if isinstance(part, str):
+            print(part)
+        else:
+            console().print(part)
+
+
 def console() -> "Console":
-    """Return the console that tables are printed on."""
+    """The console that tables are printed on."""
     from rich.console import Console
 
     return Console(highlight=False, markup=False)  # answers may contain square brackets

@@ -1,21 +1,19 @@
 """The verb `videopanda plan`. Heavy imports are inside the functions."""
 
-import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint, require_choice
-from videopanda.cli.options import AsJson, Family, Model, NumFrames, Preset, Quantize, Set, quiet, size_in_bytes
+from videopanda.cli.checks import duration, require_checkpoint, size_in_bytes
+from videopanda.cli.options import AsJson, Family, Model, NumFrames, Preset, Quantize, Set, quiet, show
 
 if TYPE_CHECKING:
     from videopanda.plan.planner import Plan, Planner
 
-_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SOURCE_FPS = 30.0  # assumed without a clip
 
 
@@ -29,7 +27,10 @@ def plan_verb(
     set_: Set = None,
     video: Annotated[Path | None, typer.Option(metavar="FILE", help="Clip that the question is about.")] = None,
     duration: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Length of the clip, without --video: 90s, 30m, 1.5h. See --fps.")
+        float | None,
+        typer.Option(
+            metavar="TIME", help="Length of the clip, without --video: 90s, 30m, 1.5h. See --fps.", parser=duration
+        ),
     ] = None,
     resolution: Annotated[str, typer.Option(metavar="WxH", help="Size of the frames, without --video.")] = "1280x720",
     num_frames: NumFrames = None,
@@ -41,17 +42,20 @@ def plan_verb(
         int, typer.Option(metavar="N", min=0, help="Maximum length of an answer, in tokens.")
     ] = 64,
     device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="cpu or cuda: the device to plan for; need not be present.")
+        Literal["cpu", "cuda"] | None,
+        typer.Option(metavar="DEVICE", help="cpu or cuda: the device to plan for; need not be present."),
     ] = None,
     dtype: Annotated[
-        str | None,
+        Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(metavar="TYPE", help="float32, bfloat16 or float16. Default: float32 on cpu, else bfloat16."),
     ] = None,
     quantize: Quantize = "",
     fit: Annotated[
-        str | None,
+        int | None,
         typer.Option(
-            metavar="SIZE", help="Find what fits into SIZE, such as 24GiB: frames, or pixels with --num-frames."
+            metavar="SIZE",
+            help="Find what fits into SIZE, such as 24GiB: frames, or pixels with --num-frames.",
+            parser=size_in_bytes,
         ),
     ] = None,
     samples: Annotated[
@@ -79,7 +83,6 @@ def plan_verb(
         raise ValueError("--model and --backbone are mutually exclusive: one plans a saved model, the other a new one")
     if num_frames is not None and fps is not None:
         raise ValueError("--num-frames and --fps are mutually exclusive")
-    require_choice("--quantize", quantize, "int8", "nf4")
     if quantize and samples is not None:
         raise ValueError("--samples plans training, which --quantize does not change: omit one of them")
     height, width, seconds, source_fps = _clip(video, duration, resolution)
@@ -91,36 +94,27 @@ def plan_verb(
     from videopanda.plan.report import as_dict, lines
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device not in machines.ASSUMED:
-        raise ValueError(f"--device must be cpu or cuda, got {device!r}")
-    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-    if dtype not in types:
-        raise ValueError(f"--dtype must be one of {', '.join(types)}, got {dtype!r}")
+    kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
     if measure:
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("there is no GPU to measure: omit --device cuda")
-        print(f"videopanda: machine profile: {machines.measure(device, types[dtype]).save()}", file=sys.stderr)
-    profile = machines.load(device, types[dtype]) or machines.ASSUMED[device]
+        print(f"videopanda: machine profile: {machines.measure(device, kind).save()}", file=sys.stderr)
+    profile = machines.load(device, kind) or machines.ASSUMED[device]
     config, processor, stamp_tokens = _model(model, backbone, family, preset, set_ or [], seconds)
     chosen = _frames(processor, num_frames, fps, seconds, source_fps)
     settings = {"text_tokens": text_tokens, "new_tokens": max_new_tokens}
 
     on_host = device == "cpu"
-    whole = Planner(config, processor, types[dtype], on_host=on_host, quantize=quantize, stamp_tokens=stamp_tokens)
-    if fit:
-        plan = _fit(whole, size_in_bytes(fit), chosen if num_frames or fps else None, height, width, settings, backbone)
+    whole = Planner(config, processor, kind, on_host=on_host, quantize=quantize, stamp_tokens=stamp_tokens)
+    if fit is not None:
+        plan = _fit(whole, fit, chosen if num_frames or fps else None, height, width, settings, backbone)
     else:
         whole.require_context(chosen, height, width, **settings)
         plan = whole.plan(chosen, height, width, **settings)
     side = plan.planner.video_processor.longer_side(height, width)
-    if as_json:
-        print(json.dumps(as_dict(plan, profile, samples) | {"canvas": side}))
-    else:
-        name = backbone or model or "the bundled nano model"
-        print(f"{'model':<17}{name}, frames on a canvas of {side} pixels")
-        print(*lines(plan, profile, samples), sep="\n")
-    plan.require(size_in_bytes(fit) if fit else None)
+    head = f"{'model':<17}{backbone or model or 'the bundled nano model'}, frames on a canvas of {side} pixels"
+    show(as_dict(plan, profile, samples) | {"canvas": side}, as_json, head, *lines(plan, profile, samples))
+    plan.require(fit)
 
 
 def _model(
@@ -163,24 +157,18 @@ def _model(
     return config, processor.video_processor, stamp_tokens
 
 
-def _clip(video: Path | None, duration: str | None, resolution: str) -> tuple[int, int, float | None, float]:
+def _clip(video: Path | None, seconds: float | None, resolution: str) -> tuple[int, int, float | None, float]:
     """Height, width, seconds and frame rate."""
     if video is not None:
         from videopanda.video.read import read_video
 
-        if duration is not None:
+        if seconds is not None:
             raise ValueError("--video has its own duration: omit --duration")
         first = read_video(video, num_frames=1)
         return first.height, first.width, first.duration, first.source_fps
     size = re.fullmatch(r"(\d+)x(\d+)", resolution)
     if not size:
         raise ValueError(f"--resolution must be a size such as 1280x720, got {resolution!r}")
-    seconds = None
-    if duration is not None:
-        time = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", duration)
-        if not time:
-            raise ValueError(f"--duration must be a time such as 90s, 30m or 1.5h, got {duration!r}")
-        seconds = float(time[1]) * _SECONDS[time[2]]
     return int(size[2]), int(size[1]), seconds, _SOURCE_FPS
 
 

@@ -6,23 +6,15 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.checks import (
-    listen,
-    require_checkpoint,
-    require_device,
-    require_extra,
-    require_file,
-    require_media_root,
-    require_settings,
-)
-from videopanda.cli.options import Change, Device, Model, Quantize, load_model, quiet, require_format
+from videopanda.cli.checks import existing_file, existing_folder, listen, require_checkpoint, require_extra
+from videopanda.cli.options import Change, Device, Model, Quantize, load_model, quiet
 
 
 def serve_verb(
     model: Model = None,
-    host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen on; 0.0.0.0 lets other machines in.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[
+        str, typer.Option(metavar="HOST", help="Address to listen on; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Port to listen on.")] = 8000,
     api_key: Annotated[
         list[str] | None, typer.Option(metavar="KEY", help="Require this API key; may be repeated.")
@@ -32,6 +24,7 @@ def serve_verb(
         typer.Option(
             metavar="FILE",
             help="Require one of the keys in this file, one per line. Safer than --api-key, which ps shows.",
+            callback=existing_file,
         ),
     ] = None,
     name: Annotated[
@@ -59,7 +52,12 @@ def serve_verb(
         typer.Option(metavar="URL", help="URL of the server as users see it, when it is behind a reverse proxy."),
     ] = None,
     media_root: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Let clients use file:// URLs of files below this folder.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Let clients use file:// URLs of files below this folder.",
+            callback=existing_folder,
+        ),
     ] = None,
     files: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for uploads. Default: a folder in the system's /tmp.")
@@ -98,14 +96,11 @@ def serve_verb(
     from videopanda.serving.fetch import FetchPolicy
     from videopanda.serving.uploads import FileLimits, FileStore, default_files
 
-    require_settings(set_)
-    require_format(quantize)
+    if quantize:
+        require_extra("qlora", "bitsandbytes")
     model = require_checkpoint(model)
-    require_device(device)
-    require_file("--api-keys", api_keys)
     keys = [*(api_key or []), *(_keys(api_keys) if api_keys else [])]
     hosts, origins = _names(host, public_url, allow_origin or [], bool(keys))
-    require_media_root(media_root)
     file_limits = FileLimits(max_upload << 20, max_files << 30, keep * 3600)
     listener = listen(host, port)
     files = files or default_files(port)
@@ -153,7 +148,8 @@ def _keys(file: Path) -> list[str]:
 
 def mcp_verb(
     media_root: Annotated[
-        list[Path], typer.Option(metavar="DIR", help="Folder whose videos may be read; may be repeated.")
+        list[Path],
+        typer.Option(metavar="DIR", help="Folder whose videos may be read; may be repeated.", callback=existing_folder),
     ],
     model: Model = None,
     device: Device = None,
@@ -165,13 +161,9 @@ def mcp_verb(
     Example:  videopanda mcp --media-root videos
     """
     require_extra("mcp", "mcp")
-    for folder in media_root:
-        require_media_root(folder)
-    require_device(device)
-    loaded = load_model(model, device)
     from videopanda.mcp_server import make_server
 
-    make_server(loaded, media_root).run("stdio")
+    make_server(load_model(model, device), media_root).run("stdio")
 
 
 def _names(

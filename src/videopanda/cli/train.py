@@ -7,20 +7,12 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from videopanda.cli.checks import (
-    require_checkpoint,
-    require_extra,
-    require_folder,
-    require_media_root,
-    require_paths,
-    require_rows,
-    require_settings,
-    require_stage,
-)
-from videopanda.cli.options import AsJson, MediaRoot, Model, Set, TestShare, console, quiet
+from videopanda.cli.checks import no_file, require_checkpoint, require_extra, require_paths, require_rows, require_stage
+from videopanda.cli.options import AsJson, MediaRoot, Model, Set, TestShare, quiet, show
 
 Output = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Folder for checkpoints and logs. Default: out/STAGE.")
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder for checkpoints and logs. Default: out/STAGE.", callback=no_file),
 ]
 Lora = Annotated[bool, typer.Option("--lora", help="Train LoRA adapters instead of the weights of the language model.")]
 TrainQuantize = Annotated[
@@ -58,8 +50,6 @@ def train_verb(
     Example:  videopanda train finetune --config nano --model out/pretrain --output out/finetune --set max_steps=200
     """
     require_stage(stage, config)
-    require_settings(set_)
-    require_folder(output)
     model = require_checkpoint(model, plain=True)
     if model is None and stage != "language":
         raise ValueError(f"stage {stage} needs a model to start from: pass --model DIR")
@@ -91,10 +81,7 @@ def finetune_verb(
     Example:  videopanda finetune --data my.jsonl --model out/video-panda-7b --lora --output out/mine
     """
     _check_quantize(quantize, lora)
-    require_settings(set_)
-    require_folder(output)
     require_paths(data)
-    require_media_root(media_root)
     start = require_checkpoint(model)
     if not set_ and Path(data).is_file() and Path(data).stat().st_size < _READ_AT_ONCE:
         require_rows(data, media_root)
@@ -109,7 +96,7 @@ def teach_verb(
     clips: Annotated[
         Path, typer.Argument(help="Folder with one subfolder of clips per class, or a file of questions about clips.")
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the model and the report.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the model and the report.", callback=no_file)],
     question: Annotated[str, typer.Option(metavar="TEXT", help="The question about every clip of a folder.")] = "",
     media_root: MediaRoot = None,
     model: Model = None,
@@ -138,13 +125,8 @@ def teach_verb(
 
     Questions in a file, in any format of training data:  videopanda teach questions.jsonl --output out/mine
     """
-    import json
-
     _check_quantize(quantize, lora)
-    require_settings(set_)
-    require_folder(output)
     require_paths(clips)
-    require_media_root(media_root)
     require_extra("train", "matplotlib", "torchdata", *(["peft"] if lora else []))
     start = require_checkpoint(model)
     _log()
@@ -153,14 +135,10 @@ def teach_verb(
     options: dict[str, Any] = {"test_share": test_share, "copies": copies, "seed": seed, "settings": set_ or []}
     options["media_root"] = media_root
     report = _told(lambda: teach(clips, question, output, start, lora=lora, quantize=bool(quantize), **options))
-    if as_json:
-        print(json.dumps(report))
-        return
-    for table in tables(report):
-        console().print(table)
-    for warning in report["warnings"]:
-        print(f"videopanda: WARNING: {warning}", file=sys.stderr)
-    print(f"report: {output / 'teach.html'}\n{next_commands(output)}")
+    if not as_json:
+        for warning in report["warnings"]:
+            print(f"videopanda: WARNING: {warning}", file=sys.stderr)
+    show(report, as_json, *tables(report), f"report: {output / 'teach.html'}\n{next_commands(output)}")
 
 
 def _log() -> None:

@@ -9,20 +9,8 @@ from urllib.parse import urlsplit
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint, require_device
+from videopanda.cli.checks import duration, require_checkpoint
 from videopanda.cli.options import Device, MaxNewTokens, Model, load_model
-
-
-def _interval(text: str) -> float:
-    """Parse 5s, 2m, 1.5h or 5 into seconds."""
-    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    try:
-        found = float(text[:-1]) * units[text[-1]] if text[-1:] in units else float(text)
-    except ValueError:
-        found = 0.0
-    if not 0 < found < float("inf"):
-        raise ValueError(f"expected a time such as 5s, 2m or 1h, got {text!r}")
-    return found
 
 
 def watch_verb(
@@ -39,7 +27,10 @@ def watch_verb(
             metavar="QUESTION", help="Report when the answer changes to yes, and back to no; may be repeated."
         ),
     ] = None,
-    check: Annotated[str, typer.Option(metavar="TIME", help="Interval at which --when is checked. Default: 1s.")] = "",
+    check: Annotated[
+        float | None,
+        typer.Option(metavar="TIME", help="Interval at which --when is checked. Default: 1s.", parser=duration),
+    ] = None,
     model: Model = None,
     fps: Annotated[float, typer.Option(metavar="X", min=0.001, help="Frames per second to read.")] = 1.0,
     max_visual_tokens: Annotated[
@@ -56,7 +47,9 @@ def watch_verb(
     follow: Annotated[
         bool, typer.Option("--follow", help="At the end of the file, wait for more to be written.")
     ] = False,
-    until: Annotated[str, typer.Option(metavar="TIME", help="Stop at this time of the stream.")] = "",
+    until: Annotated[
+        float | None, typer.Option(metavar="TIME", help="Stop at this time of the stream.", parser=duration)
+    ] = None,
     device: Device = None,
     max_new_tokens: MaxNewTokens = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per event on stdout.")] = False,
@@ -68,7 +61,6 @@ def watch_verb(
     An alarm:  videopanda watch rtsp://camera/live --when "Is there a red circle?" --json
     """
     model = require_checkpoint(model)
-    require_device(device)
     if not every[0] and not when:
         raise ValueError('nothing to ask: add --every 5s "What happens?" or --when "Is there a red circle?"')
     if check and not when:
@@ -79,11 +71,7 @@ def watch_verb(
         raise ValueError("the question of --every is empty")
     if not all(question.strip() for question in when or []):
         raise ValueError("the question of --when is empty")
-    between, looks, stop = (
-        _interval(every[0]) if every[0] else None,
-        _interval(check or "1s"),
-        _interval(until or "1e9"),
-    )
+    between = duration(every[0]) if every[0] else None
     if not any((source == "-", "://" in source, Path(source).exists())):
         raise FileNotFoundError(f"no video at {source}")
     from videopanda.inference.session import VideoSession
@@ -126,12 +114,11 @@ def watch_verb(
         # At once: after a stall or an end, no frame may follow.
         show(Event(note.time, "note", "", f"{note.kind}: {note.text}", note.time, session.num_frames, 0))
 
-    options: dict[str, Any] = {"hosts": hosts, "background": rules.background, "on_note": tell}
+    reading: dict[str, Any] = {"hosts": hosts, "background": rules.background, "on_note": tell}
+    asking: dict[str, Any] = {"every": between, "question": every[1], "conditions": when or (), "until": until}
     try:
-        with stream_video(source, fps=fps, follow=follow, **options) as stream:
-            for event in watch(
-                session, stream, every=between, question=every[1], conditions=when or (), check_every=looks, until=stop
-            ):
+        with stream_video(source, fps=fps, follow=follow, **reading) as stream:
+            for event in watch(session, stream, check_every=check or 1.0, **asking):
                 show(event)
     finally:  # also after Ctrl-C, the usual end of a stream, and after the loss of the source
         log = session.log
