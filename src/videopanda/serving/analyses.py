@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from videopanda.inference.explain import study
 from videopanda.inference.find import NUM_FRAMES, check_description, search
 from videopanda.inference.request import Failed, Finished, Round, Steps, T, advance
-from videopanda.serving.disconnect import GONE, GoneError, unless_gone
+from videopanda.serving.disconnect import unless_gone
 from videopanda.serving.errors import ServeError, UnfitError, error_of
 from videopanda.serving.files import owner_of_request
 from videopanda.serving.protocol import ExplainRequest, FindRequest
@@ -45,12 +45,9 @@ async def _answered(request: Request, events: AsyncGenerator[Event, None], strea
         *_, event = [event async for event in events]
         return event
 
-    try:
-        if not stream:
-            return JSONResponse(await unless_gone(request, last()))
-        first = await unless_gone(request, anext(events))  # errors before the stream starts get their own status
-    except GoneError:
-        return Response(status_code=GONE)
+    if not stream:
+        return JSONResponse(await unless_gone(request, last()))
+    first = await unless_gone(request, anext(events))  # errors before the stream starts get their own status
     return StreamingResponse(_lines(first, events), media_type="text/event-stream")
 
 

@@ -29,7 +29,7 @@ from videopanda.inference.sampling import Sampling, eos_token_ids
 from videopanda.serving import analyses, files, responses
 from videopanda.serving import sessions as streaming
 from videopanda.serving.decoder_pool import DecodeLimits, DecoderPool
-from videopanda.serving.disconnect import GONE, GoneError, unless_gone
+from videopanda.serving.disconnect import unless_gone
 from videopanda.serving.errors import (
     BusyError,
     ContextLengthError,
@@ -213,16 +213,13 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Answer a conversation about videos or images, or text only."""
     service = _service(request)
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.settings.name}
-    try:
-        question = await unless_gone(request, service.question(body, owner_of_request(request)))
-        if body.stream:
-            events = service.events(question)
-            first = await unless_gone(request, anext(events))  # errors before the stream starts get their own status
-            usage = body.stream_options is not None and body.stream_options.include_usage
-            return StreamingResponse(_stream(head, first, events, usage), media_type="text/event-stream")
-        end = await unless_gone(request, service.answer(question))
-    except GoneError:
-        return Response(status_code=GONE)
+    question = await unless_gone(request, service.question(body, owner_of_request(request)))
+    if body.stream:
+        events = service.events(question)
+        first = await unless_gone(request, anext(events))  # errors before the stream starts get their own status
+        usage = body.stream_options is not None and body.stream_options.include_usage
+        return StreamingResponse(_stream(head, first, events, usage), media_type="text/event-stream")
+    end = await unless_gone(request, service.answer(question))
     message = {"role": "assistant", "content": end.text, "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": end.finish_reason}
     answer = {**head, "object": "chat.completion", "choices": [choice], "usage": _usage(end.stats)}
@@ -234,16 +231,13 @@ async def create_response(request: Request, body: ResponsesRequest) -> Response:
     """Answer a conversation in the form of OpenAI's Responses API."""
     service = _service(request)
     head = {"id": responses.new_id(), "created_at": int(time.time()), "model": service.settings.name}
-    try:
-        question = await unless_gone(request, service.question(body.chat, owner_of_request(request)))
-        if body.stream:
-            events = service.events(question)
-            first = await unless_gone(request, anext(events))
-            streamed = responses.stream(head, first, events, _about, lambda error: error_of(error)[1])
-            return StreamingResponse(streamed, media_type="text/event-stream")
-        end = await unless_gone(request, service.answer(question))
-    except GoneError:
-        return Response(status_code=GONE)
+    question = await unless_gone(request, service.question(body.chat, owner_of_request(request)))
+    if body.stream:
+        events = service.events(question)
+        first = await unless_gone(request, anext(events))
+        streamed = responses.stream(head, first, events, _about, lambda error: error_of(error)[1])
+        return StreamingResponse(streamed, media_type="text/event-stream")
+    end = await unless_gone(request, service.answer(question))
     return JSONResponse({**responses.response(head, "completed", end.text, end), "videopanda": _about(end.stats)})
 
 
@@ -304,8 +298,7 @@ async def list_models(request: Request) -> dict[str, Any]:
 async def get_model(request: Request, model: str) -> dict[str, Any]:
     """The model of this server, by its name."""
     service = _service(request)
-    if model != service.settings.name:
-        raise NotFoundError(f"unknown model {model!r}; this server serves {service.settings.name!r}", "model")
+    service.check_model(model)
     return _model(service)
 
 
@@ -365,7 +358,7 @@ async def _on_serve_error(_: Request, error: Exception) -> Response:
 
 
 async def _on_disconnect(_: Request, error: Exception) -> Response:
-    return Response(status_code=GONE)  # which nobody reads: an upload was broken off
+    return Response(status_code=499)  # which nobody reads: it is for the metrics
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

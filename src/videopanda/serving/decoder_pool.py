@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from videopanda.serving.decoder_worker import ARRAYS, SCALARS
 from videopanda.serving.errors import ShuttingDownError, UnfitError
 from videopanda.video.read import Video, VideoLimits
 
@@ -69,7 +68,7 @@ class _DecoderProcess:
         stdout = self._process.stdout
         assert stdout is not None
         header = json.loads(await stdout.readuntil(b"\n"))
-        return header, await stdout.readexactly(math.prod(header["shape"])) if "shape" in header else b""
+        return header, await stdout.readexactly(math.prod(header["frames"])) if "frames" in header else b""
 
     async def kill(self) -> None:
         process, self._process = self._process, None
@@ -126,6 +125,5 @@ class DecoderPool:
                 self._free.put_nowait(worker)
         if "reason" in header:
             raise UnfitError(f"cannot read this video: {header['reason']}")
-        values: dict[str, Any] = {name: np.array(header[name], kind) for name, kind in ARRAYS.items()}
-        values |= {name: kind(header[name]) for name, kind in SCALARS.items()}
-        return Video(frames=np.frombuffer(frames, np.uint8).reshape(header["shape"]), **values)
+        values = {name: np.array(value) if isinstance(value, list) else value for name, value in header.items()}
+        return Video(**{**values, "frames": np.frombuffer(frames, np.uint8).reshape(header["frames"])})

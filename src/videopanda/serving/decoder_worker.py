@@ -14,23 +14,9 @@ import sys
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from videopanda.video.read import Video, VideoLimits, VideoReadError, read_video
+import numpy as np
 
-# The fields of `Video` that travel as JSON; frames follow as bytes.
-ARRAYS = {"timestamps": "float64", "times": "float64", "indices": "int64"}
-SCALARS = {
-    "indices_exact": bool,
-    "source_fps": float,
-    "duration": float,
-    "width": int,
-    "height": int,
-    "start": float,
-    "end": float,
-    "decoder": str,
-    "decoder_version": str,
-    "decoded_frames": int,
-    "is_still": bool,
-}
+from videopanda.video.read import Video, VideoLimits, VideoReadError, read_video
 
 
 def main() -> None:
@@ -61,8 +47,8 @@ def _answer(request: dict[str, Any], out: BinaryIO) -> None:
     try:
         # PyAV gives the same frames as torchcodec and starts without torch.
         video = read_video(request.pop("path"), decoder="pyav", limits=limits, **request)
-        header = {name: getattr(video, name).tolist() for name in ARRAYS}
-        header |= {name: getattr(video, name) for name in SCALARS} | {"shape": video.frames.shape}
+        facts = {**vars(video), "frames": np.array(video.frames.shape)}  # whose bytes follow
+        header = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in facts.items()}
     except VideoReadError as error:
         header = {"reason": error.reason}
     except ValueError as error:

@@ -5,18 +5,13 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 from fastapi import Request
-
-GONE = 499  # the status of a request whose client disconnected, in the log and the metrics
+from starlette.requests import ClientDisconnect
 
 T = TypeVar("T")
 
 
-class GoneError(Exception):
-    """The client disconnected."""
-
-
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled if the client disconnects. Raises GoneError."""
+    """The result of `work`, which is cancelled if the client disconnects. Raises ClientDisconnect."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -27,7 +22,7 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise GoneError
+        raise ClientDisconnect
     finally:
         task.cancel()
         watch.cancel()

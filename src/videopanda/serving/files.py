@@ -31,10 +31,6 @@ def _store(request: Request) -> FileStore:
     return request.app.state.service.store
 
 
-def _media(request: Request) -> MediaLoader:
-    return request.app.state.service.media
-
-
 def _object(file: StoredFile) -> dict[str, Any]:
     return {
         "id": file.id,
@@ -120,7 +116,8 @@ async def file_frames(
         choice = FrameChoice(start=start, end=end, fps=fps, num_frames=num_frames, max_side=max_side)
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False, include_input=False)) from error
-    video, tokens = await _media(request).thumbnails(file_id, choice, owner_of_request(request))
+    media: MediaLoader = request.app.state.service.media
+    video, tokens = await media.thumbnails(file_id, choice, owner_of_request(request))
     pictures = await asyncio.to_thread(lambda: [_jpeg(frame) for frame in video.frames])
     frames = [
         {"time": float(moment), "index": int(index), "image": picture}

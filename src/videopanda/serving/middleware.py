@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from fastapi import HTTPException
 
-from videopanda.serving.errors import error_body
+from videopanda.serving.errors import error_body, kind_of_status
 from videopanda.serving.metrics import Metrics
 
 _HEADERS = [
@@ -62,7 +62,7 @@ class GateLimits:
 
 
 class _RefusedError(Exception):
-    """Status, message, type and code of a refusal."""
+    """Status, message and code of a refusal."""
 
 
 class RequestGate:
@@ -102,7 +102,7 @@ class RequestGate:
                     await body.complete()
                     if self._chats >= self.limits.max_chats:
                         message = f"{self._chats} requests are running or waiting: retry later"
-                        raise _RefusedError(429, message, "rate_limit_error", "queue_full")
+                        raise _RefusedError(429, message, "queue_full")
             except _RefusedError as error:
                 await _refuse(receive, counted_send, *error.args)
                 return
@@ -126,34 +126,31 @@ class RequestGate:
         host = header(b"host")
         if self.limits.hosts and _host_name(host) not in self.limits.hosts:
             message = f"this server does not answer to {host!r:.100}: start it with --public-url to allow that name"
-            raise _RefusedError(403, message, "permission_error", "foreign_host")
+            raise _RefusedError(403, message, "foreign_host")
         origin = header(b"origin")
         foreign = origin and origin not in self.limits.origins and "*" not in self.limits.origins
         # "null" is what sandboxed frames and local files send. A page of this server names the host that it asks.
         if (foreign and (origin == "null" or urlsplit(origin).netloc != host)) or (
             not origin and header(b"sec-fetch-site") == "cross-site" and scope["path"].startswith("/v1")
         ):
-            message = "cross-origin requests are not allowed (see --allow-origin)"
-            raise _RefusedError(403, message, "permission_error", "foreign_origin")
+            raise _RefusedError(403, "cross-origin requests are not allowed (see --allow-origin)", "foreign_origin")
         if self._keys and scope["path"].startswith("/v1"):
             given = header(b"authorization")
             owner = owner_of(given.removeprefix("Bearer ").strip()) if given.startswith("Bearer ") else ""
             # Digests are compared, all of them and in constant time: the time taken reveals nothing about a key.
             if not sum(hmac.compare_digest(owner, key) for key in self._keys):
                 message = "an API key is required: send the header  Authorization: Bearer KEY"
-                raise _RefusedError(401, message, "authentication_error", "invalid_api_key")
+                raise _RefusedError(401, message, "invalid_api_key")
             scope["owner"] = owner
         length = header(b"content-length")
         if length.isdigit() and int(length) > self._limit(scope):
-            message = f"the body is larger than {self._limit(scope)} bytes"
-            raise _RefusedError(413, message, "invalid_request_error", "too_large")
+            raise _RefusedError(413, f"the body is larger than {self._limit(scope)} bytes", "too_large")
 
     def received(self, size: int, total: int) -> None:
         """Count bytes of a body that now has `total`. Raises _RefusedError while too many are being received."""
         self._receiving += size
         if self._receiving > self.limits.receiving_bytes and total > _SMALL_BODY:
-            message = "too many large requests are being received: retry later"
-            raise _RefusedError(429, message, "rate_limit_error", "queue_full")
+            raise _RefusedError(429, "too many large requests are being received: retry later", "queue_full")
 
     def released(self, size: int) -> None:
         """A body of this size has been released."""
@@ -176,15 +173,13 @@ class _Body:
         try:
             message = await asyncio.wait_for(self._receive(), max(0.0, deadline - time.monotonic()))
         except asyncio.TimeoutError as error:
-            message = "the body of the request did not arrive in time"
-            raise _RefusedError(408, message, "invalid_request_error", "request_timeout") from error
+            raise _RefusedError(408, "the body of the request did not arrive in time", "request_timeout") from error
         size = len(message.get("body", b""))
         self._size += size
         self._ended = not message.get("more_body", False)
         self._gate.received(size, self._size)
         if self._size > self._limit:
-            message = f"the body is larger than {self._limit} bytes"
-            raise _RefusedError(413, message, "invalid_request_error", "too_large")
+            raise _RefusedError(413, f"the body is larger than {self._limit} bytes", "too_large")
         return message
 
     async def complete(self) -> None:
@@ -193,7 +188,7 @@ class _Body:
         while not self._ended:
             message = await self._next()
             if message["type"] == "http.disconnect":
-                raise _RefusedError(408, "the client disconnected", "invalid_request_error", "request_timeout")
+                raise _RefusedError(408, "the client disconnected", "request_timeout")
             chunks.append(message.get("body", b""))
         self._whole = [b"".join(chunks)]
 
@@ -218,9 +213,9 @@ def _host_name(host: str) -> str:
     return ""
 
 
-async def _refuse(receive: Any, send: Any, status: int, message: str, kind: str, code: str) -> None:
+async def _refuse(receive: Any, send: Any, status: int, message: str, code: str) -> None:
     """Answer without reading the body; then drain some of it, so that the client sees the answer."""
-    body = json.dumps(error_body(message, kind, code)).encode()
+    body = json.dumps(error_body(message, kind_of_status(status), code)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 429:
         headers.append((b"retry-after", b"1"))

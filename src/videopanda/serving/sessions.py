@@ -23,15 +23,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi import APIRouter, Query, Request, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from videopanda.inference.answer import build_prompt, question_messages
-from videopanda.inference.request import MAX_NEW_TOKENS, Finished, GenerateRequest
+from videopanda.inference.request import MAX_NEW_TOKENS, GenerateRequest
 from videopanda.inference.session import VideoSession
-from videopanda.serving.disconnect import GONE, GoneError, unless_gone
+from videopanda.serving.disconnect import unless_gone
 from videopanda.serving.errors import BusyError, NotFoundError, ServeError, TooLargeError
 from videopanda.serving.files import owner_of_request
+from videopanda.serving.protocol import Strict
 
 router = APIRouter(prefix="/v1/streaming/sessions")
 _UPLOAD_BYTES = 64 << 20  # of one frame or chunk
@@ -47,37 +48,33 @@ class SessionLimits:
     max_visual_tokens: int = 8192
 
 
-class SessionRequest(BaseModel):
+class SessionRequest(Strict):
     """How to make a session; see `VideoSession`."""
 
-    model_config = ConfigDict(extra="forbid")
     model: str | None = None
     max_visual_tokens: int | None = Field(None, ge=1)
     window: int = Field(4, ge=0, le=64)
     last_frames: int = Field(0, ge=0, le=64)
 
 
-class FrameRequest(BaseModel):
+class FrameRequest(Strict):
     """A frame in JSON. image: data URL or base64; timestamp: seconds."""
 
-    model_config = ConfigDict(extra="forbid")
     image: str
     timestamp: float | None = Field(None, ge=0, allow_inf_nan=False)
 
 
-class ChunkRequest(BaseModel):
+class ChunkRequest(Strict):
     """A short video in a message. video: data URL or base64; timestamp: seconds; fps: frames per second to read."""
 
-    model_config = ConfigDict(extra="forbid")
     video: str
     timestamp: float | None = Field(None, ge=0, allow_inf_nan=False)
     fps: float = Field(1.0, gt=0, le=_MAX_FPS)
 
 
-class AskRequest(BaseModel):
+class AskRequest(Strict):
     """A question about the frames so far."""
 
-    model_config = ConfigDict(extra="forbid")
     question: str = Field(min_length=1, max_length=10_000)
     max_tokens: int = Field(MAX_NEW_TOKENS, ge=1)
 
@@ -166,8 +163,7 @@ def _object(opened: OpenSession, limits: SessionLimits) -> dict[str, Any]:
 async def open_session(request: Request, body: SessionRequest) -> dict[str, Any]:
     """Open a session."""
     service = _service(request)
-    if body.model not in (None, service.settings.name):
-        raise NotFoundError(f"unknown model {body.model!r}; this server serves {service.settings.name!r}", "model")
+    service.check_model(body.model)
     limits, engine = service.sessions.limits, service.engine
     if (body.max_visual_tokens or 0) > limits.max_visual_tokens:
         raise ServeError(f"max_visual_tokens must be at most {limits.max_visual_tokens}", "max_visual_tokens")
@@ -209,7 +205,7 @@ async def push_frame(
         try:
             frame = FrameRequest.model_validate_json(data)
         except ValidationError as error:
-            raise ServeError(f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
+            raise _invalid(error) from error
         data, timestamp = _bytes_of(frame.image), timestamp if frame.timestamp is None else frame.timestamp
     return await _push(_service(request), opened, data, timestamp)
 
@@ -226,14 +222,16 @@ async def push_chunk(
     return await _push(_service(request), opened, await request.body(), timestamp, fps)
 
 
-@router.post("/{session_id}/ask", response_model=None)
-async def ask_session(request: Request, session_id: str, body: AskRequest) -> dict[str, Any] | Response:
+@router.post("/{session_id}/ask")
+async def ask_session(request: Request, session_id: str, body: AskRequest) -> dict[str, Any]:
     """Answer a question about the frames so far; given up if the client disconnects."""
     opened = _service(request).sessions.get(session_id, owner_of_request(request))
-    try:
-        return await unless_gone(request, _ask(_service(request), opened, body))
-    except GoneError:
-        return Response(status_code=GONE)
+    return await unless_gone(request, _ask(_service(request), opened, body))
+
+
+def _invalid(error: ValidationError) -> ServeError:
+    first = error.errors()[0]
+    return ServeError(f"{first['loc']}: {first['msg']}")
 
 
 def _bytes_of(content: str) -> bytes:
@@ -253,63 +251,51 @@ async def _push(
         raise TooLargeError(f"a frame or chunk is at most {_UPLOAD_BYTES} bytes")
     with opened.in_use():
         async with opened.lock:
-            return await _push_in_order(service, opened, data, timestamp, fps)
+            with tempfile.NamedTemporaryFile() as file:
+                await asyncio.to_thread(Path(file.name).write_bytes, data)
+                choice = {"num_frames": 1} if fps is None else {"fps": fps}
+                video = await service.pool.read(Path(file.name), **choice)
+            if fps is None and not video.is_still:
+                raise ServeError("a frame must be a picture, and this is a video: push it as a chunk")
+            if fps is not None and video.is_still:
+                raise ServeError("a chunk must be a video, and this is a picture: push it as a frame")
+            start = opened.video.next_time if timestamp is None else timestamp
 
+            def push() -> None:
+                for image, moment in zip(video.frames, video.times):
+                    opened.video.push(image, start if fps is None else start + float(moment))
+                if fps is not None:
+                    opened.video.end = start + video.duration
 
-async def _push_in_order(
-    service: Any, opened: OpenSession, data: bytes, timestamp: float | None, fps: float | None
-) -> dict[str, Any]:
-    choice = {"num_frames": 1} if fps is None else {"fps": fps}
-    with tempfile.NamedTemporaryFile() as file:
-        await asyncio.to_thread(Path(file.name).write_bytes, data)
-        video = await service.pool.read(Path(file.name), **choice)
-    if fps is None and not video.is_still:
-        raise ServeError("a frame must be a picture, and this is a video: push it as a chunk")
-    if fps is not None and video.is_still:
-        raise ServeError("a chunk must be a video, and this is a picture: push it as a frame")
-    start = opened.video.next_time if timestamp is None else timestamp
-
-    def push() -> None:
-        for image, moment in zip(video.frames, video.times):
-            opened.video.push(image, start if fps is None else start + float(moment))
-        if fps is not None:
-            opened.video.end = start + video.duration
-
-    try:
-        await asyncio.to_thread(push)
-    except ValueError as error:
-        raise ServeError(str(error), "timestamp") from error
-    return {"id": opened.id, "object": "streaming.frame", "frames": opened.video.num_frames, "timestamp": start}
+            try:
+                await asyncio.to_thread(push)
+            except ValueError as error:
+                raise ServeError(str(error), "timestamp") from error
+            return {"id": opened.id, "object": "streaming.frame", "frames": opened.video.num_frames, "timestamp": start}
 
 
 async def _ask(service: Any, opened: OpenSession, body: AskRequest) -> dict[str, Any]:
-    with opened.in_use():
-        return await _answer(service, opened, body)
-
-
-async def _answer(service: Any, opened: OpenSession, body: AskRequest) -> dict[str, Any]:
     processor = service.engine.processor
-    try:
-        messages = question_messages(processor, body.question)
-        async with opened.lock:
-            clip = await asyncio.to_thread(opened.video.clip)
-            now, frames = opened.video.next_time, opened.video.num_frames
-        prompt = await asyncio.to_thread(build_prompt, processor, messages, [clip])
-        tokens = min(body.max_tokens, service.settings.max_tokens, service.engine.room_for(len(prompt)))
-    except ValueError as error:
-        raise error if isinstance(error, ServeError) else ServeError(str(error)) from error
-    async for event in service.events(GenerateRequest(prompt, [clip], tokens)):
-        if isinstance(event, Finished):
-            return {
-                "id": opened.id,
-                "object": "streaming.answer",
-                "answer": event.text,
-                "finish_reason": event.finish_reason,
-                "timestamp": now,
-                "frames": frames,
-                "visual_tokens": clip.num_tokens,
-            }
-    raise AssertionError("the stream of an answer ended without a final event")
+    with opened.in_use():
+        try:
+            messages = question_messages(processor, body.question)
+            async with opened.lock:
+                clip = await asyncio.to_thread(opened.video.clip)
+                now, frames = opened.video.next_time, opened.video.num_frames
+            prompt = await asyncio.to_thread(build_prompt, processor, messages, [clip])
+            tokens = min(body.max_tokens, service.settings.max_tokens, service.engine.room_for(len(prompt)))
+        except ValueError as error:
+            raise ServeError(str(error)) from error
+        end = await service.answer(GenerateRequest(prompt, [clip], tokens))
+    return {
+        "id": opened.id,
+        "object": "streaming.answer",
+        "answer": end.text,
+        "finish_reason": end.finish_reason,
+        "timestamp": now,
+        "frames": frames,
+        "visual_tokens": clip.num_tokens,
+    }
 
 
 @router.websocket("/{session_id}/ws")
@@ -365,8 +351,5 @@ async def _handle(service: Any, opened: OpenSession, text: str) -> dict[str, Any
         if message.type == "ask":
             return await _ask(service, opened, AskRequest(**fields))
     except ValidationError as error:
-        raise ServeError(f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
+        raise _invalid(error) from error
     raise ServeError(f"the type of a message must be frame, chunk or ask, got {message.type!r}", "type")
-
-
-__all__ = ["OpenSession", "SessionLimits", "SessionStore", "router"]
