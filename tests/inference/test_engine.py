@@ -18,11 +18,11 @@ from videopanda.inference.batch import Batch
 from videopanda.inference.clip import ClipMemoryCache, encode_clips, prepare_clips
 from videopanda.inference.engine import Engine, Limits
 from videopanda.inference.engine_thread import EngineThread
-from videopanda.inference.errors import DoesNotFitError, EngineStoppedError, QueueFullError
+from videopanda.inference.errors import EngineStoppedError, QueueFullError
 from videopanda.inference.load import BUNDLED_MODEL, load
 from videopanda.inference.request import Failed, GenerateRequest, TextDelta
 from videopanda.inference.sampling import Sampler, Sampling
-from videopanda.plan.planner import planner_for
+from videopanda.plan.planner import DoesNotFitError, planner_for
 from videopanda.video.read import read_video
 
 QUESTIONS = ["What colour is the circle?", "How many?", "Which way does the red circle move after it was green?"]

@@ -25,7 +25,7 @@ import torch
 from videopanda.inference.batch import Batch, Prompt, groups, prefill
 from videopanda.inference.clip import ClipMemoryCache, EncodedClip, PrefixKey, encode_prepared, require_fit
 from videopanda.inference.detokenizer import IncrementalDetokenizer
-from videopanda.inference.errors import ConstraintError, DoesNotFitError, EngineStoppedError, QueueFullError
+from videopanda.inference.errors import ConstraintError, EngineStoppedError, QueueFullError
 from videopanda.inference.kv_prefix import CacheLayout, KVPrefix
 from videopanda.inference.request import (
     ActiveSequence,
@@ -37,7 +37,7 @@ from videopanda.inference.request import (
 )
 from videopanda.inference.sampling import Sampler, eos_token_ids
 from videopanda.models.configuration import context_length
-from videopanda.plan.planner import budget, planner_for
+from videopanda.plan.planner import DoesNotFitError, budget, planner_for
 
 MAX_PREFILLS_PER_STEP = 4  # while other sequences wait for their next token
 
@@ -283,13 +283,11 @@ class Engine:
                 for sequence in asking[key]:
                     sequence.stats.seconds["prefill"] = time.perf_counter() - began
                 if self.keep_prefixes:
-                    self._keep_prefix(asking[key][0].request.clips[-1], key, found[key])
+                    clip = asking[key][0].request.clips[-1]
+                    clip.keep_prefix(key, found[key])
+                    if self.limits.cache_bytes:
+                        self.clips.put(clip)
         return found
-
-    def _keep_prefix(self, clip: EncodedClip, key: PrefixKey, kv: KVPrefix) -> None:
-        clip.keep_prefix(key, kv)
-        if self.limits.cache_bytes:
-            self.clips.put(clip)
 
     def _prefill(self, sequences: Sequence[ActiveSequence], prefixes: dict[PrefixKey, KVPrefix]) -> None:
         """Prefill prompts from the end of their prefixes on, and let the sequences join that do not end at once."""

@@ -1,7 +1,5 @@
 """Errors of requests; a request that does not fit raises `plan`'s `DoesNotFitError`."""
 
-from videopanda.plan.planner import DoesNotFitError
-
 
 class QueueFullError(RuntimeError):
     """Too many requests are waiting: retry later."""
@@ -13,6 +11,3 @@ class ConstraintError(ValueError):
 
 class EngineStoppedError(RuntimeError):
     """The engine was closed, or its device failed."""
-
-
-__all__ = ["ConstraintError", "DoesNotFitError", "EngineStoppedError", "QueueFullError"]

@@ -25,7 +25,7 @@ from torch import Tensor
 from videopanda.inference.answer import Chat, build_prompt, question_messages
 from videopanda.inference.clip import EncodedClip, prepare_clips
 from videopanda.inference.reply import Answer, as_html
-from videopanda.inference.request import ChangedTokens, Failed, GenerateRequest, Progress, Round, Steps, run
+from videopanda.inference.request import ChangedTokens, Finished, GenerateRequest, Progress, Round, Steps, run
 
 REGIONS = 4  # maximum rows and columns of regions per frame
 FRAMES_WITH_REGIONS = 3  # the most important ones
@@ -132,7 +132,7 @@ def explain(
         )
     answer, clip = chat.ask(question), chat.clip
     ids = build_prompt(processor, question_messages(processor, question), [clip])
-    effects = run(chat.engine, study(processor, clip, frames, ids, answer.token_ids, regions), progress)
+    effects = run(chat.engine.generate, study(processor, clip, frames, ids, answer.token_ids, regions), progress)
     return Explanation(**vars(effects), answer=answer)
 
 
@@ -152,7 +152,7 @@ def study(
         prompt_ids, reply: token ids.
 
     Raises:
-        ValueError: see `explain`; or what a request failed with.
+        ValueError: see `explain`.
     """
     if clip.layout is None or clip.tokens is None:
         raise ValueError("this model family does not report which frame a visual token comes from")
@@ -213,10 +213,7 @@ def study(
     return Effects(found.probability, found.empty, shown, boxes)
 
 
-def _scores(replies: Sequence[Any]) -> list[float]:
-    for reply in replies:
-        if isinstance(reply, Failed):
-            raise reply.error
+def _scores(replies: Sequence[Finished]) -> list[float]:
     return [reply.log_probability for reply in replies]
 
 

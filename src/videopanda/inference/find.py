@@ -35,7 +35,7 @@ import numpy as np
 from videopanda.inference.answer import build_prompt, loaded_model, question_messages
 from videopanda.inference.clip import ClipSource, prepare_clips
 from videopanda.inference.engine import Engine
-from videopanda.inference.request import Failed, Finished, GenerateRequest, Progress, Round, Steps, run
+from videopanda.inference.request import Finished, GenerateRequest, Progress, Round, Steps, run
 from videopanda.video.read import read_video
 
 NUM_FRAMES = 32  # of the whole video: times are as exact as these are close
@@ -120,7 +120,7 @@ def find(
     if not hasattr(video, "frames"):
         choice: dict[str, Any] = {"num_frames": num_frames or NUM_FRAMES} if fps is None else {"fps": fps}
         video = read_video(video, start=start, end=end, background=processor.video_processor.background, **choice)
-    return run(Engine(network, processor), search(processor, video, description), progress)
+    return run(Engine(network, processor).generate, search(processor, video, description), progress)
 
 
 def check_description(description: str) -> None:
@@ -133,7 +133,7 @@ def search(processor: Any, video: Any, description: str) -> Steps[Found]:
     """Yields requests about windows of a decoded video, gets their replies, and returns what was found.
 
     Raises:
-        ValueError: see `find`; or what a request failed with.
+        ValueError: see `find`.
     """
     check_description(description)
     if getattr(video, "is_still", False):
@@ -165,10 +165,7 @@ def search(processor: Any, video: Any, description: str) -> Steps[Found]:
             for part in choices[at : at + _TOGETHER]:
                 (clip,) = prepare_clips(processor, [_part(video, *part)])
                 requests.append(GenerateRequest(build_prompt(processor, messages, [clip]), [clip], **fields))
-            for reply in (yield Round(requests, len(choices) - at - len(requests) + later)):
-                if isinstance(reply, Failed):
-                    raise reply.error
-                ends.append(reply)
+            ends += yield Round(requests, len(choices) - at - len(requests) + later)
         return ends
 
     def score(windows: Sequence[Window], later: int = 0) -> Steps[None]:

@@ -95,16 +95,20 @@ class KVPrefix:
         return [self._row(b, [span[b] for span in spans]) for b in range(len(self))]
 
     def _row(self, b: int, spans: list[tuple[int, int]]) -> "KVPrefix":
-        def cut(i: int, layer: Any) -> Any:
-            start, end = spans[i if self.is_ragged else 0]
-            if has_state(layer):
-                return _mapped([layer], lambda tensors: tensors[0][b : b + 1])
-            return _attention(layer.keys[b : b + 1, :, start:end], layer.values[b : b + 1, :, start:end])
-
+        cache = self._changed(lambda state: state[b : b + 1], lambda kv, i: kv[b : b + 1, :, slice(*spans[i])])
         positions = [p[b : b + 1, start:end] for p, (start, end) in zip(self.positions, spans)]
-        return KVPrefix(
-            _cache([cut(i, layer) for i, layer in enumerate(self.cache.layers)]), positions, [self.num_tokens[b]]
-        )
+        return KVPrefix(cache, positions, [self.num_tokens[b]])
+
+    def _changed(self, of_state: Callable[[Tensor], Tensor], of_kv: Callable[[Tensor, int], Tensor]) -> Cache:
+        """The cache with changed tensors; `of_kv` gets keys or values, and their place in `positions`."""
+        layers: list[Any] = []
+        for i, layer in enumerate(self.cache.layers):
+            if has_state(layer):
+                layers.append(_mapped([layer], lambda tensors: of_state(tensors[0])))
+            else:
+                place = i if self.is_ragged else 0
+                layers.append(_attention(of_kv(layer.keys, place), of_kv(layer.values, place)))
+        return _cache(layers)
 
     def clone(self) -> "KVPrefix":
         """A copy with its own memory, so it keeps nothing else alive."""
@@ -113,36 +117,24 @@ class KVPrefix:
     def fork(self) -> "KVPrefix":
         """The same sequences for a model to continue: its new keys and values go into new tensors, so these stay as
         they are, and only states, which are overwritten, are copied."""
-
-        def held(layer: Any) -> Any:
-            if has_state(layer):
-                return _mapped([layer], lambda tensors: tensors[0].clone())
-            return _attention(layer.keys, layer.values)
-
-        return KVPrefix(_cache([held(layer) for layer in self.cache.layers]), self.positions, self.num_tokens)
+        return KVPrefix(self._changed(Tensor.clone, lambda kv, _: kv), self.positions, self.num_tokens)
 
     def select(self, places: Sequence[int]) -> "KVPrefix":
         """The sequences at `places`; columns unused by all of them are dropped."""
         rows = torch.tensor(places, dtype=torch.long)
         kept = [p[rows] for p in self.positions]
         firsts = [min((start for start, _ in _spans(p)), default=p.shape[1]) for p in kept]
-
-        def chosen(i: int, layer: Any) -> Any:
-            if has_state(layer):
-                return _mapped([layer], lambda tensors: tensors[0][rows.to(tensors[0].device)])
-            index, first = rows.to(layer.keys.device), firsts[i if self.is_ragged else 0]
-            return _attention(layer.keys[:, :, first:][index], layer.values[:, :, first:][index])
-
-        layers = [chosen(i, layer) for i, layer in enumerate(self.cache.layers)]
+        cache = self._changed(
+            lambda state: state[rows.to(state.device)], lambda kv, i: kv[:, :, firsts[i] :][rows.to(kv.device)]
+        )
         positions = [p[:, first:] for p, first in zip(kept, firsts)]
-        return KVPrefix(_cache(layers), positions, [self.num_tokens[place] for place in places])
+        return KVPrefix(cache, positions, [self.num_tokens[place] for place in places])
 
     def cut(self, length: int) -> "KVPrefix":
         """The first tokens of a single sequence whose layers are equally long and keep no state; views."""
         assert len(self) == 1 and not self.is_ragged and not any(map(has_state, self.cache.layers))  # noqa: PT018
-        held: list[Any] = self.cache.layers
-        layers = [_attention(layer.keys[:, :, :length], layer.values[:, :, :length]) for layer in held]
-        return KVPrefix(_cache(layers), [self.positions[0][:, :length]], [length])
+        cache = self._changed(Tensor.clone, lambda kv, _: kv[:, :, :length])
+        return KVPrefix(cache, [self.positions[0][:, :length]], [length])
 
     @classmethod
     def stack(cls, parts: Sequence["KVPrefix"]) -> "KVPrefix":

@@ -192,6 +192,3 @@ def ask_twice(
         answers.append(replace(answer, timings=spent))
         before = {}
     return answers
-
-
-__all__ = ["FirstLook", "ask_twice", "attention_to", "first_look", "second_look"]

@@ -1,14 +1,14 @@
 """What an engine is asked and what it tells: requests, their events, and work that takes several rounds of requests.
 
 steps = search(processor, video, description)       # a generator that yields requests and gets their replies
-found = run(engine, steps)                          # or `advance` it, as the server does
+found = run(engine.generate, steps)                 # or `advance` it, as the server does
 """
 
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
@@ -147,11 +147,11 @@ class Round:
     expected: int
 
 
-Steps = Generator[Round, Sequence[Finished | Failed], T]
+Steps = Generator[Round, Sequence[Finished], T]
 Progress = Callable[[int, int], object]  # requests that are done, and how many there will be
 
 
-def advance(steps: Steps[T], replies: Sequence[Finished | Failed] | None) -> Round | T:
+def advance(steps: Steps[T], replies: Sequence[Finished] | None) -> Round | T:
     """The next requests, given the replies to the ones before, or the result."""
     try:
         return next(steps) if replies is None else steps.send(replies)
@@ -159,19 +159,26 @@ def advance(steps: Steps[T], replies: Sequence[Finished | Failed] | None) -> Rou
         return done.value
 
 
-class _Generates(Protocol):
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[Finished | Failed]: ...
+def run(
+    generate: Callable[[Sequence[GenerateRequest]], list[Finished | Failed]],
+    steps: Steps[T],
+    progress: Progress | None = None,
+) -> T:
+    """The result, with an engine in this thread. `progress` is called before every round and after the last.
 
-
-def run(engine: _Generates, steps: Steps[T], progress: Progress | None = None) -> T:
-    """The result, with an engine in this thread. `progress` is called before every round and after the last."""
-    replies: Sequence[Finished | Failed] | None = None
+    Raises what a request failed with.
+    """
+    replies: list[Finished] | None = None
     done = 0
     while isinstance(found := advance(steps, replies), Round):
         if progress is not None:
             progress(done, done + len(found.requests) + found.expected)
+        replies = []
         with ONE_AT_A_TIME:
-            replies = engine.generate(found.requests)
+            for reply in generate(found.requests):
+                if isinstance(reply, Failed):
+                    raise reply.error
+                replies.append(reply)
         done += len(found.requests)
     if progress is not None:
         progress(done, done)

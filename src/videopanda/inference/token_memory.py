@@ -138,6 +138,3 @@ def similarity(a: Step, b: Step) -> float:
     is_cell_S = (a.places[:, 2] == CELL).to(a.tokens.device)
     cosine_S = F.cosine_similarity(a.tokens.float(), b.tokens.float(), dim=1)
     return float(cosine_S[is_cell_S].mean()) if bool(is_cell_S.any()) else float(cosine_S.mean())
-
-
-__all__ = ["Step", "TokenMemory", "similarity"]

@@ -102,6 +102,3 @@ def watch(
 def _next(now: float, between: float) -> float:
     """The first multiple of `between` after `now`: a question asked late does not delay the later ones."""
     return (math.floor(now / between + 1e-6) + 1) * between
-
-
-__all__ = ["IN_A_ROW", "Condition", "Event", "watch"]

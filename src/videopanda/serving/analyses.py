@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from videopanda.inference.explain import study
 from videopanda.inference.find import NUM_FRAMES, check_description, search
-from videopanda.inference.request import Failed, Finished, Round, Steps, T, advance
+from videopanda.inference.request import Finished, Round, Steps, T, advance
 from videopanda.serving.disconnect import unless_gone
 from videopanda.serving.errors import ServeError, UnfitError, error_of
 from videopanda.serving.files import owner_of_request
@@ -120,7 +120,7 @@ async def _steps(service: Any, steps: Steps[T]) -> AsyncGenerator[_Progress | T,
 
     Raises ServeError, and what the engine reports.
     """
-    replies: Sequence[Finished | Failed] | None = None
+    replies: Sequence[Finished] | None = None
     done = 0
     while True:
         try:

@@ -22,10 +22,11 @@ from starlette.requests import ClientDisconnect
 
 from videopanda.inference.answer import build_prompt
 from videopanda.inference.engine_thread import EngineThread
-from videopanda.inference.errors import ConstraintError, DoesNotFitError, EngineStoppedError, QueueFullError
+from videopanda.inference.errors import ConstraintError, EngineStoppedError, QueueFullError
 from videopanda.inference.grammar import Constraint, Grammars
 from videopanda.inference.request import MAX_NEW_TOKENS, Failed, Finished, GenerateRequest, RequestStats, TextDelta
 from videopanda.inference.sampling import Sampling, eos_token_ids
+from videopanda.plan.planner import DoesNotFitError
 from videopanda.serving import analyses, files, responses
 from videopanda.serving import sessions as streaming
 from videopanda.serving.decoder_pool import DecodeLimits, DecoderPool

@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-import av
 import numpy as np
 from av.container import InputContainer
 from av.sidedata.motionvectors import MotionVectors
@@ -24,7 +23,7 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.video.stream import VideoStream
 
 from videopanda.video.container import Deadline, UnreadableError, open_container, side_data_of
-from videopanda.video.read import VideoReadError
+from videopanda.video.read import VideoReadError, reported
 from videopanda.video.source import open_source
 from videopanda.video.timeline import Timeline, scan
 
@@ -47,20 +46,17 @@ class Activity:
 @contextmanager
 def _opened(source: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, VideoStream, Timeline]]:
     """The container, its video, and when its frames are shown. Errors inside become VideoReadError, too."""
-    with ExitStack() as stack:
-        try:
-            deadline = Deadline(math.inf)
-            opened = open_source(source, deadline, stack)
-            if opened.pictures is not None:
-                raise UnreadableError("images have no packets to choose frames by: use num_frames or fps")
-            line = scan(opened.opener, deadline, full=True)
-            if len(line.parts) > 1:
-                raise UnreadableError("its clock starts again in the middle: use num_frames or fps")
-            container, stream = open_container(opened.opener, deadline)
-            stack.callback(container.close)
-            yield container, stream, line
-        except (UnreadableError, OSError, av.FFmpegError) as error:
-            raise VideoReadError(os.fspath(source), str(error)) from error
+    with ExitStack() as stack, reported(os.fspath(source)):
+        deadline = Deadline(math.inf)
+        opened = open_source(source, deadline, stack)
+        if opened.pictures is not None:
+            raise UnreadableError("images have no packets to choose frames by: use num_frames or fps")
+        line = scan(opened.opener, deadline, full=True)
+        if len(line.parts) > 1:
+            raise UnreadableError("its clock starts again in the middle: use num_frames or fps")
+        container, stream = open_container(opened.opener, deadline)
+        stack.callback(container.close)
+        yield container, stream, line
 
 
 def activity_of(source: str | os.PathLike[str]) -> Activity:
@@ -185,6 +181,3 @@ def _by_scenes(activity: Activity, num_frames: int) -> tuple[list[int], list[str
         chosen[middle] = "in the middle of the longest stretch without a new scene"
     places = sorted(chosen)
     return places, [chosen[place] for place in places]
-
-
-__all__ = ["RULES", "Activity", "activity_of", "chosen_times", "vectors_of"]

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
@@ -26,16 +25,6 @@ if TYPE_CHECKING:
     from videopanda.video.container import Deadline
     from videopanda.video.source import OpenSource
     from videopanda.video.timeline import Timeline
-
-__all__ = [
-    "Video",
-    "VideoLimits",
-    "VideoReadError",
-    "VideoSource",
-    "read_video",
-    "released_frame_indices",
-    "uniform_times",
-]
 
 VideoSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 Sampling = Literal["uniform", "released", "all"]
@@ -248,12 +237,13 @@ def read_video(
         from videopanda.video.torchcodec import load
 
         load()  # imports torch, which should not count as reading
-    deadline = Deadline(timeout)
-    outcome = _Outcome()
+    deadline, outcome = Deadline(timeout), list[Video | BaseException]()
 
     def work() -> None:
-        with outcome:
-            outcome.value = _read(source, name, request, decoder, deadline)
+        try:
+            outcome.append(_read(source, name, request, decoder, deadline))
+        except BaseException as error:  # noqa: BLE001  (raised by the caller's thread)
+            outcome.append(error)
 
     # A thread of its own, because a read from a hanging file cannot be interrupted, only abandoned.
     thread = threading.Thread(target=work, name="read_video", daemon=True)
@@ -263,30 +253,15 @@ def read_video(
     finally:
         deadline.cancel()
         thread.join(_GRACE_SECONDS)  # all but a hanging read ends by itself now
-    if outcome.error is not None:
-        raise outcome.error
-    if outcome.value is None:
+    if not outcome:
         raise VideoReadError(name, deadline.reason)
-    return outcome.value
-
-
-class _Outcome:
-    """Carries the result or the error of a block to another thread."""
-
-    def __init__(self) -> None:
-        self.value: Video | None = None
-        self.error: BaseException | None = None
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        self.error = error
-        return True
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
 
 
 @contextmanager
-def _reported(name: str) -> Iterator[None]:
+def reported(name: str) -> Iterator[None]:
     """Turn every error of decoders and files into a `VideoReadError`."""
     import av
 
@@ -363,7 +338,7 @@ def _read(source: VideoSource, name: str, request: _Request, decoder: Decoder, d
     from videopanda.video.source import open_source
 
     with ExitStack() as stack:
-        with _reported(name):
+        with reported(name):
             opened = open_source(source, deadline, stack)
             line = _scan(opened, request, deadline)
         background = request.background
@@ -396,7 +371,7 @@ def _read(source: VideoSource, name: str, request: _Request, decoder: Decoder, d
         try:
             return _collect(decode(line), line, request, name, pyav)
         except container.DisorderedError:
-            with _reported(name):
+            with reported(name):
                 line = timeline.scan(opened.opener, deadline, full=True)
             assert line.pts is not None
             line = timeline.counted_timeline(len(line.pts), line.fps, line.width, line.height)
@@ -431,7 +406,7 @@ def _collect(
     from videopanda.video.container import UnreadableError
 
     times, start, end = _moments(timeline, request)
-    with _reported(name):
+    with reported(name):
         if request.sampling != "uniform":
             timeline.shown(end)  # frames that are not there must not be left out of the count
         wanted = [timeline.shown(moment) for moment in times]

@@ -36,7 +36,7 @@ from videopanda.video.container import (
     upright_size,
 )
 from videopanda.video.pictures import Pictures
-from videopanda.video.read import VideoReadError
+from videopanda.video.read import VideoReadError, reported
 from videopanda.video.source import open_source
 from videopanda.video.stream_input import FIRST_PAUSE, LONGEST_PAUSE, BrokenOffError, Download, Growing
 from videopanda.video.timeline import may_leap
@@ -269,24 +269,18 @@ class _Source:
         """A folder of pictures, a picture or an animation, which Pillow decodes; None for any other source."""
         if self.is_live or self.is_pipe or (self.follow and not os.path.isdir(self.name)):
             return None
-        try:
+        with reported(self.name):
             return open_source(self.name, Deadline(math.inf), self.stack).pictures
-        except UnreadableError as error:
-            raise VideoReadError(self.name, str(error)) from error
-        except OSError as error:
-            raise VideoReadError(self.name, error.strerror or str(error)) from error
 
     def shown(self, pictures: Pictures, fps: float, background: tuple[int, int, int]) -> Iterator[_Frame]:
         """Every picture, at the times of its file or at a constant rate."""
         deadline = Deadline(math.inf)
-        try:
+        with reported(self.name):
             timeline = pictures.timeline(fps, None, deadline)
             assert timeline.pts is not None
             for tick, count, image in pictures.decode(timeline, timeline.pts.tolist(), deadline, background):
                 moment = timeline.seconds(tick)
                 yield _Frame(partial(np.asarray, image), moment, count - 1, timeline.duration - moment)
-        except (UnreadableError, OSError) as error:
-            raise VideoReadError(self.name, str(error)) from error
 
     def frames(self, clock: _Clock, background: tuple[int, int, int]) -> Iterator[_Frame]:
         """Every frame of the source. A live source that fails is opened again until it was silent for too long."""
@@ -328,10 +322,8 @@ class _Source:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _picture(self, frame: av.VideoFrame, matrix: Matrix | None, background: tuple[int, int, int]) -> np.ndarray:
-        try:
+        with reported(self.name):
             return upright(to_rgb(frame, background), matrix)
-        except av.FFmpegError as error:
-            raise VideoReadError(self.name, str(error)) from error
 
     def _decoded(self, clock: _Clock) -> Iterator[tuple[av.VideoFrame, Matrix | None, float | None]]:
         """Frames, their display matrices and their stamps in seconds, of one connection. The clock learns what stamps
@@ -412,6 +404,3 @@ class _Source:
         self.allow(url)
         self.opened = Download(self, url)
         return self.opened
-
-
-__all__ = ["Note", "StreamFrame", "VideoStream", "stream_video"]

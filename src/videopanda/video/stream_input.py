@@ -200,6 +200,3 @@ class Growing:
                 return b""
             if data is not None:
                 time.sleep(_POLL_SECONDS)
-
-
-__all__ = ["FIRST_PAUSE", "LONGEST_PAUSE", "BrokenOffError", "Download", "Growing"]
