@@ -41,7 +41,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Check everything, the most basic things first."""
-    parts = (_python, _packages, _poison, _model, _torch_device, _decoders, _compiler, _browser, _extras, _disk)
+    parts = (_python, _packages, _poison, _model, _torch_device, _decoders, _programs, _extras, _disk)
     return [check for part in parts for check in part()]
 
 
@@ -170,16 +170,14 @@ def _decoders() -> Iterator[Finding]:
         yield Finding("decoder torchcodec", f"does not load ({reason})", "", "missing", fix)
 
 
-def _compiler() -> Iterator[Finding]:
-    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    fix = "" if found else "apt install g++ (needed for --compile and DeepSpeed only)"
-    yield Finding("compiler", found or "none", "", "ok" if found else "missing", fix)
-
-
-def _browser() -> Iterator[Finding]:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    fix = "" if found else "apt install chromium (needed only to test the page of `videopanda serve`)"
-    yield Finding("browser", found or "none", "", "ok" if found else "missing", fix)
+def _programs() -> Iterator[Finding]:
+    browsers = ("chromium", "chromium-browser", "google-chrome")
+    for name, programs, fix in (
+        ("compiler", ("c++", "g++", "clang++"), "apt install g++ (needed for --compile and DeepSpeed only)"),
+        ("browser", browsers, "apt install chromium (needed only to test the page of `videopanda serve`)"),
+    ):
+        found = next(filter(None, map(shutil.which, programs)), None)
+        yield Finding(name, found or "none", "", "ok" if found else "missing", "" if found else fix)
 
 
 def _extras() -> Iterator[Finding]:

@@ -26,25 +26,19 @@ _MOST_FRAMES = 32
 _SIDE = 512  # pixels of frames that are sent
 
 
-class _Folders:
-    """The folders that tools may read."""
+def _find(path: str, allowed: Sequence[Path]) -> Path:
+    """A file or a folder of images, below an allowed folder; relative paths are looked for in each.
 
-    def __init__(self, allowed: Sequence[Path]):
-        self.allowed = [folder.resolve() for folder in allowed]
-
-    def find(self, path: str) -> Path:
-        """A file or a folder of images, below an allowed folder; relative paths are looked for in each.
-
-        Raises:
-            ValueError: there is none, or it leads outside.
-        """
-        for folder in self.allowed:
-            found = (folder / path).resolve()
-            if not found.is_relative_to(folder) or not found.exists():
-                continue
-            if all(one.resolve().is_relative_to(folder) for one in (found.iterdir() if found.is_dir() else ())):
-                return found
-        raise ValueError(f"no video {path} below {', '.join(map(str, self.allowed))}, the folders that may be read")
+    Raises:
+        ValueError: there is none, or it leads outside.
+    """
+    for folder in map(Path.resolve, allowed):
+        found = (folder / path).resolve()
+        if not found.is_relative_to(folder) or not found.exists():
+            continue
+        if all(one.resolve().is_relative_to(folder) for one in (found.iterdir() if found.is_dir() else ())):
+            return found
+    raise ValueError(f"no video {path} below {', '.join(map(str, allowed))}, the folders that may be read")
 
 
 def make_server(loaded: tuple[Any, Any], allowed: Sequence[Path]) -> MCPServer:
@@ -54,7 +48,6 @@ def make_server(loaded: tuple[Any, Any], allowed: Sequence[Path]) -> MCPServer:
         loaded: model and processor.
         allowed: folders whose videos may be read.
     """
-    folders = _Folders(allowed)
     server = MCPServer("videopanda", instructions="Answers questions about video files, and shows their frames.")
 
     def tool(function: Callable[..., Any]) -> None:
@@ -70,7 +63,7 @@ def make_server(loaded: tuple[Any, Any], allowed: Sequence[Path]) -> MCPServer:
         server.tool()(told)
 
     def asked(path: str, question: str, start: float | None, end: float | None) -> dict[str, Any]:
-        answer = Chat(*loaded, folders.find(path), start=start, end=end).ask(question)
+        answer = Chat(*loaded, _find(path, allowed), start=start, end=end).ask(question)
         return {
             "answer": answer.answer,
             "frame_times": [round(moment, 3) for moment in answer.frame_times],
@@ -84,7 +77,7 @@ def make_server(loaded: tuple[Any, Any], allowed: Sequence[Path]) -> MCPServer:
         Args:
             path: of the video, below an allowed folder.
         """
-        file = folders.find(path)
+        file = _find(path, allowed)
         video = read_video(file, num_frames=1)
         return {
             "duration": round(video.duration, 3),
@@ -124,7 +117,7 @@ def make_server(loaded: tuple[Any, Any], allowed: Sequence[Path]) -> MCPServer:
             path: of the video, below an allowed folder.
             description: a statement, such as "the red circle turns white".
         """
-        found = find_intervals(folders.find(path), description, model=loaded)
+        found = find_intervals(_find(path, allowed), description, model=loaded)
         return {"intervals": [asdict(interval) for interval in found.intervals], "most_likely": found.most_likely}
 
     @tool
@@ -139,7 +132,7 @@ def make_server(loaded: tuple[Any, Any], allowed: Sequence[Path]) -> MCPServer:
         """
         if not 1 <= count <= _MOST_FRAMES:
             raise ValueError(f"count must be between 1 and {_MOST_FRAMES}")
-        video = read_video(folders.find(path), num_frames=count, start=start, end=end, max_side=_SIDE)
+        video = read_video(_find(path, allowed), num_frames=count, start=start, end=end, max_side=_SIDE)
         picture = io.BytesIO()
         contact_sheet([SheetRow(video.frames, [], video.timestamps)]).save(picture, "PNG")
         return Image(data=picture.getvalue(), format="png")

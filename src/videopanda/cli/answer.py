@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import typer
 
-from videopanda.cli.checks import require_checkpoint, require_video, seconds
+from videopanda.cli.checks import refuse, require_checkpoint, require_video, seconds
 from videopanda.cli.options import (
     AsJson,
     Cache,
@@ -101,37 +101,30 @@ def answer_verb(
 
     Merge similar visual tokens in the language model:  videopanda answer clip.mp4 "What moves?" --set merge.layers=2
     """
-    if stream + as_json > 1 or stream + explain > 1:
-        raise ValueError("--stream prints plain answers: omit --json and --explain")
+    if stream:
+        refuse("--stream prints plain answers", json=as_json, explain=explain)
     if picture is not None and not explain:
         raise ValueError("--picture requires --explain")
     if picture is not None and (picture.is_dir() or picture.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp")):
         raise ValueError(f"--picture must be a file such as why.png, .jpg or .webp, got {str(picture)!r}")
-    if explain and (server or cache or max_visual_tokens):
-        raise ValueError(
-            "--explain needs the model and all frames here: omit --server, --cache and --max-visual-tokens"
-        )
-    if look_twice and (explain or stream or (frames_by, cache, start, end, server) != (None,) * 5):
-        raise ValueError(
-            "--look-twice chooses frames of the whole file: omit --frames-by, --start, --end, --cache, --server, "
-            "--explain and --stream"
-        )
-    if max_visual_tokens is not None and (
-        (num_frames is not None and not look_twice) or cache is not None or server is not None
-    ):
-        raise ValueError("--max-visual-tokens reads the whole clip at --fps: omit --num-frames, --cache and --server")
+    elsewhere: dict[str, Any] = {"cache": cache, "server": server}
+    if explain:
+        refuse("--explain needs the model and all frames here", max_visual_tokens=max_visual_tokens, **elsewhere)
+    part: dict[str, Any] = {"start": start, "end": end, **elsewhere}
+    if look_twice:
+        other = {"frames_by": frames_by, "explain": explain, "stream": stream}
+        refuse("--look-twice chooses frames of the whole file", **other, **part)
+    if max_visual_tokens is not None:
+        frames = None if look_twice else num_frames
+        refuse("--max-visual-tokens reads the whole clip at --fps", num_frames=frames, **elsewhere)
+    if frames_by is not None:
+        refuse("--frames-by chooses frames of the whole file", fps=fps, max_visual_tokens=max_visual_tokens, **part)
     max_bytes = cache_bytes(cache, cache_size)
-    if frames_by is not None and (max_visual_tokens, fps, cache, start, end, server) != (None,) * 6:
-        raise ValueError(
-            "--frames-by chooses frames from the whole file: omit --fps, --start, --end, --cache, --server and "
-            "--max-visual-tokens"
-        )
     if server is None and api_key is not None:
         raise ValueError("--api-key requires --server")
-    if server is not None and (model or device or dtype or cache or quantize or set_):
-        raise ValueError(
-            "--model, --device, --dtype, --quantize, --set and --cache belong to the server: set them when you start it"
-        )
+    if server is not None:
+        own = {"device": device, "dtype": dtype, "quantize": quantize, "set": set_, "cache": cache}
+        refuse("the server has loaded its model already", model=model, **own)
     model = require_checkpoint(model)
     with local_video(video, allow_host) as path:
         require_video(path, start, end, fps, num_frames, question)

@@ -17,6 +17,7 @@ from videopanda.cli.answer import answer_verb, chat_verb
 from videopanda.cli.bench import bench_app
 from videopanda.cli.checks import (
     no_file,
+    refuse,
     require_checkpoint,
     require_extra,
     require_language_model,
@@ -198,8 +199,8 @@ def init_verb(
     """
     if backbone is None and model is None:
         raise ValueError("pass --backbone (a language model), --model (a trained model to change), or both")
-    if model is not None and (family or preset or encoder):
-        raise ValueError("--family, --preset and --encoder are for new vision parts: omit them with --model")
+    if model is not None:
+        refuse("--model has its vision part", family=family, preset=preset, encoder=encoder)
     if backbone is None and chat_template:
         raise ValueError("--chat-template is for a new language model: omit it, or pass --backbone")
     model = require_checkpoint(model)

@@ -99,6 +99,13 @@ def size_in_bytes(text: str) -> int:
 
 
 # -- of several, or of what an argument names --------------------------------------------------------------------------
+def refuse(reason: str, **options: Any) -> None:
+    """Refuse the options that were given, because they would have no effect."""
+    given = [name for name, value in options.items() if value or (value is not None and type(value) in (int, float))]
+    if given:
+        raise ValueError(f"{reason}: omit {' and '.join('--' + name.replace('_', '-') for name in given)}")
+
+
 def require_extra(extra: str, *modules: str) -> None:
     """Check that the modules of an optional dependency are installed."""
     missing = [module for module in modules if find_spec(module) is None]

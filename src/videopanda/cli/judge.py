@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from videopanda.cli.checks import existing_file, require_checkpoint, require_paths
+from videopanda.cli.checks import existing_file, refuse, require_checkpoint, require_paths
 from videopanda.cli.options import Annotations, AsJson, BaseUrl, Bench, Errata, Predictions, ScoresOutput, show
 
 
@@ -71,8 +71,8 @@ def judge_verb(
         raise ValueError("--base-url is the server of a judge that --name names: omit it")
     if not name and (concurrency, retries, timeout) != (None, None, None):
         raise ValueError("--concurrency, --retries and --timeout are for calls to a server: they require --name")
-    if imported and (prompts or dry_run or price_in is not None or price_out is not None):
-        raise ValueError("--import calls no judge: omit --prompts, --price-in, --price-out and --dry-run")
+    if imported:
+        refuse("--import calls no judge", prompts=prompts, price_in=price_in, price_out=price_out, dry_run=dry_run)
     require_paths(predictions, imported)
     model = require_checkpoint(model, plain=True)
     work = prepare(bench, path, predictions, output, errata)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from videopanda.cli.checks import duration, require_checkpoint
+from videopanda.cli.checks import duration, refuse, require_checkpoint
 from videopanda.cli.options import Device, MaxNewTokens, Model, load_model
 
 
@@ -65,8 +65,9 @@ def watch_verb(
         raise ValueError('nothing to ask: add --every 5s "What happens?" or --when "Is there a red circle?"')
     if check and not when:
         raise ValueError("--check requires --when")
-    if last_frames is not None and (max_visual_tokens, window) != (None, None):
-        raise ValueError("--last-frames keeps no earlier frames: omit --max-visual-tokens and --window")
+    memory = {"max_visual_tokens": max_visual_tokens, "window": window}
+    if last_frames is not None:
+        refuse("--last-frames keeps no earlier frames", **memory)
     if every[0] and not every[1].strip():
         raise ValueError("the question of --every is empty")
     if not all(question.strip() for question in when or []):
@@ -81,8 +82,7 @@ def watch_verb(
     network, processor = load_model(model, device)
     rules = processor.video_processor
     if last_frames is None and (network.needs_total_frames or not network.chunk_frames):
-        if (max_visual_tokens, window) != (None, None):
-            raise ValueError("this model looks at the last frames only: omit --max-visual-tokens and --window")
+        refuse("this model looks at the last frames only", **memory)
         last_frames = rules.num_frames
         print(
             f"videopanda: this model can only look at a whole clip: watching the last {last_frames} frames, "

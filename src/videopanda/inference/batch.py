@@ -21,6 +21,7 @@ from videopanda.inference.kv_prefix import CacheLayout, KVPrefix
 from videopanda.models.layer_cache import layer_masks
 from videopanda.models.merging import PADDING
 from videopanda.models.visual import EncodedVisual
+from videopanda.plan.planner import full_cache
 
 GROUP_TOKENS = 2048  # short prompts are prefilled together up to this many tokens with padding
 PASS_TOKENS = 512  # longer prompts go through in passes of this many tokens, which bounds memory
@@ -74,7 +75,7 @@ def prefill(model: Any, layout: CacheLayout, prompts: Sequence[Prompt]) -> tuple
     queries_BN = queries_BN.masked_fill(columns >= torch.tensor(lengths)[:, None], PADDING)
     prefixes = [prompt.prefix for prompt in prompts if prompt.prefix is not None]
     if not prefixes:
-        past = KVPrefix(layout.new_cache(), [queries_BN[:, :0]], starts)
+        past = KVPrefix(full_cache(layout.config), [queries_BN[:, :0]], starts)
     else:
         past = KVPrefix.stack(prefixes) if len(prefixes) > 1 else prefixes[0].fork()
     positions = past.extended(queries_BN)

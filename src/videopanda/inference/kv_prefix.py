@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, DynamicLayer
 
 from videopanda.models.merging import PADDING
-from videopanda.plan.planner import cache_tensors, full_cache, has_state
+from videopanda.plan.planner import cache_tensors, has_state
 
 EXACT_LAYERS = {"full_attention", "sliding_attention", "linear_attention", "conv"}
 
@@ -51,10 +51,6 @@ class CacheLayout:
                 raise ValueError(f"{config.model_type}: a cache of {name} is not supported by the inference engine")
         windows = tuple(getattr(layer, "sliding_window", None) for layer in layers)
         return cls(config, windows, any(map(has_state, layers)))
-
-    def new_cache(self) -> Cache:
-        """An empty cache that keeps every position."""
-        return full_cache(self.config)
 
 
 @dataclass(eq=False)

@@ -333,8 +333,9 @@ def _shrink(picture: np.ndarray, max_side: int | None) -> np.ndarray:
 
 def _read(source: VideoSource, name: str, request: _Request, decoder: Decoder, deadline: "Deadline") -> Video:
     import av
+    import PIL
 
-    from videopanda.video import container, pictures, timeline, torchcodec
+    from videopanda.video import container, timeline, torchcodec
     from videopanda.video.source import open_source
 
     with ExitStack() as stack:
@@ -349,7 +350,7 @@ def _read(source: VideoSource, name: str, request: _Request, decoder: Decoder, d
                 line,
                 request,
                 name,
-                pictures.decoder_name(),
+                ("pillow", PIL.__version__),
             )
         if decoder != "pyav":
             try:
