@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
-import typer
+from typer import Argument, Option
 
 from videopanda.cli.checks import refuse, require_checkpoint, require_video, seconds
 from videopanda.cli.options import (
@@ -32,11 +32,11 @@ from videopanda.cli.options import (
     progress_bar,
 )
 
-Video = Annotated[str, typer.Argument(help="Video file, GIF, image, folder of images, or URL (see --allow-host).")]
-Start = Annotated[float | None, typer.Option(metavar="S", parser=seconds, help="Start of the range, in seconds.")]
-End = Annotated[float | None, typer.Option(metavar="S", parser=seconds, help="End of the range, in seconds.")]
+Video = Annotated[str, Argument(help="Video file, GIF, image, folder of images, or URL (see --allow-host).")]
+Start = Annotated[float | None, Option(metavar="S", parser=seconds, help="Start of the range, in seconds.")]
+End = Annotated[float | None, Option(metavar="S", parser=seconds, help="End of the range, in seconds.")]
 Temperature = Annotated[
-    float, typer.Option(metavar="X", min=0.0, help="Sampling temperature; 0 takes the most likely tokens.")
+    float, Option(metavar="X", min=0.0, help="Sampling temperature; 0 takes the most likely tokens.")
 ]
 
 
@@ -48,18 +48,14 @@ def _seed_of_torch(seed: int | None) -> int | None:
 
 
 AnswerSeed = Annotated[
-    int | None, typer.Option(metavar="S", min=0, callback=_seed_of_torch, help="Random seed of the sampling.")
+    int | None, Option(metavar="S", min=0, callback=_seed_of_torch, help="Random seed of the sampling.")
 ]
-AllowHost = Annotated[
-    list[str] | None, typer.Option(metavar="HOST", help="Fetch videos from this host; may be repeated.")
-]
+AllowHost = Annotated[list[str] | None, Option(metavar="HOST", help="Fetch videos from this host; may be repeated.")]
 
 
 def answer_verb(
     video: Video,
-    question: Annotated[
-        list[str], typer.Argument(help="Question about the video; several are answered independently.")
-    ],
+    question: Annotated[list[str], Argument(help="Question about the video; several are answered independently.")],
     model: Model = None,
     num_frames: NumFrames = None,
     fps: Fps = None,
@@ -77,17 +73,15 @@ def answer_verb(
     seed: AnswerSeed = None,
     quantize: Quantize = "",
     set_: Change = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Print an answer as it is generated.")] = False,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Show how much each frame contributes to the answer.")
-    ] = False,
+    stream: Annotated[bool, Option("--stream", help="Print an answer as it is generated.")] = False,
+    explain: Annotated[bool, Option("--explain", help="Show how much each frame contributes to the answer.")] = False,
     picture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="With --explain: frames and regions as a picture.")
+        Path | None, Option(metavar="FILE", help="With --explain: frames and regions as a picture.")
     ] = None,
     server: Annotated[
-        str | None, typer.Option(metavar="URL", help="Ask a running server instead of loading a model.")
+        str | None, Option(metavar="URL", help="Ask a running server instead of loading a model.")
     ] = None,
-    api_key: Annotated[str | None, typer.Option(metavar="KEY", help="API key of the server.")] = None,
+    api_key: Annotated[str | None, Option(metavar="KEY", help="API key of the server.")] = None,
     allow_host: AllowHost = None,
     as_json: AsJson = False,
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from videopanda.cli.answer import answer_verb, chat_verb
 from videopanda.cli.bench import bench_app
@@ -65,7 +66,7 @@ def _version(is_asked: bool) -> None:
 @app.callback()
 def _options(
     _: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and exit.")
+        bool, Option("--version", is_eager=True, callback=_version, help="Print the version and exit.")
     ] = False,
 ) -> None: ...
 
@@ -76,7 +77,7 @@ app.command("chat")(chat_verb)
 
 @app.command("demo")
 def demo_verb(
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the picture.", callback=no_file)] = Path(
+    output: Annotated[Path, Option(metavar="DIR", help="Folder for the picture.", callback=no_file)] = Path(
         "videopanda_demo"
     ),
 ) -> None:
@@ -108,16 +109,14 @@ def demo_verb(
 
 @scenes_app.command("make")
 def scenes_make_verb(
-    out: Annotated[Path, typer.Argument(help="Folder to write or resume.", callback=no_file)],
-    num: Annotated[int, typer.Option(metavar="N", min=1, help="Number of clips.")] = 1000,
+    out: Annotated[Path, Argument(help="Folder to write or resume.", callback=no_file)],
+    num: Annotated[int, Option(metavar="N", min=1, help="Number of clips.")] = 1000,
     seed: Seed = 0,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
-    long: Annotated[bool, typer.Option("--long", help="Make clips of minutes to hours with rare events.")] = False,
-    minutes: Annotated[
-        str, typer.Option(metavar="M,…", help="With --long: lengths of the clips; --num clips of each.")
-    ] = "",
+    split: Annotated[str, Option(help="train, validation or test.")] = "train",
+    long: Annotated[bool, Option("--long", help="Make clips of minutes to hours with rare events.")] = False,
+    minutes: Annotated[str, Option(metavar="M,…", help="With --long: lengths of the clips; --num clips of each.")] = "",
     world: Annotated[
-        str, typer.Option(metavar="NAME", help="scenes, or tabletop (solid objects in perspective).")
+        str, Option(metavar="NAME", help="scenes, or tabletop (solid objects in perspective).")
     ] = "scenes",
 ) -> None:
     """Write scenes as mp4 files with questions and answers in the conversation format.
@@ -164,26 +163,24 @@ app.command("plan")(plan_verb)
 
 @app.command("init")
 def init_verb(
-    out: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
+    out: Annotated[Path, Argument(help="New folder for the checkpoint.")],
     backbone: Annotated[
-        str | None, typer.Option(metavar="DIR|NAME", help="Causal language model: folder or Hub name.")
+        str | None, Option(metavar="DIR|NAME", help="Causal language model: folder or Hub name.")
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR|NAME", help="Trained model: to change with --set, or its vision part for --backbone."
-        ),
+        Option(metavar="DIR|NAME", help="Trained model: to change with --set, or its vision part for --backbone."),
     ] = None,
     family: Family = None,
     preset: Preset = "",
     encoder: Annotated[
-        str, typer.Option(metavar="DIR|NAME", help="Pretrained vision encoder, for a family that has one.")
+        str, Option(metavar="DIR|NAME", help="Pretrained vision encoder, for a family that has one.")
     ] = "",
     set_: Set = None,
     chat_template: Annotated[
-        str | None, typer.Option(metavar="FILE|vicuna", help="Chat template. Default: the tokenizer's own.")
+        str | None, Option(metavar="FILE|vicuna", help="Chat template. Default: the tokenizer's own.")
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Random seed of the new weights.")] = 0,
+    seed: Annotated[int, Option(metavar="S", min=0, help="Random seed of the new weights.")] = 0,
 ) -> None:
     """Make an untrained model, the start of training: a language model with a new vision part.
 
@@ -251,8 +248,7 @@ def doctor_verb(as_json: AsJson = False) -> None:
 
 @app.command("export")
 def export_verb(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
-    out: Annotated[Path, typer.Argument(help="New folder.")],
+    checkpoint: Annotated[Path, Argument(help="Checkpoint folder.")], out: Annotated[Path, Argument(help="New folder.")]
 ) -> None:
     """Copy a checkpoint together with the code it needs, for the Hub, vLLM, or machines without this package.
 
@@ -268,11 +264,10 @@ def export_verb(
 
 @app.command("convert")
 def convert_verb(
-    source: Annotated[Path, typer.Argument(help="Official checkpoint: folder or Hub name.")],
-    out: Annotated[Path, typer.Argument(help="New folder.")],
+    source: Annotated[Path, Argument(help="Official checkpoint: folder or Hub name.")],
+    out: Annotated[Path, Argument(help="New folder.")],
     allow: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY|PATTERN", help="Drop unknown tensors with this name; may be repeated."),
+        list[str] | None, Option(metavar="KEY|PATTERN", help="Drop unknown tensors with this name; may be repeated.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -301,12 +296,12 @@ def convert_verb(
 
 @app.command("verify")
 def verify_verb(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    checkpoint: Annotated[Path, Argument(help="Checkpoint folder.")],
     against: Annotated[
-        Path | None, typer.Option(metavar="SRC", help="Official checkpoint that the weights must match bit for bit.")
+        Path | None, Option(metavar="SRC", help="Official checkpoint that the weights must match bit for bit.")
     ] = None,
     record: Annotated[
-        bool, typer.Option("--record", help="Write checksums of the current weights if all checks pass.")
+        bool, Option("--record", help="Write checksums of the current weights if all checks pass.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -4,32 +4,33 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from videopanda.cli.checks import require_extra
 from videopanda.cli.options import AsJson, Device, Model, quiet, show
 
-Rounds = Annotated[int, typer.Option(metavar="N", min=1, help="Number of interleaved rounds.")]
-BenchDevice = Annotated[str, typer.Option(metavar="DEVICE", help="cpu or cuda.")]
-BenchDtype = Annotated[str, typer.Option(metavar="TYPE", help="float32, bfloat16 or float16.")]
+Rounds = Annotated[int, Option(metavar="N", min=1, help="Number of interleaved rounds.")]
+BenchDevice = Annotated[str, Option(metavar="DEVICE", help="cpu or cuda.")]
+BenchDtype = Annotated[str, Option(metavar="TYPE", help="float32, bfloat16 or float16.")]
 
 bench_app = typer.Typer(help="Measure what a model costs, compared with its peers.", no_args_is_help=True)
 
 
 @bench_app.command("efficiency")
 def efficiency_verb(
-    models: Annotated[str, typer.Option(metavar="NAME,…", help="Vision parts to compare. Default: all.")] = "",
+    models: Annotated[str, Option(metavar="NAME,…", help="Vision parts to compare. Default: all.")] = "",
     resolution: Annotated[
-        str, typer.Option(metavar="WxH", help="Size of the source video; decides the token grid.")
+        str, Option(metavar="WxH", help="Size of the source video; decides the token grid.")
     ] = "448x448",
     rounds: Rounds = 5,
     device: BenchDevice = "cpu",
     dtype: BenchDtype = "float32",
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile Video-Panda with torch.compile.")] = False,
+    compiled: Annotated[bool, Option("--compile", help="Compile Video-Panda with torch.compile.")] = False,
     flops_only: Annotated[
-        bool, typer.Option("--flops-only", help="Count parameters and multiply-accumulates; run nothing.")
+        bool, Option("--flops-only", help="Count parameters and multiply-accumulates; run nothing.")
     ] = False,
     as_json: AsJson = False,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw a bubble chart.")] = None,
+    plot: Annotated[Path | None, Option(metavar="FILE", help="Also draw a bubble chart.")] = None,
 ) -> None:
     """Measure parameters, multiply-accumulates, latency and memory of vision parts at their published sizes.
 
@@ -66,7 +67,7 @@ def efficiency_verb(
 @bench_app.command("decode")
 def decode_verb(
     rounds: Rounds = 5,
-    minutes: Annotated[int, typer.Option(metavar="N", min=1, help="Length of the long clip.")] = 60,
+    minutes: Annotated[int, Option(metavar="N", min=1, help="Length of the long clip.")] = 60,
     as_json: AsJson = False,
 ) -> None:
     """Measure the time to read 8 frames of a short and a long clip.
@@ -87,11 +88,9 @@ def decode_verb(
 @bench_app.command("generate")
 def generate_verb(
     model: Model = None,
-    video: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Clip to ask about. Default: the demo clip.")
-    ] = None,
+    video: Annotated[Path | None, Option(metavar="FILE", help="Clip to ask about. Default: the demo clip.")] = None,
     rounds: Rounds = 5,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Length of every answer, in tokens.")] = 32,
+    max_new_tokens: Annotated[int, Option(metavar="N", min=2, help="Length of every answer, in tokens.")] = 32,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -116,7 +115,7 @@ def generate_verb(
 @bench_app.command("train")
 def train_verb(
     model: Model = None,
-    clips: Annotated[int, typer.Option(metavar="N", min=1, help="Clips of Scenes per step.")] = 4,
+    clips: Annotated[int, Option(metavar="N", min=1, help="Clips of Scenes per step.")] = 4,
     rounds: Rounds = 5,
     device: Device = None,
     as_json: AsJson = False,
@@ -143,15 +142,13 @@ def train_verb(
 @bench_app.command("elva")
 def elva_verb(
     backbone: Annotated[
-        str, typer.Option(metavar="NAME", help="Shape of the language model; weights are random.")
+        str, Option(metavar="NAME", help="Shape of the language model; weights are random.")
     ] = "smollm2-135m",
-    num_frames: Annotated[
-        str, typer.Option(metavar="N,…", help="Numbers of frames to compare at, such as 32,128.")
-    ] = "32",
+    num_frames: Annotated[str, Option(metavar="N,…", help="Numbers of frames to compare at, such as 32,128.")] = "32",
     rounds: Rounds = 3,
     device: BenchDevice = "cpu",
     dtype: BenchDtype = "float32",
-    flops_only: Annotated[bool, typer.Option("--flops-only", help="Count FLOPs; run nothing.")] = False,
+    flops_only: Annotated[bool, Option("--flops-only", help="Count FLOPs; run nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the time to the first token with native frames: plain, with token merging, at hybrid resolution.

@@ -4,38 +4,34 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
 from videopanda.cli.checks import existing_file, no_file, require_checkpoint, require_stage, size_in_bytes
 from videopanda.cli.options import AsJson, BaseUrl, MediaRoot, Set, TestShare, quiet, show
 
 data_app = typer.Typer(help="Check and prepare training data.", no_args_is_help=True)
 
-Format = Annotated[str, typer.Option("--format", metavar="NAME", help="Annotation format, if it cannot be detected.")]
+Format = Annotated[str, Option("--format", metavar="NAME", help="Annotation format, if it cannot be detected.")]
 
 
 @data_app.command("check")
 def check_verb(
-    data: Annotated[list[str], typer.Argument(help="Annotation files, mixtures, or DATA_ROOT of the official layout.")],
+    data: Annotated[list[str], Argument(help="Annotation files, mixtures, or DATA_ROOT of the official layout.")],
     media_root: MediaRoot = None,
     format_: Format = "auto",
-    manifest: Annotated[Path, typer.Option(metavar="FILE", help="Manifest to write or resume.")] = Path(
-        "manifest.jsonl"
-    ),
+    manifest: Annotated[Path, Option(metavar="FILE", help="Manifest to write or resume.")] = Path("manifest.jsonl"),
     against: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Test set whose clips must not appear in the data.", callback=existing_file),
+        Option(metavar="FILE", help="Test set whose clips must not appear in the data.", callback=existing_file),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Number of processes. Default: one per CPU.")
+        int | None, Option(metavar="N", min=1, help="Number of processes. Default: one per CPU.")
     ] = None,
-    num_frames: Annotated[int, typer.Option(metavar="N", min=1, help="Frames per clip that training will read.")] = 8,
+    num_frames: Annotated[int, Option(metavar="N", min=1, help="Frames per clip that training will read.")] = 8,
     sampling: Annotated[
-        Literal["uniform", "released"],
-        typer.Option(metavar="RULE", help="uniform, or released for the published weights."),
+        Literal["uniform", "released"], Option(metavar="RULE", help="uniform, or released for the published weights.")
     ] = "uniform",
-    words: Annotated[
-        str, typer.Option(metavar="A,B", help="Also count these words in the answers, such as dog,cat.")
-    ] = "",
+    words: Annotated[str, Option(metavar="A,B", help="Also count these words in the answers, such as dog,cat.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Check every row and every clip once; list what is wrong, so that training can skip it.
@@ -59,14 +55,12 @@ def check_verb(
 
 @data_app.command("label")
 def label_verb(
-    clips: Annotated[Path, typer.Argument(help="Folder with one subfolder of clips per class.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    question: Annotated[str, typer.Option(metavar="TEXT", help="The question about every clip.")],
+    clips: Annotated[Path, Argument(help="Folder with one subfolder of clips per class.")],
+    out: Annotated[Path, Argument(help="Folder to write.")],
+    question: Annotated[str, Option(metavar="TEXT", help="The question about every clip.")],
     test_share: TestShare = 0.2,
-    copies: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Number of altered copies of each training recording.")
-    ] = 0,
-    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Random seed of the split and the alterations.")] = 0,
+    copies: Annotated[int, Option(metavar="N", min=0, help="Number of altered copies of each training recording.")] = 0,
+    seed: Annotated[int, Option(metavar="S", min=0, help="Random seed of the split and the alterations.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Make train.jsonl and test.jsonl from one folder of clips per class, with one question about each clip.
@@ -87,19 +81,18 @@ def label_verb(
 
 @data_app.command("shard")
 def shard_verb(
-    data: Annotated[str, typer.Argument(help="Annotations or a mixture.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write or resume.")],
+    data: Annotated[str, Argument(help="Annotations or a mixture.")],
+    out: Annotated[Path, Argument(help="Folder to write or resume.")],
     media_root: MediaRoot = None,
     format_: Format = "auto",
     manifest: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Skip the rows that `data check` found bad.", callback=existing_file),
+        Path | None, Option(metavar="FILE", help="Skip the rows that `data check` found bad.", callback=existing_file)
     ] = None,
     max_bad_share: Annotated[
-        float, typer.Option(metavar="X", min=0, max=1, help="Fail if a larger share of the rows is bad.")
+        float, Option(metavar="X", min=0, max=1, help="Fail if a larger share of the rows is bad.")
     ] = 0.01,
-    shard_size: Annotated[int, typer.Option(metavar="N", min=1, help="Clips per shard.")] = 1000,
-    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Random seed of the shard assignment.")] = 0,
+    shard_size: Annotated[int, Option(metavar="N", min=1, help="Clips per shard.")] = 1000,
+    seed: Annotated[int, Option(metavar="S", min=0, help="Random seed of the shard assignment.")] = 0,
 ) -> None:
     """Pack annotations and clips into WebDataset shards; train on them with the setting data=OUT.
 
@@ -120,14 +113,12 @@ def shard_verb(
 
 @data_app.command("cache")
 def cache_verb(
-    folder: Annotated[Path, typer.Argument(help="Folder of decoded frames or visual tokens.")],
+    folder: Annotated[Path, Argument(help="Folder of decoded frames or visual tokens.")],
     cache_size: Annotated[
         int | None,
-        typer.Option(
-            metavar="SIZE", help="Evict the least recently used entries above this size.", parser=size_in_bytes
-        ),
+        Option(metavar="SIZE", help="Evict the least recently used entries above this size.", parser=size_in_bytes),
     ] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all entries.")] = False,
+    clear: Annotated[bool, Option("--clear", help="Remove all entries.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the size of a cache, limit it, or empty it. Safe while other processes use the cache.
@@ -153,10 +144,10 @@ def cache_verb(
 
 @data_app.command("features")
 def features_verb(
-    stage: Annotated[str, typer.Argument(help="Training stage whose clips are encoded.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write or resume.", callback=no_file)],
-    model: Annotated[Path, typer.Option(metavar="DIR|NAME", help="Checkpoint that the stage starts from.")],
-    config: Annotated[str, typer.Option(metavar="NAME|FILE", help="Settings, as for videopanda train.")] = "paper",
+    stage: Annotated[str, Argument(help="Training stage whose clips are encoded.")],
+    out: Annotated[Path, Argument(help="Folder to write or resume.", callback=no_file)],
+    model: Annotated[Path, Option(metavar="DIR|NAME", help="Checkpoint that the stage starts from.")],
+    config: Annotated[str, Option(metavar="NAME|FILE", help="Settings, as for videopanda train.")] = "paper",
     set_: Set = None,
 ) -> None:
     """Compute a teacher's features once; train on them with the setting teacher_features=OUT.
@@ -179,22 +170,22 @@ def features_verb(
 
 @data_app.command("recaption")
 def recaption_verb(
-    data: Annotated[str, typer.Argument(help="Annotations or a mixture.")],
-    output: Annotated[Path, typer.Option(metavar="FILE", help="JSON Lines file to write or resume.")],
+    data: Annotated[str, Argument(help="Annotations or a mixture.")],
+    output: Annotated[Path, Option(metavar="FILE", help="JSON Lines file to write or resume.")],
     media_root: MediaRoot = None,
     format_: Format = "auto",
     base_url: BaseUrl = None,
-    name: Annotated[str, typer.Option(metavar="ID", help="Name of the model on that server.")] = "",
+    name: Annotated[str, Option(metavar="ID", help="Name of the model on that server.")] = "",
     model: Annotated[
-        Path | None, typer.Option(metavar="DIR|NAME", help="Checkpoint to caption with, instead of a server.")
+        Path | None, Option(metavar="DIR|NAME", help="Checkpoint to caption with, instead of a server.")
     ] = None,
     send: Annotated[
         Literal["frames", "video"],
-        typer.Option(metavar="WHAT", help="What to send to the server: frames (as images) or video (the file)."),
+        Option(metavar="WHAT", help="What to send to the server: frames (as images) or video (the file)."),
     ] = "frames",
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What to ask. Default: a detailed description.")] = "",
-    num_frames: Annotated[int, typer.Option(metavar="N", min=1, help="Frames per clip.")] = 8,
-    concurrency: Annotated[int, typer.Option(metavar="N", min=1, help="Concurrent calls.")] = 8,
+    prompt: Annotated[str, Option(metavar="TEXT", help="What to ask. Default: a detailed description.")] = "",
+    num_frames: Annotated[int, Option(metavar="N", min=1, help="Frames per clip.")] = 8,
+    concurrency: Annotated[int, Option(metavar="N", min=1, help="Concurrent calls.")] = 8,
     as_json: AsJson = False,
 ) -> None:
     """Describe every clip of training data with a stronger model; the same command resumes.

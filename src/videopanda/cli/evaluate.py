@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
 from videopanda.cli.checks import existing_file, no_file, require_checkpoint, require_extra, require_paths
 from videopanda.cli.judge import judge_verb
@@ -41,23 +42,19 @@ evaluate_app = typer.Typer(help="Measure the accuracy of a model.", no_args_is_h
 @evaluate_app.command("scenes")
 def scenes_verb(
     model: Model = None,
-    num: Annotated[int, typer.Option(metavar="N", min=12, help="Number of questions.")] = 2000,
+    num: Annotated[int, Option(metavar="N", min=12, help="Number of questions.")] = 2000,
     seed: Seed = 0,
     as_json: AsJson = False,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep report, predictions and clips in this folder.")
+        Path | None, Option(metavar="DIR", help="Keep report, predictions and clips in this folder.")
     ] = None,
     media_root: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR", help="Write the clips to this folder, or reuse those in it. Default: the output folder."
-        ),
+        Option(metavar="DIR", help="Write the clips to this folder, or reuse those in it. Default: the output folder."),
     ] = None,
-    no_baselines: Annotated[
-        bool, typer.Option("--no-baselines", help="Skip the baselines (six times faster).")
-    ] = False,
+    no_baselines: Annotated[bool, Option("--no-baselines", help="Skip the baselines (six times faster).")] = False,
     wordings: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="Wordings of the questions: written, held-out, or a file.")
+        str, Option(metavar="NAME|FILE", help="Wordings of the questions: written, held-out, or a file.")
     ] = "written",
     set_: Change = None,
 ) -> None:
@@ -81,25 +78,24 @@ def scenes_verb(
 @evaluate_app.command("run")
 def run_verb(
     bench: Annotated[
-        list[str], typer.Argument(help="Benchmarks and their annotations, NAME=PATH, such as mvbench=MVBench/json.")
+        list[str], Argument(help="Benchmarks and their annotations, NAME=PATH, such as mvbench=MVBench/json.")
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write or resume.", callback=no_file)],
+    output: Annotated[Path, Option(metavar="DIR", help="Folder to write or resume.", callback=no_file)],
     media_root: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]DIR", help="Folder of the clips of all benchmarks, or of one; may be repeated."),
+        Option(metavar="[NAME=]DIR", help="Folder of the clips of all benchmarks, or of one; may be repeated."),
     ] = None,
     model: Model = None,
     limit: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Ask only N questions of each benchmark, the same ones every time."),
+        int | None, Option(metavar="N", min=1, help="Ask only N questions of each benchmark, the same ones every time.")
     ] = None,
     condition: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="full or a baseline; may be repeated. Default: full and three baselines."),
+        Option(metavar="NAME", help="full or a baseline; may be repeated. Default: full and three baselines."),
     ] = None,
     errata: Errata = "as-published",
     num_frames: NumFrames = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Questions per batch.")] = 8,
+    batch_size: Annotated[int, Option(metavar="N", min=1, help="Questions per batch.")] = 8,
     max_new_tokens: MaxNewTokens = 64,
     device: Device = None,
     cache: Cache = None,
@@ -155,9 +151,7 @@ def inspect_verb(
     bench: Bench,
     path: Annotations,
     errata: Errata = "as-published",
-    media_root: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="List the videos missing from this folder.")
-    ] = None,
+    media_root: Annotated[Path | None, Option(metavar="DIR", help="List the videos missing from this folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the contents of annotation files: questions, rejected rows with reasons, duplicates, known errors.
@@ -174,36 +168,30 @@ def inspect_verb(
 def predict_verb(
     bench: Bench,
     path: Annotations,
-    output: Annotated[Path, typer.Option(metavar="FILE", help="Predictions to write or resume.")],
+    output: Annotated[Path, Option(metavar="FILE", help="Predictions to write or resume.")],
     media_root: MediaRoot = None,
     model: Model = None,
     condition: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="full, or a baseline: no_video, one_frame, shuffled, reversed or wrong_video."
-        ),
+        str, Option(metavar="NAME", help="full, or a baseline: no_video, one_frame, shuffled, reversed or wrong_video.")
     ] = "full",
     errata: Errata = "as-published",
     num_frames: NumFrames = None,
     fps: Fps = None,
     max_visual_tokens: MaxVisualTokens = None,
-    last_frames: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Show only the last N frames, read at --fps.")
-    ] = 0,
+    last_frames: Annotated[int, Option(metavar="N", min=0, help="Show only the last N frames, read at --fps.")] = 0,
     frames_by: FramesBy = None,
     look_twice: LookTwice = False,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Questions per batch.")] = 8,
+    batch_size: Annotated[int, Option(metavar="N", min=1, help="Questions per batch.")] = 8,
     max_new_tokens: MaxNewTokens = 64,
     prompts: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="JSON file with custom prompt templates.", callback=existing_file),
+        Path | None, Option(metavar="FILE", help="JSON file with custom prompt templates.", callback=existing_file)
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Random seed of the shuffled frames.")] = 0,
+    seed: Annotated[int, Option(metavar="S", min=0, help="Random seed of the shuffled frames.")] = 0,
     engine: Annotated[
-        Literal["local", "ray"], typer.Option(metavar="NAME", help="local (one process, or torchrun) or ray.")
+        Literal["local", "ray"], Option(metavar="NAME", help="local (one process, or torchrun) or ray.")
     ] = "local",
     workers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="With --engine ray: number of Ray actors. Default: 1.")
+        int | None, Option(metavar="N", min=1, help="With --engine ray: number of Ray actors. Default: 1.")
     ] = None,
     cache: Cache = None,
     cache_size: CacheSize = None,
@@ -274,12 +262,11 @@ def score_verb(
     predictions: Predictions,
     output: ScoresOutput,
     scorer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Scoring method. Default: the one for the type of each question.")
+        str | None, Option(metavar="NAME", help="Scoring method. Default: the one for the type of each question.")
     ] = None,
     errata: Errata = "as-published",
     wordnet: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder of the WordNet database, for the scorers synonyms and wups."),
+        Path | None, Option(metavar="DIR", help="Folder of the WordNet database, for the scorers synonyms and wups.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -301,11 +288,9 @@ evaluate_app.command("judge")(judge_verb)
 
 @evaluate_app.command("needle")
 def needle_verb(
-    scores: Annotated[Path, typer.Argument(help="Score file.")],
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the long scenes.")],
-    output: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for needle.json and needle.png.", callback=no_file)
-    ],
+    scores: Annotated[Path, Argument(help="Score file.")],
+    data: Annotated[Path, Option(metavar="DIR", help="Folder of the long scenes.")],
+    output: Annotated[Path, Option(metavar="DIR", help="Folder for needle.json and needle.png.", callback=no_file)],
     as_json: AsJson = False,
 ) -> None:
     """Plot accuracy on long scenes by length of the clip and position of the event.
@@ -328,8 +313,8 @@ def needle_verb(
 
 @evaluate_app.command("report")
 def report_verb(
-    scores: Annotated[list[Path], typer.Argument(help="Score files, each next to its summary.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for Markdown, JSON and plots.")] = Path("report"),
+    scores: Annotated[list[Path], Argument(help="Score files, each next to its summary.")],
+    output: Annotated[Path, Option(metavar="DIR", help="Folder for Markdown, JSON and plots.")] = Path("report"),
     as_json: AsJson = False,
 ) -> None:
     """Build tables and plots from score files: intervals, question types, baselines, published numbers.

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from videopanda.cli.answer import AllowHost, End, Start, Video, local_video
 from videopanda.cli.checks import require_checkpoint, require_video
@@ -11,9 +11,9 @@ from videopanda.cli.options import AsJson, Device, Dtype, Fps, Model, load_model
 
 def find_verb(
     video: Video,
-    description: Annotated[str, typer.Argument(help="What happens, as a statement.")],
+    description: Annotated[str, Argument(help="What happens, as a statement.")],
     model: Model = None,
-    num_frames: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of frames. Default: 32.")] = None,
+    num_frames: Annotated[int | None, Option(metavar="N", min=1, help="Number of frames. Default: 32.")] = None,
     fps: Fps = None,
     start: Start = None,
     end: End = None,

@@ -5,6 +5,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from videopanda.cli.checks import no_file, require_checkpoint, require_paths
 from videopanda.cli.options import console, quiet
@@ -13,10 +14,9 @@ _MAX_BYTES = 4 << 30  # of weights in memory; larger models are not run by `pull
 
 
 def pull_verb(
-    name: Annotated[str, typer.Argument(help="Hub name: org/name, org/name@revision, org/name:folder.")],
+    name: Annotated[str, Argument(help="Hub name: org/name, org/name@revision, org/name:folder.")],
     output: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder for a converted official checkpoint.", callback=no_file),
+        Path | None, Option(metavar="DIR", help="Folder for a converted official checkpoint.", callback=no_file)
     ] = None,
 ) -> None:
     """Download a model, convert it if it is an official checkpoint, and verify it. The same command resumes.
@@ -50,18 +50,18 @@ def pull_verb(
 
 
 def push_verb(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
-    name: Annotated[str, typer.Argument(help="Name on the Hub: org/name.")],
+    checkpoint: Annotated[Path, Argument(help="Checkpoint folder.")],
+    name: Annotated[str, Argument(help="Name on the Hub: org/name.")],
     scores: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Summary written by `evaluate score`, for the card; may be repeated."),
+        Option(metavar="FILE", help="Summary written by `evaluate score`, for the card; may be repeated."),
     ] = None,
-    license_: Annotated[str, typer.Option("--license", metavar="ID", help="License, such as apache-2.0.")] = "",
+    license_: Annotated[str, Option("--license", metavar="ID", help="License, such as apache-2.0.")] = "",
     limitation: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="What the model cannot do, for the card; may be repeated.")
+        list[str] | None, Option(metavar="TEXT", help="What the model cannot do, for the card; may be repeated.")
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the card and the file names.")] = False,
+    private: Annotated[bool, Option("--private", help="Make the repository private.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only print the card and the file names.")] = False,
 ) -> None:
     """Upload a checkpoint with the code it needs and a model card.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from videopanda.cli.checks import existing_file, refuse, require_checkpoint, require_paths
 from videopanda.cli.options import Annotations, AsJson, BaseUrl, Bench, Errata, Predictions, ScoresOutput, show
@@ -18,39 +19,32 @@ def judge_verb(
     predictions: Predictions,
     output: ScoresOutput,
     name: Annotated[
-        str | None, typer.Option(metavar="ID", help="Name of the judge model on the server; prefer a dated version.")
+        str | None, Option(metavar="ID", help="Name of the judge model on the server; prefer a dated version.")
     ] = None,
     base_url: BaseUrl = None,
     model: Annotated[
-        Path | None, typer.Option(metavar="DIR|NAME", help="Chat model as the judge, instead of a server.")
+        Path | None, Option(metavar="DIR|NAME", help="Chat model as the judge, instead of a server.")
     ] = None,
     imported: Annotated[
         Path | None,
-        typer.Option(
-            "--import", metavar="PATH", help="Import verdicts of the official scripts from this file or folder."
-        ),
+        Option("--import", metavar="PATH", help="Import verdicts of the official scripts from this file or folder."),
     ] = None,
     prompts: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="JSON file with custom judge prompts.", callback=existing_file),
+        Path | None, Option(metavar="FILE", help="JSON file with custom judge prompts.", callback=existing_file)
     ] = None,
     errata: Errata = "as-published",
     concurrency: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Concurrent calls to the server. Default: 8.")
+        int | None, Option(metavar="N", min=1, help="Concurrent calls to the server. Default: 8.")
     ] = None,
     retries: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Retries per call to the server. Default: 5.")
+        int | None, Option(metavar="N", min=0, help="Retries per call to the server. Default: 5.")
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(metavar="S", min=0.1, help="Seconds for one call to the server. Default: 60.")
+        float | None, Option(metavar="S", min=0.1, help="Seconds for one call to the server. Default: 60.")
     ] = None,
-    price_in: Annotated[
-        float | None, typer.Option(metavar="X", min=0, help="Price of a million prompt tokens.")
-    ] = None,
-    price_out: Annotated[
-        float | None, typer.Option(metavar="X", min=0, help="Price of a million completion tokens.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate what the run would cost.")] = False,
+    price_in: Annotated[float | None, Option(metavar="X", min=0, help="Price of a million prompt tokens.")] = None,
+    price_out: Annotated[float | None, Option(metavar="X", min=0, help="Price of a million completion tokens.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only estimate what the run would cost.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Have a language model judge stored predictions. Replies are kept; the same command resumes.

@@ -4,19 +4,20 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
 from videopanda.cli.checks import require_checkpoint, require_extra, require_paths
 from videopanda.cli.options import AsJson, quiet, show
 
 lab_app = typer.Typer(help="Run the papers' tables, or your own, at a small scale.", no_args_is_help=True)
 
-TableName = Annotated[str, typer.Argument(help="Name of a table (see lab list), or a file.")]
+TableName = Annotated[str, Argument(help="Name of a table (see lab list), or a file.")]
 Budget = Annotated[
-    str, typer.Option(metavar="NAME", help="Budget of the table, such as small or full (see lab list --json).")
+    str, Option(metavar="NAME", help="Budget of the table, such as small or full (see lab list --json).")
 ]
-Runs = Annotated[Path, typer.Option(metavar="DIR", help="Folder for all training runs and evaluations.")]
+Runs = Annotated[Path, Option(metavar="DIR", help="Folder for all training runs and evaluations.")]
 Results = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Results file to write or extend. Default: NAME.json in --runs.")
+    Path | None, Option(metavar="FILE", help="Results file to write or extend. Default: NAME.json in --runs.")
 ]
 _STOPPED = 75
 
@@ -49,16 +50,16 @@ def run_verb(
     table: TableName,
     budget: Budget = "small",
     seeds: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Seeds per row. Default: those of the budget.")
+        int | None, Option(metavar="N", min=1, help="Seeds per row. Default: those of the budget.")
     ] = None,
-    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Training runs at the same time.")] = 1,
+    jobs: Annotated[int, Option(metavar="N", min=1, help="Training runs at the same time.")] = 1,
     model: Annotated[
-        Path | None, typer.Option(metavar="DIR|NAME", help="Start from this language model instead of training one.")
+        Path | None, Option(metavar="DIR|NAME", help="Start from this language model instead of training one.")
     ] = None,
-    row: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Run only this row; may be repeated.")] = None,
+    row: Annotated[list[str] | None, Option(metavar="NAME", help="Run only this row; may be repeated.")] = None,
     runs: Runs = Path("out/lab"),
     output: Results = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands that would run.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the commands that would run.")] = False,
 ) -> None:
     """Train and evaluate every row of a table. The same command resumes an interrupted run.
 
@@ -88,12 +89,10 @@ def report_verb(
     table: TableName,
     budget: Budget = "small",
     input_: Annotated[
-        Path | None, typer.Option("--input", metavar="FILE", help="Results file. Default: NAME.json in --runs.")
+        Path | None, Option("--input", metavar="FILE", help="Results file. Default: NAME.json in --runs.")
     ] = None,
     runs: Runs = Path("out/lab"),
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for Markdown, JSON and pictures.")] = Path(
-        "report"
-    ),
+    output: Annotated[Path, Option(metavar="DIR", help="Folder for Markdown, JSON and pictures.")] = Path("report"),
     as_json: AsJson = False,
 ) -> None:
     """Compare the rows of a table: intervals, differences from the reference row, use of the video, cost.
@@ -124,13 +123,13 @@ def report_verb(
 def teacher_verb(
     kind: Annotated[
         Literal["video-text", "image-text", "video", "image"],
-        typer.Option(metavar="NAME", help="video-text, image-text, video or image."),
+        Option(metavar="NAME", help="video-text, image-text, video or image."),
     ],
-    model: Annotated[Path, typer.Option(metavar="DIR|NAME", help="Language model whose tokenizer the teacher uses.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the teacher.")],
-    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Training steps.")] = 600,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=2, help="Clips per step.")] = 64,
-    clips: Annotated[int, typer.Option(metavar="N", min=2, help="Clips of Scenes to train on.")] = 4096,
+    model: Annotated[Path, Option(metavar="DIR|NAME", help="Language model whose tokenizer the teacher uses.")],
+    output: Annotated[Path, Option(metavar="DIR", help="Folder for the teacher.")],
+    steps: Annotated[int, Option(metavar="N", min=1, help="Training steps.")] = 600,
+    batch_size: Annotated[int, Option(metavar="N", min=2, help="Clips per step.")] = 64,
+    clips: Annotated[int, Option(metavar="N", min=2, help="Clips of Scenes to train on.")] = 4096,
 ) -> None:
     """Train a small teacher on Scenes, for tables about distillation.
 

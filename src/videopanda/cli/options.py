@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Argument, Option
 
 from videopanda.cli.checks import (
     existing_folder,
@@ -24,90 +24,80 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 TestShare = Annotated[
-    float, typer.Option(metavar="X", min=0.01, max=0.99, help="Share of each class's recordings held out for testing.")
+    float, Option(metavar="X", min=0.01, max=0.99, help="Share of each class's recordings held out for testing.")
 ]
-Model = Annotated[
-    Path | None, typer.Option(metavar="DIR|NAME", help="Model folder or Hub name. Default: the bundled nano.")
-]
-NumFrames = Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of frames. Default: the model's own.")]
+Model = Annotated[Path | None, Option(metavar="DIR|NAME", help="Model folder or Hub name. Default: the bundled nano.")]
+NumFrames = Annotated[int | None, Option(metavar="N", min=1, help="Number of frames. Default: the model's own.")]
 Fps = Annotated[
-    float | None, typer.Option(metavar="X", min=0.001, help="Frames per second of the clip, instead of --num-frames.")
+    float | None, Option(metavar="X", min=0.001, help="Frames per second of the clip, instead of --num-frames.")
 ]
 FramesBy = Annotated[
     Literal["motion", "scenes", "vectors"] | None,
-    typer.Option(metavar="RULE", help="Choose frames by motion, scenes or vectors."),
+    Option(metavar="RULE", help="Choose frames by motion, scenes or vectors."),
 ]
 LookTwice = Annotated[
-    bool,
-    typer.Option("--look-twice", help="Look at the whole clip coarsely, then closely at what the question is about."),
+    bool, Option("--look-twice", help="Look at the whole clip coarsely, then closely at what the question is about.")
 ]
 MaxVisualTokens = Annotated[
-    int | None,
-    typer.Option(metavar="N", min=1, help="Read the whole clip at --fps (default 1); merge tokens beyond N."),
+    int | None, Option(metavar="N", min=1, help="Read the whole clip at --fps (default 1); merge tokens beyond N.")
 ]
-MaxNewTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Maximum length of an answer, in tokens.")]
+MaxNewTokens = Annotated[int, Option(metavar="N", min=1, help="Maximum length of an answer, in tokens.")]
 Device = Annotated[
     str | None,
-    typer.Option(
-        metavar="DEVICE",
-        help="cpu, cuda, cuda:1 or mps. Default: cuda if available, else cpu.",
-        callback=known_device,
+    Option(
+        metavar="DEVICE", help="cpu, cuda, cuda:1 or mps. Default: cuda if available, else cpu.", callback=known_device
     ),
 ]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16", "auto"] | None,
-    typer.Option(metavar="TYPE", help="float32, bfloat16, float16, or auto (bfloat16 where the device has it)."),
+    Option(metavar="TYPE", help="float32, bfloat16, float16, or auto (bfloat16 where the device has it)."),
 ]
 MediaRoot = Annotated[
     Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="Folder of the clips. Default: the folder of the annotations.",
-        callback=existing_folder,
+    Option(
+        metavar="DIR", help="Folder of the clips. Default: the folder of the annotations.", callback=existing_folder
     ),
 ]
 Quantize = Annotated[
-    Literal["", "int8", "nf4"],
-    typer.Option(metavar="FORMAT", help="Quantize the language model: int8 or nf4 (4 bits)."),
+    Literal["", "int8", "nf4"], Option(metavar="FORMAT", help="Quantize the language model: int8 or nf4 (4 bits).")
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.", callback=key_value),
+    Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.", callback=key_value),
 ]
 Change = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--set",
         metavar="KEY=VALUE",
         help="Change token merging or resolution, as in merge.layers=3,9; may be repeated.",
         callback=key_value,
     ),
 ]
-Family = Annotated[str | None, typer.Option(metavar="NAME", help="Family of a new model. Default: videopanda.")]
-Preset = Annotated[str, typer.Option(metavar="NAME", help="Preset of a new vision part. Default: the family's first.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
+Family = Annotated[str | None, Option(metavar="NAME", help="Family of a new model. Default: videopanda.")]
+Preset = Annotated[str, Option(metavar="NAME", help="Preset of a new vision part. Default: the family's first.")]
+AsJson = Annotated[bool, Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 Cache = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Keep visual tokens here, so that a clip is encoded only once.", callback=no_file),
+    Option(metavar="DIR", help="Keep visual tokens here, so that a clip is encoded only once.", callback=no_file),
 ]
 CacheSize = Annotated[
     int | None,
-    typer.Option(
+    Option(
         metavar="SIZE",
         help="Maximum cache size (default 10GiB); least recently used entries are evicted.",
         parser=size_in_bytes,
     ),
 ]
 BaseUrl = Annotated[
-    str | None,
-    typer.Option(metavar="URL", help="OpenAI-compatible server, such as http://host/v1.", callback=server_url),
+    str | None, Option(metavar="URL", help="OpenAI-compatible server, such as http://host/v1.", callback=server_url)
 ]
-Bench = Annotated[str, typer.Argument(help="Name of the benchmark, such as mvbench.")]
-Annotations = Annotated[Path, typer.Argument(help="Original annotations of the benchmark: folder or file.")]
-Predictions = Annotated[Path, typer.Argument(help="Predictions, JSON Lines.")]
-Errata = Annotated[str, typer.Option(metavar="MODE", help="Known errors: as-published, corrected or strict.")]
-ScoresOutput = Annotated[Path, typer.Option(metavar="FILE", help="Scores to write; a summary file goes next to them.")]
-Seed = Annotated[int, typer.Option(metavar="S", min=0, help="Random seed of the scenes.")]
+Bench = Annotated[str, Argument(help="Name of the benchmark, such as mvbench.")]
+Annotations = Annotated[Path, Argument(help="Original annotations of the benchmark: folder or file.")]
+Predictions = Annotated[Path, Argument(help="Predictions, JSON Lines.")]
+Errata = Annotated[str, Option(metavar="MODE", help="Known errors: as-published, corrected or strict.")]
+ScoresOutput = Annotated[Path, Option(metavar="FILE", help="Scores to write; a summary file goes next to them.")]
+Seed = Annotated[int, Option(metavar="S", min=0, help="Random seed of the scenes.")]
 
 
 def load_model(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Option
 
 from videopanda.cli.checks import duration, require_checkpoint, size_in_bytes
 from videopanda.cli.options import AsJson, Family, Model, NumFrames, Preset, Quantize, Set, quiet, show
@@ -20,49 +20,45 @@ _SOURCE_FPS = 30.0  # assumed without a clip
 def plan_verb(
     model: Model = None,
     backbone: Annotated[
-        str | None, typer.Option(metavar="DIR|NAME", help="Plan a new model on this language model, such as qwen3-8b.")
+        str | None, Option(metavar="DIR|NAME", help="Plan a new model on this language model, such as qwen3-8b.")
     ] = None,
     family: Family = None,
     preset: Preset = "",
     set_: Set = None,
-    video: Annotated[Path | None, typer.Option(metavar="FILE", help="Clip that the question is about.")] = None,
+    video: Annotated[Path | None, Option(metavar="FILE", help="Clip that the question is about.")] = None,
     duration: Annotated[
         float | None,
-        typer.Option(
-            metavar="TIME", help="Length of the clip, without --video: 90s, 30m, 1.5h. See --fps.", parser=duration
-        ),
+        Option(metavar="TIME", help="Length of the clip, without --video: 90s, 30m, 1.5h. See --fps.", parser=duration),
     ] = None,
-    resolution: Annotated[str, typer.Option(metavar="WxH", help="Size of the frames, without --video.")] = "1280x720",
+    resolution: Annotated[str, Option(metavar="WxH", help="Size of the frames, without --video.")] = "1280x720",
     num_frames: NumFrames = None,
     fps: Annotated[
-        float | None, typer.Option(metavar="X", help="Frames per second of the clip, instead of --num-frames.")
+        float | None, Option(metavar="X", help="Frames per second of the clip, instead of --num-frames.")
     ] = None,
-    text_tokens: Annotated[int, typer.Option(metavar="N", min=0, help="Prompt tokens besides the clip.")] = 64,
-    max_new_tokens: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Maximum length of an answer, in tokens.")
-    ] = 64,
+    text_tokens: Annotated[int, Option(metavar="N", min=0, help="Prompt tokens besides the clip.")] = 64,
+    max_new_tokens: Annotated[int, Option(metavar="N", min=0, help="Maximum length of an answer, in tokens.")] = 64,
     device: Annotated[
         Literal["cpu", "cuda"] | None,
-        typer.Option(metavar="DEVICE", help="cpu or cuda: the device to plan for; need not be present."),
+        Option(metavar="DEVICE", help="cpu or cuda: the device to plan for; need not be present."),
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(metavar="TYPE", help="float32, bfloat16 or float16. Default: float32 on cpu, else bfloat16."),
+        Option(metavar="TYPE", help="float32, bfloat16 or float16. Default: float32 on cpu, else bfloat16."),
     ] = None,
     quantize: Quantize = "",
     fit: Annotated[
         int | None,
-        typer.Option(
+        Option(
             metavar="SIZE",
             help="Find what fits into SIZE, such as 24GiB: frames, or pixels with --num-frames.",
             parser=size_in_bytes,
         ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Also estimate the GPU-hours of training on N such samples.")
+        int | None, Option(metavar="N", min=1, help="Also estimate the GPU-hours of training on N such samples.")
     ] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Measure this machine first and keep the profile for later plans.")
+        bool, Option("--measure", help="Measure this machine first and keep the profile for later plans.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

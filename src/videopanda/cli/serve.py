@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from videopanda.cli.checks import existing_file, existing_folder, listen, require_checkpoint, require_extra
 from videopanda.cli.options import Change, Device, Model, Quantize, load_model, quiet
@@ -13,74 +13,63 @@ from videopanda.cli.options import Change, Device, Model, Quantize, load_model, 
 def serve_verb(
     model: Model = None,
     host: Annotated[
-        str, typer.Option(metavar="HOST", help="Address to listen on; 0.0.0.0 lets other machines in.")
+        str, Option(metavar="HOST", help="Address to listen on; 0.0.0.0 lets other machines in.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Port to listen on.")] = 8000,
-    api_key: Annotated[
-        list[str] | None, typer.Option(metavar="KEY", help="Require this API key; may be repeated.")
-    ] = None,
+    port: Annotated[int, Option(metavar="PORT", min=1, max=65535, help="Port to listen on.")] = 8000,
+    api_key: Annotated[list[str] | None, Option(metavar="KEY", help="Require this API key; may be repeated.")] = None,
     api_keys: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             metavar="FILE",
             help="Require one of the keys in this file, one per line. Safer than --api-key, which ps shows.",
             callback=existing_file,
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Model name in the API. Default: the name of its folder.")
+        str | None, Option(metavar="NAME", help="Model name in the API. Default: the name of its folder.")
     ] = None,
     device: Device = None,
     quantize: Quantize = "",
     set_: Change = None,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="HOST",
             help="Fetch videos from this host, if it is public (*.example.org: all subdomains); may be repeated.",
         ),
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="ORIGIN",
             help="Let web pages of this origin, such as https://app.example.org, use the API; may be repeated.",
         ),
     ] = None,
     public_url: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="URL of the server as users see it, when it is behind a reverse proxy."),
+        str | None, Option(metavar="URL", help="URL of the server as users see it, when it is behind a reverse proxy.")
     ] = None,
     media_root: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Let clients use file:// URLs of files below this folder.",
-            callback=existing_folder,
+        Option(
+            metavar="DIR", help="Let clients use file:// URLs of files below this folder.", callback=existing_folder
         ),
     ] = None,
     files: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for uploads. Default: a folder in the system's /tmp.")
+        Path | None, Option(metavar="DIR", help="Folder for uploads. Default: a folder in the system's /tmp.")
     ] = None,
-    keep: Annotated[float, typer.Option(metavar="H", min=0.0, help="Hours until an upload is deleted.")] = 24.0,
-    max_upload: Annotated[int, typer.Option(metavar="MB", min=1, help="Maximum size of an upload.")] = 512,
-    max_files: Annotated[int, typer.Option(metavar="GB", min=1, help="Maximum total size of all uploads.")] = 8,
-    max_new_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Maximum length of an answer, in tokens.")
-    ] = 1024,
-    max_frames: Annotated[int, typer.Option(metavar="N", min=1, help="Maximum frames per video.")] = 64,
-    max_pixels: Annotated[int, typer.Option(metavar="N", min=1, help="Maximum pixels per frame.")] = 1 << 25,
-    max_num_seqs: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Maximum sequences decoded at the same time.")
-    ] = 32,
-    max_queue: Annotated[int, typer.Option(metavar="N", min=0, help="Maximum waiting requests.")] = 256,
+    keep: Annotated[float, Option(metavar="H", min=0.0, help="Hours until an upload is deleted.")] = 24.0,
+    max_upload: Annotated[int, Option(metavar="MB", min=1, help="Maximum size of an upload.")] = 512,
+    max_files: Annotated[int, Option(metavar="GB", min=1, help="Maximum total size of all uploads.")] = 8,
+    max_new_tokens: Annotated[int, Option(metavar="N", min=1, help="Maximum length of an answer, in tokens.")] = 1024,
+    max_frames: Annotated[int, Option(metavar="N", min=1, help="Maximum frames per video.")] = 64,
+    max_pixels: Annotated[int, Option(metavar="N", min=1, help="Maximum pixels per frame.")] = 1 << 25,
+    max_num_seqs: Annotated[int, Option(metavar="N", min=1, help="Maximum sequences decoded at the same time.")] = 32,
+    max_queue: Annotated[int, Option(metavar="N", min=0, help="Maximum waiting requests.")] = 256,
     clip_cache: Annotated[
-        float, typer.Option(metavar="GB", min=0.0, help="Memory for the encoded-clip and KV-prefix cache.")
+        float, Option(metavar="GB", min=0.0, help="Memory for the encoded-clip and KV-prefix cache.")
     ] = 1.0,
-    decoders: Annotated[int, typer.Option(metavar="N", min=1, help="Video decoder processes.")] = 2,
-    decode_timeout: Annotated[
-        float, typer.Option(metavar="S", min=0.1, help="Seconds to fetch or decode a video.")
-    ] = 30.0,
+    decoders: Annotated[int, Option(metavar="N", min=1, help="Video decoder processes.")] = 2,
+    decode_timeout: Annotated[float, Option(metavar="S", min=0.1, help="Seconds to fetch or decode a video.")] = 30.0,
 ) -> None:
     """Serve a model: a web page to ask about videos, and an OpenAI-compatible API.
 
@@ -149,7 +138,7 @@ def _keys(file: Path) -> list[str]:
 def mcp_verb(
     media_root: Annotated[
         list[Path],
-        typer.Option(metavar="DIR", help="Folder whose videos may be read; may be repeated.", callback=existing_folder),
+        Option(metavar="DIR", help="Folder whose videos may be read; may be repeated.", callback=existing_folder),
     ],
     model: Model = None,
     device: Device = None,

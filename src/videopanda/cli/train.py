@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+from typer import Argument, Option
 
 from videopanda.cli.checks import no_file, require_checkpoint, require_extra, require_paths, require_rows, require_stage
 from videopanda.cli.options import AsJson, MediaRoot, Model, Set, TestShare, quiet, show
 
 Output = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Folder for checkpoints and logs. Default: out/STAGE.", callback=no_file),
+    Path | None, Option(metavar="DIR", help="Folder for checkpoints and logs. Default: out/STAGE.", callback=no_file)
 ]
-Lora = Annotated[bool, typer.Option("--lora", help="Train LoRA adapters instead of the weights of the language model.")]
-TrainQuantize = Annotated[
-    str, typer.Option(metavar="FORMAT", help="With --lora: nf4 keeps the language model in 4 bits.")
-]
+Lora = Annotated[bool, Option("--lora", help="Train LoRA adapters instead of the weights of the language model.")]
+TrainQuantize = Annotated[str, Option(metavar="FORMAT", help="With --lora: nf4 keeps the language model in 4 bits.")]
 T = TypeVar("T")
 
 _READ_AT_ONCE = 4 << 20  # bytes; smaller annotation files are checked before torch is imported
@@ -25,24 +23,22 @@ _STOPPED = 75  # EX_TEMPFAIL of sysexits.h: clusters requeue on it
 
 
 def train_verb(
-    stage: Annotated[str, typer.Argument(help="language, prealign, spatial, spatiotemporal, pretrain or finetune.")],
+    stage: Annotated[str, Argument(help="language, prealign, spatial, spatiotemporal, pretrain or finetune.")],
     config: Annotated[
         str,
-        typer.Option(
-            metavar="NAME|FILE", help="Settings: paper, scripts, nano, elva, custom, or a JSON file {key: value}."
-        ),
+        Option(metavar="NAME|FILE", help="Settings: paper, scripts, nano, elva, custom, or a JSON file {key: value}."),
     ] = "paper",
     set_: Set = None,
-    model: Annotated[Path | None, typer.Option(metavar="DIR|NAME", help="Model to start from.")] = None,
+    model: Annotated[Path | None, Option(metavar="DIR|NAME", help="Model to start from.")] = None,
     chat_template: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Chat template. Default: the tokenizer's own.")
+        str | None, Option(metavar="FILE", help="Chat template. Default: the tokenizer's own.")
     ] = None,
     output: Output = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what the run would do, and try two steps on a small model.")
+        bool, Option("--dry-run", help="Show what the run would do, and try two steps on a small model.")
     ] = False,
     processes: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="With --dry-run: number of processes to simulate.")
+        int | None, Option(metavar="N", min=1, help="With --dry-run: number of processes to simulate.")
     ] = None,
 ) -> None:
     """Train one stage. The same command resumes an interrupted run.
@@ -68,8 +64,8 @@ def train_verb(
 
 
 def finetune_verb(
-    data: Annotated[str, typer.Option(metavar="FILE", help="Conversations about clips, in any supported format.")],
-    model: Annotated[Path, typer.Option(metavar="DIR|NAME", help="Model to start from.")],
+    data: Annotated[str, Option(metavar="FILE", help="Conversations about clips, in any supported format.")],
+    model: Annotated[Path, Option(metavar="DIR|NAME", help="Model to start from.")],
     media_root: MediaRoot = None,
     lora: Lora = False,
     quantize: TrainQuantize = "",
@@ -94,10 +90,10 @@ def finetune_verb(
 
 def teach_verb(
     clips: Annotated[
-        Path, typer.Argument(help="Folder with one subfolder of clips per class, or a file of questions about clips.")
+        Path, Argument(help="Folder with one subfolder of clips per class, or a file of questions about clips.")
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the model and the report.", callback=no_file)],
-    question: Annotated[str, typer.Option(metavar="TEXT", help="The question about every clip of a folder.")] = "",
+    output: Annotated[Path, Option(metavar="DIR", help="Folder for the model and the report.", callback=no_file)],
+    question: Annotated[str, Option(metavar="TEXT", help="The question about every clip of a folder.")] = "",
     media_root: MediaRoot = None,
     model: Model = None,
     lora: Lora = False,
@@ -105,13 +101,13 @@ def teach_verb(
     test_share: TestShare = 0.25,
     copies: Annotated[
         int | None,
-        typer.Option(
+        Option(
             metavar="N",
             min=0,
             help="Number of altered copies of each training recording. Default: 4 up to 200 recordings, else none.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Random seed of the split and the training.")] = 0,
+    seed: Annotated[int, Option(metavar="S", min=0, help="Random seed of the split and the training.")] = 0,
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:

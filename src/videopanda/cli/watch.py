@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-import typer
+from typer import Argument, Option
 
 from videopanda.cli.checks import duration, refuse, require_checkpoint
 from videopanda.cli.options import Device, MaxNewTokens, Model, load_model
@@ -15,44 +15,37 @@ from videopanda.cli.options import Device, MaxNewTokens, Model, load_model
 
 def watch_verb(
     source: Annotated[
-        str,
-        typer.Argument(help="File, folder of images, - for stdin, FIFO, http(s) or rtsp URL, camera (/dev/video0)."),
+        str, Argument(help="File, folder of images, - for stdin, FIFO, http(s) or rtsp URL, camera (/dev/video0).")
     ],
-    every: Annotated[
-        tuple[str, str], typer.Option(metavar="TIME QUESTION", help="Ask this question at this interval.")
-    ] = ("", ""),
+    every: Annotated[tuple[str, str], Option(metavar="TIME QUESTION", help="Ask this question at this interval.")] = (
+        "",
+        "",
+    ),
     when: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="QUESTION", help="Report when the answer changes to yes, and back to no; may be repeated."
-        ),
+        Option(metavar="QUESTION", help="Report when the answer changes to yes, and back to no; may be repeated."),
     ] = None,
     check: Annotated[
-        float | None,
-        typer.Option(metavar="TIME", help="Interval at which --when is checked. Default: 1s.", parser=duration),
+        float | None, Option(metavar="TIME", help="Interval at which --when is checked. Default: 1s.", parser=duration)
     ] = None,
     model: Model = None,
-    fps: Annotated[float, typer.Option(metavar="X", min=0.001, help="Frames per second to read.")] = 1.0,
+    fps: Annotated[float, Option(metavar="X", min=0.001, help="Frames per second to read.")] = 1.0,
     max_visual_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Merge older tokens beyond N to limit memory.")
+        int | None, Option(metavar="N", min=1, help="Merge older tokens beyond N to limit memory.")
     ] = None,
     window: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=0, help="Number of latest steps whose tokens are never merged. Default: 4."),
+        int | None, Option(metavar="N", min=0, help="Number of latest steps whose tokens are never merged. Default: 4.")
     ] = None,
     last_frames: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Keep only the last N frames, with no memory of earlier ones."),
+        int | None, Option(metavar="N", min=1, help="Keep only the last N frames, with no memory of earlier ones.")
     ] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="At the end of the file, wait for more to be written.")
-    ] = False,
+    follow: Annotated[bool, Option("--follow", help="At the end of the file, wait for more to be written.")] = False,
     until: Annotated[
-        float | None, typer.Option(metavar="TIME", help="Stop at this time of the stream.", parser=duration)
+        float | None, Option(metavar="TIME", help="Stop at this time of the stream.", parser=duration)
     ] = None,
     device: Device = None,
     max_new_tokens: MaxNewTokens = 64,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per event on stdout.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object per event on stdout.")] = False,
 ) -> None:
     """Watch a video that may never end: answers with timestamps, in constant memory.
 

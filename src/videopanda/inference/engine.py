@@ -27,14 +27,7 @@ from videopanda.inference.clip import ClipMemoryCache, EncodedClip, PrefixKey, e
 from videopanda.inference.detokenizer import IncrementalDetokenizer
 from videopanda.inference.errors import ConstraintError, EngineStoppedError, QueueFullError
 from videopanda.inference.kv_prefix import CacheLayout, KVPrefix
-from videopanda.inference.request import (
-    ActiveSequence,
-    Callback,
-    Failed,
-    Finished,
-    GenerateRequest,
-    TextDelta,
-)
+from videopanda.inference.request import ActiveSequence, Callback, Failed, Finished, GenerateRequest, TextDelta
 from videopanda.inference.sampling import Sampler, eos_token_ids
 from videopanda.models.configuration import context_length
 from videopanda.plan.planner import DoesNotFitError, budget, planner_for

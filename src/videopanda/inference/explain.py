@@ -191,11 +191,7 @@ def study(
     without = yield from log_probabilities([frame_V == place for place in places])
     alone = yield from log_probabilities([frame_V != place for place in places])
     effects = {
-        place: (
-            math.exp(whole) - math.exp(minus),
-            math.exp(only) - math.exp(nothing),
-            whole - minus + only - nothing,
-        )
+        place: (math.exp(whole) - math.exp(minus), math.exp(only) - math.exp(nothing), whole - minus + only - nothing)
         for place, minus, only in zip(places, without, alone)
     }
     indices = clip.indices or [None] * len(clip.times)

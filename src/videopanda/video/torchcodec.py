@@ -12,13 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from videopanda.video.container import (
-    Deadline,
-    DisorderedError,
-    Reader,
-    UnreadableError,
-    display_matrix,
-)
+from videopanda.video.container import Deadline, DisorderedError, Reader, UnreadableError, display_matrix
 from videopanda.video.source import OpenSource
 from videopanda.video.timeline import Timeline
 
