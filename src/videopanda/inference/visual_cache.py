@@ -39,29 +39,21 @@ class TokenDiskCache(DiskCache):
     """A folder of entries, of at most `max_bytes` in total; the least recently used ones are evicted."""
 
     suffix = ".safetensors"
+    corrupt = (*DiskCache.corrupt, SafetensorError)
 
     @staticmethod
     def key(*parts: str) -> str:
         """The name of an entry."""
         return hashlib.sha256(json.dumps([FORMAT, torch.__version__, *parts]).encode()).hexdigest()
 
-    def get(self, key: str) -> CacheEntry | None:
-        """The entry, which counts as used now; None if there is none, or a corrupt one, which is removed."""
-        content = self.read(key)
-        if content is None:
-            return None
-        try:
-            # A copy: unaligned buffers change the summation order of kernels.
-            tensors = {name: tensor.clone() for name, tensor in load(content).items()}
-            facts = _metadata(content)
-            if facts["sha256"] != _sha256(tensors, facts["facts"]):
-                raise SafetensorError("checksum mismatch")
-            entry = CacheEntry(tensors["tokens"], json.loads(facts["facts"]), tensors.get("layout"))
-        except (SafetensorError, ValueError, KeyError) as error:
-            self.discard(key, error)
-            return None
-        self.used(key)
-        return entry
+    def parse(self, content: bytes) -> CacheEntry:
+        """Tokens and facts. Raises what `corrupt` lists."""
+        # A copy: unaligned buffers change the summation order of kernels.
+        tensors = {name: tensor.clone() for name, tensor in load(content).items()}
+        facts = _metadata(content)
+        if facts["sha256"] != _sha256(tensors, facts["facts"]):
+            raise SafetensorError("checksum mismatch")
+        return CacheEntry(tensors["tokens"], json.loads(facts["facts"]), tensors.get("layout"))
 
     def put(self, key: str, tokens: Tensor, facts: dict[str, Any], layout: Tensor | None = None) -> None:
         """Write an entry and evict old ones if needed. A full disk is logged, not raised."""

@@ -43,6 +43,7 @@ class DiskCache:
     """
 
     suffix: str  # of the files
+    corrupt: tuple[type[Exception], ...] = (ValueError, KeyError, TypeError, EOFError)  # what `parse` raises
 
     def __init__(self, folder: str | Path, max_bytes: int):
         if max_bytes < 1:
@@ -50,25 +51,27 @@ class DiskCache:
         self.folder, self.max_bytes = Path(folder).expanduser(), max_bytes
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def read(self, key: str) -> bytes | None:
-        """The content of an entry, None if there is none; `used` says that it was of use."""
+    def parse(self, content: bytes) -> Any:
+        """The entry in a file with this content."""
+        raise NotImplementedError
+
+    def get(self, key: str) -> Any:
+        """The entry, which counts as used now; None if there is none, or a corrupt one, which is removed."""
+        file = self._file(key)
         try:
-            return self._file(key).read_bytes()  # at once: the file may be replaced or removed at any time
+            entry = self.parse(file.read_bytes())  # at once: the file may be replaced or removed at any time
         except FileNotFoundError:  # never written, or removed meanwhile: either way it can be made again
             return None
         except OSError as error:
-            _LOG.warning("%s cannot be read: %s", self._file(key), error)
+            _LOG.warning("%s cannot be read: %s", file, error)
             return None
-
-    def used(self, key: str) -> None:
-        """Note that an entry was used now."""
+        except self.corrupt as error:
+            _LOG.warning("%s is corrupt and will be regenerated: %s", file, error)
+            _remove(file)
+            return None
         with suppress(OSError):  # gone again, or of another user
-            os.utime(self._file(key))
-
-    def discard(self, key: str, error: Exception) -> None:
-        """Remove a corrupt entry."""
-        _LOG.warning("%s is corrupt and will be regenerated: %s", self._file(key), error)
-        _remove(self._file(key))
+            os.utime(file)
+        return entry
 
     def write(self, key: str, content: bytes) -> None:
         """Write an entry, and evict old ones if needed. A full disk is logged, not raised."""
@@ -148,6 +151,7 @@ class FrameCache(DiskCache):
     """
 
     suffix = ".npz"
+    corrupt = (*DiskCache.corrupt, zipfile.BadZipFile)
 
     def __init__(self, folder: str | Path, max_bytes: int):
         super().__init__(folder, max_bytes)
@@ -157,12 +161,18 @@ class FrameCache(DiskCache):
     def read_video(self, video: VideoSource, **choice: Any) -> Video:
         """As `videopanda.read_video`, from the cache if it is there. Streams and still pictures are not kept."""
         key = self._key(video, choice)
-        found = self._get(key) if key else None
+        found = self.get(key) if key else None
         if found is None:
             found = read_video(video, **choice)
             if key and not found.is_still:
                 self.write(key, _packed(found))
         return found
+
+    def parse(self, content: bytes) -> Video:
+        """The frames and facts of a video."""
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:  # checks the sum of what it reads
+            arrays = {name: stored[name] for name in stored.files}
+        return Video(**json.loads(str(arrays.pop("facts"))), **arrays)
 
     def _key(self, video: VideoSource, choice: dict[str, Any]) -> str | None:
         content = None
@@ -171,18 +181,6 @@ class FrameCache(DiskCache):
         if content is None:
             return None
         return hashlib.sha256(json.dumps(["frames", content, sorted(choice.items()), decoders()]).encode()).hexdigest()
-
-    def _get(self, key: str) -> Video | None:
-        content = self.read(key)
-        if content is None:
-            return None
-        try:
-            found = _unpacked(content)
-        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, TypeError) as error:
-            self.discard(key, error)
-            return None
-        self.used(key)
-        return found
 
     def _make_room(self, needed: int) -> bool:
         if needed > self._room and not self._is_full:
@@ -204,12 +202,6 @@ def _packed(video: Video) -> bytes:
     file = io.BytesIO()
     np.savez(file, facts=np.array(facts), **arrays)  # type: ignore[arg-type]  # none is called `allow_pickle`
     return file.getvalue()
-
-
-def _unpacked(content: bytes) -> Video:
-    with np.load(io.BytesIO(content), allow_pickle=False) as stored:  # checks the sum of what it reads
-        arrays = {name: stored[name] for name in stored.files}
-    return Video(**json.loads(str(arrays.pop("facts"))), **arrays)
 
 
 # -- content -----------------------------------------------------------------------------------------------------------
