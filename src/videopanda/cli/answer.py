@@ -207,7 +207,6 @@ def _read_question() -> str:
 
 
 def _chat_options(max_new_tokens: int, temperature: float, seed: int | None) -> dict[str, Any]:
-    """The options of the command as arguments of `Chat`."""
     from videopanda.inference.sampling import Sampling
 
     return {"max_new_tokens": max_new_tokens, "sampling": Sampling(temperature, seed=seed)}

@@ -169,7 +169,6 @@ def _clip(video: Path | None, seconds: float | None, resolution: str) -> tuple[i
 
 
 def _frames(processor: Any, frames: int | None, fps: float | None, seconds: float | None, source_fps: float) -> int:
-    """Number of frames that the model sees."""
     from videopanda.plan.planner import shown_frames
 
     if fps is None:

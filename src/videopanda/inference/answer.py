@@ -145,19 +145,28 @@ class Chat:
         self.engine = Engine(model, processor, keep_prefixes=keep_prefix)
         self.messages: list[Message] = []
         has_memory = max_visual_tokens is not None or bool(last_frames)
+        if fps is not None and num_frames is None and not has_memory and not hasattr(video, "frames"):
+            max_visual_tokens = processor.video_processor.max_visual_tokens
         if isinstance(video, EncodedClip):
             if (num_frames, fps, start, end, frames_by) != (None,) * 5 or has_memory:
                 raise ValueError("this clip is already encoded: omit what chooses frames of a file")
+            self.clip, self._costs = video, {"decode": 0.0, "preprocess": 0.0, "encode": 0.0}
         elif frames_by is not None:
             if (fps, start, end) != (None,) * 3 or has_memory:
                 raise ValueError(
                     "frames_by chooses num_frames frames of a whole file: omit fps, start, end, max_visual_tokens and "
                     "last_frames"
                 )
-        elif fps is not None and num_frames is None and not has_memory and not hasattr(video, "frames"):
-            max_visual_tokens = processor.video_processor.max_visual_tokens
-        if isinstance(video, EncodedClip):
-            self.clip, self._costs = video, {"decode": 0.0, "preprocess": 0.0, "encode": 0.0}
+            if hasattr(video, "frames"):
+                raise ValueError("frames_by chooses frames of a file; these frames are already decoded")
+            began, rules = time.perf_counter(), processor.video_processor
+            times, reasons = chosen_times(video, rules.num_frames if num_frames is None else num_frames, frames_by)
+            read = read_video(video, timestamps=times, background=rules.background)
+            chosen = time.perf_counter() - began
+            with ONE_AT_A_TIME:
+                source = ClipSource(read, None, None, None)
+                self.clip, self._costs = encode_clip(model, processor, source, max_new_tokens)
+            self.clip.selection, self._costs["decode"] = tuple(reasons), chosen
         elif max_visual_tokens is not None or last_frames:
             if num_frames is not None:
                 raise ValueError(
@@ -174,17 +183,6 @@ class Chat:
                     start=start,
                     end=end,
                 )
-        elif frames_by is not None:
-            if hasattr(video, "frames"):
-                raise ValueError("frames_by chooses frames of a file; these frames are already decoded")
-            began, rules = time.perf_counter(), processor.video_processor
-            times, reasons = chosen_times(video, rules.num_frames if num_frames is None else num_frames, frames_by)
-            read = read_video(video, timestamps=times, background=rules.background)
-            chosen = time.perf_counter() - began
-            with ONE_AT_A_TIME:
-                source = ClipSource(read, None, None, None)
-                self.clip, self._costs = encode_clip(model, processor, source, max_new_tokens)
-            self.clip.selection, self._costs["decode"] = tuple(reasons), chosen
         else:
             if num_frames is None and fps is None and not hasattr(video, "frames"):
                 num_frames = processor.video_processor.num_frames

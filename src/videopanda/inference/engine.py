@@ -189,7 +189,6 @@ class Engine:
             self._batch.keep([one for one in self._batch.sequences if not one.cancelled])
 
     def _admit(self) -> None:
-        """Prefill waiting prompts and let them join the batch."""
         admitted: list[ActiveSequence] = []
         most = MAX_PREFILLS_PER_STEP if self._batch.sequences else self.limits.max_num_seqs
         while len(admitted) < most and (sequence := self._next_admissible(admitted)):
@@ -221,7 +220,6 @@ class Engine:
         return None
 
     def _encode(self, sequence: ActiveSequence) -> None:
-        """Encode the clips of a request that are not encoded yet."""
         began = time.perf_counter()
         stats, request = sequence.stats, sequence.request
         stats.seconds["queue"] = began - sequence.since
@@ -334,7 +332,6 @@ class Engine:
 
     # -- decode --------------------------------------------------------------------------------------------------------
     def _decode(self) -> None:
-        """One more token for every sequence."""
         sequences = list(self._batch.sequences)
         logits_BV = self._batch.step([sequence.ids[-1] for sequence in sequences])
         tokens = self._choose(sequences, logits_BV)

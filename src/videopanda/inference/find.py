@@ -341,6 +341,5 @@ def _moment(stated: Sequence[tuple[float, float] | None], fit: _Fit, edges: np.n
 
 
 def _shared(intervals: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    """What intervals have in common."""
     start, end = max(a for a, _ in intervals), min(b for _, b in intervals)
     return (start, end) if start < end else None

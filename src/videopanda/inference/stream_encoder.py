@@ -144,7 +144,6 @@ class StreamEncoder:
             self._pending.clear()
 
     def _encode(self, memory: TokenMemory, pending: Collection[tuple[np.ndarray, float]]) -> ChunkState:
-        """Encode pending frames into a memory."""
         began = time.perf_counter()
         frames = np.stack([image for image, _ in pending])
         rules = self.processor.video_processor

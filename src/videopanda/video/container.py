@@ -374,7 +374,6 @@ def display_matrix(frame: av.VideoFrame) -> Matrix | None:
 
 
 def _is_turned(matrix: Matrix) -> bool:
-    """Whether width and height change places."""
     a, b, c, d = matrix
     return abs(a) + abs(d) < abs(b) + abs(c)
 

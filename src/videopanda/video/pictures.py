@@ -190,7 +190,6 @@ def _content(file: BinaryIO, start: int, end: int) -> bytes:
 
 
 def _item_kinds(iinf: bytes) -> dict[int, bytes]:
-    """The kind of each item of an item information box."""
     kinds, start = {}, 8 if iinf[:1] > b"\0" else 6
     while start + 8 <= len(iinf):
         size = int.from_bytes(iinf[start : start + 4], "big")

@@ -90,7 +90,6 @@ class Download:
         return self._at
 
     def _open(self, request: Any) -> Any:
-        """The response. Raises OSError."""
         try:
             return self._opener.open(request, timeout=self._source.stall)
         except http.client.HTTPException as error:  # what answers does not speak HTTP
