@@ -58,7 +58,11 @@ class Pictures:
             raise
         except MemoryError as error:
             raise UnreadableError(f"{self._where(file)}decoding needs more memory than is available") from error
-        except Exception as error:
+        # Pillow's plug-ins raise these, depending on format and damage.
+        except (
+            *(OSError, EOFError, ArithmeticError, AttributeError, LookupError, RuntimeError, SyntaxError),
+            *(TypeError, ValueError, Image.DecompressionBombError),
+        ) as error:
             raise UnreadableError(f"{self._where(file)}{str(error) or type(error).__name__}") from error
 
     def timeline(self, fps: float, limits: "VideoLimits | None", deadline: Deadline) -> Timeline:
