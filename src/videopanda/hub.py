@@ -64,17 +64,7 @@ def folder_of(name: str | Path, *, pickled: bool = False, files: tuple[str, ...]
         raise FileNotFoundError(
             f"no model folder at {name}, and it is neither a Hub name such as org/name nor one of {', '.join(BUNDLED)}"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors, snapshot_download
 
     place = f"{hub.subfolder}/" * bool(hub.subfolder)
 
@@ -93,21 +83,21 @@ def folder_of(name: str | Path, *, pickled: bool = False, files: tuple[str, ...]
             folder = download(PICKLED)
         if not any(folder.glob("*.json")):
             raise ValueError(_elsewhere(hub))
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         raise ValueError(
             f"{hub.repo} is gated: accept its terms at its page on the Hub, then run  hf auth login"
         ) from error
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise FileNotFoundError(
             f"no model {hub.repo} on the Hub, and no folder of this name; if it is private, run  hf auth login"
         ) from error
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise ValueError(f"{hub.repo} has no revision {hub.revision}") from error
-    except (LocalEntryNotFoundError, EntryNotFoundError) as error:
+    except errors.EntryNotFoundError as error:
         raise ValueError(
             f"{hub.repo} is not in the cache, and the Hub cannot be reached (or HF_HUB_OFFLINE is set)"
         ) from error
-    except (HfHubHTTPError, HFValidationError, HTTPError) as error:
+    except (errors.HfHubHTTPError, errors.HFValidationError, errors.HTTPError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"cannot download {hub.repo}: {reason[0]}; the same command continues") from error
     return folder
@@ -138,16 +128,15 @@ def upload(folder: Path, repo: str, private: bool = False) -> str:
     Raises:
         ValueError: the Hub refuses, or cannot be reached.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+    from huggingface_hub import HfApi, errors
 
     try:
         api = HfApi()
         address = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload of videopanda")
-    except LocalTokenNotFoundError as error:
+    except errors.LocalTokenNotFoundError as error:
         raise ValueError("not logged in to the Hub: run  hf auth login") from error
-    except (HfHubHTTPError, HTTPError) as error:
+    except (errors.HfHubHTTPError, errors.HTTPError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         hint = ": run  hf auth login  with a token that may write there" if status in (401, 403) else ""
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

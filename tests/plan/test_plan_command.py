@@ -118,7 +118,7 @@ def test_what_does_not_fit_the_context_is_refused(run, checkpoint):
         (("--set", "stab.image_size=big"), "stab.image_size must be a whole number, got 'big'"),
         (("--num-frames", "3", "--fps", "1"), "mutually exclusive"),
         (("--fps", "1"), "--fps needs"),
-        (("--fps", "-1", "--duration", "3s"), "--fps must be"),
+        (("--fps", "-1", "--duration", "3s"), "--fps must be at least 0.001"),
         (("--resolution", "big"), "--resolution must be a size"),
         (("--duration", "long"), "--duration: expected a time"),
         (("--device", "tpu"), "--device must be cpu or cuda"),

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from videopanda.cli.checks import require_extra
+from videopanda.cli.checks import frame_size, require_extra
 from videopanda.cli.options import AsJson, Device, Model, quiet, show
 
 Rounds = Annotated[int, Option(metavar="N", min=1, help="Number of interleaved rounds.")]
@@ -45,19 +45,10 @@ def efficiency_verb(
     from videopanda.bench.efficiency import CONTENDERS, measure
     from videopanda.bench.report import draw, table
 
-    width, _, height = resolution.partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise ValueError(f"--resolution must be a size such as 1280x720, got {resolution!r}")
+    width, height = frame_size(resolution)
     names = models.split(",") if models else list(CONTENDERS)
     report = measure(
-        names,
-        int(height),
-        int(width),
-        rounds=rounds,
-        device=device,
-        dtype=dtype,
-        compiled=compiled,
-        flops_only=flops_only,
+        names, height, width, rounds=rounds, device=device, dtype=dtype, compiled=compiled, flops_only=flops_only
     )
     if plot:
         draw(report, plot)

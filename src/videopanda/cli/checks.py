@@ -90,6 +90,14 @@ def duration(text: str) -> float:
     return length
 
 
+def frame_size(text: str) -> tuple[int, int]:
+    """Parse --resolution, such as 1280x720, into width and height."""
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found:
+        raise ValueError(f"--resolution must be a size such as 1280x720, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
 def size_in_bytes(text: str) -> int:
     """Parse a size such as 24GiB into bytes."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text)
@@ -190,14 +198,6 @@ def require_new(*outputs: Path) -> None:
             raise ValueError(f"{output} already exists: choose a new folder")
 
 
-def require_json(file: Path) -> None:
-    """Check that a file is JSON."""
-    try:
-        json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-
-
 def require_stage(stage: str, config: str) -> None:
     """Check that a stage of training exists, and that its settings are a preset or a JSON file."""
     if stage not in STAGES:
@@ -206,7 +206,10 @@ def require_stage(stage: str, config: str) -> None:
         return
     if not Path(config).is_file():
         raise ValueError(f"--config {config}: neither a file nor one of {', '.join(PRESETS)}")
-    require_json(Path(config))
+    try:
+        json.loads(Path(config).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{config} is not valid JSON: {error}") from error
 
 
 def require_video(

@@ -1,6 +1,5 @@
 """The verb `videopanda plan`. Heavy imports are inside the functions."""
 
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from videopanda.cli.checks import duration, require_checkpoint, size_in_bytes
-from videopanda.cli.options import AsJson, Family, Model, NumFrames, Preset, Quantize, Set, quiet, show
+from videopanda.cli.checks import duration, frame_size, require_checkpoint, size_in_bytes
+from videopanda.cli.options import AsJson, Family, Fps, Model, NumFrames, Preset, Quantize, Set, quiet, show
 
 if TYPE_CHECKING:
     from videopanda.plan.planner import Plan, Planner
@@ -32,9 +31,7 @@ def plan_verb(
     ] = None,
     resolution: Annotated[str, Option(metavar="WxH", help="Size of the frames, without --video.")] = "1280x720",
     num_frames: NumFrames = None,
-    fps: Annotated[
-        float | None, Option(metavar="X", help="Frames per second of the clip, instead of --num-frames.")
-    ] = None,
+    fps: Fps = None,
     text_tokens: Annotated[int, Option(metavar="N", min=0, help="Prompt tokens besides the clip.")] = 64,
     max_new_tokens: Annotated[int, Option(metavar="N", min=0, help="Maximum length of an answer, in tokens.")] = 64,
     device: Annotated[
@@ -162,10 +159,8 @@ def _clip(video: Path | None, seconds: float | None, resolution: str) -> tuple[i
             raise ValueError("--video has its own duration: omit --duration")
         first = read_video(video, num_frames=1)
         return first.height, first.width, first.duration, first.source_fps
-    size = re.fullmatch(r"(\d+)x(\d+)", resolution)
-    if not size:
-        raise ValueError(f"--resolution must be a size such as 1280x720, got {resolution!r}")
-    return int(size[2]), int(size[1]), seconds, _SOURCE_FPS
+    width, height = frame_size(resolution)
+    return height, width, seconds, _SOURCE_FPS
 
 
 def _frames(processor: Any, frames: int | None, fps: float | None, seconds: float | None, source_fps: float) -> int:
@@ -176,8 +171,6 @@ def _frames(processor: Any, frames: int | None, fps: float | None, seconds: floa
         return most if seconds is None else shown_frames(processor, most, seconds, source_fps)
     if seconds is None:
         raise ValueError("--fps needs --video or --duration")
-    if not fps > 0:
-        raise ValueError(f"--fps must be a positive number, got {fps}")
     return max(1, round(seconds * fps))
 
 

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -74,9 +74,9 @@ async def _find(service: Any, body: FindRequest, owner: str) -> AsyncGenerator[E
     except ValueError as error:
         raise ServeError(str(error), "description") from error
     video = await service.media.frames(body.video, owner, num_frames=NUM_FRAMES)
-    async for step in _steps(service, search(service.engine.processor, video, body.description)):
-        if isinstance(step, _Progress):
-            yield {"object": "find.progress", **asdict(step)}
+    async for step in _steps(service, search(service.engine.processor, video, body.description), "find"):
+        if isinstance(step, dict):
+            yield step
         else:
             yield {"object": "find", "model": service.settings.name, **step.as_dict()}
 
@@ -89,10 +89,10 @@ async def _explain(service: Any, body: ExplainRequest, owner: str) -> AsyncGener
     video = await service.media.frames(part, owner, body, place)
     (clip,) = question.clips
     steps = study(service.engine.processor, clip, video.frames, question.prompt_ids, end.token_ids, body.regions)
-    async for step in _steps(service, steps):
-        if isinstance(step, _Progress):
-            count = step.total
-            yield {"object": "explanation.progress", **asdict(step)}
+    async for step in _steps(service, steps, "explanation"):
+        if isinstance(step, dict):
+            count = step["total"]
+            yield step
             continue
         yield {
             "object": "explanation",
@@ -107,19 +107,16 @@ async def _explain(service: Any, body: ExplainRequest, owner: str) -> AsyncGener
         }
 
 
-@dataclass(frozen=True)
-class _Progress:
-    """Requests that are done, and how many there will be as far as known; in the end both are exact."""
-
-    done: int
-    total: int
-
-
-async def _steps(service: Any, steps: Steps[T]) -> AsyncGenerator[_Progress | T, None]:
+async def _steps(service: Any, steps: Steps[T], kind: str) -> AsyncGenerator[Event | T, None]:
     """The progress before each round of requests and after the last, then the result.
 
     Raises ServeError, and what the engine reports.
     """
+
+    def progress(done: int, total: int) -> Event:
+        """Requests that are done, and how many there will be as far as known; in the end both are exact."""
+        return {"object": f"{kind}.progress", "done": done, "total": total}
+
     replies: Sequence[Finished] | None = None
     done = 0
     while True:
@@ -128,9 +125,9 @@ async def _steps(service: Any, steps: Steps[T]) -> AsyncGenerator[_Progress | T,
         except ValueError as error:
             raise UnfitError(str(error)) from error
         if not isinstance(found, Round):
-            yield _Progress(done, done)
+            yield progress(done, done)
             yield found
             return
-        yield _Progress(done, done + len(found.requests) + found.expected)
+        yield progress(done, done + len(found.requests) + found.expected)
         replies = await asyncio.gather(*map(service.answer, found.requests))
         done += len(found.requests)
