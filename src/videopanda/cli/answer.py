@@ -30,6 +30,7 @@ from videopanda.cli.options import (
     cache_bytes,
     load_model,
     progress_bar,
+    show,
 )
 
 Video = Annotated[str, Argument(help="Video file, GIF, image, folder of images, or URL (see --allow-host).")]
@@ -265,7 +266,7 @@ def _explain(
     """Print each answer and how much each frame contributes to it."""
     from videopanda.inference import explain
 
-    reports = []
+    reports, lines = [], list[str]()
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
     for number, question in enumerate(questions):
@@ -275,18 +276,14 @@ def _explain(
         if picture is not None:
             file = picture if number == 0 else picture.with_stem(f"{picture.stem}-{number + 1}")
             explain.picture(found).save(file)
-        if as_json:
-            continue
-        print(f"{found.answer}  (probability {found.probability:.1%}, with an empty clip {found.empty:.1%})")
+        lines.append(f"{found.answer}  (probability {found.probability:.1%}, with an empty clip {found.empty:.1%})")
+        lines.append("      time  without it    alone")
         most = max(frame.weight for frame in found.frames) or 1.0
-        print("      time  without it    alone")
         for frame in found.frames:
             bar = "█" * round(30 * max(0.0, frame.weight) / most)
-            print(f"{frame.time:8.2f} s  {-100 * frame.fall:+8.1f} %  {100 * frame.alone:+5.0f} %  {bar}")
-    if as_json:
-        print(json.dumps(reports[0] if len(reports) == 1 else {"answers": reports}))
-    else:
-        print("Changes in probability; the bars show the sum of both, as logarithms.")
+            lines.append(f"{frame.time:8.2f} s  {-100 * frame.fall:+8.1f} %  {100 * frame.alone:+5.0f} %  {bar}")
+    lines.append("Changes in probability; the bars show the sum of both, as logarithms.")
+    show(reports[0] if len(reports) == 1 else {"answers": reports}, as_json, *lines)
 
 
 def _print(answers: Iterator[str | dict[str, Any]], stream: bool, as_json: bool) -> None:

@@ -359,31 +359,27 @@ class Engine:
         """Add a token and emit its text. Returns whether the sequence continues."""
         if sequence.ended:
             return False
+        stats, request = sequence.stats, sequence.request
         try:
-            return self._emit_text(sequence, token)
+            sequence.ids.append(token)
+            if sequence.constraint is not None:
+                sequence.constraint.accept(token)
+            stats.completion_tokens += 1
+            if delta := sequence.detokenizer.push(token):
+                sequence.callback(TextDelta(delta))
+            ended = token in self._eos_token_ids or sequence.detokenizer.stopped
+            if not ended and stats.completion_tokens < request.max_new_tokens:
+                return True
+            stats.seconds["generate"] = time.perf_counter() - sequence.since
+            if rest := sequence.detokenizer.finish():
+                sequence.callback(TextDelta(rest))
+            sequence.ended = True
+            reply = tuple(sequence.ids[len(request.prompt_ids) :])
+            reason: Literal["stop", "length"] = "stop" if ended else "length"
+            text, first = sequence.detokenizer.text, sequence.first_probabilities
+            sequence.callback(Finished(text, reason, reply, stats, first, sequence.log_probability))
         except Exception as error:  # of the detokenizer or the callback
             self._fail([sequence], error)
-            return False
-
-    def _emit_text(self, sequence: ActiveSequence, token: int) -> bool:
-        sequence.ids.append(token)
-        if sequence.constraint is not None:
-            sequence.constraint.accept(token)
-        stats, request = sequence.stats, sequence.request
-        stats.completion_tokens += 1
-        if delta := sequence.detokenizer.push(token):
-            sequence.callback(TextDelta(delta))
-        ended = token in self._eos_token_ids or sequence.detokenizer.stopped
-        if not ended and stats.completion_tokens < request.max_new_tokens:
-            return True
-        stats.seconds["generate"] = time.perf_counter() - sequence.since
-        if rest := sequence.detokenizer.finish():
-            sequence.callback(TextDelta(rest))
-        sequence.ended = True
-        reply = tuple(sequence.ids[len(request.prompt_ids) :])
-        reason: Literal["stop", "length"] = "stop" if ended else "length"
-        text, first = sequence.detokenizer.text, sequence.first_probabilities
-        sequence.callback(Finished(text, reason, reply, stats, first, sequence.log_probability))
         return False
 
     def _fail(self, sequences: Sequence[ActiveSequence], error: Exception) -> None:

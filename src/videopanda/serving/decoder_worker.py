@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from videopanda.video.read import Video, VideoLimits, VideoReadError, read_video
 
@@ -42,7 +43,7 @@ def _confine(memory: int) -> None:
 
 def _answer(request: dict[str, Any], out: BinaryIO) -> None:
     limits = VideoLimits(**request.pop("limits"))
-    _bound_images(limits.pixels)
+    Image.MAX_IMAGE_PIXELS = limits.pixels // 2  # Pillow warns at this number and refuses at twice as many
     video: Video | None = None
     try:
         # PyAV gives the same frames as torchcodec and starts without torch.
@@ -61,12 +62,6 @@ def _answer(request: dict[str, Any], out: BinaryIO) -> None:
 def _send(header: dict[str, Any], frames: bytes, out: BinaryIO) -> None:
     out.write(json.dumps(header).encode() + b"\n" + frames)
     out.flush()
-
-
-def _bound_images(pixels: int) -> None:
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = pixels // 2  # Pillow warns at this number and refuses at twice as many
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import json
 import os
 import re
 import secrets
-import stat
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -130,7 +129,11 @@ class FileStore:
     @staticmethod
     def _own(folder: Path) -> list[Path]:
         """The regular files in a folder with names created by the store."""
-        return [path for path in folder.iterdir() if _OWN_NAME.fullmatch(path.name) and _is_regular(path)]
+        return [
+            path
+            for path in folder.iterdir()
+            if _OWN_NAME.fullmatch(path.name) and path.is_file() and not path.is_symlink()
+        ]
 
     def _load(self) -> dict[str, StoredFile]:
         """Complete files; incomplete ones are removed."""
@@ -215,10 +218,6 @@ class FileStore:
         del self._known[file.id]
         file.path.with_suffix(".json").unlink(missing_ok=True)
         file.path.unlink(missing_ok=True)
-
-
-def _is_regular(path: Path) -> bool:
-    return stat.S_ISREG(path.lstat().st_mode)
 
 
 @dataclass(frozen=True)

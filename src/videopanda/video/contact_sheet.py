@@ -48,7 +48,7 @@ def contact_sheet(rows: Sequence[SheetRow], frame_height: int = 120) -> Image.Im
         if len(row.timestamps) not in (0, len(row.frames)):
             raise ValueError(f"{len(row.timestamps)} timestamps for {len(row.frames)} frames")
     font = text_font("".join(line for row in rows for line in row.lines), _TEXT_SIZE)
-    width = max(_row_width(row, frame_height) for row in rows)
+    width = _GAP + max(sum(_frame_width(frame, frame_height) + _GAP for frame in row.frames) for row in rows)
     pictures = [_draw_row(row, frame_height, width, font) for row in rows]
     sheet = Image.new("RGB", (width, sum(picture.height for picture in pictures)), _BACKGROUND)
     top = 0
@@ -69,10 +69,6 @@ def text_font(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageF
 def _frame_width(frame: np.ndarray, frame_height: int) -> int:
     height, width = frame.shape[:2]
     return max(1, round(width * frame_height / height))
-
-
-def _row_width(row: SheetRow, frame_height: int) -> int:
-    return _GAP + sum(_frame_width(frame, frame_height) + _GAP for frame in row.frames)
 
 
 def _draw_row(
