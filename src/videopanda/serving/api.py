@@ -382,7 +382,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
         return _refused(f"the body must be JSON, with the header Content-Type: application/json, not {kind[:100]!r}")
     if first["type"] == "json_invalid":
         return _refused(f"the body is not valid JSON, at character {first['loc'][-1]}")
-    place = _place([step for step in first["loc"] if step != "body"])
+    place = _place([step for step in first["loc"] if step not in ("body", "query")])
     reason = reason_of(first)
     return _refused(f"{place}: {reason}" if place else reason, place)
 

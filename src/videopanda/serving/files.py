@@ -6,10 +6,9 @@ import io
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Query, Request, UploadFile
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from PIL import Image
-from pydantic import ValidationError
+from pydantic import Field
 
 from videopanda.serving.errors import NotFoundError
 from videopanda.serving.media import MediaLoader
@@ -17,7 +16,6 @@ from videopanda.serving.protocol import FrameChoice
 from videopanda.serving.uploads import FileStore, StoredFile
 
 _UPLOAD_CHUNK = 1 << 20
-_THUMBNAIL_SIDE = 160
 
 router = APIRouter(prefix="/v1/files")
 
@@ -101,21 +99,16 @@ async def delete_file(request: Request, file_id: str) -> dict[str, Any]:
     return {"id": file_id, "object": "file", "deleted": True}
 
 
+class Thumbnails(FrameChoice):
+    """Which frames to show, and how large."""
+
+    max_side: Annotated[int, Field(ge=8, le=100_000)] = 160
+    baseline: None = None
+
+
 @router.get("/{file_id}/frames")
-async def file_frames(
-    request: Request,
-    file_id: str,
-    start: Annotated[float | None, Query(allow_inf_nan=False)] = None,
-    end: Annotated[float | None, Query(allow_inf_nan=False)] = None,
-    fps: Annotated[float | None, Query(allow_inf_nan=False)] = None,
-    num_frames: int | None = None,
-    max_side: int = _THUMBNAIL_SIDE,
-) -> dict[str, Any]:
+async def file_frames(request: Request, file_id: str, choice: Annotated[Thumbnails, Query()]) -> dict[str, Any]:
     """The frames that a question with this choice would use, as small JPEG pictures with their times."""
-    try:
-        choice = FrameChoice(start=start, end=end, fps=fps, num_frames=num_frames, max_side=max_side)
-    except ValidationError as error:
-        raise RequestValidationError(error.errors(include_url=False, include_input=False)) from error
     media: MediaLoader = request.app.state.service.media
     video, tokens = await media.thumbnails(file_id, choice, owner_of_request(request))
     pictures = await asyncio.to_thread(lambda: [_jpeg(frame) for frame in video.frames])
