@@ -50,7 +50,11 @@ QUICK = [
     (18, "answer DEMO What? --cache-size 3GiB", r"--cache-size requires --cache"),
     (18, "evaluate predict custom rows.json --output p.jsonl --workers 3", r"--workers requires --engine ray"),
     (18, "watch DEMO --every 1s What? --check 2s", r"--check requires --when"),
-    (18, "watch DEMO --every 1s What? --last-frames 2 --window 3", r"--last-frames keeps no earlier frames: omit"),
+    (
+        18,
+        "watch DEMO --every 1s What? --last-frames 2 --window 3",
+        r"--last-frames keeps no earlier frames: omit --window$",
+    ),
     (19, "answer DEMO EMPTY", r"the question is empty"),
     (20, "answer tone.wav What?", r"tone\.wav.*no video stream"),
     (22, "answer fake.mp4 What?", r"fake\.mp4.*invalid data"),

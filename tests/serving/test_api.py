@@ -200,6 +200,10 @@ def test_frames_with_times_are_shown(server, uploaded):
         picture = Image.open(io.BytesIO(base64.b64decode(frame["image"].partition(",")[2])))
         assert max(picture.size) == 160
         assert 0 <= frame["time"] < shown["duration"]
+    for query, reason in (("frames=5", "frames: this server does not know this field"), ("start=3&end=1", "end must")):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{server.url}/v1/files/{uploaded.id}/frames?{query}", timeout=PATIENCE)
+        assert json.load(refused.value)["error"]["message"].startswith(reason)
 
 
 def test_the_model_is_told(client, server):
