@@ -219,8 +219,10 @@ def require_video(
     fps: float | None = None,
     num_frames: int | None = None,
     questions: Sequence[str] = (),
-) -> None:
-    """Check that the clip exists and can be read, the choice of frames is valid, and no question is empty."""
+) -> Any:
+    """Check that the clip exists and can be read, the choice of frames is valid, and no question is empty; returns the
+    clip with one frame.
+    """
     if fps is not None and num_frames is not None:
         raise ValueError("--num-frames and --fps are mutually exclusive")
     files = [question for question in questions if os.path.exists(question)]
@@ -235,7 +237,7 @@ def require_video(
         raise ValueError(f'write the question in quotes: "{" ".join(questions)}"')
     from videopanda.video.read import read_video
 
-    read_video(video, num_frames=1, start=start, end=end, decoder="pyav")
+    return read_video(video, num_frames=1, start=start, end=end, decoder="pyav")
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -37,10 +37,7 @@ def find_verb(
         raise ValueError("one frame is not enough to tell when something happens: raise --num-frames")
     model = require_checkpoint(model)
     with local_video(video, allow_host) as path:
-        require_video(path, start, end, fps, num_frames)
-        from videopanda.video.read import read_video
-
-        if read_video(path, num_frames=1, decoder="pyav").is_still:
+        if require_video(path, start, end, fps, num_frames).is_still:
             raise ValueError(f"{path} is a still image, in which nothing can happen: pass a video")
         from videopanda.inference.find import find
 

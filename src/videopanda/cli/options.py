@@ -150,14 +150,10 @@ def quiet() -> None:
     logging.disable_progress_bar()
     for name in ("bitsandbytes", "torch.utils.cpp_extension"):  # the second: a CUDA build of torch without a GPU
         getLogger(name).setLevel(ERROR)
-    getLogger("DeepSpeed").addFilter(_is_worth_reading)
+    # What DeepSpeed logs on import without a GPU. It sets its own log level, so raising that has no effect.
+    getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     for name in ("accelerate", "peft", "torch", "torchdata", "transformers"):
         warnings.filterwarnings("ignore", module=rf"{name}\b")
-
-
-def _is_worth_reading(record: Any) -> bool:
-    """Drop what DeepSpeed logs on import without a GPU. It sets its own log level, so raising that has no effect."""
-    return not record.getMessage().startswith("Setting accelerator to CPU")
 
 
 def show(report: Any, as_json: bool, *parts: Any) -> None:

@@ -189,20 +189,15 @@ def _cache(layers: list[Any]) -> Cache:
 
 def _mapped(layers: Sequence[Any], change: Callable[[list[Tensor]], Tensor]) -> Any:
     """A layer whose tensors are computed from those of `layers`, for any supported version of transformers."""
+
+    def mapped(values: list[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {key: mapped([value[key] for value in values]) for key in values[0]}
+        return change(values) if isinstance(values[0], Tensor) and values[0].dim() else values[0]
+
     made = copy(layers[0])
-    for name, value in vars(layers[0]).items():
-        values = [vars(layer)[name] for layer in layers]
-        if isinstance(value, Tensor) and value.dim():
-            setattr(made, name, change(values))
-        elif isinstance(value, dict):
-            setattr(
-                made,
-                name,
-                {
-                    key: change([v[key] for v in values]) if isinstance(one, Tensor) and one.dim() else one
-                    for key, one in value.items()
-                },
-            )
+    for name in vars(made):
+        setattr(made, name, mapped([vars(layer)[name] for layer in layers]))
     return made
 
 

@@ -168,17 +168,11 @@ class StreamEncoder:
         memory = self.memory.copy()
         if self._pending:
             self._encode(memory, self._pending)
-        tokens, layout = memory.tokens, memory.layout
+        layout = memory.layout
         text = self.processor.video_text(layout, self.duration, [start for start, _, _ in memory.spans])
-        return EncodedClip(
-            f"stream {self._key} {self.num_frames}",
-            "video",
-            text,
-            tuple(self._times),
-            tokens=tokens,
-            layout=layout,
-            selection=memory.selection,
-        )
+        key, times = f"stream {self._key} {self.num_frames}", tuple(self._times)
+        kept: dict[str, Any] = {"tokens": memory.tokens, "layout": layout, "selection": memory.selection}
+        return EncodedClip(key, "video", text, times, **kept)
 
     def _last_clip(self) -> EncodedClip:
         began = time.perf_counter()
