@@ -20,7 +20,7 @@ ASSETS = Path(__file__).parent / "assets"
 MODULES = {"pillow": "PIL", "pyyaml": "yaml", "protobuf": "google.protobuf", "python-multipart": "python_multipart"}
 # Packages that transformers imports if they are installed, and that fail with another build of torch.
 POISON = ("torchvision", "torchaudio")
-LEAST_DISK = 5 << 30  # bytes; a 7B checkpoint takes 14 GB, the bundled model nothing
+MIN_DISK = 5 << 30  # bytes; a 7B checkpoint takes 14 GB, the bundled model nothing
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,6 @@ def _disk() -> Iterator[Finding]:
     for name, folder in (("here", Path.cwd()), ("Hugging Face cache", Path(HF_HUB_CACHE))):
         there = next(parent for parent in (folder, *folder.parents) if parent.exists())
         free = shutil.disk_usage(there).free
-        fix = "" if free >= LEAST_DISK else f"free some disk space under {there}"
+        fix = "" if free >= MIN_DISK else f"free some disk space under {there}"
         yield Finding(f"disk, {name}", f"{free / 2**30:.0f} GiB free", "", "low" if fix else "ok", fix)
     yield Finding("memory", f"{psutil.virtual_memory().available / 2**30:.0f} GiB free")

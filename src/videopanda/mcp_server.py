@@ -22,7 +22,7 @@ from videopanda.inference.find import find as find_intervals
 from videopanda.video.contact_sheet import SheetRow, contact_sheet
 from videopanda.video.read import VideoReadError, read_video
 
-_MOST_FRAMES = 32
+_MAX_FRAMES = 32
 _SIDE = 512  # pixels of frames that are sent
 
 
@@ -130,8 +130,8 @@ def make_server(loaded: tuple[Any, Any], allowed: Sequence[Path]) -> MCPServer:
             start: of the part, in seconds; default the beginning.
             end: of the part, in seconds; default the end.
         """
-        if not 1 <= count <= _MOST_FRAMES:
-            raise ValueError(f"count must be between 1 and {_MOST_FRAMES}")
+        if not 1 <= count <= _MAX_FRAMES:
+            raise ValueError(f"count must be between 1 and {_MAX_FRAMES}")
         video = read_video(_find(path, allowed), num_frames=count, start=start, end=end, max_side=_SIDE)
         picture = io.BytesIO()
         contact_sheet([SheetRow(video.frames, [], video.timestamps)]).save(picture, "PNG")

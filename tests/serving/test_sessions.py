@@ -44,7 +44,7 @@ def client(loaded, tmp_path_factory):
         keys=("one", "two"),
         hosts=("testserver",),
         decode=DecodeLimits(workers=1),
-        sessions=SessionLimits(most=3, idle_seconds=1000),
+        sessions=SessionLimits(max_sessions=3, idle_seconds=1000),
     )
     with TestClient(create_app(EngineThread(*loaded), settings), headers=HEADERS) as client:
         yield client

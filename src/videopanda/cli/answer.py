@@ -124,17 +124,17 @@ def answer_verb(
     with local_video(video, allow_host) as path:
         require_video(path, start, end, fps, num_frames, question)
         choice = {"num_frames": num_frames, "fps": fps, "start": start, "end": end}
-        drawing: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
         if server is not None:
             from videopanda.cli.remote import ask_server
 
-            _print(ask_server(server, path, question, choice, drawing, api_key), stream, as_json)
+            _print(ask_server(server, path, question, choice, sampling, api_key), stream, as_json)
             return
         from videopanda.inference.visual_cache import TokenDiskCache
 
         kept = TokenDiskCache(cache, max_bytes) if cache else None
         network, processor = load_model(model, device, dtype, set_, quantize)
-        options = {**choice, **_chat_options(**drawing), "cache": kept, "max_visual_tokens": max_visual_tokens}
+        options = {**choice, **_chat_options(**sampling), "cache": kept, "max_visual_tokens": max_visual_tokens}
         options["frames_by"] = frames_by
         if explain:
             del options["cache"]
@@ -144,7 +144,7 @@ def answer_verb(
             from videopanda.inference.look_twice import ask_twice
 
             chosen: dict[str, Any] = {"num_frames": num_frames, "fps": fps, "max_visual_tokens": max_visual_tokens}
-            answers = ask_twice(network, processor, path, question, **chosen, **_chat_options(**drawing))
+            answers = ask_twice(network, processor, path, question, **chosen, **_chat_options(**sampling))
             _print((one.as_dict() for one in answers), stream, as_json)
             return
         if stream:

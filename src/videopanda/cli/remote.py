@@ -18,14 +18,14 @@ def ask_server(
     video: Path,
     questions: Sequence[str],
     choice: Mapping[str, Any],
-    drawing: Mapping[str, Any],
+    sampling: Mapping[str, Any],
     api_key: str | None,
 ) -> Iterator[str | dict[str, Any]]:
     """For each question, the pieces of its answer as they arrive, then the report that `answer --json` prints.
 
     Args:
         choice: which frames: `num_frames`, `fps`, `start`, `end`.
-        drawing: sampling options: `max_new_tokens`, `temperature`, `seed`.
+        sampling: `max_new_tokens`, `temperature`, `seed`.
 
     Raises:
         ValueError: the server does not answer, or returns an error, whose message is passed on.
@@ -42,9 +42,9 @@ def ask_server(
             parts = [{"type": "file", "file": {"file_id": file}}, {"type": "text", "text": question}]
             body = {
                 "messages": [{"role": "user", "content": parts}],
-                "max_tokens": drawing["max_new_tokens"],
-                "temperature": drawing["temperature"],
-                **({} if drawing["seed"] is None else {"seed": drawing["seed"]}),
+                "max_tokens": sampling["max_new_tokens"],
+                "temperature": sampling["temperature"],
+                **({} if sampling["seed"] is None else {"seed": sampling["seed"]}),
                 "video": {name: value for name, value in choice.items() if value is not None},
                 "stream": True,
                 "stream_options": {"include_usage": True},

@@ -41,9 +41,9 @@ _MAX_FPS = 30.0
 
 @dataclass(frozen=True)
 class SessionLimits:
-    """most: open sessions. idle_seconds: time until an unused one is closed. max_visual_tokens: maximum per session."""
+    """max_sessions, max_visual_tokens: of open sessions, and of each. idle_seconds: until an unused one is closed."""
 
-    most: int = 32
+    max_sessions: int = 32
     idle_seconds: float = 300.0
     max_visual_tokens: int = 8192
 
@@ -114,7 +114,7 @@ class SessionStore:
     def add(self, video: VideoSession, owner: str) -> OpenSession:
         """Keep a new session. Raises BusyError if there are too many."""
         self.free_idle()
-        if len(self._open) >= self.limits.most:
+        if len(self._open) >= self.limits.max_sessions:
             raise BusyError(f"{len(self._open)} sessions are open: delete one, or retry later")
         opened = OpenSession(f"session-{uuid.uuid4().hex}", owner, video, time.time())
         self._open[opened.id] = opened
