@@ -48,6 +48,8 @@ def parse(line: str) -> str:
     while hasattr(command, "resolve_command") and words:
         name, command, words = command.resolve_command(command.context_class(command, info_name=name), words)
     if not hasattr(command, "resolve_command"):
+        for param in command.params:
+            param.callback = None  # which would look for the files of the example
         command.make_context(name, words, resilient_parsing=asks_for_help)
     return name
 
