@@ -1,4 +1,5 @@
-"""Protects ELVA's guidance losses: they equal a reference with loops, and two processes give the negatives of one."""
+"""Protects ELVA's guidance losses: they equal a reference with loops, and several batches or
+processes give those of one."""
 
 import os
 import subprocess
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from videopanda.models.visual import CELL, CONTEXT, ROW_END
-from videopanda.training.guidance import NEAR_SECONDS, TEMPERATURE, VideoGuidance, resized
+from videopanda.training.distill import StoredFeatures
+from videopanda.training.guidance import NEAR_SECONDS, TEMPERATURE, GuidedVideoLanguage, VideoGuidance, resized
 
 E, D, T, G = 12, 8, 4, 2
 GRIDS = [[(2, 3)] * 4, [(4, 4)] * 2 + [(1, 2)] * 2, [(2, 2)] * 4]  # of the frames of three videos
@@ -106,32 +108,53 @@ def test_a_perfect_student_has_no_tube_loss():
     assert float(losses["tube_loss"]) < 1e-10
 
 
+def prepared(parts: list[list[int]], guidance: VideoGuidance) -> list[dict]:
+    """Batches of these videos, as the only ones of a step on this process."""
+    batches = []
+    for videos in parts:
+        *_, teacher, times = inputs(videos)
+        grids = torch.tensor([GRIDS[number] for number in videos])
+        labels = torch.zeros(1, 2, dtype=torch.long)
+        batches.append({"teacher_features": teacher, "frame_times": times, "frame_grids": grids, "labels": labels})
+    GuidedVideoLanguage(guidance, StoredFeatures()).prepare(batches, torch.device("cpu"))
+    return batches
+
+
+def weighted(parts: list[list[int]]) -> list[Tensor]:
+    """Both losses of each part, and their gradients."""
+    guidance, found = guidance_of(), []
+    for videos, batch in zip(parts, prepared(parts, guidance)):
+        hidden, *rest = inputs(videos)
+        hidden.requires_grad_()
+        losses = guidance(hidden, *rest, batch["bank"])
+        total = sum(batch["weights"][f"{name}s"] * losses[f"{name}_loss"] for name in ("tube", "frame"))
+        total.backward()
+        found.append((total.detach(), hidden.grad))
+    return found
+
+
 def _rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    guidance = guidance_of()
-    hidden, *rest = inputs([[0, 1], [2]][rank])
-    hidden.requires_grad_()
-    losses = guidance(hidden, *rest)
-    losses["frame_loss"].backward()
-    torch.save((losses["frame_loss"].detach(), hidden.grad), f"{folder}/{rank}.pt")
+    torch.save(weighted([[[0, 1]], [[2]]][rank]), f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def test_two_processes_give_the_negatives_of_one(tmp_path: Path):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path])}
-    command = [sys.executable, __file__, str(tmp_path)]
-    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in (0, 1)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    guidance = guidance_of()
-    hidden, *rest = inputs([0, 1, 2])
-    hidden.requires_grad_()
-    loss = guidance(hidden, *rest)["frame_loss"]
-    loss.backward()
-    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    torch.testing.assert_close(sum(part[0] for part in parts) / 2, loss.detach(), atol=1e-6, rtol=1e-6)
-    together = torch.cat([part[1] / 2 for part in parts])  # data-parallel training averages
-    torch.testing.assert_close(together, hidden.grad, atol=1e-7, rtol=1e-5)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_two_batches_give_the_losses_and_negatives_of_one(tmp_path: Path, processes):
+    """Whether one process has both, one after the other, or two have one each."""
+    if processes == 1:
+        parts = weighted([[0, 1], [2]])
+    else:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path])}
+        command = [sys.executable, __file__, str(tmp_path)]
+        ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in (0, 1)]
+        assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+        parts = [part for rank in (0, 1) for part in torch.load(tmp_path / f"{rank}.pt", weights_only=True)]
+    ((loss, gradient),) = weighted([[0, 1, 2]])
+    torch.testing.assert_close(sum(part[0] for part in parts) / 2, loss, atol=1e-6, rtol=1e-6)
+    together = torch.cat([part[1] / 2 for part in parts])  # accumulation and data-parallel training average
+    torch.testing.assert_close(together, gradient, atol=1e-7, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (3, 5), (2, 2)])

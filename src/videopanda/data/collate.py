@@ -178,7 +178,8 @@ class Collator:
         if `windows` has several; with `by_clip` it is that of `clip_masks`, and `clips` is returned too. `cell_words`
         (V, K) holds up to K token ids for each visual token of the batch, -100 where there is none. `phrases`
         (J, 2 + K) holds the number of the video, that of the frame and up to K token ids for every thing that a frame
-        shows.
+        shows. With phrases or a teacher, `frame_grids` (B, T, 2) holds rows and columns of cells of each frame, 0 where
+        there is none.
         """
         samples = [self._separated(sample) for sample in samples]
         if self.windows is None:
@@ -218,8 +219,11 @@ class Collator:
                 ]
                 for name in {"pixel_values_videos", "teacher_pixels"} & batch.keys():
                     batch[name][chosen] = flipped(batch[name][chosen])
+            layouts = [self.processor.video_processor.token_layout(batch, i) for i in range(len(videos))]
+            if self.frame_phrases or self.teacher_processor or self.teacher_features:
+                grids = [frame_grids(layout) for layout in layouts]
+                batch["frame_grids"] = torch.nn.utils.rnn.pad_sequence(grids, batch_first=True)
             if self.cell_words:
-                layouts = [self.processor.video_processor.token_layout(batch, i) for i in range(len(videos))]
                 batch["cell_words"] = torch.cat([self._words(*pair) for pair in zip(videos, layouts)])
             if self.frame_phrases:
                 batch["phrases"] = torch.cat([self._phrases(i, video) for i, video in enumerate(videos)])
@@ -381,6 +385,15 @@ class Collator:
             parts = [[(part.segments, part.positions) for part in row] for row in rows]
             attention_mask = row_masks(parts, length, self.windows, self.additive_mask)
         return {**batch, "attention_mask": attention_mask}
+
+
+def frame_grids(layout: torch.Tensor) -> torch.Tensor:
+    """Rows and columns of cells of each frame of a video, (T, 2); 0 for a frame without cells."""
+    cells = layout[layout[:, 3] == CELL]
+    frame, place = cells[:, :1].expand(-1, 2), cells[:, 1:3]
+    first = layout.new_zeros(int(layout[:, 0].max()) + 1, 2)
+    last = (first - 1).scatter_reduce(0, frame, place, "amax", include_self=False)
+    return last + 1 - first.scatter_reduce(0, frame, place, "amin", include_self=False)
 
 
 def filled(packed: Sequence[Packed], room: int) -> list[list[Packed]]:

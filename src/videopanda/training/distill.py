@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videopanda.models.visual import CELL, VISUAL_INPUTS
+from videopanda.training.tasks import TextTask
 
 
 def every_fourth_layer(num_layers: int) -> tuple[int, ...]:
@@ -199,6 +200,11 @@ def average_states(states: Sequence[Tensor], cells: Cells, side: int, factor: in
     return averaged, Cells(place_P, frame_P, row_P, column_P, weight_P)
 
 
+def frame_count(batch: Mapping[str, Tensor]) -> int:
+    """Number of real frames of the clips of a batch."""
+    return int((batch["frame_grids"][..., 0] > 0).sum()) if "frame_grids" in batch else 0
+
+
 class FeatureSource(Protocol):
     """A frozen source of features."""
 
@@ -214,7 +220,7 @@ class StoredFeatures:
         return batch.pop("teacher_features")
 
 
-class DistillVideoLanguage:
+class DistillVideoLanguage(TextTask):
     """Next-token cross-entropy on the answers plus the distillation of a teacher.
 
     Args:
@@ -240,15 +246,21 @@ class DistillVideoLanguage:
         self.weight, self.text_weight = weight, text_weight
         self.head = distillation.head
 
-    def step(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def counts(self, batch: Mapping[str, Tensor]) -> dict[str, int]:
+        """Frames of clips."""
+        return {"frames": frame_count(batch)}
+
+    def step(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of a batch with `pixel_values_videos` and the teacher's inputs; without clips, of its text. If only
         other processes have clips, an empty clip without teacher inputs takes their place.
         """
+        batch = dict(batch)
+        weights = batch.pop("weights", {})
         if "pixel_values_videos" not in batch:
-            loss = model(**batch).loss
+            loss = weights.get("text", 1.0) * model(**batch).loss
             zero = torch.zeros_like(loss.detach())
             return {"loss": self.text_weight * loss, "text_loss": loss.detach(), "distill_loss": zero}
-        batch = dict(batch)
+        batch.pop("frame_grids", None)
         is_taught = not batch.keys().isdisjoint(("teacher_pixels", "teacher_features"))
         if is_taught:
             with torch.no_grad():
@@ -259,12 +271,13 @@ class DistillVideoLanguage:
             del batch[name]
         tokens = [visual.tokens for visual in visuals]
         with hidden_states(model.get_decoder(), self.layers) as states:
-            text_loss = model(**batch, mm_encoder_outputs={"video": visuals}).loss
+            text_loss = weights.get("text", 1.0) * model(**batch, mm_encoder_outputs={"video": visuals}).loss
         visual_BN = batch["input_ids"] == model.config.video_token_id
         at_tokens = [states[i][visual_BN] if i else torch.cat(tokens) for i in self.layers]
         if is_taught:
             layouts = [visual.layout for visual in visuals]
             distill_loss = self.distillation(at_tokens, layouts, teacher_BTGGD, origins_B2)
+            distill_loss = weights.get("frames", 1.0) * distill_loss
         else:
             distill_loss = self.head(at_tokens).sum()  # 0, of no token
         return {

@@ -25,9 +25,12 @@ from torch import Tensor, nn
 from videopanda.models.frames import FrameProcessor
 from videopanda.models.pictures import WHITE
 from videopanda.models.visual import CELL, VISUAL_INPUTS
-from videopanda.training.distill import FeatureSource
+from videopanda.training.distill import FeatureSource, frame_count
+from videopanda.training.tasks import TextTask
 
 TEMPERATURE = 0.07  # default; no source states one
+_TEACHER = ("teacher_pixels", "teacher_features")
+Bank = tuple[Tensor, Tensor, int]  # see `VideoGuidance.forward`
 NEAR_SECONDS = 1.0  # frames of one video closer than this are near duplicates, not negatives
 
 
@@ -46,7 +49,13 @@ class VideoGuidance(nn.Module):
         self.frame_head = nn.Sequential(nn.LayerNorm(language_size), nn.Linear(language_size, teacher_size))
 
     def forward(
-        self, hidden_VE: Tensor, layout_V4: Tensor, video_V: Tensor, teacher_BTGGD: Tensor, times_BT: Tensor
+        self,
+        hidden_VE: Tensor,
+        layout_V4: Tensor,
+        video_V: Tensor,
+        teacher_BTGGD: Tensor,
+        times_BT: Tensor,
+        bank: Bank | None = None,
     ) -> Mapping[str, Tensor]:
         """Return both losses, unweighted.
 
@@ -56,13 +65,15 @@ class VideoGuidance(nn.Module):
             video_V: number of the video of each token, below B.
             teacher_BTGGD: the teacher's patch features.
             times_BT: seconds at which each frame is shown.
+            bank: unit vectors of the teacher for the frames of all batches of the step and all ranks (N, D); batch,
+                video and second of each (N, 3); and which of these batches this is. Default: this batch alone.
         """
         cells_V = layout_V4[:, 3] == CELL
         hidden_CE, video_C, layout_C4 = hidden_VE[cells_V], video_V[cells_V], layout_V4[cells_V]
         frame_C = video_C * teacher_BTGGD.shape[1] + layout_C4[:, 0]
         return {
             "tube_loss": self._tubes(hidden_CE, video_C, layout_C4, teacher_BTGGD),
-            "frame_loss": self._frames(hidden_CE, frame_C, teacher_BTGGD, times_BT),
+            "frame_loss": self._frames(hidden_CE, frame_C, teacher_BTGGD, times_BT, bank),
         }
 
     def _tubes(self, hidden_CE: Tensor, video_C: Tensor, layout_C4: Tensor, teacher_BTGGD: Tensor) -> Tensor:
@@ -90,32 +101,36 @@ class VideoGuidance(nn.Module):
             distance = F.normalize(student_KGGD.float(), dim=-1) - F.normalize(target_KGGD, dim=-1)
             total = total + distance.square().sum()
             count += len(videos_K) * side * side
-        return _mean(total, count)
+        return total / max(count, 1)
 
-    def _frames(self, hidden_CE: Tensor, frame_C: Tensor, teacher_BTGGD: Tensor, times_BT: Tensor) -> Tensor:
-        """InfoNCE of each frame against the teacher's frames of the global batch, mean over all frames."""
+    def _frames(
+        self, hidden_CE: Tensor, frame_C: Tensor, teacher_BTGGD: Tensor, times_BT: Tensor, bank: Bank | None
+    ) -> Tensor:
+        """InfoNCE of each frame against the teacher's frames of the global batch, mean over the frames of this one."""
         frames_F, frame_C = torch.unique(frame_C, return_inverse=True)
         sums = hidden_CE.new_zeros(len(frames_F), hidden_CE.shape[1], dtype=torch.float32)
         sums = sums.index_add(0, frame_C, hidden_CE.float())
         mean_FE = sums / torch.bincount(frame_C, minlength=len(frames_F))[:, None]
         student_FD = F.normalize(self.frame_head(mean_FE.to(hidden_CE.dtype)).float(), dim=-1)
-        teacher_FD = F.normalize(teacher_BTGGD.float().mean((2, 3)).flatten(0, 1)[frames_F], dim=-1)
-        video_F = frames_F // teacher_BTGGD.shape[1]
-        time_F = times_BT.flatten()[frames_F].float()
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        rank_F = torch.full_like(video_F, rank)
-        teacher_ND, identity_N3 = gathered(teacher_FD), gathered(torch.stack([rank_F, video_F, time_F], 1).double())
-        identity_F3 = torch.stack([rank_F, video_F, time_F], 1).double()
+        teacher_ND, identity_N3, number = bank or (*described(frames_F, teacher_BTGGD, times_BT, 0), 0)
+        own_F = (identity_N3[:, 0] == number).nonzero().squeeze(1)
+        identity_F3 = identity_N3[own_F]
         same_FN = (identity_F3[:, None, :2] == identity_N3[:, :2]).all(2)
         apart_FN = (identity_F3[:, None, 2] - identity_N3[:, 2]).abs()
         is_self_FN = same_FN & (apart_FN == 0)
         logits_FN = student_FD @ teacher_ND.T / TEMPERATURE
         logits_FN = logits_FN.masked_fill(same_FN & (apart_FN < NEAR_SECONDS) & ~is_self_FN, -torch.inf)
-        own_F = (identity_N3[:, 0] == rank).nonzero().squeeze(1)
-        return _mean(F.cross_entropy(logits_FN, own_F, reduction="sum"), len(own_F))
+        return F.cross_entropy(logits_FN, own_F, reduction="sum") / max(len(own_F), 1)
 
 
-class GuidedVideoLanguage:
+def described(frames_F: Tensor, teacher_BTGGD: Tensor, times_BT: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Unit vectors (F, D) of some of the B · T frames of a batch, and number of the batch, video and second (F, 3)."""
+    teacher_FD = F.normalize(teacher_BTGGD.float().mean((2, 3)).flatten(0, 1)[frames_F], dim=-1)
+    parts = torch.full_like(frames_F, number), frames_F // times_BT.shape[1], times_BT.flatten()[frames_F]
+    return teacher_FD, torch.stack([part.double() for part in parts], 1)
+
+
+class GuidedVideoLanguage(TextTask):
     """Next-token cross-entropy on the answers plus both guidance losses, on videos; images have no guidance.
 
     Args:
@@ -128,36 +143,66 @@ class GuidedVideoLanguage:
         self.guidance, self.teacher, self.text_weight = guidance, teacher, text_weight
         self.head = guidance
 
-    def step(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def counts(self, batch: Mapping[str, Tensor]) -> dict[str, int]:
+        """Frames, and their sizes within each clip: the teacher has as many places for each."""
+        if "frame_grids" not in batch:
+            return {"tubes": 0, "frames": 0}
+        sizes = [grids_T2[grids_T2[:, 0] > 0].unique(dim=0) for grids_T2 in batch["frame_grids"]]
+        return {"tubes": sum(map(len, sizes)), "frames": frame_count(batch)}
+
+    @torch.no_grad()
+    def prepare(self, batches: Sequence[dict[str, Any]], device: torch.device) -> None:
+        """See `TextTask`. The teacher runs here: each frame is contrasted with those of all batches on all ranks."""
+        super().prepare(batches, device)
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        found = [(torch.zeros(0, self.guidance.teacher_size), torch.zeros(0, 3, dtype=torch.double))]
+        for number, batch in enumerate(batches, rank * len(batches)):
+            seen = {name: batch.pop(name).to(device) for name in _TEACHER if name in batch}
+            if seen:
+                times_BT = batch["frame_times"].to(device)
+                teacher_BTGGD = self.teacher(seen)[:, : times_BT.shape[1]]
+                video_F, frame_F = (batch["frame_grids"][..., 0] > 0).nonzero().to(device).unbind(1)
+                frames_F = video_F * times_BT.shape[1] + frame_F
+                found.append(described(frames_F, teacher_BTGGD, times_BT, number))
+                batch["teacher_features"] = teacher_BTGGD.to(batch["frame_times"].device)
+            batch["bank"] = number
+        teacher_ND, identity_N3 = (gathered(torch.cat([x.to(device) for x in parts])) for parts in zip(*found))
+        for batch in batches:
+            batch["bank"] = (teacher_ND, identity_N3, batch["bank"])
+
+    def step(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of a batch with `pixel_values_videos`, the teacher's inputs and `frame_times` (B, T); without clips,
         of its text. If only other processes have clips, an empty clip without teacher inputs takes their place.
         """
-        guidance = self.guidance
+        guidance, batch = self.guidance, dict(batch)
+        if "bank" not in batch:
+            self.prepare([batch], batch["input_ids"].device)
+        weights, bank = batch.pop("weights"), batch.pop("bank")
         if "pixel_values_videos" not in batch:
-            loss = model(**batch).loss
+            loss = weights["text"] * model(**batch).loss
             zero = torch.zeros_like(loss.detach())
             parts = {"text_loss": loss.detach(), "tube_loss": zero, "frame_loss": zero}
             return {"loss": self.text_weight * loss, **parts}
-        batch = dict(batch)
-        if batch.keys().isdisjoint(("teacher_pixels", "teacher_features")):
+        batch.pop("frame_grids", None)
+        if "teacher_features" not in batch:
             teacher_BTGGD = batch["pixel_values_videos"].new_zeros(0, 1, 1, 1, guidance.teacher_size)
             times_BT = teacher_BTGGD.new_zeros(0, 1)
         else:
-            times_BT = batch.pop("frame_times")
-            with torch.no_grad():
-                teacher_BTGGD = self.teacher(batch)[:, : times_BT.shape[1]]
+            times_BT, teacher_BTGGD = batch.pop("frame_times"), batch.pop("teacher_features")
         visuals = model.encode(batch)
         for name in VISUAL_INPUTS["video"]:
             del batch[name]
         with last_hidden_state(model) as found:
-            text_loss = model(**batch, mm_encoder_outputs={"video": visuals}).loss
+            text_loss = weights["text"] * model(**batch, mm_encoder_outputs={"video": visuals}).loss
         hidden_VE = found[0][batch["input_ids"] == model.config.video_token_id]
         layouts = [visual.layout for visual in visuals]
         sizes = torch.tensor([len(layout) for layout in layouts], dtype=torch.long)
         video_V = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
         layout_V4 = torch.cat(layouts) if layouts else torch.zeros(0, 4, dtype=torch.long)
         device = hidden_VE.device
-        losses = guidance(hidden_VE, layout_V4.to(device), video_V.to(device), teacher_BTGGD.to(device), times_BT)
+        places = layout_V4.to(device), video_V.to(device)
+        losses = guidance(hidden_VE, *places, teacher_BTGGD.to(device), times_BT, bank)
+        losses = {name: weights[name.replace("_loss", "s")] * loss for name, loss in losses.items()}
         weighted = guidance.tube_weight * losses["tube_loss"] + guidance.frame_weight * losses["frame_loss"]
         return {
             "loss": self.text_weight * text_loss + weighted,
@@ -208,14 +253,6 @@ class WholeFrames(FrameProcessor):
         longest = max(self.num_frames, *map(len, clips_TCSS))
         filled = [torch.cat([clip, *[clip[-1:]] * (longest - len(clip))]) for clip in clips_TCSS]
         return {"pixel_values_videos": torch.stack(filled)}
-
-
-def _mean(summed: Tensor, count: int) -> Tensor:
-    """The share of this rank in a mean over all ranks, times their number: data-parallel training averages over ranks,
-    and every place or frame must have the same weight, whatever its rank.
-    """
-    counts = gathered(torch.tensor([[count]], device=summed.device))
-    return summed * len(counts) / counts.sum().clamp(min=1)
 
 
 @torch.no_grad()

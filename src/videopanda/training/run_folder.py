@@ -190,6 +190,8 @@ def check_settings(output: Path, stage: StageConfig, content: str, processes: in
         return
     record = json.loads((output / "run.json").read_text(encoding="utf-8"))
     before, now, changed = record["stage"], stage.as_dict(), []
+    if processes * stage.accumulation > 1:
+        before = {"loss_mean": "batch", **before}  # of runs that began before there was a choice
     always = {field.name for field in fields(StageConfig)}  # others, such as lr.NAME, are recorded only if they are set
     for name in (name for name in before | now if name not in _MAY_CHANGE):
         was, value = before.get(name, now.get(name) if name in always else "not set"), now.get(name, "not set")

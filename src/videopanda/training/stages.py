@@ -62,6 +62,7 @@ class StageConfig:
     chat_template: str = ""  # file or "vicuna"; "" = the tokenizer's own
     whiten_patches: bool = False  # initialize a new patch embedding by whitening the patches of the first 64 clips
     # Loss.
+    loss_mean: Literal["step", "batch"] = "step"  # all tokens of a step weigh alike, or the means of its batches do
     text_weight: float = 1.0  # weight of the cross-entropy on answers; 0 = the language model does not run
     distill_weight: float = 0.0  # weight of the distillation of a video teacher (Video-Panda paper, Eq. 19)
     distill_distance: Literal["cosine", "mse"] = "cosine"
@@ -192,6 +193,8 @@ class StageConfig:
             raise ValueError(
                 "tube_weight and frame_weight require text_weight > 0, align_weight = 0 and distill_weight = 0"
             )
+        if self.is_guided and self.loss_mean != "step":
+            raise ValueError("tube_weight and frame_weight compare the frames of a whole step: set loss_mean=step")
         if self.pack_rows and self.data == "scenes":
             raise ValueError("rows of Scenes are full, one clip with all its questions each: set pack_rows=false")
         if unknown := set(self.loggers) - {"tensorboard", "wandb", "trackio"}:
@@ -254,12 +257,13 @@ class StageConfig:
 
 
 # Video-Panda paper, Tab. 6 and Sec. 4.1; what it leaves out is as in the official scripts, except mirroring and
-# clipping.
+# clipping. Their loop averages the means of batches.
 _PAPER = StageConfig(
     "pretrain",
     data="valley_.json",
     model_preset="paper",
     distill_head="last_layer",
+    loss_mean="batch",
     strategy="zero2",
     distill_weight=1.0,
     max_length=4096,

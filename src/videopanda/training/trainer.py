@@ -188,6 +188,14 @@ class StageTrainer(Trainer):
             super()._run_epoch(*args, **kwargs)
 
     # -- a step --------------------------------------------------------------------------------------------------------
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, None]:
+        """The batches of an optimizer step on this process, so that their losses are means over the whole step."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.stage.loss_mean == "step":
+            with self.accelerator.autocast():
+                self.module.task.prepare(batches, device)
+        return batches, None
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with one parameter group per part."""
         if self.optimizer is None:
