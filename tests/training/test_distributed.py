@@ -56,19 +56,12 @@ class Stopping(Clips):
         return super().__getitem__(index)
 
 
-class Alike(Clips):
-    """All answers have as many tokens: the mean over a batch is that over the means of its rows."""
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = super().__getitem__(index)
-        return Sample(sample.id, sample.videos, (((f"Question {index}?", "yes"),),))
-
-
 class Timed(Clips):
-    """The same, with the times of frames."""
+    """Clips that know the times of their frames, with answers of very different lengths."""
 
     def __getitem__(self, index: int) -> Sample:
-        return timed(super().__getitem__(index))
+        sample = timed(super().__getitem__(index))
+        return replace(sample, conversations=(((f"Question {index}?", "yes " * (1 + 7 * (index % 3))),),))
 
 
 # -- what the processes do ---------------------------------------------------------------------------------------------
@@ -86,12 +79,11 @@ def run_on(folder: Path, strategy: str) -> None:
 
 
 def run_synchronized(folder: Path, strategy: str) -> None:
-    run_alike(folder, batch_size=1, strategy=strategy, sync_batch_norm=True)
+    run_still(folder, batch_size=1, strategy=strategy, sync_batch_norm=True)
 
 
-def run_alike(folder: Path, **fields) -> None:
-    model = tiny_model(dropout=0.0)
-    run_clips(folder, dataset=Alike(), model=model, max_steps=8, **fields)
+def run_still(folder: Path, **fields) -> None:
+    run_clips(folder, model=tiny_model(dropout=0.0), max_steps=8, **fields)
 
 
 def run_validated(folder: Path, strategy: str) -> None:
@@ -100,12 +92,12 @@ def run_validated(folder: Path, strategy: str) -> None:
 
 
 def run_native(folder: Path, strategy: str) -> None:
-    native(folder, strategy=strategy, batch_size=1)
+    native(folder, strategy=strategy, batch_size=1, accumulation=2)
 
 
 def native(folder: Path, **fields) -> Path:
-    """An ELVA that merges with parameters per modality, guided by a teacher, its activations recomputed. In the third
-    step one of two processes has no clip.
+    """An ELVA that merges with parameters per modality, guided by a teacher, its activations recomputed. In the second
+    and third of four steps one of two processes has a batch without clips.
     """
     torch.set_num_threads(1)
     stage = make_config("spatiotemporal", "elva", NATIVE)
@@ -116,15 +108,20 @@ def native(folder: Path, **fields) -> Path:
 
 
 def run_adapted(folder: Path, strategy: str) -> None:
-    adapted(folder, strategy=strategy, batch_size=1)
+    merging(folder, strategy=strategy, batch_size=1, lora_rank=4)
 
 
-def adapted(folder: Path, **fields) -> Path:
-    """An adapter on an ELVA that merges; in the third step one of two processes has no clip."""
+def run_merging(folder: Path, strategy: str) -> None:
+    merging(folder, strategy=strategy, batch_size=1)
+
+
+def merging(folder: Path, **fields) -> Path:
+    """An ELVA that merges, or an adapter on it; in the third step one of two processes has no clip."""
     torch.set_num_threads(1)
-    stage = replace(make_config("finetune", "elva", NATIVE), data="clips", lora_rank=4, **fields)
+    stage = replace(make_config("finetune", "elva", NATIVE), data="clips", **fields)
     model, processor = load_checkpoint(folder.parent / "merging", torch.float32)
-    return run_stage(stage, add_adapter(model, stage), processor, Timed(), folder)
+    model = add_adapter(model, stage) if stage.lora_rank else model
+    return run_stage(stage, model, processor, Timed(), folder)
 
 
 NATIVE = (
@@ -139,12 +136,14 @@ JOBS = [
     *((run_validated, 2, strategy) for strategy in ("ddp", "fsdp2", "zero2")),
     *((run_native, 2, strategy) for strategy in GUIDED),
     *((run_adapted, 2, strategy) for strategy in ("ddp", "fsdp2")),
+    (run_merging, 2, "zero3"),
 ]
 NAMES = {
     run_synchronized: "synchronized",
     run_validated: "validated-{}",
     run_native: "native-{}",
     run_adapted: "adapted-{}",
+    run_merging: "merging-{}",
 }
 
 
@@ -196,8 +195,9 @@ def root(tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr[-5000:]
     for rows in (2, 4):
         run_clips(folder_of(root, 1, f"alone{rows}"), accumulation=rows, **FIELDS)
-    native(folder_of(root, 1, "native"), batch_size=2)
-    adapted(folder_of(root, 1, "adapted"), batch_size=2)
+    native(folder_of(root, 1, "native"), batch_size=4)
+    merging(folder_of(root, 1, "adapted"), batch_size=2, lora_rank=4)
+    merging(folder_of(root, 1, "merging"), batch_size=2)
     return root
 
 
@@ -246,8 +246,8 @@ def test_another_run_starts_from_a_checkpoint(root, strategy, tmp_path):
 def test_synchronized_batch_norm_sees_the_clips_of_all_processes(root, tmp_path):
     """Two processes with a row each are one with both rows; where a row is text alone, the other one's clip decides."""
     found = folder_of(root, 2, "synchronized")
-    run_alike(tmp_path / "together", batch_size=2)
-    run_alike(tmp_path / "apart", batch_size=1, accumulation=2)
+    run_still(tmp_path / "together", batch_size=2)
+    run_still(tmp_path / "apart", batch_size=1, accumulation=2)
     # measured worst: 9.6e-7
     assert np.abs(losses(found) - losses(tmp_path / "together")).max() <= 1e-5
     assert np.abs(losses(tmp_path / "apart") - losses(tmp_path / "together")).max() > 1e-3
@@ -270,7 +270,9 @@ def test_validation_is_over_all_processes(root, strategy, tmp_path):
 
 @pytest.mark.parametrize("strategy", GUIDED)
 def test_a_guided_model_that_merges_learns_what_one_process_does(root, strategy):
-    """Also its parameters per modality, of which a process without clips uses none; the heads are saved whole."""
+    """Four rows at once are those of two processes and two batches each, with all frames of the step as negatives.
+    Also its parameters per modality, of which a process without clips uses none; the heads are saved whole.
+    """
     found, alone = folder_of(root, 2, f"native-{strategy}"), folder_of(root, 1, "native")
     for name in ("loss", "text_loss", "tube_loss", "frame_loss"):
         one, other = (np.array([row[name] for row in metrics(folder)]) for folder in (found, alone))
@@ -297,6 +299,15 @@ def test_an_adapter_on_a_model_that_merges_learns_what_one_process_does(root, st
     changed = [key for key in one if not torch.equal(one[key], start[key])]
     assert any("embedding.patch" in key for key in changed)
     assert any("q_proj" in key for key in changed)
+
+
+def test_a_model_that_merges_learns_in_shards_what_one_process_does(root):
+    found, alone = folder_of(root, 2, "merging-zero3"), folder_of(root, 1, "merging")
+    assert len(losses(found)) == len(losses(alone)) == 4
+    assert np.abs(losses(found) - losses(alone)).max() <= 1e-5  # measured worst: 4.8e-7
+    one, other = (load_file(folder / "model.safetensors") for folder in (found, alone))
+    assert one.keys() == other.keys()
+    assert max((one[key] - other[key]).abs().max().item() for key in one) <= 1e-5  # measured worst: 1.2e-7
 
 
 if __name__ == "__main__":

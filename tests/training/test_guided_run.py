@@ -212,6 +212,8 @@ def test_the_trial_is_as_deep_as_its_merges(folder, tmp_path):
 
 
 def test_guidance_needs_text_and_no_other_teacher():
+    with pytest.raises(ValueError, match="compare the frames of a whole step: set loss_mean=step"):
+        make_config("spatiotemporal", "elva", ["loss_mean=batch"])
     for wrong in ("distill_weight=1", "align_weight=1", "text_weight=0"):
         with pytest.raises(ValueError, match=r"tube_weight and frame_weight require|nothing to learn"):
             make_config("spatiotemporal", "elva", [wrong])
@@ -225,7 +227,7 @@ def stop() -> None:
 
 
 class Decoded(Disturbed):
-    """All answers have as many tokens: the mean over a batch is that over the means of its rows."""
+    """Clips that know the times of their frames."""
 
     def __init__(self, index: int, disturb, still: bool = False):
         super().__init__(index, disturb)

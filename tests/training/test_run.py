@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tiny import tiny_config, tiny_tokenizer
+from tiny import tiny_config, tiny_model, tiny_tokenizer
 from videopanda.data.sample import Sample
 from videopanda.data.worlds.scenes.world import COLOURS, SHAPES, SIZES
 from videopanda.inference.load import load
@@ -272,6 +272,36 @@ def test_a_run_goes_on_without_fields_that_it_had_or_from_another_model_only_if_
         check_settings(tmp_path, EIGHT, "", 1, one)
     with pytest.raises(ValueError, match=r"settings: the run started from one, this one from other[.] Use"):
         check_settings(tmp_path, replace(EIGHT, module_lr={"language_model": 1e-3}), "", 1, other)
+
+
+def test_a_run_goes_on_from_the_same_weights_and_teacher_only(tmp_path):
+    start, out = tmp_path / "start", tmp_path / "out"
+    out.mkdir()
+    (out / "metrics.jsonl").write_text('{"step": 1}\n')
+    tiny_model().save_pretrained(start)
+    stage = replace(EIGHT, teacher="here/siglip")
+    write_record(out, stage, [], {"sha256": ""}, 1, start)
+    shutil.copytree(start, tmp_path / "moved" / "start")
+    check_settings(out, replace(stage, teacher="there/siglip"), "", 1, tmp_path / "moved" / "start")
+    with pytest.raises(ValueError, match="settings: teacher was siglip and is clip"):
+        check_settings(out, replace(stage, teacher="here/clip"), None, 1, start)
+    model = tiny_model()
+    with torch.no_grad():
+        next(model.model.projector.parameters()).add_(1e-3)
+    model.save_pretrained(start)  # trained again, into the same folder
+    with pytest.raises(ValueError, match=f"settings: the model in {start} changed since"):
+        check_settings(out, stage, None, 1, start)
+
+
+def test_what_a_step_is_the_mean_over_does_not_change_in_a_run_of_before_there_was_a_choice(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    write_record(tmp_path, EIGHT, [], {"sha256": ""})
+    record = json.loads((tmp_path / "run.json").read_text())
+    del record["stage"]["loss_mean"]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    check_settings(tmp_path, EIGHT, "", 1)  # one batch per step: the same
+    with pytest.raises(ValueError, match="loss_mean was batch and is step"):
+        check_settings(tmp_path, replace(EIGHT, accumulation=2), "", 1)
 
 
 def test_a_run_that_made_no_step_leaves_the_folder_free(tmp_path):

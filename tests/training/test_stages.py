@@ -30,6 +30,7 @@ def test_the_paper_has_three_stages():
         assert (stage.epochs, stage.max_steps, stage.weight_decay, stage.adam_beta2) == (1.0, 0, 0.0, 0.999)
         assert (stage.text_weight, stage.align_weight, stage.dtype) == (1.0, 0.0, "bfloat16")
         assert (stage.distill_weight, stage.max_grad_norm) == (1.0, 1.0)
+        assert stage.loss_mean == "batch"  # as the official loop
 
 
 @pytest.mark.parametrize("preset", ["paper", "nano"])
@@ -56,6 +57,7 @@ def test_only_prealign_and_language_freeze_anything():
 
 # What else must be set for a value to make sense.
 WITH = {name: {"distill_weight": 0.0} for name in ("align_weight", "tube_weight", "frame_weight")}
+WITH["tube_weight"] = WITH["frame_weight"] = {"distill_weight": 0.0, "loss_mean": "step"}
 WITH |= {"early_stop": {"strategy": "ddp"}, "lora_rank": {"language_model_lr": 1e-4}}
 WITH |= {name: {"lora_rank": 4, "language_model_lr": 1e-4} for name in ("quantize", "lora_alpha", "lora_dropout")}
 WITH |= {"scenes_vocabulary": {"language_model_lr": 1e-4}}

@@ -108,8 +108,7 @@ def test_a_step_does_not_depend_on_its_division_into_batches(make):
         assert found == pytest.approx(loss, rel=1e-5)
         assert divided.keys() == gradients.keys()
         worst = max((divided[name] - gradients[name]).abs().max().item() for name in gradients)
-        print(make.__name__, division, abs(found - loss) / loss, worst / largest)
-        assert worst <= 1e-5 * largest
+        assert worst <= 1e-5 * largest  # measured worst: 1.5e-6, and 1.3e-7 of the loss
     if make is not guided:  # which is always prepared
         _, means = step(make, DIVISIONS[-1], prepare=False)  # the means of batches are something else
         assert max((means[name] - gradients[name]).abs().max().item() for name in gradients) > 1e-2 * largest

@@ -5,8 +5,8 @@
     task = GuidedVideoLanguage(guidance, teacher)                                  # both, beside the text's
 
 *Tube*: each place of the picture, averaged over time, is pulled toward the teacher's (squared distance of unit
-vectors). *Frame*: each frame, averaged over its places, must find its own teacher frame among all frames of the global
-batch.
+vectors). *Frame*: each frame, averaged over its places, must find its own teacher frame among all frames of the
+optimizer step, on all ranks.
 
 Dimensions: V visual tokens of the batch, un-merged; E width of the language model; B videos of T frames; G × G patches
 of the teacher; D width of the teacher; F frames; N frames of all ranks.

@@ -84,6 +84,7 @@ def train(
     settings = for_backbone(settings.on(args.world_size), model)
     if settings.compile and not _can_compile():
         settings = replace(settings, compile=False)
+    check_settings(folder, settings, None, args.world_size, model)
     if model is not None and settings.stage != "language":
         planned = build.config_of(settings, model)
         on_paper(settings, planned)

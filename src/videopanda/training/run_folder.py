@@ -1,6 +1,7 @@
 """The folder of a run: one writer at a time, checkpoints that are complete or ignored, the record and the log."""
 
 import fcntl
+import hashlib
 import json
 import logging
 import math
@@ -19,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from videopanda.checkpoints.tensors import CheckpointError
+from videopanda.checkpoints.tensors import CheckpointError, find_tensors
 from videopanda.data.manifest import file_sha256
 from videopanda.hub import name_of
 from videopanda.training.stages import StageConfig
@@ -179,8 +180,13 @@ def _sync(path: Path) -> None:
 
 
 # -- record and log ----------------------------------------------------------------------------------------------------
-def check_settings(output: Path, stage: StageConfig, content: str, processes: int, start: Path | None = None) -> None:
+def check_settings(
+    output: Path, stage: StageConfig, content: str | None, processes: int, start: Path | None = None
+) -> None:
     """Compare settings, data and the model that the run started from with those in `run.json`, if it made a step.
+
+    Args:
+        content: of the data (`EpochDataset.content`); None: not known yet, not compared.
 
     Raises:
         ValueError: one differs that changes what the run computes; the message names it.
@@ -201,7 +207,12 @@ def check_settings(output: Path, stage: StageConfig, content: str, processes: in
         changed.append(f"the run used {count} processes, this one has {processes}")
     if start is not None and (model := record.get("start", name_of(start))) != name_of(start):
         changed.append(f"the run started from {model}, this one from {name_of(start)}")
-    if record.get("data", {}).get("sha256", content) != content:
+    elif start is not None and record.get("start_sha256", found := _fingerprint(start)) != found:
+        changed.append(f"the model in {start} changed since")
+    teachers = [Path(values.get("teacher", "")).name for values in (before, now)]
+    if all(teachers) and teachers[0] != teachers[1]:  # their folder may have moved
+        changed.append(f"teacher was {teachers[0]} and is {teachers[1]}")
+    if content is not None and record.get("data", {}).get("sha256", content) != content:
         changed.append("the training data changed")
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 4 else ""
@@ -245,7 +256,19 @@ def _history(start: Path) -> dict[str, Any]:
     if file.is_file():
         record = json.loads(file.read_text(encoding="utf-8"))
         earlier = [*record.get("earlier", []), {"stage": record["stage"], "data": record["data"]}]
-    return {"start": name_of(start), "earlier": earlier}
+    return {"start": name_of(start), "start_sha256": _fingerprint(start), "earlier": earlier}
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """A hash of a model's configuration and of the first 4 KiB of each weight; None without a model."""
+    if not (folder / "config.json").is_file():
+        return None
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for name, place in sorted(find_tensors(folder).items()):
+        with place.path.open("rb") as file:
+            file.seek(place.offset or 0)
+            digest.update(name.encode() + file.read(min(place.num_bytes, 4096)))
+    return digest.hexdigest()
 
 
 def add_to_record(output: Path, values: dict[str, Any]) -> None:

@@ -45,13 +45,12 @@ class TextTask:
         the step. All ranks call this together.
         """
         counts = [{"text": answer_tokens(batch), **self.counts(batch)} for batch in batches]
-        own_KB = torch.tensor([[count[name] for count in counts] for name in counts[0]], device=device)
-        total_K1 = own_KB.sum(1, keepdim=True)
-        batches_everywhere = len(batches)
+        own_KB = torch.tensor([[count[name] for count in counts] for name in counts[0]])
+        total_K1, ranks = own_KB.sum(1, keepdim=True).to(device), 1
         if dist.is_initialized():
             dist.all_reduce(total_K1)
-            batches_everywhere *= dist.get_world_size()
-        weights_KB = own_KB.double().cpu() * batches_everywhere / total_K1.clamp(min=1).cpu()
+            ranks = dist.get_world_size()
+        weights_KB = own_KB.double() * len(batches) * ranks / total_K1.cpu().clamp(min=1)
         for batch, weights in zip(batches, weights_KB.T.tolist()):
             batch["weights"] = dict(zip(counts[0], weights))
 
