@@ -64,6 +64,15 @@ def test_one_command_from_clips_to_a_measured_model(place):
     code, _, err = run(*words[:3], "Which other hand?", *words[4:])
     assert code == 2
     assert "was made with question" in err
+    added = place / "clips" / "left_hand" / "6.mp4"
+    write_video(added, range(8), fps=4)
+    try:
+        code, _, err = run(*words)  # would measure again what was learned without the new clip
+    finally:
+        added.unlink()
+    assert code == 2
+    assert "changed since" in err
+    assert run(*words)[0] == 0
 
 
 def test_clips_that_cannot_be_used_leave_the_folder_free(tmp_path):

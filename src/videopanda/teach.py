@@ -9,6 +9,7 @@ recordings, on which the model is measured before and after, and without the vid
 folder, which is an ordinary model folder at the end; the same call resumes.
 """
 
+import hashlib
 import html
 import json
 import logging
@@ -23,6 +24,7 @@ from rich.table import Table
 
 from videopanda.data.class_folders import find_classes, write_labeled
 from videopanda.data.doctor import check
+from videopanda.data.manifest import file_sha256
 from videopanda.data.question_files import split_questions
 from videopanda.evaluation.predict import PredictJob, predict
 from videopanda.evaluation.predictions import Prediction, read_predictions
@@ -94,6 +96,7 @@ def teach(
         asked["media_root"] = str(media_root)
     settings_file = output / "teach_settings.json"
     _require_same(settings_file, asked)
+    noted = data / "source.sha256"
     if not (data / "train.jsonl").exists():
         try:
             if is_folder:
@@ -103,6 +106,9 @@ def teach(
         except ValueError:
             settings_file.unlink()  # nothing was made of them
             raise
+        write_text(noted, _content(clips))
+    elif noted.exists() and noted.read_text(encoding="utf-8") != _content(clips):
+        raise ValueError(f"{clips} changed since {data} was made of it: choose another --output, or delete {output}")
     files = [data / "train.jsonl", data / "test.jsonl"]
     checked = check([str(file) for file in files], data / "manifest.jsonl")
     if checked.bad_clips:
@@ -134,6 +140,14 @@ def _require_fitting(clips: Path, question: str, copies: int | None, media_root:
         raise ValueError(f"{clips} has its own questions: omit --question")
     elif copies:
         raise ValueError(f"--copies is for folders of classes: the answers in {clips} may not hold for altered clips")
+
+
+def _content(clips: Path) -> str:
+    """A hash of a file, or of the names and sizes of the clips of a folder."""
+    if clips.is_file():
+        return file_sha256(clips)
+    found = {label: [(p.name, p.stat().st_size) for p in paths] for label, paths in find_classes(clips).items()}
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def _require_same(file: Path, asked: dict[str, Any]) -> None:
