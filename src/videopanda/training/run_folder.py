@@ -260,11 +260,17 @@ def _history(start: Path) -> dict[str, Any]:
 
 
 def _fingerprint(folder: Path) -> str | None:
-    """A hash of a model's configuration and of the first 4 KiB of each weight; None without a model."""
-    if not (folder / "config.json").is_file():
+    """A hash of a model's configuration, tokenizer and template, and of the first 4 KiB of each weight; None if its
+    weights are in no form that we read.
+    """
+    digest = hashlib.sha256()
+    for name in ("config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja"):
+        digest.update((folder / name).read_bytes() if (folder / name).is_file() else b"")
+    try:
+        places = sorted(find_tensors(folder).items())
+    except CheckpointError:
         return None
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for name, place in sorted(find_tensors(folder).items()):
+    for name, place in places:
         with place.path.open("rb") as file:
             file.seek(place.offset or 0)
             digest.update(name.encode() + file.read(min(place.num_bytes, 4096)))
