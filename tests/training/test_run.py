@@ -293,6 +293,14 @@ def test_a_run_goes_on_from_the_same_weights_and_teacher_only(tmp_path):
         check_settings(out, stage, None, 1, start)
 
 
+def test_other_settings_are_refused_before_a_model_is_read(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    missing = tmp_path / "missing"
+    write_record(tmp_path, make_config("pretrain", "nano", SMALL), [], {"sha256": ""}, 1, missing)
+    with pytest.raises(ValueError, match=r"settings: seed was 45 and is 8[.] Use"):
+        train("pretrain", "nano", [*SMALL, "seed=8"], missing, tmp_path)
+
+
 def test_what_a_step_is_the_mean_over_does_not_change_in_a_run_of_before_there_was_a_choice(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     write_record(tmp_path, EIGHT, [], {"sha256": ""})
