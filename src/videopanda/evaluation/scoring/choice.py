@@ -35,6 +35,7 @@ from videopanda.evaluation.scoring.choice_patterns import (
     NUMBERS,
     ONE,
     ONLY_RIGHT,
+    OPTION,
     PREFERRED,
     REFUSAL,
     SEEN,
@@ -43,7 +44,9 @@ from videopanda.evaluation.scoring.choice_patterns import (
     SPOKEN,
     STATED_AFTER,
     STATED_BEFORE,
+    TABLE_HEAD,
     UNDECIDED,
+    UNREAD,
     UNREAL,
     VERB,
     WORD,
@@ -108,7 +111,8 @@ def choice(reply: str, options: Sequence[str], *, is_cut: bool = False) -> tuple
 
 def _judged(text: str, options: Sequence[str]) -> tuple[int, ...] | None:
     """The only right option of a text that judges each of them, "A: wrong", "B: correct", …, and says no more."""
-    lines = [line for line in text.splitlines() if line.strip() and not line.rstrip().endswith(":")]
+    lines = [line for line in TABLE_HEAD.sub("", text).splitlines() if re.search(r"\w", line)]
+    lines = [line for line in lines if not line.rstrip().endswith(":")]
     verdicts = [match for line in lines for match in JUDGED.finditer(line)]
     letters = [match[1].upper() for match in verdicts]
     right = [letter for letter, match in zip(letters, verdicts) if match[2]]
@@ -124,7 +128,7 @@ def _chosen(said: str, options: Sequence[str], is_cut: bool) -> tuple[int, ...] 
     if not asks and not MARK.match(said) and (same := equal(said, options)):
         return same
     text = unwrapped(said)
-    if _lists_letters(text) and not any(ONE.fullmatch(option.strip()) for option in options):
+    if _lists_letters(masked(text, options)) and not any(ONE.fullmatch(option.strip()) for option in options):
         return None
     listed, text = text, _without_list(text)
     mentions = list(_mentions(text, options))
@@ -142,14 +146,19 @@ def _chosen(said: str, options: Sequence[str], is_cut: bool) -> tuple[int, ...] 
         return chosen if chosen == (said_polar,) else None  # "No, the answer is A", which is "Yes"
     if polar and not mentions:
         others = [option for i, option in enumerate(options) if i not in polar.values()]
-        return None if said_polar is None or written(text, others, asserts=False) else (said_polar,)
+        if said_polar is None:
+            found = asserted(text, others)
+            return tuple(i for i, option in enumerate(options) if option in map(others.__getitem__, found or ())) or None
+        return None if written(text, others, asserts=False) else (said_polar,)
     if not mentions:
         number = {NUMBERS[match[match.lastindex or 0].lower()] for match in NUMBERED.finditer(text)}
         if number and not denied_or_open(text):
             index = min(number)
             same = equal(str(index + 1), options)
             return (index,) if len(number) == 1 and index < len(options) and same in ((), (index,)) else None
-        return asserted(text, options)
+        found = asserted(text, options)
+        unread = {LETTERS.find(match[0]) for match in UNREAD.finditer(masked(text, options))} & set(range(len(options)))
+        return found if found and unread <= set(found) else None
     return _decide(mentions, text, options)
 
 
@@ -214,9 +223,9 @@ def _mentions(text: str, options: Sequence[str]) -> Iterator[_Mention]:
     told, told_end = tuple[int, ...](), 0  # the option that the clause before is, and where that ends
     for number, (start, end, kind) in enumerate(clauses(text)):
         clause = text[start:end]
-        named_before = told if not SENTENCE_END.search(text[told_end:start]) else ()
+        named_before = told if "\n" not in text[told_end:start] else ()
         told, told_end = equal(whole[start:end], options), end
-        if kind or UNREAL.search(clause):
+        if kind or UNREAL.search(text[start : end + len(", but")]):
             continue
         if indices and start >= named and REFUSAL.fullmatch(clause):  # "C - wrong", "the answer is A. No, …"
             yield _Mention(_How.DENIED, indices)
@@ -243,6 +252,7 @@ def _mentions(text: str, options: Sequence[str]) -> Iterator[_Mention]:
             ):
                 indices = frozenset()
             opens = not earlier.strip() or earlier.rstrip(" \"'(*")[-1:] in ".!?;:\n。"
+            opens &= not re.search(r"[\w▢]", LEAD.sub("", FILLER.sub("", before)))
             yield _Mention(how, indices, opens and not later.strip(" \n.!\"')"))
 
 
@@ -256,12 +266,12 @@ def _is_unclear(
         return False
     if beside or (how == _How.ALONE and place.has_others):  # the text of another option; "A: B"
         return True
-    if LABELED.search(place.before):
-        return False
     (index,) = indices
     twins = {i for i, option in enumerate(options) if option.strip().upper() == LETTERS[index]}
+    if twins - {index}:
+        return not OPTION.search(place.before)
     is_subject = how == _How.MENTIONED and len(place.mention) == 1 and bool(VERB.match(place.after))  # "C is a vitamin"
-    return bool(twins - {index}) or (is_subject and not SEEN.match(place.after))
+    return is_subject and not LABELED.search(place.before) and not SEEN.match(place.after)
 
 
 def _tells_another(rest: str, indices: frozenset[int], options: Sequence[str]) -> bool:
@@ -319,6 +329,8 @@ def _how(place: _Place, has_text: bool) -> _How | None:
         return None
     if mention in "AI" and WORD.match(after) and not (stated_after or acts):
         return None
+    if stated_after:
+        after = re.split(r"(?<=\w):\s", after, maxsplit=1)[0]  # "C is right: nobody runs"
     # What follows "the answer is C" or "(C)" is a text, which may deny anything, unless the letter is its subject.
     subject = (
         acts or stated_after or not (bracketed or marked or stated or has_text) or not after.lstrip()[:1].isascii()

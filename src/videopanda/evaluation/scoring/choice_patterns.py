@@ -21,17 +21,20 @@ LETTER = r"""(?:[(\[<⟦]\s*[A-Za-z]\s*[.:]?\s*[)\]>⟧]
 LABEL = r"""(?:\b(?:option|choice|answer|ans|caption|sentence|statement|letter|antwort(?:möglichkeit)?|aussage|lösung
     |lettre|proposition|opci[oó]n|respuesta|alternativa|letra
     |r[ée]ponse|choix|op[cç][aã]o|resposta|risposta|opzione|вариант|ответ)
+    |(?:\b(?:cevap|jawaban(?:\s+yang\s+benar)?(?:\s+adalah)?|odpowied[zź](?:\s+to)?|antwoord(?:\s+is)?)|คำตอบ(?:คือ)?)
     |đáp\s+án|उत्तर|जवाब|विकल्प|الإجابة|الجواب|الخيار
     |选项|選項|选择|選擇|選択肢|答案|보기|선택지|정답|답)"""
-LABELED = re.compile(rf"{LABEL}(?:\s+(?:đúng|الصحيحة))?(?:\s+(?:là|هي|هو))?[\s:\"']*$", re.VERBOSE | re.IGNORECASE)
+LABELED = re.compile(rf"{LABEL}(?:\s+(?:đúng|الصحيحة?))?(?:\s+(?:là|هي|هو))?[\s:\"']*$", re.VERBOSE | re.IGNORECASE)
+OPTION = re.compile(r"(?:\b(?:option|choice|opci[oó]n|op[cç][aã]o|opzione|вариант)|选项|選項|選択肢|선택지)\W*$", re.IGNORECASE)
 LEAD = re.compile(
     rf"^[^\w▢]*(?:{LABEL}|(?:correct|right|final|best)\b|q(?:uestion)?\s*\d+)?[^\w▢]*$",
     re.VERBOSE | re.IGNORECASE,
 )
+UNREAD = re.compile(r"(?<![\w▢.'’-])[B-HJ-Z](?![\w▢'’-])")  # a letter that no rule has read
 WORD = re.compile(r"\s+[A-Za-zÀ-ɏ]")  # after an "A" that is an article
 _AND = r"(?:and|or|und|oder|y|o|et|ou|u|e|или|и)"
 JOINT = rf"""(?:(?:\bvs\b\.?|\bversus\b)|[/&、]\s*(?:and\b|or\b)?
-    |,?\s*(?:or\s+)?(?:maybe|possibly|perhaps)\b|,\s*(?:and|or)\b|\b{_AND}\b
+    |,?\s*(?:or\s+)?(?:maybe|possibly|perhaps)\b|,\s*(?:and|or)\b|\b{_AND}\b|,?\s*\bbut\s+also\b
     |或者?|或是|还是|還是|和|与|與|及び|および|か|と|または|あるいは|もしくは|또는|혹은|이?나|[와과]|,(?=\s*\(?[A-Z]\)?\s*(?:[,.;/&\n]|$|{_AND}\b)))"""
 ASIDE = re.compile(rf"\(\s*((?:or|oder|ou)\s+{LETTER})\s*\)", re.VERBOSE)  # "B (or C)"
 GROUP = re.compile(
@@ -65,8 +68,9 @@ NUMBERED = re.compile(
 LISTED = re.compile(r"^\s*[-•]?\s*(?:[(\[]([A-Z])[)\]]|([A-Z])(?:[.):]|\s+[-–—]))\s*\S.*$", re.MULTILINE)
 # A verdict about one option in a line, or between the others: "B: correct, she …", "A ✗ B ✓".
 _RIGHT, _WRONG = r"(?:correct|right|true|yes)\b|[✓✔✅]", r"(?:incorrect|wrong|false|no)\b|[✗✘❌✖]"
+TABLE_HEAD = re.compile(r"^.*\|.*\n[ \t]*\|?[-:| \t]+\|[-:| \t]*$", re.MULTILINE)
 JUDGED = re.compile(
-    rf"(?:^|(?<=[\s,;|]))\W*?(?:\d+[.)]\s*)?(?:option\s+)?\(?([A-Z])\)?\s*[:.)=–—-]*\s*(?:({_RIGHT})|{_WRONG})",
+    rf"(?:^|(?<=[\s,;|{{]))\W*?(?:\d+[.)]\s*)?(?:option\s+)?\(?([A-Z])\)?['\"]?\s*[:.)=|–—-]*\s*(?:({_RIGHT})|{_WRONG})",
     re.IGNORECASE,
 )
 MARKS = re.compile(r"(?<![A-Za-z(])([A-Z])()[:)](?=\s)")
@@ -76,8 +80,9 @@ MARK = re.compile(r"\W*[A-Za-z](?:[.:)\]]|\W*$)")  # a letter alone, or in front
 SENTENCE_END = re.compile(r"\.(?=[\s\"')\]]|$)|[!?;\n。]+")
 CLAUSE_END = re.compile(
     rf"""[,、—–]|(?==>|[→⇒])|\s-+\s|\((?!\s*[A-Za-z]\s*[.:]?\s*\))|(?<!\([A-Za-z])(?<![^A-Za-z][A-Za-z])(?<!^[A-Za-z])\)
-    |(?=\b(?:because|since|as|while|whereas|although|though|but|however|so|therefore|thus|hence|which|rather\s+than
-        |instead\s+of|than|unlike|except|weil|denn|aber|also|sondern|sino|pero|porque|mais|car|но|потому)\b)
+    |(?=\b(?:because|since|as|while|whereas|although|though|but(?!\s+also)|however|so|therefore|thus|hence|which|rather\s+than
+        |instead\s+of|than|unlike|except|weil|denn|aber|(?<!but\s)also|sondern|sino|pero|porque|mais|(?<=\s(?-i:[B-Z])\s)car|но|потому|بل)\b)
+    |:(?=\s+(?:the|la|die)\s+(?:\w+\s+)?(?:answer|respuesta|r[ée]ponse|antwort)\b)
     |(?=\b(?:over|(?:and\s+|und\s+|y\s+|et\s+)?(?:not|nicht|no|pas))\s+(?:{LABEL}\s*)?{LETTER})
     |(?=\band\s+(?:{LABEL}\s*)?{LETTER}\s+(?:is|was|has|shows|does|seems)\b)
     |(?=因为|因為|但|所以|因此|故|而是)|(?<=ではなく)|(?<=じゃなく)|(?<=아니라)|(?<=아니고)|(?<=틀렸고)|(?<=틀리고)""",
@@ -123,7 +128,7 @@ HEDGE = re.compile(
     re.IGNORECASE,
 )
 UNREAL = re.compile(
-    r"\bwould\s+(?:have(?!\s+to\s+be)|need|require|imply|mean|only)\b"
+    r"\bwould\s+(?:be\b[^.;]*,\s*but\b|have(?!\s+to\s+be)|need|require|imply|mean|only)\b"
     r"|\b(?:some|others|people|many|one)\s+(?:might|may|would|could)\b"
     r"|\byou(?:['’]d|\s+(?:might|may|would|could))\s+think\b",
     re.IGNORECASE,
@@ -132,23 +137,25 @@ DENIAL = re.compile(
     r"""\b(?:not|no|non|none|neither|nor|never|nothing|nobody|hardly|barely|far\s+from|against|contradict\w*|poor|bad
     |seems\s+off|cannot|(?:is|are|was|were|do|does|did|ca|could|would|should|has|have|had|wo)n['’]?t|doubt\w*|wrong
     |incorrect\w*|false|inaccurate|invalid
-        |least|worst|second[\s-]best|(?:second|2nd)\s+(?:choice|guess)(?=\s*[:=]|\s+(?:is|would)\b)|improbable|unlikely|implausible|impossible|(?:ruled?|ruling|is|are)\s+out
+        |least|worst|second[\s-]best|alternative(?=\s*[:=]|\s+(?:answer|choice|option)\b)|runners?[\s-]up
+        |(?:second|2nd)\s+(?:choice|guess)(?=\s*[:=]|\s+(?:is|would)\b)|improbable
+        |(?:first|initial|previous|earlier|original)\s+(?:answer|guess|thought|impression)|unlikely|implausible|impossible|(?:ruled?|ruling|is|are)\s+out
         |eliminat(?:e[sd]?|ing)|exclud\w+|reject\w*|dismiss\w*
         |distractors?|mistake\w*|except|unlike|rather\s+than|instead\s+of|than|lacks?|fails?
         |nicht|kein\w*|falsch\w*|weder|ausgeschlossen|ausschließen|scheidet|descart\w+|exclure|exclu[es]?|élimin\w+
         |исключ\w+|отпадает|отклон\w+|отверг\w+|отбрас\w+|ni|fals[ao]s?|pas|faux|fausse\w*|n['’]est|não|nao|nem|errad[oa]s?|incorret\w*
-        |sbagliat\w*|err[oó]ne\w*|erroné\w*|không|sai|ليس\w*|خطأ|خاطئ\w*|errat[oa]|scorrett\w*|né|не|ни|неправ\w*|невер(?:ен|н)\w*|ошиб\w*)\b
-    |नहीं|गलत|不(?!过|過|仅|僅|但|错|錯)|^\s*over\b|没|沒|并非|非(?!常)|错|錯|误|誤|排除|違|間違|な[いく]|ません|없|못하|못합|아니|아닙|아닌|❌|✗|✘|👎|않|틀린|틀렸|틀립|오답""",
+        |sbagliat\w*|err[oó]ne\w*|erroné\w*|không|sai|ليس\w*|لا|لم|غير|خطأ|خاطئ\w*|errat[oa]|scorrett\w*|né|не|ни|неправ\w*|невер(?:ен|н)\w*|ошиб\w*)\b
+    |नहीं|गलत|[别別勿](?=选|選)|不(?!过|過|仅|僅|但|错|錯)|^\s*over\b|没|沒|并非|非(?!常)|错|錯|误|誤|排除|違|間違|な[いく]|ません|없|못하|못합|아니|아닙|아닌|❌|✗|✘|👎|않|틀린|틀렸|틀립|오답""",
     re.VERBOSE | re.IGNORECASE,
 )
 REFUSAL = re.compile(
-    r"""\W*(?:(?:that|this|it|which)?\W*(?:is|['’]s)\s+)?(?:no|nope|wrong|incorrect|false
+    r"""\W*(?:(?:that|this|it|which)?\W*(?:is|was|['’]s)\s+)?(?:no|nope|wrong|incorrect|false
     |falsch|nein|faux|fausse|falso|falsa|errad[oa]|неправда|неверно|нет|错误?|不对|不正确)\W*""",
     re.VERBOSE | re.IGNORECASE,
 )
 # What comes before a letter that is stated, and what may stand between. A line of words per language.
 NOUN = r"""\b(?:answer|ans|choice|option|one|guess|result|prediction|output|correct|selected|final(?:_answer)?
-    |(?:to\s+)?sum(?:mary|\s+up)|solution|selection|pick|response|conclusion|verdict|closest|best\s+(?:match|fit)
+    |(?:to\s+)?sum(?:mary|\s+up)|solution|selection|pick|response|conclusion|correction|edit|verdict|closest|best\s+(?:match|fit)|most\s+(?:likely|plausible|probable|accurate|appropriate|suitable)
     |antwort|l[öo]sung|richtig|korrekt
     |respuesta|opci[oó]n|alternativa|letra|correcta
     |r[ée]ponse|choix
@@ -170,7 +177,7 @@ _CHOOSE = r"""(?:choos\w+|chose|pick\w*|select\w*|say|i\s+said|guess|think|belie
     |me\s+quedo\s+con|(?:opto|voto|inclino)\s+por|elecci[oó]n\s+es|(?:debe|tiene\s+que)\s+ser|parece\s+(?:que\s+es|ser)
     |choisis|choisirais|s[ée]lectionne|dirais|pense\s+que|opte\s+pour|s['’]agit\s+de|doit\s+être
     |escolho|scelgo|выбираю|выбрала?|думаю|считаю|остаётся|остается|я\s+за|правильно)"""
-_THEREFORE = r"""(?:so|thus|hence|therefore|but|also|somit|daher|folglich|sondern|sino|luego|mais|donc|а|значит
+_THEREFORE = r"""(?:so|thus|hence|therefore|but|also|somit|daher|folglich|sondern|aber|sino|pero|luego|mais|donc|بل|а|значит
     |поэтому|следовательно)"""
 _IT_IS = r"""(?:(?:it|that|this|which)(?:['’]s|['’]d\s+be|\s+(?:is|must\s+be|has\s+to\s+be|should\s+be|would\s+be
     |will\s+be|seems\s+to\s+be))
@@ -180,7 +187,7 @@ STATED_BEFORE = re.compile(
     rf"""(?:(?<![A-Za-z])(?:{NOUN}\b(?:\s+(?:to|for|of|here|that|which|would|should|based|from|in|among|out|according
     |option|choice|letter|therefore|i|you|we|you['’]re)
         \b[^:=]{{0,60}}?|[^:=]{{0,14}}?)|letter\s+)(?:\b{IS}|["'’]?\s*[:=→>])|\b{NOUN}\s*["']?\s*[-–—]+
-    |^\W*(?:(?:is|es|est|ist|это)\b(?=[^\w]*$)|(?:es|è|é)\s+(?:la|el|il|a)\b)|\bwhat\b[^:=]{{0,40}}\bis
+    |^\W*(?:{_THEREFORE}\s+)?(?:(?:is|es|ser[ií]a|est|ist|è|это)\b(?=[^\w]*$)|(?:es|è|é)\s+(?:la|el|il|a)\b)|\bwhat\b[^:=]{{0,40}}\bis
     |\b(?:{_IT_IS}|{_THEREFORE}|{_CHOOSE})
     |=>|[→⇒]|答案|答え|正解|正しいのは|適切なのは|[选選是は]|倾向于?|(?<![因以])[为為]|择|擇|정답[은이]?|답[은이]?|верно)[\s:"'“”‘(]*$""",
     re.VERBOSE | re.IGNORECASE,
@@ -202,7 +209,7 @@ STATED_AFTER = re.compile(
     |это)\s+(?:to\s+be\s+)?
         (?:(?:clearly|definitely|obviously|therefore|thus|probably|indeed|also|the|an?|my|la|le|die|der|only|one|most
         |more|single|option|answer|choice|antwort|respuesta|r[ée]ponse|resposta|risposta)\s+)*
-        (?:correct|right(?=\s*(?:$|answer|option|choice|one\b|here|to\s+me))|accurate|best|true|answer|better|it\s*$
+        (?:correct|right(?=\s*(?:$|:|answer|option|choice|one\b|here|to\s+me))|accurate|best|true|answer|better|it\s*$
         |one\s*$|likely|plausible|appropriate|suitable|fitting|consistent|supported
         |what\b|(?:final\s+)?(?:pick|choice|answer|vote|guess)\b|the\s+(?:one\b|way\s+to\s+go)
         |one\s+(?:that\s+is\s+)?shown\b

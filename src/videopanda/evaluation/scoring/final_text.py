@@ -22,6 +22,7 @@ _END = re.compile(
     re.IGNORECASE,
 )
 _TOKEN = re.compile(r"<\|[^|>]{1,40}\|>|<s>|<bos>|<pad>|<unk>|<start_of_turn>\s*(?:model|assistant)?", re.IGNORECASE)
+_ARABIC = str.maketrans("،؛؟", ",;?")
 _SPACE = re.compile(r"[^\S\n]{2,}")
 _ASKER = re.compile(
     r"(?<=\S)\s*^[ \t]*(?:human|user|(?:next\s+)?question(?:\s*\d+)?)\s*:.*", re.IGNORECASE | re.MULTILINE | re.DOTALL
@@ -36,7 +37,7 @@ def final_text(reply: str) -> str:
     or is the next question of an invented dialogue. A reply
     that ends within its thoughts tells nothing.
     """
-    text = unicodedata.normalize("NFKC", reply)
+    text = unicodedata.normalize("NFKC", reply).translate(_ARABIC)
     if channels := list(_FINAL_CHANNEL.finditer(text)):
         text = text[channels[-1].end() :]
     text = _without_thoughts(text)

@@ -17,9 +17,19 @@ from videopanda.evaluation.scoring.clauses import clauses
 from videopanda.evaluation.scoring.normalize import tokens
 
 # An "A" that is no article: "Team A", "Team A wins", "A-B-C", "(a)(c)(b)".
-_NO_ARTICLE = re.compile(r"(?<=\w )A\b(?!\s+[A-Z])|\bA(?=\W*$|[^\w\s]|\s+[A-Z]\b)|[(\[]a[)\]]")
-# Numbers that count nothing: "0:03", "1995-96", "frame 3".
-_COMPOUND = re.compile(r"\b\d+(?:[:/–-]\d+)+|\b(?:frames?|steps?|scenes?|pages?|lines?)\s*#?\s*\d+", re.IGNORECASE)
+_NO_ARTICLE = re.compile(r"(?<=\w )A\b(?!\s+[A-Z])|\bA(?=\W*$|\s*[^\w\s]|\s+[A-Z]\b)|[(\[]a[)\]]")
+# Numbers that count nothing ("0:03", "1995-96", "frame 3", "the one") and words that say no direction ("up the ball").
+_COMPOUND = re.compile(
+    r"\b\d+(?:[:/–-]\d+)+|\b(?:frames?|steps?|scenes?|pages?|lines?)\s*#?\s*(?:\d+|one|two|three|four|five)\b"
+    r"|\b(?:at\s+(?:least|most)|up\s+to)\s+(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten)\b"
+    r"|\b(?:the|this|that|which|each|every)\s+one\b|\bone\s+(?:by\s+one|another|can|could|may|might|sees)\b"
+    r"|\b(?:up|down|left|on|off|in|out|over)\s+(?:the|an?|his|her|their|its)\b"
+    r"|\b(?:upper|lower|top|bottom)[\s-]+(?:left|right)\b|\bafter\s+(?:watching|viewing|looking|reviewing|careful\w*|seeing)\b",
+    re.IGNORECASE,
+)
+# A number among Chinese or Japanese characters that counts, "答案是5", "5个人".
+_COUNT = re.compile(r"(?<=[\u3040-\u9fff])(?<![第至到])(\d+)(?=[个個人名只隻匹条條辆輛头頭件张張本つ]|\W|$)")
+_SINGULAR = re.compile(r"\s*an?\b", re.IGNORECASE)
 _NUMERALS = "零一二两兩三四五六七八九十百千万萬"
 
 
@@ -47,8 +57,8 @@ def _bare(text: str) -> str:
 
 
 def _normal(text: str, options: Sequence[str]) -> str:
-    """The normal form of a text to compare with options; with articles where an option has an "A" that is none."""
-    return " ".join(tokens(text, with_articles=any(map(_NO_ARTICLE.search, options))))
+    """The normal form of a text to compare with options; with articles where it or an option has an "A" that is none."""
+    return " ".join(tokens(text, with_articles=any(map(_NO_ARTICLE.search, (text, *options)))))
 
 
 def text_beside(rest: str, options: Sequence[str]) -> tuple[tuple[int, ...], int]:
@@ -72,7 +82,7 @@ def asserted(reply: str, options: Sequence[str]) -> tuple[int, ...] | None:
     """The only option whose words stand in the reply, or in what it asserts."""
     kept = " ".join(options).casefold()
     text = reply
-    for pattern in (IDIOMS, _COMPOUND):
+    for pattern in (_COMPOUND, IDIOMS):
         text = pattern.sub(lambda match: match[0] if match[0].casefold() in kept else " ", text)
     if len(found := written(text, options)) == 1:
         ((word, indices),) = found.items()
@@ -111,7 +121,8 @@ def written(reply: str, options: Sequence[str], *, asserts: bool = True) -> dict
         words = [PRONOUN.sub(r"\1", word) for word in words]
     if all(ARTICLE.match(word) for word in words):
         words = [ARTICLE.sub(r"\1", word) for word in words]
-    found = {word for word in words if word.strip() and _is_written(word, text)}
+    singular = [bool(_SINGULAR.match(option)) for option in options]
+    found = {word for word, one in zip(words, singular) if word.strip() and _is_written(word, text, one)}
     found = {word for word in found if not any(word != other and word in other for other in found)}
     for word in found if asserts else ():
         if re.search(rf"\b(?:and|or|but)\s+{re.escape(word.strip())}(?!\w)|{re.escape(word)}(?:and|or|then)\b", text):
@@ -120,17 +131,19 @@ def written(reply: str, options: Sequence[str], *, asserts: bool = True) -> dict
     return {one: indices for one, indices in same.items() if len({_bare(options[i]) for i in indices}) == 1}
 
 
-def _is_written(word: str, text: str) -> bool:
+def _is_written(word: str, text: str, is_singular: bool) -> bool:
     """Whether a text holds a word. One Chinese character or Korean syllable may also be part of another word, and a
     Chinese number part of a larger one."""
     if word[0] in _NUMERALS and len(word) > 1:
         return bool(re.search(rf"(?<![{_NUMERALS}第几幾]){re.escape(word)}", text))
     if len(word) > 1:
-        return word in text
+        more = r"(?<!\d)" if is_singular else ""  # "two dogs" are not "a dog"
+        return bool(re.search(more + re.escape(word), text))
     if word >= "가":
         return bool(re.search(rf"(?<![가-힣]){word}(?=[와과는은이가을를도]|[^가-힣]|$)", text))
     return bool(re.search(rf"(?:(?<![一-鿿])|(?<=[是只匹条个头隻])){word}(?![一-鿿])", text))
 
 
 def _words(reply: str, options: Sequence[str]) -> str:
-    return f" {_normal(reply, options)} " + re.sub(r"[^\u3040-\ud7a3]+", " ", reply)  # scripts without spaces, too
+    counted = _COUNT.sub(r" \1 ", reply)
+    return f" {_normal(counted, options)} " + re.sub(r"[^\u3040-\ud7a3]+", " ", reply)  # scripts without spaces, too
