@@ -165,6 +165,24 @@ def test_a_range_of_videochatgpt_is_used():
         {"frame_indices": [0, 8, 16]},
         {"loss_weight": 0},
         {"systemMessage": "Answer in French."},
+        {"video2": "b.mp4"},
+        {"reference_video": "b.mp4"},
+        {"clip_path_b": ["b.mp4"]},
+        {"rotate": 90},
+        {"hflip": 1},
+        {"reverse": True},
+        {"speed": 2},
+        {"nframes": 4},
+        {"from": 1, "to": 3},
+        {"t0": 1},
+        {"time_offset": 2.5},
+        {"label_mask": [1, 0]},
+        {"train_on": "last"},
+        {"repeat_time": 3},
+        {"skip": True},
+        {"is_valid": False},
+        {"options": ["red", "blue"]},
+        {"instruction": "Answer in French."},
     ],
     ids=str,
 )
@@ -178,7 +196,8 @@ def test_keys_that_say_nothing_about_training_are_accepted(name):
     more = {"duration": 12.5, "width": 640, "type": "caption", "weight": 1, "tools": "", "timestamp": "2026-01-02"}
     more |= {"results": [1, 2], "comments": ["a", "b"], "num_frames": 64, "moments": ["noon", "night"]}
     more |= {"weekend": 1, "end_of_turn": True, "video_end": None, "timestamps": [0.0, 0.5, 1.0], "trending_score": 3}
-    more |= {"loss_weight": 1}
+    more |= {"loss_weight": 1, "speed": "fast", "playback_speed": 1.0, "rotation": 0, "skip": 0, "valid": True}
+    more |= {"from": "web", "options": ["Q"], "instruction": "", "clip_1": 3}
     assert len(read(name, form(name, [{"a": "x"}], **more)).turns) == 1
 
 
@@ -197,6 +216,11 @@ def test_addresses_of_files_are_paths_and_others_are_refused():
     for address in ("https://x.org/a.mp4", "file://clips/a.mp4", "s3://bucket/a.mp4"):
         with pytest.raises(RowError, match="download the clip"):
             llava({**row, "video": address}, 0, "s")
+
+
+def test_one_row_per_line_of_any_format_is_no_object_of_rows(tmp_path):
+    (tmp_path / "rows.jsonl").write_text((json.dumps(form("videochat2", [{"a": "x"}])) + "\n") * 2)
+    assert detect(tmp_path / "rows.jsonl") == "videochat2"
 
 
 def test_columns_of_null_do_not_choose_the_format(tmp_path):

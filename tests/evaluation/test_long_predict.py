@@ -53,6 +53,18 @@ def test_subtitles_are_those_of_all_frames_in_a_memory(tmp_path):
     assert Predictor(job, loaded=compressed("elva"))._subtitles(item, shown) == ["Two cups."]
 
 
+def test_a_wrong_video_comes_with_its_own_subtitles(tmp_path):
+    annotations = WRITERS["video-mme-subtitles"](tmp_path)
+    for number in (1, 2):  # only the first has subtitles
+        (tmp_path / f"INVENTED_0{number}.mp4").touch()
+    job = PredictJob("video-mme-subtitles", annotations, tmp_path, condition="wrong_video")
+    predictor = Predictor(job, loaded=compressed("elva"))
+    shown = Shown(EncodedClip("key", "video", "", times=(1.0,)), (), (1.0,), "pyav")
+    asked = [question for batch in job.batches for question in batch]
+    texts = {one.item.id: str(predictor._ask(one, shown)[1]) for one in asked}
+    assert {id_: "Two cups." in text for id_, text in texts.items()} == {"901-2": False, "902-1": True}
+
+
 def test_one_way_at_a_time(tmp_path, folder):
     job = PredictJob("scenes", folder, folder, max_visual_tokens=200, frames_by="motion")
     with pytest.raises(ValueError, match="mutually exclusive"):

@@ -6,7 +6,7 @@ no_video      nothing: what can be guessed from the question and, where the prom
 one_frame     its middle frame in every place
 shuffled      its frames in a random order that is not the right one
 reversed      its frames from the last to the first
-wrong_video   the next other clip of the benchmark
+wrong_video   the next other clip of the benchmark, with the subtitles of that clip where the prompt has some
 """
 
 import zlib
@@ -44,6 +44,7 @@ class Asked:
 
     item: Item
     source: ClipRef
+    subtitles: Item  # a question about the clip that is shown, which names its subtitles
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,11 @@ def asked(items: tuple[Item, ...], videos: Videos, condition: str) -> list[Asked
     if condition == "wrong_video":
         shown = _others([source for source in groups if source.path])
         shown |= {source: source for source in groups if not source.path}
-    return [Asked(item, shown[source]) for source, group in groups.items() for item in group]
+
+    def subtitles(item: Item, source: ClipRef) -> Item:
+        return item if shown[source] == source else groups[shown[source]][0]
+
+    return [Asked(item, shown[source], subtitles(item, source)) for source, group in groups.items() for item in group]
 
 
 def _source(item: Item, videos: Videos) -> ClipRef:

@@ -255,7 +255,7 @@ class Predictor:
         if shown:
             row = replace(row, frame_indices=shown.indices, frame_times=shown.times, decoder=shown.decoder)
         try:
-            text = self.job.prompts.ask(question.item, self._subtitles(question.item, shown))
+            text = self.job.prompts.ask(question.item, self._subtitles(question.subtitles, shown))
             text = f"{video}{text}" if isinstance(video, str) else text
             messages = question_messages(self.processor, text, has_video=shown is not None)
         except ValueError as error:

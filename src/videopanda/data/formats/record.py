@@ -90,6 +90,7 @@ _PART = re.compile(rf"(?:(?<![A-Za-z])(?i:{_PARTS})|(?:{_PARTS.title()}))s?(?![a
 # A name that says where a part begins or ends in other units: start_ms, endFrame, frame_start.
 _LIMIT = re.compile(
     "(?:^|_)(?i:start|begin|end|stop)(?:ing|ning)?(?:_|$|(?=[A-Z]))|(?<=[a-z])(?:Start|Begin|End|Stop)(?:$|_|(?=[A-Z]))"
+    "|^(?:from|to|t0|t1|(?:time|video|clip)_?offset)$"
 )
 _CLOCKS = re.compile(r"\s*[\d.:]+\s*(?:-|–|,|~|to)\s*[\d.:]+\s*s?\s*")  # "1.0-2.0", "0:01 - 0:05"
 # A name of a medium that no format reads; in a row without one it is a mistake.
@@ -100,10 +101,42 @@ _NAMES_MEDIUM = re.compile(
 _MEANINGFUL = {
     *(*RANGE_NAMES, "mask", "history", "tools", "functions"),
     *("image", "images", "video", "videos", "audio", "audios", "objects"),
-    *("max_frames", "min_frames", "max_pixels", "min_pixels", "total_pixels", "resized_height", "resized_width"),
+    *(
+        "max_frames",
+        "min_frames",
+        "nframes",
+        "sample_fps",
+        "max_pixels",
+        "min_pixels",
+        "total_pixels",
+        "resized_height",
+        "resized_width",
+    ),
 }
 # loss_scale, sample_weight, crop_box; systemMessage.
-_WEIGHT = re.compile(r"(?:\w*_)?(?:loss|weight|crop)s?(?:_\w*)?|sys(?:tem)?_?(?:prompt|message|msg)?", re.IGNORECASE)
+_WEIGHT = re.compile(
+    r"(?:\w*_)?(?:loss|weight|crop)s?(?:_\w*)?|sys(?:tem)?_?(?:prompt|message|msg)?|train(?:_on\w*)?|repeat(?:s|_times?)?|label",
+    re.IGNORECASE,
+)
+_MASK = re.compile(r"(?:\w*_)?mask(?:s|ed)?(?:_\w*)?", re.IGNORECASE)
+# A second medium: video2, clip_b, reference_video.
+_SECOND = re.compile(
+    r"(?:second|other|ref(?:erence)?|target|left|right|next|negative)_?(?:video|image|clip)(?:_?path)?"
+    r"|(?:video|image|clip)(?:_?path)?_?(?:\d+|[a-d])",
+    re.IGNORECASE,
+)
+# What is done to the clip before it is shown.
+_CHANGED = re.compile(
+    r"(?:is_)?(?:rotat(?:e|ed|ion)|[hv]?_?flip(?:ped)?|mirror(?:ed)?|reversed?|grayscale)",
+    re.IGNORECASE,
+)
+_SPEED = re.compile(r"(?:playback_?)?speed(?:_factor)?|playback_?rate", re.IGNORECASE)
+# Whether the row is to be used at all.
+_LEFT_OUT = re.compile(
+    "(?:is_)?(?:skip(?:ped)?|excluded?|ignored?|deleted?|discard(?:ed)?|invalid|corrupt(?:ed)?)", re.IGNORECASE
+)
+_KEPT = re.compile("(?:is_)?(?:valid|keep|usable|enabled)", re.IGNORECASE)
+_ASKED = {"instruction", "context", "hint", "options", "choices", "candidates"}  # belong to the question
 _FRAMES = re.compile(r"(?:\w*_)?frames?(?:_(?:ids?|idxs?|index|indexes|indices|list|numbers?))?", re.IGNORECASE)
 
 # Left behind where a data set was written with the chat template of another model.
@@ -207,7 +240,8 @@ def refuse_unused(row: Mapping[str, Any], used: Iterable[str]) -> None:
         if value in (None, "", [], {}) or not (kinds := _kinds(key)):
             continue
         is_range = ("part" in kinds and _is_part(value)) or ("limit" in kinds and _is_moment(value))
-        if is_range or _changes_row(key, kinds, value):
+        is_asked = "asked" in kinds and not _is_told(value, [row[name] for name in row if name != key])
+        if is_range or is_asked or _changes_row(key, kinds, value):
             advice = "give the range as 'start' and 'end' in seconds" if is_range else "remove it, or the row"
             raise RowError("schema", f"the key {key!r} is not supported in this format: {advice}")
 
@@ -219,19 +253,39 @@ def _kinds(key: str) -> frozenset[str]:
         "part": _PART.search(key),
         "limit": _LIMIT.search(key),
         "frames": _FRAMES.fullmatch(key),
-        "weight": key in ("train", "label") or _WEIGHT.fullmatch(key),
+        "weight": _WEIGHT.fullmatch(key),
+        "mask": _MASK.fullmatch(key),
+        "second": _SECOND.fullmatch(key),
+        "changed": _CHANGED.fullmatch(key),
+        "speed": _SPEED.fullmatch(key),
+        "out": _LEFT_OUT.fullmatch(key),
+        "kept": _KEPT.fullmatch(key),
+        "asked": key in _ASKED,
         "more": key in _MEANINGFUL,
     }
     return frozenset(kind for kind, found in said.items() if found)
 
 
 def _changes_row(key: str, kinds: frozenset[str], value: Any) -> bool:
-    """Whether a key that is not read changes what a row means: its loss, its system prompt, its media."""
-    if "weight" in kinds:
-        return bool(value != 1)
-    if key == "mask":
-        return bool(value != 0)
-    return "more" in kinds or ("frames" in kinds and isinstance(value, list))
+    """Whether a key that is not read changes what a row means: its loss, its system prompt, its media, its use."""
+    is_number = isinstance(value, int | float)
+    return (
+        "more" in kinds
+        or ("weight" in kinds and value != 1)
+        or ("mask" in kinds and value != 0)
+        or ("frames" in kinds and isinstance(value, list))
+        or ("second" in kinds and isinstance(value, str | list))
+        or ("changed" in kinds and is_number and value != 0)
+        or ("speed" in kinds and is_number and value != 1)
+        or ("out" in kinds and is_number and value != 0)
+        or ("kept" in kinds and is_number and value == 0)
+    )
+
+
+def _is_told(value: Any, others: list[Any]) -> bool:
+    """Whether texts that belong to the question stand in the row's other values, where they are read."""
+    parts = value if isinstance(value, list) else list(value.values()) if isinstance(value, Mapping) else [value]
+    return all(not isinstance(part, str) or repr(part.strip())[1:-1] in repr(others) for part in parts)
 
 
 def _is_part(value: Any) -> bool:

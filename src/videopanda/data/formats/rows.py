@@ -98,8 +98,8 @@ def _check_lines(path: str | Path) -> None:
             reason = f"{path} is one JSON object over several lines: rows must be an array, or one object per line"
             raise ValueError(reason) from None
         return  # a bad row, which is reported as such
-    if not isinstance(value, dict) or not value:
-        return
+    if not isinstance(value, dict) or not value or value.keys() & {"QA", "conversations", "messages"}:
+        return  # a row
     if all(isinstance(row, dict) for row in value.values()):
         raise ValueError(f"{path} is one JSON object whose values are the rows: write its values as an array")
     for key, rows in value.items():

@@ -119,7 +119,9 @@ def detect(file: str | Path) -> str:
 
 def _detect_row(row: Mapping[str, Any], file: str) -> str | None:
     """None for a conversation without media, which is the same in several formats."""
-    keys = {key for key, value in row.items() if value is not None}  # tables write null where a row has no such key
+    keys = {
+        key for key, value in row.items() if value not in (None, "")
+    }  # tables write null where a row has no such key
     if {"q", "a", "video_id"} <= keys:
         return "videochatgpt"
     if "QA" in keys:
@@ -133,7 +135,7 @@ def _detect_row(row: Mapping[str, Any], file: str) -> str | None:
             return "llama_factory"
         if "data_source" in keys:
             return "llava_video"
-        video = row.get("video")
+        video = row.get("video") or None
         if not isinstance(video, str):
             return "llava" if keys & {"video", "image"} else None
         if video.endswith(".pkl"):

@@ -111,6 +111,8 @@ def choice(reply: str, options: Sequence[str], *, is_cut: bool = False) -> tuple
 
 def _judged(text: str, options: Sequence[str]) -> tuple[int, ...] | None:
     """The only right option of a text that judges each of them, "A: wrong", "B: correct", …, and says no more."""
+    for option in sorted(options, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(option.strip())}(?!\w)", "", text, flags=re.IGNORECASE)
     lines = [line for line in TABLE_HEAD.sub("", text).splitlines() if re.search(r"\w", line)]
     lines = [line for line in lines if not line.rstrip().endswith(":")]
     verdicts = [match for line in lines for match in JUDGED.finditer(line)]
@@ -148,7 +150,9 @@ def _chosen(said: str, options: Sequence[str], is_cut: bool) -> tuple[int, ...] 
         others = [option for i, option in enumerate(options) if i not in polar.values()]
         if said_polar is None:
             found = asserted(text, others)
-            return tuple(i for i, option in enumerate(options) if option in map(others.__getitem__, found or ())) or None
+            return (
+                tuple(i for i, option in enumerate(options) if option in map(others.__getitem__, found or ())) or None
+            )
         return None if written(text, others, asserts=False) else (said_polar,)
     if not mentions:
         number = {NUMBERS[match[match.lastindex or 0].lower()] for match in NUMBERED.finditer(text)}

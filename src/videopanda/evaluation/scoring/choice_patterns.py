@@ -25,14 +25,16 @@ LABEL = r"""(?:\b(?:option|choice|answer|ans|caption|sentence|statement|letter|a
     |đáp\s+án|उत्तर|जवाब|विकल्प|الإجابة|الجواب|الخيار
     |选项|選項|选择|選擇|選択肢|答案|보기|선택지|정답|답)"""
 LABELED = re.compile(rf"{LABEL}(?:\s+(?:đúng|الصحيحة?))?(?:\s+(?:là|هي|هو))?[\s:\"']*$", re.VERBOSE | re.IGNORECASE)
-OPTION = re.compile(r"(?:\b(?:option|choice|opci[oó]n|op[cç][aã]o|opzione|вариант)|选项|選項|選択肢|선택지)\W*$", re.IGNORECASE)
+OPTION = re.compile(
+    r"(?:\b(?:option|choice|opci[oó]n|op[cç][aã]o|opzione|вариант)|选项|選項|選択肢|선택지)\W*$", re.IGNORECASE
+)
 LEAD = re.compile(
     rf"^[^\w▢]*(?:{LABEL}|(?:correct|right|final|best)\b|q(?:uestion)?\s*\d+)?[^\w▢]*$",
     re.VERBOSE | re.IGNORECASE,
 )
 UNREAD = re.compile(r"(?<![\w▢.'’-])[B-HJ-Z](?![\w▢'’-])")  # a letter that no rule has read
 WORD = re.compile(r"\s+[A-Za-zÀ-ɏ]")  # after an "A" that is an article
-_AND = r"(?:and|or|und|oder|y|o|et|ou|u|e|или|и)"
+_AND = r"(?:and|or|und|oder|y|o|et|ou|u|e|или|и|أو)"
 JOINT = rf"""(?:(?:\bvs\b\.?|\bversus\b)|[/&、]\s*(?:and\b|or\b)?
     |,?\s*(?:or\s+)?(?:maybe|possibly|perhaps)\b|,\s*(?:and|or)\b|\b{_AND}\b|,?\s*\bbut\s+also\b
     |或者?|或是|还是|還是|和|与|與|及び|および|か|と|または|あるいは|もしくは|또는|혹은|이?나|[와과]|,(?=\s*\(?[A-Z]\)?\s*(?:[,.;/&\n]|$|{_AND}\b)))"""
@@ -58,7 +60,7 @@ NUMBERS = {
 }
 _NUMBER = "|".join(sorted(NUMBERS, key=len, reverse=True))
 NUMBERED = re.compile(
-    rf"""\b(?:option|choice|caption|sentence|statement|選択肢|선택지)\s*[:\#]?\s*({_NUMBER})\b(?![.\d])
+    rf"""\b(?:option|choice|caption|sentence|statement|選択肢|선택지)\s*[:\#]?\s*({_NUMBER})\b(?!\.?\d)
     |\b({_NUMBER})n?\s+(?:option|choice|answer|caption|sentence|statement|antwort|aussage|opci[oó]n|respuesta|r[ée]ponse
         |вариант|ответ)\b
     |^\W*(?:it['’]s\s+|it\s+is\s+|the\s+answer\s+is\s+)?the\s+({_NUMBER})\s+one\W*$
@@ -67,10 +69,11 @@ NUMBERED = re.compile(
 )
 LISTED = re.compile(r"^\s*[-•]?\s*(?:[(\[]([A-Z])[)\]]|([A-Z])(?:[.):]|\s+[-–—]))\s*\S.*$", re.MULTILINE)
 # A verdict about one option in a line, or between the others: "B: correct, she …", "A ✗ B ✓".
-_RIGHT, _WRONG = r"(?:correct|right|true|yes)\b|[✓✔✅]", r"(?:incorrect|wrong|false|no)\b|[✗✘❌✖]"
+_RIGHT = r"(?:correct|right|true|yes|richtig)\b|[✓✔✅]|正确"
+_WRONG = r"(?:incorrect|wrong|false|no|falsch)\b|[✗✘❌✖]|错误"
 TABLE_HEAD = re.compile(r"^.*\|.*\n[ \t]*\|?[-:| \t]+\|[-:| \t]*$", re.MULTILINE)
 JUDGED = re.compile(
-    rf"(?:^|(?<=[\s,;|{{]))\W*?(?:\d+[.)]\s*)?(?:option\s+)?\(?([A-Z])\)?['\"]?\s*[:.)=|–—-]*\s*(?:({_RIGHT})|{_WRONG})",
+    rf"(?:^|(?<=[\s,;|{{]))\W*?(?:\d+[.)]\s*)?(?:option\s+)?\(?([A-Z])\)?['\"]?[\s:.)=|–—-]*(?:({_RIGHT})|{_WRONG})",
     re.IGNORECASE,
 )
 MARKS = re.compile(r"(?<![A-Za-z(])([A-Z])()[:)](?=\s)")
@@ -177,8 +180,8 @@ _CHOOSE = r"""(?:choos\w+|chose|pick\w*|select\w*|say|i\s+said|guess|think|belie
     |me\s+quedo\s+con|(?:opto|voto|inclino)\s+por|elecci[oó]n\s+es|(?:debe|tiene\s+que)\s+ser|parece\s+(?:que\s+es|ser)
     |choisis|choisirais|s[ée]lectionne|dirais|pense\s+que|opte\s+pour|s['’]agit\s+de|doit\s+être
     |escolho|scelgo|выбираю|выбрала?|думаю|считаю|остаётся|остается|я\s+за|правильно)"""
-_THEREFORE = r"""(?:so|thus|hence|therefore|but|also|somit|daher|folglich|sondern|aber|sino|pero|luego|mais|donc|بل|а|значит
-    |поэтому|следовательно)"""
+_THEREFORE = r"""(?:so|thus|hence|therefore|but|also|somit|daher|folglich|sondern|aber|sino|pero|luego|mais|donc|بل|а
+    |значит|поэтому|следовательно)"""
 _IT_IS = r"""(?:(?:it|that|this|which)(?:['’]s|['’]d\s+be|\s+(?:is|must\s+be|has\s+to\s+be|should\s+be|would\s+be
     |will\s+be|seems\s+to\s+be))
     |(?:must|should|ha(?:s|ve)\s+to|got\s+to|can\s+only)\s+be|gotta\s+be|(?:turns\s+out|appears?|seems?)\s+to\s+be

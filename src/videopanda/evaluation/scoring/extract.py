@@ -4,12 +4,20 @@ import math
 import re
 from itertools import pairwise
 
-from videopanda.evaluation.scoring.choice_patterns import DENIAL, FILLER, IDIOMS, SENTENCE_END, SPOKEN, STATED_BEFORE, UNDECIDED
+from videopanda.evaluation.scoring.choice_patterns import (
+    DENIAL,
+    FILLER,
+    IDIOMS,
+    SENTENCE_END,
+    SPOKEN,
+    STATED_BEFORE,
+    UNDECIDED,
+)
 from videopanda.evaluation.scoring.clauses import clauses
 from videopanda.evaluation.scoring.final_text import final_text, unwrapped
 
 # -- yes or no ---------------------------------------------------------------------------------------------------------
-_YES = r"(?:yes|yeah|yep|ja|s[ií]|oui|да|sim|sì|نعم|是的?|对的?|對|はい|네|예)"
+_YES = r"(?:yes|yeah|yep|ja|sí|si(?!\s+\w)|oui|да|sim|sì|نعم|是的?|对的?|對|はい|네|예)"
 _NO = r"(?:no|nope|nein|non|لا|нет|n[ãa]o|不是?的?|不对|否|没有|いいえ|아니[요오])"
 _WORD = re.compile(rf"(?<!\w)(?:(?P<yes>{_YES})|{_NO})(?!\w)", re.IGNORECASE)
 _AND = r"(?:\s+(?:or|and|nor|und|oder|et|ou|y|o|e|и|или|أو|و)\s+|\s*[/或]\s*)"
@@ -40,6 +48,7 @@ def yes_no(reply: str) -> str | None:
         said = "yes" if match["yes"] else "no"
         before, after = clause[: match.start()], clause[match.end() :]
         leads = not re.search(r"[\w▢]", FILLER.sub("", before))
+        before = re.sub(r"\ba\s+$", "", before)  # "that is a yes"
         concludes = before.rstrip().endswith(":") and not re.search(r"\w", after) and not SPOKEN.search(before)
         if concludes or STATED_BEFORE.search(before) or STATED_BEFORE.search(FILLER.sub("", before)):
             if told - {said} and not SENTENCE_END.search(text[told_end:start]):
@@ -64,7 +73,7 @@ _HOURS = r"(?:(?:hours?|hrs?|h|stunden?|horas?|heures?|час\w*)(?!\w)|小时|�
 _MINUTES = r"(?:(?:minut[eo]s?|minuten|mins?|минут\w*)(?!\w)|m(?![^\W\d])|分钟?|분)"
 _SECONDS = r"(?:(?:seconds?|secs?|s|sekunden?|segundos?|secondes?|секунд\w*)(?!\w)|秒|초)"
 _TIME = re.compile(
-    rf"(?<![\w.:])(?:(?:(?P<h>\d+):)?(?P<m>\d+):(?P<s>[0-5]?\d(?:\.\d+|,\d{{3}}(?![:\d]))?(?!\d))"  # 1:02:03, 02:03.5
+    rf"(?<![\w.])(?<!\d:)(?:(?:(?P<h>\d+):)?(?P<m>\d+):(?P<s>[0-5]?\d(?:\.\d+|,\d{{3}}(?![:\d]))?(?!\d))"
     rf"|(?:(?P<hours>{_NUMBER})\s*{_HOURS}\s*(?:and\s+)?)?(?P<minutes>{_NUMBER})\s*{_MINUTES}"
     rf"(?:\s*(?:and\s+)?(?P<rest>{_NUMBER})\s*{_SECONDS})?"
     rf"|(?P<only>{_NUMBER})\s*{_HOURS}"
@@ -72,20 +81,26 @@ _TIME = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 # A minus in front of a number is a sign where no other number stands before it.
-_NEGATIVE = re.compile(r"(?<![\w.:])(?<![\w.:]\s)[-−–](?=\d)|\b(?:from|between|to|and|at)\s+[-−–](?=\d)|\bminus\s+\d", re.IGNORECASE)
+_NEGATIVE = re.compile(
+    r"(?<![\w.:])(?<![\w.:]\s)[-−–](?=\d)|\b(?:from|between|to|and|at)\s+[-−–](?=\d)|\bminus\s+\d", re.IGNORECASE
+)
 _JOIN = re.compile(
     r"(?:\s|[-–—,;:→<>=|~〜\[\](){}\"'*到至第から부터]|\b(?:to|and|until|till|up|through|it|the|event|then|at|about|around|approximately"
-    r"|seconds?|starts?|begins?|lasts?|ends?|end_time|ending|stops?|finish(?:es)?|time|is|in|bis|a|à|hasta|по|до|إلى|t)\b)+",
+    r"|seconds?|starts?|begins?|lasts?|ends?|end_(?:time|sec)|ending|stops?|finish(?:es)?|time|is|in|bis|a|à|hasta|по|до|إلى|t)\b)+",
     re.IGNORECASE,
 )
 # What numbers count that are no seconds, before and after them.
 _COUNTED_BEFORE = re.compile(
-    r"\b(?:frames?|rows?|pages?|chapters?|scores?(?:\s+\w+)?|steps?|lines?|rooms?|ages?)\W*$", re.IGNORECASE
+    r"\b(?:\w*frames?|fps|rows?|pages?|chapters?|scores?(?:\s+\w+)?|steps?|lines?|rooms?|ages?|normali[sz]ed|relative)\W*$",
+    re.IGNORECASE,
 )
 _COUNTED_AFTER = re.compile(
-    r"\s*(?!(?:in|into|of|is|where|when|while|because|as|for|during|on|with)\b)[a-z]", re.IGNORECASE
+    r"\s*\(?frames?\b|\s*(?!(?:in|into|of|is|where|when|while|because|as|for|during|on|with)\b)[a-z]", re.IGNORECASE
 )
-_MOMENT, _ALSO = re.compile(r"(?<!starts )(?<!begins )\bat\s*$"), re.compile(r"[\s,;]*(?:and\s*)?(?:again\s*)?(?:at\s*)?")
+_MOMENT, _ALSO = (
+    re.compile(r"(?<!starts )(?<!begins )\bat\s*$"),
+    re.compile(r"[\s,;]*(?:and\s*)?(?:again\s*)?(?:at\s*)?"),
+)
 _JUDGED = re.compile(r"\W*(?:is|was|are|there\s+(?:is|are))\s+")  # "5 to 10 is wrong"
 _ANSWER = re.compile(r"\b(?:final\s+)?answer\b[^\d\n]{0,30}?(?:\bis\b|:)", re.IGNORECASE)
 

@@ -60,6 +60,7 @@ _IRREGULAR = {
 _SINGULAR = frozenset({"always", "across", "series", "species", "news", "sports", "physics", "lens", "chess", "gas"})
 _POSSESSIVE = re.compile(r"['’](?:s\b)?")
 _CONTRACTED = re.compile(r"\b(?:(ca)n|(wo)n|(\w+)n)['’]t\b|\b(can)not\b")
+_IS = re.compile(r"\b(it|he|she|that|there|who|what|where)['’]s\b")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _TOKEN = re.compile(r"\d+\.\d+|[^\W_]+")
 _NUMBER = re.compile(r"0*(\d+?)(?:\.(\d*?)0*)?")
@@ -74,10 +75,10 @@ def tokens(text: str, *, with_articles: bool = False) -> list[str]:
     """The words of a text in their normal form.
 
     Lower case, no punctuation and no possessive ending; plurals become singular; articles go, unless `with_articles`;
-    "doesn't" is "does not"; number words and digits become the same digits ("twenty-one", "21.0"), ordinals up to tenth
-    "1st" to "10th".
+    "doesn't" is "does not" and "it's" "it is"; number words and digits become the same digits ("twenty-one", "21.0"),
+    ordinals up to tenth "1st" to "10th".
     """
-    text = _CONTRACTED.sub(_in_full, _plain(text))
+    text = _CONTRACTED.sub(_in_full, _IS.sub(r"\1 is", _plain(text)))
     text = _THOUSANDS.sub("", _POSSESSIVE.sub("", text))
     words = [singular(word) for word in _TOKEN.findall(text)]
     return _numbers([word for word in words if with_articles or word not in ARTICLES])

@@ -57,7 +57,7 @@ def _bare(text: str) -> str:
 
 
 def _normal(text: str, options: Sequence[str]) -> str:
-    """The normal form of a text to compare with options; with articles where it or an option has an "A" that is none."""
+    """The normal form of a text to compare with options; with articles where one has an "A" that is none."""
     return " ".join(tokens(text, with_articles=any(map(_NO_ARTICLE.search, (text, *options)))))
 
 

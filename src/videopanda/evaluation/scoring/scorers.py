@@ -156,19 +156,19 @@ SCORERS = {
     scorer.name: scorer
     for scorer in (
         Scorer("exact", "1", TEXT, ("accuracy",), _exact, ()),
-        Scorer("normalized", "2", TEXT, ("accuracy",), _normalized, (normalize,)),
-        Scorer("contains", "2", TEXT, ("accuracy",), _contains, (normalize,)),
+        Scorer("normalized", "3", TEXT, ("accuracy",), _normalized, (normalize,)),
+        Scorer("contains", "3", TEXT, ("accuracy",), _contains, (normalize,)),
         Scorer(
             "choice",
-            "3",
+            "4",
             ("choice",),
             ("accuracy",),
             _choice,
             (choice, option_texts, options, extract, *_READING, normalize),
             judge_cut=partial(_choice, is_cut=True),
         ),
-        Scorer("yes-no", "3", ("yes_no",), ("accuracy",), _yes_no, (extract, *_READING)),
-        Scorer("iou", "3", ("grounding",), ("miou", *(f"r1@{t}" for t in THRESHOLDS)), _iou, (extract, *_READING)),
+        Scorer("yes-no", "4", ("yes_no",), ("accuracy",), _yes_no, (extract, *_READING)),
+        Scorer("iou", "4", ("grounding",), ("miou", *(f"r1@{t}" for t in THRESHOLDS)), _iou, (extract, *_READING)),
     )
 }
 WORDNET_SCORERS = ("synonyms", "wups")
@@ -196,6 +196,6 @@ def scorer(name: str, words: WordNet | None = None) -> Scorer:
     modules = (normalize, wordnet)
     if name == "synonyms":
         judge = partial(_synonyms, words=words)
-        return Scorer(name, "2", TEXT, ("accuracy",), judge, modules, words.sha256)
+        return Scorer(name, "3", TEXT, ("accuracy",), judge, modules, words.sha256)
     judge = partial(_wups, words=words)
-    return Scorer(name, "2", TEXT, ("wups@0.0", "wups@0.9"), judge, modules, words.sha256)
+    return Scorer(name, "3", TEXT, ("wups@0.0", "wups@0.9"), judge, modules, words.sha256)
