@@ -51,6 +51,11 @@ TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": 
         ({"start": 2, "end": 1}, "end (1.0 s) is not later than start (2.0 s)"),
         ({"start_ms": 1000}, "'start_ms' is not supported"),
         ({"system": "Be brief."}, "'system' is not supported"),
+        ({"video2": "b.mp4"}, "'video2' is not supported"),
+        ({"options": ["red", "blue"]}, "'options' is not supported"),
+        ({"conversations": [{"from": "human", "value": "Is <video> red?"}, TURNS[1]]}, "a visual placeholder inside"),
+        ({"conversations": [{"from": "human", "value": "<video>Q<video>"}, TURNS[1]]}, "or a second one"),
+        ({"conversations": [TURNS[0], {"from": "gpt", "value": "<video>red"}]}, "a visual placeholder inside"),
     ],
 )
 def test_own_questions_mean_what_they_mean_in_training(tmp_path, changes, reason):
@@ -63,6 +68,14 @@ def test_own_questions_mean_what_they_mean_in_training(tmp_path, changes, reason
         assert reason in found.reason
 
 
+def test_the_rate_of_a_folder_of_frames_is_that_of_training(tmp_path):
+    turns = [{"from": "human", "value": "What?\n<video>"}, TURNS[1]]
+    row = {"id": "x", "video": "frames/x", "fps": 3, "conversations": turns}
+    (tmp_path / "test.jsonl").write_text(json.dumps(row))
+    (found,) = custom.read(tmp_path)
+    assert (found.question, found.extra) == ("What?", {"fps": 3.0})
+
+
 def test_tables_as_spreadsheets_and_data_frames_write_them(tmp_path):
     table, lines = tmp_path / "a.csv", tmp_path / "a.jsonl"
     table.write_text('x;y\n"a; b";1,5\n')
@@ -72,6 +85,9 @@ def test_tables_as_spreadsheets_and_data_frames_write_them(tmp_path):
     assert row.text("answer", "other") == "b"
     with pytest.raises(AnnotationRowError, match="'answer' is missing"):  # was the answer "nan"
         row.text("answer")
+    lines.write_text('{"options": ["a", NaN]}')
+    with pytest.raises(AnnotationRowError, match="'options' contains something that is not a string"):  # "nan"
+        next(rows(lines)).texts("options")
     table.write_bytes("x,y\n1,2\n".encode("utf-16"))
     with pytest.raises(AnnotationError, match="is UTF-16, not UTF-8: convert it"):
         list(rows(table))

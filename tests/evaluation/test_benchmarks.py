@@ -401,6 +401,22 @@ def test_subtitles_at_the_frames_shown(tmp_path):
         subtitles.read(write_json(tmp_path / "d.json", [{"x": 1}]))
 
 
+def test_options_with_letters_of_other_places_are_refused(tmp_path):
+    """The letter of the answer would name another option than the place does."""
+    row = {"video": "a.mp4", "options": ["B. red", "A. blue"], "answer": "B", "answer_text": "red", "qa_type": "x"}
+    write_parquet(tmp_path / "test-0.parquet", [{**row, "question": "Q", "qa_subtype": "y", "source": "z"}])
+    with pytest.raises(AnnotationError, match="carry the letters B, A: put them into order"):
+        load("videoeval-pro-choice", tmp_path)
+
+
+def test_a_part_with_one_end_is_shown_and_one_without_length_refused(tmp_path):
+    row = {"video": "a.mp4", "question": "Q", "candidates": ["x", "y"], "answer": "x"}
+    write_json(tmp_path / "moving_count.json", [{**row, "start": 3}, {**row, "start": 5, "end": 3}])
+    loaded = load("mvbench", tmp_path)
+    assert [(item.start, item.end) for item in loaded.items] == [(3.0, None)]
+    assert [bad.reason for bad in loaded.rejected] == ["end (3 s) is not later than start (5 s)"]
+
+
 def test_videos_are_found_below_a_folder(tmp_path):
     for name in ("a/clip.mp4", "b/clip.mp4", "x.y.avi", "frames/show_1/00001.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,15 @@
 """Rows of the LLaVA form as benchmarks: each question of a conversation is a separate item, `x1/0`."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from videopanda.data.formats.llava import ROLES
 from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, each
+from videopanda.models.prompts import place_marker
+
+_MARKER = re.compile("<(?:video|image)>")
+_FIRST_MARKER = re.compile(rf"^{_MARKER.pattern}\s*")
 
 
 def single_questions(
@@ -31,5 +36,8 @@ def read_question(row: AnnotationRow) -> tuple[str, str, str]:
         raise AnnotationRowError("a turn has no text 'value'")
     if [ROLES.get(str(turn.get("from")).lower()) for turn in turns] != ["user", "assistant"]:
         raise AnnotationRowError("turns must alternate between 'human' and 'gpt'")
-    question, answer = (turn["value"].replace("<video>", "").replace("<image>", "").strip() for turn in turns)
+    question, answer = (turn["value"].strip() for turn in turns)
+    question = _FIRST_MARKER.sub("", place_marker(question))
+    if _MARKER.search(question + answer):
+        raise AnnotationRowError("a visual placeholder inside a question or an answer, or a second one")
     return f"{row.id('id')}/{row.data['number']}", question, answer

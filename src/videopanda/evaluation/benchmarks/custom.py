@@ -31,7 +31,7 @@ def _facts(row: AnnotationRow, turns: Any) -> list[dict[str, Any]]:
         refuse_unused(row.data, {"video", *RANGE_NAMES})
     except RowError as error:
         raise AnnotationRowError(error.reason) from error
-    return [{**row.extra("kind"), "start": start, "end": end}] * (len(turns) // 2)
+    return [{**row.extra("kind", "fps"), "start": start, "end": end}] * (len(turns) // 2)
 
 
 def _item(row: AnnotationRow) -> Item:
@@ -48,4 +48,5 @@ def _item(row: AnnotationRow) -> Item:
         answers=(answer,),
         start=row.get("start"),
         end=row.get("end"),
+        extra={"fps": row.number("fps")} if row.get("fps") is not None else {},  # of a folder of frames
     )

@@ -97,7 +97,7 @@ class AnnotationRow:
         value = self.get(*keys)
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise AnnotationRowError(f"{_names(keys)} is {'missing' if value is None else 'not a list'}")
-        if any(isinstance(v, bool) or not isinstance(v, (str, int, float)) for v in value):
+        if any(isinstance(v, bool) or not isinstance(v, (str, int, float)) or _is_missing(v) for v in value):
             raise AnnotationRowError(f"{_names(keys)} contains something that is not a string")
         return tuple(str(v).strip() for v in value)
 

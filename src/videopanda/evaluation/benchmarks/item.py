@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from videopanda.evaluation.benchmarks.files import AnnotationRow, Rejected, each
+from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, each
 
 Task = Literal["short_answer", "yes_no", "choice", "grounding", "description"]
 
@@ -45,6 +45,8 @@ def items(rows: Iterable[AnnotationRow | Rejected], make: Callable[[AnnotationRo
 
     def item_of(row: AnnotationRow) -> list[Item]:
         item = make(row)
+        if item.start is not None and item.end is not None and item.end <= item.start:
+            raise AnnotationRowError(f"end ({item.end:g} s) is not later than start ({item.start:g} s)")
         extra = {**item.extra, "repeated_keys": list(row.repeated_keys)} if row.repeated_keys else item.extra
         answers = item.answers or tuple(item.options[i] for i in item.right)
         return [replace(item, place=row.place, extra=extra, answers=answers)]

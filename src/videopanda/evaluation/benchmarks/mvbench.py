@@ -66,7 +66,6 @@ def _item(row: AnnotationRow, task: str, number: RunningNumber) -> Item:
     options = row.texts("candidates")
     if not options:
         raise AnnotationRowError("there are no candidates")
-    bounds = row.get("start") is not None and row.get("end") is not None
     return Item(
         id=name,
         video=f"{FOLDERS[task]}/{video}" if task in FOLDERS else video,
@@ -76,8 +75,8 @@ def _item(row: AnnotationRow, task: str, number: RunningNumber) -> Item:
         options=options,
         right=same_text(options, answer),
         answers=(answer,),
-        start=row.number("start") if bounds else None,
-        end=row.number("end") if bounds else None,
+        start=row.number("start") if row.get("start") is not None else None,
+        end=row.number("end") if row.get("end") is not None else None,
         extra={
             **row.extra("subtitle", "show_name"),
             **({"fps": row.number("fps")} if row.get("fps") is not None else {}),

@@ -61,8 +61,11 @@ def letter_index(row: AnnotationRow, *keys: str, options: Sequence[str]) -> int:
     """The index that a letter names, "B" or "(B)" or "B." or "B. red".
 
     Raises:
-        AnnotationRowError: it names none of the options.
+        AnnotationRowError: it names none of the options, or options carry the letters of other places.
     """
+    letters = [_letter(option) or "" for option in options]
+    if sorted(letters) == list(LETTERS[: len(options)]) != letters:
+        raise AnnotationRowError(f"the options carry the letters {', '.join(letters)}: put them into order")
     text = row.text(*keys)
     letter = text if len(text) == 1 else _letter(text)
     index = LETTERS.find(letter.upper()) if letter else -1

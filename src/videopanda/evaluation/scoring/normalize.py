@@ -5,6 +5,7 @@
 Normalising twice changes nothing more.
 """
 
+import html
 import re
 import unicodedata
 
@@ -90,7 +91,8 @@ def _in_full(match: re.Match[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Compatibility forms, lower case, no marks: a fixed point, which one pass of Unicode's rules need not reach."""
+    """No HTML entities, compatibility forms, lower case, no marks: a fixed point, which one pass of Unicode's rules need not reach."""
+    text = html.unescape(text)
     while True:
         folded = unicodedata.normalize("NFKD", text).casefold()
         folded = "".join(_ascii_digit(c) for c in folded if not unicodedata.combining(c))
