@@ -72,6 +72,7 @@ def spell(number: int) -> str:
         ("boxes dishes glasses", "box dish glass"),
         ("bus glass tennis always", "bus glass tennis always"),
         ("five six", "5 6"),
+        ("-5 degrees, 3-4, −2", "-5 degree 3 4 -2"),
         ("salt &amp; pepper, 5 &lt; 6", "salt pepper 5 6"),
         ("It's raining, isn't it", "it is raining is not it"),
         ("the", ""),

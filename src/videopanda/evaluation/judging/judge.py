@@ -22,6 +22,7 @@ from videopanda.evaluation.benchmarks.item import Item
 from videopanda.evaluation.judging.clients import SETTINGS, Judge, JudgeError
 from videopanda.evaluation.judging.protocols import JudgePrompt, metrics_of, parse
 from videopanda.evaluation.predictions import Prediction, check_appendable, watched
+from videopanda.evaluation.scoring.final_text import without_thoughts
 from videopanda.evaluation.scoring.score import Score, Status
 
 ATTEMPTS = 3  # unreadable replies to one call before giving up
@@ -178,7 +179,9 @@ def usable(unit: JudgeUnit, predictions: Mapping[str, list[Prediction]]) -> tupl
             return "duplicate_id" if found else "missing_prediction", []
         if found[0].prediction is None:
             return found[0].failure, []
-        texts.append(found[0].prediction)
+        if not (said := without_thoughts(found[0].prediction)).strip():
+            return "unparsable", []
+        texts.append(said)
     return None, texts
 
 

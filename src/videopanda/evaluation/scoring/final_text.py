@@ -27,6 +27,7 @@ _SPACE = re.compile(r"[^\S\n]{2,}")
 _ASKER = re.compile(
     r"(?<=\S)\s*^[ \t]*(?:human|user|(?:next\s+)?question(?:\s*\d+)?)\s*:.*", re.IGNORECASE | re.MULTILINE | re.DOTALL
 )
+_LABEL = re.compile(r"^\W*(?:final\s+)?answer\W*:", re.IGNORECASE)
 _ROLE = re.compile(r"^[ \t]*(?:assistant|model)\s*:", re.IGNORECASE | re.MULTILINE)
 
 
@@ -40,9 +41,17 @@ def final_text(reply: str) -> str:
     text = unicodedata.normalize("NFKC", reply).translate(_ARABIC)
     if channels := list(_FINAL_CHANNEL.finditer(text)):
         text = text[channels[-1].end() :]
-    text = _without_thoughts(text)
+    text = without_thoughts(text)
     text = _TOKEN.sub(" ", next(filter(str.strip, _END.split(text)), ""))
     return _SPACE.sub(" ", _ROLE.split(_ASKER.sub("", text))[-1])
+
+
+def short_answer(reply: str) -> str:
+    """The text of a short answer: what the last box or answer tag holds, else the final text without "answer:"."""
+    text = final_text(reply)
+    if boxes := sorted((*BOX.finditer(text), *TAG.finditer(text)), key=lambda match: match.end()):
+        text = TEX.sub("", boxes[-1][1])
+    return _LABEL.sub("", text)
 
 
 def unwrapped(text: str) -> str:
@@ -59,7 +68,8 @@ def unwrapped(text: str) -> str:
     return DECORATION.sub(lambda match: "" if match[0] in "*`$__" else " ", text.replace("[[", "⟦").replace("]]", "⟧"))
 
 
-def _without_thoughts(text: str) -> str:
+def without_thoughts(text: str) -> str:
+    """A text without `<think>…</think>` and the like; "" if it ends within its thoughts."""
     told, start, depth = "", 0, 0
     for match in _THOUGHT.finditer(text):
         if not depth:

@@ -63,7 +63,7 @@ _POSSESSIVE = re.compile(r"['’](?:s\b)?")
 _CONTRACTED = re.compile(r"\b(?:(ca)n|(wo)n|(\w+)n)['’]t\b|\b(can)not\b")
 _IS = re.compile(r"\b(it|he|she|that|there|who|what|where)['’]s\b")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_TOKEN = re.compile(r"\d+\.\d+|[^\W_]+")
+_TOKEN = re.compile(r"(?<![^\s(])-\d+(?:\.\d+)?|\d+\.\d+|[^\W_]+")
 _NUMBER = re.compile(r"0*(\d+?)(?:\.(\d*?)0*)?")
 
 
@@ -79,6 +79,7 @@ def tokens(text: str, *, with_articles: bool = False) -> list[str]:
     "doesn't" is "does not" and "it's" "it is"; number words and digits become the same digits ("twenty-one", "21.0"),
     ordinals up to tenth "1st" to "10th".
     """
+    text = text.replace("−", "-")
     text = _CONTRACTED.sub(_in_full, _IS.sub(r"\1 is", _plain(text)))
     text = _THOUSANDS.sub("", _POSSESSIVE.sub("", text))
     words = [singular(word) for word in _TOKEN.findall(text)]
@@ -91,7 +92,7 @@ def _in_full(match: re.Match[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """No HTML entities, compatibility forms, lower case, no marks: a fixed point, which one pass of Unicode's rules need not reach."""
+    """Compatibility forms, lower case, no marks: a fixed point, which one pass of Unicode's rules need not reach."""
     text = html.unescape(text)
     while True:
         folded = unicodedata.normalize("NFKD", text).casefold()

@@ -7,7 +7,7 @@ hashes mean equal scores.
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -67,18 +67,28 @@ def _exact(item: Item, reply: str) -> Verdict:
 
 
 def _normalized(item: Item, reply: str) -> Verdict | None:
-    said = normalize.normalize(reply)
+    said = normalize.normalize(final_text.short_answer(reply))
     return _accuracy(said, said in map(normalize.normalize, item.answers)) if said else None
 
 
 def _contains(item: Item, reply: str) -> Verdict | None:
-    said = normalize.normalize(reply)
-    answers = [normalize.normalize(answer) for answer in item.answers]
-    return _accuracy(said, any(answer and f" {answer} " in f" {said} " for answer in answers)) if said else None
+    text = final_text.short_answer(reply)
+    said = normalize.normalize(text)
+    parts = [text[start:end] for start, end, _ in clauses.clauses(text)]
+    return _accuracy(said, any(_is_told(answer, said, parts) for answer in item.answers)) if said else None
+
+
+def _is_told(answer: str, said: str, parts: Sequence[str]) -> bool:
+    """Whether an answer stands in a text, and not only in clauses that deny it, "not a dog"."""
+    words = f" {normalize.normalize(answer)} "
+    within = [part for part in parts if words in f" {normalize.normalize(part)} "]
+    denies = choice_patterns.DENIAL.search
+    is_denied = within and not denies(answer) and all(map(denies, within))
+    return bool(words.strip()) and words in f" {said} " and not is_denied
 
 
 def _synonyms(item: Item, reply: str, words: WordNet) -> Verdict | None:
-    said = normalize.tokens(reply)
+    said = normalize.tokens(final_text.short_answer(reply))
     return (
         _accuracy(" ".join(said), any(_same(said, normalize.tokens(a), words) for a in item.answers)) if said else None
     )
@@ -103,7 +113,7 @@ def _yes_no(item: Item, reply: str) -> Verdict | None:
 
 
 def _wups(item: Item, reply: str, words: WordNet) -> Verdict | None:
-    said = normalize.tokens(reply)
+    said = normalize.tokens(final_text.short_answer(reply))
     if not said:
         return None
     answers = [normalize.tokens(answer) for answer in item.answers]
@@ -156,8 +166,8 @@ SCORERS = {
     scorer.name: scorer
     for scorer in (
         Scorer("exact", "1", TEXT, ("accuracy",), _exact, ()),
-        Scorer("normalized", "3", TEXT, ("accuracy",), _normalized, (normalize,)),
-        Scorer("contains", "3", TEXT, ("accuracy",), _contains, (normalize,)),
+        Scorer("normalized", "3", TEXT, ("accuracy",), _normalized, (normalize, *_READING)),
+        Scorer("contains", "3", TEXT, ("accuracy",), _contains, (normalize, *_READING)),
         Scorer(
             "choice",
             "4",
@@ -193,7 +203,7 @@ def scorer(name: str, words: WordNet | None = None) -> Scorer:
         raise ValueError(f"unknown scorer {name!r}; choose from {', '.join((*SCORERS, *WORDNET_SCORERS))}")
     if words is None:
         raise ValueError(f"the scorer {name!r} needs a WordNet database: --wordnet DIR")
-    modules = (normalize, wordnet)
+    modules = (normalize, wordnet, *_READING)
     if name == "synonyms":
         judge = partial(_synonyms, words=words)
         return Scorer(name, "3", TEXT, ("accuracy",), judge, modules, words.sha256)
