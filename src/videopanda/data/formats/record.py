@@ -113,31 +113,25 @@ _MEANINGFUL = {
         "resized_width",
     ),
 }
-# loss_scale, sample_weight, crop_box; systemMessage.
-_WEIGHT = re.compile(
-    r"(?:\w*_)?(?:loss|weight|crop)s?(?:_\w*)?|sys(?:tem)?_?(?:prompt|message|msg)?|train(?:_on\w*)?|repeat(?:s|_times?)?|label",
-    re.IGNORECASE,
-)
-_MASK = re.compile(r"(?:\w*_)?mask(?:s|ed)?(?:_\w*)?", re.IGNORECASE)
-# A second medium: video2, clip_b, reference_video.
-_SECOND = re.compile(
-    r"(?:second|other|ref(?:erence)?|target|left|right|next|negative)_?(?:video|image|clip)(?:_?path)?"
-    r"|(?:video|image|clip)(?:_?path)?_?(?:\d+|[a-d])",
-    re.IGNORECASE,
-)
-# What is done to the clip before it is shown.
-_CHANGED = re.compile(
-    r"(?:is_)?(?:rotat(?:e|ed|ion)|[hv]?_?flip(?:ped)?|mirror(?:ed)?|reversed?|grayscale)",
-    re.IGNORECASE,
-)
-_SPEED = re.compile(r"(?:playback_?)?speed(?:_factor)?|playback_?rate", re.IGNORECASE)
-# Whether the row is to be used at all.
-_LEFT_OUT = re.compile(
-    "(?:is_)?(?:skip(?:ped)?|excluded?|ignored?|deleted?|discard(?:ed)?|invalid|corrupt(?:ed)?)", re.IGNORECASE
-)
-_KEPT = re.compile("(?:is_)?(?:valid|keep|usable|enabled)", re.IGNORECASE)
-_ASKED = {"instruction", "context", "hint", "options", "choices", "candidates"}  # belong to the question
-_FRAMES = re.compile(r"(?:\w*_)?frames?(?:_(?:ids?|idxs?|index|indexes|indices|list|numbers?))?", re.IGNORECASE)
+# What a key that is not read may say, by its whole name.
+_NAMED = {
+    kind: re.compile(names, re.IGNORECASE)
+    for kind, names in {
+        "frames": r"(?:\w*_)?frames?(?:_(?:ids?|idxs?|index|indexes|indices|list|numbers?))?",
+        # loss_scale, sample_weight, crop_box; systemMessage; repeat_time
+        "weight": r"(?:\w*_)?(?:loss|weight|crop)s?(?:_\w*)?|sys(?:tem)?_?(?:prompt|message|msg)?|label"
+        r"|train(?:_on\w*)?|repeat(?:s|_times?)?",
+        "mask": r"(?:\w*_)?mask(?:s|ed)?(?:_\w*)?",
+        # a further medium: video2, clip_b, reference_video
+        "second": r"(?:second|other|ref(?:erence)?|target|left|right|next|negative)_?(?:video|image|clip)(?:_?path)?"
+        r"|(?:video|image|clip)(?:_?path)?_?(?:\d+|[a-d])",
+        # a clip that is changed before it is shown, a row that is left out; 0 and false say that it is not
+        "not_zero": r"(?:is_)?(?:rotat(?:e|ed|ion)|[hv]?_?flip(?:ped)?|mirror(?:ed)?|reversed?|grayscale|skip(?:ped)?"
+        r"|excluded?|ignored?|deleted?|discard(?:ed)?|invalid|corrupt(?:ed)?)",
+        "not_one": r"(?:playback_?)?speed(?:_factor)?|playback_?rate|(?:is_)?(?:valid|keep|usable|enabled)",
+        "asked": "instruction|context|hint|options|choices|candidates",  # parts of the question
+    }.items()
+}
 
 # Left behind where a data set was written with the chat template of another model.
 _END = re.compile(r"(?:<\|[^|<>\s]{1,40}\|>|</s>|<eos>|<end_of_turn>)$")
@@ -240,7 +234,7 @@ def refuse_unused(row: Mapping[str, Any], used: Iterable[str]) -> None:
         if value in (None, "", [], {}) or not (kinds := _kinds(key)):
             continue
         is_range = ("part" in kinds and _is_part(value)) or ("limit" in kinds and _is_moment(value))
-        is_asked = "asked" in kinds and not _is_told(value, [row[name] for name in row if name != key])
+        is_asked = "asked" in kinds and not _is_told(value, {name: row[name] for name in row if name != key})
         if is_range or is_asked or _changes_row(key, kinds, value):
             advice = "give the range as 'start' and 'end' in seconds" if is_range else "remove it, or the row"
             raise RowError("schema", f"the key {key!r} is not supported in this format: {advice}")
@@ -252,15 +246,7 @@ def _kinds(key: str) -> frozenset[str]:
     said = {
         "part": _PART.search(key),
         "limit": _LIMIT.search(key),
-        "frames": _FRAMES.fullmatch(key),
-        "weight": _WEIGHT.fullmatch(key),
-        "mask": _MASK.fullmatch(key),
-        "second": _SECOND.fullmatch(key),
-        "changed": _CHANGED.fullmatch(key),
-        "speed": _SPEED.fullmatch(key),
-        "out": _LEFT_OUT.fullmatch(key),
-        "kept": _KEPT.fullmatch(key),
-        "asked": key in _ASKED,
+        **{kind: pattern.fullmatch(key) for kind, pattern in _NAMED.items()},
         "more": key in _MEANINGFUL,
     }
     return frozenset(kind for kind, found in said.items() if found)
@@ -275,17 +261,16 @@ def _changes_row(key: str, kinds: frozenset[str], value: Any) -> bool:
         or ("mask" in kinds and value != 0)
         or ("frames" in kinds and isinstance(value, list))
         or ("second" in kinds and isinstance(value, str | list))
-        or ("changed" in kinds and is_number and value != 0)
-        or ("speed" in kinds and is_number and value != 1)
-        or ("out" in kinds and is_number and value != 0)
-        or ("kept" in kinds and is_number and value == 0)
+        or ("not_zero" in kinds and is_number and value != 0)
+        or ("not_one" in kinds and is_number and value != 1)
     )
 
 
-def _is_told(value: Any, others: list[Any]) -> bool:
-    """Whether texts that belong to the question stand in the row's other values, where they are read."""
+def _is_told(value: Any, row: Mapping[str, Any]) -> bool:
+    """Whether texts that belong to the question stand in the turns of the row."""
     parts = value if isinstance(value, list) else list(value.values()) if isinstance(value, Mapping) else [value]
-    return all(not isinstance(part, str) or repr(part.strip())[1:-1] in repr(others) for part in parts)
+    turns = repr([other for key, other in row.items() if key in ("query", "q") or isinstance(other, list)])
+    return all(not isinstance(part, str) or repr(part.strip())[1:-1] in turns for part in parts)
 
 
 def _is_part(value: Any) -> bool:
