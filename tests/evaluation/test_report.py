@@ -106,7 +106,7 @@ def test_a_report_says_it_all(battery, tmp_path):
         "- m, no_video: unparsable 1: `v_35`",
         "| model | part | accuracy | score | m, measured here | protocol |",
         "| Video-Panda | all | 64.7 | 3.8 | 100.0 [",
-        "normalized 2 (short_answer, ",
+        "normalized 3 (short_answer, ",
         "- protocol: num_frames: 8",
     ):
         assert piece in text
