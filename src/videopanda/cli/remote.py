@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 from uuid import uuid4
@@ -54,7 +55,8 @@ def ask_server(
 
 def _answer(caller: "_Caller", body: Mapping[str, Any], question: str) -> Iterator[str | dict[str, Any]]:
     text, report = "", {"question": question}
-    with caller.call("POST", "/v1/chat/completions", json.dumps(body).encode(), "application/json") as lines:
+    headers = {"Content-Type": "application/json"}
+    with caller.call("POST", "/v1/chat/completions", json.dumps(body).encode(), headers) as lines:
         for line in lines:
             if not line.startswith(b"data: {"):
                 continue
@@ -84,13 +86,11 @@ class _Caller:
         self.server, self.headers = server, headers
 
     @contextmanager
-    def call(self, method: str, path: str, body: Any = None, kind: str = "", size: int | None = None) -> Iterator[Any]:
+    def call(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Iterator[Any]:
         """The response to a request."""
-        headers = {**self.headers, **({"Content-Type": kind} if kind else {})}
-        if size is not None:
-            headers["Content-Length"] = str(size)
+        request = Request(self.server + path, body, {**self.headers, **(headers or {})}, method=method)
         try:
-            with urlopen(Request(self.server + path, body, headers, method=method), timeout=_TIMEOUT) as response:
+            with urlopen(request, timeout=_TIMEOUT) as response:
                 yield response
         except HTTPError as error:
             raise ValueError(f"the server says: {_reason(error)}") from error
@@ -111,22 +111,16 @@ class _Caller:
         ).encode()
         tail = f"\r\n--{mark}--\r\n".encode()
         with video.open("rb") as file:
-            body = _chunks(head, file, tail)
+            body = chain([head], iter(lambda: file.read(1 << 20), b""), [tail])
             size = len(head) + video.stat().st_size + len(tail)
-            with self.call("POST", "/v1/files", body, f"multipart/form-data; boundary={mark}", size) as response:
+            headers = {"Content-Type": f"multipart/form-data; boundary={mark}", "Content-Length": str(size)}
+            with self.call("POST", "/v1/files", body, headers) as response:
                 uploaded = json.loads(response.read())["id"]
         try:
             yield uploaded
         finally:
             with self.call("DELETE", f"/v1/files/{uploaded}"):
                 pass
-
-
-def _chunks(head: bytes, file: IO[bytes], tail: bytes) -> Iterator[bytes]:
-    yield head
-    while chunk := file.read(1 << 20):
-        yield chunk
-    yield tail
 
 
 def _reason(error: HTTPError) -> str:
