@@ -16,7 +16,7 @@ from videopanda.inference.answer import ask
 from videopanda.models.compression_config import CompressionConfig
 from videopanda.models.families import changed_config, model_class
 from videopanda.models.load import load_checkpoint
-from videopanda.models.merging import MergeSchedule
+from videopanda.models.merge_schedule import MergeSchedule
 from videopanda.models.visual import CELL
 from videopanda.plan.planner import Planner
 from videopanda.training.build import change_checkpoint

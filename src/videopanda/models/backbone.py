@@ -292,6 +292,3 @@ def _encoded(features: Features) -> Sequence[EncodedVisual]:
     if isinstance(features, Sequence):
         return features
     return [EncodedVisual(tokens, getattr(tokens, "token_layout", None)) for tokens in features.pooler_output or ()]
-
-
-__all__ = ["VisualModelMixin", "VisualPreTrainedModel", "layouts_of", "new_language_model"]

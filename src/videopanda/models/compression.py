@@ -354,16 +354,3 @@ def _merge_round(
         where_KM.gather(1, order_KM),
         count_KM.gather(1, order_KM),
     )
-
-
-__all__ = [
-    "Compressor",
-    "Groups",
-    "changed_cells",
-    "compressed_layout",
-    "group_means",
-    "init_compressor",
-    "interleaved",
-    "merge_similar",
-    "pooled_groups",
-]

@@ -128,6 +128,3 @@ def compression_of(given: CompressionConfig | dict[str, Any] | None, others: Map
     if "compression_config" in others:
         raise ValueError("config.json has a section compression_config: rename it to compression")
     return given if isinstance(given, CompressionConfig) else CompressionConfig(**(given or {}))
-
-
-__all__ = ["CompressionConfig", "compression_of"]

@@ -73,14 +73,3 @@ def _switching(text: Any) -> list[dict[str, Any]]:
     rope = getattr(text, "rope_parameters", None) or {}
     found = [rope, *(part for part in rope.values() if isinstance(part, dict))]
     return [part for part in found if part.get("rope_type") in ("longrope", "dynamic")]
-
-
-__all__ = [
-    "TIMESTAMPS",
-    "check_choice",
-    "check_counts",
-    "check_placeholders",
-    "context_length",
-    "fix_rope",
-    "text_config_of",
-]

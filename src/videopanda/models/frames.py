@@ -328,16 +328,3 @@ def flatten_images(images: Any) -> list[Any]:
     if isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 0) == 3:
         return [[images]]
     raise ValueError(f"An image must be a PIL image or an array of three dimensions, got {type(images).__name__}.")
-
-
-__all__ = [
-    "CLIP_MEAN",
-    "CLIP_STD",
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "FrameProcessor",
-    "VideoProcessorMixin",
-    "flatten_images",
-    "flatten_videos",
-    "to_uint8_frames",
-]

@@ -350,6 +350,3 @@ def _uncached(ids_BN: Tensor, new_BM: Tensor, token_id: int, tokens_VE: Tensor |
         )
     rows = torch.split(tokens_VE, all_B)
     return torch.cat([row_VE[len(row_VE) - new :] for row_VE, new in zip(rows, new_B)])
-
-
-__all__ = ["CACHE_NAME", "VisualGenerationMixin", "splice"]

@@ -41,6 +41,3 @@ def _collect(source: Path, found: set[Path]) -> None:
         found.add(source)
         for dots, name in _IMPORTS.findall(source.read_text(encoding="utf-8")):
             _collect((source if dots == "." else Path(__file__)).with_name(f"{name}.py"), found)
-
-
-__all__ = ["add_code"]

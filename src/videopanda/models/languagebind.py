@@ -100,6 +100,3 @@ def tower_weights(state: dict[str, T]) -> dict[str, T]:
             found.pop("embeddings.position_ids", None)  # a counter that old versions of transformers saved
             return found
     raise ValueError("no CLIP or LanguageBind tower in the weights: vision_model.* is missing")
-
-
-__all__ = ["LanguageBindTower", "TemporalLayer", "in_groups", "tower_weights"]

@@ -127,6 +127,3 @@ def layer_masks(
         masks.append(mask_B1NL)
     # The 4-D mask of the call itself only keeps transformers from making one.
     return {"attention_mask": masks[0], MASKS: masks}
-
-
-__all__ = ["MergedCache", "check_layers", "layer_masks", "layer_windows"]

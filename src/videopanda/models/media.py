@@ -79,6 +79,3 @@ def _content(source: str | Path) -> str | Path | bytes:
     if len(text) > _LONGEST_PATH:
         return base64.b64decode(text)  # transformers takes pictures in this form too
     return source
-
-
-__all__ = ["check_sampling", "read_file", "read_picture", "use_reader"]

@@ -61,6 +61,3 @@ class MergeSchedule:
         """
         least = 1 if self.mode == "drop" else places
         return min(patches, max(least, ceil(self.keep**stage * patches - 1e-9)))
-
-
-__all__ = ["MergeSchedule", "published_layers"]

@@ -368,21 +368,3 @@ def _merged_mask(mask: Tensor | None, source_BM: Tensor, is_padding_BM: Tensor |
     seen, unseen = (True, False) if mask.dtype == torch.bool else (0.0, torch.finfo(mask.dtype).min)
     mask = mask.masked_fill(F.pad(is_padding_BM, (L, 0), value=False)[:, None, None, :], unseen)
     return mask.masked_fill(is_padding_BM[:, None, :, None], seen)
-
-
-__all__ = [
-    "ARGUMENT",
-    "FRAMES",
-    "MASKS",
-    "PADDING",
-    "VISUAL",
-    "Merge",
-    "Merger",
-    "VisualPlaces",
-    "add_layer_hooks",
-    "gather_columns",
-    "merge_tokens",
-    "open_frames",
-    "plan_drop",
-    "plan_merge",
-]

@@ -88,6 +88,3 @@ def _joined(part: nn.Module, args: Any, text_TD: Tensor) -> Tensor:
     joined_BND[~is_visual_BN] = text_TD
     joined_BND[is_visual_BN] = vars(part)["visual"](whole_BNE[is_visual_BN])
     return joined_BND
-
-
-__all__ = ["VisualParameters", "split_parts"]

@@ -35,6 +35,3 @@ def to_pixels(image: Image.Image, background: Sequence[int] = WHITE) -> np.ndarr
     if image.has_transparency_data:
         return flatten_alpha(np.asarray(image.convert("RGBA")), background)
     return np.asarray(image.convert("RGB"))
-
-
-__all__ = ["WHITE", "flatten_alpha", "to_pixels"]

@@ -243,6 +243,3 @@ class VisualProcessor(ProcessorMixin):
         if video_sizes is not None:
             counts["num_video_tokens"] = [self.video_processor.token_count(*size) for size in video_sizes]
         return MultiModalData(**counts)
-
-
-__all__ = ["VisualProcessor"]

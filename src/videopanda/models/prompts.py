@@ -52,6 +52,3 @@ def place_marker(message: str) -> str:
     """
     match = re.fullmatch("(.*?)((?:<video>)+|(?:<image>)+)", message, re.DOTALL)
     return f"{match[2]}\n{match[1].strip()}" if match else message
-
-
-__all__ = ["ANSWERING_SYSTEM_PROMPT", "TRAINING_SYSTEM_PROMPT", "VICUNA_CHAT_TEMPLATE", "place_marker"]

@@ -239,6 +239,3 @@ def reset_mixer(mixer: Mamba | Mamba2) -> None:
     steps = mixer.dt_proj.bias if isinstance(mixer, Mamba) else mixer.dt_bias
     dt = torch.empty_like(steps, dtype=torch.float32).uniform_(log(0.001), log(0.1)).exp()
     init.copy_(steps, dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
-
-
-__all__ = ["Mamba", "Mamba2", "MixerState", "reset_mixer", "selective_scan", "ssd_scan"]

@@ -31,6 +31,3 @@ class ChunkState(NamedTuple):
 
     frames: int = 0
     compressor: Any = None
-
-
-__all__ = ["CELL", "CONTEXT", "PADDING", "ROW_END", "VISUAL_INPUTS", "ChunkState", "EncodedVisual"]

@@ -318,14 +318,3 @@ class ElvaConfig(PreTrainedConfig):
             return None
         side = max(1, int(cells**0.5) - 1)
         return type(self)(**{**self.to_dict(), "text_config": self.text_config, "max_frame_cells": side * side})
-
-
-__all__ = [
-    "ElvaConfig",
-    "ElvaEmbeddingConfig",
-    "ElvaHybridConfig",
-    "ElvaMergeConfig",
-    "cell_limit",
-    "frame_tokens",
-    "grid_of",
-]

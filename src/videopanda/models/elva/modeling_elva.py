@@ -242,6 +242,3 @@ class ElvaForConditionalGeneration(VisualGenerationMixin, ElvaPreTrainedModel):
             "pixel_values_videos": torch.zeros(0, 4, 3 * patch * patch),
             "video_placement": torch.zeros(0, 4, dtype=torch.long),
         }
-
-
-__all__ = ["ElvaForConditionalGeneration", "ElvaModel", "ElvaPreTrainedModel"]

@@ -254,6 +254,3 @@ class ElvaVideoEmbedding(nn.Module):
         seen_FF = (video_F[:, None] == video_F).tril()
         read_HFW = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_FF)
         return self.attention.o(read_HFW.transpose(0, 1).flatten(1))
-
-
-__all__ = ["ElvaVideoEmbedding", "SharedCrossAttention", "TokenPlaces", "token_layout", "token_places"]

@@ -14,6 +14,3 @@ class ElvaProcessor(VisualProcessor):
     def video_processor_for(config: ElvaConfig) -> ElvaVideoProcessor:
         """Return the video processor of a new model."""
         return ElvaVideoProcessor.for_config(config)
-
-
-__all__ = ["ElvaProcessor"]

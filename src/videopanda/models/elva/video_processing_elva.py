@@ -244,6 +244,3 @@ def _noise(frames: Iterable[np.ndarray]) -> np.ndarray:
     listed = list(frames)
     seed = zlib.crc32(np.ascontiguousarray(listed[0]).data)
     return np.random.default_rng([seed, len(listed)]).random(len(listed))
-
-
-__all__ = ["ElvaVideoProcessor"]

@@ -156,6 +156,3 @@ class TowerConfig(PreTrainedConfig):
             return None
         parts = {"text_config": self.text_config, "vision_config": self.vision_config}
         return type(self)(**{**self.to_dict(), **parts, "frame_size": self.frame_size - self.cell_size})
-
-
-__all__ = ["CLIP", "TowerConfig", "grid_of"]

@@ -127,6 +127,3 @@ class TowerForConditionalGeneration(VisualGenerationMixin, TowerPreTrainedModel)
             "pixel_values_videos": torch.zeros(1, 1, 3, side, side),
             "video_placement": torch.tensor([[0, 0, 1, 1, 0]]),
         }
-
-
-__all__ = ["TowerForConditionalGeneration", "TowerModel", "TowerPreTrainedModel"]

@@ -14,6 +14,3 @@ class TowerProcessor(VisualProcessor):
     def video_processor_for(config: TowerConfig) -> TowerVideoProcessor:
         """Return the video processor of a new model."""
         return TowerVideoProcessor.for_config(config)
-
-
-__all__ = ["TowerProcessor"]

@@ -130,6 +130,3 @@ def token_layout(placement: Any) -> torch.Tensor:
     top, left, rows, columns, frames = map(int, placement)
     places = (torch.arange(frames), torch.arange(top, top + rows), torch.arange(left, left + columns))
     return torch.nn.functional.pad(torch.cartesian_prod(*places).view(-1, 3), (0, 1), value=CELL)
-
-
-__all__ = ["TowerVideoProcessor", "token_layout"]

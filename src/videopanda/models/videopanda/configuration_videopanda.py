@@ -381,17 +381,3 @@ class VideoPandaConfig(PreTrainedConfig):
             "pad_token_id": 0,
         }
         return cls(**{"text_config": text_config, "stab_config": VideoPandaStabConfig.released(), **overrides})
-
-
-__all__ = [
-    "AUTO_MAP",
-    "PADDING_FRAME_CELLS",
-    "VideoPandaConfig",
-    "VideoPandaStabConfig",
-    "frame_token_count",
-    "grid_for_size",
-    "placement_for_size",
-    "placement_token_count",
-    "refuse_official",
-    "visual_token_count",
-]

@@ -255,13 +255,3 @@ class VideoPandaForConditionalGeneration(VisualGenerationMixin, VideoPandaPreTra
         side = self.config.stab_config.cell_size
         placement = torch.tensor([[0, 0, 1, 1, 0, 0]])
         return {"pixel_values_videos": torch.zeros(1, 1, 3, side, side), "video_placement": placement}
-
-
-__all__ = [
-    "VideoPandaForConditionalGeneration",
-    "VideoPandaModel",
-    "VideoPandaPreTrainedModel",
-    "VideoPandaProjector",
-    "VideoPandaStab",
-    "VideoPandaVision",
-]

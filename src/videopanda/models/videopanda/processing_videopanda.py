@@ -41,6 +41,3 @@ class VideoPandaProcessor(VisualProcessor):
         if config.is_file():
             refuse_official(json.loads(config.read_text(encoding="utf-8")), config.parent)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-
-
-__all__ = ["VideoPandaProcessor"]

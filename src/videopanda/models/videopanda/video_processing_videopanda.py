@@ -201,6 +201,3 @@ class VideoPandaVideoProcessor(FrameProcessor):
         pixels, rows = self.image_input_names if is_image else self.model_input_names
         placed = pixel_values.squeeze(1) if is_image else pixel_values
         return {pixels: placed, rows: torch.tensor(placement, dtype=torch.int64)}
-
-
-__all__ = ["VideoPandaVideoProcessor"]
