@@ -85,17 +85,18 @@ def _row(
     table: Table,
     budget: str,
 ) -> dict[str, Any]:
-    own = {seed: _right(line) for seed, line in seeds.items()}
+    own, any_line = {seed: _right(line) for seed, line in seeds.items()}, next(iter(seeds.values()))
     shared, compare = sorted(seeds.keys() & full.keys()), row.compare or table.compare
-    families = np.array(test["families"])
-    clips = np.array(test["clips"])
+    families, clips = np.array(test["families"]), np.array(test["clips"])
     measured: dict[str, Any] = {
         "row": row.name,
         "seeds": sorted(seeds),
         "accuracy": interval(list(own.values()), clips),
         "families": {},
-        "battery": {name: round(mean(line["battery"][name] for line in seeds.values()), 4) for name in _battery(seeds)},
-        "cost": {name: mean(line["cost"][name] for line in seeds.values()) for name in _costs(seeds)},
+        "battery": {
+            name: round(mean(line["battery"][name] for line in seeds.values()), 4) for name in any_line["battery"]
+        },
+        "cost": {name: mean(line["cost"][name] for line in seeds.values()) for name in any_line["cost"]},
         "compare": compare,
         "published": dict(row.published),
         "note": row.note,
@@ -147,14 +148,6 @@ def outdated(line: Mapping[str, Any], full: Mapping[str, Any], table: Table, bud
 
 def _right(line: Mapping[str, Any]) -> np.ndarray:
     return np.array([int(bit) for bit in line["right"]], float)
-
-
-def _battery(seeds: Mapping[int, dict[str, Any]]) -> list[str]:
-    return list(next(iter(seeds.values()))["battery"])
-
-
-def _costs(seeds: Mapping[int, dict[str, Any]]) -> list[str]:
-    return list(next(iter(seeds.values()))["cost"])
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------

@@ -70,18 +70,17 @@ class ResultsFile:
         with _alone(self.path.parent):
             if self.path.exists():
                 self.content = json.loads(self.path.read_text(encoding="utf-8"))
-            self._add(row, test)
-
-    def _add(self, row: dict[str, Any], test: dict[str, list]) -> None:
-        key = ("row", "seed", "budget")
-        rows = [old for old in self.content["rows"] if any(old[name] != row[name] for name in key)]
-        self.content["tests"][row["test"]] = test
-        self.content["rows"] = [*rows, row]
-        head = {name: value for name, value in self.content.items() if name not in ("tests", "rows")}
-        tests = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in self.content["tests"].items()]
-        lines = [json.dumps(value) for value in self.content["rows"]]
-        text = f'{json.dumps(head)[:-1]},\n"tests": {{\n{_joined(tests)}\n}},\n"rows": [\n{_joined(lines)}\n]}}\n'
-        replace_file(self.path, text, _KIND)
+            key = ("row", "seed", "budget")
+            rows = [old for old in self.content["rows"] if any(old[name] != row[name] for name in key)]
+            self.content["tests"][row["test"]] = test
+            self.content["rows"] = [*rows, row]
+            head = {name: value for name, value in self.content.items() if name not in ("tests", "rows")}
+            tests = ",\n".join(
+                f"{json.dumps(key)}: {json.dumps(value)}" for key, value in self.content["tests"].items()
+            )
+            lines = ",\n".join(map(json.dumps, self.content["rows"]))
+            text = f'{json.dumps(head)[:-1]},\n"tests": {{\n{tests}\n}},\n"rows": [\n{lines}\n]}}\n'
+            replace_file(self.path, text, _KIND)
 
 
 @contextmanager
@@ -96,23 +95,17 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _joined(lines: Sequence[str]) -> str:
-    return ",\n".join(lines)
-
-
 def measured(cell: "Cell", budget: str, file: ResultsFile) -> dict[str, Any]:
     """Add the row of a cell whose units are finished, and return it."""
-    units = cell.units
-    *trained, evaluated = units
+    *_, trained, evaluated = units = cell.units
     costs = [unit.cost for unit in units]
     cost = {
         "hours": round(sum(cost["seconds"] for cost in costs) / 3600, 4),
         "cpu_hours": round(sum(cost["cpu_seconds"] for cost in costs) / 3600, 4),
     }
-    commands = [unit.command for unit in units]
-    runs = [unit.folder.name for unit in units]
     key = {"row": cell.row, "seed": cell.seed, "budget": budget}
-    return add_row(file, key, trained[-1].folder, evaluated.folder, cost, commands, cell.experiment, runs)
+    commands, runs = [unit.command for unit in units], [unit.folder.name for unit in units]
+    return add_row(file, key, trained.folder, evaluated.folder, cost, commands, cell.experiment, runs)
 
 
 def add_row(
