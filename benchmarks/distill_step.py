@@ -38,7 +38,7 @@ from videopanda.training.distill import (
 )
 
 LAYERS, WIDTH, TEACHER, FRAMES, ROWS, TEXT = 32, 512, 256, 8, 2, 64
-STAB = VideoPandaStabConfig.released(hidden_size=256, image_size=224)  # 8 × 8 cells
+STAB = VideoPandaStabConfig(hidden_size=256, image_size=224)  # 8 × 8 cells
 VISUAL = FRAMES * (STAB.max_cells * (STAB.max_cells + 1) + 1)
 WAYS = ("needed", "kept", "stacked")
 T_95 = {3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}  # Student's t by degrees of freedom

@@ -15,6 +15,7 @@ from videopanda.models.videopanda import (
     VideoPandaStabConfig,
     VideoPandaVideoProcessor,
 )
+from videopanda.models.videopanda.configuration_videopanda import STAB_PRESETS
 from videopanda.models.videopanda.layout_videopanda import token_layout
 
 TEXT = {
@@ -57,11 +58,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_stab(preset: str = "released", **overrides) -> VideoPandaStabConfig:
     """Return a STAB of 32 channels, patches of 4 pixels and at most 6 × 6 tokens per frame."""
     sizes = {"hidden_size": 32, "patch_size": 4, "image_size": 48, "num_heads": 1 if preset == "paper" else 4}
-    return {
-        "released": VideoPandaStabConfig.released,
-        "paper": VideoPandaStabConfig.paper,
-        "eve_star": VideoPandaStabConfig.eve_star,
-    }[preset](**{**sizes, **overrides})
+    return VideoPandaStabConfig(**{**STAB_PRESETS[preset], **sizes, **overrides})
 
 
 # Of a language model in tests; weights of visible size.

@@ -21,6 +21,7 @@ from videopanda.inference.load import BUNDLED_MODEL
 from videopanda.models.generation import CACHE_NAME
 from videopanda.models.videopanda import VideoPandaConfig, VideoPandaForConditionalGeneration
 from videopanda.models.videopanda.convert import convert
+from videopanda.plan.backbones import config_of
 
 MEAN = "model.stab.lste.norm.running_mean"
 LSD, FSRA = "model.stab.lsd.query_proj.weight", "model.stab.fsra.query_proj.weight"
@@ -97,13 +98,13 @@ def test_presets_and_other_language_models_pass(preset, text, tmp_path):
 
 def test_the_7b_manifest():
     """All shapes of the released model, from a header alone."""
-    expected = Expected(VideoPandaConfig.released())
+    expected = Expected(config_of("vicuna-7b-v1.5", preset="released"))
     assert sum(torch.Size(expected.shapes[name]).numel() for name in expected.parameters) == 6_783_498_578
     assert "model.stab.lste.norm.running_var" in expected.shapes
 
 
 def test_the_7b_manifest_beside_a_file(tmp_path):
-    expected = Expected(VideoPandaConfig.released())
+    expected = Expected(config_of("vicuna-7b-v1.5", preset="released"))
     write_sparse(tmp_path / "model.safetensors", expected.shapes)
     places = find_tensors(tmp_path)
     assert check_keys(expected, places).status == "passed"

@@ -31,7 +31,7 @@ class Vision(torch.nn.Module):
     def from_official(cls, weights: Weights, image_size: int | None = None) -> "Vision":
         """A released model of the size that the weights have; no tensor may be missing, none left over."""
         d, _, patch, _ = weights["video_tower.patch_embedding.weight"].shape
-        config = VideoPandaStabConfig.released(
+        config = VideoPandaStabConfig(
             hidden_size=d, patch_size=patch, image_size=image_size or 32 * patch, num_heads=HEADS.get(d, 8)
         )
         vision = cls(config, weights["video_projector.0.weight"].shape[0])

@@ -94,7 +94,7 @@ def load_whole(config: Mapping[str, Any], weights: Weights) -> tuple[VideoPandaF
                 **{"rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]}},
                 **{"vocab_size": vocabulary + 2},
             },
-            stab_config=VideoPandaStabConfig.released(
+            stab_config=VideoPandaStabConfig(
                 hidden_size=config["video_hidden_size"],
                 num_heads=config["n_head_dec"],
                 segment_frames=config["chunk_size"],

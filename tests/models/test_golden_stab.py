@@ -51,7 +51,7 @@ def row(placement, frames):
 def test_the_numbers_notice(weights, wide, change, least):
     pixels, placement, tokens = wide
     vision = Vision.from_official(weights, 112)
-    changed = VideoPandaStab(VideoPandaStabConfig.released(**{"hidden_size": 64, "image_size": 112, **change})).eval()
+    changed = VideoPandaStab(VideoPandaStabConfig(**{"hidden_size": 64, "image_size": 112, **change})).eval()
     changed.load_state_dict(vision.stab.state_dict(), strict=False)
     vision.stab = changed
     effect = (vision(pixels[None], placement[None]) - tokens.flatten(0, 1)).abs().max().item()

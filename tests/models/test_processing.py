@@ -14,7 +14,6 @@ import videopanda  # noqa: F401 - makes AutoProcessor know our classes
 from tiny import clip, tiny_config, tiny_processor, tiny_stab, tiny_tokenizer
 from videopanda.models.videopanda import (
     VideoPandaProcessor,
-    VideoPandaStabConfig,
     VideoPandaVideoProcessor,
     placement_for_size,
     visual_token_count,
@@ -265,7 +264,7 @@ def test_save_and_load(tmp_path):
 
 
 def test_for_stab_follows_the_configuration():
-    config = VideoPandaStabConfig.eve_star(row_tokens=False, fsra=False)
+    config = tiny_stab("eve_star", row_tokens=False, fsra=False, image_size=448, patch_size=14)
     processor = VideoPandaVideoProcessor.for_stab(config, pad_frames=False)
     assert processor.token_count(8, 360, 640) == 8 * 9 * 16
     assert tiny_processor(stab=tiny_stab(fsra=False)).video_processor.token_count(1, 30, 40, "image") == 5 * 7

@@ -21,11 +21,12 @@ from videopanda.models.videopanda.convert.names import official_to_ours
 from videopanda.models.videopanda.modeling_videopanda import VideoPandaForConditionalGeneration, encode_frames
 from videopanda.models.videopanda.modeling_videopanda_layers import MaskedBatchNorm
 from videopanda.models.videopanda.modeling_videopanda_stab import VideoPandaStab
+from videopanda.plan.backbones import config_of
 
 
 def test_parameter_count_of_the_released_model():
     with torch.device("meta"):
-        model = VideoPandaForConditionalGeneration(VideoPandaConfig.released())
+        model = VideoPandaForConditionalGeneration(config_of("vicuna-7b-v1.5", preset="released"))
     count = sum(p.numel() for part in (model.model.stab, model.model.projector) for p in part.parameters())
     assert count == 45_066_578
     official = {official_to_ours(name): shape for name, shape in real_shapes().items()}
@@ -66,7 +67,7 @@ def test_multiply_accumulates_of_the_released_model():
         "projector": tokens,
     }
     with torch.device("meta"):
-        vision = Vision(VideoPandaStabConfig.released(), 4096)
+        vision = Vision(VideoPandaStabConfig(), 4096)
     total = 0.0
     for name, weight in vision.named_parameters():
         if weight.ndim > 1:

@@ -265,7 +265,7 @@ def test_language_models_that_are_computed_in_their_own_way(kind, fields):
 
 
 def test_the_released_model_takes_the_published_macs():
-    stab = VideoPandaStabConfig.released()
+    stab = VideoPandaStabConfig()
     planner = Planner(config_of("vicuna-7b-v1.5"), VideoPandaVideoProcessor.for_stab(stab), torch.bfloat16)
     plan = planner.plan(8, 448, 448)
     assert plan.visual_tokens == 2184

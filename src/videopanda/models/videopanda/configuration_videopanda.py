@@ -103,9 +103,13 @@ def visual_token_count(
     )
 
 
-# The forms of STAB by name, as what differs from the released one; see the methods of `VideoPandaStabConfig`.
+# The forms of STAB by name, as what differs from the arithmetic of the published weights.
 STAB_PRESETS: dict[str, dict[str, Any]] = {
     "released": {},
+    # The paper's equations. Eq. 2: three plain convolutions and no batch norm. Eq. 4: single-head attention with scale
+    # 1/√D. Eq. 5: a learned query for windows. Eqs. 11 to 13: one summary per video, from the downsampled tokens.
+    # Eq. 14: a free weight per channel and a linear map. Padding is excluded everywhere. docs/fidelity.md lists what
+    # the paper leaves open and how it is interpreted here.
     "paper": {
         "num_heads": 1,
         "segment_frames": None,
@@ -119,6 +123,7 @@ STAB_PRESETS: dict[str, dict[str, Any]] = {
         "query_residual": False,
         "fusion": "linear",
     },
+    # The EVE* baseline, EVE applied frame by frame: no LSTE (with its position encoding) and no GSTRA.
     "eve_star": {"lste": False, "gstra": False},
     # The paper's block at a size for two CPU cores: 100-pixel frames, 20-pixel cells, at most 5 × 5 tokens per frame.
     # Padding is excluded everywhere and there is no batch norm, so a clip's tokens depend on nothing but the clip.
@@ -140,8 +145,8 @@ class VideoPandaStabConfig(PreTrainedConfig):
     """The Spatio-Temporal Alignment Block: one field for each choice in which the paper and the released weights may
     differ.
 
-    The defaults are the released arithmetic. Use `released()`, `paper()` or `eve_star()` and override single fields for
-    the ablations, for example `VideoPandaStabConfig.released(row_tokens=False)`.
+    The defaults are the released arithmetic; `STAB_PRESETS` has the others. Ablations change single fields, for example
+    `VideoPandaStabConfig(row_tokens=False)`.
     """
 
     model_type = "videopanda_stab"
@@ -238,27 +243,6 @@ class VideoPandaStabConfig(PreTrainedConfig):
         if not self.layer_norm_eps > 0.0:
             raise ValueError(f"`layer_norm_eps` must be positive, got {self.layer_norm_eps!r}.")
 
-    @classmethod
-    def released(cls, **overrides: Any) -> "VideoPandaStabConfig":
-        """Return the arithmetic of the published weights (all defaults)."""
-        return cls(**overrides)
-
-    @classmethod
-    def paper(cls, **overrides: Any) -> "VideoPandaStabConfig":
-        """Return the paper's equations.
-
-        Eq. 2: three plain convolutions and no batch norm. Eq. 4: single-head attention with scale 1/√D. Eq. 5: a
-        learned query for windows. Eqs. 11 to 13: one summary per video, from the downsampled tokens. Eq. 14: a free
-        weight per channel and a linear map. Padding is excluded everywhere. docs/fidelity.md lists what the paper
-        leaves open and how it is interpreted here.
-        """
-        return cls(**{**STAB_PRESETS["paper"], **overrides})
-
-    @classmethod
-    def eve_star(cls, **overrides: Any) -> "VideoPandaStabConfig":
-        """Return the EVE* baseline, EVE applied frame by frame: no LSTE (with its position encoding) and no GSTRA."""
-        return cls(**{**STAB_PRESETS["eve_star"], **overrides})
-
     @property
     def cell_size(self) -> int:
         """Pixels per side of the square that becomes one visual token."""
@@ -294,7 +278,7 @@ class VideoPandaConfig(PreTrainedConfig):
 
     Args:
         text_config: configuration of the language model (object or dict with `model_type`); default LLaMA.
-        stab_config: configuration of STAB (object or dict); default `VideoPandaStabConfig.released()`.
+        stab_config: configuration of STAB (object or dict); default `VideoPandaStabConfig()`.
         compression: fewer tokens between STAB and projector; see `CompressionConfig`. Default: none.
         video_token_id, image_token_id: ids of the placeholders `<video>` and `<image>`, real entries of the vocabulary.
         initializer_range: standard deviation of fresh linear weights of STAB and projector.
@@ -367,17 +351,3 @@ class VideoPandaConfig(PreTrainedConfig):
             return None
         fields = {**stab.to_dict(), "image_size": stab.image_size - stab.cell_size}
         return type(self)(**{**self.to_dict(), "text_config": self.text_config, "stab_config": fields})
-
-    @classmethod
-    def released(cls, **overrides: Any) -> "VideoPandaConfig":
-        """Return the published 7B model: released STAB and Vicuna-7B v1.5 with two more vocabulary entries."""
-        text_config = {
-            "model_type": "llama",
-            "vocab_size": 32002,
-            "max_position_embeddings": 4096,
-            "rms_norm_eps": 1e-5,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "pad_token_id": 0,
-        }
-        return cls(**{"text_config": text_config, "stab_config": VideoPandaStabConfig.released(), **overrides})

@@ -177,7 +177,7 @@ def _stab_config(folder: Path, places: dict[str, TensorLocation], preprocessor: 
     for field, wanted in (("patch_stride", patch), ("conv_stride", 2)):
         if preprocessor.get(field, wanted) != wanted:
             raise CheckpointError(f"{folder}: {PREPROCESSOR} says {field} {preprocessor[field]}, the weights {wanted}")
-    return VideoPandaStabConfig.released(
+    return VideoPandaStabConfig(
         hidden_size=width,
         patch_size=patch,
         image_size=preprocessor.get("image_size", 448),
