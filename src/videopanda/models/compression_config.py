@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 
+from .configuration import check_choice, check_counts, section_of
+
 
 class CompressionConfig(PreTrainedConfig):
     """Cells that do not change are left out, then tokens are mixed, pooled over time and space, thinned out and merged.
@@ -61,14 +63,10 @@ class CompressionConfig(PreTrainedConfig):
         self.merge_tokens = merge_tokens
         self.merge_frames = merge_frames
         self.keep_changed = keep_changed
-        if kind not in ("none", "pool", "mamba", "mamba2"):
-            raise ValueError(f"compression.kind must be none, pool, mamba or mamba2, got {kind!r}")
-        for name in ("mixer_layers", "state_size", "pool_time", "pool_space", "keep_every", "merge_frames"):
-            value = vars(self)[name]
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"compression.{name} must be a positive integer, got {value!r}")
-        if isinstance(merge_tokens, bool) or not isinstance(merge_tokens, int) or merge_tokens < 0:
-            raise ValueError(f"compression.merge_tokens must be 0 or a positive integer, got {merge_tokens!r}")
+        check_choice("compression.kind", kind, ("none", "pool", "mamba", "mamba2"))
+        counts = ("mixer_layers", "state_size", "pool_time", "pool_space", "keep_every", "merge_frames")
+        check_counts(**{f"compression.{name}": vars(self)[name] for name in counts})
+        check_counts(0, **{"compression.merge_tokens": merge_tokens})
         if isinstance(keep_changed, bool) or not 0 < keep_changed <= 1:
             raise ValueError(f"compression.keep_changed must be above 0 and at most 1, got {keep_changed!r}")
         if self.is_active and keep_changed < 1 and (pool_time > 1 or pool_space > 1 or queries):
@@ -76,16 +74,13 @@ class CompressionConfig(PreTrainedConfig):
                 "compression.keep_changed leaves out cells by their pixels, so pooled cells could not be counted: "
                 "set compression.pool_time=1, pool_space=1 and queries=false"
             )
-        for name, changed in (
-            ("queries", queries),
-            ("bidirectional", bidirectional),
-            ("mixer_layers", mixer_layers > 1),
-        ):
-            if changed and not self.has_mixers:
+        needs_mixers = {"queries": False, "bidirectional": False, "mixer_layers": 1}  # and their defaults
+        needs_compressor = {"pool_time": 4, "pool_space": 1, "keep_every": 1, "merge_tokens": 0, "keep_changed": 1}
+        for name, default in needs_mixers.items():
+            if vars(self)[name] != default and not self.has_mixers:
                 raise ValueError(f"compression.{name} needs compression.kind=mamba or mamba2, which mix tokens")
-        fields = ("pool_time", pool_time != 4), ("pool_space", pool_space > 1), ("keep_every", keep_every > 1)
-        for name, changed in (*fields, ("merge_tokens", merge_tokens > 0), ("keep_changed", keep_changed < 1)):
-            if changed and kind == "none":
+        for name, default in needs_compressor.items():
+            if vars(self)[name] != default and not self.is_active:
                 raise ValueError(f"compression.{name} changes nothing without compression.kind=pool, mamba or mamba2")
         super().__init__(**kwargs)
 
@@ -127,4 +122,4 @@ def compression_of(given: CompressionConfig | dict[str, Any] | None, others: Map
     """
     if "compression_config" in others:
         raise ValueError("config.json has a section compression_config: rename it to compression")
-    return given if isinstance(given, CompressionConfig) else CompressionConfig(**(given or {}))
+    return section_of(CompressionConfig, given)

@@ -1,9 +1,11 @@
 """What the configurations of all families share. Part of exported folders; needs no torch."""
 
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+SectionT = TypeVar("SectionT", bound=PreTrainedConfig)
 
 TIMESTAMPS = ("none", "frame")
 
@@ -21,6 +23,11 @@ def text_config_of(given: PreTrainedConfig | dict[str, Any] | None, default: str
     if given.get("model_type") not in CONFIG_MAPPING:
         raise ValueError("`text_config` needs a `model_type`, such as 'llama' or 'qwen3'.")
     return CONFIG_MAPPING[given["model_type"]](**given)
+
+
+def section_of(kind: type[SectionT], given: SectionT | dict[str, Any] | None) -> SectionT:
+    """A section of a configuration, from its fields where it is given as a dictionary."""
+    return given if isinstance(given, kind) else kind(**(given or {}))  # type: ignore[arg-type]
 
 
 def check_placeholders(video_token_id: int, image_token_id: int, vocab_size: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..compression_config import CompressionConfig, compression_of
-from ..configuration import TIMESTAMPS, check_choice, check_counts, check_placeholders, text_config_of
+from ..configuration import TIMESTAMPS, check_choice, check_counts, check_placeholders, section_of, text_config_of
 from ..merge_schedule import MergeSchedule, published_layers
 
 SPLITS = ("none", "norm", "norm+ffn", "all")
@@ -223,10 +223,7 @@ class ElvaConfig(PreTrainedConfig):
             "initializer_range": 0.06,
         },
     }
-    adjustable = (
-        "merge",
-        "hybrid",
-    )  # sections of fields that change no weights: a later stage of training may set them
+    adjustable = ("merge", "hybrid")  # sections of fields that change no weights: a later stage may set them
     sub_configs = {  # noqa: RUF012
         "text_config": AutoConfig,
         "embedding_config": ElvaEmbeddingConfig,
@@ -255,14 +252,11 @@ class ElvaConfig(PreTrainedConfig):
         **kwargs: Any,
     ):
         text_config = text_config_of(text_config, "qwen2")
-        if not isinstance(embedding_config, ElvaEmbeddingConfig):
-            embedding_config = ElvaEmbeddingConfig(**(embedding_config or {}))
-        if not isinstance(merge_config, ElvaMergeConfig):
-            merge_config = ElvaMergeConfig(**(merge_config or {}))
+        embedding_config = section_of(ElvaEmbeddingConfig, embedding_config)
+        merge_config = section_of(ElvaMergeConfig, merge_config)
+        hybrid_config = section_of(ElvaHybridConfig, hybrid_config)
         if merge_config.layers == "published":
             merge_config.layers = published_layers(text_config.num_hidden_layers)
-        if not isinstance(hybrid_config, ElvaHybridConfig):
-            hybrid_config = ElvaHybridConfig(**(hybrid_config or {}))
         compression = compression_of(compression, kwargs)
         if compression.merge_tokens and merge_config.layers:
             raise ValueError(

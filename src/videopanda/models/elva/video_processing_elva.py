@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from ..compression_config import CompressionConfig
+from ..configuration import check_choice, check_counts
 from ..frames import FrameProcessor
 from ..pictures import WHITE
 from .configuration_elva import ElvaConfig, ElvaHybridConfig, cell_limit, check_countable, frame_tokens, grid_of
@@ -83,11 +84,9 @@ class ElvaVideoProcessor(FrameProcessor):
         self.background = list(background or WHITE)
         self.compression = compression
         self.max_visual_tokens = max_visual_tokens
-        if frame_sampling != "uniform":
-            raise ValueError(f"`frame_sampling` must be 'uniform', got {frame_sampling!r}.")
+        check_choice("frame_sampling", frame_sampling, ("uniform",))
         cell_limit(max_frame_cells, max_frame_pixels, self.cell_size)  # rejects invalid combinations
-        if num_frames < 1:
-            raise ValueError(f"`num_frames` must be at least 1, got {num_frames}.")
+        check_counts(num_frames=num_frames)
 
     @classmethod
     def for_config(cls, config: ElvaConfig) -> "ElvaVideoProcessor":

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
+from ..configuration import check_choice, check_counts
 from ..frames import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, FrameProcessor
 from ..pictures import WHITE
 from ..visual import CELL
@@ -62,10 +63,8 @@ class TowerVideoProcessor(FrameProcessor):
         self.background = list(background)
         if frame_size % patch_size:
             raise ValueError(f"`frame_size` {frame_size} is not a multiple of the cell, {patch_size} pixels.")
-        if frame_sampling != "uniform":
-            raise ValueError(f"`frame_sampling` must be 'uniform', got {frame_sampling!r}.")
-        if num_frames < 1:
-            raise ValueError(f"`num_frames` must be at least 1, got {num_frames}.")
+        check_choice("frame_sampling", frame_sampling, ("uniform",))
+        check_counts(num_frames=num_frames)
 
     @classmethod
     def for_config(cls, config: TowerConfig) -> "TowerVideoProcessor":

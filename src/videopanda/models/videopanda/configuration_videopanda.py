@@ -11,7 +11,7 @@ from typing import Any, Literal
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..compression_config import CompressionConfig, compression_of
-from ..configuration import TIMESTAMPS, check_choice, check_counts, check_placeholders, text_config_of
+from ..configuration import TIMESTAMPS, check_choice, check_counts, check_placeholders, section_of, text_config_of
 
 # What transformers' Auto classes find in this folder.
 AUTO_MAP = {
@@ -311,10 +311,7 @@ class VideoPandaConfig(PreTrainedConfig):
     ):
         text_config = text_config_of(text_config, "llama")
         check_choice("timestamps", timestamps, TIMESTAMPS)
-        if stab_config is None:
-            stab_config = VideoPandaStabConfig()
-        elif isinstance(stab_config, dict):
-            stab_config = VideoPandaStabConfig(**stab_config)
+        stab_config = section_of(VideoPandaStabConfig, stab_config)
         compression = compression_of(compression, kwargs)
         if compression.keep_changed < 1:
             raise ValueError("compression.keep_changed needs cells that are embedded alone; LSTE reads their neighbors")

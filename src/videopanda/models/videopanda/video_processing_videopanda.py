@@ -11,13 +11,10 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
+from ..configuration import check_choice, check_counts
 from ..frames import CLIP_MEAN, CLIP_STD, FrameProcessor
 from ..pictures import WHITE
-from .configuration_videopanda import (
-    VideoPandaStabConfig,
-    placement_for_size,
-    visual_token_count,
-)
+from .configuration_videopanda import VideoPandaStabConfig, placement_for_size, visual_token_count
 from .layout_videopanda import token_layout
 
 
@@ -94,12 +91,9 @@ class VideoPandaVideoProcessor(FrameProcessor):
             raise ValueError(
                 f"The canvas of {self.size['height']} pixels is not a multiple of two patches, {2 * patch_size}."
             )
-        if canvas not in ("square", "tight"):
-            raise ValueError(f"`canvas` must be 'square' or 'tight', got {canvas!r}.")
-        if frame_sampling not in ("uniform", "released"):
-            raise ValueError(f"`frame_sampling` must be 'uniform' or 'released', got {frame_sampling!r}.")
-        if num_frames < 1:
-            raise ValueError(f"`num_frames` must be at least 1, got {num_frames}.")
+        check_choice("canvas", canvas, ("square", "tight"))
+        check_choice("frame_sampling", frame_sampling, ("uniform", "released"))
+        check_counts(num_frames=num_frames)
         if pad_frames and canvas == "tight":
             raise ValueError("`pad_frames` needs a square canvas: padding frames contribute its first 8 × 8 cells.")
         if not all(len(value) == 3 for value in (self.image_mean, self.image_std, self.pad_color, self.background)):
