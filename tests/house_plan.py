@@ -30,6 +30,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data": ({".", "", "video", "models"}, {"torch", "torchdata", "numpy", "PIL", "rich", "yaml", "jinja2"}),
     "data.worlds.scenes.render": ({"."}, {"numpy", "PIL", "av"}),  # encodes clips
     "data.worlds.tabletop.render": ({".", "data"}, {"numpy", "panda3d"}),
+    "data.openai_client": (set(), {"openai"}),
     "data.recaption": ({".", "data", "inference", "video"}, {"PIL", "openai"}),  # a model of one's own, or a server
     "data.worlds.long": ({".", "data.worlds.scenes"}, {"numpy"}),
     "encoders": ({".", "checkpoints", "hub", "models"}, {"torch", "transformers"}),

@@ -24,6 +24,7 @@ from videopanda.data.formats.opening import open_sources
 from videopanda.data.formats.record import Medium, Record, RowError
 from videopanda.data.formats.sources import Source
 from videopanda.data.growing_file import append_lines, only_writer
+from videopanda.data.openai_client import openai_client
 from videopanda.video.read import Video, VideoReadError, read_video
 
 PROMPT = "Describe this video in detail: what is shown, what happens, and in which order."
@@ -74,21 +75,15 @@ class Remote:
     """
 
     def __init__(self, name: str, base_url: str, send: str = "frames", retries: int = 5, timeout: float = 120.0):
-        try:
-            import openai
-        except ImportError as error:
-            raise ValueError("this needs the OpenAI client: pip install 'videopanda[eval]'") from error
         if send not in ("frames", "video"):
             raise ValueError(f"send must be frames or video, got {send!r}")
-        self.name, self.send, self._errors = name, send, openai
-        given: dict[str, Any] = {"base_url": base_url, "timeout": timeout, "max_retries": retries}
-        try:
-            self._client = openai.OpenAI(**given)
-        except openai.OpenAIError:
-            self._client = openai.OpenAI(**given, api_key="none")  # local servers need none
+        self.name, self.send = name, send
+        self._client = openai_client(base_url, timeout, retries)
 
     def describe(self, path: Path, video: Video, prompt: str) -> tuple[str, str]:
         """Ask the server once per clip; busy and broken servers are retried with exponential backoff."""
+        import openai
+
         if self.send == "video":
             kind = "mp4" if path.suffix == "" else path.suffix[1:].lower()
             parts: list[Any] = [{"type": "video_url", "video_url": {"url": _data(f"video/{kind}", path.read_bytes())}}]
@@ -100,9 +95,9 @@ class Remote:
             reply = self._client.chat.completions.create(
                 model=self.name, messages=messages, temperature=0.0, max_tokens=MAX_NEW_TOKENS
             )
-        except (self._errors.AuthenticationError, self._errors.PermissionDeniedError, self._errors.NotFoundError) as e:
-            raise ValueError(f"the server refused the request: {e}") from e
-        except self._errors.OpenAIError as error:
+        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+            raise ValueError(f"the server refused the request: {error}") from error
+        except openai.OpenAIError as error:
             raise CaptionError(f"{error} {error.__cause__ or ''}".strip()) from error
         return (reply.choices[0].message.content or "").strip(), reply.model
 
@@ -166,7 +161,8 @@ def recaption(
             else:
                 job = CaptionJob(source, row.number, record)
                 jobs.setdefault(job.key, job)
-    settings = {"model": captioner.name, "prompt_sha256": _sha256(prompt), "num_frames": num_frames}
+    digest = hashlib.sha256(prompt.encode()).hexdigest()
+    settings = {"model": captioner.name, "prompt_sha256": digest, "num_frames": num_frames}
     with only_writer(out), ThreadPoolExecutor(concurrency) as pool:
         known = _known(out, settings)
         report.known = len(jobs.keys() & known)
@@ -250,7 +246,3 @@ def _jpeg(frame: Any) -> bytes:
 
 def _data(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

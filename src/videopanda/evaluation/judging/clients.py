@@ -1,12 +1,13 @@
 """Judges: a server that speaks the OpenAI protocol, or a local Hugging Face model."""
 
 import json
-import random
 import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from videopanda.data.openai_client import openai_client
 
 MAX_TOKENS = 128  # of a verdict; the objects that are asked for take about twenty
 SETTINGS = {"temperature": 0.0, "seed": 0, "max_tokens": MAX_TOKENS}
@@ -46,50 +47,31 @@ class Judge(Protocol):
 class RemoteJudge:
     """A model behind `<base_url>/chat/completions`; the key is read by the client from OPENAI_API_KEY.
 
-    Busy and broken servers (429, 5xx, no connection, too slow) are retried up to `retries` times with exponential
-    backoff, or as the server says.
+    Busy and broken servers (429, 5xx, no connection, too slow) are retried by the client, up to `retries` times.
     """
 
     def __init__(self, name: str, base_url: str | None = None, retries: int = 5, timeout: float = 60.0):
-        try:
-            import openai
-        except ImportError as error:
-            raise ValueError("judges need the OpenAI client: pip install 'videopanda[eval]'") from error
         self.name, self.retries = name, retries
         self.settings = dict(SETTINGS)  # without what the model has refused
-        self._errors = openai
-        given: dict[str, Any] = {"base_url": base_url, "timeout": timeout, "max_retries": 0}
-        try:
-            self._client = openai.OpenAI(**given)
-        except openai.OpenAIError as error:
-            if base_url is None:
-                raise ValueError("set OPENAI_API_KEY, or pass a server with --base-url") from error
-            self._client = openai.OpenAI(**given, api_key="none")  # local servers need none
+        self._client = openai_client(base_url, timeout, retries)
 
     def ask(self, messages: list[dict[str, str]]) -> Reply:
         """Ask with temperature 0, if the model accepts it."""
+        import openai
+
         for attempt in range(self.retries + 1):
             try:
                 return self._ask_once(messages)
-            except (self._errors.RateLimitError, self._errors.InternalServerError) as error:
-                reason, wait = f"{error.status_code}: {error}", error.response.headers.get("retry-after")
-                final = False
             except _NoCompletionError as error:
-                reason, wait, final = str(error), None, False
-            except self._errors.APIConnectionError as error:  # includes timeouts
-                reason, wait = f"{error} {error.__cause__ or ''}".strip(), None
-                final = not isinstance(error, self._errors.APITimeoutError)
-            except (
-                self._errors.AuthenticationError,
-                self._errors.PermissionDeniedError,
-                self._errors.NotFoundError,
-            ) as error:
+                reason = str(error)
+            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
                 raise JudgeError(str(error), final=True) from error
-            except self._errors.OpenAIError as error:
-                raise JudgeError(str(error)) from error
+            except openai.OpenAIError as error:
+                is_away = isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError)
+                raise JudgeError(f"{error} {error.__cause__ or ''}".strip(), final=is_away) from error
             if attempt < self.retries:
-                time.sleep(_wait(attempt, wait))
-        raise JudgeError(reason, final=final)
+                time.sleep(min(0.5 * 2**attempt, _LONGEST_WAIT))
+        raise JudgeError(reason)
 
     def _ask_once(self, messages: list[dict[str, str]]) -> Reply:
         content = self._post(messages)
@@ -106,13 +88,15 @@ class RemoteJudge:
 
     def _post(self, messages: list[dict[str, str]]) -> str:
         """The response; retries without settings that the model refuses (as reasoning models do)."""
+        import openai
+
         while True:
             settings = self.settings
             # As text: the client trusts its server and passes on anything, but this server may be broken.
             body = {"model": self.name, "messages": messages, **settings}
             try:
                 return self._client.post("/chat/completions", cast_to=str, body=body)
-            except (self._errors.BadRequestError, self._errors.UnprocessableEntityError) as error:
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 refused = next((name for name in settings if _refuses(error, name)), None)
                 if refused is None:
                     raise
@@ -138,15 +122,6 @@ def _content(message: Any) -> str:
 
 class _NoCompletionError(Exception):
     """A successful response without a completion."""
-
-
-def _wait(attempt: int, asked: str | None) -> float:
-    """Seconds to wait: what the server asks for, else exponential backoff with jitter."""
-    try:
-        seconds = float(asked) if asked is not None else 0.5 * 2**attempt * random.uniform(1.0, 1.25)
-    except ValueError:  # a date
-        seconds = _LONGEST_WAIT
-    return min(max(seconds, 0.0), _LONGEST_WAIT)
 
 
 class LocalJudge:
