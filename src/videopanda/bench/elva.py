@@ -166,8 +166,8 @@ def _measured(backbone: str, frames: int, rounds: int, device: str, dtype: torch
         return looking + seconds(lambda: first_token(ENCODER, clip))
 
     calls = {ENCODER: encoded, **{name: native(name, fields) for name, fields in VARIANTS.items()}}
-    peaks: dict[str, int | None] = {}
-    taken = in_turns({name: _with_peak(name, call, place, peaks) for name, call in calls.items()}, rounds)
+    peaks = {name: peak_bytes(call, place) for name, call in calls.items()}  # also warms up
+    taken = in_turns(calls, rounds)
     return {
         name: {
             "tokens": kept[name][0],
@@ -178,16 +178,3 @@ def _measured(backbone: str, frames: int, rounds: int, device: str, dtype: torch
         }
         for name, values in taken.items()
     }
-
-
-def _with_peak(
-    name: str, call: Callable[[], float], device: torch.device, peaks: dict[str, int | None]
-) -> Callable[[], float]:
-    """The same call, which also records its peak memory."""
-
-    def run() -> float:
-        found: list[float] = []
-        peaks[name] = peak_bytes(lambda: found.append(call()), device)
-        return found[0]
-
-    return run

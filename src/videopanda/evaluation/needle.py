@@ -4,15 +4,14 @@ report = needle_report("scores.jsonl", "data/long")
 write_needle(report, Path("out"))                 # needle.json and needle.png
 """
 
-import io
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from videopanda.evaluation.benchmarks.files import Rejected, rows
-from videopanda.evaluation.outputs import object_with, replace_file
+from videopanda.evaluation.benchmarks.files import objects
+from videopanda.evaluation.outputs import object_with, png, replace_file
 from videopanda.evaluation.scenes_report import wilson
 
 DEPTHS = 5  # parts of the clip, from its beginning to its end
@@ -30,7 +29,7 @@ def needle_report(scores: str | Path, data: str | Path) -> dict[str, Any]:
     """
     known: dict[str, tuple[float, str, float | None]] = {}
     file = Path(data) / "annotations.json"
-    for row in _objects(file):
+    for row in objects(file):
         if "minutes" not in row or "depths" not in row:
             raise ValueError(f"{file} was not written by `videopanda scenes make --long`: rows lack minutes and depths")
         for number, (family, depth) in enumerate(zip(row["families"], row["depths"])):
@@ -39,7 +38,7 @@ def needle_report(scores: str | Path, data: str | Path) -> dict[str, Any]:
     lengths: dict[float, list[float]] = defaultdict(list)
     families: dict[tuple[float, str], list[float]] = defaultdict(list)
     seen: set[str] = set()
-    for score in _objects(Path(scores)):
+    for score in objects(Path(scores)):
         if "id" not in score or "metrics" not in score:
             raise ValueError(f"{scores} is not a score file of `videopanda evaluate score`: rows lack id and metrics")
         if score["id"] not in known:
@@ -72,18 +71,9 @@ def needle_report(scores: str | Path, data: str | Path) -> dict[str, Any]:
     }
 
 
-def _objects(file: Path) -> Iterator[Mapping[str, Any]]:
-    """The rows of a file. Raises ValueError for one that is not an object."""
-    for row in rows(file):
-        if isinstance(row, Rejected):
-            raise ValueError(f"{row.place}: {row.reason}")
-        yield row.data
-
-
-def _part(values: Iterable[float]) -> dict[str, Any]:
-    listed = list(values)
-    low, high = wilson(int(sum(listed)), len(listed))
-    return {"accuracy": sum(listed) / len(listed), "n": len(listed), "ci95": [low, high]}
+def _part(values: Sequence[float]) -> dict[str, Any]:
+    interval = wilson(int(sum(values)), len(values))
+    return {"accuracy": sum(values) / len(values), "n": len(values), "ci95": list(interval)}
 
 
 def write_needle(report: dict[str, Any], folder: Path) -> list[Path]:
@@ -106,11 +96,7 @@ def write_needle(report: dict[str, Any], folder: Path) -> list[Path]:
     axes.set_yticks(range(DEPTHS), [f"{100 * (part + 0.5) / DEPTHS:.0f} %" for part in range(DEPTHS)])
     axes.set(xlabel="length of the clip (minutes)", ylabel="depth of the needle")
     figure.colorbar(shown, label="accuracy (%)")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120, metadata={"Software": "videopanda evaluate needle"})
-    plt.close(figure)
-    folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "needle.json", folder / "needle.png"]
     replace_file(files[0], json.dumps(report, indent=2) + "\n", object_with("scores", "lengths", "cells"))
-    replace_file(files[1], picture.getvalue(), lambda old: b"videopanda evaluate needle" in old)
+    replace_file(files[1], png(figure, "videopanda evaluate needle"), lambda old: b"videopanda evaluate needle" in old)
     return files

@@ -1,9 +1,11 @@
 """Output files of commands: replaced as a whole, and only if the existing file is of the same kind."""
 
+import io
 import json
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 Kind = Callable[[bytes], bool]  # whether a file's content is of the kind that is to be written
 
@@ -29,6 +31,16 @@ def _has(text: bytes, keys: tuple[str, ...]) -> bool:
     except ValueError:
         return False
     return isinstance(found, dict) and found.keys() >= {*keys}
+
+
+def png(figure: Any, software: str) -> bytes:
+    """A matplotlib figure as a PNG that names the command that made it; the figure is closed."""
+    from matplotlib import pyplot as plt
+
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120, metadata={"Software": software})
+    plt.close(figure)
+    return content.getvalue()
 
 
 def check_replaceable(path: Path, kind: Kind) -> None:

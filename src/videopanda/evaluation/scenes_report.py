@@ -91,7 +91,9 @@ def scenes_report(
         predictions = folder / f"{condition}.jsonl"
         predict(job, predictions, loaded=loaded)
         summaries[condition] = score_file("scenes", test, predictions, folder / f"{condition}.scores.jsonl", SCORER)
-    full = summaries.pop("full")
+    full, (answers, _) = summaries.pop("full"), read_all(folder / "full.jsonl")
+    unread = {answer.id.rpartition("/")[0]: answer.reason for answer in answers if answer.failure}  # by clip
+    items = load("scenes", test).items
     (entry,) = full["protocols"]
     protocol = entry["protocol"]
     report = {
@@ -101,11 +103,12 @@ def scenes_report(
             name: {"accuracy": round(summary["metrics"]["accuracy"], 4), "families": _families(summary)}
             for name, summary in summaries.items()
         },
-        "most_frequent_answer": _most_frequent_answers(load("scenes", test).items),
+        "most_frequent_answer": _most_frequent_answers(items),
         "num_questions": num,
-        "num_clips": len({item.video for item in load("scenes", test).items}),
-        "declined": _declined(folder / "full.jsonl"),
-        "failures": _failures(folder / "full.jsonl"),
+        "num_clips": len({item.video for item in items}),
+        # The share of answers that decline, though every question can be answered.
+        "declined": round(sum(answer.prediction == DECLINE for answer in answers) / len(answers), 4),
+        "failures": [{"id": clip, "reason": reason} for clip, reason in unread.items()],
         "wordings": Path(wordings).name,
         "seed": seed,
         "model": {
@@ -152,19 +155,6 @@ def _most_frequent_answers(items: Sequence[Item]) -> dict[str, Any]:
             for family, (answer, n) in best.items()
         },
     }
-
-
-def _failures(predictions: Path) -> list[dict[str, str]]:
-    """The clips that could not be read, and why."""
-    rows, _ = read_all(predictions)
-    failed = {row.id.rpartition("/")[0]: row.reason for row in rows if row.failure}
-    return [{"id": clip, "reason": reason} for clip, reason in failed.items()]
-
-
-def _declined(predictions: Path) -> float:
-    """The share of answers that decline, though every question can be answered."""
-    rows, _ = read_all(predictions)
-    return round(sum(row.prediction == DECLINE for row in rows) / len(rows), 4)
 
 
 def wilson(correct: int, total: int) -> tuple[float, float]:

@@ -60,7 +60,10 @@ def where_they_differ(full: tuple[str, Path], other: tuple[str, Path], test: Pat
         None if both answer the same questions correctly.
     """
     right = [_right(folder) for _, folder in (full, other)]
-    said = [_said(folder) for _, folder in (full, other)]
+    said = [
+        {row.id: row.prediction or "" for row in read_predictions(folder / "full.jsonl") if isinstance(row, Prediction)}
+        for _, folder in (full, other)
+    ]
     items = [item for item in load("scenes", test).items if item.id in right[0] and item.id in right[1]]
     rows: list[SheetRow] = []
     for better in (0, 1):
@@ -79,8 +82,3 @@ def where_they_differ(full: tuple[str, Path], other: tuple[str, Path], test: Pat
 def _right(folder: Path) -> dict[str, bool]:
     lines = (folder / "full.scores.jsonl").read_text(encoding="utf-8").splitlines()
     return {row["id"]: sum(row["metrics"].values()) > 0 for row in map(json.loads, lines)}
-
-
-def _said(folder: Path) -> dict[str, str]:
-    rows = read_predictions(folder / "full.jsonl")
-    return {row.id: row.prediction or "" for row in rows if isinstance(row, Prediction)}

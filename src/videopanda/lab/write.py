@@ -1,6 +1,5 @@
 """The report of a table as Markdown, JSON and pictures: `NAME.md`, `NAME.json`, `NAME.png`, `NAME.costs.png`."""
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from videopanda.evaluation.outputs import begins_with, check_replaceable, object_with, replace_file
+from videopanda.evaluation.outputs import begins_with, check_replaceable, object_with, png, replace_file
 from videopanda.evaluation.reporting.write import markdown_table
 
 _PNG = begins_with(b"\x89PNG")
@@ -174,7 +173,7 @@ def _differences(found: dict[str, Any]) -> bytes:
         fontsize="medium",
     )
     figure.suptitle(found["title"], fontsize="medium")
-    return _png(figure)
+    return png(figure, "videopanda lab report")
 
 
 def _costs(found: dict[str, Any]) -> bytes:
@@ -198,11 +197,4 @@ def _costs(found: dict[str, Any]) -> bytes:
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize="small", frameon=False)
     figure.suptitle(found["title"], fontsize="medium")
-    return _png(figure)
-
-
-def _png(figure: Any) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=120)
-    plt.close(figure)
-    return file.getvalue()
+    return png(figure, "videopanda lab report")

@@ -10,6 +10,7 @@ model's own code runs. A FLOP is a multiplication or an addition: two per multip
 """
 
 import weakref
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -73,11 +74,8 @@ class Plan:
     @property
     def peak_bytes(self) -> int:
         """Peak memory on the model's device, weights included."""
-        phases = self.phase_bytes if self.planner.on_host else self._without_prepare()
-        return self.weight_bytes + max(phases.values())
-
-    def _without_prepare(self) -> dict[str, int]:
-        return {name: size for name, size in self.phase_bytes.items() if name != "prepare"}
+        on_host = self.planner.on_host
+        return self.weight_bytes + max(size for name, size in self.phase_bytes.items() if on_host or name != "prepare")
 
     def require(self, budget_bytes: int | None = None) -> None:
         """Check that the request fits into the context and, if given, into the memory budget.
@@ -237,7 +235,6 @@ class Planner:
         at_most: int | None = None,
     ) -> int:
         """The largest number of frames that fits into the context and the budget; 0 if not even one fits."""
-
         size = {"text_tokens": text_tokens, "new_tokens": new_tokens}
 
         def in_context(frames: int) -> bool:
@@ -249,7 +246,8 @@ class Planner:
         high = 1
         while in_context(high) and (at_most is None or high < at_most):
             high *= 2
-        most = _largest(in_context, high if at_most is None else min(high, at_most))
+        high = high if at_most is None else min(high, at_most)
+        most = bisect_left(range(1, high + 1), True, key=lambda frames: not in_context(frames))
         return most if budget_bytes is None else _largest_within(peak_bytes, budget_bytes, most)
 
     def sequence_bytes(self) -> tuple[int, int]:
@@ -385,17 +383,6 @@ def _cache_tensors(cache: Any) -> list[torch.Tensor]:
 
 def _cache_bytes(cache: Any) -> int:
     return sum(tensor.nbytes for tensor in _cache_tensors(cache))
-
-
-def _largest(fits: Callable[[int], bool], high: int) -> int:
-    """The largest number up to `high` that fits, where smaller ones always fit when a larger one does; 0 if none."""
-    low = 0  # fits, as nothing
-    if high and fits(high):
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
 
 
 def _largest_within(size: Callable[[int], int], limit: int, high: int) -> int:

@@ -340,6 +340,14 @@ def _parquet_rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
         yield Rejected(f"{place} row {number + 1}", f"the file is broken from here on: {error}")
 
 
+def objects(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The rows of a file of our own. Raises ValueError for one that cannot be read."""
+    for row in rows(path):
+        if isinstance(row, Rejected):
+            raise ValueError(f"{row.place}: {row.reason}")
+        yield row.data
+
+
 def read_object(path: Path) -> Mapping[str, Any]:
     """A JSON file with one object. Raises:
     AnnotationError: it contains something else, or is not JSON.

@@ -1,6 +1,5 @@
 """Plots of a report: accuracy against the size of the vision part (the paper's Fig. 1), and bars per type."""
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from videopanda.evaluation.outputs import replace_file
+from videopanda.evaluation.outputs import png, replace_file
 from videopanda.evaluation.predictions import CONDITIONS
 from videopanda.evaluation.reporting.report import metric_of
 from videopanda.evaluation.scoring.score import OUT_OF_FIVE
@@ -27,7 +26,7 @@ _COLORS = dict(zip(CONDITIONS, ("#a9c6e3", "#222222", "#e07b00", "#2e8b57", "#8e
 
 _PUBLISHED = {False: "#4c78a8", True: "#e07b00"}  # by whether the model was trained on other data
 _MEASURED = "#222222"
-_SOFTWARE = b"videopanda evaluate report"  # stands in our plots, so that no other picture is replaced
+_SOFTWARE = "videopanda evaluate report"  # stands in our plots, so that no other picture is replaced
 
 
 def _scale(metric: str) -> float:
@@ -93,7 +92,7 @@ def plot_vision_size(table: dict[str, Any], metric: str, path: Path) -> None:
     figure.canvas.draw()  # places the axes, in whose pixels names are placed
     figure.set_layout_engine("none")
     _place_names(axes, marks)
-    _save(figure, path)
+    replace_file(path, png(figure, _SOFTWARE), _is_ours)
 
 
 def _area(samples: int | None) -> float:
@@ -186,7 +185,7 @@ def plot_types(table: dict[str, Any], metric: str, path: Path) -> None:
     labels = [condition.replace("_", " ") for condition in shown]
     handles = [names_of[label] for label in labels]
     figure.legend(handles, labels, loc="outside lower center", ncols=3 * len(models), frameon=False, fontsize="small")
-    _save(figure, path)
+    replace_file(path, png(figure, _SOFTWARE), _is_ours)
 
 
 def _draw(axes: Any, condition: str, rows: Sequence[int], measured: Sequence[dict[str, Any]], scale: float) -> None:
@@ -201,8 +200,5 @@ def _draw(axes: Any, condition: str, rows: Sequence[int], measured: Sequence[dic
         axes.plot(values, heights, _MARKS[condition], markersize=4, linestyle="", clip_on=False, **look)
 
 
-def _save(figure: Any, path: Path) -> None:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120, metadata={"Software": _SOFTWARE.decode()})
-    plt.close(figure)
-    replace_file(path, content.getvalue(), lambda old: _SOFTWARE in old[:2000])
+def _is_ours(content: bytes) -> bool:
+    return _SOFTWARE.encode() in content[:2000]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from videopanda.evaluation.benchmarks.files import AnnotationError, Rejected, read_object, rows
+from videopanda.evaluation.benchmarks.files import AnnotationError, objects, read_object
 from videopanda.evaluation.benchmarks.table import benchmark
 from videopanda.evaluation.predictions import CONDITIONS
 from videopanda.evaluation.reporting.published import as_rows
@@ -72,11 +72,7 @@ def read_run(path: Path) -> Run:
     if not summary_file.is_file():
         raise ValueError(f"{path}: its summary {summary_file.name} is missing; `videopanda evaluate score` writes both")
     summary = dict(read_object(summary_file))
-    scores = []
-    for row in rows(path):
-        if isinstance(row, Rejected):
-            raise ValueError(f"{row.place}: {row.reason}")
-        scores.append(dict(row.data))
+    scores = [dict(score) for score in objects(path)]
     try:
         protocols = [entry["protocol"] or {} for entry in summary["protocols"]]
         if len(scores) != summary["questions"]:
