@@ -12,7 +12,7 @@ out/my/clips/, out/my/altered/             the recordings, and copies of them th
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from videopanda.data.formats.sources import VIDEO_SUFFIXES
 from videopanda.data.shuffling import key_of
 from videopanda.data.worlds.scenes.render import write_frames
 from videopanda.video.read import read_video
 
-SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
+SUFFIXES = (*VIDEO_SUFFIXES, ".gif")
 UNSEEN, SEEN = "unseen recording", "altered copy of a training recording"
 _RATE, _SIDE = 12, 240  # frames per second and longer side, in pixels, of altered copies
 
@@ -125,9 +126,7 @@ def write_labeled(
     for part in track(splits, "classes", console=Console(stderr=True), disable=not progress):
         for where, row in _rows(part, out, question, test_share, copies, seed):
             rows[where].append(row)
-    for where, written in rows.items():
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written)
-        (out / f"{where}.jsonl").write_text(lines, encoding="utf-8", newline="\n")
+    write_sides(out, rows)
     kinds = Counter(row["kind"] for row in rows["test"])
     return {
         "classes": len(splits),
@@ -166,6 +165,13 @@ def _rows(
             frames, rate = alter(recording, rng)
             write_frames(frames, frames.shape[2:0:-1], rate, copy)
             yield ("train", row(copy, "altered copy", path)) if number < copies else ("test", row(copy, SEEN, path))
+
+
+def write_sides(out: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Write `test.jsonl`, then `train.jsonl`, which says that both are there."""
+    for side in ("test", "train"):
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[side])
+        (out / f"{side}.jsonl").write_text(lines, encoding="utf-8", newline="\n")
 
 
 def _copy(path: Path, folder: Path) -> Path:

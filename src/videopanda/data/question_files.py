@@ -6,11 +6,10 @@ out/my/train.jsonl, out/my/test.jsonl     rows of the LLaVA form, from any forma
 out/my/clips/                             links to the clips
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from videopanda.data.class_folders import UNSEEN
+from videopanda.data.class_folders import UNSEEN, write_sides
 from videopanda.data.formats.opening import open_sources
 from videopanda.data.formats.record import Record, RowError
 from videopanda.data.shuffling import key_of
@@ -62,9 +61,7 @@ def split_questions(
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).unlink(missing_ok=True)  # of a call that was interrupted
         (out / name).symlink_to(path)
-    for side in ("test", "train"):  # the second file says that both are there
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[side])
-        (out / f"{side}.jsonl").write_text(lines, encoding="utf-8", newline="\n")
+    write_sides(out, rows)
     return {"train": len(rows["train"]), "test": len(rows["test"]), "test_recordings": len(held)}
 
 

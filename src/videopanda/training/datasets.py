@@ -39,35 +39,27 @@ def make_dataset(settings: StageConfig, sampling: Sampling = "uniform") -> Any:
     if settings.data != "scenes":
         if settings.align_weight:
             raise ValueError("annotation files carry no per-cell labels: use --set align_weight=0 or data=scenes")
-        share, group, cache = settings.data_share, settings.group_by_clip, None
-        if settings.frame_cache:
-            cache = FrameCache(settings.frame_cache, int(settings.frame_cache_gb * 1e9))
+        cache = FrameCache(settings.frame_cache, int(settings.frame_cache_gb * 1e9)) if settings.frame_cache else None
+        shared: dict[str, Any] = {
+            "num_frames": settings.num_frames,
+            "seed": settings.seed,
+            "share": settings.data_share,
+            "group_by_clip": settings.group_by_clip,
+            "held_out": settings.held_out,
+            "sampling": sampling,
+            "cache": cache,
+        }
         if Path(settings.data, "shards.json").is_file():
             if settings.manifest:
                 raise ValueError("shards never contain bad rows: pass the manifest to `videopanda data shard`")
-            return ShardDataset(
-                settings.data,
-                settings.num_frames,
-                settings.seed,
-                share=share,
-                group_by_clip=group,
-                held_out=settings.held_out,
-                sampling=sampling,
-                cache=cache,
-            )
+            return ShardDataset(settings.data, **shared)
         return ConversationDataset(
             settings.data,
             settings.media_root,
-            settings.num_frames,
-            settings.seed,
             format=settings.data_format,
-            share=share,
-            group_by_clip=group,
             manifest=settings.manifest or None,
             max_bad_share=settings.max_bad_share,
-            held_out=settings.held_out,
-            sampling=sampling,
-            cache=cache,
+            **shared,
         )
     if not settings.max_steps:
         raise ValueError("the Scenes stream is infinite: set the length with --set max_steps=N")

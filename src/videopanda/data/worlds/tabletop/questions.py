@@ -193,13 +193,8 @@ def _ask_order(scene: TabletopScene, rng: np.random.Generator) -> Iterator[Quest
         assert b.drops is not None
         if abs(a.drops - b.drops) > 0.5:
             word = pick(rng, "first", "last")
-            answer = min(a, b, key=_dropped) if word == "first" else max(a, b, key=_dropped)
+            answer = a if (a.drops < b.drops) == (word == "first") else b
             yield Question("appearance_order", f"Which appears {word}, the {a.name} or the {b.name}?", answer.name)
-
-
-def _dropped(thing: Solid) -> float:
-    assert thing.drops is not None
-    return thing.drops
 
 
 def _ask_fall(scene: TabletopScene, rng: np.random.Generator) -> Iterator[Question]:

@@ -153,9 +153,8 @@ class _Placement:
         elif theme == "crowd":
             key = ("shape", "colour", "material")[rng.integers(3)]
             shared = {key: str(rng.choice({"shape": SHAPES, "colour": list(COLOURS), "material": MATERIALS}[key]))}
-        most = self.max_things
-        wanted = int(rng.integers(1, most + 1))
-        for _ in range(max(wanted, 1) - len(self.things)):
+        wanted = int(rng.integers(1, self.max_things + 1))
+        for _ in range(wanted - len(self.things)):
             draw = rng.random()
             if theme == "fall" and draw < 0.5:
                 self.add(self.raised)
