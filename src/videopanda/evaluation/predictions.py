@@ -24,6 +24,7 @@ from videopanda.evaluation.benchmarks.files import (
     AnnotationRow,
     AnnotationRowError,
     Rejected,
+    question_rows,
     read_object,
     rows,
 )
@@ -144,9 +145,7 @@ def _submitted(path: Path) -> Iterator[AnnotationRow | Rejected]:
     for row in rows(path):
         grouped = row.get("questions") if isinstance(row, AnnotationRow) else None
         if isinstance(grouped, list):
-            for number, question in enumerate(grouped, 1):
-                place = f"{row.place} question {number}"
-                yield AnnotationRow(place, question) if isinstance(question, dict) else Rejected(place, "not an object")
+            yield from question_rows(row.place, grouped, {})
         else:
             yield row
 

@@ -134,6 +134,18 @@ def each(
             yield from made
 
 
+def question_rows(
+    place: str, questions: Iterable[Any], shared: Mapping[str, Any], repeated_keys: tuple[str, ...] = ()
+) -> Iterator[AnnotationRow | Rejected]:
+    """A row for each question of a list, with the entries that all of them share."""
+    for number, question in enumerate(questions, 1):
+        where = f"{place} question {number}"
+        if isinstance(question, dict):
+            yield AnnotationRow(where, {**shared, **question}, repeated_keys)
+        else:
+            yield Rejected(where, "not an object")
+
+
 def unnested(rows: Iterable[AnnotationRow | Rejected], key: str) -> Iterator[AnnotationRow | Rejected]:
     """The questions in the list `key` of each row, with the other entries of the row; rows without it as they are."""
 
@@ -142,12 +154,7 @@ def unnested(rows: Iterable[AnnotationRow | Rejected], key: str) -> Iterator[Ann
             yield row
             return
         shared = {name: value for name, value in row.data.items() if name != key}
-        for number, question in enumerate(row.data[key], 1):
-            place = f"{row.place} question {number}"
-            if isinstance(question, dict):
-                yield AnnotationRow(place, {**shared, **question}, row.repeated_keys)
-            else:
-                yield Rejected(place, "not an object")
+        yield from question_rows(row.place, row.data[key], shared, row.repeated_keys)
 
     return each(rows, questions)
 

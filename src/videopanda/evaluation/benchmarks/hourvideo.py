@@ -14,7 +14,15 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, find, read_object, rows
+from videopanda.evaluation.benchmarks.files import (
+    AnnotationRow,
+    AnnotationRowError,
+    Rejected,
+    find,
+    question_rows,
+    read_object,
+    rows,
+)
 from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items, length_group
 from videopanda.evaluation.benchmarks.options import letter_index, published, split_question, unmark_all
 
@@ -38,12 +46,8 @@ def _questions(file: Path) -> Iterator[AnnotationRow | Rejected]:
             continue
         metadata = content.get("video_metadata")
         duration = metadata.get("duration_in_seconds") if isinstance(metadata, dict) else None
-        for number, question in enumerate(content["benchmark_dataset"], 1):
-            place = f"{file.name} {video} question {number}"
-            if isinstance(question, dict):
-                yield AnnotationRow(place, {**question, "video_uid": video, "duration": duration})
-            else:
-                yield Rejected(place, "not an object")
+        shared = {"video_uid": video, "duration": duration}
+        yield from question_rows(f"{file.name} {video}", content["benchmark_dataset"], shared)
 
 
 def _item(number: RunningNumber, row: AnnotationRow) -> Item:

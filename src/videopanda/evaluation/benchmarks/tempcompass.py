@@ -15,7 +15,15 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from videopanda.evaluation.benchmarks.files import AnnotationRow, AnnotationRowError, Rejected, find, read_object, rows
+from videopanda.evaluation.benchmarks.files import (
+    AnnotationRow,
+    AnnotationRowError,
+    Rejected,
+    find,
+    question_rows,
+    read_object,
+    rows,
+)
 from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items
 from videopanda.evaluation.benchmarks.options import letter_index, same_text, split_question, unmark
 
@@ -41,12 +49,8 @@ def _nested(file: Path) -> Iterator[AnnotationRow | Rejected]:
             yield Rejected(f"{file.name} {video}", "not an object of aspects")
             continue
         for aspect, questions in aspects.items():
-            for number, question in enumerate(questions if isinstance(questions, list) else [questions]):
-                place = f"{file.name} {video} {aspect} {number}"
-                if isinstance(question, dict):
-                    yield AnnotationRow(place, {**question, "video_id": video, "dim": aspect})
-                else:
-                    yield Rejected(place, "not an object")
+            listed = questions if isinstance(questions, list) else [questions]
+            yield from question_rows(f"{file.name} {video} {aspect}", listed, {"video_id": video, "dim": aspect})
 
 
 def _item(row: AnnotationRow, way: str, number: RunningNumber) -> Item:
