@@ -12,6 +12,7 @@ from torch import Tensor
 from golden_checks.findings import Findings
 from videopanda.models.videopanda import VideoPandaProjector, VideoPandaStab, VideoPandaStabConfig
 from videopanda.models.videopanda.convert.names import official_to_ours
+from videopanda.models.videopanda.layout_videopanda import token_layout
 from videopanda.models.videopanda.modeling_videopanda import encode_frames
 
 TOLERANCE = 1e-4  # measured worst: 3.6e-5 at the real size, 2.2e-5 at the small one, 8.6e-6 inside
@@ -97,7 +98,9 @@ def check_stab(golden: Weights, weights: Weights) -> Findings:
     pixels = torch.stack([read_pixels(golden, v, frames) for v in videos])
     placement = torch.stack([to_cells(golden[f"placement.v{v}"], frames, cell) for v in videos])
     tokens = vision(pixels, placement, is_image)
-    counts = vision.stab.token_counts(placement, side // cell, side // cell, is_image).tolist()
+    stab = vision.stab.config
+    context_token = stab.image_context_token if is_image else stab.context_token
+    counts = [len(token_layout(row, side // cell, stab.row_tokens, context_token)) for row in placement]
     grids = [[row[2:4]] * row[5] + [[min(8, side // cell)] * 2] * (frames - row[5]) for row in placement.tolist()]
     findings.compare("patch_hw", grids, golden["patch_hw"], 0.0)
     inferred = vision.lean(pixels, placement, is_image)

@@ -16,6 +16,7 @@ from videopanda.data.collate import IGNORE
 from videopanda.models.languagebind import LanguageBindTower, tower_weights
 from videopanda.models.videopanda import VideoPandaConfig, VideoPandaForConditionalGeneration, VideoPandaStabConfig
 from videopanda.models.videopanda.convert.names import action_for
+from videopanda.models.videopanda.layout_videopanda import token_layout
 from videopanda.training.distill import (
     Distillation,
     DistillVideoLanguage,
@@ -176,7 +177,9 @@ def check_whole(
         is_real = batch["attention_mask"].bool()
         findings.compare("merged_attention_mask", is_real, golden["merged_attention_mask"], 0.0)
         findings.compare("merged_labels", batch["labels"], golden["merged_labels"], 0.0)
-        counts = model.model.stab.token_counts(batch["video_placement"], *[model.config.stab_config.max_cells] * 2)
+        stab = model.config.stab_config
+        shape = stab.max_cells, stab.row_tokens, stab.context_token
+        counts = torch.tensor([len(token_layout(row, *shape)) for row in batch["video_placement"]])
         findings.compare("feature_lens", counts, golden["feature_lens"].sum(1), 0.0)
         kept = [int(m[1]) for name in golden if (m := re.fullmatch(r"hidden\.layer(\d+)", name))]
         decoder = model.get_decoder()

@@ -8,7 +8,6 @@ _HOME = {
     "frame_token_count": "configuration_videopanda",
     "grid_for_size": "configuration_videopanda",
     "placement_for_size": "configuration_videopanda",
-    "placement_token_count": "configuration_videopanda",
     "refuse_official": "configuration_videopanda",
     "visual_token_count": "configuration_videopanda",
     "VideoPandaForConditionalGeneration": "modeling_videopanda",

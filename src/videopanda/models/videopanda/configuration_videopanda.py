@@ -48,29 +48,9 @@ def placement_for_size(height: int, width: int, max_cells: int, tight: bool = Fa
     return (max_cells - rows) // 2, (max_cells - columns) // 2, rows, columns
 
 
-def frame_token_count(rows: Any, columns: Any, row_tokens: bool = True, context_token: bool = True) -> Any:
-    """Count the tokens of one frame of `rows` × `columns` cells. Plain arithmetic: integers and tensors both work."""
+def frame_token_count(rows: int, columns: int, row_tokens: bool, context_token: bool) -> int:
+    """Count the tokens of one frame of `rows` × `columns` cells."""
     return rows * (columns + int(row_tokens)) + int(context_token)
-
-
-def placement_token_count(
-    rows: Any,
-    columns: Any,
-    num_frames: Any,
-    num_real: Any,
-    *,
-    max_cells: int,
-    row_tokens: bool = True,
-    context_token: bool = True,
-) -> Any:
-    """Count the tokens of a video from its placement: `num_real` frames of rows × columns cells, then padding frames.
-
-    Plain arithmetic: integers and tensors both work. `max_cells` is the number of cells per side of the canvas.
-    """
-    corner = min(PADDING_FRAME_CELLS, max_cells)
-    real = frame_token_count(rows, columns, row_tokens, context_token)
-    padding = frame_token_count(corner, corner, row_tokens, context_token)
-    return num_real * real + (num_frames - num_real) * padding
 
 
 def visual_token_count(
@@ -86,21 +66,14 @@ def visual_token_count(
 ) -> int:
     """Count the visual tokens of a clip of `num_frames` frames of `height` × `width` source pixels.
 
-    This is the one place that counts: processor, planner, server and model use it or `placement_token_count`, on which
-        it is based. `context_token` is false for a model without frame and video summary; `pad_to_frames` counts the
-        all- padding frames that fill a short clip.
+    `context_token` is false for a model without frame and video summary; `pad_to_frames` counts the all-padding frames
+        that fill a short clip. `token_layout`, which says where each of them comes from, has as many rows.
     """
     max_cells = image_size // (2 * patch_size)
-    rows, columns = grid_for_size(height, width, max_cells)
-    return placement_token_count(
-        rows,
-        columns,
-        max(num_frames, pad_to_frames),
-        num_frames,
-        max_cells=max_cells,
-        row_tokens=row_tokens,
-        context_token=context_token,
-    )
+    corner = min(PADDING_FRAME_CELLS, max_cells)
+    real = frame_token_count(*grid_for_size(height, width, max_cells), row_tokens, context_token)
+    padding = frame_token_count(corner, corner, row_tokens, context_token)
+    return num_frames * real + max(0, pad_to_frames - num_frames) * padding
 
 
 # The forms of STAB by name, as what differs from the arithmetic of the published weights.

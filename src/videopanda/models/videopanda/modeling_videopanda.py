@@ -114,24 +114,25 @@ def encode_frames(
     segment = 1 if is_image else stab.config.segment_frames or frames
     per_pass = max(1, PATCHES_PER_PASS // (4 * rows * columns) // segment) * segment
     videos = max(1, per_pass // frames)
-    count = int(stab.token_counts(placement_B6, rows, columns, is_image).sum())
-    tokens_VE, filled = None, 0
+    passes = []
     for start in range(0, len(pixels_BTXY), videos):
         part_B6 = placement_B6[start : start + videos]
         ends = max(1, min(frames, int(part_B6[:, 4].max())))  # later frames yield no tokens
         for first in range(0, ends, per_pass):
             part_BTXY = pixels_BTXY[start : start + videos, first : first + per_pass]
-            layout = stab.plan(part_B6, part_BTXY.shape[1], rows, columns, is_image, device, first)
-            part_VE = projector(stab(part_BTXY, part_B6, is_image, layout)).index_select(0, layout.order)
-            if len(part_VE) == count:
-                return part_VE
-            if tokens_VE is None:
-                tokens_VE = part_VE.new_empty(count, part_VE.shape[1])
-            tokens_VE[filled : filled + len(part_VE)] = part_VE
-            filled += len(part_VE)
-            del part_VE  # before the next pass
+            plan = stab.plan(part_B6, part_BTXY.shape[1], rows, columns, is_image, device, first)
+            passes.append((part_BTXY, part_B6, plan))
+    tokens_VE, filled = None, 0
+    for part_BTXY, part_B6, plan in passes:
+        part_VE = projector(stab(part_BTXY, part_B6, is_image, plan)).index_select(0, plan.order)
+        if len(passes) == 1:
+            return part_VE
+        if tokens_VE is None:
+            tokens_VE = part_VE.new_empty(sum(len(plan.order) for *_, plan in passes), part_VE.shape[1])
+        tokens_VE[filled : filled + len(part_VE)] = part_VE
+        filled += len(part_VE)
+        del part_VE  # before the next pass
     assert tokens_VE is not None
-    assert filled == count
     return tokens_VE
 
 

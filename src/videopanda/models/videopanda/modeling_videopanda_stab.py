@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .configuration_videopanda import VideoPandaStabConfig, placement_token_count
+from .configuration_videopanda import VideoPandaStabConfig
 from .layout_videopanda import CellGrid, TokenLayout, cell_grid, cells_to_patches, plan_tokens, token_sources
 from .modeling_videopanda_layers import (
     Linear,
@@ -353,20 +353,6 @@ class VideoPandaStab(nn.Module):
         self.fusion = ContextFusion(config) if config.gstra else None
         self.row_token = nn.Parameter(torch.randn(config.hidden_size)) if config.row_tokens else None
         self.coordinates = Coordinates(config.hidden_size) if config.coordinates else None
-
-    def token_counts(self, placement_B6: Tensor, rows: int, columns: int, is_image: bool = False) -> Tensor:
-        """Return the number of tokens (B,) of each video or image on a canvas of `rows` × `columns` cells."""
-        config = self.config
-        _, _, rows_B, columns_B, num_frames_B, num_real_B = placement_B6.unbind(1)
-        return placement_token_count(
-            rows_B,
-            columns_B,
-            num_frames_B,
-            num_real_B,
-            max_cells=min(rows, columns),
-            row_tokens=config.row_tokens,
-            context_token=config.image_context_token if is_image else config.context_token,
-        )
 
     def plan(
         self, placement_B6: Tensor, frames: int, rows: int, columns: int, is_image: bool, device: Any, first: int = 0
