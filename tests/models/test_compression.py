@@ -213,7 +213,7 @@ def test_gradients_reach_the_mixers_and_the_tokens():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "attention"}, "none, pool, mamba or mamba2"),
+        ({"kind": "attention"}, "none, pool, mamba, mamba2"),
         ({"kind": "pool", "pool_time": 0}, "pool_time must be a positive integer"),
         ({"merge_tokens": -1}, "merge_tokens must be 0 or"),
         ({"kind": "pool", "queries": True}, "queries needs compression.kind=mamba"),

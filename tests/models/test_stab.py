@@ -48,7 +48,9 @@ def test_parameter_counts_of_the_other_presets(preset, fields, count):
     text = {"model_type": "llama", "vocab_size": 4, "num_hidden_layers": 0, "hidden_size": 4096}
     stab = getattr(VideoPandaStabConfig, preset)(**fields)
     with torch.device("meta"):
-        model = VideoPandaForConditionalGeneration(VideoPandaConfig(text, stab, video_token_id=0, image_token_id=1))
+        model = VideoPandaForConditionalGeneration(
+            VideoPandaConfig(text_config=text, stab_config=stab, video_token_id=0, image_token_id=1)
+        )
     assert sum(p.numel() for part in model.vision_modules().values() for p in part.parameters()) == count
 
 

@@ -3,7 +3,6 @@
 `--set compression.kind=mamba` in `init` and `train`; the compressors themselves are in `compression.py`.
 """
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -37,39 +36,26 @@ class CompressionConfig(PreTrainedConfig):
 
     model_type = "videopanda_compression"
 
-    def __init__(
-        self,
-        kind: Literal["none", "pool", "mamba", "mamba2"] = "none",
-        mixer_layers: int = 1,
-        bidirectional: bool = False,
-        state_size: int = 16,
-        pool_time: int = 4,
-        pool_space: int = 1,
-        queries: bool = False,
-        keep_every: int = 1,
-        merge_tokens: int = 0,
-        merge_frames: int = 4,
-        keep_changed: float = 1.0,
-        **kwargs: Any,
-    ):
-        self.kind = kind
-        self.mixer_layers = mixer_layers
-        self.bidirectional = bidirectional
-        self.state_size = state_size
-        self.pool_time = pool_time
-        self.pool_space = pool_space
-        self.queries = queries
-        self.keep_every = keep_every
-        self.merge_tokens = merge_tokens
-        self.merge_frames = merge_frames
-        self.keep_changed = keep_changed
-        check_choice("compression.kind", kind, ("none", "pool", "mamba", "mamba2"))
+    kind: Literal["none", "pool", "mamba", "mamba2"] = "none"
+    mixer_layers: int = 1
+    bidirectional: bool = False
+    state_size: int = 16
+    pool_time: int = 4
+    pool_space: int = 1
+    queries: bool = False
+    keep_every: int = 1
+    merge_tokens: int = 0
+    merge_frames: int = 4
+    keep_changed: float = 1.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        check_choice("compression.kind", self.kind, ("none", "pool", "mamba", "mamba2"))
         counts = ("mixer_layers", "state_size", "pool_time", "pool_space", "keep_every", "merge_frames")
         check_counts(**{f"compression.{name}": vars(self)[name] for name in counts})
-        check_counts(0, **{"compression.merge_tokens": merge_tokens})
-        if isinstance(keep_changed, bool) or not 0 < keep_changed <= 1:
-            raise ValueError(f"compression.keep_changed must be above 0 and at most 1, got {keep_changed!r}")
-        if self.is_active and keep_changed < 1 and (pool_time > 1 or pool_space > 1 or queries):
+        check_counts(0, **{"compression.merge_tokens": self.merge_tokens})
+        if isinstance(self.keep_changed, bool) or not 0 < self.keep_changed <= 1:
+            raise ValueError(f"compression.keep_changed must be above 0 and at most 1, got {self.keep_changed!r}")
+        if self.is_active and self.keep_changed < 1 and (self.pool_time > 1 or self.pool_space > 1 or self.queries):
             raise ValueError(
                 "compression.keep_changed leaves out cells by their pixels, so pooled cells could not be counted: "
                 "set compression.pool_time=1, pool_space=1 and queries=false"
@@ -82,12 +68,13 @@ class CompressionConfig(PreTrainedConfig):
         for name, default in needs_compressor.items():
             if vars(self)[name] != default and not self.is_active:
                 raise ValueError(f"compression.{name} changes nothing without compression.kind=pool, mamba or mamba2")
-        super().__init__(**kwargs)
+        super().__post_init__(**kwargs)
 
     def fields(self) -> dict[str, Any] | None:
         """What a video processor needs to count compressed tokens; None where nothing is compressed."""
-        names = inspect.signature(CompressionConfig).parameters.keys() - {"kwargs"}
-        return {name: vars(self)[name] for name in sorted(names)} if self.is_active else None
+        return (
+            {name: vars(self)[name] for name in sorted(CompressionConfig.__annotations__)} if self.is_active else None
+        )
 
     @property
     def is_active(self) -> bool:

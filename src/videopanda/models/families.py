@@ -9,7 +9,6 @@ are registered with the Auto classes elsewhere count as well.
 
 from collections.abc import Mapping
 from importlib import import_module
-from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +20,7 @@ from transformers import (
 )
 
 from . import folders
-from .fields import registered_config, unknown, with_fields
+from .fields import argument_types, registered_config, unknown, with_fields
 
 DEFAULT = "videopanda"
 
@@ -97,8 +96,8 @@ def _takes(family: str, fields: Mapping[str, Any]) -> bool:
 
 def vision_fields(config: PreTrainedConfig) -> dict[str, Any]:
     """The arguments of a configuration that describe its vision part, which any language model may follow."""
-    of_language = {"self", "kwargs", "text_config", "video_token_id", "image_token_id", "tie_word_embeddings"}
-    names = set(signature(type(config).__init__).parameters) - of_language
+    of_language = {"text_config", "video_token_id", "image_token_id", "tie_word_embeddings"}
+    names = argument_types(type(config)).keys() - of_language
     return {name: value for name, value in config.to_dict().items() if name in names}
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, is_typeddict
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+_OF_EVERY_CONFIG = inspect.signature(PreTrainedConfig.__init__).parameters  # also `self`
 _WORDS = {"true": True, "yes": True, "false": False, "no": False, "none": None, "null": None}
 
 
@@ -92,10 +93,11 @@ def unknown(key: str, known: Iterable[str]) -> str:
 
 
 def argument_types(config: Any) -> dict[str, Any]:
-    """Name and annotation of every argument of a class; `Any` if there is none."""
+    """Name and annotation, `Any` if there is none, of every argument of a class; not those of all configurations."""
     found = {}
     for name, parameter in inspect.signature(config.__init__).parameters.items():
-        if name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+        is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if is_named and name not in _OF_EVERY_CONFIG:
             written = parameter.annotation
             found[name] = Any if written is parameter.empty or isinstance(written, str) else written
     return found

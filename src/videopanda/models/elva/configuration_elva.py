@@ -94,36 +94,29 @@ class ElvaEmbeddingConfig(PreTrainedConfig):
 
     model_type = "elva_embedding"
 
-    def __init__(
-        self,
-        hidden_size: int = 1024,
-        patch_size: int = 14,
-        num_heads: int = 8,
-        reduction: Literal["attention", "mean"] = "attention",
-        markers: bool = True,
-        frame_link: bool = False,
-        kind: Literal["vpel", "convolution", "linear"] = "vpel",
-        max_side: int = 64,
-        coordinates: bool = False,
-        **kwargs: Any,
-    ):
-        self.hidden_size = hidden_size
-        self.patch_size = patch_size
-        self.num_heads = num_heads
-        self.reduction = reduction
-        self.markers = markers
-        self.frame_link = frame_link
-        self.kind = kind
-        self.max_side = max_side
-        self.coordinates = coordinates
-        check_counts(hidden_size=hidden_size, patch_size=patch_size, num_heads=num_heads, max_side=max_side)
-        if hidden_size % num_heads:
-            raise ValueError(f"embedding.hidden_size {hidden_size} is not a multiple of num_heads {num_heads}")
-        check_choice("reduction", reduction, ("attention", "mean"))
-        check_choice("kind", kind, ("vpel", "convolution", "linear"))
-        if kind != "vpel" and (frame_link or not markers or reduction != "attention"):
-            raise ValueError(f"embedding.frame_link, markers and reduction apply only to kind=vpel, not to {kind}")
-        super().__init__(**kwargs)
+    hidden_size: int = 1024
+    patch_size: int = 14
+    num_heads: int = 8
+    reduction: Literal["attention", "mean"] = "attention"
+    markers: bool = True
+    frame_link: bool = False
+    kind: Literal["vpel", "convolution", "linear"] = "vpel"
+    max_side: int = 64
+    coordinates: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        check_counts(
+            hidden_size=self.hidden_size, patch_size=self.patch_size, num_heads=self.num_heads, max_side=self.max_side
+        )
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"embedding.hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            )
+        check_choice("reduction", self.reduction, ("attention", "mean"))
+        check_choice("kind", self.kind, ("vpel", "convolution", "linear"))
+        if self.kind != "vpel" and (self.frame_link or not self.markers or self.reduction != "attention"):
+            raise ValueError(f"embedding.frame_link, markers and reduction apply only to kind=vpel, not to {self.kind}")
+        super().__post_init__(**kwargs)
 
     @property
     def cell_size(self) -> int:
@@ -142,25 +135,19 @@ class ElvaMergeConfig(PreTrainedConfig):
 
     model_type = "elva_merge"
 
-    def __init__(
-        self,
-        layers: list[int] | Literal["published"] | None = None,
-        keep: float = 0.5,
-        threshold: float = 0.6,
-        mode: Literal["ratio", "threshold", "drop"] = "ratio",
-        deep_layers: list[int] | None = None,
-        random_keep: float = 0.0,
-        **kwargs: Any,
-    ):
-        self.layers = layers if isinstance(layers, str) else list(layers or [])
-        self.keep = keep
-        self.threshold = threshold
-        self.mode = mode
-        self.deep_layers = list(deep_layers or [])
-        self.random_keep = random_keep
-        if not 0.0 <= random_keep <= 1.0:
-            raise ValueError(f"merge.random_keep must be in [0, 1], got {random_keep}")
-        super().__init__(**kwargs)
+    layers: list[int] | Literal["published"] | None = None
+    keep: float = 0.5
+    threshold: float = 0.6
+    mode: Literal["ratio", "threshold", "drop"] = "ratio"
+    deep_layers: list[int] | None = None
+    random_keep: float = 0.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.layers = self.layers if isinstance(self.layers, str) else list(self.layers or [])
+        self.deep_layers = list(self.deep_layers or [])
+        if not 0.0 <= self.random_keep <= 1.0:
+            raise ValueError(f"merge.random_keep must be in [0, 1], got {self.random_keep}")
+        super().__post_init__(**kwargs)
 
 
 class ElvaHybridConfig(PreTrainedConfig):
@@ -176,21 +163,16 @@ class ElvaHybridConfig(PreTrainedConfig):
 
     model_type = "elva_hybrid"
 
-    def __init__(
-        self,
-        policy: Literal["every", "ends", "change", "random"] = "every",
-        every: int = 0,
-        scale: float = 0.5,
-        **kwargs: Any,
-    ):
-        self.policy = policy
-        self.every = every
-        self.scale = scale
-        check_choice("policy", policy, ("every", "ends", "change", "random"))
-        check_counts(0, every=every)
-        if not 0.0 < scale <= 1.0:
-            raise ValueError(f"hybrid.scale must be in (0, 1], got {scale}")
-        super().__init__(**kwargs)
+    policy: Literal["every", "ends", "change", "random"] = "every"
+    every: int = 0
+    scale: float = 0.5
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        check_choice("policy", self.policy, ("every", "ends", "change", "random"))
+        check_counts(0, every=self.every)
+        if not 0.0 < self.scale <= 1.0:
+            raise ValueError(f"hybrid.scale must be in (0, 1], got {self.scale}")
+        super().__post_init__(**kwargs)
 
 
 class ElvaConfig(PreTrainedConfig):
@@ -232,66 +214,52 @@ class ElvaConfig(PreTrainedConfig):
         "compression": CompressionConfig,
     }
 
-    def __init__(
-        self,
-        text_config: PreTrainedConfig | dict[str, Any] | None = None,
-        embedding_config: ElvaEmbeddingConfig | dict[str, Any] | None = None,
-        merge_config: ElvaMergeConfig | dict[str, Any] | None = None,
-        hybrid_config: ElvaHybridConfig | dict[str, Any] | None = None,
-        compression: CompressionConfig | dict[str, Any] | None = None,
-        video_token_id: int = 32000,
-        image_token_id: int = 32001,
-        max_frame_cells: int = 144,
-        max_frame_pixels: int | None = None,
-        initializer_range: float = 0.02,
-        frame_attention: Literal["causal", "both"] = "causal",
-        modality_split: Literal["none", "norm", "norm+ffn", "all"] = "none",
-        pre_buffer_layers: int = 0,
-        timestamps: Literal["none", "frame"] = "none",
-        tie_word_embeddings: bool = False,
-        **kwargs: Any,
-    ):
-        text_config = text_config_of(text_config, "qwen2")
-        embedding_config = section_of(ElvaEmbeddingConfig, embedding_config)
-        merge_config = section_of(ElvaMergeConfig, merge_config)
-        hybrid_config = section_of(ElvaHybridConfig, hybrid_config)
-        if merge_config.layers == "published":
-            merge_config.layers = published_layers(text_config.num_hidden_layers)
-        compression = compression_of(compression, kwargs)
-        if compression.merge_tokens and merge_config.layers:
+    text_config: Any = None
+    embedding_config: Any = None
+    merge_config: Any = None
+    hybrid_config: Any = None
+    compression: Any = None
+    video_token_id: int = 32000
+    image_token_id: int = 32001
+    max_frame_cells: int = 144
+    max_frame_pixels: int | None = None
+    initializer_range: float = 0.02
+    frame_attention: Literal["causal", "both"] = "causal"
+    modality_split: Literal["none", "norm", "norm+ffn", "all"] = "none"
+    pre_buffer_layers: int = 0
+    timestamps: Literal["none", "frame"] = "none"
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.text_config = text_config_of(self.text_config, "qwen2")
+        self.embedding_config = section_of(ElvaEmbeddingConfig, self.embedding_config)
+        self.merge_config = section_of(ElvaMergeConfig, self.merge_config)
+        self.hybrid_config = section_of(ElvaHybridConfig, self.hybrid_config)
+        if self.merge_config.layers == "published":
+            self.merge_config.layers = published_layers(self.text_config.num_hidden_layers)
+        self.compression = compression_of(self.compression, kwargs)
+        if self.compression.merge_tokens and self.merge_config.layers:
             raise ValueError(
                 "tokens merge either before the language model or in it: "
                 "set compression.merge_tokens=0 or merge.layers=[]"
             )
-        if compression.keep_changed < 1 and merge_config.layers:
+        if self.compression.keep_changed < 1 and self.merge_config.layers:
             raise ValueError(
                 "merging in the language model counts whole frames: set compression.keep_changed=1 or merge.layers=[]"
             )
-        check_countable(compression, hybrid_config.policy, hybrid_config.every)
-        check_placeholders(video_token_id, image_token_id, text_config.vocab_size)
-        cell_limit(max_frame_cells, max_frame_pixels, embedding_config.cell_size)  # rejects invalid combinations
-        MergeSchedule.of(merge_config).check(text_config.num_hidden_layers)
-        check_choice("frame_attention", frame_attention, ("causal", "both"))
-        check_choice("modality_split", modality_split, SPLITS)
-        check_choice("timestamps", timestamps, TIMESTAMPS)
-        check_counts(least=0, pre_buffer_layers=pre_buffer_layers)
-        if pre_buffer_layers and pre_buffer_layers >= text_config.num_hidden_layers:
-            raise ValueError(f"pre_buffer_layers {pre_buffer_layers} leave no layer of the language model")
-        self.text_config = text_config
-        self.embedding_config = embedding_config
-        self.merge_config = merge_config
-        self.hybrid_config = hybrid_config
-        self.compression = compression
-        self.video_token_id = video_token_id
-        self.image_token_id = image_token_id
-        self.max_frame_cells = max_frame_cells
-        self.max_frame_pixels = max_frame_pixels
-        self.initializer_range = initializer_range
-        self.frame_attention = frame_attention
-        self.modality_split = modality_split
-        self.pre_buffer_layers = pre_buffer_layers
-        self.timestamps = timestamps
-        super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
+        check_countable(self.compression, self.hybrid_config.policy, self.hybrid_config.every)
+        check_placeholders(self.video_token_id, self.image_token_id, self.text_config.vocab_size)
+        cell_limit(
+            self.max_frame_cells, self.max_frame_pixels, self.embedding_config.cell_size
+        )  # rejects invalid combinations
+        MergeSchedule.of(self.merge_config).check(self.text_config.num_hidden_layers)
+        check_choice("frame_attention", self.frame_attention, ("causal", "both"))
+        check_choice("modality_split", self.modality_split, SPLITS)
+        check_choice("timestamps", self.timestamps, TIMESTAMPS)
+        check_counts(least=0, pre_buffer_layers=self.pre_buffer_layers)
+        if self.pre_buffer_layers and self.pre_buffer_layers >= self.text_config.num_hidden_layers:
+            raise ValueError(f"pre_buffer_layers {self.pre_buffer_layers} leave no layer of the language model")
+        super().__post_init__(**kwargs)
 
     @classmethod
     def for_new_model(cls, **fields: Any) -> "ElvaConfig":

@@ -82,52 +82,44 @@ class TowerConfig(PreTrainedConfig):
     }
     sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012 - plain, as transformers declares it
 
-    def __init__(
-        self,
-        text_config: PreTrainedConfig | dict[str, Any] | None = None,
-        vision_config: PreTrainedConfig | dict[str, Any] | None = None,
-        group_frames: int = 1,
-        frame_size: int | None = None,
-        pool: int = 1,
-        video_token_id: int = 32000,
-        image_token_id: int = 32001,
-        initializer_range: float = 0.02,
-        timestamps: str = "none",
-        tie_word_embeddings: bool = False,
-        **kwargs: Any,
-    ):
-        text_config = text_config_of(text_config, "qwen2")
-        if vision_config is None:
-            vision_config = dict(_VIT_L14)
-        if isinstance(vision_config, Mapping):
-            kind = str(vision_config.get("model_type"))
+    text_config: Any = None
+    vision_config: Any = None
+    group_frames: int = 1
+    frame_size: int = None  # type: ignore[assignment]
+    pool: int = 1
+    video_token_id: int = 32000
+    image_token_id: int = 32001
+    initializer_range: float = 0.02
+    timestamps: str = "none"
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.text_config = text_config_of(self.text_config, "qwen2")
+        if self.vision_config is None:
+            self.vision_config = dict(_VIT_L14)
+        if isinstance(self.vision_config, Mapping):
+            kind = str(self.vision_config.get("model_type"))
             if kind not in KINDS.values():
                 raise ValueError(f"vision_config has the type {kind!r}: supported are {', '.join({*KINDS.values()})}.")
-            vision_config = CONFIG_MAPPING[kind](**vision_config)
-        check_counts(group_frames=group_frames, pool=pool)
-        check_choice("timestamps", timestamps, TIMESTAMPS)
-        check_placeholders(video_token_id, image_token_id, text_config.vocab_size)
-        if group_frames > 1 and vision_config.model_type != CLIP:
-            raise ValueError(f"group_frames {group_frames}: only LanguageBind-Video reads several frames together.")
-        trained = vision_config.image_size
-        if frame_size not in (None, trained) and vision_config.model_type == CLIP:
-            raise ValueError(f"frame_size {frame_size}: CLIP and LanguageBind need the {trained} of their training.")
-        check_counts(frame_size=frame_size or trained)
-        if (frame_size or trained) % (vision_config.patch_size * pool):
+            self.vision_config = CONFIG_MAPPING[kind](**self.vision_config)
+        check_counts(group_frames=self.group_frames, pool=self.pool)
+        check_choice("timestamps", self.timestamps, TIMESTAMPS)
+        check_placeholders(self.video_token_id, self.image_token_id, self.text_config.vocab_size)
+        if self.group_frames > 1 and self.vision_config.model_type != CLIP:
             raise ValueError(
-                f"frame_size {frame_size or trained} is not a multiple of {pool} patches of {vision_config.patch_size} "
-                "pixels."
+                f"group_frames {self.group_frames}: only LanguageBind-Video reads several frames together."
             )
-        self.text_config = text_config
-        self.vision_config = vision_config
-        self.group_frames = group_frames
-        self.frame_size = frame_size or trained
-        self.pool = pool
-        self.video_token_id = video_token_id
-        self.image_token_id = image_token_id
-        self.initializer_range = initializer_range
-        self.timestamps = timestamps
-        super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
+        trained = self.vision_config.image_size
+        self.frame_size = self.frame_size or trained
+        if self.frame_size != trained and self.vision_config.model_type == CLIP:
+            raise ValueError(
+                f"frame_size {self.frame_size}: CLIP and LanguageBind need the {trained} of their training."
+            )
+        check_counts(frame_size=self.frame_size)
+        if self.frame_size % self.cell_size:
+            patches = f"{self.pool} patches of {self.vision_config.patch_size} pixels"
+            raise ValueError(f"frame_size {self.frame_size} is not a multiple of {patches}.")
+        super().__post_init__(**kwargs)
 
     @property
     def cell_size(self) -> int:

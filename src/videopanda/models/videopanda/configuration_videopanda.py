@@ -125,67 +125,34 @@ class VideoPandaStabConfig(PreTrainedConfig):
     model_type = "videopanda_stab"
     base_config_key = "stab_config"
 
-    def __init__(
-        self,
-        hidden_size: int = 1024,  # D, width of every visual feature
-        patch_size: int = 14,  # pixels per patch side
-        image_size: int = 448,  # canvas side in pixels; bounds the token grid
-        num_heads: int = 8,  # heads of LSD, FSRA and GSTRA
-        segment_frames: int | None = 4,  # frames that LSTE and GSTRA see together; None = the whole video
-        lste: bool = True,  # local spatio-temporal encoding and dynamic position encoding
-        lste_batch_norm: bool = True,  # batch norm in front of LSTE
-        lste_depthwise: bool = True,  # temporal convolution per channel; False mixes channels
-        lste_bottleneck: int | None = None,  # channels between the LSTE convolutions; None = int(D / 1.5)
-        dense_connection: bool = True,  # add the patch embedding to the LSTE output once more before LSD
-        mask_padding: bool = False,  # padding influences nothing, from the first layer on
-        gstra: bool = True,  # global spatio-temporal aggregation: one summary per segment
-        gstra_input: Literal["full", "downsampled"] = "full",  # what GSTRA attends to: patches or visual tokens
-        gstra_mlp: bool = True,  # MLP after the attention of GSTRA
-        fsra: bool = True,  # frame-wise spatial aggregation: one summary per frame
-        lsd_query: Literal["pooled", "learned"] = "pooled",  # query of a window: its average, or one learned vector
-        query_residual: bool = True,  # add the query side (average pool, learned query) to what attention returns
-        attention_scale: Literal["width", "head"] = "width",  # LSD and FSRA divide by √D, or by √(D / heads)
-        fusion: Literal["gated", "linear"] = "gated",  # sigmoid gate + norm + linear, or free weight + linear
-        downsampling: Literal["lsd", "average", "half_resolution", "perceiver"] = "lsd",  # 2 × 2 patches → one token
-        downsample_first: bool = False,  # downsample in front of LSTE
-        row_tokens: bool = True,  # a learned token after each row of visual tokens
-        coordinates: bool = False,  # encode frame, row and column in every token; not in the paper
-        dropout: float = 0.5,  # inside the GSTRA MLP and the fusion, in training only
-        layer_norm_eps: float = 1e-5,
-        **kwargs: Any,
-    ):
-        self.hidden_size = hidden_size
-        self.patch_size = patch_size
-        self.image_size = image_size
-        self.num_heads = num_heads
-        self.segment_frames = segment_frames
-        self.lste = lste
-        self.lste_batch_norm = lste_batch_norm
-        self.lste_depthwise = lste_depthwise
-        self.lste_bottleneck: int = lste_bottleneck  # type: ignore[assignment]  # None until the check has passed
-        self.dense_connection = dense_connection
-        self.mask_padding = mask_padding
-        self.gstra = gstra
-        self.gstra_input = gstra_input
-        self.gstra_mlp = gstra_mlp
-        self.fsra = fsra
-        self.lsd_query = lsd_query
-        self.query_residual = query_residual
-        self.attention_scale = attention_scale
-        self.fusion = fusion
-        self.downsampling = downsampling
-        self.downsample_first = downsample_first
-        self.row_tokens = row_tokens
-        self.coordinates = coordinates
-        self.dropout = dropout
-        self.layer_norm_eps = layer_norm_eps
-        self._check()
-        if lste_bottleneck is None:
-            self.lste_bottleneck = int(hidden_size / 1.5)
-        super().__init__(**kwargs)
+    hidden_size: int = 1024  # D, width of every visual feature
+    patch_size: int = 14  # pixels per patch side
+    image_size: int = 448  # canvas side in pixels; bounds the token grid
+    num_heads: int = 8  # heads of LSD, FSRA and GSTRA
+    segment_frames: int | None = 4  # frames that LSTE and GSTRA see together; None = the whole video
+    lste: bool = True  # local spatio-temporal encoding and dynamic position encoding
+    lste_batch_norm: bool = True  # batch norm in front of LSTE
+    lste_depthwise: bool = True  # temporal convolution per channel; False mixes channels
+    # Channels between the LSTE convolutions; None = int(D / 1.5).
+    lste_bottleneck: int = None  # type: ignore[assignment]
+    dense_connection: bool = True  # add the patch embedding to the LSTE output once more before LSD
+    mask_padding: bool = False  # padding influences nothing, from the first layer on
+    gstra: bool = True  # global spatio-temporal aggregation: one summary per segment
+    gstra_input: Literal["full", "downsampled"] = "full"  # what GSTRA attends to: patches or visual tokens
+    gstra_mlp: bool = True  # MLP after the attention of GSTRA
+    fsra: bool = True  # frame-wise spatial aggregation: one summary per frame
+    lsd_query: Literal["pooled", "learned"] = "pooled"  # query of a window: its average, or one learned vector
+    query_residual: bool = True  # add the query side (average pool, learned query) to what attention returns
+    attention_scale: Literal["width", "head"] = "width"  # LSD and FSRA divide by √D, or by √(D / heads)
+    fusion: Literal["gated", "linear"] = "gated"  # sigmoid gate + norm + linear, or free weight + linear
+    downsampling: Literal["lsd", "average", "half_resolution", "perceiver"] = "lsd"  # 2 × 2 patches → one token
+    downsample_first: bool = False  # downsample in front of LSTE
+    row_tokens: bool = True  # a learned token after each row of visual tokens
+    coordinates: bool = False  # encode frame, row and column in every token; not in the paper
+    dropout: float = 0.5  # inside the GSTRA MLP and the fusion, in training only
+    layer_norm_eps: float = 1e-5
 
-    def _check(self) -> None:
-        """Raise `ValueError` for a field of a wrong type or an invalid combination."""
+    def __post_init__(self, **kwargs: Any) -> None:
         check_counts(**{name: vars(self)[name] for name in ("hidden_size", "patch_size", "image_size", "num_heads")})
         for name in ("lste_bottleneck", "segment_frames"):  # may be None
             if vars(self)[name] is not None:
@@ -215,6 +182,8 @@ class VideoPandaStabConfig(PreTrainedConfig):
             raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout!r}.")
         if not self.layer_norm_eps > 0.0:
             raise ValueError(f"`layer_norm_eps` must be positive, got {self.layer_norm_eps!r}.")
+        self.lste_bottleneck = self.lste_bottleneck or int(self.hidden_size / 1.5)
+        super().__post_init__(**kwargs)
 
     @property
     def cell_size(self) -> int:
@@ -270,33 +239,24 @@ class VideoPandaConfig(PreTrainedConfig):
         "compression": CompressionConfig,
     }
 
-    def __init__(
-        self,
-        text_config: PreTrainedConfig | dict[str, Any] | None = None,
-        stab_config: VideoPandaStabConfig | dict[str, Any] | None = None,
-        compression: CompressionConfig | dict[str, Any] | None = None,
-        video_token_id: int = 32000,
-        image_token_id: int = 32001,
-        initializer_range: float = 0.02,
-        tie_word_embeddings: bool = False,
-        timestamps: Literal["none", "frame"] = "none",
-        **kwargs: Any,
-    ):
-        text_config = text_config_of(text_config, "llama")
-        check_choice("timestamps", timestamps, TIMESTAMPS)
-        stab_config = section_of(VideoPandaStabConfig, stab_config)
-        compression = compression_of(compression, kwargs)
-        if compression.keep_changed < 1:
+    text_config: Any = None
+    stab_config: Any = None
+    compression: Any = None
+    video_token_id: int = 32000
+    image_token_id: int = 32001
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+    timestamps: Literal["none", "frame"] = "none"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.text_config = text_config_of(self.text_config, "llama")
+        check_choice("timestamps", self.timestamps, TIMESTAMPS)
+        self.stab_config = section_of(VideoPandaStabConfig, self.stab_config)
+        self.compression = compression_of(self.compression, kwargs)
+        if self.compression.keep_changed < 1:
             raise ValueError("compression.keep_changed needs cells that are embedded alone; LSTE reads their neighbors")
-        check_placeholders(video_token_id, image_token_id, text_config.vocab_size)
-        self.text_config = text_config
-        self.stab_config = stab_config
-        self.compression = compression
-        self.video_token_id = video_token_id
-        self.image_token_id = image_token_id
-        self.initializer_range = initializer_range
-        self.timestamps = timestamps
-        super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
+        check_placeholders(self.video_token_id, self.image_token_id, self.text_config.vocab_size)
+        super().__post_init__(**kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "VideoPandaConfig":
