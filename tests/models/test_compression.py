@@ -214,8 +214,8 @@ def test_gradients_reach_the_mixers_and_the_tokens():
     ("fields", "message"),
     [
         ({"kind": "attention"}, "none, pool, mamba, mamba2"),
-        ({"kind": "pool", "pool_time": 0}, "pool_time must be a positive integer"),
-        ({"merge_tokens": -1}, "merge_tokens must be 0 or"),
+        ({"kind": "pool", "pool_time": 0}, "pool_time` must be a positive integer"),
+        ({"merge_tokens": -1}, "merge_tokens` must be an integer of at least 0"),
         ({"kind": "pool", "queries": True}, "queries needs compression.kind=mamba"),
         ({"pool_space": 2}, "changes nothing without compression.kind=pool"),
     ],
