@@ -124,7 +124,7 @@ def test_any_checkpoint_merges_by_a_switch(tmp_path):
         (["hybrid.policy=ends"], "hybrid.policy has no effect while hybrid.every is 0"),
         (["max_frame_cells=0"], "`max_frame_cells` must be a positive integer"),
         (["max_frame_pixels=9"], "must be at least one cell, 8 × 8 pixels, got 9"),
-        (["num_frames=0"], "`num_frames` must be at least 1"),
+        (["num_frames=0"], "`num_frames` must be a positive integer"),
         (["patch_size=8"], "unknown setting 'patch_size'"),
     ],
 )

@@ -81,8 +81,9 @@ def run(
             )
             for condition in conditions
         ]
-    for job in (job for each in jobs.values() for job in each):
-        _check(job)
+    for job in (job for each in jobs.values() for job in each):  # refuses, before the model is loaded
+        if not any(question.source.path for batch in job.batches for question in batch):
+            raise FileNotFoundError(f"none of the videos of {job.bench} is in {job.videos}: pass --media-root NAME=DIR")
     loaded = loaded or load(model, device, settings=settings)
     progress, scores, judged = Console(stderr=True), [], []
     for name, each in jobs.items():
@@ -100,13 +101,6 @@ def run(
     if scores:
         write(measured, output / "report")
     return {**measured, "not_scored": judged}
-
-
-def _check(job: PredictJob) -> None:
-    """Refuse what cannot be asked before the model is loaded. Raises ValueError."""
-    questions = [question for batch in job.batches for question in batch]
-    if not any(question.source.path for question in questions):
-        raise FileNotFoundError(f"none of the videos of {job.bench} is in {job.videos}: pass --media-root NAME=DIR")
 
 
 def _can_score(job: PredictJob) -> bool:

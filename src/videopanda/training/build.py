@@ -121,7 +121,10 @@ def build_model(
     if trained:
         _take_vision(model, trained)
     if encoder:
-        model.model.encoder = _read_encoder(encoder)
+        try:
+            model.model.encoder = open_teacher(encoder, None).build()
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"encoder {encoder}: its weights are not those of its configuration: {error}") from error
     for part in model.vision_modules().values():
         part.to(language_model.dtype)
     model.model.adopt(language_model.base_model)
@@ -139,33 +142,21 @@ def make_checkpoint(
     out: str | Path,
     backbone: str | Path,
     *,
-    family: str = DEFAULT,
-    preset: str = "",
-    fields: Mapping[str, Any] | None = None,
-    encoder: str = "",
-    trained: str | Path = "",
     chat_template: str | None = None,
     seed: int = 0,
+    **given: Any,
 ) -> list[str]:
     """Put a vision part in front of a language model, save both in the folder `out`, and describe the result.
 
-    `chat_template` is the name of a jinja file or "vicuna". The weights keep the dtype of the language model.
+    `chat_template` is the name of a jinja file or "vicuna"; `given` goes to `build_model`. The weights keep the dtype
+    of the language model.
 
     Raises:
         ValueError: as `build_model`; or `out` already exists.
     """
     folder = _new_folder(out)
-    model, processor = build_model(
-        backbone,
-        seed=seed,
-        family=family,
-        preset=preset,
-        fields=fields,
-        encoder=encoder,
-        trained=trained,
-        chat_template=read_template(chat_template),
-        dtype="auto",
-    )
+    template = read_template(chat_template)
+    model, processor = build_model(backbone, seed=seed, chat_template=template, dtype="auto", **given)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     checksums.record(folder)
@@ -332,22 +323,11 @@ def encoder_fields(family: str, encoder: str) -> dict[str, Any]:
         return {}
     if not encoder:
         raise ValueError(f"family {family} needs a pretrained encoder: --encoder DIR, or in training --set encoder=DIR")
-    path = _encoder_folder(encoder) / "config.json"
+    folder = folder_of(encoder, pickled=True) if parse(encoder) else Path(encoder)
     try:
-        return kind.of_encoder(json.loads(path.read_text(encoding="utf-8")))
+        return kind.of_encoder(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ValueError(f"encoder {encoder}: {error}") from error
-
-
-def _encoder_folder(encoder: str) -> Path:
-    return folder_of(encoder, pickled=True) if parse(encoder) else Path(encoder)
-
-
-def _read_encoder(encoder: str) -> Any:
-    try:
-        return open_teacher(encoder, None).build()
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"encoder {encoder}: its weights are not those of its configuration: {error}") from error
 
 
 def _source_config(backbone: str | Path, fields: Mapping[str, Any]) -> Any:
