@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from videopanda.bench.peers import SIDE, VideoChatGPTVision, VideoLlavaVision
-from videopanda.bench.timing import in_turns, interval, machine, peak_bytes, ratios
+from videopanda.bench.timing import in_turns, interval, machine, peak_bytes, ratios, synchronize
 from videopanda.models.families import DEFAULT, fresh_config, model_class, processor_class
 
 FRAMES, OUTPUT = 8, 4096  # OUTPUT: width of Vicuna-7B
@@ -111,20 +111,11 @@ class Runner:
     @torch.inference_mode()
     def seconds(self) -> float:
         """Wall time of one pass over all frames."""
-        self.wait()
+        synchronize(self.device)
         began = time.perf_counter()
         self.call(*self.inputs)
-        self.wait()
+        synchronize(self.device)
         return (time.perf_counter() - began) * self.scale
-
-    def wait(self) -> None:
-        """Synchronize with the device."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def peak_bytes(self) -> int | None:
-        """Peak memory of a pass, beyond weights and input."""
-        return peak_bytes(self.seconds, self.device)
 
 
 def measure(
@@ -162,7 +153,7 @@ def measure(
         place = torch.device(device)
         runners = {name: Runner(name, height, width, place, DTYPES[dtype], compiled) for name in names}
         for name, runner in runners.items():  # also warms up
-            models[name]["peak_bytes"] = runner.peak_bytes()
+            models[name]["peak_bytes"] = peak_bytes(runner.seconds, place)
         seconds = in_turns({name: runner.seconds for name, runner in runners.items()}, rounds)
         for name, values in seconds.items():
             models[name]["latency_ms"] = interval([1000 * value for value in values])

@@ -14,11 +14,10 @@ _WIDEST_NAME = 20
 
 def table(report: dict[str, Any]) -> Group:
     """Each model with its measured figures, and a line with those of the paper's Table 3."""
-    settings, machine = report["settings"], report["machine"]
+    settings = report["settings"]
     title = f"Vision parts, {settings['source']} pixels"
     if any("latency_ms" in row for row in report["models"].values()):
-        where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
-        title += f", {settings['dtype']}, {where}, {settings['rounds']} rounds"
+        title += f", {settings['dtype']}, {_where(report)}, {settings['rounds']} rounds"
     lines: list[tuple[str, ...]] = [
         ("model", "frames", "params,\nM", "MACs,\nG", "latency,\nms", "× video-panda", "peak,\nMiB")
     ]
@@ -43,11 +42,14 @@ def table(report: dict[str, Any]) -> Group:
 
 def rows_table(report: dict[str, Any], title: str) -> Group:
     """A report of rows: medians with their intervals."""
-    machine = report["machine"]
-    where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
     header = [fill(key.replace("_bytes", ", MiB").replace("_", " "), 10) for key in report["rows"][0]]
     lines = [[_cell(key, value) for key, value in row.items()] for row in report["rows"]]
-    return _grids(f"{title}, {where}, {report['settings']['rounds']} rounds", [header, *lines])
+    return _grids(f"{title}, {_where(report)}, {report['settings']['rounds']} rounds", [header, *lines])
+
+
+def _where(report: dict[str, Any]) -> str:
+    machine = report["machine"]
+    return machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
 
 
 def _grids(title: str, lines: Sequence[Sequence[str]]) -> Group:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videopanda.bench.timing import in_turns, interval, machine, peak_bytes, ratios, seconds
+from videopanda.bench.timing import in_turns, interval, machine, peak_bytes, ratios, seconds, synchronize
 from videopanda.data.collate import Collator
 from videopanda.data.rows import filled_rows
 from videopanda.data.sample import Sample
@@ -133,8 +133,7 @@ def _step(
             total += loss.item()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if network.device.type == "cuda":
-            torch.cuda.synchronize(network.device)
+        synchronize(network.device)
         losses[way] = total
 
     return run

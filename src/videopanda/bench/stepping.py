@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from videopanda.bench.timing import in_turns, interval, machine, peak_bytes, ratios, seconds
+from videopanda.bench.timing import in_turns, interval, machine, peak_bytes, ratios, seconds, synchronize
 from videopanda.data.collate import Collator
 from videopanda.data.worlds.scenes.dataset import ScenesDataset
 from videopanda.inference.load import load
@@ -43,8 +43,7 @@ def measure(model: Path | None, rows: int, rounds: int, device: str | None = Non
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)
+        synchronize(place)
 
     def timed(name: str) -> Callable[[], float]:
         return lambda: seconds(lambda: step(*WAYS[name]))

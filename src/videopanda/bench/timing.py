@@ -45,6 +45,12 @@ def ratios(values: Sequence[float], reference: Sequence[float]) -> dict[str, flo
     return interval([value / of for value, of in zip(values, reference, strict=True)])
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
     """Peak memory of a call, beyond what was in use before it; None if the system does not report it."""
     gc.collect()

@@ -68,10 +68,6 @@ class Machine:
         """New tokens, one reply at a time: each reads the language model and the cache once."""
         return self.bytes / (plan.planner.text_bytes + plan.kv_bytes)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
     def save(self, folder: Path | None = None) -> Path:
         """Write the profile, by default to the cache folder of the user."""
         file = _file(self.device, self.dtype, folder)

@@ -1,5 +1,6 @@
 """A plan and its times, as plain values and as text."""
 
+from dataclasses import asdict
 from typing import Any
 
 from videopanda.plan.machine import Machine
@@ -22,7 +23,7 @@ def as_dict(plan: Plan, machine: Machine, samples: int | None = None) -> dict[st
         "quantize": plan.planner.quantize,
         "first_token_seconds": machine.first_token_seconds(plan),
         "tokens_per_second": machine.tokens_per_second(plan),
-        "machine": machine.as_dict(),
+        "machine": asdict(machine),
     }
     if samples is not None:
         report["training"] = {
