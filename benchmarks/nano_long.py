@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from long_practice import practice_questions
 from torch import Tensor
 
 from videopanda.data.collate import IGNORE, Collator
 from videopanda.data.row_masks import FULL_ATTENTION, row_masks
 from videopanda.data.sample import Sample, Turn
 from videopanda.data.worlds.long.make import pictures
-from videopanda.data.worlds.long.practice import practice_questions
 from videopanda.data.worlds.long.world import (
     HEIGHT,
     PARTS,

@@ -3,7 +3,9 @@ and frozen splits, files that show what is asked about, and the heat map of scor
 
 import hashlib
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,6 @@ from hypothesis import strategies as st
 
 from command import run
 from videopanda.data.worlds.long.make import FROZEN, frames, make_long, record
-from videopanda.data.worlds.long.practice import practice_questions
 from videopanda.data.worlds.long.world import (
     FAMILIES,
     FPS,
@@ -24,6 +25,7 @@ from videopanda.data.worlds.long.world import (
 from videopanda.data.worlds.scenes.world import COLOURS
 from videopanda.video.read import read_video
 
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 FIELDS = ("colour", "shape", "size", "motion")
 
 
@@ -65,6 +67,8 @@ def test_answers_are_exact_and_no_attribute_gives_a_needle_away(index, minutes, 
 @settings(max_examples=40)
 @given(st.integers(0, 999), st.sampled_from([1.0, 3.0, 20.0]))
 def test_practice_questions_are_answered_by_the_visits(index, minutes):
+    from long_practice import practice_questions
+
     story = make_story(0, "train", index, minutes)
     asked = practice_questions(story, np.random.default_rng(index))
     assert {question.family for question in asked} >= {"which", "count", "now", "before"}
