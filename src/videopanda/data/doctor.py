@@ -235,50 +235,45 @@ def _shown(clips: Iterator[CheckedClip], total: int) -> Iterator[CheckedClip]:
 
 def tables(report: DataReport) -> list[Table]:
     """The report as tables."""
-    counts = Table(title="Data", title_justify="left", show_header=False)
     clips = f"{report.clips} ({report.bad_clips} bad), {report.hours:.2f} h, {report.gigabytes:.3f} GB"
-    counts.add_row("rows", f"{report.rows} ({report.bad_rows} bad)")
-    counts.add_row("clips", f"{clips}; {report.probed} probed now")
-    counts.add_row("equal clips", f"{len(report.duplicates)} groups")
+    counts = {
+        "rows": f"{report.rows} ({report.bad_rows} bad)",
+        "clips": f"{clips}; {report.probed} probed now",
+        "equal clips": f"{len(report.duplicates)} groups",
+    }
     if report.contaminated is not None:
-        counts.add_row("clips of the test set", str(len(report.contaminated)))
-    shown = [counts]
-    if report.problems:
-        listed = Table(title="Bad rows", title_justify="left")
-        for column in ("kind", "rows", "for example"):
-            listed.add_column(column, justify="right" if column == "rows" else "left")
-        for kind, count in report.problems.items():
-            example = next(entry for entry in report.examples if entry.kind == kind)
-            place = f"{Path(example.source).name} row {example.row}"
-            listed.add_row(kind, str(count), f"{place} ({example.id or '?'}): {example.reason}")
-        shown.append(listed)
-    for title, groups in (
-        ("Equal clips", [", ".join(group) for group in report.duplicates]),
-        ("Clips of the test set", report.contaminated or []),
-    ):
-        if groups:
-            listed = Table(title=title, title_justify="left", show_header=False)
-            for group in groups[:_SHOWN]:
-                listed.add_row(group)
-            if len(groups) > _SHOWN:
-                listed.add_row(f"... and {len(groups) - _SHOWN} more (see --json)")
-            shown.append(listed)
-    return [*shown, *_balance_tables(report.balance)]
+        counts["clips of the test set"] = str(len(report.contaminated))
+    bad = []
+    for kind, count in report.problems.items():
+        example = next(entry for entry in report.examples if entry.kind == kind)
+        place = f"{Path(example.source).name} row {example.row}"
+        bad.append((kind, str(count), f"{place} ({example.id or '?'}): {example.reason}"))
+    words = ", ".join(f"{word} {count:,}" for word, count in report.balance["words"].items())
+    sided = [
+        (f"{100 * entry['share']:.0f} %", f"{entry['asked']:,}", entry["answer"], entry["question"])
+        for entry in report.balance["questions"][:_ONE_SIDED]
+    ]
+    shown = (
+        _table("Data", list(counts.items())),
+        _table("Bad rows", bad, ("kind", "rows", "for example")),
+        _table("Equal clips", _first([", ".join(group) for group in report.duplicates])),
+        _table("Clips of the test set", _first(report.contaminated or [])),
+        _table("Words of answers, in how many rows", [(words,)] if words else []),
+        _table("Questions by the share of their most frequent answer", sided, ("share", "asked", "answer", "question")),
+    )
+    return [table for table in shown if table.row_count]
 
 
-def _balance_tables(balance: dict[str, Any]) -> list[Table]:
-    """The most frequent words, and the questions whose answers are one-sided."""
-    shown = []
-    if balance["words"]:
-        words = Table(title="Words of answers, in how many rows", title_justify="left", show_header=False)
-        words.add_row(", ".join(f"{word} {count:,}" for word, count in balance["words"].items()))
-        shown.append(words)
-    if balance["questions"]:
-        listed = Table(title="Questions by the share of their most frequent answer", title_justify="left")
-        for column in ("share", "asked", "answer", "question"):
-            listed.add_column(column, justify="right" if column in ("share", "asked") else "left")
-        for entry in balance["questions"][:_ONE_SIDED]:
-            share = f"{100 * entry['share']:.0f} %"
-            listed.add_row(share, f"{entry['asked']:,}", entry["answer"], entry["question"])
-        shown.append(listed)
-    return shown
+def _first(lines: Sequence[str]) -> list[tuple[str]]:
+    """The first lines, and how many more there are."""
+    more = [f"... and {len(lines) - _SHOWN} more (see --json)"] * (len(lines) > _SHOWN)
+    return [(line,) for line in (*lines[:_SHOWN], *more)]
+
+
+def _table(title: str, rows: Sequence[tuple[str, ...]], columns: Sequence[str] = ()) -> Table:
+    table = Table(title=title, title_justify="left", show_header=bool(columns))
+    for column in columns:
+        table.add_column(column, justify="right" if column in ("rows", "share", "asked") else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
