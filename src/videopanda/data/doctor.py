@@ -161,7 +161,7 @@ def _entries(
                 continue
             bad += 1
             problems[error.kind] += 1
-            name = record.id if isinstance(record, Record) else _id_of(row.value)
+            name = record.id if isinstance(record, Record) else str((row.value or {}).get("id", ""))
             entry = BadRow(str(source.path), row.number, name, error.kind, error.reason)
             if shown[error.kind] < _SHOWN:
                 shown[error.kind] += 1
@@ -183,10 +183,6 @@ def _clip_error(source: Source, record: Record, clips: dict[str, CheckedClip]) -
                 kind, _, reason = found.partition(": ")
                 return RowError(kind, reason)  # type: ignore[arg-type]
     return None
-
-
-def _id_of(value: Any) -> str:
-    return str(value["id"]) if isinstance(value, dict) and "id" in value else ""
 
 
 def duplicates(clips: Any) -> list[list[str]]:

@@ -167,7 +167,7 @@ class Table:
         return {**stages, **teachers, "evaluate": {"questions": self.budget(budget).questions, "seed": QUESTIONS_SEED}}
 
     def _settled(self, stage: str, settings: Mapping[str, Any], seed: int, steps: float) -> dict[str, str]:
-        text = {key: as_text(value) for key, value in settings.items()}
+        text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
         config = make_config(stage, self.config, [f"{key}={value}" for key, value in text.items()])
         if steps != 1:
             if not config.max_steps:
@@ -176,11 +176,6 @@ class Table:
         if seed:
             text["seed"] = str(config.seed + 100 * seed)
         return text
-
-
-def as_text(value: Any) -> str:
-    """A value as `--set` takes it."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -52,7 +52,8 @@ def split_parts(layer: nn.Module, which: str) -> dict[str, nn.Module]:
         ValueError: the layer has no such parts.
     """
     children = dict(layer.named_children())
-    parts = {name: child for name, child in children.items() if _is_norm(child)}
+    weights = {name: list(child.parameters()) for name, child in children.items()}
+    parts = {name: children[name] for name, own in weights.items() if own and all(weight.ndim == 1 for weight in own)}
     if which in ("norm+ffn", "all") and "mlp" in children:
         parts["mlp"] = children["mlp"]
     if which == "all":
@@ -62,11 +63,6 @@ def split_parts(layer: nn.Module, which: str) -> dict[str, nn.Module]:
     if len(parts) < wanted:
         raise ValueError(f"{type(layer).__name__} has no norms, mlp or self_attn that could be split: {sorted(parts)}")
     return parts
-
-
-def _is_norm(module: nn.Module) -> bool:
-    weights = list(module.parameters())
-    return bool(weights) and all(weight.ndim == 1 for weight in weights)
 
 
 def _text_only(part: nn.Module, args: tuple[Any, ...]) -> Any:

@@ -253,10 +253,11 @@ def _array_rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
             try:
                 value, position = decoder.raw_decode(buffer, position)
             except (json.JSONDecodeError, RecursionError) as error:
-                if ended and (mended := _without_trailing_commas(buffer[position:])) != buffer[position:]:
-                    buffer, position = mended, 0
-                    continue
                 if ended:
+                    rest = buffer[position:]
+                    buffer, position = _TRAILING_COMMA.sub(lambda match: match[1] or "", rest), 0
+                    if buffer != rest:
+                        continue
                     yield Rejected(f"{path.name} row {number + 1}", f"the file is broken from here on: {error}")
                     return
                 more = file.read(chunk)
@@ -266,10 +267,6 @@ def _array_rows(path: Path) -> Iterator[AnnotationRow | Rejected]:
             number, chunk = number + 1, _CHUNK
             place = f"{path.name} row {number}"
             yield _undecoded(place, buffer[start:position]) or _row(place, value, repeated)
-
-
-def _without_trailing_commas(text: str) -> str:
-    return _TRAILING_COMMA.sub(lambda match: match[1] or "", text)
 
 
 def _jsonl_rows(path: Path) -> Iterator[AnnotationRow | Rejected]:

@@ -87,7 +87,8 @@ def table(report: dict[str, Any]) -> Group:
         if report[key] or key != "with_subtitles":
             top.add_row(key.replace("_", " "), f"{report[key]:,}")
     for key in ("tasks", "options"):
-        top.add_row(key if key == "tasks" else "options per question", _list(report[key]))
+        listed = ", ".join(f"{name} {count:,}" for name, count in report[key].items()) or "–"
+        top.add_row(key if key == "tasks" else "options per question", listed)
     if report["chance"] is not None:
         top.add_row("chance", f"{100 * report['chance']:.2f} %")
     top.add_row("errata mode", report["errata_mode"])
@@ -111,10 +112,6 @@ def table(report: dict[str, Any]) -> Group:
     if report.get("missing_videos"):
         parts.append(_grid("missing video", rows=[(video,) for video in report["missing_videos"]]))
     return Group(*parts)
-
-
-def _list(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "–"
 
 
 def _grid(*headers: str, rows: Sequence[tuple[str, ...]]) -> Table:
