@@ -57,7 +57,7 @@ Right = dict[str, tuple[str, float]]  # by question: the clip, and 1 if the answ
 def difference(row: Right, base: Right) -> dict[str, Any]:
     """The mean of the differences question by question, in points, with its interval over clips."""
     deltas = [row[name][1] - base[name][1] for name in base]
-    ends = bootstrap([base[name][0] for name in base], deltas)
+    ends = bootstrap([([base[name][0] for name in base], deltas)])
     return {"points": round(100 * float(np.mean(deltas)), 2), "ci95": ends and [round(100 * end, 2) for end in ends]}
 
 

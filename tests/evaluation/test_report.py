@@ -46,19 +46,19 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     for trial in range(60):
         videos = [str(i // 3) for i in range(180)]
         rate = np.repeat(rng.beta(2, 2, 60), 3)  # questions about one video go together; the mean is 1/2
-        low, high = bootstrap(videos, rng.random(180) < rate, seed=trial)
+        low, high = bootstrap([(videos, rng.random(180) < rate)], seed=trial)
         hits += low <= 0.5 <= high
     assert hits / 60 >= 0.88  # measured: 0.983
 
 
 def test_intervals_are_the_same_every_time_and_wider_for_fewer_videos():
     values = [1.0, 0.0] * 20
-    many = bootstrap([str(i) for i in range(40)], values)
-    assert many == bootstrap([str(i) for i in range(40)], values)
-    together = bootstrap([str(i // 10) for i in range(40)], sorted(values))
+    many = bootstrap([([str(i) for i in range(40)], values)])
+    assert many == bootstrap([([str(i) for i in range(40)], values)])
+    together = bootstrap([([str(i // 10) for i in range(40)], sorted(values))])
     assert together[1] - together[0] > many[1] - many[0]
-    assert bootstrap(["a"] * 40, values) is None
-    assert bootstrap(["a", "b"], [1.0, 1.0]) == (1.0, 1.0)
+    assert bootstrap([(["a"] * 40, values)]) is None
+    assert bootstrap([(["a", "b"], [1.0, 1.0])]) == (1.0, 1.0)
 
 
 def test_means_are_over_the_questions_that_have_the_metric():

@@ -88,18 +88,12 @@ def read_run(path: Path) -> Run:
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
-def bootstrap(videos: Sequence[str], values: Sequence[float], seed: int = 0) -> tuple[float, float] | None:
-    """95 % interval of the mean (percentile bootstrap, Efron 1979); None for fewer than two videos.
+def bootstrap(metrics: Sequence[tuple[Sequence[str], Sequence[float]]], seed: int = 0) -> tuple[float, float] | None:
+    """95 % interval (percentile bootstrap, Efron 1979) of the average of the means of metrics, of each of which the
+    videos and values of its questions are given; None for fewer than two videos.
 
     Whole videos are drawn, not questions: questions about one video are right and wrong together.
     """
-    return bootstrap_average([(videos, values)], seed)
-
-
-def bootstrap_average(
-    metrics: Sequence[tuple[Sequence[str], Sequence[float]]], seed: int = 0
-) -> tuple[float, float] | None:
-    """The same for the average of the means of several metrics, each with the videos and values of its questions."""
     names = {name: i for i, name in enumerate(dict.fromkeys(name for videos, _ in metrics for name in videos))}
     if len(names) < 2:
         return None
@@ -134,7 +128,7 @@ def measure(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _measured(metrics: Sequence[tuple[list[str], list[float]]], questions: int) -> dict[str, Any]:
-    interval = bootstrap_average(metrics)
+    interval = bootstrap(metrics)
     mean = sum(sum(values) / len(values) for _, values in metrics) / len(metrics)
     return {"value": round(mean, _DIGITS), "ci95": list(interval) if interval else None, "questions": questions}
 
