@@ -48,6 +48,7 @@ class VisualGenerationMixin(GenerationMixin):
     device: Any
     dtype: Any
     get_decoder: Any
+    get_input_embeddings: Any
 
     def add_head(self, config: Any) -> None:
         """Make the language-model head. A placeholder is an input, never an answer."""
@@ -56,18 +57,6 @@ class VisualGenerationMixin(GenerationMixin):
         self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}  # where the configuration ties them
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.generation_config.suppress_tokens = [config.video_token_id, config.image_token_id]
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the token embedding of the language model."""
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding of the language model."""
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """Return the language-model head."""
-        return self.lm_head
 
     def encode(self, inputs: Any, kind: str = "video") -> list[EncodedVisual]:
         """Encode the videos, or the images, of a batch from the processor, on any device."""
