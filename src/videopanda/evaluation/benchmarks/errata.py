@@ -33,10 +33,6 @@ def without(key: str) -> Callable[[Item], Item]:
     return lambda item: replace(item, extra={k: v for k, v in item.extra.items() if k != key})
 
 
-def _choice_of(item: Item, test: Callable[[Item], bool]) -> bool:
-    return item.task == "choice" and test(item)
-
-
 def _accept_equal_options(item: Item) -> Item:
     texts = {item.options[i] for i in item.right}
     return replace(item, right=tuple(i for i, option in enumerate(item.options) if option in texts))
@@ -50,33 +46,29 @@ def _find_reworded_option(item: Item) -> Item | None:
     return replace(item, right=(near[0],)) if len(near) == 1 else None
 
 
-def _drop(item: Item) -> None:
-    return None
-
-
 DUPLICATE_OPTIONS = Erratum(
     "duplicate-options",
     "two options are the same text: when the right one is among them, the key is ambiguous; all of them are accepted",
-    lambda item: _choice_of(item, lambda i: len({o for o in i.options if o}) < len([o for o in i.options if o])),
+    lambda item: item.task == "choice" and len({*filter(None, item.options)}) < len([*filter(None, item.options)]),
     _accept_equal_options,
 )
 EMPTY_OPTION = Erratum(
     "empty-option",
     "an option is empty; a question whose options are all empty cannot be asked",
-    lambda item: _choice_of(item, lambda i: "" in i.options),
+    lambda item: item.task == "choice" and "" in item.options,
     lambda item: item if any(item.options) else None,
 )
 ANSWER_NOT_AN_OPTION = Erratum(
     "answer-not-an-option",
     "the answer is none of the options; it is matched to the one option that contains it or is contained in it",
-    lambda item: _choice_of(item, lambda i: i.has_answer and not i.right),
+    lambda item: item.task == "choice" and item.has_answer and not item.right,
     _find_reworded_option,
 )
 SINGLE_OPTION = Erratum(
     "single-option",
     "there is only one option, so every answer is right",
-    lambda item: _choice_of(item, lambda i: len(i.options) == 1),
-    _drop,
+    lambda item: item.task == "choice" and len(item.options) == 1,
+    lambda item: None,
 )
 REPEATED_KEY = Erratum(
     "repeated-key",
