@@ -16,12 +16,7 @@ from videopanda.data.shuffling import key_of
 
 
 def split_questions(
-    file: str | Path,
-    out: str | Path,
-    test_share: float = 0.25,
-    seed: int = 0,
-    *,
-    media_root: str | Path | None = None,
+    file: str | Path, out: str | Path, test_share: float = 0.25, seed: int = 0, *, media_root: str | Path | None = None
 ) -> dict[str, int]:
     """Write the rows and links of a file to the folder `out`; returns the numbers of rows and of test recordings.
 

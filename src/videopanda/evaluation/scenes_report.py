@@ -79,14 +79,7 @@ def scenes_report(
     summaries = {}
     for condition in CONDITIONS if baselines else CONDITIONS[:1]:
         job = PredictJob(
-            "scenes",
-            test,
-            test,
-            model,
-            condition,
-            batch_size=BATCH_SIZE,
-            max_new_tokens=longest,
-            seed=seed,
+            "scenes", test, test, model, condition, batch_size=BATCH_SIZE, max_new_tokens=longest, seed=seed
         )
         predictions = folder / f"{condition}.jsonl"
         predict(job, predictions, loaded=loaded)

@@ -132,10 +132,7 @@ def add_row(
     summary = json.loads((evaluation / "full.scores.summary.json").read_text(encoding="utf-8"))
     (metric,) = {name for score in scores for name in score["metrics"]}
     clips = {name: number for number, name in enumerate(dict.fromkeys(score["video"] for score in scores))}
-    test = {
-        "clips": [clips[score["video"]] for score in scores],
-        "families": [score["types"][0] for score in scores],
-    }
+    test = {"clips": [clips[score["video"]] for score in scores], "families": [score["types"][0] for score in scores]}
     row = {
         **key,
         "accuracy": report["accuracy"],

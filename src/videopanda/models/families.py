@@ -13,11 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from transformers import (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    PROCESSOR_MAPPING,
-    PreTrainedConfig,
-)
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PROCESSOR_MAPPING, PreTrainedConfig
 
 from . import folders
 from .fields import argument_types, registered_config, unknown, with_fields

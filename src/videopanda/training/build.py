@@ -139,12 +139,7 @@ def build_model(
 
 
 def make_checkpoint(
-    out: str | Path,
-    backbone: str | Path,
-    *,
-    chat_template: str | None = None,
-    seed: int = 0,
-    **given: Any,
+    out: str | Path, backbone: str | Path, *, chat_template: str | None = None, seed: int = 0, **given: Any
 ) -> list[str]:
     """Put a vision part in front of a language model, save both in the folder `out`, and describe the result.
 
@@ -216,10 +211,7 @@ def change_checkpoint(out: str | Path, checkpoint: str | Path, fields: Mapping[s
     for name, part in model.vision_modules().items():
         label = f"{name}, fresh" if f"model.{name}" in now - known else name
         lines.append(f"{label:<24}{sum(weight.numel() for weight in part.parameters()):>15,}")
-    return [
-        *lines,
-        f"eight frames of 16:9 take {processor.video_processor.token_count(8, 1080, 1920):,} visual tokens",
-    ]
+    return [*lines, f"eight frames of 16:9 take {processor.video_processor.token_count(8, 1080, 1920):,} visual tokens"]
 
 
 def _new_folder(out: str | Path) -> Path:

@@ -103,12 +103,7 @@ def parameter_groups(
     for parameter in head.parameters() if head is not None else ():
         groups.setdefault(("head", parameter.ndim > 1), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "lr": rates[part],
-            "weight_decay": weight_decay if matrix else 0.0,
-            "part": part,
-        }
+        {"params": parameters, "lr": rates[part], "weight_decay": weight_decay if matrix else 0.0, "part": part}
         for (part, matrix), parameters in groups.items()
     ]
 

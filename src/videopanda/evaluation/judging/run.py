@@ -10,17 +10,7 @@ from typing import Any
 from videopanda.data.growing_file import only_writer
 from videopanda.evaluation.benchmarks.table import Loaded, load
 from videopanda.evaluation.judging.clients import Judge
-from videopanda.evaluation.judging.judge import (
-    Call,
-    JudgeUnit,
-    Replies,
-    ask_all,
-    call,
-    estimate,
-    scores,
-    units,
-    usable,
-)
+from videopanda.evaluation.judging.judge import Call, JudgeUnit, Replies, ask_all, call, estimate, scores, units, usable
 from videopanda.evaluation.judging.official import read_verdicts
 from videopanda.evaluation.judging.protocols import JudgePrompt, sha256
 from videopanda.evaluation.predictions import Prediction
@@ -65,11 +55,7 @@ def calls(work: Work, prompts: dict[str, JudgePrompt], judge: str) -> dict[str, 
 
 
 def judge_file(
-    work: Work,
-    out: Path,
-    judge: Judge,
-    prompts: dict[str, JudgePrompt],
-    concurrency: int = 8,
+    work: Work, out: Path, judge: Judge, prompts: dict[str, JudgePrompt], concurrency: int = 8
 ) -> dict[str, Any]:
     """Ask the judge about open units and write scores, summary and `<out without suffix>.replies.jsonl`.
 

@@ -40,14 +40,7 @@ class ElvaVideoProcessor(FrameProcessor):
     """
 
     mixed_sizes = True
-    changeable = (
-        "num_frames",
-        "max_frame_cells",
-        "max_frame_pixels",
-        "hybrid_policy",
-        "hybrid_every",
-        "hybrid_scale",
-    )
+    changeable = ("num_frames", "max_frame_cells", "max_frame_pixels", "hybrid_policy", "hybrid_every", "hybrid_scale")
 
     def __init__(
         self,
