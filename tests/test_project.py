@@ -231,7 +231,7 @@ def test_identifiers_have_american_spelling():
 CALLED_FROM_ELSEWHERE = {
     "MANIFEST", "ZeroShotQA", "loglikelihood", "generate_until_multi_round", "to_visual",  # lmms-eval
     "validate_inputs", "_process_videos", "_process_images", "_get_num_multimodal_tokens",  # transformers, vLLM
-    "on_step_begin", "get_train_dataloader", "create_optimizer", "compute_loss",  # transformers' Trainer
+    "on_step_begin", "get_train_dataloader", "create_optimizer", "compute_loss", "_save",  # transformers' Trainer
     "readinto",  # io.RawIOBase
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from golden_checks.stab import Vision, real_shapes
 from tiny import randomize, tiny_stab
 from videopanda.models.videopanda.configuration_videopanda import (
+    STAB_PRESETS,
     VideoPandaConfig,
     VideoPandaStabConfig,
     placement_for_size,
@@ -46,7 +47,7 @@ def test_parameter_count_of_the_released_model():
 def test_parameter_counts_of_the_other_presets(preset, fields, count):
     """STAB and projector, as the paper counts its 45 M; no language model is needed for that."""
     text = {"model_type": "llama", "vocab_size": 4, "num_hidden_layers": 0, "hidden_size": 4096}
-    stab = getattr(VideoPandaStabConfig, preset)(**fields)
+    stab = VideoPandaStabConfig(**{**STAB_PRESETS[preset], **fields})
     with torch.device("meta"):
         model = VideoPandaForConditionalGeneration(
             VideoPandaConfig(text_config=text, stab_config=stab, video_token_id=0, image_token_id=1)
