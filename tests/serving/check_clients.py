@@ -125,6 +125,8 @@ def test_litellm(url, uploaded, wanted):
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == wanted
         assert chunks[-1].usage.completion_tokens == reply.usage.completion_tokens
     Color.model_validate_json(litellm_ask(url, video(data_url()), response_format=Color).choices[0].message.content)
+    with pytest.raises(litellm.ContextWindowExceededError):  # for which it has fallbacks
+        litellm_ask(url, {"type": "text", "text": "word " * 3000})
 
 
 # -- LangChain ---------------------------------------------------------------------------------------------------------
@@ -144,6 +146,18 @@ def test_langchain(url, uploaded, wanted):
     again = [message, reply, HumanMessage(QUESTION)]  # a reply comes back as part of the conversation
     assert model.invoke(again).content
     assert isinstance(model.with_structured_output(Color).invoke([message]), Color)
+
+
+def test_langchain_with_responses(url, uploaded, wanted):
+    model = ChatOpenAI(model="nano", base_url=url, api_key=KEY, timeout=PATIENCE, max_retries=0, use_responses_api=True)
+    message = HumanMessage([{"type": "file", "file_id": uploaded.id}, {"type": "text", "text": QUESTION}])
+    reply = model.invoke([message])
+    assert reply.text == wanted
+    assert "".join(chunk.text for chunk in model.stream([message])) == wanted
+    assert model.invoke([message, reply, HumanMessage(QUESTION)]).text
+    assert isinstance(model.with_structured_output(Color).invoke([message]), Color)
+    with pytest.raises(openai.BadRequestError, match="responses are not stored: send the whole conversation"):
+        model.bind(previous_response_id=reply.response_metadata["id"]).invoke(QUESTION)
 
 
 # -- llm ---------------------------------------------------------------------------------------------------------------

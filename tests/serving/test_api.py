@@ -210,6 +210,9 @@ def test_the_model_is_told(client, server):
     (model,) = client.models.list()
     assert client.models.retrieve(model.id).id == model.id == "nano"
     assert model.model_extra["architecture"]["input_modalities"] == ["text", "image", "video"]
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("gpt")
+    assert caught.value.code == "model_not_found"
     assert f"nano is at {server.url}, its API at {server.url}/v1" in server.said()
     health = server.health()
     assert health == {"status": "ok", "model": "nano", "needs_key": False, "running": 0, "waiting": 0}
@@ -231,6 +234,13 @@ def test_fields_that_are_null_or_change_nothing_are_accepted(client, uploaded, w
     ("fields", "status", "message"),
     [
         ({"model": "gpt"}, 404, "unknown model 'gpt'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "audio_url"}]}]},
+            400,
+            "type 'audio_url' is not supported",
+        ),
+        ({"messages": [{"role": "user", "content": [{"video_url": "file-1"}]}]}, 400, r"content\[0\]: type is missing"),
+        ({"messages": [{"role": "user", "content": ["What?"]}]}, 400, r"content\[0\]: must be an object"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, 400, "disagree"),
         ({"temperature": 3}, 400, "temperature"),
         ({"n": 2}, 400, "n: "),
@@ -259,7 +269,7 @@ def test_mistakes_are_told_in_openais_words(client, uploaded, fields, status, me
 def test_what_is_too_long_for_the_context_is_told_with_openais_code(client, uploaded):
     """In the text alone, in the frames, or in both together."""
     for parts in (["word " * 3000], [file(uploaded), "word " * 1900], [*[file(uploaded)] * 20, "What?"]):
-        with pytest.raises(openai.BadRequestError, match=r"2,?048") as caught:
+        with pytest.raises(openai.BadRequestError, match=r"longer than the model's context length.*2,?048") as caught:
             ask(client, *parts)
         assert caught.value.body["code"] == "context_length_exceeded"
 
@@ -278,7 +288,9 @@ def test_wrong_paths_and_methods_have_the_same_errors(server, method, path, stat
         urllib.request.urlopen(urllib.request.Request(server.url + path, method=method), timeout=PATIENCE)
     with caught.value as answer:
         assert answer.status == status
-        assert set(json.load(answer)["error"]) == {"message", "type", "param", "code"}
+        error = json.load(answer)["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert ("the API is below /v1" in error["message"]) == (path == "/v2")
 
 
 def test_a_client_that_goes_away_is_not_answered_on(tmp_path):

@@ -37,6 +37,9 @@ LINES = "\n".join(RAW[i : i + 76] for i in range(0, len(RAW), 76))
         {"type": "video", "video": data_url()},
         {"type": "file", "file": {"filename": "demo.mp4", "file_data": data_url()}},
         {"type": "file", "file": {"file_data": RAW}},
+        {"type": "video_url", "video_url": {"url": data_url(), "detail": "low"}},  # LiteLLM
+        {"type": "input_file", "file_data": RAW, "prompt_cache_breakpoint": {"mode": "explicit"}},  # Responses
+        {"type": "input_video", "video_url": data_url()},
     ],
     ids=lambda part: f"{part['type']}-{len(str(part))}",
 )
@@ -97,10 +100,11 @@ def test_a_list_of_frames_is_a_video(client):
         f"DATA:Video/MP4;Base64,{RAW}",
         f"data:video/mp4;base64,{RAW.rstrip('=')}",
         f"data:video/mp4;base64,{RAW.replace('+', '%2B').replace('=', '%3D')}",
+        f"data:video/mp4;base64,{RAW.replace('+', '-').replace('/', '_')}",
     ],
     ids=lambda url: url[:40],
 )
-def test_data_urls_as_browsers_write_them(client, uploaded, url):
+def test_data_urls_as_browsers_and_python_write_them(client, uploaded, url):
     assert said(ask(client, video(url), TEXT)) == said(ask(client, file(uploaded), TEXT))
 
 
@@ -125,7 +129,9 @@ def test_an_image_as_a_plain_string(client, tmp_path):
     Image.new("RGB", (120, 90), "red").save(tmp_path / "a.png")
     url = data_url(tmp_path / "a.png", "image/png")
     plain = ask(client, {"type": "image_url", "image_url": url}, TEXT)
-    assert said(plain) == said(ask(client, {"type": "image_url", "image_url": {"url": url, "detail": "low"}}, TEXT))
+    for address in ({"url": url, "detail": "low"}, {"url": url, "detail": "original"}):
+        for kind in ("image_url", "input_image"):
+            assert said(plain) == said(ask(client, {"type": kind, "image_url": address}, TEXT))
 
 
 # -- messages ----------------------------------------------------------------------------------------------------------
@@ -297,6 +303,8 @@ def test_a_body_that_is_not_json_is_named(server):
         (b'{"messages": []} x', "application/json", "not valid JSON, at character 17"),
         (b'{"messages": "\xe9"}', "application/json", "not valid JSON in UTF-8"),
         (b"[" * 100_000, "application/json", "not valid JSON"),
+        (b"", "application/json", "the body must be a JSON object"),
+        (b"[]", "application/json", "the body must be a JSON object"),
     )
     for body, kind, words in cases:
         request = urllib.request.Request(f"{server.url}/v1/chat/completions", body, {"Content-Type": kind})

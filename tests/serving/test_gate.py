@@ -1,6 +1,7 @@
 """Protects the gate: who may come in by host and origin, and that slow, half-sent or huge requests delay nobody."""
 
 import asyncio
+import gzip
 import http.client
 import json
 import resource
@@ -148,6 +149,22 @@ def test_pages_of_allowed_origins_get_what_browsers_ask_for(tmp_path):
             assert status == 403
             assert "access-control-allow-origin" not in headers
             assert send(here, "OPTIONS", CHAT, None, Origin=origin, **asked)[0] == 400
+
+
+def test_a_compressed_body_is_refused_by_name(server):
+    for path in (CHAT, "/v1/files"):
+        status, _, body = send(server, path=path, body=gzip.compress(HELLO), Content_Encoding="gzip")
+        assert (status, json.loads(body)["error"]["code"]) == (415, "unsupported_encoding")
+        assert b"Content-Encoding: gzip" in body
+    assert send(server, Content_Encoding="identity")[0] == 200
+
+
+def test_head_is_get_without_a_body(server):
+    """Monitors ask so."""
+    for path, status in (("/", 200), ("/health", 200), ("/v1/models", 200), ("/none", 404), (CHAT, 405)):
+        found, headers, body = send(server, "HEAD", path, None)
+        assert (found, body) == (status, b"")
+        assert int(headers["content-length"]) > 0
 
 
 # -- slow and half-sent requests ---------------------------------------------------------------------------------------

@@ -59,9 +59,46 @@ def test_a_conversation_is_sent_whole(client, uploaded):
 
 
 def test_fields_that_are_null_or_change_nothing_are_accepted(client, uploaded, wanted):
-    neutral = {"reasoning": None, "conversation": None, "include": ["reasoning.encrypted_content"], "top_logprobs": 0}
+    neutral = {
+        "reasoning": {"effort": "none"},
+        "prompt_cache_options": {},
+        "conversation": None,
+        "include": ["reasoning.encrypted_content"],
+        "top_logprobs": 0,
+    }
     part = {"type": "input_file", "file_id": uploaded.id}
     assert client.responses.create(model="nano", input=message(part), extra_body=neutral).output_text == wanted
+
+
+def test_a_response_repeats_the_request(client):
+    schema = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"], "additionalProperties": False}
+    fields = {"instructions": "Be brief.", "metadata": {"a": "b"}, "max_output_tokens": 9, "user": "Ann", "top_p": 0.5}
+    wanted = {"type": "json_schema", "name": "x", "schema": schema, "strict": True}
+    reply = client.responses.create(model="nano", input="Hi", text={"format": wanted}, **fields)
+    found = reply.model_dump(mode="json", by_alias=True)
+    assert {name: found[name] for name in fields} == fields
+    assert (found["temperature"], found["store"]) == (0, False)
+    assert found["text"]["format"].items() >= wanted.items()
+    plain = client.responses.create(model="nano", input="Hi", max_output_tokens=1)
+    assert (plain.text.format.type, plain.instructions, plain.metadata) == ("text", None, {})
+
+
+def test_an_error_names_the_input_as_it_was_sent(client):
+    """A system message made of `instructions` does not shift the items."""
+    parts = {
+        "input[1].content[0].image_url.url": {"type": "input_image", "image_url": ""},
+        "input[1].content[0]": {"type": "input_file", "file_id": "file-none"},
+    }
+    for place, part in parts.items():
+        turns = [{"role": "user", "content": "Hi"}, {"role": "user", "content": [part]}]
+        for instructions in (None, "Be brief."):
+            with pytest.raises(openai.APIStatusError) as caught:
+                client.responses.create(model="nano", input=turns, instructions=instructions)
+            assert caught.value.body["param"] == place
+            assert caught.value.body["message"].startswith(place)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model="nano", input="Hi", max_output_tokens=2_000_000_000)
+    assert caught.value.body["param"] == "max_output_tokens"
 
 
 def test_a_cut_answer_is_incomplete(client):
@@ -76,8 +113,11 @@ def test_a_cut_answer_is_incomplete(client):
     ("fields", "said"),
     [
         ({"input": [{"type": "function_call_output", "call_id": "1", "output": "x"}]}, "not supported"),
-        ({"input": "Hi", "previous_response_id": "resp_1"}, "previous_response_id"),
-        ({"input": [{"role": "user", "content": [{"type": "input_audio", "data": "x"}]}]}, "input.0.content"),
+        ({"input": "Hi", "previous_response_id": "resp_1"}, "previous_response_id: responses are not stored: send the"),
+        ({"input": "Hi", "conversation": "conv_1"}, "conversation: responses are not stored: send the whole"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, r"input\[0\]: responses are not stored: send the mes"),
+        ({"input": "Hi", "reasoning": {"effort": "low"}}, "reasoning.effort"),
+        ({"input": [{"role": "user", "content": [{"type": "input_audio", "data": "x"}]}]}, r"input\[0\].content\[0\]"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi", "start": 1}]}]},
             "start.*omit it",

@@ -5,7 +5,7 @@ import errno
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,6 +39,7 @@ from videopanda.serving.errors import (
     ShuttingDownError,
     StorageError,
     UnfitError,
+    UnknownModelError,
     error_body,
     error_of,
     kind_of_status,
@@ -49,7 +50,7 @@ from videopanda.serving.media import MediaLoader
 from videopanda.serving.metrics import Metrics
 from videopanda.serving.middleware import GateLimits, RequestGate
 from videopanda.serving.prompt import PromptRules
-from videopanda.serving.protocol import ChatRequest, reason_of
+from videopanda.serving.protocol import ChatRequest, place_of, reason_of
 from videopanda.serving.responses import ResponsesRequest
 from videopanda.serving.uploads import FileLimits, FileStore
 
@@ -108,7 +109,8 @@ class Service:
         try:
             room = self.engine.room_for(len(prompt))
         except DoesNotFitError as error:
-            raise ContextLengthError(str(error), "messages") from error
+            message = f"the conversation is longer than the model's context length: {error}"
+            raise ContextLengthError(message, "messages") from error
         return GenerateRequest(
             prompt,
             visuals,
@@ -123,9 +125,9 @@ class Service:
         )
 
     def check_model(self, name: str | None) -> None:
-        """Raises NotFoundError for another model than the one that is served."""
+        """Raises UnknownModelError for another model than the one that is served."""
         if name not in (None, self.settings.name):
-            raise NotFoundError(f"unknown model {name!r}; this server serves {self.settings.name!r}", "model")
+            raise UnknownModelError(f"unknown model {name!r}; this server serves {self.settings.name!r}", "model")
 
     @cached_property
     def _grammars(self) -> Grammars:
@@ -231,8 +233,11 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
 async def create_response(request: Request, body: ResponsesRequest) -> Response:
     """Answer a conversation in the form of OpenAI's Responses API."""
     service = _service(request)
-    head = {"id": responses.new_id(), "created_at": int(time.time()), "model": service.settings.name}
-    question = await unless_gone(request, service.question(body.chat, owner_of_request(request)))
+    head = {"id": responses.new_id(), "created_at": int(time.time()), "model": service.settings.name, **body.echo}
+    try:
+        question = await unless_gone(request, service.question(body.chat, owner_of_request(request)))
+    except ServeError as error:
+        raise body.renamed(error) from error
     if body.stream:
         events = service.events(question)
         first = await unless_gone(request, anext(events))
@@ -285,6 +290,8 @@ def _model(service: Service) -> dict[str, Any]:
             "timestamps": service.engine.processor.timestamps,
         },
         "architecture": {"input_modalities": ["text", "image", "video"], "output_modalities": ["text"]},
+        # Open WebUI would otherwise offer its own tools in every chat, which are refused.
+        "info": {"meta": {"capabilities": {"builtin_tools": False, "usage": True, "vision": True}}},
     }
 
 
@@ -367,7 +374,9 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     if _is_full(error.__cause__):  # of the temporary file of a form
         return await _on_serve_error(request, _FULL)
     kind = kind_of_status(error.status_code)
-    reasons = {404: f"nothing at {request.url.path}", 405: f"{request.url.path} does not accept {request.method}"}
+    path = request.url.path
+    below = "" if path.startswith("/v1/") else ": the API is below /v1"
+    reasons = {404: f"nothing at {path}{below}", 405: f"{path} does not accept {request.method}"}
     message = reasons.get(error.status_code, str(error.detail))
     if message == "There was an error parsing the body":  # FastAPI's words for what no parser accepts
         message = "the body is not valid JSON in UTF-8, or nested too deeply"
@@ -382,7 +391,11 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
         return _refused(f"the body must be JSON, with the header Content-Type: application/json, not {kind[:100]!r}")
     if first["type"] == "json_invalid":
         return _refused(f"the body is not valid JSON, at character {first['loc'][-1]}")
-    place = _place([step for step in first["loc"] if step not in ("body", "query")])
+    if first["loc"] == ("body",) and first["type"] in ("missing", "model_attributes_type"):
+        return _refused("the body must be a JSON object")
+    if isinstance(cause := first.get("ctx", {}).get("error"), ServeError):
+        return await _on_serve_error(request, cause)
+    place = place_of([step for step in first["loc"] if step not in ("body", "query")])
     reason = reason_of(first)
     return _refused(f"{place}: {reason}" if place else reason, place)
 
@@ -390,13 +403,6 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 def _refused(message: str, place: str = "") -> Response:
     body = error_body(message[:1000], "invalid_request_error", "invalid_request", place[:200] or None)
     return JSONResponse(body, 400)
-
-
-def _place(steps: Sequence[str | int]) -> str:
-    """The path of a field in a request, such as messages[0].content[1].video_url.url."""
-    if len(steps) > 4 and steps[0] == "messages" and steps[2] == "content":
-        steps = [*steps[:4], *steps[5:]]  # without the name of the kind of part, which is pydantic's
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
 
 
 # -- the application ---------------------------------------------------------------------------------------------------

@@ -22,9 +22,15 @@ class ForbiddenError(ServeError):
 
 
 class NotFoundError(ServeError):
-    """No such file or model."""
+    """No such file, example or session."""
 
     status, code = 404, "not_found"
+
+
+class UnknownModelError(NotFoundError):
+    """Another model than the one that is served."""
+
+    code = "model_not_found"
 
 
 class TooLargeError(ServeError):

@@ -100,7 +100,9 @@ def _allowed(url: str, policy: FetchPolicy) -> SplitResult:
     except ValueError as error:
         raise ForbiddenError("the URL is malformed") from error
     if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host):
-        raise ForbiddenError("only http and https URLs are fetched: upload the file (POST /v1/files) instead")
+        raise ForbiddenError(
+            "URLs must start with http:, https: or data:video/mp4;base64, or be the ID of an uploaded file"
+        )
     if not policy.hosts:
         raise ForbiddenError("this server fetches no URLs: upload the file (POST /v1/files) or send a data URL")
     if parts.username is not None or parts.password is not None:

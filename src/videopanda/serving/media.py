@@ -220,8 +220,8 @@ class MediaLoader:
                         tokens += self.processor.video_processor.token_count(*clip.source_shape)
                         if len(visuals) > 1 and tokens > self.rules.context:  # the engine refuses a single one
                             raise ContextLengthError(
-                                f"the videos up to this one take {tokens:,} tokens, and the model's context length is "
-                                f"{self.rules.context:,}: use fewer frames"
+                                "the conversation is longer than the model's context length: the videos up to this one "
+                                f"take {tokens:,} tokens of {self.rules.context:,}: use fewer frames"
                             )
             return visuals
 
@@ -385,7 +385,7 @@ def _as_data_url(data: str | None) -> str:
 
 
 def _write_data(url: str, upload: Upload) -> None:
-    """Decode a data URL in base64 as browsers do: with line breaks, without padding, percent-encoded.
+    """Decode a data URL in base64 as browsers do: with line breaks, without padding, percent-encoded, or URL-safe.
 
     Browsers name the codecs of a recording in the header, "video/webm;codecs=vp8,opus", with a comma.
     """
@@ -395,7 +395,7 @@ def _write_data(url: str, upload: Upload) -> None:
     if url[:start].lower() == "data:video/jpeg":
         raise ServeError('video/jpeg, a list of frames, is not supported: send {"type": "video", "video": [URL, …]}')
     data = url[start + len(_BASE64) :]
-    data = "".join((unquote(data) if "%" in data else data).split())
+    data = "".join((unquote(data) if "%" in data else data).split()).replace("-", "+").replace("_", "/")
     try:
         content = base64.b64decode(data + "=" * (-len(data) % 4), validate=True)
     except (binascii.Error, ValueError) as error:

@@ -85,6 +85,8 @@ class RequestGate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # the server sends no body, and the routes need not know
+            scope = {**scope, "method": "GET"}
         path = next((known for known in _PATHS if scope["path"].startswith(known)), "other")
 
         async def counted_send(message: Any) -> None:
@@ -142,6 +144,9 @@ class RequestGate:
                 message = "an API key is required: send the header  Authorization: Bearer KEY"
                 raise _RefusedError(401, message, "invalid_api_key")
             scope["owner"] = owner
+        if (encoding := header(b"content-encoding")) not in ("", "identity"):
+            message = f"compressed bodies are not supported: send it without Content-Encoding: {encoding:.20}"
+            raise _RefusedError(415, message, "invalid_request_error", "unsupported_encoding")
         length = header(b"content-length")
         if length.isdigit() and int(length) > self._limit(scope):
             raise _RefusedError(413, f"the body is larger than {self._limit(scope)} bytes", "too_large")

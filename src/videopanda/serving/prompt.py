@@ -87,7 +87,7 @@ class PromptRules:
             )
             if tokens - 2 * count > self.context:  # a cut may split one token into two
                 raise ContextLengthError(
-                    f"the text of this conversation has more than {self.context} tokens, the model's context length: "
+                    f"the text of this conversation is longer than the model's context length, {self.context} tokens: "
                     "shorten it",
                     "messages",
                 )

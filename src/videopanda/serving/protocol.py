@@ -4,7 +4,7 @@ A field that would change the answer and is not supported must not be ignored, s
 that have no effect here accept only the values that have no effect. A field that is null counts as not given.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -17,6 +17,7 @@ Fps = Annotated[float, Field(gt=0, le=240, allow_inf_nan=False)]
 NumFrames = Annotated[int, Field(ge=1, le=100_000)]
 Text = Annotated[str, Field(max_length=1_000_000)]
 Url = Annotated[str, Field(min_length=1)]
+Detail = Literal["auto", "low", "high", "original"]  # of OpenAI: no effect, every image is shown at the same size
 
 
 def _no_tools(value: list[Any]) -> list[Any]:
@@ -51,7 +52,20 @@ def reason_of(error: Mapping[str, Any]) -> str:
     """What is wrong with a field, for the one who sent it. `error` is one of pydantic's."""
     if error["type"] == "extra_forbidden":
         return "this server does not know this field: omit it"
+    if error["type"] == "model_attributes_type":
+        return "must be an object"
+    if error["type"] == "union_tag_invalid":
+        return f"type {error['ctx']['tag']!r} is not supported: use one of {error['ctx']['expected_tags']}"
+    if error["type"] == "union_tag_not_found":
+        return "type is missing"
     return str(error["msg"]).removeprefix("Value error, ")
+
+
+def place_of(steps: Sequence[str | int]) -> str:
+    """The path of a field in a request, such as messages[0].content[1].video_url.url."""
+    if len(steps) > 4 and steps[0] == "messages" and steps[2] == "content":
+        steps = [*steps[:4], *steps[5:]]  # without the name of the kind of part, which is pydantic's
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
 
 
 # -- which frames ------------------------------------------------------------------------------------------------------
@@ -105,6 +119,7 @@ class _Part(Strict):
     """Hints to caches of other servers; clips are cached by content here."""
 
     cache_control: dict[str, Any] | None = None
+    prompt_cache_breakpoint: dict[str, Any] | None = None
     uuid: str | None = None
 
 
@@ -119,6 +134,7 @@ class VideoAddress(FrameChoice):
     """Where a video is: a data URL, the id of an uploaded file, or a URL that the server may fetch."""
 
     url: Url
+    detail: Detail = "auto"
 
 
 class VideoPart(FrameChoice, _Part):
@@ -129,10 +145,10 @@ class VideoPart(FrameChoice, _Part):
 
 
 class ImageAddress(Strict):
-    """`detail` is OpenAI's; every image is shown at the same size."""
+    """Where an image is, as for a video."""
 
     url: Url
-    detail: Literal["auto", "low", "high"] = "auto"
+    detail: Detail = "auto"
 
 
 class ImagePart(_Part):
@@ -195,8 +211,33 @@ MediaPart = VideoPart | ImagePart | InputVideoPart | FrameListPart | FilePart
 
 
 def _normalized(part: Any) -> Any:
-    """A part with its short forms expanded: a plain string instead of {"url": …}."""
+    """A part of the Responses API as one of chat completions, and a plain string as {"url": …}.
+
+    Fields that are not translated are kept: they choose frames, or are refused.
+    """
     kind = part.get("type") if isinstance(part, Mapping) else None
+
+    def rest(*translated: str) -> dict[str, Any]:
+        return {name: value for name, value in part.items() if name not in translated}
+
+    if kind == "output_text":
+        return {**rest("annotations", "logprobs"), "type": "text"}
+    if kind == "input_text":
+        return {**part, "type": "text"}
+    if kind == "input_image" and part.get("file_id") is not None:
+        return {**rest("file_id", "detail"), "type": "file", "file": {"file_id": part["file_id"]}}
+    if kind == "input_image":
+        address = part.get("image_url")
+        if not isinstance(address, Mapping):
+            address = {"url": address, "detail": part.get("detail") or "auto"}
+        return {**rest("detail"), "type": "image_url", "image_url": address}
+    if kind == "input_video" and part.get("video_url") is not None:
+        return _normalized({**part, "type": "video_url"})
+    if kind == "input_file" and part.get("file_url") is not None:
+        return {**rest("file_url", "filename", "detail"), "type": "video_url", "video_url": {"url": part["file_url"]}}
+    if kind == "input_file":
+        file = {name: value for name, value in part.items() if name in ("file_id", "file_data", "filename")}
+        return {**rest(*file, "detail"), "type": "file", "file": file}
     if kind not in ("video_url", "image_url", "input_video", "video") or not isinstance(part.get(kind), str):
         return part
     rest = {name: value for name, value in part.items() if name != kind}
@@ -313,6 +354,7 @@ class ChatRequest(Strict):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
     top_logprobs: Literal[0] | None = None

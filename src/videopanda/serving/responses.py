@@ -5,16 +5,28 @@ either API.
 """
 
 import json
+import re
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from videopanda.inference.request import Finished, RequestStats, TextDelta
-from videopanda.serving.protocol import ChatRequest, FrameChoice, Nothing, ResponseFormat, Strict, reason_of
+from videopanda.serving.errors import ServeError
+from videopanda.serving.protocol import ChatRequest, FrameChoice, Nothing, ResponseFormat, Strict, place_of, reason_of
 
 _SAME = ("model", "temperature", "top_p", "stream", "metadata", "user", "safety_identifier", "prompt_cache_key")
+
+
+_ECHOED = ("instructions", "max_output_tokens", "metadata", "user", "safety_identifier", "prompt_cache_key")
+
+
+def _not_stored(_: Any) -> None:
+    raise ValueError("responses are not stored: send the whole conversation as input")
+
+
+Stored = Annotated[Any, AfterValidator(_not_stored)]
 
 
 def _nested(value: Any) -> Any:
@@ -42,6 +54,13 @@ class StreamExtras(Strict):
     include_obfuscation: Literal[False] | None = None
 
 
+class Reasoning(Strict):
+    """Replies are made without thoughts."""
+
+    effort: Literal["none"] | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+
+
 class ResponsesRequest(Strict):
     """POST /v1/responses."""
 
@@ -60,6 +79,7 @@ class ResponsesRequest(Strict):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: str | None = None
     store: bool | None = None
     truncation: Literal["disabled", "auto"] | None = None
@@ -68,7 +88,9 @@ class ResponsesRequest(Strict):
     tools: Nothing = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
-    previous_response_id: None = None
+    reasoning: Reasoning | None = None
+    previous_response_id: Stored = None
+    conversation: Stored = None
     background: Literal[False] | None = None
     service_tier: str | None = None
     _chat: ChatRequest = PrivateAttr()
@@ -76,7 +98,7 @@ class ResponsesRequest(Strict):
     @model_validator(mode="after")
     def _as_chat(self) -> "ResponsesRequest":
         messages = [{"role": "system", "content": self.instructions}] if self.instructions else []
-        messages += [_message(item) for item in self.input]
+        messages += [_message(f"input[{i}]", item) for i, item in enumerate(self.input)]
         fields = {name: getattr(self, name) for name in _SAME}
         fields |= {"max_tokens": self.max_output_tokens, "video": self.video.model_dump(), "messages": messages}
         fields["response_format"] = self.text and self.text.format
@@ -84,8 +106,8 @@ class ResponsesRequest(Strict):
             self._chat = ChatRequest.model_validate(fields)
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])).replace("messages", "input", 1)
-            raise ValueError(f"{place}: {reason_of(first)}") from error
+            place = place_of(first["loc"])
+            raise self.renamed(ServeError(f"{place}: {reason_of(first)}", place)) from error
         return self
 
     @property
@@ -93,49 +115,47 @@ class ResponsesRequest(Strict):
         """The same request as a chat completion."""
         return self._chat
 
+    def renamed(self, error: ServeError) -> ServeError:
+        """An error about the chat completion, in the names of this request."""
 
-def _message(item: Mapping[str, Any]) -> dict[str, Any]:
-    """An input item as a message; items of output are accepted unchanged."""
-    if item.get("type", "message") != "message":
-        raise ValueError(f"input items of type {item['type']!r} are not supported: send messages")
-    content = item.get("content")
-    parts = [_part(part) for part in content] if isinstance(content, list) else content
-    rest = {name: value for name, value in item.items() if name not in ("type", "id", "status", "content")}
-    return {**rest, "content": parts}
+        def item(found: re.Match[str]) -> str:
+            number = int(found[1]) - bool(self.instructions)
+            return "instructions" if number < 0 else f"input[{number}]"
+
+        def own(text: str) -> str:
+            return re.sub(r"^max_tokens\b", "max_output_tokens", re.sub(r"\bmessages\[(\d+)\]", item, text))
+
+        param = "input" if error.param == "messages" else error.param and own(error.param)
+        return type(error)(own(str(error)), param)
+
+    @property
+    def echo(self) -> dict[str, Any]:
+        """Fields of the response that repeat the request, with the defaults of this server."""
+        wanted = self.text and self.text.format
+        schema = wanted and wanted.json_schema
+        fields = {} if schema is None else schema.model_dump(by_alias=True, exclude_none=True)
+        return {
+            **self.model_dump(include=set(_ECHOED)),
+            "metadata": self.metadata or {},
+            "temperature": self.chat.sampling_temperature,
+            "top_p": 1.0 if self.top_p is None else self.top_p,
+            "text": {"format": {"type": wanted.type if wanted else "text", **fields}},
+            "store": False,
+        }
 
 
-def _part(part: Any) -> Any:
-    """A content part of the Responses API as one of chat completions; others are unchanged.
-
-    Fields that are not translated are kept: they choose frames, or are refused.
-    """
-    kind = part.get("type") if isinstance(part, Mapping) else None
-
-    def rest(*translated: str) -> dict[str, Any]:
-        return {name: value for name, value in part.items() if name not in translated}
-
-    if kind == "output_text":
-        return {**rest("annotations", "logprobs"), "type": "text"}
-    if kind == "input_text":
-        return {**part, "type": "text"}
-    if kind == "input_image" and part.get("file_id") is not None:
-        return {**rest("file_id", "detail"), "type": "file", "file": {"file_id": part["file_id"]}}
-    if kind == "input_image":
-        address = {"url": part.get("image_url"), "detail": part.get("detail") or "auto"}
-        return {**rest("detail"), "type": "image_url", "image_url": address}
-    if kind == "input_video" and part.get("video_url") is not None:
-        return {**part, "type": "video_url"}
-    if kind == "input_file" and part.get("file_url") is not None:
-        address = {"url": part["file_url"]}
-        return {**rest("file_url", "filename", "detail"), "type": "video_url", "video_url": address}
-    if kind == "input_file":
-        file = {name: value for name, value in part.items() if name in ("file_id", "file_data", "filename")}
-        return {**rest(*file, "detail"), "type": "file", "file": file}
-    return part
+def _message(place: str, item: Mapping[str, Any]) -> dict[str, Any]:
+    """An input item as a message; items of output are accepted unchanged. Raises ServeError."""
+    kind = item.get("type") or "message"
+    if kind == "item_reference":
+        raise ServeError(f"{place}: responses are not stored: send the message itself (clients: store=false)", place)
+    if kind != "message":
+        raise ServeError(f"{place}: items of type {kind!r} are not supported: send messages", place)
+    return {name: value for name, value in item.items() if name not in ("type", "id", "status")}
 
 
 def response(head: Mapping[str, Any], status: str, text: str = "", end: Finished | None = None) -> dict[str, Any]:
-    """The response object. `head`: its id, time and model."""
+    """The response object. `head`: its id, time and model, and what it repeats of the request."""
     cut = end is not None and end.finish_reason == "length"
     status = "incomplete" if cut else status
     item = {"id": f"msg_{head['id'][5:]}", "type": "message", "role": "assistant", "status": status}
@@ -148,13 +168,9 @@ def response(head: Mapping[str, Any], status: str, text: str = "", end: Finished
         "error": None,
         "output": shown,
         "usage": None if end is None else _usage(end.stats),
-        "instructions": None,
-        "metadata": {},
         "parallel_tool_calls": True,
-        "temperature": None,
         "tool_choice": "auto",
         "tools": [],
-        "top_p": None,
     }
 
 

@@ -53,6 +53,17 @@ test("a video declared as a picture is refused by the server, a video in chat by
   await assert.rejects(generateText(asVideo), /file part media type video\/mp4/);
 });
 
+test("a conversation goes on; through responses with store: false, as nothing is stored", async () => {
+  for (const [, model, part] of [ways[1], ways[3]]) {
+    const asked = { ...request(model, part), providerOptions: { openai: { ...pass.openai, store: false } } };
+    const { response } = await generateText(asked);
+    const messages = [...asked.messages, ...response.messages, { role: "user", content: question }];
+    assert((await generateText({ ...asked, messages })).text);
+    if (part === ways[3][2])
+      await assert.rejects(generateText({ ...asked, messages, providerOptions: pass }), /responses are not stored/);
+  }
+});
+
 test("structured output is an object of its schema", async () => {
   const colors = ["blue", "green", "red", "white", "yellow"];
   const output = Output.object({ schema: z.object({ color: z.enum(colors) }) });
