@@ -397,7 +397,7 @@ def test_locks_keep_the_bounds(name):
     assert needed - {pin.name for pin, _ in pins} == {"torch"}
 
 
-@pytest.mark.parametrize("name", ["dev", "serve", "lmms-eval", "vllm", "docs"])
+@pytest.mark.parametrize("name", ["dev", "serve", "lmms-eval", "vllm", "docs", "clients", "open-webui"])
 def test_locks_name_every_file_by_its_hash_and_leave_torch_out(name):
     names = {pin.name for pin, _ in locked(name)}
     assert not {"torch", "torchvision", "torchaudio"} & names

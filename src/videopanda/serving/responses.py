@@ -131,8 +131,8 @@ class ResponsesRequest(Strict):
     @property
     def echo(self) -> dict[str, Any]:
         """Fields of the response that repeat the request, with the defaults of this server."""
-        wanted = self.text and self.text.format
-        schema = wanted and wanted.json_schema
+        wanted = None if self.text is None else self.text.format
+        schema = None if wanted is None else wanted.json_schema
         fields = {} if schema is None else schema.model_dump(by_alias=True, exclude_none=True)
         return {
             **self.model_dump(include=set(_ECHOED)),
