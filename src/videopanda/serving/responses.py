@@ -106,8 +106,8 @@ class ResponsesRequest(Strict):
             self._chat = ChatRequest.model_validate(fields)
         except ValidationError as error:
             first = error.errors()[0]
-            place = place_of(first["loc"])
-            raise self.renamed(ServeError(f"{place}: {reason_of(first)}", place)) from error
+            place, reason = place_of(first["loc"]), reason_of(first)
+            raise self.renamed(ServeError(f"{place}: {reason}" if place else reason, place or None)) from error
         return self
 
     @property
