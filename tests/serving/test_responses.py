@@ -122,7 +122,7 @@ def test_a_cut_answer_is_incomplete(client):
             {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi", "start": 1}]}]},
             "start.*omit it",
         ),
-        ({"input": [{"role": "assistant", "content": "Hi"}]}, '400 - the last message must have role "user"'),
+        ({"input": [{"role": "assistant", "content": "Hi"}]}, r"(- |['\"])the last message must have role"),
         ({"input": []}, "input: Value should have at least 1 item"),
         ({"input": "Hi", "include": ["file_search_call.results"]}, "include"),
         ({"input": "Hi", "extra_body": {"top_q": 1}}, "top_q: this server does not know this field: omit it"),
