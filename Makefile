@@ -153,7 +153,7 @@ lock: $(UV)/.installed
 	echo lmms-eval==0.7.3 | $(COMPILE) --no-deps --no-header --python-version 3.11 - >> locks/lmms-eval.txt
 	$(SHARED) pyproject.toml --extra serve --extra mcp locks/clients.in --python-version 3.11 \
 		--output-file locks/clients.txt
-	$(COMPILE) --override locks/open-webui.override locks/open-webui.in --python-version 3.11 \
+	$(COMPILE) --override locks/open-webui.override --no-emit-package torch locks/open-webui.in --python-version 3.11 \
 		--output-file locks/open-webui.txt
 	$(COMPILE) locks/docs.in --python-version 3.11 --output-file locks/docs.txt
 	$(SHARED) locks/vllm.in --python-version 3.11 --output-file locks/vllm.txt
