@@ -146,7 +146,7 @@ class RequestGate:
             scope["owner"] = owner
         if (encoding := header(b"content-encoding")) not in ("", "identity"):
             message = f"compressed bodies are not supported: send it without Content-Encoding: {encoding:.20}"
-            raise _RefusedError(415, message, "invalid_request_error", "unsupported_encoding")
+            raise _RefusedError(415, message, "unsupported_encoding")
         length = header(b"content-length")
         if length.isdigit() and int(length) > self._limit(scope):
             raise _RefusedError(413, f"the body is larger than {self._limit(scope)} bytes", "too_large")
