@@ -98,6 +98,15 @@ def test_values_and_gradients_equal_a_reference_with_loops():
         torch.testing.assert_close(fast, slow, atol=1e-6, rtol=1e-5)  # measured: 5e-7 on values up to 9
 
 
+def test_the_head_of_places_runs_once_however_many_sizes_a_process_has():
+    """Each call is a collective under ZeRO-3: a process that calls once more waits forever."""
+    guidance, calls = guidance_of(), []
+    guidance.tube_head.register_forward_hook(lambda *_: calls.append(1))
+    for videos in ([0], [1], [0, 1, 2]):
+        guidance(*inputs(videos))
+    assert len(calls) == 3
+
+
 def test_a_perfect_student_has_no_tube_loss():
     guidance = VideoGuidance(D, D)
     guidance.tube_head = torch.nn.Identity()

@@ -9,7 +9,7 @@ vectors). *Frame*: each frame, averaged over its places, must find its own teach
 optimizer step, on all ranks.
 
 Dimensions: V visual tokens of the batch, un-merged; E width of the language model; B videos of T frames; G × G patches
-of the teacher; D width of the teacher; F frames; N frames of all ranks.
+of the teacher; D width of the teacher; P places of the teacher; F frames; N frames of all ranks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,8 +83,7 @@ class VideoGuidance(nn.Module):
         grid_F2 = layout_C4.new_full((len(teacher_BTGGD) * frames, 2), -1)
         grid_F2.scatter_reduce_(0, frame_C[:, None].expand(-1, 2), layout_C4[:, 1:3], "amax")
         grids_G2, grid_C = torch.unique(grid_F2[frame_C] + 1, dim=0, return_inverse=True)
-        # The head also runs without any video: all ranks must reduce the same gradients.
-        total, count = self.tube_head(hidden_CE[:0]).float().sum(), 0
+        tubes, targets = [hidden_CE[:0]], [teacher_BTGGD.new_zeros(0, self.teacher_size, dtype=torch.float32)]
         for number, (rows, columns) in enumerate(grids_G2.tolist()):  # frames of one size together
             mine_C = grid_C == number
             videos_K, video_M = torch.unique(video_C[mine_C], return_inverse=True)
@@ -94,14 +93,14 @@ class VideoGuidance(nn.Module):
             sums = sums.index_add(0, place_M, hidden_CE[mine_C].float())
             seen = sums.new_zeros(places).index_add(0, place_M, sums.new_ones(len(place_M)))
             tubes_KERC = (sums / seen[:, None]).view(len(videos_K), rows, columns, -1).permute(0, 3, 1, 2)
-            student_KGGD = self.tube_head(resized(tubes_KERC, side).permute(0, 2, 3, 1).to(hidden_CE.dtype))
+            tubes.append(resized(tubes_KERC, side).permute(0, 2, 3, 1).flatten(0, 2).to(hidden_CE.dtype))
             taught_F = (grid_F2 + 1 == grids_G2[number]).all(1).view(len(teacher_BTGGD), frames)[videos_K]
             weight_KT = taught_F.float() / taught_F.sum(1, keepdim=True)
-            target_KGGD = torch.einsum("ktxyd,kt->kxyd", teacher_BTGGD[videos_K].float(), weight_KT)
-            distance = F.normalize(student_KGGD.float(), dim=-1) - F.normalize(target_KGGD, dim=-1)
-            total = total + distance.square().sum()
-            count += len(videos_K) * side * side
-        return total / max(count, 1)
+            targets.append(torch.einsum("ktxyd,kt->kxyd", teacher_BTGGD[videos_K].float(), weight_KT).flatten(0, 2))
+        # Once, also without any video: ranks gather its weights and reduce its gradients together.
+        student_PD, target_PD = self.tube_head(torch.cat(tubes)).float(), torch.cat(targets)
+        distance_PD = F.normalize(student_PD, dim=-1) - F.normalize(target_PD, dim=-1)
+        return distance_PD.square().sum() / max(len(target_PD), 1)
 
     def _frames(
         self, hidden_CE: Tensor, frame_C: Tensor, teacher_BTGGD: Tensor, times_BT: Tensor, bank: Bank | None
