@@ -1,6 +1,7 @@
 """How well `videopanda find` places events of Scenes in time.
 
     python benchmarks/find.py --num 500 --rows rows.jsonl      # writes benchmarks/find.json; resumes row by row
+    python benchmarks/find.py --num 60 --seed 2033 --kind hits --blind-every 1 --rows hits.jsonl --output hits.json
 
 One event per clip, of scenes that neither training nor the design of the search has seen (`--seed`; the search was
 tuned on seed 101): an object appears, vanishes or turns another colour, two objects hit each other (each lasts the
@@ -8,7 +9,8 @@ second around its moment), an object is visible for a part of the clip, or has i
 Of the intervals that are found the first one counts: IoU with the true one, R1@0.5 the share with an IoU of at least
 0.5. Beside it the same model shown a clip of one colour, and the best answer that looks at nothing: for each kind of
 event the fixed part of the clip with the best mean IoU over these very events. Every tenth clip is also asked for
-something that happens in none of its frames: how often nothing is found, as it should be.
+something that happens in none of its frames: how often nothing is found, as it should be. Told apart where nothing is
+found: the model denies the description, or it cannot tell when.
 
 Clips are files of 32 frames, which is what the search reads of any file.
 """
@@ -16,9 +18,11 @@ Clips are files of 32 frames, which is what the search reads of any file.
 import argparse
 import json
 import platform
+import shlex
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -34,7 +38,7 @@ from videopanda.inference.find import NUM_FRAMES, find
 from videopanda.inference.load import load
 
 KINDS = ("appears", "vanishes", "turns", "hits", "is visible", "has its new colour")
-BLIND_EVERY, NEVER_EVERY = 10, 10
+NEVER_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,13 @@ def events(scene: Scene) -> Iterator[Event]:
         yield moment("hits", f"the {pair[0].name} hits the {pair[1].name}", pair[0].path[1][0])
 
 
-def drawn(seed: int, num: int) -> Iterator[tuple[Scene, Event]]:
+def drawn(seed: int, num: int, kinds: Sequence[str]) -> Iterator[tuple[Scene, Event]]:
     """`num` events of different scenes, the kinds in turn."""
     index = number = 0
     while number < num:
         scene = make_scene(seed, "test", index)
         index += 1
-        found = next((event for event in events(scene) if event.kind == KINDS[number % len(KINDS)]), None)
+        found = next((event for event in events(scene) if event.kind == kinds[number % len(kinds)]), None)
         if found is not None:
             yield scene, found
             number += 1
@@ -99,17 +103,18 @@ def ask(model: tuple, video: object, event: Event, description: str = "") -> dic
     """The first interval that is found, and its IoU."""
     found = find(video, description or event.description, model=model)
     first = next(((one.start, one.end) for one in found.intervals), None)
-    return {"found": first, "most_likely": found.most_likely, "iou": 0.0 if first is None else iou(first, event)}
+    told = {"found": first, "most_likely": found.most_likely, "reason": found.reason}
+    return {**told, "iou": 0.0 if first is None else iou(first, event)}
 
 
-def measure(number: int, scene: Scene, event: Event, model: tuple, folder: Path) -> dict:
+def measure(number: int, scene: Scene, event: Event, model: tuple, folder: Path, blind_every: int) -> dict:
     """One row."""
     clip, path = draw(scene, NUM_FRAMES), folder / "clip.mp4"
     write_frames(clip.frames, (scene.width, scene.height), Fraction(NUM_FRAMES, int(scene.duration)), path)
     began = time.process_time()
     row = {"number": number, "kind": event.kind, "duration": scene.duration, "true": (event.start, event.end)}
     row |= ask(model, path, event) | {"cpu_seconds": time.process_time() - began}
-    if number % BLIND_EVERY == 0:
+    if number % blind_every == 0:
         color = clip.frames.mean((0, 1, 2)).round().astype(np.uint8)
         frames = np.broadcast_to(color, clip.frames.shape)
         blank = SimpleNamespace(frames=frames, timestamps=clip.timestamps, duration=clip.duration)
@@ -141,13 +146,21 @@ def summary(rows: list[dict]) -> dict:
         "mIoU_ci95": np.quantile(draws, [0.025, 0.975]).round(4).tolist(),
         "R1@0.5": round(float((own >= 0.5).mean()), 4),
         "found": round(float(np.mean([row["found"] is not None for row in rows])), 4),
+        "denied": _share(rows, "not found"),
+        "cannot_tell": _share(rows, "cannot tell"),
         "best_fixed_part": {"mIoU": round(fixed[0], 4), "R1@0.5": round(fixed[1], 4)},
         "one_colour": {
             "events": len(blind),
             "mIoU": round(float(blind.mean()), 4) if len(blind) else None,
             "R1@0.5": round(float((blind >= 0.5).mean()), 4) if len(blind) else None,
+            "denied": _share([row["blind"] for row in rows if "blind" in row], "not found"),
         },
     }
+
+
+def _share(rows: list[dict], reason: str) -> float | None:
+    """Of the rows whose reason to find nothing begins so."""
+    return round(float(np.mean([row["reason"].startswith(reason) for row in rows])), 4) if rows else None
 
 
 def main() -> None:
@@ -155,30 +168,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num", type=int, default=500)
     parser.add_argument("--seed", type=int, default=2031)
+    parser.add_argument("--kind", choices=KINDS, help="Of event; all if not given.")
+    parser.add_argument("--blind-every", type=int, default=10, help="Clips per clip of one color.")
     parser.add_argument("--rows", type=Path, required=True, help="One JSON object per event; kept and continued.")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     given = parser.parse_args()
+    kinds = (given.kind,) if given.kind else KINDS
     done = [json.loads(line) for line in given.rows.read_text().splitlines()] if given.rows.exists() else []
     model = load(None, "cpu")
     with tempfile.TemporaryDirectory() as folder, given.rows.open("a") as file:
-        for number, (scene, event) in enumerate(drawn(given.seed, given.num)):
+        for number, (scene, event) in enumerate(drawn(given.seed, given.num, kinds)):
             if number >= len(done):
-                done.append(measure(number, scene, event, model, Path(folder)))
+                done.append(measure(number, scene, event, model, Path(folder), given.blind_every))
                 file.write(json.dumps(done[-1]) + "\n")
                 file.flush()
     rows = done[: given.num]
-    fixed = [best_fixed([row for row in rows if row["kind"] == kind]) for kind in KINDS]
+    fixed = [best_fixed([row for row in rows if row["kind"] == kind]) for kind in kinds]
     of_kinds = {"mIoU": round(float(np.mean([pair[0] for pair in fixed])), 4)}
     of_kinds["R1@0.5"] = round(float(np.mean([pair[1] for pair in fixed])), 4)
     never = [row["never"]["found"] is None for row in rows if "never" in row]
     report = {
-        "command": f"python benchmarks/find.py --num {given.num} --seed {given.seed} --rows rows.jsonl",
+        "command": shlex.join(["python", "benchmarks/find.py", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, one thread, shared with other work",
         "model": "bundled nano",
         "frames": NUM_FRAMES,
         "all": {**summary(rows), "best_fixed_part_of_each_kind": of_kinds},
-        "by_kind": {kind: summary([row for row in rows if row["kind"] == kind]) for kind in KINDS},
+        "by_kind": {kind: summary([row for row in rows if row["kind"] == kind]) for kind in kinds},
         "what_never_happens": {"asked": len(never), "nothing_found": round(float(np.mean(never)), 4)},
         "cpu_seconds_per_event": round(float(np.mean([row["cpu_seconds"] for row in rows])), 2),
         "torch": torch.__version__,

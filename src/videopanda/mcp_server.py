@@ -118,7 +118,7 @@ def make_server(loaded: tuple[Any, Any], allowed: Sequence[Path]) -> MCPServer:
             description: a statement, such as "the red circle turns white".
         """
         found = find_intervals(_find(path, allowed), description, model=loaded)
-        return {"intervals": [asdict(interval) for interval in found.intervals], "most_likely": found.most_likely}
+        return {"intervals": [asdict(interval) for interval in found.intervals], "reason": found.reason}
 
     @tool
     def frames(path: str, count: int = 8, start: float | None = None, end: float | None = None) -> Image:

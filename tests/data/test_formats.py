@@ -225,7 +225,7 @@ CHAT = [ASK, TELL]
         (llava, {"video": "a.mp4", "conversations": [ASK, {**TELL, "value": "<image>"}]}, "extra_marker", "an answer"),
         (llava, {"video": "a.mp4", "conversations": [{**ASK, "value": "Eh?"}, TELL]}, "missing_marker", "0 visual"),
         (llava, {"video": ["a.mp4", "b.mp4"], "conversations": CHAT}, "missing_marker", "1 visual placeholders for 2"),
-        (llava, {"video": "a.mp4", "conversations": CHAT, "start": "1"}, "schema", "'start' must be a time"),
+        (llava, {"video": "a.mp4", "conversations": CHAT, "start": "soon"}, "schema", "'start' must be a time"),
         (llava, {"video": "a.mp4", "conversations": CHAT, "end": -1}, "schema", "'end' must be a time"),
         (llava, {"video": "a.mp4", "conversations": CHAT, "end": float("nan")}, "schema", "'end' must be a time"),
         (llava, {"video": "a.mp4", "conversations": CHAT, "start": 4, "end": 4}, "range", "not later than start"),

@@ -92,6 +92,10 @@ def test_two_times_are_two_intervals():
         ("0 seconds", (0.0, 0.5)),
         ("1:30", None),  # not in this video
         ("2 circles", None),
+        ("The 2 circles meet at 3 seconds.", (2.5, 3.5)),
+        ("1:02:03", None),  # an hour, and not 1:02
+        ("0:00:03 to 0:00:05.5", (3.0, 5.5)),
+        ("0 min 4 s", (3.5, 4.5)),
         ("I cannot tell from this video.", None),
     ],
 )
@@ -179,6 +183,17 @@ def test_what_never_happens_is_not_found(nano):
     found = find(CLIP, "the green triangle vanishes", model=nano)
     assert found.intervals == ()
     assert found.most_likely < LEAST
+    assert found.reason.startswith("not found: the model does not see this")
+
+
+@pytest.mark.parametrize(
+    ("index", "description"), [(44, "the blue square hits the blue triangle"), (1, "the red triangle is visible")]
+)
+def test_what_the_model_cannot_place_is_not_called_absent(nano, index, description):
+    found = videopanda.find(draw(make_scene(4242, "test", index), NUM_FRAMES), description, model=nano)
+    assert found.intervals == ()
+    assert found.everywhere > 0.4  # measured: 0.55 and 0.77
+    assert found.reason.startswith("cannot tell when")
 
 
 def test_a_model_that_ignores_the_clip_finds_nothing():

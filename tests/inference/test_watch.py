@@ -82,7 +82,7 @@ def test_the_verb(tmp_path):
     assert '"kind": "log", "frames": 6' in lines[-1]
     for arguments, message in (
         ([path], "nothing to ask"),
-        ([path, "--every", "soon", "What?"], "expected a time such as 90s"),
+        ([path, "--every", "soon", "What?"], "expected a time in seconds"),
         ([tmp_path / "none.mp4", "--when", RED], "no video at"),
     ):
         code, _, err = run("watch", *arguments)

@@ -245,7 +245,7 @@ def test_times_are_links_and_markup_is_text(page):
             const text = ["# A *title*", "**bold** `a<b>` <img src=x onerror=alert(1)> at 1.5 s", "", "- one",
                 "- two", "", "```", "<script>", "```", "3. three", ""].join("\\n");
             const link = (word, time) => Object.assign(document.createElement("button"), { textContent: time });
-            box.append(render(text, link));
+            box.append(render(text, link), render("2 min 5 s, 0:01:02.5, 1h2m3s", link));
             return box.innerHTML;
         }"""
     )
@@ -253,6 +253,7 @@ def test_times_are_links_and_markup_is_text(page):
         "<p><strong>A <em>title</em></strong></p><p><strong>bold</strong> <code>a&lt;b&gt;</code> "
         "&lt;img src=x onerror=alert(1)&gt; at <button>1.5</button></p><ul><li>one</li><li>two</li></ul>"
         '<pre><code>&lt;script&gt;</code></pre><ol start="3"><li>three</li></ol>'
+        "<p><button>125</button>, <button>62.5</button>, <button>3723</button></p>"
     )
     page.ask(ASKED[3], 0)
     page.answers().first.locator(".time").click()

@@ -134,8 +134,7 @@ def test_find_marks_what_the_library_finds(page, nano):
     sync_api.expect(page.page.locator("#frames button").first).to_contain_text("2.", timeout=PATIENCE)
     look("the circle is red", 2)
     assert later.intervals == ()
-    told = f"not found, at most {100 * later.most_likely:.0f} % likely"
-    sync_api.expect(entries.nth(1)).to_contain_text(told)
+    sync_api.expect(entries.nth(1)).to_contain_text(later.reason)
     sync_api.expect(entries.nth(1)).to_contain_text("(looked at: from 2.00 s)")
     sync_api.expect(marks).to_have_count(0)
     link.click()

@@ -68,25 +68,17 @@ def key_value(settings: list[str] | None) -> list[str] | None:
 
 
 def seconds(text: str) -> float:
-    """Parse a time in seconds or clock notation: 90.5, 1:30.5, 1:02:03."""
-    try:
-        parts = [float(part) for part in text.split(":")]
-    except ValueError:
-        parts = []
-    if not 1 <= len(parts) <= 3 or not all(0 <= part < float("inf") for part in parts):
-        raise ValueError(f"expected a time in seconds, or one such as 1:30, got {text!r}")
-    total = 0.0
-    for part in parts:
-        total = 60 * total + part
-    return total
+    """Parse a time: 90.5, 1:30.5, 1:02:03, 2m5s."""
+    from videopanda.video import times
+
+    return times.seconds(text)
 
 
 def duration(text: str) -> float:
-    """Parse 90s, 30m, 1.5h or 90 into seconds."""
-    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([smh]?)", text)
-    length = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    """Parse a time that is more than 0."""
+    length = seconds(text)
     if not length:
-        raise ValueError(f"expected a time such as 90s, 30m or 1.5h, got {text!r}")
+        raise ValueError(f"expected a time of more than 0 s, got {text!r}")
     return length
 
 

@@ -48,5 +48,5 @@ def find_verb(
     lines = [f"{'start':>10}  {'end':>10}  confidence"]
     lines += [f"{one.start:8.2f} s  {one.end:8.2f} s  {one.confidence:10.2f}" for one in found.intervals]
     if not found.intervals:
-        lines = [f"not found: the model does not see this at any time (at most {found.most_likely:.0%} likely)"]
+        lines = [found.reason]
     show(found.as_dict(), as_json, *lines)

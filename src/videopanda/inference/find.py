@@ -26,6 +26,7 @@ Dimensions: W windows; C candidate intervals.
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,10 +38,12 @@ from videopanda.inference.clip import ClipSource, prepare_clips
 from videopanda.inference.engine import Engine
 from videopanda.inference.request import Finished, GenerateRequest, Progress, Round, Steps, run
 from videopanda.video.read import read_video
+from videopanda.video.times import TIME, is_marked, seconds_of
 
 NUM_FRAMES = 32  # of the whole video: times are as exact as these are close
 MOST_FRAMES = 512  # that can be searched: the model is asked about two windows for every three of them
 LEAST = 0.45  # confidence of an interval that is reported
+DENIED = 0.25  # a description that is less likely than this, over all windows, is denied
 MOST_INTERVALS = 3
 IS_TRUE, WHEN, EXACTLY_WHEN = (
     "Is it true that {description}?",
@@ -48,8 +51,7 @@ IS_TRUE, WHEN, EXACTLY_WHEN = (
     "Tell me exactly when {description}.",
 )
 _LASTS = re.compile(r"\b(is|are|was|were|has|have|had|there's|it's)\b", re.IGNORECASE)
-_IS_TIME = re.compile(r"\bsec|\d ?s\b|:\d\d", re.IGNORECASE)
-_TIME = re.compile(r"(?:(\d+):)?(\d+(?:\.\d+)?)")
+_TO = re.compile(r"\s*(?:-|–|to|and|until)\s*")
 _REPLY_TOKENS = 24
 _CHOICES = 4  # choices of frames of the whole video
 _TOGETHER = 8  # clips that are in memory at the same time
@@ -72,6 +74,8 @@ class Found:
 
     intervals: the most likely one first; empty if the model does not see it at any time.
     most_likely: confidence of the best interval, reported or not.
+    everywhere: mean score of the windows.
+    reason: why there is no interval: the model denies the description, or it neither denies it nor singles out a time.
     windows: start, end and score of every window that was asked about.
     frame_times: seconds of the frames that were read.
     """
@@ -79,6 +83,8 @@ class Found:
     description: str
     intervals: tuple[Interval, ...]
     most_likely: float
+    everywhere: float
+    reason: str
     windows: tuple[tuple[float, float, float], ...]
     frame_times: tuple[float, ...]
 
@@ -186,7 +192,16 @@ def search(processor: Any, video: Any, description: str) -> Steps[Found]:
         stated = [_stated(reply.text, origin, first, last) for reply in replies]
         intervals, most_likely = _moment(stated, _fit(scores, count), edges)
     asked = tuple((float(edges[a]), float(edges[b]), value) for (a, b), value in sorted(scores.items()))
-    return Found(description, tuple(intervals), most_likely, asked, tuple(map(float, video.timestamps)))
+    everywhere, reason = float(np.mean(list(scores.values()))), ""
+    if not intervals and everywhere < DENIED:
+        reason = f"not found: the model does not see this at any time (at most {most_likely:.0%} likely)"
+    elif not intervals:
+        reason = (
+            f"cannot tell when: at {everywhere:.0%} on average, the model neither denies this nor singles out a time: "
+            "it may last throughout, or be of a kind that the model cannot see"
+        )
+    times = tuple(map(float, video.timestamps))
+    return Found(description, tuple(intervals), most_likely, everywhere, reason, asked, times)
 
 
 def _yes_tokens(processor: Any) -> list[int]:
@@ -307,10 +322,14 @@ def _lasting(scores: dict[Window, float], edges: np.ndarray) -> tuple[list[Inter
 # -- the time that is stated -------------------------------------------------------------------------------------------
 def _stated(reply: str, origin: float, first: float, last: float) -> tuple[float, float] | None:
     """The interval that a reply states, within the video: the second around one time, or from one to another."""
-    times = [origin + 60 * int(minutes or 0) + float(seconds) for minutes, seconds in _TIME.findall(reply)[:2]]
-    if not times or not _IS_TIME.search(reply):
+    found, times = list(TIME.finditer(reply)), list[float]()
+    for match, after in zip_longest(found, found[1:]):
+        # "between 2.5 and 3.5 seconds": what stands before a time without a unit has its unit.
+        if is_marked(match) or (after and is_marked(after) and _TO.fullmatch(reply[match.end() : after.start()])):
+            times.append(origin + seconds_of(match))
+    if not times:
         return None
-    start, end = (times[0] - 0.5, times[0] + 0.5) if len(times) == 1 or times[1] <= times[0] else times
+    start, end = (times[0] - 0.5, times[0] + 0.5) if len(times) == 1 or times[1] <= times[0] else times[:2]
     start, end = max(first, start), min(last, end)
     return (start, end) if start < end else None
 

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from videopanda.data.sample import Turn
 from videopanda.models.prompts import place_marker
+from videopanda.video.times import TIME, seconds_of
 
 # What can be wrong with a row; `videopanda data check` counts by these names.
 Kind = Literal[
@@ -367,7 +368,7 @@ def seconds(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
     pairs = [keys for keys in RANGE_KEYS if any(row.get(key) is not None for key in keys)]
     if len(pairs) > 1:
         raise RowError("schema", f"more than one range: {', '.join(key for keys in pairs for key in keys)}")
-    times = [_number(row, key, "a time in seconds") for key in (pairs[0] if pairs else ("start", "end"))]
+    times = [_time(row, key) for key in (pairs[0] if pairs else ("start", "end"))]
     start, end = times
     if end is not None and end <= (start or 0.0):
         raise RowError("range", f"end ({end} s) is not later than start ({start or 0.0} s)")
@@ -422,6 +423,12 @@ def record_of(
     recording = row.get("recording")
     known = str(recording) if isinstance(recording, (str, int)) else ""
     return Record(name, source, media, mark(pairs, media, missing), system, known)
+
+
+def _time(row: Mapping[str, Any], key: str) -> float | None:
+    value = row.get(key)
+    match = TIME.fullmatch(value.strip()) if isinstance(value, str) else None
+    return _number(row, key, "a time such as 75.5 or 1:15") if match is None else seconds_of(match)
 
 
 def _number(row: Mapping[str, Any], key: str, what: str) -> float | None:

@@ -50,5 +50,5 @@ def _item(row: AnnotationRow, number: RunningNumber) -> Item:
     times = row.texts("timestamp")
     if len(times) != 2:
         raise AnnotationRowError(f"'timestamp' has {len(times)} values instead of two")
-    start, end = (AnnotationRow(row.place, {"timestamp": time}).number("timestamp") for time in times)
+    start, end = (AnnotationRow(row.place, {"timestamp": time}).time("timestamp") for time in times)
     return Item(name, video, row.text("caption"), "grounding", interval=(start, end))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from videopanda.data.formats.rows import refuse_other_files
+from videopanda.video.times import TIME, seconds_of
 
 _CHUNK = 1 << 20  # characters
 _PARQUET_ROWS = 1024
@@ -84,6 +85,12 @@ class AnnotationRow:
                 f"{_names(keys)} is {'missing' if value is None else f'not a number: {value!r:.40}'}"
             )
         return number
+
+    def time(self, *keys: str) -> float:
+        """Seconds: a number, or a string such as 75.5, 1:15 or 1:02:03."""
+        value = self.get(*keys)
+        match = TIME.fullmatch(value.strip()) if isinstance(value, str) else None
+        return self.number(*keys) if match is None else seconds_of(match)
 
     def index(self, *keys: str, below: int) -> int:
         """A whole number from 0 to `below` - 1."""

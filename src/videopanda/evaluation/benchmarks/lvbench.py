@@ -17,8 +17,9 @@ from videopanda.evaluation.benchmarks.errata import COMMON, Erratum, without
 from videopanda.evaluation.benchmarks.files import AnnotationRow, Rejected, find, rows, unnested
 from videopanda.evaluation.benchmarks.item import Item, RunningNumber, items, stem
 from videopanda.evaluation.benchmarks.options import letter_index, published, same_text, split_question, unmark_all
+from videopanda.video.times import seconds
 
-_SPAN = re.compile(r"(\d+(?::\d+){1,2})\s*-\s*(\d+(?::\d+){1,2})")  # minutes may have three digits
+_SPAN = re.compile(r"(\d+(?::[0-5]?\d){1,2})\s*-\s*(\d+(?::[0-5]?\d){1,2})")  # minutes may have three digits
 ERRATA = (
     *COMMON,
     Erratum(
@@ -68,5 +69,5 @@ def _evidence(row: AnnotationRow) -> dict[str, list[float]]:
     match = _SPAN.fullmatch(str(row.get("time_reference")).strip())
     if match is None:
         return {}
-    times = [sum(float(part) * 60**i for i, part in enumerate(reversed(t.split(":")))) for t in match.groups()]
+    times = [seconds(time) for time in match.groups()]
     return {"evidence": times}

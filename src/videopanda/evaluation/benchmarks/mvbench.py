@@ -75,8 +75,8 @@ def _item(row: AnnotationRow, task: str, number: RunningNumber) -> Item:
         options=options,
         right=same_text(options, answer),
         answers=(answer,),
-        start=row.number("start") if row.get("start") is not None else None,
-        end=row.number("end") if row.get("end") is not None else None,
+        start=row.time("start") if row.get("start") is not None else None,
+        end=row.time("end") if row.get("end") is not None else None,
         extra={
             **row.extra("subtitle", "show_name"),
             **({"fps": row.number("fps")} if row.get("fps") is not None else {}),

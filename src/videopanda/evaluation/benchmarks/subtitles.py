@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_SPAN = re.compile(r"(\d+):(\d+):(\d+)[,.](\d+)\s*-->\s*(\d+):(\d+):(\d+)[,.](\d+)")
+from videopanda.video.times import seconds
+
+_SPAN = re.compile(r"(\d+:\d+:\d+[,.]\d+)\s*-->\s*(\d+:\d+:\d+[,.]\d+)")
 _TAG = re.compile(r"<[^>]*>|\{\\[^}]*\}")
 
 
@@ -43,9 +45,9 @@ def _srt(text: str) -> Iterator[Cue]:
     for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
         match = _SPAN.search(block)
         if match:
-            h1, m1, s1, f1, h2, m2, s2, f2 = match.groups()
+            start, end = (seconds(time.replace(",", ".")) for time in match.groups())
             lines = _TAG.sub("", block[match.end() :]).split("\n")[1:]
-            yield Cue(_seconds(h1, m1, f"{s1}.{f1}"), _seconds(h2, m2, f"{s2}.{f2}"), " ".join(lines).strip())
+            yield Cue(start, end, " ".join(lines).strip())
 
 
 def _json_cue(cue: Any) -> Cue:
@@ -53,15 +55,11 @@ def _json_cue(cue: Any) -> Cue:
         start, end = cue["timestamp"]
         start, end, text = float(start), float(end) if isinstance(end, (int, float)) else math.inf, cue["text"]
     else:
-        start, end = (_seconds(*cue[key].split(":")) for key in ("start", "end"))
+        start, end = (seconds(cue[key]) for key in ("start", "end"))
         text = cue["line"]
     middle = (start + end) / 2
     # Lines of less than a second last one, as in the code of LongVideoBench.
     return Cue(*((start, end) if end - start >= 1 else (middle - 0.5, middle + 0.5)), text.strip())
-
-
-def _seconds(hours: str, minutes: str, seconds: str) -> float:
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
 
 
 def at_times(cues: Iterable[Cue], times: Sequence[float]) -> list[Cue]:

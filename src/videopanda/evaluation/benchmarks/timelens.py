@@ -45,7 +45,7 @@ def _item(row: AnnotationRow, part: str, number: RunningNumber) -> Item:
     times = row.texts("span")
     if len(times) != 2:
         raise AnnotationRowError(f"'span' has {len(times)} values instead of two")
-    start, end = (AnnotationRow(row.place, {"span": time}).number("span") for time in times)
+    start, end = (AnnotationRow(row.place, {"span": time}).time("span") for time in times)
     return Item(
         id=name,
         video=f"{part}/{video}.mp4",

@@ -15,6 +15,7 @@ from videopanda.evaluation.scoring.choice_patterns import (
 )
 from videopanda.evaluation.scoring.clauses import clauses
 from videopanda.evaluation.scoring.final_text import final_text, unwrapped
+from videopanda.video.times import TIME, is_marked, seconds_of
 
 # -- yes or no ---------------------------------------------------------------------------------------------------------
 _YES = r"(?:yes|yeah|yep|ja|sí|si(?!\s+\w)|oui|да|sim|sì|نعم|是的?|对的?|對|はい|네|예)"
@@ -68,18 +69,6 @@ def yes_no(reply: str) -> str | None:
 
 
 # -- intervals ---------------------------------------------------------------------------------------------------------
-_NUMBER = r"\d+(?:\.\d+)?"
-_HOURS = r"(?:(?:hours?|hrs?|h|stunden?|horas?|heures?|час\w*)(?!\w)|小时|時間|시간)"
-_MINUTES = r"(?:(?:minut[eo]s?|minuten|mins?|минут\w*)(?!\w)|m(?![^\W\d])|分钟?|분)"
-_SECONDS = r"(?:(?:seconds?|secs?|s|sekunden?|segundos?|secondes?|секунд\w*)(?!\w)|秒|초)"
-_TIME = re.compile(
-    rf"(?<![\w.])(?<!\d:)(?:(?:(?P<h>\d+):)?(?P<m>\d+):(?P<s>[0-5]?\d(?:\.\d+|,\d{{3}}(?![:\d]))?(?!\d))"
-    rf"|(?:(?P<hours>{_NUMBER})\s*{_HOURS}\s*(?:and\s+)?)?(?P<minutes>{_NUMBER})\s*{_MINUTES}"
-    rf"(?:\s*(?:and\s+)?(?P<rest>{_NUMBER})\s*{_SECONDS})?"
-    rf"|(?P<only>{_NUMBER})\s*{_HOURS}"
-    rf"|(?P<seconds>{_NUMBER})\s*(?:(?P<unit>{_SECONDS})|(?![\w:%])))",
-    re.IGNORECASE | re.ASCII,
-)
 # A minus in front of a number is a sign where no other number stands before it.
 _NEGATIVE = re.compile(
     r"(?<![\w.:])(?<![\w.:]\s)[-−–](?=\d)|\b(?:from|between|to|and|at)\s+[-−–](?=\d)|\bminus\s+\d", re.IGNORECASE
@@ -117,7 +106,7 @@ def interval(reply: str) -> tuple[float, float] | None:
         text = text[cues[-1].end() :]
     if _NEGATIVE.search(text):
         return None
-    times = list(_TIME.finditer(text))
+    times = list(TIME.finditer(text))
     pairs = [(a, b) for a, b in pairwise(times) if _JOIN.fullmatch(text[a.end() : b.start()])]
     pairs = [(a, b) for a, b in pairs if not _COUNTED_BEFORE.search(text[: a.start()])]
     if len(pairs) != 1:
@@ -126,22 +115,14 @@ def interval(reply: str) -> tuple[float, float] | None:
     before, between = text[: first.start()].rpartition(".")[2], text[first.end() : second.start()]
     if DENIAL.search(before) or (_MOMENT.search(before) and _ALSO.fullmatch(between)):
         return None
-    bare = first["seconds"] and not first["unit"]
-    start, end, after = _seconds(first), _seconds(second), text[second.end() :]
-    is_counted = bare and second["seconds"] and not second["unit"] and _COUNTED_AFTER.match(after)
+    bare = not is_marked(first)
+    start, end, after = seconds_of(first), seconds_of(second), text[second.end() :]
+    is_counted = bare and not is_marked(second) and _COUNTED_AFTER.match(after)
     is_part = bare and end <= 1 and re.match(r"\s*of\b", after)  # "0.1 to 0.4 of the video"
     if is_counted or is_part or re.match(r"[^.!;\n]{0,20}\?", after):
         return None
     if (judged := _JUDGED.match(after)) and DENIAL.match(after, judged.end()):
         return None
-    if bare and (second["minutes"] or second["only"]):
+    if bare and (second["hours"] or second["only_minutes"]):
         return None
     return (start, end) if start < end < math.inf else None
-
-
-def _seconds(match: re.Match[str]) -> float:
-    if match["s"]:
-        return 3600 * float(match["h"] or 0) + 60 * float(match["m"]) + float(match["s"].replace(",", "."))
-    if match["minutes"]:
-        return 3600 * float(match["hours"] or 0) + 60 * float(match["minutes"]) + float(match["rest"] or 0)
-    return 3600 * float(match["only"]) if match["only"] else float(match["seconds"])

@@ -25,6 +25,7 @@ from videopanda.evaluation.scoring import (
     wordnet,
 )
 from videopanda.evaluation.scoring.wordnet import WordNet
+from videopanda.video import times
 
 TEXT: tuple[Task, ...] = ("short_answer", "yes_no", "description")
 
@@ -178,7 +179,9 @@ SCORERS = {
             judge_cut=partial(_choice, is_cut=True),
         ),
         Scorer("yes-no", "4", ("yes_no",), ("accuracy",), _yes_no, (extract, *_READING)),
-        Scorer("iou", "4", ("grounding",), ("miou", *(f"r1@{t}" for t in THRESHOLDS)), _iou, (extract, *_READING)),
+        Scorer(
+            "iou", "5", ("grounding",), ("miou", *(f"r1@{t}" for t in THRESHOLDS)), _iou, (extract, times, *_READING)
+        ),
     )
 }
 WORDNET_SCORERS = ("synonyms", "wups")

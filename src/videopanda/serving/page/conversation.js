@@ -125,7 +125,7 @@ export async function find(conversation, description, model, changed) {
     await ensureUploaded(conversation.clip, signal);
     const video = { type: "file", file: { file_id: conversation.clip.fileId }, ...part };
     const found = await lastOf(api.find({ model, video, description }, signal), conversation, () => changed(moment));
-    Object.assign(moment, { intervals: found.intervals, mostLikely: found.most_likely, state: "done" });
+    Object.assign(moment, { intervals: found.intervals, reason: found.reason, state: "done" });
   });
 }
 

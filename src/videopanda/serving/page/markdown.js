@@ -1,7 +1,8 @@
 // Markdown of answers as DOM nodes: headings, lists, code, bold, italic, and times as buttons. Text stays text: nothing
 // that a model writes is parsed as HTML, and links are not made.
 
-const INLINE = /`([^`\n]+)`|\*\*(\S(?:[^\n]*?\S)?)\*\*|\*([^\s*](?:[^*\n]*[^\s*])?)\*|\b(\d{1,2}:[0-5]\d(?::[0-5]\d)?)\b|\b(\d+(?:\.\d+)?)\s?(?:s|secs?|seconds?)\b/g;
+const INLINE = /`([^`\n]+)`|\*\*(\S(?:[^\n]*?\S)?)\*\*|\*([^\s*](?:[^*\n]*[^\s*])?)\*|\b(\d+:[0-5]\d(?::[0-5]\d)?(?:\.\d+)?)\b|\b((?:\d+(?:\.\d+)?\s?(?:h|hours?)\s?)?(?:\d+(?:\.\d+)?\s?(?:m|mins?|minutes?)\s?)?\d+(?:\.\d+)?\s?(?:s|secs?|seconds?))\b/g;
+const PART = /([\d.]+)\s?([hms])/g;
 const ITEM = /^\s*(?:([-*+])|(\d+)[.)])\s+(.*)$/;
 
 const node = (tag, ...children) => {
@@ -10,8 +11,11 @@ const node = (tag, ...children) => {
   return made;
 };
 
-/** Seconds of "1:05" or "0:01:05". */
+/** Seconds of "1:05" or "0:01:05.5". */
 const clock = (text) => text.split(":").reduce((sum, part) => 60 * sum + Number(part), 0);
+
+/** Seconds of "5 s" or "2 min 5 s". */
+const sum = (text) => [...text.matchAll(PART)].reduce((all, [, count, unit]) => all + count * { h: 3600, m: 60, s: 1 }[unit], 0);
 
 function* inline(text, timeLink) {
   let last = 0;
@@ -22,7 +26,7 @@ function* inline(text, timeLink) {
     if (code !== undefined) yield node("code", code);
     else if (bold !== undefined) yield node("strong", ...inline(bold, timeLink));
     else if (italic !== undefined) yield node("em", ...inline(italic, timeLink));
-    else yield timeLink(whole, stamp === undefined ? Number(seconds) : clock(stamp)) ?? whole;
+    else yield timeLink(whole, stamp === undefined ? sum(seconds) : clock(stamp)) ?? whole;
   }
   yield text.slice(last);
 }

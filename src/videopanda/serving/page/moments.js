@@ -35,10 +35,10 @@ export function showProgress(bar, text, progress) {
 }
 
 function entry(moment, show, acts) {
-  const { description, part, state, intervals, mostLikely, error } = moment;
+  const { description, part, state, intervals, reason, error } = moment;
   const item = element("li", { className: moment === marked ? "marked" : "" }, element("span", { className: "what", textContent: description }));
   if (state === "failed") item.append(element("span", { className: "error", textContent: error }));
-  else if (!intervals.length) item.append(element("span", { className: "quiet", textContent: `not found, at most ${percent(mostLikely)} likely` }));
+  else if (!intervals.length) item.append(element("span", { className: "quiet", textContent: reason }));
   for (const { start, end, confidence } of intervals ?? []) {
     const text = `${seconds(start)} – ${seconds(end)}`;
     const link = element("button", { type: "button", className: "link time", textContent: text });
