@@ -98,6 +98,7 @@ class KVPrefix:
     def _changed(self, of_state: Callable[[Tensor], Tensor], of_kv: Callable[[Tensor, int], Tensor]) -> Cache:
         """The cache with changed tensors; `of_kv` gets keys or values, and their place in `positions`."""
         layers: list[Any] = []
+        layer: Any  # transformers types it as any kind of cache layer
         for i, layer in enumerate(self.cache.layers):
             if has_state(layer):
                 layers.append(_mapped([layer], lambda tensors: of_state(tensors[0])))

@@ -27,7 +27,7 @@ def text_config_of(given: PreTrainedConfig | dict[str, Any] | None, default: str
 
 def section_of(kind: type[SectionT], given: SectionT | dict[str, Any] | None) -> SectionT:
     """A section of a configuration, from its fields where it is given as a dictionary."""
-    return given if isinstance(given, kind) else kind(**(given or {}))  # type: ignore[arg-type]
+    return given if isinstance(given, kind) else kind(**(given or {}))
 
 
 def check_placeholders(video_token_id: int, image_token_id: int, vocab_size: int) -> None:

@@ -125,5 +125,7 @@ class DecoderPool:
                 self._free.put_nowait(worker)
         if "reason" in header:
             raise UnfitError(f"cannot read this video: {header['reason']}")
-        values = {name: np.array(value) if isinstance(value, list) else value for name, value in header.items()}
+        values: dict[str, Any] = {
+            name: np.array(value) if isinstance(value, list) else value for name, value in header.items()
+        }
         return Video(**{**values, "frames": np.frombuffer(frames, np.uint8).reshape(header["frames"])})

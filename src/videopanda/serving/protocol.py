@@ -240,9 +240,8 @@ def _normalized(part: Any) -> Any:
         return {**rest(*file, "detail"), "type": "file", "file": file}
     if kind not in ("video_url", "image_url", "input_video", "video") or not isinstance(part.get(kind), str):
         return part
-    rest = {name: value for name, value in part.items() if name != kind}
-    kind = "video_url" if kind == "video" else kind
-    return {**rest, "type": kind, kind: {"url": part[part["type"]]}}
+    name = "video_url" if kind == "video" else kind
+    return {**rest(kind), "type": name, name: {"url": part[kind]}}
 
 
 def _content(value: Any) -> Any:

@@ -40,7 +40,9 @@ def yes_no(reply: str) -> str | None:
     None where that gives both or none, and where it is denied or asked ("not yes", "yes?").
     """
     text = _BOTH.sub("▢", IDIOMS.sub(" ", unwrapped(final_text(reply))))
-    stated, told, told_end = [], set(), 0
+    stated: list[str | None] = []
+    told: set[str] = set()
+    told_end = 0
     for number, (start, end, kind) in enumerate(clauses(text)):
         clause = text[start:end]
         match = _WORD.search(clause)
