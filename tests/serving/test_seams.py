@@ -190,3 +190,29 @@ def test_bytes_are_counted_while_another_thread_adds(what, tmp_path):
         stopped = True
         writer.join()
         sys.setswitchinterval(interval)
+
+
+def test_an_upload_is_not_closed_while_a_thread_writes_it(tmp_path):
+    """Its descriptor could by then belong to another file."""
+    store, begun, was_open = FileStore(tmp_path, FileLimits()), threading.Event(), []
+    with store.new("a.mp4", "me") as upload:
+        opened = upload._opened
+
+        class Slow:
+            close = opened.close
+
+            def write(self, content: bytes) -> int:
+                begun.set()
+                time.sleep(0.1)
+                was_open.append(not opened.closed)
+                return opened.write(content)
+
+        upload._opened = Slow()
+        writer = threading.Thread(target=upload.write, args=(b"abc",))
+        writer.start()
+        assert begun.wait(10)
+    writer.join()
+    assert was_open == [True]
+    assert not list((tmp_path / "parts").iterdir())
+    with pytest.raises(ValueError, match="closed"):
+        opened.write(b"d")

@@ -252,7 +252,12 @@ async def _push(
     with opened.in_use():
         async with opened.lock:
             with tempfile.NamedTemporaryFile() as file:
-                await asyncio.to_thread(Path(file.name).write_bytes, data)
+
+                def save() -> None:  # by its handle: a canceled request cannot create the file again
+                    file.write(data)
+                    file.flush()
+
+                await asyncio.to_thread(save)
                 choice = {"num_frames": 1} if fps is None else {"fps": fps}
                 video = await service.pool.read(Path(file.name), **choice)
             if fps is None and not video.is_still:

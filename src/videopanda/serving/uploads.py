@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import tempfile
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -263,17 +264,23 @@ class Upload:
         self._opened = self._path.open("xb", buffering=0)
         self._digest, self._head, self._size = hashlib.sha256(), b"", 0
         self._kept = False
+        self._writing = threading.Lock()  # a canceled request leaves the block while a thread still writes
 
     def __enter__(self) -> "Upload":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._opened.close()
+        with self._writing:
+            self._opened.close()
         if not self._kept:
             self._path.unlink(missing_ok=True)
 
     def write(self, chunk: bytes) -> None:
-        """Add bytes."""
+        """Add bytes. Raises: ValueError: the block was left."""
+        with self._writing:
+            self._write(chunk)
+
+    def _write(self, chunk: bytes) -> None:
         limits, self._size = self._store.limits, self._size + len(chunk)
         if self._size > limits.file_bytes:
             raise TooLargeError(f"the file is larger than {limits.file_bytes} bytes: cut or compress it")
