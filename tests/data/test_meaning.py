@@ -139,7 +139,7 @@ def test_a_range_of_videochatgpt_is_used():
         {"end": float("inf")},
         {"start": float("nan")},
         {"end": 10**400},
-        {"start": "0:01"},
+        {"start": "0:01:"},
         {"start": -1},
         {"segment": [1, 2]},
         {"clip": [1.5, 3]},

@@ -42,8 +42,10 @@ class TextTask:
 
     def prepare(self, batches: Sequence[dict[str, Any]], device: torch.device) -> None:
         """Add `weights` to the batches: by name, the factor between the mean of a batch and its part of the mean over
-        the step. All ranks call this together.
+        the step. All ranks call this together. At the end of an epoch there are none.
         """
+        if not batches:
+            return
         counts = [{"text": answer_tokens(batch), **self.counts(batch)} for batch in batches]
         own_KB = torch.tensor([[count[name] for count in counts] for name in counts[0]])
         total_K1, ranks = own_KB.sum(1, keepdim=True).to(device), 1

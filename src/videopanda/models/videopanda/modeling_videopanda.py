@@ -101,8 +101,8 @@ def encode_frames(
 ) -> Tensor:
     """Map frames (B, T, 3, X, Y) to projected tokens (V, E): in training all, else each distinct one once.
 
-    Outside of training, frames are processed in passes of whole segments, so memory other than the tokens does not grow
-    with the number and length of videos.
+    Outside of training, frames are processed in passes of whole segments, so memory other than the tokens and two
+    indices for each does not grow with the number and length of videos.
     """
     device = pixels_BTXY.device
     if stab.training:
