@@ -41,8 +41,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, required=True, help="folder of models and trainings")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=600, help="of 4 clips")
-    parser.add_argument("--questions", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=400, help="of 4 clips")
+    parser.add_argument("--questions", type=int, default=900)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("mamba-pooling.json"))
     arguments = parser.parse_args()
     told = json.loads(arguments.output.read_text(encoding="utf-8")) if arguments.output.exists() else {"rows": []}

@@ -7,4 +7,4 @@ videopanda scenes make "$out/scenes" --num 100
 videopanda data check "$out/scenes/annotations.json" --manifest "$out/manifest.jsonl"
 videopanda train finetune --config custom --model "${MODEL:-nano}" --output "$out/run" \
     --set data="$out/scenes/annotations.json" --set manifest="$out/manifest.jsonl" \
-    --set dtype=float32 --set max_steps=20
+    --set max_steps=20

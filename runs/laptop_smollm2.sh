@@ -10,7 +10,7 @@
 set -euo pipefail
 out=${1:-out/smollm2}
 backbone=${2:-HuggingFaceTB/SmolLM2-135M-Instruct}
-scenes=(--config nano --set dtype=bfloat16 --set compile=false --set num_workers=0 --set adam_beta2=0.98)
+scenes=(--config nano --set compile=false --set num_workers=0 --set adam_beta2=0.98)
 # Rows of one clip with about 13 questions, most of them rephrased.
 questions=(--set max_length=520 --set batch_size=4 --set scenes_wordings=0.6 --set scenes_outside=0.04
     --set align_weight=0.1 --set validation=8 --set save_steps=40 --set seed=7)

@@ -69,10 +69,11 @@ def test_a_seed_repeats_a_drawn_answer():
 def test_dtypes():
     import torch
 
-    from videopanda.inference.load import _multiplies_bfloat16, load
+    from videopanda.inference.load import load
+    from videopanda.models.load import multiplies_bfloat16
 
     types = {name: load(None, "cpu", name)[0].dtype for name in (None, "float32", "bfloat16", "auto")}
-    native = torch.bfloat16 if _multiplies_bfloat16() else torch.float32
+    native = torch.bfloat16 if multiplies_bfloat16("cpu") else torch.float32
     assert types == {None: torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "auto": native}
     code, _, err = run("answer", CLIP, "What?", *MODEL, "--dtype", "float8")
     assert (code, err) == (

@@ -87,6 +87,15 @@ def test_a_run_records_itself(runs, stage):
     assert {key for row in rows(folder) for key in row if key in ("text_loss", "align_loss")} == wanted[stage]
 
 
+@pytest.mark.parametrize(("native", "found"), [(True, "bfloat16"), (False, "float32")])
+def test_a_run_computes_in_bfloat16_only_where_the_hardware_has_it(native, found, tmp_path, monkeypatch):
+    monkeypatch.setattr("videopanda.training.run.multiplies_bfloat16", lambda device: native)
+    monkeypatch.setattr(nano, "make_tokenizer", partial(nano.make_tokenizer, 400))
+    settings = [name for name in SMALL if not name.startswith(("dtype", "max_steps"))]
+    train("language", "nano", [*settings, "max_steps=1"], None, tmp_path, False)
+    assert json.loads((tmp_path / "run.json").read_text())["stage"]["dtype"] == found
+
+
 def test_language_gives_an_ordinary_causal_language_model(runs):
     model = AutoModelForCausalLM.from_pretrained(runs["language"])
     tokenizer = AutoTokenizer.from_pretrained(runs["language"])

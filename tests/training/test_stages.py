@@ -127,7 +127,7 @@ def test_the_ways_to_write_true_and_false(text, value):
         ("stab.segment_frames=2.5", "stab.segment_frames must be a whole number or none, got '2.5'"),
         ("stab.num_heads=3", "hidden_size 1024 is not a multiple of num_heads 3"),
         ("model_family=videopandas", "unknown family 'videopandas'"),
-        ("dtype=float16", "dtype must be one of float32, bfloat16, got 'float16'"),
+        ("dtype=float16", "dtype must be one of auto, float32, bfloat16, got 'float16'"),
         ("batch_size=0", "batch_size must be at least 1, got 0"),
         ("save_steps=-1", "save_steps must be at least 1, got -1"),
         ("warmup_ratio=1", r"warmup_ratio must be in \[0, 1\), got 1.0"),

@@ -13,7 +13,7 @@ from videopanda.hub import folder_of
 from videopanda.inference.changes import change
 from videopanda.inference.quantize import FORMATS
 from videopanda.inference.quantize import quantize as quantize_layers
-from videopanda.models.load import load_checkpoint
+from videopanda.models.load import load_checkpoint, multiplies_bfloat16
 
 BUNDLED_MODEL = Path(__file__).parents[1] / "assets" / "nano"
 
@@ -52,7 +52,7 @@ def load(
     if torch.device(device).type != "cpu":
         kind = dtype or "auto"
     elif dtype == "auto":
-        kind = "bfloat16" if _multiplies_bfloat16() else "float32"
+        kind = "bfloat16" if multiplies_bfloat16(device) else "float32"
     else:
         kind = dtype or "float32"
     network, processor = load_checkpoint(folder, "auto" if kind == "auto" else getattr(torch, kind))
@@ -60,11 +60,6 @@ def load(
     if quantize:
         quantize_layers(network, quantize, device)
     return network.to(device).eval(), processor
-
-
-def _multiplies_bfloat16() -> bool:
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))  # the last one on Arm
 
 
 def _usable(device: str) -> str:

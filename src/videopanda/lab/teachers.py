@@ -32,6 +32,7 @@ from videopanda.data.worlds.scenes.world import Difficulty, Scene, make_scene
 from videopanda.encoders.open import Teacher
 from videopanda.models.families import DEFAULT, fresh_config, processor_class
 from videopanda.models.languagebind import LanguageBindTower
+from videopanda.models.load import multiplies_bfloat16
 from videopanda.training.run_folder import write_text
 from videopanda.training.whiten import whiten_patch_embedding
 
@@ -147,7 +148,7 @@ def train_teacher(
         chosen = rng.choice(clips, batch, replace=False)
         # LanguageBind also learns from images: they say more about single cells.
         single = kind.startswith("image") or (kind == "video-text" and step % 2 == 1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16("cpu")):
             loss = model.loss(*pair(chosen, int(rng.integers(FRAMES)) if single else None))
         optimizer.zero_grad()
         loss.backward()

@@ -47,6 +47,14 @@ def check_checkpoint(folder: str | Path) -> PreTrainedConfig:
     return config
 
 
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether a CPU or GPU has instructions for bfloat16. Others emulate them, several times slower than float32."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))  # the last one on Arm
+
+
 def load_checkpoint(folder: str | Path, dtype: torch.dtype | str, **options: Any) -> tuple[Any, Any]:
     """Model and processor of a checkpoint folder; `options` go to `from_pretrained` of the model.
 

@@ -26,7 +26,7 @@ from videopanda.data.loader import EpochDataset
 from videopanda.data.sample import Sample
 from videopanda.encoders.open import Teacher, open_teacher
 from videopanda.models.families import model_class
-from videopanda.models.load import load_checkpoint
+from videopanda.models.load import load_checkpoint, multiplies_bfloat16
 from videopanda.training import build, nano
 from videopanda.training.adapter import ADAPTER, add_adapter, load_quantized, merge
 from videopanda.training.arguments import arguments
@@ -77,7 +77,7 @@ def train(
         ValueError: unknown stage, setting or value, no starting model, or the output folder is in use.
     """
     folder = output or Path("out") / stage
-    settings = make_config(stage, config, set_)
+    settings = _settings(stage, config, set_)
     args = arguments(settings, folder)  # connects to the other processes, if there are any
     if args.process_index == 0:
         check_unused(folder, resume)
@@ -99,6 +99,15 @@ def train(
     return run_stage(settings, start, processor, dataset, folder, resume, task, collator, held_out, model)
 
 
+def _settings(stage: str, config: str, set_: list[str]) -> StageConfig:
+    """A stage on this machine: "auto" becomes the type in which it computes fast."""
+    settings = make_config(stage, config, set_)
+    if settings.dtype != "auto":
+        return settings
+    native = multiplies_bfloat16("cuda" if torch.cuda.is_available() else "cpu")
+    return replace(settings, dtype="bfloat16" if native else "float32")
+
+
 def custom_settings(data: str, media_root: Path | None, lora: bool, quantize: bool) -> list[str]:
     """The changes of `videopanda finetune` to the preset `custom`."""
     settings = [f"data={data}", f"media_root={media_root or ''}"]
@@ -111,7 +120,7 @@ def custom_settings(data: str, media_root: Path | None, lora: bool, quantize: bo
 
 def make_features(stage: str, config: str, set_: list[str], model: Path, out: Path) -> int:
     """Write the teacher's features for a stage's data, see `write_features`; returns the number of new clips."""
-    settings = for_backbone(make_config(stage, config, set_), model)
+    settings = for_backbone(_settings(stage, config, set_), model)
     if not settings.teacher:
         raise ValueError("choose the teacher with --set teacher=DIR")
     args = arguments(settings, out)

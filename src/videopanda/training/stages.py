@@ -95,7 +95,8 @@ class StageConfig:
     group_by_length: bool = False  # batch samples of similar length, and give all ranks about the same number of tokens
     pack_rows: bool = False  # several clips in one row, up to max_length tokens; rows need no grouping by length then
     # Machine.
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; weights and optimizer stay float32
+    # Of the computation; weights and optimizer stay float32. auto: bfloat16 where the hardware has it, else float32.
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
     gradient_checkpointing: bool = False
     sync_batch_norm: bool = False  # batch-norm statistics over the clips of all processes
@@ -264,6 +265,7 @@ _PAPER = StageConfig(
     model_preset="paper",
     distill_head="last_layer",
     loss_mean="batch",
+    dtype="bfloat16",
     strategy="zero2",
     distill_weight=1.0,
     max_length=4096,
