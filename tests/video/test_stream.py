@@ -248,6 +248,54 @@ def test_a_lost_connection_to_a_file_is_continued_or_told_and_never_an_end(tmp_p
         assert "connection lost after" in frames.notes[0].text
 
 
+class Chunked(http.server.SimpleHTTPRequestHandler):
+    """Says no length and breaks off before the end; the next time it gives the same again, or what follows."""
+
+    protocol_version, is_live, asked = "HTTP/1.1", False, 0
+
+    def do_GET(self):
+        data = Path(self.translate_path(self.path)).read_bytes()
+        at = len(data) // 3 // 188 * 188 * type(self).asked * self.is_live
+        type(self).asked += 1
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        part = data[at : at + len(data) // 3]
+        self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+        if self.is_live and at + len(part) >= len(data) - 600:
+            self.wfile.write(b"0\r\n\r\n")
+        self.close_connection = True
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_a_file_that_comes_again_from_its_start_is_not_shown_twice(tmp_path, is_live, monkeypatch):
+    monkeypatch.setattr(Chunked, "is_live", is_live)
+    monkeypatch.setattr(Chunked, "asked", 0)
+    monkeypatch.setattr(stream, "FIRST_PAUSE", 0.05)
+    path = write_video(tmp_path / "a.ts", range(250), fps=25, size=(320, 240), g="1")
+    monkeypatch.setattr(stream_input, "_BEGINNING_BYTES", 2**15)
+    assert path.stat().st_size > 3 * 2**15
+    handler = functools.partial(Chunked, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{running.server_port}/a.ts"
+        with stream_video(url, fps=None, hosts=["127.0.0.1"], stall_seconds=2, give_up_seconds=5) as frames:
+            seen = numbers(frames)
+        running.shutdown()
+    assert seen == sorted(set(seen))
+    kinds = [note.kind for note in frames.notes]
+    if is_live:
+        assert kinds.count("reconnect") == 2
+        assert len(seen) > 150
+    else:
+        assert kinds == ["reconnect", "end"]
+        assert "sends the video from its start again" in frames.notes[1].text
+        assert 30 < len(seen) < 100
+
+
 def test_a_pipe_that_stays_silent_ends_once(tmp_path):
     data, pipe = write_video(tmp_path / "a.ts", range(50), fps=25).read_bytes(), tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -402,5 +402,6 @@ class _Source:
     def _fetch(self, url: str) -> Any:
         """Open a URL of an allowed host; playlists name others. FFmpeg closes it."""
         self.allow(url)
-        self.opened = Download(self, url)
+        last = self.opened if url == self.name else None
+        self.opened = Download(self, url, last.beginning if last is not None and last.identifies else b"")
         return self.opened

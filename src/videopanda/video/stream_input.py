@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 _POLL_SECONDS = 0.1
 _HEAD_BYTES = 8  # in which an MP4 can be told
+_BEGINNING_BYTES = 1 << 16  # headers and more: no two connections to a live stream give the same
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # that it may begin with
 _PARTIAL = 206  # status of a part of a file
 _SKIPPED_BYTES = 1 << 18  # a place this far ahead is reached by reading on, not by another request
@@ -55,7 +56,12 @@ class Download:
     lost, and FFmpeg may go to the index of an MP4, often at its end. Other formats are read from front to back.
     """
 
-    def __init__(self, source: StreamSource, url: str):
+    def __init__(self, source: StreamSource, url: str, before: bytes = b""):
+        """`before`: how the source began when it was read the last time.
+
+        Raises:
+            BrokenOffError: it begins like that again, so it is no live stream.
+        """
         self._source, self._url, self._failed = source, url, False
         self._at = 0  # byte that is read next
         self._opener = urllib.request.build_opener(_NoRedirect(source.allow))
@@ -63,8 +69,14 @@ class Download:
         self._length: int | None = self._response.length
         self._has_parts = self._length is not None and self._response.headers.get("Accept-Ranges") == "bytes"
         self._version = self._response.headers.get("ETag") or self._response.headers.get("Last-Modified")
-        self._head = self._response.read(_HEAD_BYTES)
+        try:
+            self._head = self._response.read(len(before) or _HEAD_BYTES)
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"connection lost: {error}") from error
+        if before and self._head == before:
+            raise BrokenOffError("the connection was lost, and this server sends the video from its start again")
         self._received = len(self._head)  # byte that the response gives next
+        self.beginning = self._head
 
     def close(self) -> None:
         """Close the connection."""
@@ -78,6 +90,13 @@ class Download:
     def is_mp4(self) -> bool:
         """Whether it begins as an MP4 does."""
         return self._head[4:8] in _MP4_BOXES
+
+    @property
+    def identifies(self) -> bool:
+        """Whether `beginning` tells one connection from another. That of a playlist, or of JPEGs that follow each other
+        without times, does not.
+        """
+        return len(self.beginning) == _BEGINNING_BYTES and not self._head.startswith((b"#", b"--", b"\xff\xd8"))
 
     def tell(self) -> int:
         """The byte that is read next."""
@@ -119,6 +138,8 @@ class Download:
                     return data
                 self._go_to_place()
                 data = self._response.read(size)
+                if self._at == len(self.beginning) < _BEGINNING_BYTES:
+                    self.beginning += data[: _BEGINNING_BYTES - self._at]
                 self._at = self._received = self._at + len(data)
                 if data or self._length is None:
                     return data
