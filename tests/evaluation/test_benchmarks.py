@@ -390,6 +390,11 @@ def test_subtitles_at_the_frames_shown(tmp_path):
     cues = subtitles.read(srt)
     assert cues == [subtitles.Cue(1.0, 2.5, "Two cups."), subtitles.Cue(3600.0, 3601.0, "End.")]
     assert subtitles.at_times(cues, [0.5, 2.5]) == cues[:1]
+    srt.write_text("1\n00:00:59,200 --> 00:00:60,000\nTo the minute.\n\n2\n01:02,5 --> 01:03,5\nWithout hours.\n")
+    assert [(cue.start, cue.end) for cue in subtitles.read(srt)] == [(59.2, 60.0), (62.5, 63.5)]
+    srt.write_text("1\n00:00:61,000 --> 00:01:02,000\nNo such second.\n")
+    with pytest.raises(subtitles.SubtitleError, match="no time that can be read in '1.*00:00:61"):
+        subtitles.read(srt)
     rows = [{"timestamp": [7, 8.5], "text": " a "}, {"timestamp": [9, "None"], "text": "b"}]
     found = subtitles.read(write_json(tmp_path / "b.json", rows), offset=5.0)
     assert [(cue.start, cue.end, cue.text) for cue in found] == [(2.0, 3.5, "a"), (4.0, float("inf"), "b")]

@@ -4,13 +4,16 @@ processes give those of one."""
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import Trainer
 
 from videopanda.models.visual import CELL, CONTEXT, ROW_END
 from videopanda.training.distill import StoredFeatures
@@ -127,6 +130,22 @@ def prepared(parts: list[list[int]], guidance: VideoGuidance) -> list[dict]:
         batches.append({"teacher_features": teacher, "frame_times": times, "frame_grids": grids, "labels": labels})
     GuidedVideoLanguage(guidance, StoredFeatures()).prepare(batches, torch.device("cpu"))
     return batches
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_frames_are_told_apart_by_their_seconds_whatever_type_a_trainer_casts_batches_to(dtype):
+    """DeepSpeed casts every tensor of a batch, in dictionaries and tuples too: seconds of an hour become equal."""
+    (batch,) = prepared([[0, 1, 2]], guidance_of())
+    bank = batch["bank"]
+    args = SimpleNamespace(device="cpu")
+    config = SimpleNamespace(dtype=lambda: dtype)
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(hf_ds_config=config))
+    trainer = SimpleNamespace(args=args, is_deepspeed_enabled=True, accelerator=SimpleNamespace(state=state))
+    trainer._prepare_input = partial(Trainer._prepare_input, trainer)
+    found = trainer._prepare_input(batch)
+    assert found["teacher_features"].dtype == dtype
+    assert torch.equal(found["bank"].identity_N3, bank.identity_N3)
+    assert found["bank"].teacher_ND.dtype == torch.float32
 
 
 def weighted(parts: list[list[int]]) -> list[Tensor]:

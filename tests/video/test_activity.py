@@ -2,6 +2,9 @@
 every scene, and a reason for each."""
 
 import gc
+import io
+import os
+import threading
 from fractions import Fraction
 
 import numpy as np
@@ -121,6 +124,20 @@ def test_answers_name_the_frames_and_why(tmp_path):
     assert sum(int(line.rpartition(" ")[2]) for line in whole.selection) == 20
     with pytest.raises(ValueError, match="omit fps"):
         ask(model, processor, path, ["What?"], fps=1.0, frames_by="motion")
+
+
+def test_files_in_memory_have_the_frames_of_their_path(tmp_path):
+    path = write_video(tmp_path / "a.mp4", range(60))
+    for rule in ("motion", "scenes"):
+        wanted = chosen_times(path, 4, rule)
+        for source in (path.read_bytes(), io.BytesIO(path.read_bytes())):
+            assert chosen_times(source, 4, rule) == wanted
+            assert chosen_times(source, 4, rule) == wanted  # not used up by the first time
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    threading.Thread(target=lambda: pipe.write_bytes(path.read_bytes()), daemon=True).start()
+    with pytest.raises(VideoReadError, match="a pipe can be read only once: write a file"):
+        chosen_times(pipe, 4, "motion")
 
 
 def test_what_has_no_packets_is_refused(tmp_path):

@@ -14,6 +14,7 @@ of the teacher; D width of the teacher; P places of the teacher; F frames; N fra
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,23 @@ from videopanda.training.tasks import TextTask
 
 TEMPERATURE = 0.07  # default; no source states one
 _TEACHER = ("teacher_pixels", "teacher_features")
-Bank = tuple[Tensor, Tensor, int]  # see `VideoGuidance.forward`
 NEAR_SECONDS = 1.0  # frames of one video closer than this are near duplicates, not negatives
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The teacher's frames that those of a batch are contrasted with. Trainers cast the tensors of a batch to bfloat16,
+    which cannot tell frames by their seconds; not those in here.
+
+    Args:
+        teacher_ND: unit vectors of the frames of all batches of the step and all ranks.
+        identity_N3: batch, video and second of each, in float64.
+        number: which of these batches this is.
+    """
+
+    teacher_ND: Tensor
+    identity_N3: Tensor
+    number: int = 0
 
 
 class VideoGuidance(nn.Module):
@@ -65,8 +81,7 @@ class VideoGuidance(nn.Module):
             video_V: number of the video of each token, below B.
             teacher_BTGGD: the teacher's patch features.
             times_BT: seconds at which each frame is shown.
-            bank: unit vectors of the teacher for the frames of all batches of the step and all ranks (N, D); batch,
-                video and second of each (N, 3); and which of these batches this is. Default: this batch alone.
+            bank: of all batches of the step and all ranks; default: of this batch alone.
         """
         cells_V = layout_V4[:, 3] == CELL
         hidden_CE, video_C, layout_C4 = hidden_VE[cells_V], video_V[cells_V], layout_V4[cells_V]
@@ -111,13 +126,14 @@ class VideoGuidance(nn.Module):
         sums = sums.index_add(0, frame_C, hidden_CE.float())
         mean_FE = sums / torch.bincount(frame_C, minlength=len(frames_F))[:, None]
         student_FD = F.normalize(self.frame_head(mean_FE.to(hidden_CE.dtype)).float(), dim=-1)
-        teacher_ND, identity_N3, number = bank or (*described(frames_F, teacher_BTGGD, times_BT, 0), 0)
-        own_F = (identity_N3[:, 0] == number).nonzero().squeeze(1)
+        bank = bank or Bank(*described(frames_F, teacher_BTGGD, times_BT, 0))
+        identity_N3 = bank.identity_N3
+        own_F = (identity_N3[:, 0] == bank.number).nonzero().squeeze(1)
         identity_F3 = identity_N3[own_F]
         same_FN = (identity_F3[:, None, :2] == identity_N3[:, :2]).all(2)
         apart_FN = (identity_F3[:, None, 2] - identity_N3[:, 2]).abs()
         is_self_FN = same_FN & (apart_FN == 0)
-        logits_FN = student_FD @ teacher_ND.T / TEMPERATURE
+        logits_FN = student_FD @ bank.teacher_ND.T / TEMPERATURE
         logits_FN = logits_FN.masked_fill(same_FN & (apart_FN < NEAR_SECONDS) & ~is_self_FN, -torch.inf)
         return F.cross_entropy(logits_FN, own_F, reduction="sum") / max(len(own_F), 1)
 
@@ -153,9 +169,9 @@ class GuidedVideoLanguage(TextTask):
     def prepare(self, batches: Sequence[dict[str, Any]], device: torch.device) -> None:
         """See `TextTask`. The teacher runs here: each frame is contrasted with those of all batches on all ranks."""
         super().prepare(batches, device)
-        rank = dist.get_rank() if dist.is_initialized() else 0
+        first = len(batches) * (dist.get_rank() if dist.is_initialized() else 0)
         found = [(torch.zeros(0, self.guidance.teacher_size), torch.zeros(0, 3, dtype=torch.double))]
-        for number, batch in enumerate(batches, rank * len(batches)):
+        for number, batch in enumerate(batches, first):
             seen = {name: batch.pop(name).to(device) for name in _TEACHER if name in batch}
             if seen:
                 times_BT = batch["frame_times"].to(device)
@@ -164,10 +180,9 @@ class GuidedVideoLanguage(TextTask):
                 frames_F = video_F * times_BT.shape[1] + frame_F
                 found.append(described(frames_F, teacher_BTGGD, times_BT, number))
                 batch["teacher_features"] = teacher_BTGGD.to(batch["frame_times"].device)
-            batch["bank"] = number
         teacher_ND, identity_N3 = (gathered(torch.cat([x.to(device) for x in parts])) for parts in zip(*found))
-        for batch in batches:
-            batch["bank"] = (teacher_ND, identity_N3, batch["bank"])
+        for number, batch in enumerate(batches, first):
+            batch["bank"] = Bank(teacher_ND, identity_N3, number)
 
     def step(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of a batch with `pixel_values_videos`, the teacher's inputs and `frame_times` (B, T); without clips,

@@ -10,11 +10,10 @@ scenes, but exist only while a frame is decoded (PyAV, side data `MOTION_VECTORS
 """
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from av.container import InputContainer
@@ -24,7 +23,7 @@ from av.video.stream import VideoStream
 
 from videopanda.video.container import Deadline, UnreadableError, open_container, side_data_of
 from videopanda.video.read import VideoReadError, reported
-from videopanda.video.source import open_source
+from videopanda.video.source import name_of, open_source
 from videopanda.video.timeline import Timeline, scan
 
 Rule = Literal["motion", "scenes", "vectors"]
@@ -44,11 +43,13 @@ class Activity:
 
 
 @contextmanager
-def _opened(source: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, VideoStream, Timeline]]:
+def _opened(source: Any) -> Iterator[tuple[InputContainer, VideoStream, Timeline]]:
     """The container, its video, and when its frames are shown. Errors inside become VideoReadError, too."""
-    with ExitStack() as stack, reported(os.fspath(source)):
+    with ExitStack() as stack, reported(name_of(source)):
         deadline = Deadline(math.inf)
         opened = open_source(source, deadline, stack)
+        if opened.is_copy:
+            raise UnreadableError("a pipe can be read only once: write a file to choose its frames")
         if opened.pictures is not None:
             raise UnreadableError("images have no packets to choose frames by: use num_frames or fps")
         line = scan(opened.opener, deadline, full=True)
@@ -59,7 +60,7 @@ def _opened(source: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Vi
         yield container, stream, line
 
 
-def activity_of(source: str | os.PathLike[str]) -> Activity:
+def activity_of(source: Any) -> Activity:
     """Read the packets of a file.
 
     Raises:
@@ -74,13 +75,13 @@ def activity_of(source: str | os.PathLike[str]) -> Activity:
                 if packet.pts >= line.first:  # earlier ones cannot be shown
                     rows.append((packet.pts, packet.size, packet.is_keyframe))
     if not rows:
-        raise VideoReadError(os.fspath(source), "no video frames")
+        raise VideoReadError(name_of(source), "no video frames")
     rows.sort()
     stamps, sizes, is_key = (np.array(column) for column in zip(*rows))
     return Activity((stamps - line.first) * float(line.time_base), sizes.astype(float), is_key.astype(bool))
 
 
-def vectors_of(source: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
+def vectors_of(source: Any) -> tuple[np.ndarray, np.ndarray]:
     """Start in seconds of every frame, and how many pixels its parts moved on average; (T,).
 
     That is since the frames from which they are predicted, one to a few frames away. Frames and parts that are coded
@@ -106,12 +107,12 @@ def vectors_of(source: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
         if times and not has_vectors:
             raise UnreadableError("its codec reports no motion vectors: choose frames by motion instead")
     if not times:
-        raise VideoReadError(os.fspath(source), "no video frames")
+        raise VideoReadError(name_of(source), "no video frames")
     order = np.argsort(times, kind="stable")
     return np.array(times)[order] - min(times), np.array(motion)[order]
 
 
-def chosen_times(source: str | os.PathLike[str], num_frames: int, rule: Rule) -> tuple[list[float], list[str]]:
+def chosen_times(source: Any, num_frames: int, rule: Rule) -> tuple[list[float], list[str]]:
     """The seconds of `num_frames` frames and why each was taken, in order; fewer if the video has fewer.
 
     Raises:

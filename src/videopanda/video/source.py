@@ -57,6 +57,7 @@ class OpenSource:
 
     path: of a container opened by name, which may refer to files in its folder.
     plain: the input for torchcodec, which does not restrict referenced files; None for what it must not read.
+    is_copy: of a pipe, which gives its bytes only once.
     refused: why files that the source names were not opened.
     """
 
@@ -66,6 +67,7 @@ class OpenSource:
     path: str | None = None
     plain: str | bytes | None = None
     is_still: bool = False
+    is_copy: bool = False
     refused: list[str] = field(default_factory=list)
 
     def opener(self) -> dict[str, Any]:
@@ -136,7 +138,8 @@ def open_source(source: Any, deadline: Deadline, stack: ExitStack) -> OpenSource
     if _is_joined(file, head, deadline):
         raise UnreadableError("several files joined end to end, of which only the first would be read")
     plain = None if head.lstrip().startswith((b"#EXTM3U", b"<")) else name or data  # playlists
-    return OpenSource(stack, file=file, path=name, plain=plain, is_still=is_heif(file))
+    is_copy = name is None and data is None and file is not source
+    return OpenSource(stack, file=file, path=name, plain=plain, is_still=is_heif(file), is_copy=is_copy)
 
 
 def _is_joined(file: BinaryIO, head: bytes, deadline: Deadline) -> bool:

@@ -8,10 +8,10 @@ import math
 import re
 
 _NUMBER = r"\d+(?:\.\d+)?"
-_HOURS = r"(?:(?:hours?|hrs?|h|stunden?|horas?|heures?|час\w*)(?![^\W\d])|小时|時間|시간)"
-_MINUTES = r"(?:(?:minut[eo]s?|minuten|mins?|минут\w*|m)(?![^\W\d])|分钟?|분)"
-_SECONDS = r"(?:(?:seconds?|secs?|sekunden?|segundos?|secondes?|секунд\w*|s)(?!\w)|秒|초)"
-_AND = r"\s*(?:,\s*)?(?:and\s+)?"
+_HOURS = r"(?:(?:hours?|hrs?|h|stunden?|horas?|heures?)(?![^\W\d])|ч(?:ас[а-я]*|\.)?(?![а-я])|小时|時間|시간)"
+_MINUTES = r"(?:(?:minut[eo]s?|minuten|mins?|m)(?![^\W\d])|мин(?:ут[а-я]*|\.)?(?![а-я])|分钟?|분)"
+_SECONDS = r"(?:(?:seconds?|secs?|sekunden?|segundos?|secondes?|s)(?!\w)|с(?:ек(?:унд[а-я]*|\.)?)?(?![а-я])|秒|초)"
+_AND = r"\s*(?:,\s*)?(?:(?:and|und|et|y|и)\s+)?"
 # A time within a text. Every match gives `seconds_of`; `is_marked`, where a unit or a clock shows that it is a time.
 TIME = re.compile(
     rf"(?<![\w.])(?<!\d:)(?:(?:(?P<h>\d+):)?(?P<m>\d+):(?P<s>[0-5]?\d(?:\.\d+|,\d{{3}}(?![:\d]))?)(?!\d|:\d)"

@@ -10,7 +10,8 @@ from typing import Any
 
 from videopanda.video.times import seconds
 
-_SPAN = re.compile(r"(\d+:\d+:\d+[,.]\d+)\s*-->\s*(\d+:\d+:\d+[,.]\d+)")
+_CLOCK = r"(?:(\d+):)?(\d+):(\d+(?:[,.]\d+)?)"  # programs that round write 00:00:60,000 for a minute
+_SPAN = re.compile(rf"{_CLOCK}\s*-->\s*{_CLOCK}")
 _TAG = re.compile(r"<[^>]*>|\{\\[^}]*\}")
 
 
@@ -43,11 +44,15 @@ def read(path: Path, offset: float = 0.0) -> list[Cue]:
 
 def _srt(text: str) -> Iterator[Cue]:
     for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
+        if "-->" not in block:
+            continue
         match = _SPAN.search(block)
-        if match:
-            start, end = (seconds(time.replace(",", ".")) for time in match.groups())
-            lines = _TAG.sub("", block[match.end() :]).split("\n")[1:]
-            yield Cue(start, end, " ".join(lines).strip())
+        parts = [float((part or "0").replace(",", ".")) for part in match.groups()] if match else [math.inf]
+        if match is None or max(parts[1:3] + parts[4:]) > 60:
+            raise ValueError(f"no time that can be read in {block.strip()[:80]!r}")
+        lines = _TAG.sub("", block[match.end() :]).split("\n")[1:]
+        start, end = (3600 * hours + 60 * minutes + rest for hours, minutes, rest in (parts[:3], parts[3:]))
+        yield Cue(start, end, " ".join(lines).strip())
 
 
 def _json_cue(cue: Any) -> Cue:
