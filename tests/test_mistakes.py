@@ -57,7 +57,7 @@ QUICK = [
     ),
     (19, "answer DEMO EMPTY", r"the question is empty"),
     (20, "answer tone.wav What?", r"tone\.wav.*no video stream"),
-    (22, "answer fake.mp4 What?", r"fake\.mp4.*invalid data"),
+    (22, "answer fake.mp4 What?", r"fake\.mp4.*it is a text file, not a video"),
     (23, "answer empty.mp4 What?", r"empty\.mp4.*the file is empty"),
     (24, "answer emptydir What?", r"emptydir.*no images"),
     (
@@ -155,6 +155,20 @@ QUICK = [
     (73, "answer DEMO What? --cache emptydir --cache-size lots", r"expected a size such as 24GiB, got 'lots'"),
     (74, "watch DEMO --when EMPTY", r"the question of --when is empty"),
     (69, "finetune --data rows.json --model NANO --out o", r"No such option: --out.*--output"),
+    (75, "answer DEMO “What moves?”", r"“What begins with “, which is no quotation mark for the shell"),
+    (75, "answer DEMO ‘What moves?’", r"‘What begins with ‘, which is no quotation mark for the shell"),
+    (76, "answer DEMO What? —fps 2", r"—fps begins with a long dash: type --fps"),
+    (76, "answer DEMO What? –-fps=2", r"–-fps=2 begins with a long dash: type --fps=2"),
+    (77, "answer DEMO What? --model NOTHING", r"the value after --model is empty: write one, or omit --model"),
+    (78, "answer notes.txt What?", r"notes\.txt.*it is a text file, not a video"),
+    (79, "train finetune --config twice.json --output o1", r"twice\.json: 'max_steps' is given twice"),
+    (80, "answer pic.png What? --explain --picture pic.png", r"--picture pic\.png would replace the video"),
+    (81, "answer DEMO What? --device meta", r"unknown device 'meta': use cpu, cuda, cuda:1 or mps"),
+    (81, "answer DEMO What? --device xpu", r"unknown device 'xpu': use cpu, cuda, cuda:1 or mps"),
+    (82, "answer DEMO What? --fps inf", r"--fps must be a finite number, got inf"),
+    (82, "answer DEMO What? --temperature inf", r"--temperature must be a finite number, got inf"),
+    (82, "serve --clip-cache inf", r"--clip-cache must be a finite number, got inf"),
+    (83, "evaluate scenes --output notes.txt", r"notes\.txt is a file: choose a folder"),
 ]
 # A run of one step: what is tested is that it needs no --output.
 BRIEFLY = "--set max_steps=1 --set batch_size=1 --set validation=0 --set num_workers=0 --set compile=false"
@@ -233,6 +247,8 @@ def place(tmp_path_factory):
         tone.setsampwidth(2)
         tone.setframerate(8000)
         tone.writeframes(bytes(1600))
+    (folder / "notes.txt").write_text("A red circle moves.")
+    (folder / "twice.json").write_text('{"max_steps": 1, "max_steps": 2}')
     (folder / "trailing.json").write_text('{"stage": "finetune", "lr": 1,}')
     rows = [{"video": "a.mp4", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}]
     (folder / "rows.json").write_text(json.dumps(rows))
@@ -270,7 +286,7 @@ def ports():
 
 
 def words(command, ports):
-    names = {"DEMO": str(DEMO), "NANO": str(NANO), "EMPTY": " ", "LONG": "x" * 9000, **ports}
+    names = {"DEMO": str(DEMO), "NANO": str(NANO), "EMPTY": " ", "NOTHING": "", "LONG": "x" * 9000, **ports}
     return [names.get(word, word) for word in command.split()]
 
 

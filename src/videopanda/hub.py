@@ -64,8 +64,10 @@ def folder_of(name: str | Path, *, pickled: bool = False, files: tuple[str, ...]
         raise FileNotFoundError(
             f"no model folder at {name}, and it is neither a Hub name such as org/name nor one of {', '.join(BUNDLED)}"
         )
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import constants, errors, snapshot_download
 
+    if not constants.ENDPOINT.startswith(("http://", "https://")):
+        raise ValueError(f"HF_ENDPOINT must be a URL such as https://huggingface.co, got {constants.ENDPOINT!r}")
     place = f"{hub.subfolder}/" * bool(hub.subfolder)
 
     def download(patterns: tuple[str, ...]) -> Path:

@@ -393,7 +393,7 @@ def test_subtitles_at_the_frames_shown(tmp_path):
     srt.write_text("1\n00:00:59,200 --> 00:00:60,000\nTo the minute.\n\n2\n01:02,5 --> 01:03,5\nWithout hours.\n")
     assert [(cue.start, cue.end) for cue in subtitles.read(srt)] == [(59.2, 60.0), (62.5, 63.5)]
     srt.write_text("1\n00:00:61,000 --> 00:01:02,000\nNo such second.\n")
-    with pytest.raises(subtitles.SubtitleError, match="no time that can be read in '1.*00:00:61"):
+    with pytest.raises(subtitles.SubtitleError, match=r"no time that can be read in '1.*00:00:61"):
         subtitles.read(srt)
     rows = [{"timestamp": [7, 8.5], "text": " a "}, {"timestamp": [9, "None"], "text": "b"}]
     found = subtitles.read(write_json(tmp_path / "b.json", rows), offset=5.0)

@@ -144,8 +144,8 @@ def test_frames_are_told_apart_by_their_seconds_whatever_type_a_trainer_casts_ba
     trainer._prepare_input = partial(Trainer._prepare_input, trainer)
     found = trainer._prepare_input(batch)
     assert found["teacher_features"].dtype == dtype
-    assert torch.equal(found["bank"].identity_N3, bank.identity_N3)
-    assert found["bank"].teacher_ND.dtype == torch.float32
+    assert torch.equal(found["bank"].identity, bank.identity)
+    assert found["bank"].vectors.dtype == torch.float32
 
 
 def weighted(parts: list[list[int]]) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """The verbs `videopanda answer` and `videopanda chat`. Heavy imports are inside the functions."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from typer import Argument, Option
 
-from videopanda.cli.checks import refuse, require_checkpoint, require_video, seconds
+from videopanda.cli.checks import finite, refuse, require_checkpoint, require_video, seconds
 from videopanda.cli.options import (
     AsJson,
     Cache,
@@ -37,7 +38,8 @@ Video = Annotated[str, Argument(help="Video file, GIF, image, folder of images, 
 Start = Annotated[float | None, Option(metavar="S", parser=seconds, help="Start of the range, in seconds.")]
 End = Annotated[float | None, Option(metavar="S", parser=seconds, help="End of the range, in seconds.")]
 Temperature = Annotated[
-    float, Option(metavar="X", min=0.0, help="Sampling temperature; 0 takes the most likely tokens.")
+    float,
+    Option(metavar="X", min=0.0, callback=finite, help="Sampling temperature; 0 takes the most likely tokens."),
 ]
 
 
@@ -102,6 +104,8 @@ def answer_verb(
         raise ValueError("--picture requires --explain")
     if picture is not None and (picture.is_dir() or picture.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp")):
         raise ValueError(f"--picture must be a file such as why.png, .jpg or .webp, got {str(picture)!r}")
+    if picture is not None and picture.exists() and os.path.exists(video) and picture.samefile(video):
+        raise ValueError(f"--picture {picture} would replace the video: choose another file")
     elsewhere: dict[str, Any] = {"cache": cache, "server": server}
     if explain:
         refuse("--explain needs the model and all frames here", max_visual_tokens=max_visual_tokens, **elsewhere)

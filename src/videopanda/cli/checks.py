@@ -4,10 +4,12 @@ They raise ValueError or OSError, which `cli.app` prints. The first group are ca
 """
 
 import json
+import math
 import os
 import re
 import socket
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,7 +54,7 @@ def server_url(param: CallbackParam, url: str | None) -> str | None:
 
 def known_device(device: str | None) -> str | None:
     """The installed torch must support the device; torch itself checks whether it exists."""
-    if device is not None and not re.fullmatch(r"(?!gpu)[a-z]+(:\d+)?", device):
+    if device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
         raise ValueError(f"unknown device {device!r}: use cpu, cuda, cuda:1 or mps")
     if device is not None and device.startswith("cuda") and version("torch").endswith("+cpu"):
         raise ValueError(f"device {device} is not available: torch {version('torch')} is built for CPUs; use cpu")
@@ -80,6 +82,13 @@ def duration(text: str) -> float:
     if not length:
         raise ValueError(f"expected a time of more than 0 s, got {text!r}")
     return length
+
+
+def finite(param: CallbackParam, number: float | None) -> float | None:
+    """Infinity and NaN pass bounds."""
+    if number is not None and not math.isfinite(number):
+        raise ValueError(f"{param.opts[0]} must be a finite number, got {number}")
+    return number
 
 
 def frame_size(text: str) -> tuple[int, int]:
@@ -199,9 +208,17 @@ def require_stage(stage: str, config: str) -> None:
     if not Path(config).is_file():
         raise ValueError(f"--config {config}: neither a file nor one of {', '.join(PRESETS)}")
     try:
-        json.loads(Path(config).read_text(encoding="utf-8"))
-    except ValueError as error:
+        json.loads(Path(config).read_text(encoding="utf-8"), object_pairs_hook=partial(_each_once, config))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{config} is not valid JSON: {error}") from error
+
+
+def _each_once(config: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the file whose keys differ."""
+    found = dict(pairs)
+    if twice := [key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place])]:
+        raise ValueError(f"{config}: {twice[0]!r} is given twice")
+    return found
 
 
 def require_video(

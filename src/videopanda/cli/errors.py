@@ -3,6 +3,7 @@
 import errno
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,28 @@ _REASONS = (
 )
 
 
+_CLOSING = {"“": "”", "„": "“", "‘": "’", "«": "»"}  # of quotation marks that a shell does not know
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse what text editors make of quotes and dashes, and an option with an empty value.
+
+    Raises:
+        ValueError: see above.
+    """
+    for before, word in zip(["", *words], words):
+        if word[:1] in _CLOSING and _CLOSING[word[0]] not in word[1:]:
+            raise ValueError(f'{word} begins with {word[0]}, which is no quotation mark for the shell: type "')
+        if dash := re.match(r"[–—−][–—−-]*(?=[a-z])", word):
+            raise ValueError(f"{word} begins with a long dash: type --{word[dash.end() :]}")
+        if word == "" and before.startswith("--") and "=" not in before:
+            raise ValueError(f"the value after {before} is empty: write one, or omit {before}")
+
+
 def run(app: typer.Typer) -> None:
     """Run the command and exit."""
     try:
+        check_words(sys.argv[1:])
         code = app(prog_name="videopanda", standalone_mode=False)
     except typer.Abort:
         sys.exit(1)

@@ -46,11 +46,15 @@ def scenes_verb(
     seed: Seed = 0,
     as_json: AsJson = False,
     output: Annotated[
-        Path | None, Option(metavar="DIR", help="Keep report, predictions and clips in this folder.")
+        Path | None, Option(metavar="DIR", help="Keep report, predictions and clips in this folder.", callback=no_file)
     ] = None,
     media_root: Annotated[
         Path | None,
-        Option(metavar="DIR", help="Write the clips to this folder, or reuse those in it. Default: the output folder."),
+        Option(
+            metavar="DIR",
+            help="Write the clips to this folder, or reuse those in it. Default: the output folder.",
+            callback=no_file,
+        ),
     ] = None,
     no_baselines: Annotated[bool, Option("--no-baselines", help="Skip the baselines (six times faster).")] = False,
     wordings: Annotated[

@@ -11,6 +11,7 @@ from typer import Argument, Option
 
 from videopanda.cli.checks import (
     existing_folder,
+    finite,
     key_value,
     known_device,
     no_file,
@@ -29,7 +30,8 @@ TestShare = Annotated[
 Model = Annotated[Path | None, Option(metavar="DIR|NAME", help="Model folder or Hub name. Default: the bundled nano.")]
 NumFrames = Annotated[int | None, Option(metavar="N", min=1, help="Number of frames. Default: the model's own.")]
 Fps = Annotated[
-    float | None, Option(metavar="X", min=0.001, help="Frames per second of the clip, instead of --num-frames.")
+    float | None,
+    Option(metavar="X", min=0.001, callback=finite, help="Frames per second of the clip, instead of --num-frames."),
 ]
 FramesBy = Annotated[
     Literal["motion", "scenes", "vectors"] | None,

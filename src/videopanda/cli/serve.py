@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Option
 
-from videopanda.cli.checks import existing_file, existing_folder, listen, require_checkpoint, require_extra
+from videopanda.cli.checks import existing_file, existing_folder, finite, listen, require_checkpoint, require_extra
 from videopanda.cli.options import Change, Device, Model, Quantize, load_model, quiet
 
 
@@ -66,7 +66,7 @@ def serve_verb(
     max_num_seqs: Annotated[int, Option(metavar="N", min=1, help="Maximum sequences decoded at the same time.")] = 32,
     max_queue: Annotated[int, Option(metavar="N", min=0, help="Maximum waiting requests.")] = 256,
     clip_cache: Annotated[
-        float, Option(metavar="GB", min=0.0, help="Memory for the encoded-clip and KV-prefix cache.")
+        float, Option(metavar="GB", min=0.0, callback=finite, help="Memory for the encoded-clip and KV-prefix cache.")
     ] = 1.0,
     decoders: Annotated[int, Option(metavar="N", min=1, help="Video decoder processes.")] = 2,
     decode_timeout: Annotated[float, Option(metavar="S", min=0.1, help="Seconds to fetch or decode a video.")] = 30.0,

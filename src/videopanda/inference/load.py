@@ -68,6 +68,8 @@ def _usable(device: str) -> str:
         kind = torch.device(device).type
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}: use cpu, cuda, cuda:1 or mps") from error
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"unknown device {device!r}: use cpu, cuda, cuda:1 or mps")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device} is not available: torch {torch.__version__} finds no GPU; use cpu")
     if kind == "mps" and not torch.backends.mps.is_available():

@@ -40,13 +40,13 @@ class Bank:
     which cannot tell frames by their seconds; not those in here.
 
     Args:
-        teacher_ND: unit vectors of the frames of all batches of the step and all ranks.
-        identity_N3: batch, video and second of each, in float64.
+        vectors: unit vectors of the frames of all batches of the step and all ranks (N, D).
+        identity: batch, video and second of each, in float64 (N, 3).
         number: which of these batches this is.
     """
 
-    teacher_ND: Tensor
-    identity_N3: Tensor
+    vectors: Tensor
+    identity: Tensor
     number: int = 0
 
 
@@ -127,13 +127,13 @@ class VideoGuidance(nn.Module):
         mean_FE = sums / torch.bincount(frame_C, minlength=len(frames_F))[:, None]
         student_FD = F.normalize(self.frame_head(mean_FE.to(hidden_CE.dtype)).float(), dim=-1)
         bank = bank or Bank(*described(frames_F, teacher_BTGGD, times_BT, 0))
-        identity_N3 = bank.identity_N3
+        identity_N3 = bank.identity
         own_F = (identity_N3[:, 0] == bank.number).nonzero().squeeze(1)
         identity_F3 = identity_N3[own_F]
         same_FN = (identity_F3[:, None, :2] == identity_N3[:, :2]).all(2)
         apart_FN = (identity_F3[:, None, 2] - identity_N3[:, 2]).abs()
         is_self_FN = same_FN & (apart_FN == 0)
-        logits_FN = student_FD @ bank.teacher_ND.T / TEMPERATURE
+        logits_FN = student_FD @ bank.vectors.T / TEMPERATURE
         logits_FN = logits_FN.masked_fill(same_FN & (apart_FN < NEAR_SECONDS) & ~is_self_FN, -torch.inf)
         return F.cross_entropy(logits_FN, own_F, reduction="sum") / max(len(own_F), 1)
 

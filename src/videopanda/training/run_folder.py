@@ -62,12 +62,15 @@ def locked(output: Path) -> Iterator[None]:
 
 
 def check_unused(output: Path, resume: bool) -> None:
-    """Refuse a folder with an active run, with one that is not being resumed, or with a model, before any work is done.
+    """Refuse a folder with an active run, one that is not being resumed, a model or a page, before any work is done.
+
     Raises:
         ValueError: see above.
     """
     if (output / "config.json").exists() and not (output / "run.json").exists():
         raise ValueError(f"{output} already contains a model, which would be overwritten: choose another --output")
+    if (output / "index.html").exists() and not (output / "run.json").exists():
+        raise ValueError(f"{output} contains an index.html, which would be overwritten: choose another --output")
     if (output / "run.json").exists():
         with locked(output):
             if not resume:

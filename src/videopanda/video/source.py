@@ -6,6 +6,7 @@
 Everything opened on the way, and the copy of a source that cannot be rewound, is closed with the stack.
 """
 
+import codecs
 import io
 import os
 import re
@@ -36,6 +37,7 @@ _BEGINNINGS = tuple(
     )
 )
 _BEGINNING_BYTES = 16  # at most
+_TEXT_BYTES = 1024  # in which no container has only words
 # PyAV 17 cannot ask for a file whose name is not ASCII: such a file is handed over open, and may name no others.
 _TAKES_ANY_NAME = int(av.__version__.partition(".")[0]) >= 18
 
@@ -122,6 +124,9 @@ def open_source(source: Any, deadline: Deadline, stack: ExitStack) -> OpenSource
         if not (file.seekable() if hasattr(file, "seekable") else hasattr(file, "seek")):
             file = _spool(_read_chunks(file, deadline), stack)
     file.seek(0)
+    if _is_text(file.read(_TEXT_BYTES)):
+        raise UnreadableError("it is a text file, not a video")
+    file.seek(0)
     head = file.read(_BEGINNING_BYTES)
     if not head:
         raise UnreadableError("the file is empty")
@@ -140,6 +145,17 @@ def open_source(source: Any, deadline: Deadline, stack: ExitStack) -> OpenSource
     plain = None if head.lstrip().startswith((b"#EXTM3U", b"<")) else name or data  # playlists
     is_copy = name is None and data is None and file is not source
     return OpenSource(stack, file=file, path=name, plain=plain, is_still=is_heif(file), is_copy=is_copy)
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether a file begins with plain words; not a playlist, a script or a picture that is written as text."""
+    if head.startswith((b"#EXTM3U", b"ffconcat", b"P", b"#define", b"YUV4MPEG")) or head.lstrip().startswith(b"<"):
+        return False
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return text != "" and all(letter.isprintable() or letter in "\n\r\t\f" for letter in text)
 
 
 def _is_joined(file: BinaryIO, head: bytes, deadline: Deadline) -> bool:
