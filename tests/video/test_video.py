@@ -358,7 +358,7 @@ def test_unreadable_sources(folder):
         (folder / "none", "the folder has no images"),
         (folder / "zero.mp4", "the file is empty"),
         (folder / "random.mp4", "invalid data"),
-        (folder / "text.mp4", "invalid data"),
+        (folder / "text.mp4", "it is a text file"),
         (folder / "sound.m4a", "no video stream"),
         (b"", "the file is empty"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "a damaged image"),
