@@ -64,7 +64,7 @@ def test_images_come_from_files_too(tmp_path):
 def test_files_that_are_no_videos(tmp_path):
     processor = tiny_processor().video_processor
     (tmp_path / "text.mp4").write_text("text")
-    for name, reason in (("none.mp4", "No such file"), ("text.mp4", "(?i)invalid data")):
+    for name, reason in (("none.mp4", "No such file"), ("text.mp4", "it is a text file")):
         for video in (tmp_path / name, str(tmp_path / name)):
             with pytest.raises(VideoReadError, match=reason):
                 processor(video)

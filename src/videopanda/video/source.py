@@ -38,6 +38,8 @@ _BEGINNINGS = tuple(
 )
 _BEGINNING_BYTES = 16  # at most
 _TEXT_BYTES = 1024  # in which no container has only words
+# Playlists, scripts and pictures that are written as text, and the first line of Y4M.
+_WRITTEN = re.compile(rb"\s*(?:#EXTM3U|ffconcat|<)|P[1-7Ff]\s|#define|/\* XPM|YUV4MPEG")
 # PyAV 17 cannot ask for a file whose name is not ASCII: such a file is handed over open, and may name no others.
 _TAKES_ANY_NAME = int(av.__version__.partition(".")[0]) >= 18
 
@@ -148,8 +150,8 @@ def open_source(source: Any, deadline: Deadline, stack: ExitStack) -> OpenSource
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether a file begins with plain words; not a playlist, a script or a picture that is written as text."""
-    if head.startswith((b"#EXTM3U", b"ffconcat", b"P", b"#define", b"YUV4MPEG")) or head.lstrip().startswith(b"<"):
+    """Whether a file begins with words that are no video."""
+    if _WRITTEN.match(head):
         return False
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(head)
